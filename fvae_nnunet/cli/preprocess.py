@@ -1,0 +1,104 @@
+"""fvae-preprocess: the reconstructed view of a dataset that nnU-Net has preprocessed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fvae_nnunet.cli.command import (
+    CaseProgress,
+    add_reconstruction_options,
+    add_work_options,
+    load,
+    part_of,
+    run_command,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvae-preprocess",
+        description="After nnUNetv2_plan_and_preprocess: reconstruct every CT case with a frozen VAE and write the "
+        "view beside nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE.",
+    )
+    parser.add_argument("dataset", help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
+    parser.add_argument(
+        "-c", nargs="+", metavar="CONFIGURATION", help="default: all configurations that are preprocessed"
+    )
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
+    add_reconstruction_options(parser)
+    add_work_options(parser)
+    return run_command(parser, run, argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.pipeline import StageSeconds
+    from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
+    from fvae_nnunet.preprocessing.make_views import make_views, open_views
+    from fvae_nnunet.views import default_view_name
+
+    dataset = open_preprocessed_dataset(arguments.dataset, plans_name=arguments.p, configurations=arguments.c)
+    cases = part_of(dataset.cases, arguments)
+    view = arguments.view or default_view_name(arguments.vae)
+    loaded = load(arguments)
+    _say_channels(dataset.dataset_json, dataset.ct_channels)
+    _warn_of_clipping(dataset.plans, dataset.ct_channels, loaded.settings.hu_window)
+    folders = open_views(
+        dataset,
+        loaded.vae,
+        view=view,
+        settings=loaded.settings,
+        made_with={"weights": loaded.vae.weights_source, "options": f"{loaded.options} --view {view}"},
+        overwrite=arguments.overwrite,
+    )
+    seconds = StageSeconds()
+    progress = CaseProgress(len(cases), arguments)
+    for outcome in make_views(
+        dataset,
+        loaded.vae,
+        folders,
+        settings=loaded.settings,
+        cases=cases,
+        workers=arguments.np,
+        seconds=seconds,
+        on_slices=progress.on_slices,
+    ):
+        progress.add(outcome, outcome.result)
+    summary, status = progress.finish(seconds, "fvae-preprocess", "run the same command again for the rest")
+    print(f"{summary}, in {', '.join(str(folder) for folder in folders.values())}")
+    if status == 0:
+        _ensure_trainer()
+        plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
+        print(
+            f"train with: nnUNetv2_train {int(dataset.name[7:10])} {next(iter(folders))} 0 -tr nnUNetTrainerFVAE{plans}"
+        )
+    return status
+
+
+def _say_channels(dataset_json: dict[str, Any], ct_channels: list[int]) -> None:
+    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    copied = [f"{channel} ({name})" for channel, name in names.items() if int(channel) not in ct_channels]
+    if copied:
+        print(f"channels {', '.join(map(str, ct_channels))} are CT and reconstructed; copied: {', '.join(copied)}")
+
+
+def _warn_of_clipping(plans: dict[str, Any], ct_channels: list[int], hu_window: tuple[float, float]) -> None:
+    for channel in ct_channels:
+        foreground = plans["foreground_intensity_properties_per_channel"][str(channel)]
+        low, high = foreground["percentile_00_5"], foreground["percentile_99_5"]
+        if low < hu_window[0] or high > hu_window[1]:
+            print(
+                f"warning: the foreground of channel {channel} reaches from {low:g} to {high:g} HU; the view clips it "
+                f"to {hu_window[0]:g} to {hu_window[1]:g}. Use a wider --hu-window to keep it",
+                file=sys.stderr,
+            )
+
+
+def _ensure_trainer() -> None:
+    from fvae_nnunet.registration import is_found_by_nnunet, register
+
+    if not is_found_by_nnunet():
+        print(f"nnU-Net did not find nnUNetTrainerFVAE; wrote {register()} (fvae-setup --remove takes it back)")

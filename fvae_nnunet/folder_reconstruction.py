@@ -1,0 +1,102 @@
+"""Every image of a folder to its reconstruction in another folder, for test images and other people's pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import Geometry, image_ending, read_volume, write_volume
+from fvae_nnunet.manifest import Manifest, sha256_of_file
+from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.reconstruction import Fidelity, Reconstruction, fidelity, reconstruct_to_int16
+from fvae_nnunet.vae.base import FrozenVAE
+
+MANIFEST_FOLDER = "fvae_manifest"
+"""Subfolder of the output folder; nnU-Net looks only at the files beside it."""
+
+
+@dataclass(frozen=True)
+class _Volume:
+    volume_hu: np.ndarray
+    geometry: Geometry
+    digest: str
+    fidelity: Fidelity | None = None
+
+
+def reconstruct_folder(
+    images: dict[str, Path],
+    output: Path,
+    vae: FrozenVAE,
+    *,
+    settings: Reconstruction,
+    workers: int,
+    seconds: StageSeconds,
+    made_with: dict[str, object],
+    overwrite: bool = False,
+    on_slices: Callable[[str, int, int], object] | None = None,
+) -> Iterator[Outcome]:
+    """Write the reconstruction of each image under its own name: int16 HU, same geometry, same ending.
+
+    Slices run along the axis nearest to the body axis. An image that was finished with the same settings from the
+    same file is left alone (its outcome has neither result nor error). The result of a case is its ``Fidelity``.
+
+    Args:
+        images: from ``image_files.find_images``.
+        output: the folder to write to; made if needed.
+        vae, settings: with what.
+        workers: processes for reading and writing; 0 for none.
+        seconds: filled with where the time went.
+        made_with: for the reader of the manifest.
+        overwrite: make finished images again, with other settings if need be.
+        on_slices: called with case, slices done and slices of the case.
+
+    Raises:
+        UserError: output equals input, holds reconstructions made with other settings, or the disk is full.
+    """
+    if any(path.parent.resolve() == output.resolve() for path in images.values()):
+        raise UserError(f"{output} is the input folder; the raw images would be overwritten")
+    manifest = Manifest(output / MANIFEST_FOLDER)
+    if overwrite:
+        manifest.remove()
+    targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
+    foreign = [target.name for target in targets.values() if target.exists()]
+    if foreign and not overwrite and manifest.read() is None:
+        raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or --overwrite")
+    manifest.begin("reconstruction", settings.recorded_with(vae), made_with)
+
+    def compute(case: str, raw: _Volume) -> _Volume:
+        order = raw.geometry.axial_order
+        count = partial(on_slices, case) if on_slices is not None else None
+        view = reconstruct_to_int16(vae, raw.volume_hu, **asdict(settings), axis_order=order, on_slices=count)
+        return _Volume(view, raw.geometry, raw.digest, fidelity(raw.volume_hu, view, settings.hu_window))
+
+    return run_cases(
+        sorted(images),
+        read=partial(_read, images, targets, manifest),
+        compute=compute,
+        write=partial(_write, images, targets, manifest),
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def _read(images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, case: str) -> _Volume | None:
+    digest = sha256_of_file(images[case])
+    if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
+        return None
+    volume_hu, geometry = read_volume(images[case])
+    return _Volume(volume_hu, geometry, digest)
+
+
+def _write(images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, case: str, view: _Volume) -> Fidelity:
+    assert view.fidelity is not None
+    write_volume(targets[case], view.volume_hu, view.geometry)
+    manifest.write_case(
+        case, inputs={images[case].name: view.digest}, outputs=[targets[case]], results=asdict(view.fidelity)
+    )
+    return view.fidelity

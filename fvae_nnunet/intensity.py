@@ -1,0 +1,54 @@
+"""HU to the model's range and back: the only place that knows the HU window."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from fvae_nnunet.errors import UserError
+
+PAPER_HU_WINDOW = (-1000.0, 1000.0)
+"""Lower and upper end in HU, as in the paper's reconstruction scripts."""
+
+
+def check_hu_window(hu_window: tuple[float, float]) -> tuple[float, float]:
+    """The window as two floats; UserError unless both are finite and lower < upper."""
+    lower, upper = (float(end) for end in hu_window)
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise UserError(f"the HU window needs lower < upper, got {lower:g} {upper:g} (the paper's: -1000 1000)")
+    return lower, upper
+
+
+def hu_to_model(volume_hu: torch.Tensor, hu_window: tuple[float, float]) -> torch.Tensor:
+    """Clip HU to the window and map it linearly to [-1, 1]; any shape, returns float32."""
+    lower, upper = hu_window
+    half_width = (upper - lower) / 2
+    return (volume_hu.to(torch.float32).clamp(lower, upper) - (lower + half_width)) / half_width
+
+
+def model_to_hu(volume: torch.Tensor, hu_window: tuple[float, float]) -> torch.Tensor:
+    """Inverse of ``hu_to_model`` inside the window: clamp to [-1, 1] and map to HU; any shape, returns float32."""
+    lower, upper = hu_window
+    half_width = (upper - lower) / 2
+    return volume.to(torch.float32).clamp(-1, 1) * half_width + (lower + half_width)
+
+
+def round_to_int16(volume_hu: np.ndarray) -> np.ndarray:
+    """HU rounded to the nearest int16; any shape.
+
+    Raises:
+        UserError: a value is not finite or does not fit int16. Nothing is truncated or wrapped.
+    """
+    if volume_hu.dtype == np.int16:
+        return volume_hu
+    if not np.isfinite(volume_hu).all():
+        raise UserError("the volume holds values that are not finite (NaN or infinite)")
+    rounded = np.rint(volume_hu)
+    limits = np.iinfo(np.int16)
+    if rounded.size and (rounded.min() < limits.min or rounded.max() > limits.max):
+        raise UserError(
+            f"HU values from {rounded.min():g} to {rounded.max():g} do not fit int16; is the volume really in HU?"
+        )
+    return rounded.astype(np.int16)

@@ -1,0 +1,43 @@
+"""Which axis of an array runs along the body, so that the VAE always sees axial slices."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+AxisOrder = tuple[int, int, int]
+
+
+def axial_order(direction: np.ndarray) -> AxisOrder:
+    """The axes of an array in the order body axis, front-back, left-right.
+
+    Args:
+        direction: (3, 3) direction cosines as SimpleITK gives them: column j is the direction, in patient space
+            (left-right, front-back, foot-head), of image axis j, where the image axes (x, y, z) are the array's
+            axes (2, 1, 0). Signs do not matter: no axis is flipped.
+
+    Returns:
+        ``order`` for ``array.transpose(order)``: the assignment of array axes to patient axes with the largest sum of
+        absolute cosines (for an oblique volume the nearest one; (0, 1, 2) for an axial one).
+    """
+    cosines = np.abs(np.asarray(direction, dtype=np.float64).reshape(3, 3))[:, ::-1]
+    orders: list[AxisOrder] = [(a, b, c) for a, b, c in permutations(range(3))]
+    return max(orders, key=lambda order: cosines[2, order[0]] + cosines[1, order[1]] + cosines[0, order[2]])
+
+
+def axial_order_of_nnunet(properties: dict[str, Any]) -> AxisOrder:
+    """``axial_order`` of an image that one of nnU-Net's readers loaded, from the reader's properties.
+
+    SimpleITK and NiBabel readers are understood. Images of other readers carry no direction: their first axis counts
+    as the body axis.
+    """
+    if "sitk_stuff" in properties:
+        direction = np.asarray(properties["sitk_stuff"]["direction"], dtype=np.float64)
+        return axial_order(direction) if direction.size == 9 else (0, 1, 2)
+    if "nibabel_stuff" in properties:
+        stuff = properties["nibabel_stuff"]
+        affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)[:3, :3]
+        return axial_order(affine / np.linalg.norm(affine, axis=0))
+    return (0, 1, 2)

@@ -1,0 +1,114 @@
+"""The one interface behind which every frozen VAE stands."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class VAESpec:
+    """What a VAE needs of its input and what it makes of it.
+
+    Attributes:
+        name: name in the registry.
+        inplane_stride: pixels of a slice for one latent pixel, along y and x; y and x must be multiples of it.
+        latent_channels: channels of the latent.
+        slice_stride: slices for one latent slice; 1 for image VAEs, whose slices do not see each other.
+        slice_offset: a window must hold ``slice_offset + k * slice_stride`` slices with k >= 0 (Wan: 1 + 4k).
+        window_slices: native number of slices of a window; for image VAEs, how many slices one call should take.
+        causal: no slice depends on later slices, so padding behind the last slice changes nothing before it.
+    """
+
+    name: str
+    inplane_stride: int
+    latent_channels: int
+    slice_stride: int = 1
+    slice_offset: int = 0
+    window_slices: int = 8
+    causal: bool = False
+
+    @property
+    def independent_slices(self) -> bool:
+        """Whether each slice is coded alone (image VAEs): windows then have no seams and need no overlap."""
+        return self.slice_stride == 1
+
+    def padded_slices(self, slices: int) -> int:
+        """The smallest admissible number of slices that is not less than ``slices`` (>= 1)."""
+        if slices < 1:
+            raise ValueError(f"a window needs at least one slice, got {slices}")
+        steps = max(0, math.ceil((slices - self.slice_offset) / self.slice_stride))
+        return max(1, self.slice_offset + steps * self.slice_stride)
+
+    def padded_inplane(self, pixels: int) -> int:
+        """The smallest multiple of the in-plane stride that is not less than ``pixels`` (>= 1)."""
+        return math.ceil(pixels / self.inplane_stride) * self.inplane_stride
+
+
+class FrozenVAE(ABC):
+    """A pretrained autoencoder with fixed weights, seen as a map between CT volumes and latents.
+
+    A plain object, not a module: it never enters a trainer's ``state_dict``. The weights are in ``eval()`` and
+    need no gradients. How grey values become three colour channels and back is private to the subclass.
+
+    Attributes:
+        spec: strides, latent channels and admissible sizes.
+        weights_sha256: hex digest of the weights as loaded (independent of the file format), for manifests.
+        weights_source: where they came from, in words a user understands (hub id, folder or file).
+        latent_mean, latent_std: per-channel statistics of the latent, tensors (latent_channels,), where the model
+            publishes them, else None. Reconstruction does not use them.
+    """
+
+    spec: VAESpec
+    weights_sha256: str
+    weights_source: str
+    latent_mean: torch.Tensor | None = None
+    latent_std: torch.Tensor | None = None
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """In what precision the model computes."""
+
+    @abstractmethod
+    def encode(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """The latent of ``volume``.
+
+        Args:
+            volume: (B, 1, D, H, W), float, in [-1, 1], on any device; D admissible for ``spec.padded_slices``,
+                H and W multiples of ``spec.inplane_stride``.
+            generator: draws from the posterior if given; otherwise its mode is returned. Ignored by
+                autoencoders without a posterior.
+
+        Returns:
+            (B, latent_channels, d, h, w) in the model's precision, on its device, not scaled by
+            ``latent_mean`` and ``latent_std``.
+
+        Raises:
+            ValueError: the shape is not admissible.
+        """
+
+    @abstractmethod
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """The volume (B, 1, D, H, W), float32, of a latent as ``encode`` returns it. Values may leave [-1, 1]."""
+
+    def check_volume(self, volume: torch.Tensor) -> None:
+        """Raise ValueError where ``encode`` could not take ``volume`` as it is."""
+        spec = self.spec
+        if volume.ndim != 5 or volume.shape[1] != 1:
+            raise ValueError(f"{spec.name}: expected (B, 1, D, H, W), got {tuple(volume.shape)}")
+        slices, height, width = volume.shape[2:]
+        if slices != spec.padded_slices(slices):
+            raise ValueError(
+                f"{spec.name}: {slices} slices; needs {spec.slice_offset} + k * {spec.slice_stride} slices"
+            )
+        if height % spec.inplane_stride or width % spec.inplane_stride:
+            raise ValueError(f"{spec.name}: {height} x {width} pixels; needs multiples of {spec.inplane_stride}")

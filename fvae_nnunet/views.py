@@ -1,0 +1,220 @@
+"""A reconstructed view beside nnU-Net's preprocessed data: where it is, whether it fits, and its dataset class.
+
+The view of the data folder ``nnUNetPlans_3d_fullres`` lives in the sibling folder
+``nnUNetPlans_3d_fullres__fvae_<view>``, which nnU-Net never scans: ``<case>.b2nd`` (float32, (c, z, y, x), as nnU-Net
+preprocesses images) and a manifest (see ``manifest``). Segmentations and properties stay those of the raw case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import Manifest, differences
+
+SEPARATOR = "__fvae_"
+VIEW_VARIABLE = "nnUNet_fvae_view"
+
+
+def view_folder(data_folder: Path, view: str) -> Path:
+    """The folder of a view of nnU-Net's preprocessed ``data_folder``; UserError where the name cannot be a folder's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", view):
+        raise UserError(f"a view's name consists of letters, digits and . _ + -, got {view!r}")
+    return data_folder.with_name(data_folder.name + SEPARATOR + view)
+
+
+def default_view_name(vae_name: str) -> str:
+    """The view's name for a VAE: its own name with what cannot stand in a folder's name replaced by a dash."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", vae_name).strip("-.")
+
+
+def preprocessing_settings(plans: dict[str, Any], configuration: Any) -> dict[str, Any]:
+    """What of nnU-Net's plans decides the voxels of a preprocessed image, as JSON values.
+
+    Args:
+        plans: the content of the plans file.
+        configuration: nnU-Net's ConfigurationManager.
+    """
+    return {
+        "spacing_mm": [float(value) for value in configuration.spacing],
+        "transpose_forward": list(plans["transpose_forward"]),
+        "normalization_schemes": list(configuration.normalization_schemes),
+        "use_mask_for_norm": list(configuration.use_mask_for_norm),
+        "foreground_intensity": plans["foreground_intensity_properties_per_channel"],
+        "resampling_fn_data": configuration.configuration["resampling_fn_data"],
+        "resampling_fn_data_kwargs": configuration.configuration["resampling_fn_data_kwargs"],
+    }
+
+
+def preprocessed_inputs(data_folder: Path, case: str) -> dict[str, str]:
+    """A fingerprint of the preprocessed raw case that a view's case belongs to.
+
+    Taken from what the arrays hold, since nnU-Net's multi-threaded compression gives other bytes for equal arrays: the
+    shape, three slices, and the crop box and spacing that the view was made with.
+    """
+    import blosc2
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle
+
+    array = blosc2.open(str(data_folder / f"{case}.b2nd"), mode="r", dparams={"nthreads": 1})
+    properties = load_pickle(str(data_folder / f"{case}.pkl"))
+    box = np.asarray(properties["bbox_used_for_cropping"], dtype=np.int64)
+    spacing_mm = np.asarray(properties["spacing"], dtype=np.float64)
+    digest = hashlib.sha256(f"{array.shape} {box.tolist()} {spacing_mm.tolist()}".encode())
+    slices = array.shape[1]
+    for position in (slices // 4, slices // 2, (3 * slices) // 4):
+        digest.update(np.asarray(array[:, position]).tobytes())
+    return {"preprocessed": digest.hexdigest()}
+
+
+def find_view(data_folder: Path, repair: str) -> str:
+    """The name of the view to train with: ``nnUNet_fvae_view``, or else the only one that there is.
+
+    Raises:
+        UserError: there is none, or several and the variable does not say which, or not the one that it names.
+    """
+    names = sorted(
+        folder.name.split(SEPARATOR, 1)[1]
+        for folder in data_folder.parent.glob(f"{data_folder.name}{SEPARATOR}*")
+        if Manifest(folder).path.is_file()
+    )
+    wanted = os.environ.get(VIEW_VARIABLE)
+    if wanted:
+        if wanted in names:
+            return wanted
+        raise UserError(
+            f"{VIEW_VARIABLE} asks for the view {wanted!r} of {data_folder}; "
+            f"there is {', '.join(names) or 'none'}. Make it with: {repair} --view {wanted}"
+        )
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise UserError(
+            f"{data_folder} has the views {', '.join(names)}; choose one: export {VIEW_VARIABLE}={names[0]}"
+        )
+    raise UserError(f"{data_folder} has no reconstructed view. Make it with: {repair}")
+
+
+def check_view(
+    folder: Path, data_folder: Path, cases: list[str], preprocessing: dict[str, Any], repair: str
+) -> dict[str, Any]:
+    """The manifest of a view after checking that it is whole and still fits nnU-Net's preprocessed data.
+
+    Args:
+        folder: the view's folder.
+        data_folder: nnU-Net's preprocessed data that it belongs to.
+        cases: identifiers that are needed.
+        preprocessing: ``preprocessing_settings`` of the plans in use.
+        repair: start of the command that makes the view, for the message.
+
+    Raises:
+        UserError: the view was made with other plans, or cases are missing, incomplete or older than the data.
+    """
+    manifest = Manifest(folder)
+    content = manifest.read()
+    if content is None:
+        raise UserError(f"{folder} holds no view. Make it with: {repair}")
+    repair = f"{repair} {content['made_with']['options']}"
+    changed = differences(content["settings"]["preprocessing"], preprocessing)
+    if changed:
+        raise UserError(
+            f"the view {folder} was made for other plans:\n  "
+            + "\n  ".join(changed)
+            + f"\nMake it anew with: {repair} --overwrite"
+        )
+    missing, stale = [], []
+    for case in cases:
+        record = manifest.read_case(case)
+        array = folder / f"{case}.b2nd"
+        if record is None or not array.is_file() or array.stat().st_size != record["outputs"][array.name]:
+            missing.append(case)
+        elif any(
+            record["inputs"].get(name) != digest for name, digest in preprocessed_inputs(data_folder, case).items()
+        ):
+            stale.append(case)
+    problems = [
+        f"{len(names)} of {len(cases)} cases are {what} (first: {names[0]})"
+        for names, what in ((missing, "missing or incomplete"), (stale, "older than nnU-Net's preprocessed data"))
+        if names
+    ]
+    if problems:
+        raise UserError(f"in the view {folder}, {' and '.join(problems)}. Complete it with: {repair}")
+    return content
+
+
+class BlendedArray:
+    """``raw + weight * (view - raw)`` of two arrays of one shape, computed only for the region that is asked for.
+
+    What nnU-Net's loader needs of an array: ``shape``, ``dtype`` and slicing. As the loader does, crop only to boxes
+    that meet the array.
+    """
+
+    def __init__(self, raw: Any, view: Any, weight: float) -> None:
+        self.raw, self.view, self.weight = raw, view, np.float32(weight)
+        self.shape, self.dtype, self.ndim = raw.shape, raw.dtype, raw.ndim
+
+    def __getitem__(self, region: Any) -> np.ndarray:
+        raw = np.asarray(self.raw[region])
+        return raw + self.weight * (np.asarray(self.view[region]) - raw)
+
+
+class ViewDataset:
+    """nnU-Net's dataset with the image of a case, by chance, replaced by its view.
+
+    Everything but the image is the inner dataset's, whose interface it keeps. All chance comes from ``np.random``,
+    which nnU-Net seeds in every worker; with probability 0 or 1 and a fixed weight nothing is drawn. Picklable: no
+    array stays open.
+
+    Args:
+        inner: nnU-Net's dataset of the preprocessed raw cases.
+        folder: the view's folder.
+        probability: of handing out the view, in [0, 1].
+        blend: lowest and highest weight of the view, drawn uniformly for each sample; (1, 1) is the view itself.
+    """
+
+    def __init__(
+        self, inner: Any, folder: Path, *, probability: float, blend: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
+        if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
+            raise UserError(
+                f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
+            )
+        self.inner = inner
+        self.folder = folder
+        self.probability = probability
+        self.blend = blend
+        self.identifiers = inner.identifiers
+        self.source_folder = inner.source_folder
+        self.folder_with_segs_from_previous_stage = inner.folder_with_segs_from_previous_stage
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them, data maybe the view's."""
+        data, seg, seg_prev, properties = self.inner.load_case(identifier)
+        if self._draw_view():
+            view = self._open_view(identifier)
+            weight = self._draw_weight()
+            data = view if weight == 1 else BlendedArray(data, view, weight)
+        return data, seg, seg_prev, properties
+
+    def _draw_view(self) -> bool:
+        if self.probability in (0, 1):
+            return self.probability == 1
+        return bool(np.random.uniform() < self.probability)
+
+    def _draw_weight(self) -> float:
+        lowest, highest = self.blend
+        return lowest if lowest == highest else np.random.uniform(lowest, highest)
+
+    def _open_view(self, identifier: str) -> Any:
+        import blosc2
+
+        path = self.folder / f"{identifier}.b2nd"
+        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **self.inner.mmap_kwargs)

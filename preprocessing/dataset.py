@@ -1,0 +1,153 @@
+"""What of a dataset is to be reconstructed: configurations, channels and cases, checked before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+
+
+@dataclass(frozen=True)
+class PreprocessedDataset:
+    """A dataset that nnU-Net has planned and preprocessed.
+
+    Attributes:
+        name: ``DatasetNNN_Something``.
+        plans_name: identifier of the plans, such as ``nnUNetPlans``.
+        plans: content of the plans file.
+        dataset_json: content of the raw dataset's ``dataset.json``.
+        data_folders: nnU-Net's folder of preprocessed data for each configuration.
+        image_files: for each case the files of its channels, in order.
+        label_files: for each case the file of its segmentation.
+        ct_channels: the channels that hold CT in HU.
+    """
+
+    name: str
+    plans_name: str
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    data_folders: dict[str, Path]
+    image_files: dict[str, list[Path]]
+    label_files: dict[str, Path]
+    ct_channels: list[int]
+
+    @property
+    def cases(self) -> list[str]:
+        return sorted(self.image_files)
+
+
+def find_ct_channels(dataset_json: dict[str, Any], plans: dict[str, Any]) -> list[int]:
+    """The channels named CT in dataset.json or normalised as CT by the plans.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    schemes = [
+        scheme for conf in plans["configurations"].values() for scheme in [conf.get("normalization_schemes")] if scheme
+    ]
+    channels = [
+        int(channel)
+        for channel, name in names.items()
+        if str(name).casefold() == "ct" or any(scheme[int(channel)] == "CTNormalization" for scheme in schemes)
+    ]
+    if not channels:
+        raise UserError(
+            f"no channel is CT (channel_names: {', '.join(map(str, names.values()))}); "
+            "the reconstruction needs HU. If a channel is CT, name it CT in dataset.json and plan again"
+        )
+    return sorted(channels)
+
+
+def open_preprocessed_dataset(
+    id_or_name: str, *, plans_name: str = "nnUNetPlans", configurations: list[str] | None = None
+) -> PreprocessedDataset:
+    """Find a preprocessed dataset and check that its view can be made.
+
+    Args:
+        id_or_name: as nnU-Net's commands take it.
+        plans_name: identifier of the plans.
+        configurations: which ones; None for all that are preprocessed.
+
+    Raises:
+        UserError: something is missing, unknown or not supported; the message says what to run.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    name = dataset_name(id_or_name)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    raw = nnunet_folder("nnUNet_raw") / name
+    dataset_id = int(name[7:10])
+    plan_command = f"nnUNetv2_plan_and_preprocess -d {dataset_id}"
+    plans_path = preprocessed / f"{plans_name}.json"
+    if not plans_path.is_file():
+        raise UserError(f"{plans_path} is missing; run first: {plan_command}")
+    if not (raw / "dataset.json").is_file():
+        raise UserError(f"{raw / 'dataset.json'} is missing; the raw dataset is needed to reconstruct its images")
+    plans, dataset_json = read_json(plans_path), read_json(raw / "dataset.json")
+    manager = PlansManager(plans)
+
+    known = [
+        name
+        for name in manager.available_configurations
+        if manager.get_configuration(name).configuration.get("data_identifier")
+    ]
+    for wanted in configurations or []:
+        if wanted not in known:
+            raise UserError(f"{plans_path} has no configuration {wanted!r}; there are: {', '.join(known)}")
+    folders = {name: preprocessed / manager.get_configuration(name).data_identifier for name in configurations or known}
+    preprocess_command = f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c"
+    for configuration, folder in folders.items():
+        if configurations and not folder.is_dir():
+            raise UserError(f"{folder} is missing; run first: {preprocess_command} {configuration}")
+    by_folder = {folder: configuration for configuration, folder in reversed(folders.items()) if folder.is_dir()}
+    folders = {configuration: folder for folder, configuration in reversed(by_folder.items())}
+    if not folders:
+        raise UserError(f"no configuration of {plans_path} is preprocessed; run first: {plan_command}")
+    for configuration, folder in folders.items():
+        used = manager.get_configuration(configuration).configuration["preprocessor_name"]
+        if used != "DefaultPreprocessor":
+            raise UserError(
+                f"{configuration} is preprocessed by {used}; only nnU-Net's DefaultPreprocessor is supported"
+            )
+        if not any(folder.glob("*.b2nd")) and any(folder.glob("*.npz")):
+            raise UserError(f"{folder} holds .npz of an older nnU-Net; run again: {preprocess_command} {configuration}")
+
+    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    if not files:
+        raise UserError(f"{raw} holds no training images")
+    unprocessed = [
+        f"{case} ({configuration})"
+        for configuration, folder in folders.items()
+        for case in sorted(files)
+        if not all((folder / f"{case}{end}").is_file() for end in (".b2nd", "_seg.b2nd", ".pkl"))
+    ]
+    if unprocessed:
+        raise UserError(
+            f"{len(unprocessed)} cases of {raw} are not preprocessed, first {unprocessed[0]}; run again: "
+            f"{preprocess_command} {' '.join(folders)}"
+        )
+    for configuration, folder in folders.items():
+        orphans = sorted(
+            {path.name[:-5] for path in folder.glob("*.b2nd")} - files.keys() - {f"{case}_seg" for case in files}
+        )
+        if orphans:
+            raise UserError(
+                f"{len(orphans)} cases in {folder} have no raw image in {raw} (first: {orphans[0]}); put the images "
+                f"back, or delete the folder and run again: {preprocess_command} {configuration}"
+            )
+    return PreprocessedDataset(
+        name=name,
+        plans_name=plans_name,
+        plans=plans,
+        dataset_json=dataset_json,
+        data_folders=folders,
+        image_files={str(case): [Path(path) for path in files[case]["images"]] for case in files},
+        label_files={str(case): Path(files[case]["label"]) for case in files},
+        ct_channels=find_ct_channels(dataset_json, plans),
+    )

@@ -1,0 +1,203 @@
+"""The reconstructed view of a whole dataset, written beside nnU-Net's preprocessed data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import check_nifti_is_whole
+from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
+from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
+from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
+from fvae_nnunet.reconstruction import Reconstruction, fidelity, reconstruct_to_int16
+from fvae_nnunet.vae.base import FrozenVAE
+from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_folder
+
+
+@dataclass(frozen=True)
+class _RawCase:
+    image: np.ndarray
+    axis_order: AxisOrder
+    raw_digests: dict[str, str]
+    configurations: list[str]
+
+
+@dataclass(frozen=True)
+class _ViewCase:
+    image: np.ndarray
+    raw_digests: dict[str, str]
+    configurations: list[str]
+    results: dict[str, float]
+
+
+def open_views(
+    dataset: PreprocessedDataset,
+    vae: FrozenVAE,
+    *,
+    view: str,
+    settings: Reconstruction,
+    made_with: dict[str, Any],
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """The view's folder for each configuration, started or found to be made with the same settings.
+
+    Args:
+        dataset: what to reconstruct.
+        vae, settings: with what.
+        view: the view's name.
+        made_with: for the reader of the manifest; ``options`` holds the command-line options that make the view.
+        overwrite: delete an existing view of that name first.
+
+    Raises:
+        UserError: a view of that name was made with other settings.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(dataset.plans)
+    folders = {configuration: view_folder(data, view) for configuration, data in dataset.data_folders.items()}
+    for configuration, folder in folders.items():
+        manifest = Manifest(folder)
+        if overwrite and manifest.path.exists():
+            shutil.rmtree(folder)
+        manifest.begin(
+            "view",
+            {
+                **settings.recorded_with(vae),
+                "ct_channels": dataset.ct_channels,
+                "preprocessing": preprocessing_settings(dataset.plans, manager.get_configuration(configuration)),
+            },
+            made_with,
+        )
+    return folders
+
+
+def make_views(
+    dataset: PreprocessedDataset,
+    vae: FrozenVAE,
+    folders: dict[str, Path],
+    *,
+    settings: Reconstruction,
+    cases: list[str],
+    workers: int,
+    seconds: StageSeconds,
+    on_slices: Callable[[str, int, int], object] | None = None,
+) -> Iterator[Outcome]:
+    """Reconstruct each case once and write its view for every configuration; yields what became of each case.
+
+    The reconstruction is made in HU at the image's own resolution, rounded to int16, and then goes through nnU-Net's
+    own steps. Channels that are not CT are copied. A case that is complete and was made from the same files is left
+    alone (its outcome has neither result nor error). The result of a case is ``{"psnr_db", "mean_absolute_error_hu"}``.
+
+    Args:
+        dataset: what to reconstruct.
+        vae, settings: with what.
+        folders: from ``open_views``.
+        cases: identifiers, a subset of the dataset's.
+        workers: processes for reading and writing; 0 for none.
+        seconds: filled with where the time went.
+        on_slices: called with case, slices done and slices of the case.
+
+    Raises:
+        UserError: the disk is full or a worker died.
+    """
+
+    def compute(case: str, raw: _RawCase) -> _ViewCase:
+        count = partial(on_slices, case) if on_slices is not None else None
+        channels, results = [], []
+        for channel, image in enumerate(raw.image):
+            if channel in dataset.ct_channels:
+                reconstruction = reconstruct_to_int16(
+                    vae, image, **asdict(settings), axis_order=raw.axis_order, on_slices=count
+                )
+                channels.append(reconstruction)
+                results.append(asdict(fidelity(image, reconstruction, settings.hu_window)))
+            else:
+                channels.append(image)
+        mean = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
+        return _ViewCase(np.stack(channels), raw.raw_digests, raw.configurations, mean)
+
+    return run_cases(
+        cases,
+        read=partial(_read_case, dataset, folders),
+        compute=compute,
+        write=partial(_write_case, dataset, folders),
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str) -> _RawCase | None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    files = dataset.image_files[case]
+    raw_digests = {path.name: sha256_of_file(path) for path in files}
+    pending = [
+        configuration
+        for configuration, folder in folders.items()
+        if not Manifest(folder).is_done(
+            case,
+            inputs=raw_digests | preprocessed_inputs(dataset.data_folders[configuration], case),
+            outputs=[folder / f"{case}.b2nd"],
+        )
+    ]
+    if not pending:
+        return None
+    for path in files:
+        check_nifti_is_whole(path)
+    reader = PlansManager(dataset.plans).image_reader_writer_class()
+    image, properties = reader.read_images([str(path) for path in files])
+    return _RawCase(image, axial_order_of_nnunet(properties), raw_digests, pending)
+
+
+def _write_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str, view: _ViewCase) -> dict[str, float]:
+    import blosc2
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from fvae_nnunet.preprocessing.view_preprocessor import ViewPreprocessor
+
+    manager = PlansManager(dataset.plans)
+    for name in view.configurations:
+        configuration = manager.get_configuration(name)
+        masked: dict[str, np.ndarray] = {}
+        if any(configuration.use_mask_for_norm):
+            reader = manager.image_reader_writer_class()
+            masked["raw"] = reader.read_images([str(path) for path in dataset.image_files[case]])[0]
+            masked["seg"] = reader.read_seg(str(dataset.label_files[case]))[0]
+        data_folder = dataset.data_folders[name]
+        properties = load_pickle(str(data_folder / f"{case}.pkl"))
+        data = ViewPreprocessor().run_view(view.image, properties, manager, configuration, **masked)
+
+        raw = blosc2.open(str(data_folder / f"{case}.b2nd"), mode="r")
+        if data.shape != raw.shape:
+            raise UserError(
+                f"the view has shape {data.shape} and nnU-Net's array {raw.shape}; preprocess the dataset again: "
+                f"nnUNetv2_preprocess -d {int(dataset.name[7:10])} -plans_name {dataset.plans_name} -c {name}"
+            )
+        cparams = raw.schunk.cparams
+        compressed = blosc2.asarray(
+            np.ascontiguousarray(data),
+            chunks=raw.chunks,
+            blocks=raw.blocks,
+            cparams={"codec": cparams.codec, "clevel": cparams.clevel, "filters": cparams.filters, "nthreads": 1},
+            dparams={"nthreads": 1},
+            contiguous=True,
+        ).to_cframe()
+        target = folders[name] / f"{case}.b2nd"
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(compressed)
+        Manifest(folders[name]).write_case(
+            case,
+            inputs=view.raw_digests | preprocessed_inputs(data_folder, case),
+            outputs=[target],
+            results=view.results,
+        )
+    return view.results

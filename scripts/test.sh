@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Install the package with its test needs into a virtual environment and run the tests.
+#
+#   bash scripts/test.sh [pytest options]
+#
+# PYTHON chooses the interpreter (3.10 or newer), FVAE_VENV the environment (default .venv-test, reused when there).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python="${PYTHON:-python3}"
+venv="${FVAE_VENV:-.venv-test}"
+"$python" -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+[ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check '.[test]'
+exec "$venv/bin/pytest" "$@"

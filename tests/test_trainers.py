@@ -1,0 +1,259 @@
+import inspect
+import os
+import random
+import subprocess
+import sys
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from views_for_tests import BrighterVAE, make_view
+
+from fvae_nnunet import trainers
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.trainers import EPOCHS, nnUNetTrainerFVAE, nnUNetTrainerFVAEBlend, nnUNetTrainerFVAEReconOnly
+
+
+@pytest.fixture(autouse=True)
+def single_process(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+
+def short(base):
+    """``base`` with two iterations and one epoch."""
+
+    class Short(base):
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):  # noqa: B008
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.num_iterations_per_epoch = 2
+            self.num_val_iterations_per_epoch = 1
+            self.num_epochs = 1
+
+    Short.__name__ = base.__name__
+    return Short
+
+
+def trainer_of(base, dataset, configuration="3d_fullres", fold=0, *, continue_training=False):
+    trainer = short(base)(
+        plans=dataset.plans | {"continue_training": continue_training},
+        configuration=configuration,
+        fold=fold,
+        dataset_json=dataset.dataset_json,
+        device=torch.device("cpu"),
+    )
+    trainer.initialize()
+    return trainer
+
+
+def batches(base, dataset, configuration="3d_fullres", number=3):
+    """Batches of a trainer's training and validation loader after seeding every generator that nnU-Net draws from."""
+    trainer = trainer_of(base, dataset, configuration)
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    return [next(loader) for loader in (trainer.dataloader_train, trainer.dataloader_val) for _ in range(number)]
+
+
+class Never(nnUNetTrainerFVAE):
+    view_probability = 0.0
+
+
+class Always(nnUNetTrainerFVAE):
+    view_probability = 1.0
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_with_probability_zero_the_batches_are_nnunets_to_the_bit(planned, configuration):
+    ours, nnunets = batches(Never, planned, configuration), batches(nnUNetTrainer, planned, configuration)
+    for our, nnunet in zip(ours, nnunets, strict=True):
+        assert torch.equal(our["data"], nnunet["data"])
+        assert all(torch.equal(a, b) for a, b in zip(our["target"], nnunet["target"], strict=True))
+        assert list(our["keys"]) == list(nnunet["keys"])
+
+
+def test_the_views_samples_differ_in_the_image_only_and_validation_stays_raw(clone):
+    make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
+    ours, nnunets = batches(Always, clone), batches(nnUNetTrainer, clone)
+    for our, nnunet in zip(ours[:3], nnunets[:3], strict=True):
+        assert not torch.equal(our["data"], nnunet["data"])
+        assert all(torch.equal(a, b) for a, b in zip(our["target"], nnunet["target"], strict=True))
+    for our, nnunet in zip(ours[3:], nnunets[3:], strict=True):
+        assert torch.equal(our["data"], nnunet["data"])
+
+
+def test_recon_only_validates_on_the_view_too(clone):
+    folder = make_view(clone, BrighterVAE(), configurations=["3d_fullres"])["3d_fullres"]
+    trainer = trainer_of(nnUNetTrainerFVAEReconOnly, clone)
+    for dataset in trainer.get_tr_and_val_datasets():
+        case = dataset.identifiers[0]
+        view = blosc2.open(str(folder / f"{case}.b2nd"), mode="r")[:]
+        assert np.array_equal(dataset.load_case(case)[0][:], view)
+
+
+def test_fold_all_and_2d_find_their_view(clone):
+    make_view(clone, BrighterVAE())
+    training, validation = trainer_of(nnUNetTrainerFVAEBlend, clone, "2d", "all").get_tr_and_val_datasets()
+    assert training.identifiers == validation.identifiers
+    assert len(training.identifiers) == 5
+    assert training.blend == (0.0, 1.0)
+    assert not hasattr(validation, "blend")
+
+
+def test_a_view_that_is_missing_incomplete_stale_or_of_other_plans_stops_with_the_command(clone):
+    def error():
+        with pytest.raises(UserError) as raised:
+            trainer_of(nnUNetTrainerFVAE, clone).get_tr_and_val_datasets()
+        return str(raised.value)
+
+    command = f"fvae-preprocess {clone.id} -c 3d_fullres -p nnUNetPlans"
+    assert f"no reconstructed view. Make it with: {command}" in error()
+    folder = make_view(clone, configurations=["3d_fullres"])["3d_fullres"]
+    trainer_of(nnUNetTrainerFVAE, clone).get_tr_and_val_datasets()
+
+    training = trainer_of(nnUNetTrainer, clone).get_tr_and_val_datasets()[0].identifiers
+    array = folder / f"{training[0]}.b2nd"
+    whole = array.read_bytes()
+    array.write_bytes(whole[:-1])
+    message = error()
+    assert f"1 of 4 cases are missing or incomplete (first: {training[0]})" in message
+    assert f"Complete it with: {command} --vae identity --view test" in message
+    array.write_bytes(whole)
+
+    plans = clone.plans
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1
+    clone.write_plans(plans)
+    message = error()
+    assert "preprocessing.foreground_intensity" in message or "foreground_intensity.0.mean" in message
+    assert message.endswith("--overwrite")
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] -= 1
+    clone.write_plans(plans)
+
+    image = next((clone.raw / "imagesTr").glob(f"{training[1]}_*"))
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.ReadImage(str(image)) + 7, str(image))
+    clone.preprocess("3d_fullres")
+    assert f"1 of 4 cases are older than nnU-Net's preprocessed data (first: {training[1]})" in error()
+
+
+def test_no_view_is_needed_with_probability_zero(planned):
+    trainer_of(Never, planned).get_tr_and_val_datasets()
+
+
+@pytest.mark.slow
+def test_training_validation_resume_and_prediction_without_the_plugin(clone):
+    make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
+    trainer = trainer_of(nnUNetTrainerFVAEReconOnly, clone)
+    trainer.run_training()
+    predicted_on = trainer.dataset_class
+    trainer.perform_actual_validation()
+    assert trainer.dataset_class is predicted_on
+    output = type(clone.results)(trainer.output_folder)
+    assert output.parent.name == "nnUNetTrainerFVAEReconOnly__nnUNetPlans__3d_fullres"
+    assert (output / "validation" / "summary.json").is_file()
+    log = next(output.glob("training_log*")).read_text()
+    assert "with view 'test'" in log
+    assert log.count("fvae_nnunet 0") == 1
+
+    checkpoint = torch.load(output / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert checkpoint["fvae_nnunet"]["trainer"] == "nnUNetTrainerFVAEReconOnly"
+    assert checkpoint["fvae_nnunet"]["view"]["vae"] == "identity"
+    network = trainer.network.state_dict()
+    assert checkpoint["network_weights"].keys() == network.keys()
+    assert all(torch.equal(checkpoint["network_weights"][key], network[key].cpu()) for key in network)
+    assert not list(output.glob(".*"))
+
+    again = trainer_of(nnUNetTrainerFVAEReconOnly, clone, continue_training=True)
+    again.load_checkpoint(str(output / "checkpoint_final.pth"))
+    assert again.current_epoch == 1
+    assert all(torch.equal(again.network.state_dict()[key], network[key]) for key in network)
+
+    predictions = output / "predictions"
+    hide = "import sys; sys.modules['fvae_nnunet'] = None; from nnunetv2.inference.predict_from_raw_data import *; "
+    arguments = [
+        "-i", clone.raw / "imagesTs", "-o", predictions, "-d", clone.id, "-c", "3d_fullres", "-f", "0",
+        "-device", "cpu", "-tr", "nnUNetTrainerFVAEReconOnly", "-npp", "1", "-nps", "1", "--disable_tta",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hide} sys.argv[1:] = {[str(a) for a in arguments]!r}; predict_entry_point()"],
+        capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(predictions.glob("*.nii.gz"))) == 1
+
+
+@pytest.mark.slow
+def test_recon_only_predicts_its_validation_cases_from_the_view(clone, monkeypatch):
+    folder = make_view(clone, BrighterVAE(), configurations=["3d_fullres"])["3d_fullres"]
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    class Predictor(module.nnUNetPredictor):
+        def predict_sliding_window_return_logits(self, data):
+            seen.append(data.numpy())
+            raise Stop
+
+    monkeypatch.setattr(module, "nnUNetPredictor", Predictor)
+    for base, is_view in ((nnUNetTrainerFVAEReconOnly, True), (nnUNetTrainerFVAE, False)):
+        trainer = trainer_of(base, clone)
+        with pytest.raises(Stop):
+            trainer.perform_actual_validation()
+        case = trainer.do_split()[1][0]
+        source = folder if is_view else clone.preprocessed / "nnUNetPlans_3d_fullres"
+        assert np.array_equal(seen.pop(), blosc2.open(str(source / f"{case}.b2nd"), mode="r")[:])
+
+
+def test_a_subclass_with_its_own_network_keeps_its_name_in_the_checkpoint(clone):
+    trainer = trainer_of(Never, clone)
+    type(trainer).build_network_architecture = staticmethod(lambda *arguments: None)
+    path = clone.preprocessed / "checkpoint.pth"
+    trainer.save_checkpoint(str(path))
+    assert torch.load(path, weights_only=False)["trainer_name"] == "Never"
+
+
+def test_lengths_are_nnunets_and_names_too():
+    from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
+
+    lengths = {
+        name.removeprefix("nnUNetTrainer")
+        for name, found in inspect.getmembers(nnUNetTrainer_Xepochs, inspect.isclass)
+        if name.startswith("nnUNetTrainer_") and name.endswith(("epoch", "epochs"))
+    }
+    assert {f"_{epochs}epoch{'s' if epochs > 1 else ''}" for epochs in EPOCHS} >= lengths
+    for base in ("nnUNetTrainerFVAE", "nnUNetTrainerFVAEReconOnly", "nnUNetTrainerFVAEBlend"):
+        for suffix in lengths:
+            assert issubclass(getattr(trainers, base + suffix), getattr(trainers, base))
+
+
+def test_a_variant_trains_its_number_of_epochs(planned):
+    variant = trainers.nnUNetTrainerFVAE_5epochs(
+        planned.plans | {"continue_training": False}, "3d_fullres", 0, planned.dataset_json, torch.device("cpu")
+    )
+    assert variant.num_epochs == 5
+    assert variant.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
+
+
+def test_cascade_samples_keep_their_previous_segmentation(clone):
+    folder = make_view(clone, BrighterVAE(), configurations=["3d_fullres"])["3d_fullres"]
+    previous = clone.preprocessed / "previous"
+    previous.mkdir()
+    data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    from fvae_nnunet.views import ViewDataset
+
+    for seg in data_folder.glob("*_seg.b2nd"):
+        blosc2.asarray(blosc2.open(str(seg), mode="r")[0], urlpath=str(previous / seg.name.replace("_seg", "")))
+    inner = nnUNetDatasetBlosc2(str(data_folder), folder_with_segs_from_previous_stage=str(previous))
+    dataset = ViewDataset(inner, folder, probability=1)
+    case = dataset.identifiers[0]
+    data, seg, seg_prev, _ = dataset.load_case(case)
+    assert np.array_equal(seg_prev[:], seg[:][0])
+    assert np.array_equal(data[:], blosc2.open(str(folder / f"{case}.b2nd"), mode="r")[:])

@@ -1,0 +1,22 @@
+"""Trainers for ``nnUNetv2_train -tr``; nnU-Net finds them through the stub that ``fvae-setup`` writes."""
+
+from __future__ import annotations
+
+from fvae_nnunet.trainers.view_trainers import (
+    nnUNetTrainerFVAE,
+    nnUNetTrainerFVAEBlend,
+    nnUNetTrainerFVAEReconOnly,
+    with_epochs,
+)
+
+EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+"""Training lengths that nnU-Net offers as variants of its own trainer."""
+
+__all__ = ["EPOCHS", "nnUNetTrainerFVAE", "nnUNetTrainerFVAEBlend", "nnUNetTrainerFVAEReconOnly", "with_epochs"]
+
+for _base in (nnUNetTrainerFVAE, nnUNetTrainerFVAEReconOnly, nnUNetTrainerFVAEBlend):
+    for _epochs in EPOCHS:
+        _variant = with_epochs(_base, _epochs)
+        _variant.__module__ = __name__
+        globals()[_variant.__name__] = _variant
+        __all__.append(_variant.__name__)

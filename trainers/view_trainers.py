@@ -1,0 +1,133 @@
+"""nnU-Net's trainer with reconstructed views among its training images."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fvae_nnunet import __version__
+from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.views import ViewDataset, check_view, find_view, preprocessing_settings, view_folder
+
+
+class nnUNetTrainerFVAE(nnUNetTrainer):
+    """Raw and view mixed: each sample of a training batch is, by chance, the case's view instead of the raw image.
+
+    Attributes:
+        view_probability: chance of a training sample to come from the view.
+        view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
+        view_in_validation: validate on the view too, during and after training.
+    """
+
+    view_probability = 0.5
+    view_blend = (1.0, 1.0)
+    view_in_validation = False
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        if self.view_probability > 0:
+            cases = sorted({*training.identifiers, *(validation.identifiers if self.view_in_validation else ())})
+            training = ViewDataset(
+                training, self._open_view(cases), probability=self.view_probability, blend=self.view_blend
+            )
+        if self.view_in_validation:
+            validation = ViewDataset(validation, self._open_view(validation.identifiers), probability=1.0)
+        return training, validation
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if not self.view_in_validation:
+            super().perform_actual_validation(save_probabilities)
+            return
+        raw_class = self.dataset_class
+
+        def view_dataset(folder: str, identifiers: list[str], **keywords: Any) -> ViewDataset:
+            inner = raw_class(folder, identifiers, **keywords)
+            return ViewDataset(inner, self._open_view(inner.identifiers), probability=1.0)
+
+        self.dataset_class = view_dataset
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self.dataset_class = raw_class
+
+    def _open_view(self, cases: list[str]) -> Path:
+        """The folder of the view to use, after checking that it holds these cases and fits the data and plans."""
+        data_folder = Path(self.preprocessed_dataset_folder)
+        repair = (
+            f"fvae-preprocess {int(self.plans_manager.dataset_name[7:10])} "
+            f"-c {self.configuration_name} -p {self.plans_manager.plans_name}"
+        )
+        view = find_view(data_folder, repair)
+        folder = view_folder(data_folder, view)
+        preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
+        settings = check_view(folder, data_folder, cases, preprocessing, repair)["settings"]
+        if getattr(self, "view_settings", None) is None:
+            self.view_settings = {key: value for key, value in settings.items() if key != "preprocessing"}
+            self.print_to_log_file(
+                f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
+                f"drawn with probability {self.view_probability:g}, weight {self.view_blend[0]:g} to "
+                f"{self.view_blend[1]:g}, {'also' if self.view_in_validation else 'not'} in validation; "
+                f"made with {json.dumps(self.view_settings)}"
+            )
+        return folder
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, under the name of nnU-Net's own trainer, so that it predicts without this package.
+
+        Which trainer and view made it stands under the key ``fvae_nnunet``. A subclass that builds a network of its
+        own keeps its name. Written atomically.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)  # type: ignore[arg-type]
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint["fvae_nnunet"] = {
+            "version": __version__,
+            "trainer": type(self).__name__,
+            "view": getattr(self, "view_settings", None),
+        }
+        if type(self).build_network_architecture is nnUNetTrainer.build_network_architecture:
+            checkpoint["trainer_name"] = nnUNetTrainer.__name__
+        with atomic_write(Path(filename)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class nnUNetTrainerFVAEReconOnly(nnUNetTrainerFVAE):
+    """The paper's protocol: trained and validated on the view alone. Reconstruct test images before predicting."""
+
+    view_probability = 1.0
+    view_in_validation = True
+
+
+class nnUNetTrainerFVAEBlend(nnUNetTrainerFVAE):
+    """Every sample is a random convex mix of raw image and view."""
+
+    view_probability = 1.0
+    view_blend = (0.0, 1.0)
+
+
+def with_epochs(base: type[nnUNetTrainerFVAE], epochs: int) -> type[nnUNetTrainerFVAE]:
+    """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``."""
+
+    class Variant(base):  # type: ignore[misc,valid-type]
+        def __init__(
+            self,
+            plans: dict[str, Any],
+            configuration: str,
+            fold: int,
+            dataset_json: dict[str, Any],
+            device: torch.device = torch.device("cuda"),  # noqa: B008
+        ) -> None:
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.num_epochs = epochs
+
+    Variant.__name__ = Variant.__qualname__ = f"{base.__name__}_{epochs}epoch{'' if epochs == 1 else 's'}"
+    return Variant
