@@ -1,0 +1,6 @@
+"""Frozen VAEs behind one small interface, by name."""
+
+from fvae_nnunet.vae.base import FrozenVAE, VAESpec
+from fvae_nnunet.vae.registry import KnownVAE, is_available_offline, known_vaes, load_vae
+
+__all__ = ["FrozenVAE", "KnownVAE", "VAESpec", "is_available_offline", "known_vaes", "load_vae"]

@@ -1,0 +1,193 @@
+"""Models in diffusers' format, found in a local folder or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+VAE_SUBFOLDER = "vae"
+REACH_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder with ``config.json`` and weights, as diffusers saves a model.
+
+    Attributes:
+        path: the folder that holds both files.
+        config: the parsed ``config.json``.
+        weights_file: the weights in it.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    weights_file: Path
+
+    @property
+    def class_name(self) -> str:
+        """The diffusers class that the configuration names, or an empty string."""
+        return str(self.config.get("_class_name", ""))
+
+
+def has_model(folder: Path) -> bool:
+    """Whether ``open_folder`` would find a configuration and weights."""
+    return any(
+        (place / CONFIG_FILE).is_file() and any((place / name).is_file() for name in WEIGHTS_FILES)
+        for place in (folder / VAE_SUBFOLDER, folder)
+    )
+
+
+def open_folder(folder: Path) -> ModelFolder:
+    """The VAE of a local folder: its subfolder ``vae`` if that has a ``config.json`` (a pipeline), else the folder.
+
+    Raises:
+        UserError: no such folder, a file is missing, or the configuration is not JSON.
+    """
+    if not folder.is_dir():
+        raise UserError(f"weights: no such folder: {folder}")
+    path = folder / VAE_SUBFOLDER if (folder / VAE_SUBFOLDER / CONFIG_FILE).is_file() else folder
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"weights: {folder} has no {CONFIG_FILE}, nor has a subfolder {VAE_SUBFOLDER}{_other_weights(folder)}"
+        )
+    weights_file = next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None)
+    if weights_file is None:
+        raise UserError(f"weights: {path} has {CONFIG_FILE} but no {WEIGHTS_FILES[0]}{_other_weights(path)}")
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"weights: {path / CONFIG_FILE} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"weights: {path / CONFIG_FILE} is not the configuration of a model")
+    return ModelFolder(path, config, weights_file)
+
+
+def _other_weights(folder: Path) -> str:
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".pth"))
+    return f"; if one of these files holds the VAE, name it: {', '.join(others[:5])}" if others else ""
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A VAE on the Hugging Face hub.
+
+    Attributes:
+        hub_id: ``owner/name``.
+        subfolders: where its files may be, in this order; an empty string is the top of the repository.
+        size_mb: of the download, for messages; None if not known.
+    """
+
+    hub_id: str
+    subfolders: tuple[str, ...] = (VAE_SUBFOLDER, "")
+    size_mb: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]*/\w[\w.-]*", self.hub_id):
+            raise UserError(f"{self.hub_id!r} is neither a folder here nor a hub id of the form owner/name")
+
+    def wanted_files(self) -> str:
+        """The files in words, for messages."""
+        places = [
+            f"{_in(folder, CONFIG_FILE)} and {_in(folder, WEIGHTS_FILES[0])}" for folder in reversed(self.subfolders)
+        ]
+        size = f" ({self.size_mb} MB)" if self.size_mb else ""
+        return " (or ".join(places) + ")" * (len(places) - 1) + size
+
+    def cached(self) -> Path | None:
+        """Its folder in the hub's local cache if the files are there; asks nobody."""
+        from huggingface_hub import try_to_load_from_cache
+
+        for subfolder in self.subfolders:
+            config = try_to_load_from_cache(self.hub_id, _in(subfolder, CONFIG_FILE))
+            names = [_in(subfolder, name) for name in WEIGHTS_FILES]
+            if isinstance(config, str) and any(
+                isinstance(try_to_load_from_cache(self.hub_id, name), str) for name in names
+            ):
+                return Path(config).parent
+        return None
+
+    def fetch(self, vae_name: str) -> Path:
+        """Its folder in the hub's local cache, downloaded if need be. What is in the cache is not looked up again.
+
+        Raises:
+            UserError: not in the cache and the hub cannot be reached, no such repository, or no access to it.
+        """
+        from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+        folder = self.cached()
+        if folder is not None:
+            return folder
+        try:
+            _reach_hub()
+            return self._download(vae_name)
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, _HubUnreachable) as error:
+            raise UserError(
+                f"{vae_name}: its weights are not on this machine and the hub cannot be reached "
+                f"({error.__cause__ or error}). Wanted from {self.hub_id}: {self.wanted_files()}. Connect and run this "
+                "again, or copy these files from elsewhere into one folder and give it with --weights; to try things "
+                "out without a download use --vae tiny."
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise UserError(
+                f"{vae_name}: the hub has no repository {self.hub_id} that you may read. Check the name; if it is "
+                "private or asks for its terms to be accepted, accept them on its page and run `hf auth login`."
+            ) from error
+
+    def _download(self, vae_name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        def download(subfolder: str, names: tuple[str, ...]) -> Path | None:
+            for name in names:
+                try:
+                    return Path(hf_hub_download(self.hub_id, name, subfolder=subfolder or None))
+                except LocalEntryNotFoundError:
+                    raise
+                except EntryNotFoundError:
+                    continue
+            return None
+
+        for subfolder in self.subfolders:
+            config = download(subfolder, (CONFIG_FILE,))
+            if config is not None and download(subfolder, WEIGHTS_FILES) is not None:
+                return config.parent
+        raise UserError(f"{vae_name}: {self.hub_id} is no VAE in diffusers' format: it has no {self.wanted_files()}")
+
+
+class _HubUnreachable(Exception):
+    pass
+
+
+def _in(subfolder: str, name: str) -> str:
+    return f"{subfolder}/{name}" if subfolder else name
+
+
+def _reach_hub() -> None:
+    """Raise _HubUnreachable within seconds where the hub's own client would try again for half a minute.
+
+    Goes through the proxies of the environment. Any answer counts, and so does a failed TLS handshake, which the
+    client explains better.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise _HubUnreachable("HF_HUB_OFFLINE is set")
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):
+            raise _HubUnreachable(f"{constants.ENDPOINT}: {reason}") from None

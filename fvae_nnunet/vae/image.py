@@ -1,0 +1,139 @@
+"""Image VAEs of diffusers (AutoencoderKL, AutoencoderTiny); each slice is an image, the slices are the batch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.base import VAESpec
+from fvae_nnunet.vae.folders import ModelFolder
+from fvae_nnunet.vae.module_vae import ModuleVAE, batch_as_slices, grey, slices_as_batch
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+WINDOW_SLICES = 8  # slices of one call; they do not see each other, so it bounds the memory only
+
+
+class ImageVAE(ModuleVAE):
+    """An AutoencoderKL (Stable Diffusion, SDXL, SD3, FLUX.1) or AutoencoderTiny (TAESD family).
+
+    Both take and give images in [-1, 1] (AutoencoderTiny shifts to TAESD's [0, 1] inside). Models with one channel get
+    the grey slice, those with three get it three times and the mean of their output is taken.
+
+    A model whose configuration says ``force_upcast`` overflows in float16 and computes in float32 instead, with a
+    warning, as in diffusers' pipelines.
+    """
+
+    def __init__(
+        self,
+        model: AutoencoderKL | AutoencoderTiny,
+        *,
+        name: str,
+        source: str,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        config: Any = model.config
+        self._has_posterior = type(model).__name__ == "AutoencoderKL"
+        if self._has_posterior:
+            stride = 2 ** (len(config.block_out_channels) - 1)
+        else:
+            stride = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
+        if dtype == torch.float16 and config.force_upcast:
+            warnings.warn(f"{name} overflows in float16 (force_upcast); it computes in float32", stacklevel=2)
+            dtype = torch.float32
+        spec = VAESpec(
+            name=name,
+            inplane_stride=stride,
+            latent_channels=config.latent_channels,
+            window_slices=WINDOW_SLICES,
+        )
+        super().__init__(model, spec, source=source, device=device, dtype=dtype)
+        self._model = model
+        self._in_channels: int = config.in_channels
+        self.latent_mean, self.latent_std = _latent_statistics(config, config.latent_channels)
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        encoded = self._model.encode(slices_as_batch(volume, self._in_channels))
+        if not self._has_posterior:
+            latent = encoded.latents
+        elif generator is None:
+            latent = encoded.latent_dist.mode()
+        else:
+            latent = encoded.latent_dist.sample(generator)
+        return batch_as_slices(latent, volume.shape[0])
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        images = self._model.decode(latent.transpose(1, 2).flatten(0, 1)).sample
+        return batch_as_slices(grey(images), latent.shape[0])
+
+
+def _latent_statistics(config: Any, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Mean and standard deviation per channel.
+
+    diffusers normalises a latent z as ``(z - shift_factor) * scaling_factor`` (Rombach et al. 2022, appendix G: unit
+    variance), so the mean is shift_factor and the deviation its inverse scale. Factors of 1 and 0 state nothing.
+    """
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        return torch.tensor(mean).flatten(), torch.tensor(std).flatten()
+    scale, shift = config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+    if scale == 1 and shift == 0:
+        return None, None
+    return torch.full((channels,), float(shift)), torch.full((channels,), 1.0 / scale)
+
+
+def load_image_vae(
+    name: str,
+    folder: ModelFolder,
+    *,
+    source: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ImageVAE:
+    """The image VAE of a folder in diffusers' format.
+
+    Args:
+        name: name for the spec and for messages.
+        folder: the folder.
+        source: where it came from, in words a user understands.
+        device, dtype: where and in what precision to compute.
+
+    Raises:
+        UserError: another kind of model, other numbers of channels than 1 or 3, or weights that do not fit.
+    """
+    import diffusers
+
+    if folder.class_name == "AutoencoderKLWan":
+        raise UserError(f"{name}: {folder.path} holds a Wan VAE; use --vae wan2.1 or wan2.2 with --weights")
+    if folder.class_name not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise UserError(
+            f"{name}: {folder.path} holds a {folder.class_name or 'model of no named class'}; "
+            "known are AutoencoderKL and AutoencoderTiny"
+        )
+    try:
+        model, loading = getattr(diffusers, folder.class_name).from_pretrained(
+            folder.path,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            use_safetensors=folder.weights_file.suffix == ".safetensors",
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        first_lines = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: the weights in {folder.path} cannot be loaded: {first_lines}") from error
+    for problem, keys in (("lacks", loading["missing_keys"]), ("has the unknown", loading["unexpected_keys"])):
+        if keys:
+            raise UserError(f"{name}: {folder.weights_file} {problem} {sorted(keys)[0]} ({len(keys)} such keys)")
+    channels = (model.config.in_channels, model.config.out_channels)
+    if channels not in ((1, 1), (3, 3)):
+        raise UserError(
+            f"{name}: the model takes {channels[0]} channels and gives {channels[1]}; it must be 1 or 3, in and out"
+        )
+    return ImageVAE(model, name=name, source=source, device=device, dtype=dtype)
