@@ -109,7 +109,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(
-            f"{path} is no single CT volume: {image.GetDimension()} dimensions, "
+            f"{path} is no single grey volume: {image.GetDimension()} dimensions, "
             f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
         )
     geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())

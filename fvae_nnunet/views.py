@@ -217,4 +217,6 @@ class ViewDataset:
         import blosc2
 
         path = self.folder / f"{identifier}.b2nd"
-        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **self.inner.mmap_kwargs)
+        # as nnU-Net opens its own: no memory mapping on Windows; nnU-Net 2.6 does not tell
+        mmap_kwargs = getattr(self.inner, "mmap_kwargs", {} if os.name == "nt" else {"mmap_mode": "r"})
+        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap_kwargs)

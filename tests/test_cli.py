@@ -12,6 +12,7 @@ import torch
 from conftest import Dataset
 
 from fvae_nnunet.cli import preprocess, reconstruct
+from fvae_nnunet.errors import UserError
 
 COMMANDS = ("setup", "reconstruct", "preprocess", "evaluate")
 
@@ -269,6 +270,27 @@ def test_a_full_disk_stops_with_a_message_and_leaves_no_half_case(clone, small_v
     folder = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_small"
     assert len(list(folder.glob("*.b2nd"))) == len(list((folder / "cases").glob("*.json"))) == 2
     assert not list(folder.glob(".*"))
+
+
+def test_a_folder_that_must_not_be_written_is_named(clone, small_vae, capsys, monkeypatch):
+    def refuse(self, *arguments, **keywords):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0")) == 1
+    assert "nnUNetPlans_3d_fullres__fvae_small: Permission denied" in capsys.readouterr().err
+
+
+def test_preprocess_prints_the_way_out_where_nnunets_folder_is_read_only(clone, small_vae, capsys, monkeypatch):
+    from fvae_nnunet import registration
+
+    def refuse():
+        raise UserError("cannot be written. export nnUNet_extTrainer=/stub")
+
+    monkeypatch.setattr(registration, "is_found_by_nnunet", lambda: False)
+    monkeypatch.setattr(registration, "register", refuse)
+    assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0")) == 0
+    assert "export nnUNet_extTrainer=/stub" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small tmpfs needs root on Linux")

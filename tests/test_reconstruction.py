@@ -29,7 +29,7 @@ class CausalSmoother(IdentityVAE):
 
 
 def reconstruct_by_the_papers_script(volume_hu, model):
-    """paper_facts section 2, steps 2 to 5, on (z, y, x): windows of 65, short one padded with its last slice to 65."""
+    """What the released scripts do, on (z, y, x): windows of 65, a short one padded with its last slice to 65."""
     x = np.clip(volume_hu, -1000, 1000) / 1000.0
     pieces = []
     for start in range(0, len(x), 65):

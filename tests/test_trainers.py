@@ -240,20 +240,40 @@ def test_a_variant_trains_its_number_of_epochs(planned):
     assert variant.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
 
 
-def test_cascade_samples_keep_their_previous_segmentation(clone):
-    folder = make_view(clone, BrighterVAE(), configurations=["3d_fullres"])["3d_fullres"]
-    previous = clone.preprocessed / "previous"
-    previous.mkdir()
+def test_in_a_cascade_only_the_image_channel_changes(clone):
+    plans = clone.plans
+    configurations = plans["configurations"]
+    configurations["3d_lowres"] = configurations["3d_fullres"] | {
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "next_stage": "3d_cascade_fullres",
+    }
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    clone.write_plans(plans)
+    make_view(clone, BrighterVAE(), configurations=["3d_cascade_fullres"])
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    for base in (Always, nnUNetTrainer):
+        lowres = clone.results / f"{base.__name__}__nnUNetPlans__3d_lowres"
+        previous = lowres / "predicted_next_stage" / "3d_cascade_fullres"
+        previous.mkdir(parents=True)
+        for seg in data_folder.glob("*_seg.b2nd"):
+            blosc2.asarray(blosc2.open(str(seg), mode="r")[0], urlpath=str(previous / seg.name.replace("_seg", "")))
+    ours, nnunets = (batches(base, clone, "3d_cascade_fullres") for base in (Always, nnUNetTrainer))
+    for our, nnunet in zip(ours[:3], nnunets[:3], strict=True):
+        assert our["data"].shape[1] == 3
+        assert not torch.equal(our["data"][:, 0], nnunet["data"][:, 0])
+        assert torch.equal(our["data"][:, 1:], nnunet["data"][:, 1:])
+        assert our["data"][:, 1:].any()
 
-    from fvae_nnunet.views import ViewDataset
 
-    for seg in data_folder.glob("*_seg.b2nd"):
-        blosc2.asarray(blosc2.open(str(seg), mode="r")[0], urlpath=str(previous / seg.name.replace("_seg", "")))
-    inner = nnUNetDatasetBlosc2(str(data_folder), folder_with_segs_from_previous_stage=str(previous))
-    dataset = ViewDataset(inner, folder, probability=1)
-    case = dataset.identifiers[0]
-    data, seg, seg_prev, _ = dataset.load_case(case)
-    assert np.array_equal(seg_prev[:], seg[:][0])
-    assert np.array_equal(data[:], blosc2.open(str(folder / f"{case}.b2nd"), mode="r")[:])
+def test_regions_and_ignore_label_keep_their_targets(clone):
+    clone.write_dataset_json(
+        clone.dataset_json
+        | {"labels": {"background": 0, "pancreas": [1, 2], "tumour": 2, "ignore": 3}, "regions_class_order": [1, 2]}
+    )
+    clone.preprocess("3d_fullres")
+    make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
+    ours, nnunets = batches(Always, clone), batches(nnUNetTrainer, clone)
+    for our, nnunet in zip(ours[:3], nnunets[:3], strict=True):
+        assert our["target"][0].shape[1] == 3
+        assert not torch.equal(our["data"], nnunet["data"])
+        assert all(torch.equal(a, b) for a, b in zip(our["target"], nnunet["target"], strict=True))

@@ -23,7 +23,7 @@ def test_windows_cover_every_slice_and_share_exactly_the_overlap(slices, window,
 
 @pytest.mark.parametrize("slices", [1, 64, 65, 66, 130, 131, 200])
 def test_without_overlap_the_windows_are_the_papers(slices):
-    # paper_facts: non-overlapping windows of 65 along the slices, the last one short
+    # the released scripts: non-overlapping windows of 65 along the slices, the last one short
     papers = [(start, min(start + 65, slices)) for start in range(0, slices, 65)]
     assert slice_windows(slices, 65, 0) == papers
 

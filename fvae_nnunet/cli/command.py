@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import sys
 import traceback
@@ -21,15 +22,24 @@ Runner = Callable[[argparse.Namespace], int]
 
 
 def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
-    """Parse and run; a UserError becomes a message on stderr and status 1, an interruption status 130."""
+    """Parse and run; the exit status.
+
+    A UserError, and a disk that is full or must not be written, become a message on stderr and status 1, an
+    interruption becomes status 130.
+    """
     arguments = parser.parse_args(argv)
     try:
         return runner(arguments)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{parser.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; finished cases are kept, run it again to go on", file=sys.stderr)
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -15,6 +15,7 @@ from fvae_nnunet.cli.command import (
     part_of,
     run_command,
 )
+from fvae_nnunet.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,5 +101,10 @@ def _warn_of_clipping(plans: dict[str, Any], ct_channels: list[int], hu_window: 
 def _ensure_trainer() -> None:
     from fvae_nnunet.registration import is_found_by_nnunet, register
 
-    if not is_found_by_nnunet():
-        print(f"nnU-Net did not find nnUNetTrainerFVAE; wrote {register()} (fvae-setup --remove takes it back)")
+    if is_found_by_nnunet():
+        return
+    print("nnU-Net does not find nnUNetTrainerFVAE yet")
+    try:
+        print(f"wrote {register()}, so that it does (fvae-setup --remove takes it back)")
+    except UserError as error:
+        print(error)

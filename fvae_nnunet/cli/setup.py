@@ -59,15 +59,16 @@ def _show_vaes() -> None:
     from fvae_nnunet.vae import is_available_offline, known_vaes
 
     print("VAEs (--vae NAME):")
-    for known in known_vaes():
-        where = (
-            "here"
-            if is_available_offline(known.name)
-            else f"from the hub: {known.hub_id}"
-            if known.hub_id
-            else "give --weights"
-        )
-        print(f"  {known.name:12} {where:50} {known.description}")
+    known = known_vaes()
+    width = max(len(vae.name) for vae in known)
+    for vae in known:
+        if is_available_offline(vae.name):
+            where = "on this machine"
+        elif vae.hub_id:
+            where = f"from the hub: {vae.hub_id}, {vae.download_mb} MB"
+        else:
+            where = f"with --weights, {vae.download_mb} MB"
+        print(f"  {vae.name:{width}}  {where}; {vae.licence}; {vae.description}")
 
 
 def _show_trainers(*, write: bool) -> int:
