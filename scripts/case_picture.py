@@ -1,0 +1,85 @@
+"""A PNG of one case from its image files: raw image, its reconstruction, the difference, prediction over reference.
+
+python scripts/case_picture.py --raw case_0000.nii.gz --view view/case_0000.nii.gz --reference labelsTs/case.nii.gz
+    --prediction predictions/case.nii.gz --dataset-json dataset.json -o case.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.picture import case_picture
+
+
+def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Volume (z, y, x) with z rising to the head, y to the back, x to the patient's left, and its spacing in mm."""
+    try:
+        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    x_mm, y_mm, z_mm = image.GetSpacing()
+    return sitk.GetArrayFromImage(image), (z_mm, y_mm, x_mm)
+
+
+def title_of(case: str, labels: dict[str, int | list[int]], summary: Path) -> str:
+    """The case's name, and DSC and NSD of each label from the summary of ``fvae-evaluate``."""
+    for scored in json.loads(summary.read_text())["metric_per_case"]:
+        if Path(scored["prediction_file"]).name.split(".")[0] == case:
+            break
+    else:
+        raise UserError(f"{summary} has no case {case}")
+    parts = [case]
+    for name, value in labels.items():
+        key = str(tuple(value)) if isinstance(value, list) else str(value)
+        if key in scored["metrics"]:
+            found = scored["metrics"][key]
+            nsd = next((f", NSD {number:.2f}" for name_, number in found.items() if name_.startswith("NSD")), "")
+            parts.append(f"{name} DSC {found['Dice']:.2f}{nsd}")
+    return "     ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="case_picture.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--raw", type=Path, required=True, metavar="FILE", help="CT image in HU")
+    parser.add_argument("--view", type=Path, required=True, metavar="FILE", help="its reconstruction")
+    parser.add_argument("--reference", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--prediction", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--dataset-json", type=Path, required=True, metavar="FILE", help="for the labels' names")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="summary.json of fvae-evaluate, for the headline")
+    parser.add_argument("--hu-window", type=float, nargs=2, default=(-160, 240), metavar=("BLACK", "WHITE"))
+    parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="PNG to write")
+    args = parser.parse_args(argv)
+    try:
+        raw_hu, spacing_mm = read_upright(args.raw)
+        labels = json.loads(args.dataset_json.read_text())["labels"]
+        case = args.reference.name.split(".")[0]
+        case_picture(
+            raw_hu,
+            read_upright(args.view)[0],
+            spacing_mm=spacing_mm,
+            reference=read_upright(args.reference)[0],
+            prediction=read_upright(args.prediction)[0],
+            labels={name: value for name, value in labels.items() if name != "ignore"},
+            title=title_of(case, labels, args.summary) if args.summary else case,
+            path=args.o,
+            hu_window=tuple(args.hu_window),
+        )
+    except UserError as error:
+        print(f"case_picture.py: {error}", file=sys.stderr)
+        return 1
+    print(f"picture of {case} in {args.o}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""From a CT dataset to a table of DSC and NSD: nnU-Net trained with reconstructed views, step by step.
+
+Without --dataset, a small dataset of CT phantoms is made first. Every step is a command line that is printed and can be
+run by hand; its output goes to a log file in WORK/steps. Finished steps are skipped when the script runs again; a step
+whose command has changed is done anew, and so are all steps after it.
+
+    python scripts/quickstart.py
+    python scripts/quickstart.py --dataset /data/Dataset007_Pancreas --vae wan2.1 --network default
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hold_out_cases import held_out
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.views import VIEW_VARIABLE, default_view_name
+
+SCRIPTS = Path(__file__).resolve().parent
+PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
+HU_WINDOWS = {"pancreas": ("-160", "240"), "lung": ("-1000", "400")}
+N_TRAIN, N_TEST = 15, 3
+CONFIGURATION = "3d_fullres"
+TRAINER = "nnUNetTrainerFVAE_10epochs"
+TAIL_LINES = 30
+PROGRESS_BAR = r"\[\d\d:\d\d[,<]"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the quickstart.
+
+    Attributes:
+        name: names the log, the stamp and the row of the table of times.
+        command: argument list, run in the work folder.
+        result: what exists, relative to the work folder, once the command has succeeded.
+        clears: what is deleted before the command runs anew.
+        resumes: the command itself goes on where it was interrupted, so nothing is deleted for the same command.
+        shows: which lines of the output to show while it runs.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+    clears: tuple[Path, ...]
+    resumes: bool = False
+    shows: str | None = None
+
+
+@dataclass
+class Runner:
+    """Runs steps in a work folder and remembers in ``steps/NAME.json`` which are complete, and with what command."""
+
+    work: Path
+    environment: dict[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    _anew: bool = False
+
+    def log_of(self, step: Step) -> Path:
+        return self.work / "steps" / f"{step.name}.log"
+
+    def run(self, step: Step) -> None:
+        """Run a step unless it is complete with this command and no step before it ran anew; UserError if it fails."""
+        stamp = self.work / "steps" / f"{step.name}.json"
+        last = json.loads(stamp.read_text()) if stamp.is_file() else {}
+        same_command = last.get("command") == list(step.command)
+        print(f"\n[{step.name}] {shlex.join(step.command)}", flush=True)
+        if same_command and last["complete"] and not self._anew and (self.work / step.result).exists():
+            print("  complete, skipped")
+            self.seconds[step.name] = last["seconds"]
+            self.skipped.add(step.name)
+            return
+        if not (step.resumes and same_command and not self._anew):
+            for path in (*step.clears, step.result):
+                _delete(self.work / path)
+        self._anew = True
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        _write_stamp(stamp, step, complete=False, seconds=0)
+        start = time.monotonic()
+        status = self._execute(step)
+        self.seconds[step.name] = time.monotonic() - start
+        if status != 0 or not (self.work / step.result).exists():
+            reason = f"ended with status {status}" if status else f"ended without {self.work / step.result}"
+            tail = "\n".join(self.log_of(step).read_text(errors="replace").splitlines()[-TAIL_LINES:])
+            raise UserError(f"step {step.name} {reason}; the end of {self.log_of(step)}:\n{tail}")
+        _write_stamp(stamp, step, complete=True, seconds=self.seconds[step.name])
+
+    def _execute(self, step: Step) -> int:
+        program = shutil.which(step.command[0], path=self.environment["PATH"])
+        if program is None:
+            raise UserError(f"{step.command[0]} is not installed in this environment; run: pip install '.[picture]'")
+        with (
+            self.log_of(step).open("w") as log,
+            subprocess.Popen(
+                [program, *step.command[1:]], cwd=self.work, env=self.environment, text=True, errors="replace",
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            ) as process,
+        ):  # fmt: skip
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    log.write(line)
+                    log.flush()
+                    if step.shows and re.search(step.shows, line):
+                        print(f"  {line.rstrip()}", flush=True)
+            except BaseException:
+                # nnU-Net's data loading processes outlive their parent unless the whole group is told
+                os.killpg(process.pid, signal.SIGTERM)
+                raise
+        return process.returncode
+
+
+def _write_stamp(stamp: Path, step: Step, *, complete: bool, seconds: float) -> None:
+    content = {"command": list(step.command), "complete": complete, "seconds": round(seconds, 1)}
+    stamp.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def environment(work: Path, *, view: str, device: str) -> dict[str, str]:
+    """The variables of the commands: nnU-Net's folders below the work folder, and settings for a small machine."""
+    own = {
+        **{name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+        VIEW_VARIABLE: view,
+    }
+    few_cores = (os.cpu_count() or 1) <= 4
+    defaults = {"nnUNet_compile": "f"} if device != "cuda" else {}
+    if few_cores:
+        # threads that spin while they wait take the cores from the data loading processes
+        defaults |= {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    chosen = {name: value for name, value in defaults.items() if name not in os.environ}
+    for name, value in {**own, **chosen}.items():
+        print(f"export {name}={shlex.quote(value)}")
+    search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    return {**os.environ, **own, **chosen, "PATH": search_path, "PYTHONUNBUFFERED": "1"}
+
+
+def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
+    """The steps of one run, in order. Paths in the commands are relative to the work folder."""
+    if args.dataset is None:
+        name, test_case = PHANTOMS[args.kind], f"phantom_{N_TRAIN:03d}"
+        ending, n_test, hu_window = ".nii.gz", N_TEST, HU_WINDOWS[args.kind]
+    else:
+        name, ending, tested = _described(args.dataset, args.test_cases)
+        test_case, n_test, hu_window = tested[0], len(tested), HU_WINDOWS["pancreas"]
+    number = str(int(name[7:10]))
+    raw, preprocessed = Path("nnUNet_raw") / name, Path("nnUNet_preprocessed") / name
+    plans = "nnUNetPlansSmall" if args.network == "small" else "nnUNetPlans"
+    view = default_view_name(args.vae)
+    vae = ["--vae", args.vae, *(["--weights", str(args.weights)] if args.weights else []), "-device", device]
+    workers = str(min(os.cpu_count() or 1, 8))
+    results = Path("nnUNet_results") / name / f"{args.trainer}__{plans}__{CONFIGURATION}"
+    model = ["-d", number, "-c", CONFIGURATION, "-f", "0", "-tr", args.trainer, "-p", plans]
+    view_trained = "FVAE" in args.trainer
+    view_tested = "ReconOnly" in args.trainer
+    predicted = Path("imagesTs_view") if view_tested else raw / "imagesTs"
+
+    if args.dataset is None:
+        first = _script("phantoms.py", raw, "--kind", args.kind, "--n-train", N_TRAIN, "--n-test", N_TEST)
+    else:
+        count = ["--test-cases", args.test_cases] if args.test_cases is not None else []
+        first = _script("hold_out_cases.py", args.dataset, raw, *count)
+    steps = [Step("1-dataset", first, raw / "dataset.json", (raw,))]
+    plan = ("nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity")
+    steps.append(
+        Step(
+            "2-plan",
+            (*plan, "-npfp", workers, "-np", workers),
+            preprocessed / f"nnUNetPlans_{CONFIGURATION}",
+            (preprocessed,),
+        )
+    )
+    if args.network == "small":
+        steps.append(
+            Step("3-network", _script("small_plans.py", preprocessed), preprocessed / f"{plans}.json", (), shows=".")
+        )
+    if view_trained:
+        folder = preprocessed / f"nnUNetPlans_{CONFIGURATION}__fvae_{view}"
+        steps.append(
+            Step(
+                "4-view",
+                ("fvae-preprocess", number, "-c", CONFIGURATION, "-p", plans, *vae, "--view", view),
+                folder,
+                (folder,),
+                resumes=True,
+                shows="cases done|^time:|stub|wrote",
+            )
+        )
+    steps += [
+        Step(
+            "5-train",
+            ("nnUNetv2_train", number, CONFIGURATION, "0", "-tr", args.trainer, "-p", plans, "-device", device),
+            results / "fold_0" / "checkpoint_final.pth",
+            (results / "fold_0",),
+            shows=r"fvae_nnunet \d|Epoch \d+ *$|Pseudo dice|Epoch time|Mean Validation Dice",
+        ),
+        Step(
+            "6-reconstruct",
+            (
+                "fvae-reconstruct", "-i", str(raw / "imagesTs"), "-o", "imagesTs_view", *vae,
+                # the picture needs the first test case only
+                *(() if view_tested else ("-num_parts", str(n_test), "-part_id", "0")),
+            ),
+            Path("imagesTs_view"),
+            (),
+            resumes=True,
+            shows="PSNR",
+        ),
+        Step(
+            "7-predict",
+            ("nnUNetv2_predict", "-i", str(predicted), "-o", "predictions", *model, "-device", device,
+             "-npp", "1", "-nps", "1", *(["--disable_tta"] if args.network == "small" else [])),
+            Path("predictions") / f"{test_case}{ending}",
+            (Path("predictions"),),
+        ),
+        Step(
+            "8-evaluate",
+            ("fvae-evaluate", str(raw / "labelsTs"), "predictions"),
+            Path("predictions") / "summary.json",
+            (),
+        ),
+        Step(
+            "9-picture",
+            _script(
+                "case_picture.py", "--raw", raw / "imagesTs" / f"{test_case}_0000{ending}",
+                "--view", Path("imagesTs_view") / f"{test_case}_0000{ending}",
+                "--reference", raw / "labelsTs" / f"{test_case}{ending}",
+                "--prediction", Path("predictions") / f"{test_case}{ending}",
+                "--dataset-json", raw / "dataset.json", "--summary", Path("predictions") / "summary.json",
+                "--hu-window", *hu_window, "-o", "quickstart.png",
+            ),
+            Path("quickstart.png"),
+            (),
+        ),
+    ]  # fmt: skip
+    return steps
+
+
+def _script(name: str, *arguments: object) -> tuple[str, ...]:
+    return ("python", str(SCRIPTS / name), *map(str, arguments))
+
+
+def _described(dataset: Path, test_cases: int | None) -> tuple[str, str, list[str]]:
+    """Name, file ending and test cases of a real dataset."""
+    if not re.fullmatch(r"Dataset\d{3}_\w+", dataset.name) or not (dataset / "dataset.json").is_file():
+        raise UserError(
+            f"{dataset} is no folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)"
+        )
+    ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
+    own = (dataset / "imagesTs").is_dir() and (dataset / "labelsTs").is_dir()
+    labels = dataset / ("labelsTs" if own else "labelsTr")
+    cases = sorted(path.name[: -len(ending)] for path in labels.glob(f"*{ending}"))
+    tested = cases if own else held_out(cases, test_cases=test_cases)
+    if not tested:
+        raise UserError(f"{labels} has no file *{ending}")
+    return dataset.name, ending, tested
+
+
+def print_times(runner: Runner, steps: Sequence[Step]) -> None:
+    print("\nstep             seconds")
+    for step in steps:
+        if step.name in runner.seconds:
+            note = "  (earlier)" if step.name in runner.skipped else ""
+            print(f"{step.name:16} {runner.seconds[step.name]:7.0f}{note}")
+    print(f"{'total':16} {sum(runner.seconds.values()):7.0f}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="quickstart.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--kind", choices=list(PHANTOMS), default="pancreas", help="which phantoms; default pancreas")
+    data.add_argument(
+        "--dataset", type=Path, metavar="FOLDER", help="a folder DatasetNNN_Name in nnU-Net's raw format, only read"
+    )
+    parser.add_argument(
+        "--test-cases", type=int, metavar="N",
+        help="training cases to test on where the dataset has no imagesTs and labelsTs; default: every 5th",
+    )  # fmt: skip
+    parser.add_argument("--vae", default="tiny", help="see fvae-setup for the names; default tiny")
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="of the VAE")
+    parser.add_argument("--trainer", default=TRAINER, help=f"default {TRAINER}")
+    parser.add_argument(
+        "--network", choices=("small", "default"), default="small",
+        help="small: shrunk for two CPU cores; default: as nnU-Net plans it (needs a GPU)",
+    )  # fmt: skip
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+    parser.add_argument("--work", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default ./quickstart")
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the work folder")
+    args = parser.parse_args(argv)
+    if args.test_cases is not None and args.dataset is None:
+        parser.error("--test-cases needs --dataset")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.dataset = args.dataset and args.dataset.resolve()
+    args.weights = args.weights and args.weights.resolve()
+    work = args.work.resolve()
+    if work.is_dir() and any(work.iterdir()) and not (work / "steps").is_dir():
+        raise UserError(f"{work} holds other things than a quickstart; name an empty or a new folder with --work")
+    steps = plan_steps(args, device=device)
+    if args.fresh and work.is_dir():
+        shutil.rmtree(work)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "steps"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    print(f"cd {shlex.quote(str(work))}")
+    runner = Runner(work, environment(work, view=default_view_name(args.vae), device=device))
+    try:
+        for step in steps:
+            runner.run(step)
+    finally:
+        print_times(runner, steps)
+    evaluation = next(step for step in steps if step.name == "8-evaluate")
+    table = [line for line in runner.log_of(evaluation).read_text().splitlines() if not re.search(PROGRESS_BAR, line)]
+    print("\n" + "\n".join(table).strip() + f"\n\npicture: {work / steps[-1].result}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        run(args)
+    except UserError as error:
+        print(f"\nquickstart.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nquickstart.py: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""A plans file beside nnU-Net's own with a network and a patch small enough to train on two CPU cores.
+
+Of nnU-Net's network the first stages remain, with its kernels and strides and few features; the patch keeps nnU-Net's
+proportions. The preprocessed data is used as it is. For trying out, not for results.
+
+    python scripts/small_plans.py nnUNet_preprocessed/Dataset900_PhantomPancreas
+    nnUNetv2_train 900 3d_fullres 0 -p nnUNetPlansSmall
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+
+FEATURES_PER_STAGE = (8, 16, 32, 64)
+CONVOLUTIONS_PER_STAGE = (1, 1, 1, 1)
+PATCH_VOXELS = 56_000
+
+
+def small_plans(
+    plans: dict[str, Any], *, configuration: str = "3d_fullres", name: str, patch_voxels: int = PATCH_VOXELS
+) -> dict[str, Any]:
+    """A copy of nnU-Net's plans under another name, with the network and patch of one configuration made small.
+
+    Args:
+        plans: content of nnU-Net's plans file.
+        configuration: the one to shrink; only it is kept.
+        name: plans identifier of the copy.
+        patch_voxels: about how many voxels the patch may have; each axis is a multiple of the network's total stride.
+
+    Raises:
+        UserError: the plans have no such configuration of their own, or one whose network is not made of stages.
+    """
+    known = plans["configurations"]
+    if configuration not in known or "architecture" not in known[configuration]:
+        raise UserError(f"plans {plans['plans_name']} do not describe {configuration}; they have {', '.join(known)}")
+    small = json.loads(json.dumps(known[configuration]))
+    network = small["architecture"]["arch_kwargs"]
+    if "n_conv_per_stage" not in network:
+        raise UserError(f"{small['architecture']['network_class_name']} cannot be shrunk; use nnU-Net's default plans")
+    stages = min(len(FEATURES_PER_STAGE), network["n_stages"])
+    network.update(
+        n_stages=stages,
+        features_per_stage=list(FEATURES_PER_STAGE[:stages]),
+        n_conv_per_stage=list(CONVOLUTIONS_PER_STAGE[:stages]),
+        n_conv_per_stage_decoder=[1] * (stages - 1),
+        kernel_sizes=network["kernel_sizes"][:stages],
+        strides=network["strides"][:stages],
+    )
+    total_stride = [prod(axis) for axis in zip(*network["strides"], strict=True)]
+    small["patch_size"] = small_patch(small["patch_size"], total_stride, patch_voxels=patch_voxels)
+    small["batch_size"] = 2
+    return {**plans, "plans_name": name, "configurations": {configuration: small}}
+
+
+def small_patch(patch: Sequence[int], total_stride: Sequence[int], *, patch_voxels: int) -> list[int]:
+    """The patch scaled down to at most about ``patch_voxels``, every axis rounded to a multiple of its stride."""
+    scale = min(1.0, (patch_voxels / prod(patch)) ** (1 / len(patch)))
+    return [
+        max(stride, min(size // stride, round(size * scale / stride)) * stride)
+        for size, stride in zip(patch, total_stride, strict=True)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="small_plans.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the dataset's folder in nnUNet_preprocessed")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default 3d_fullres")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans to start from; default nnUNetPlans")
+    parser.add_argument("--name", default="nnUNetPlansSmall", help="plans to write; default nnUNetPlansSmall")
+    parser.add_argument(
+        "--patch-voxels", type=int, default=PATCH_VOXELS, metavar="N", help=f"size of the patch; default {PATCH_VOXELS}"
+    )
+    args = parser.parse_args(argv)
+    try:
+        source = args.folder / f"{args.p}.json"
+        if not source.is_file():
+            raise UserError(f"{source} is missing; run nnUNetv2_plan_and_preprocess first")
+        plans = small_plans(
+            json.loads(source.read_text()), configuration=args.c, name=args.name, patch_voxels=args.patch_voxels
+        )
+    except UserError as error:
+        print(f"small_plans.py: {error}", file=sys.stderr)
+        return 1
+    target = args.folder / f"{args.name}.json"
+    target.write_text(json.dumps(plans, indent=4) + "\n")
+    small = plans["configurations"][args.c]
+    features = small["architecture"]["arch_kwargs"]["features_per_stage"]
+    print(f"{target}: patch {small['patch_size']}, batch {small['batch_size']}, features {features}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

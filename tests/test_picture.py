@@ -1,0 +1,130 @@
+"""The picture of a case: which slices, which way up, which proportions, which colours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.picture import Plane, case_picture, largest_cross_sections
+
+pytest.importorskip("matplotlib", reason="pictures are an extra")
+
+SHAPE = (10, 20, 40)
+SPACING_MM = (5.0, 2.0, 1.0)
+LABELS: dict[str, int] = {"background": 0, "organ": 1, "tumour": 2}
+
+
+def test_planes_go_through_the_largest_cross_section_of_the_first_mask_that_is_not_empty() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 5:8, 10:13] = True
+    mask[4, 7, 10:13] = True
+    empty = np.zeros(SHAPE, bool)
+    # slice 3 holds 9 voxels, slice 4 holds 3; row 7 holds 6, rows 5 and 6 hold 3
+    assert largest_cross_sections(SHAPE, [empty, mask, np.ones(SHAPE, bool)]) == (Plane(0, 3), Plane(1, 7))
+    assert largest_cross_sections(SHAPE, [empty]) == (Plane(0, 5), Plane(1, 10))
+    assert largest_cross_sections(SHAPE, []) == (Plane(0, 5), Plane(1, 10))
+
+
+def test_axial_slices_show_the_front_up_and_coronal_ones_the_head_up() -> None:
+    volume = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    axial, coronal = Plane(0, 2).cut(volume), Plane(1, 7).cut(volume)
+    assert axial.shape == (20, 40)
+    assert axial[0, 0] == volume[2, 0, 0]
+    assert coronal.shape == (10, 40)
+    assert coronal[0, 3] == volume[9, 7, 3]
+    assert coronal[-1, 3] == volume[0, 7, 3]
+
+
+def test_extent_is_in_mm() -> None:
+    assert Plane(0, 0).extent_mm(SHAPE, SPACING_MM) == (0, 40 * 1.0, 20 * 2.0, 0)
+    assert Plane(1, 0).extent_mm(SHAPE, SPACING_MM) == (0, 40 * 1.0, 10 * 5.0, 0)
+
+
+def drawn(path: Path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]
+
+
+def boxes_of_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> list[tuple[slice, ...]]:
+    """Bounding boxes (rows, columns) of the large areas of one colour."""
+    from scipy import ndimage
+
+    areas, _ = ndimage.label(np.abs(picture - colour).max(-1) < 0.02)
+    return [box for box in ndimage.find_objects(areas) if (box[0].stop - box[0].start) > 100]
+
+
+def test_panels_have_the_proportions_of_the_slices_and_the_grey_of_the_hu_window(tmp_path: Path) -> None:
+    raw_hu = np.full(SHAPE, 60, np.int16)  # (60 + 160) / (240 + 160) = 0.55 of the way to white
+    path = case_picture(
+        raw_hu, raw_hu + 100.0, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png"
+    )
+    panels = [*boxes_of_colour(drawn(path), (0.55, 0.55, 0.55)), *boxes_of_colour(drawn(path), (0.8, 0.8, 0.8))]
+    proportions = sorted((box[0].stop - box[0].start) / (box[1].stop - box[1].start) for box in panels)
+    # raw twice and view once, in an axial row of 40 mm x 40 mm and a coronal row of 50 mm x 40 mm
+    assert proportions == pytest.approx([1.0] * 3 + [1.25] * 3, rel=0.02)
+
+
+@pytest.mark.parametrize(("shift_hu", "end"), [(100.0, 1.0), (-100.0, 0.0), (25.0, 0.75)])
+def test_difference_is_view_minus_raw_on_a_scale_of_50_hu(tmp_path: Path, shift_hu: float, end: float) -> None:
+    from matplotlib import colormaps
+
+    raw_hu = np.full(SHAPE, 60, np.int16)
+    path = case_picture(
+        raw_hu, raw_hu + shift_hu, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png"
+    )
+    red, green, blue, _ = colormaps["RdBu_r"](end)
+    assert len(boxes_of_colour(drawn(path), (red, green, blue))) == 2
+
+
+def test_outlines_appear_only_for_what_is_there(tmp_path: Path) -> None:
+    raw_hu = np.full(SHAPE, -1000, np.int16)
+    reference = np.zeros(SHAPE, np.uint8)
+    reference[4:7, 5:15, 10:30] = 1
+    prediction = np.roll(reference, 2, axis=2) * 2
+    path = tmp_path / "case.png"
+    arguments: dict[str, Any] = {"spacing_mm": SPACING_MM, "labels": LABELS, "title": "case", "path": path}
+
+    def has_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> bool:
+        return bool((np.abs(picture - colour).max(-1) < 0.02).sum() > 100)
+
+    red_of_the_tumour = (1.0, 0x3B / 255, 0x5C / 255)
+    without = drawn(case_picture(raw_hu, raw_hu, reference=reference, **arguments))
+    with_prediction = drawn(case_picture(raw_hu, raw_hu, reference=reference, prediction=prediction, **arguments))
+    assert not has_colour(without, red_of_the_tumour)
+    assert has_colour(with_prediction, red_of_the_tumour)
+
+
+def test_a_region_and_a_mask_at_the_border_can_be_drawn(tmp_path: Path) -> None:
+    raw_hu = np.zeros((1, 16, 16), np.int16)
+    everywhere = np.ones((1, 16, 16), np.uint8)
+    path = case_picture(
+        raw_hu, raw_hu, spacing_mm=(3.0, 1.0, 1.0), reference=everywhere, prediction=everywhere,
+        labels={"background": 0, "whole": [1, 2], "core": 2}, title="one slice", path=tmp_path / "case.png",
+    )  # fmt: skip
+    assert drawn(path).shape[2] == 3
+
+
+def test_unequal_shapes_and_an_empty_window_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    raw_hu = np.zeros(SHAPE, np.int16)
+    path = tmp_path / "case.png"
+    common: dict[str, Any] = {"spacing_mm": SPACING_MM, "labels": LABELS, "title": "", "path": path}
+    with pytest.raises(UserError, match=r"prediction has shape \(10, 20, 39\), raw_hu \(10, 20, 40\)"):
+        case_picture(raw_hu, raw_hu, prediction=np.zeros((10, 20, 39)), **common)
+    with pytest.raises(UserError, match="view_hu has shape"):
+        case_picture(raw_hu, raw_hu[1:], **common)
+    with pytest.raises(UserError, match="must rise"):
+        case_picture(raw_hu, raw_hu, hu_window=(240, -160), **common)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    raw_hu = np.zeros(SHAPE, np.int16)
+    with pytest.raises(UserError, match=r"pip install 'fvae_nnunet\[picture\]'"):
+        case_picture(raw_hu, raw_hu, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png")
