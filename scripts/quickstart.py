@@ -192,7 +192,13 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
     )
     if args.network == "small":
         steps.append(
-            Step("3-network", _script("small_plans.py", preprocessed), preprocessed / f"{plans}.json", (), shows=".")
+            Step(
+                "3-network",
+                _script("small_plans.py", preprocessed, "--one-validation-case"),
+                preprocessed / f"{plans}.json",
+                (preprocessed / "splits_final.json",),
+                shows=".",
+            )
         )
     if view_trained:
         folder = preprocessed / f"nnUNetPlans_{CONFIGURATION}__fvae_{view}"

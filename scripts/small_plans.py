@@ -69,6 +69,15 @@ def small_patch(patch: Sequence[int], total_stride: Sequence[int], *, patch_voxe
     ]
 
 
+def one_validation_case(cases: Sequence[str]) -> list[dict[str, list[str]]]:
+    """nnU-Net's ``splits_final.json`` with a single fold, whose only validation case is the last one.
+
+    After training, nnU-Net predicts every validation case eight times mirrored: minutes a case on two cores.
+    """
+    *training, validation = sorted(cases)
+    return [{"train": training, "val": [validation]}]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="small_plans.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,11 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--patch-voxels", type=int, default=PATCH_VOXELS, metavar="N", help=f"size of the patch; default {PATCH_VOXELS}"
     )
+    parser.add_argument(
+        "--one-validation-case", action="store_true",
+        help="also write splits_final.json with one fold that validates on one case; refused where there is one",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         source = args.folder / f"{args.p}.json"
         if not source.is_file():
             raise UserError(f"{source} is missing; run nnUNetv2_plan_and_preprocess first")
+        splits = args.folder / "splits_final.json"
+        if args.one_validation_case and splits.exists():
+            raise UserError(f"{splits} exists; move it away or leave --one-validation-case out")
         plans = small_plans(
             json.loads(source.read_text()), configuration=args.c, name=args.name, patch_voxels=args.patch_voxels
         )
@@ -94,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = args.folder / f"{args.name}.json"
     target.write_text(json.dumps(plans, indent=4) + "\n")
     small = plans["configurations"][args.c]
+    if args.one_validation_case:
+        cases = [path.name.removesuffix(".pkl") for path in (args.folder / small["data_identifier"]).glob("*.pkl")]
+        splits.write_text(json.dumps(one_validation_case(cases), indent=1) + "\n")
     features = small["architecture"]["arch_kwargs"]["features_per_stage"]
     print(f"{target}: patch {small['patch_size']}, batch {small['batch_size']}, features {features}")
     return 0

@@ -258,3 +258,13 @@ def test_case_picture_reads_files_upright_and_puts_the_scores_into_the_title(tmp
     assert title.split("     ") == ["case", "tumour DSC 0.50, NSD 0.25", "whole DSC 0.75"]
     with pytest.raises(UserError, match="no case other"):
         case_picture.title_of("other", labels, tmp_path / "summary.json")
+
+
+def test_the_single_fold_holds_every_case_once_and_an_existing_split_is_kept(tmp_path, capsys):
+    cases = ["case_2", "case_0", "case_1"]
+    assert small_plans.one_validation_case(cases) == [{"train": ["case_0", "case_1"], "val": ["case_2"]}]
+    (tmp_path / "nnUNetPlans.json").write_text("{}")
+    (tmp_path / "splits_final.json").write_text("mine")
+    assert small_plans.main([str(tmp_path), "--one-validation-case"]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert (tmp_path / "splits_final.json").read_text() == "mine"
