@@ -42,8 +42,13 @@ def nnunet_trainer_folder() -> Path:
 
 
 def is_found_by_nnunet(trainer: str = "nnUNetTrainerFVAE") -> bool:
-    """Whether nnU-Net finds a trainer, looked up in a fresh process as ``nnUNetv2_train`` does."""
-    look_up = subprocess.run([sys.executable, "-c", _LOOK_UP, trainer], capture_output=True, text=True, check=False)
+    """Whether nnU-Net finds a trainer, looked up in a fresh process as ``nnUNetv2_train`` does.
+
+    The process starts in a folder without modules: with ``-c`` Python would import from the current one first, which
+    the installed command does not.
+    """
+    command = [sys.executable, "-c", _LOOK_UP, trainer]
+    look_up = subprocess.run(command, capture_output=True, text=True, check=False, cwd=sys.prefix)
     return look_up.returncode == 0
 
 

@@ -209,7 +209,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
                 folder,
                 (folder,),
                 resumes=True,
-                shows="cases done|^time:|stub|wrote",
+                shows="cases done|^time:|does not find|^wrote",
             )
         )
     steps += [

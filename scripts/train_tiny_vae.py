@@ -4,10 +4,10 @@ It sees only natural images that scikit-image, scikit-learn and matplotlib carry
 The run is measured in minutes, not in steps: the learning rate follows the elapsed time, so it ends well on any
 machine. It can be stopped at any time and goes on from its checkpoint, if the same command is given again:
 
-    python scripts/train_tiny_vae.py --minutes 70 --out fvae_nnunet/vae/tiny --checkpoint tiny.ckpt --bfloat16
+    python scripts/train_tiny_vae.py --minutes 60 --out fvae_nnunet/vae/tiny --checkpoint tiny.ckpt --bfloat16
 
 The seed fixes the weights at the start and the order of the crops. The number of steps depends on the machine, so two
-runs give similar weights, not equal ones.
+runs give similar weights, not equal ones. Needs torch 2.9 or newer (torch.optim.Muon) and the extra `train-tiny`.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the embedded VAE `tiny` on natural images.")
     parser.add_argument("--out", type=Path, required=True, help="folder for config.json and the float16 weights")
     parser.add_argument(
-        "--minutes", type=float, default=70.0, help="training time, resumed parts included (default 70)"
+        "--minutes", type=float, default=60.0, help="training time, resumed parts included (default 60)"
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint file; continued if it exists")
     parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 96), help="per resolution, finest first")

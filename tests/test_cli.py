@@ -61,7 +61,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported(command):
         "print({'torch', 'diffusers', 'monai', 'SimpleITK', 'nnunetv2', 'scipy'} & set(sys.modules))"
     )
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=sys.prefix)
     assert time.perf_counter() - started < 3
     assert f"usage: fvae-{command}" in done.stdout
     assert done.stdout.endswith("set()\n")
@@ -338,9 +338,8 @@ def test_a_killed_run_goes_on_with_the_same_bytes_and_leaves_no_worker(clone, sm
     )
     folder = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_small"
     arguments = preprocess_arguments(clone, small_vae, "-np", "1")
-    run = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", script, *arguments]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=sys.prefix)
     deadline = time.monotonic() + 120
     while not list(folder.glob("cases/*.json")):
         assert run.poll() is None, "ended before it could be killed"
