@@ -1,0 +1,144 @@
+"""The embedded VAE `tiny`, and the script that trains it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fvae_nnunet.reconstruction import fidelity, reconstruct_volume
+from fvae_nnunet.vae import FrozenVAE, load_vae
+from fvae_nnunet.vae.registry import TINY_FOLDER
+
+WINDOW_HU = (-1000.0, 1000.0)
+CT_SMALL = Path(__file__).resolve().parents[2] / "shared" / "data" / "ct_small" / "ct.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FrozenVAE:
+    return load_vae("tiny")
+
+
+def test_package_folder_is_at_most_4_mb_and_has_its_card():
+    assert sum(path.stat().st_size for path in TINY_FOLDER.iterdir()) <= 4_000_000
+    assert {path.name for path in TINY_FOLDER.iterdir()} == {
+        "README.md",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_compression_is_8x8_with_16_channels_and_a_known_latent_scale(tiny):
+    assert (tiny.spec.inplane_stride, tiny.spec.latent_channels, tiny.spec.independent_slices) == (8, 16, True)
+    assert torch.equal(tiny.latent_mean, torch.zeros(16))
+    assert torch.equal(tiny.latent_std, torch.ones(16))
+
+
+def test_latent_of_natural_images_has_the_published_mean_and_std(tiny):
+    from tiny_vae_images import CropSampler, load_images
+
+    training, _ = load_images()
+    sampler = CropSampler(training, seed=7)
+    latent = torch.cat([tiny.encode(sampler.draw(16, 64)[:, :, None])[:, :, 0] for _ in range(8)])
+    per_channel = latent.transpose(0, 1).flatten(1)
+    assert per_channel.mean(dim=1).abs().max() < 0.3
+    assert torch.allclose(per_channel.std(dim=1), torch.ones(16), atol=0.25)  # 128 other crops than those measured on
+
+
+def test_posterior_is_a_distribution_narrower_than_the_latent(tiny):
+    volume = torch.rand((1, 1, 1, 64, 64), generator=torch.Generator().manual_seed(0)) - 0.5
+    mode = tiny.encode(volume)
+    draws = torch.stack([tiny.encode(volume, torch.Generator().manual_seed(seed)) for seed in range(8)])
+    spread = (draws - mode).std()
+    assert 1e-4 < spread < 0.5
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (1, 200, 136)])
+def test_air_comes_back_as_air(tiny, shape):
+    error_hu = np.abs(reconstruct_volume(tiny, np.full(shape, -1000, dtype=np.int16)) + 1000)
+    assert error_hu.mean() < 2
+    assert error_hu[:, 16:-16, 16:-16].max() < 10  # the first latent pixels see the zeros around the image
+
+
+def test_held_out_photograph_comes_back():
+    from tiny_vae_images import held_out_pairs, load_images
+    from train_tiny_vae import psnr_db
+
+    model = load_vae("tiny")._model
+    _, held_out = load_images()
+    figures = {name: psnr_db(model, image) for name, image in held_out_pairs(held_out).items()}
+    assert figures["camera"] > 30  # measured 30.5
+    assert figures["camera_island"] > 39.5  # measured 40.1
+
+
+def test_ct_comes_back_above_the_bar(tiny):
+    if not CT_SMALL.exists():
+        pytest.skip(f"no {CT_SMALL}")
+    from fvae_nnunet.image_files import read_volume
+
+    volume_hu, _ = read_volume(CT_SMALL)
+    assert fidelity(volume_hu, reconstruct_volume(tiny, volume_hu), WINDOW_HU).psnr_db > 31.5  # measured 31.7
+
+
+def test_normalising_the_latent_leaves_the_reconstruction():
+    from train_tiny_vae import build_model, normalise_latent
+
+    torch.manual_seed(0)
+    model = build_model((8, 8, 8, 8)).eval()
+    batches = [torch.rand(4, 1, 32, 32) * 2 - 1 for _ in range(3)]
+    before = model.decode(model.encode(batches[0]).latent_dist.mode()).sample
+    noise_before = model.encode(batches[0]).latent_dist.std / _std(model, batches)[None, :, None, None]
+    normalise_latent(model, batches)
+    after = model.decode(model.encode(batches[0]).latent_dist.mode()).sample
+    assert torch.allclose(after, before, atol=1e-5)
+    assert torch.allclose(_std(model, batches), torch.ones(16), atol=1e-4)
+    assert torch.allclose(model.encode(batches[0]).latent_dist.std, noise_before, rtol=1e-4)
+
+
+def _std(model, batches) -> torch.Tensor:
+    with torch.no_grad():
+        modes = torch.cat([model.encode(batch).latent_dist.mode() for batch in batches])
+    return modes.transpose(0, 1).flatten(1).std(dim=1)
+
+
+def test_run_resumed_from_its_checkpoint_takes_the_same_steps(tmp_path):
+    from tiny_vae_images import CropSampler
+    from train_tiny_vae import Run, loss_of
+
+    def advance(run: Run, sampler: CropSampler, steps: int) -> None:
+        for _ in range(steps):
+            loss_of(run.model, sampler.draw(2, 32), bfloat16=False).backward()
+            run.step(1e-3)
+            run.update_average()
+
+    image = {"noise": torch.rand((3, 120, 120), generator=torch.Generator().manual_seed(0))}
+    run, sampler = Run((8, 8, 8, 8), 0), CropSampler(image, seed=0)
+    start = copy.deepcopy(run.model.state_dict())
+    advance(run, sampler, 2)
+    run.save(tmp_path / "checkpoint", sampler)
+    advance(run, sampler, 2)
+    resumed, resumed_sampler = Run((8, 8, 8, 8), 1), CropSampler(image, seed=1)
+    resumed.load(tmp_path / "checkpoint", resumed_sampler)
+    advance(resumed, resumed_sampler, 2)
+    assert resumed.steps == run.steps == 4
+    for name, value in run.average.state_dict().items():
+        assert torch.equal(value, resumed.average.state_dict()[name]), name
+    moved = [name for name, value in run.model.state_dict().items() if not torch.equal(value, start[name])]
+    assert any(name.endswith("conv1.weight") for name in moved)
+    assert len(moved) == len(start)
+
+
+def test_crops_are_in_range_and_repeat_from_the_seed():
+    from tiny_vae_images import CropSampler
+
+    image = {"noise": torch.rand((3, 200, 300), generator=torch.Generator().manual_seed(0))}
+    first, second = (CropSampler(image, seed=3).draw(64, 48) for _ in range(2))
+    assert first.shape == (64, 1, 48, 48)
+    assert torch.equal(first, second)
+    assert first.min() >= -1
+    assert first.max() <= 1
+    air = (first == -1).flatten(1).float().mean(dim=1)
+    assert 0.1 < (air > 0.2).float().mean() < 0.7  # many crops have a flat background, most have content
