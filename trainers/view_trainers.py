@@ -43,7 +43,7 @@ class nnUNetTrainerFVAE(nnUNetTrainer):
         if not self.view_in_validation:
             super().perform_actual_validation(save_probabilities)
             return
-        raw_class = self.dataset_class
+        raw_class: Any = self.dataset_class  # type: ignore[has-type]
 
         def view_dataset(folder: str, identifiers: list[str], **keywords: Any) -> ViewDataset:
             inner = raw_class(folder, identifiers, **keywords)
