@@ -87,7 +87,7 @@ def test_reconstruct_keeps_name_format_and_geometry_and_writes_int16_in_the_wind
         assert values.std() > 0
     out = capsys.readouterr().out
     assert "a_0000: PSNR" in out
-    assert "3 cases done, 0 already complete" in out
+    assert "3 cases done (mean PSNR" in out
 
 
 def test_a_stored_orientation_does_not_change_the_reconstruction(images, small_vae, tmp_path):
@@ -107,7 +107,7 @@ def test_finished_images_are_skipped_and_other_settings_refused(images, small_va
     first = contents(tmp_path / "out")
     (tmp_path / "out" / "b.nrrd").write_bytes(first["b.nrrd"][:-10])
     assert reconstruct.main(arguments) == 0
-    assert "1 cases done, 2 already complete" in capsys.readouterr().out
+    assert "2 already complete" in capsys.readouterr().out
     assert contents(tmp_path / "out") == first
     assert reconstruct.main([*arguments, "--hu-window", "-160", "240"]) == 1
     assert "hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]" in capsys.readouterr().err
@@ -186,8 +186,8 @@ def test_preprocess_ends_with_a_summary_and_the_training_command(clone, small_va
     assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0")) == 0
     out = capsys.readouterr().out
     folder = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_small"
-    assert "5 cases done, 0 already complete" in out
-    assert "mean PSNR" in out
+    assert "5 cases done (mean PSNR" in out
+    assert "0 already complete" in out
     assert f"in {folder}" in out
     assert out.endswith(f"train with: nnUNetv2_train {clone.id} 3d_fullres 0 -tr nnUNetTrainerFVAE\n")
     assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0")) == 0

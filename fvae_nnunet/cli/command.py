@@ -169,7 +169,7 @@ class CaseProgress:
         """Close the bar; returns the summary's beginning and the exit status."""
         self.bar.close()
         elapsed = self.bar.format_dict["elapsed"]
-        mean = f", mean PSNR {sum(self.psnr_db) / len(self.psnr_db):.2f} dB" if self.psnr_db else ""
+        mean = f" (mean PSNR {sum(self.psnr_db) / len(self.psnr_db):.2f} dB)" if self.psnr_db else ""
         print(
             f"time: {elapsed:.1f} s, of which VAE {seconds.computing:.1f} s, "
             f"waiting for reading {seconds.reading:.1f} s and for writing {seconds.writing:.1f} s"
@@ -179,5 +179,5 @@ class CaseProgress:
                 f"{prog}: {len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}. "
                 f"The others are complete; {again}", file=sys.stderr,
             )  # fmt: skip
-        summary = f"{len(self.psnr_db)} cases done, {self.skipped} already complete, {elapsed:.1f} s{mean}"
+        summary = f"{len(self.psnr_db)} cases done{mean}, {self.skipped} already complete, {elapsed:.1f} s"
         return summary, 1 if self.failed else 0

@@ -69,13 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         progress.add(outcome, outcome.result)
     summary, status = progress.finish(seconds, "fvae-preprocess", "run the same command again for the rest")
-    print(f"{summary}, in {', '.join(str(folder) for folder in folders.values())}")
+    summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
     if status == 0:
         _ensure_trainer()
         plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
-        print(
-            f"train with: nnUNetv2_train {int(dataset.name[7:10])} {next(iter(folders))} 0 -tr nnUNetTrainerFVAE{plans}"
-        )
+        train = f"nnUNetv2_train {int(dataset.name[7:10])} {next(iter(folders))} 0 -tr nnUNetTrainerFVAE{plans}"
+        summary = f"{summary}; train with: {train}"
+    print(summary)
     return status
 
 
