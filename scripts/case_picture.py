@@ -15,12 +15,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.picture import case_picture
+from fvae_nnunet.image_files import check_nifti_is_whole
 
 
 def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Volume (z, y, x) with z rising to the head, y to the back, x to the patient's left, and its spacing in mm."""
+    check_nifti_is_whole(path)
     try:
         image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
     except RuntimeError as error:
@@ -58,25 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", type=Path, metavar="FILE", help="summary.json of fvae-evaluate, for the headline")
     parser.add_argument("--hu-window", type=float, nargs=2, default=(-160, 240), metavar=("BLACK", "WHITE"))
     parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="PNG to write")
-    args = parser.parse_args(argv)
-    try:
-        raw_hu, spacing_mm = read_upright(args.raw)
-        labels = json.loads(args.dataset_json.read_text())["labels"]
-        case = args.reference.name.split(".")[0]
-        case_picture(
-            raw_hu,
-            read_upright(args.view)[0],
-            spacing_mm=spacing_mm,
-            reference=read_upright(args.reference)[0],
-            prediction=read_upright(args.prediction)[0],
-            labels={name: value for name, value in labels.items() if name != "ignore"},
-            title=title_of(case, labels, args.summary) if args.summary else case,
-            path=args.o,
-            hu_window=tuple(args.hu_window),
-        )
-    except UserError as error:
-        print(f"case_picture.py: {error}", file=sys.stderr)
-        return 1
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    raw_hu, spacing_mm = read_upright(args.raw)
+    labels = json.loads(args.dataset_json.read_text())["labels"]
+    case = args.reference.name.split(".")[0]
+    case_picture(
+        raw_hu,
+        read_upright(args.view)[0],
+        spacing_mm=spacing_mm,
+        reference=read_upright(args.reference)[0],
+        prediction=read_upright(args.prediction)[0],
+        labels={name: value for name, value in labels.items() if name != "ignore"},
+        title=title_of(case, labels, args.summary) if args.summary else case,
+        path=args.o,
+        hu_window=tuple(args.hu_window),
+    )
     print(f"picture of {case} in {args.o}")
     return 0
 

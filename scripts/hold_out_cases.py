@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 
 LEAST_TRAINING_CASES = 5
@@ -106,12 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="dataset folder, nnU-Net's raw format")
     parser.add_argument("target", type=Path, help="folder to write; must not exist")
     parser.add_argument("--test-cases", type=int, metavar="N", help="how many to hold out; default: every 5th")
-    args = parser.parse_args(argv)
-    try:
-        n_train, tested = hold_out_cases(args.source, args.target, test_cases=args.test_cases)
-    except UserError as error:
-        print(f"hold_out_cases.py: {error}", file=sys.stderr)
-        return 1
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    n_train, tested = hold_out_cases(args.source, args.target, test_cases=args.test_cases)
     print(f"{n_train} training cases and {len(tested)} test cases ({', '.join(tested)}) in {args.target}")
     return 0
 

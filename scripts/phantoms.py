@@ -21,6 +21,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 
 Triple = Sequence[float] | np.ndarray
@@ -351,21 +352,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--spacing", type=float, nargs=3, default=(3.0, 2.0, 2.0), metavar=("Z", "Y", "X"), help="mm (3 2 2)"
     )
     parser.add_argument("--file-ending", default=".nii.gz", choices=[".nii.gz", ".nrrd", ".mha"])
-    args = parser.parse_args(argv)
-    try:
-        folder = write_phantom_dataset(
-            args.folder,
-            args.kind,
-            n_train=args.n_train,
-            n_test=args.n_test,
-            seed=args.seed,
-            shape=tuple(args.shape),
-            spacing_mm=tuple(args.spacing),
-            file_ending=args.file_ending,
-        )
-    except UserError as error:
-        print(f"phantoms.py: {error}", file=sys.stderr)
-        return 1
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = write_phantom_dataset(
+        args.folder,
+        args.kind,
+        n_train=args.n_train,
+        n_test=args.n_test,
+        seed=args.seed,
+        shape=tuple(args.shape),
+        spacing_mm=tuple(args.spacing),
+        file_ending=args.file_ending,
+    )
     print(f"{args.n_train} training and {args.n_test} test phantoms ({args.kind}) in {folder}")
     return 0
 
