@@ -177,9 +177,15 @@ def test_training_validation_resume_and_prediction_without_the_plugin(clone):
     assert not list(output.glob(".*"))
 
     again = trainer_of(nnUNetTrainerFVAEReconOnly, clone, continue_training=True)
+    again.num_epochs = 2
+    again.optimizer, again.lr_scheduler = again.configure_optimizers()
     again.load_checkpoint(str(output / "checkpoint_final.pth"))
     assert again.current_epoch == 1
     assert all(torch.equal(again.network.state_dict()[key], network[key]) for key in network)
+    again.run_training()
+    continued = torch.load(output / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    assert continued["current_epoch"] == 2
+    assert any(not torch.equal(continued["network_weights"][key], network[key]) for key in network)
 
     predictions = output / "predictions"
     hide = "import sys; sys.modules['fvae_nnunet'] = None; from nnunetv2.inference.predict_from_raw_data import *; "
