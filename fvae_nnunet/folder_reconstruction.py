@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,10 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import Geometry, image_ending, read_volume, write_volume
 from fvae_nnunet.manifest import Manifest, sha256_of_file
+from fvae_nnunet.parcel import compact
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
-from fvae_nnunet.reconstruction import Fidelity, Reconstruction, fidelity, reconstruct_to_int16
+from fvae_nnunet.reconstruction import Fidelity, fidelity, reconstruct_to_int16
+from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.vae.base import FrozenVAE
 
 MANIFEST_FOLDER = "fvae_manifest"
@@ -25,7 +27,12 @@ class _Volume:
     volume_hu: np.ndarray
     geometry: Geometry
     digest: str
-    fidelity: Fidelity | None = None
+
+
+@dataclass(frozen=True)
+class _Reconstructed:
+    raw: _Volume
+    view_hu: np.ndarray
 
 
 def reconstruct_folder(
@@ -34,12 +41,13 @@ def reconstruct_folder(
     vae: FrozenVAE,
     *,
     settings: Reconstruction,
+    cases: Iterable[str] | None = None,
     workers: int,
     seconds: StageSeconds,
     made_with: dict[str, object],
     overwrite: bool = False,
     on_slices: Callable[[str, int, int], object] | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Write the reconstruction of each image under its own name: int16 HU, same geometry, same ending.
 
     Slices run along the axis nearest to the body axis. An image that was finished with the same settings from the
@@ -49,6 +57,7 @@ def reconstruct_folder(
         images: from ``image_files.find_images``.
         output: the folder to write to; made if needed.
         vae, settings: with what.
+        cases: names of the images to do, asked for one by one; None for all.
         workers: processes for reading and writing; 0 for none.
         seconds: filled with where the time went.
         made_with: for the reader of the manifest.
@@ -69,17 +78,17 @@ def reconstruct_folder(
         raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or --overwrite")
     manifest.begin("reconstruction", settings.recorded_with(vae), made_with)
 
-    def compute(case: str, raw: _Volume) -> _Volume:
+    def compute(case: str, raw: _Volume) -> _Reconstructed:
         order = raw.geometry.axial_order
         count = partial(on_slices, case) if on_slices is not None else None
-        view = reconstruct_to_int16(vae, raw.volume_hu, **asdict(settings), axis_order=order, on_slices=count)
-        return _Volume(view, raw.geometry, raw.digest, fidelity(raw.volume_hu, view, settings.hu_window))
+        view = reconstruct_to_int16(vae, raw.volume_hu, settings, axis_order=order, case=case, on_slices=count)
+        return _Reconstructed(raw, view)
 
     return run_cases(
-        sorted(images),
+        sorted(images) if cases is None else cases,
         read=partial(_read, images, targets, manifest),
         compute=compute,
-        write=partial(_write, images, targets, manifest),
+        write=partial(_write, images, targets, manifest, settings.hu_window),
         workers=workers,
         seconds=seconds,
     )
@@ -90,13 +99,19 @@ def _read(images: dict[str, Path], targets: dict[str, Path], manifest: Manifest,
     if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
         return None
     volume_hu, geometry = read_volume(images[case])
-    return _Volume(volume_hu, geometry, digest)
+    return _Volume(compact(volume_hu), geometry, digest)
 
 
-def _write(images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, case: str, view: _Volume) -> Fidelity:
-    assert view.fidelity is not None
-    write_volume(targets[case], view.volume_hu, view.geometry)
-    manifest.write_case(
-        case, inputs={images[case].name: view.digest}, outputs=[targets[case]], results=asdict(view.fidelity)
-    )
-    return view.fidelity
+def _write(
+    images: dict[str, Path],
+    targets: dict[str, Path],
+    manifest: Manifest,
+    hu_window: tuple[float, float],
+    case: str,
+    reconstructed: _Reconstructed,
+) -> Fidelity:
+    raw = reconstructed.raw
+    result = fidelity(raw.volume_hu, reconstructed.view_hu, hu_window)
+    write_volume(targets[case], reconstructed.view_hu, raw.geometry)
+    manifest.write_case(case, inputs={images[case].name: raw.digest}, outputs=[targets[case]], results=asdict(result))
+    return result

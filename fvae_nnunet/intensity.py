@@ -35,6 +35,36 @@ def model_to_hu(volume: torch.Tensor, hu_window: tuple[float, float]) -> torch.T
     return volume.to(torch.float32).clamp(-1, 1) * half_width + (lower + half_width)
 
 
+def hu_to_model_over_unit_interval(
+    volume_hu: torch.Tensor, hu_window: tuple[float, float], dtype: torch.dtype
+) -> torch.Tensor:
+    """``hu_to_model`` as most of the paper's scripts do it: over [0, 1], from there on in ``dtype``, which rounds.
+
+    Any shape, any real dtype in; ``dtype`` out.
+    """
+    lower, upper = hu_window
+    unit = (volume_hu.to(torch.float64).clamp(lower, upper) - lower) / (upper - lower)
+    return unit.to(dtype) * 2 - 1
+
+
+def model_to_hu_over_unit_interval(
+    volume: torch.Tensor, hu_window: tuple[float, float], dtype: torch.dtype
+) -> torch.Tensor:
+    """Inverse of ``hu_to_model_over_unit_interval``; all steps in ``dtype``, returns float32."""
+    lower, upper = hu_window
+    unit = (volume.to(dtype).clamp(-1, 1) + 1) / 2
+    return (unit * (upper - lower) + lower).to(torch.float32)
+
+
+def truncate_to_int16(volume_hu: np.ndarray) -> np.ndarray:
+    """HU cut to int16 towards zero, as the paper's scripts do; any shape. A bias of half a HU towards zero.
+
+    Raises:
+        UserError: as ``round_to_int16``.
+    """
+    return round_to_int16(np.trunc(volume_hu))
+
+
 def round_to_int16(volume_hu: np.ndarray) -> np.ndarray:
     """HU rounded to the nearest int16; any shape.
 

@@ -2,110 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import PAPER_HU_WINDOW, check_hu_window, hu_to_model, model_to_hu, round_to_int16
+from fvae_nnunet.intensity import round_to_int16, truncate_to_int16
 from fvae_nnunet.orientation import AxisOrder
-from fvae_nnunet.vae.base import FrozenVAE, VAESpec
-from fvae_nnunet.windows import blend_window, slice_windows
+from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.schemes import reconstructed_slices
+from fvae_nnunet.vae.base import FrozenVAE
 
-DEFAULT_OVERLAP_SLICES = 16
-"""Overlap of the windows of a video VAE; about a quarter of Wan's 65 slices."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """How a volume is reconstructed; every field changes voxels.
-
-    Attributes:
-        hu_window: lower and upper HU; values outside come back as its ends.
-        window_slices: slices in a window.
-        overlap_slices: slices that neighbouring windows share.
-    """
-
-    hu_window: tuple[float, float]
-    window_slices: int
-    overlap_slices: int
-
-    @classmethod
-    def for_vae(
-        cls,
-        spec: VAESpec,
-        *,
-        hu_window: tuple[float, float] = PAPER_HU_WINDOW,
-        window_slices: int | None = None,
-        overlap_slices: int | None = None,
-    ) -> Reconstruction:
-        """Settings with the VAE's own window, and for video VAEs an overlap of 16 slices, where none are given.
-
-        Raises:
-            UserError: a window or overlap that cannot be used.
-        """
-        window = spec.window_slices if window_slices is None else window_slices
-        if overlap_slices is None:
-            overlap_slices = 0 if spec.independent_slices else min(DEFAULT_OVERLAP_SLICES, window // 2)
-        slice_windows(1, window, overlap_slices)
-        return cls(check_hu_window(hu_window), window, overlap_slices)
-
-    def recorded_with(self, vae: FrozenVAE) -> dict[str, Any]:
-        """Everything about this reconstruction by ``vae`` that changes a voxel, for a manifest."""
-        return {
-            "vae": vae.spec.name,
-            "weights_sha256": vae.weights_sha256,
-            "precision": str(vae.dtype).removeprefix("torch."),
-            **asdict(self),
-        }
-
-
-@torch.no_grad()
-def reconstruct_window(vae: FrozenVAE, window_hu: torch.Tensor, hu_window: tuple[float, float]) -> torch.Tensor:
-    """Reconstruct slices that the VAE sees at once.
-
-    The window is padded behind the last slice, row and column with replicated values to what the VAE admits, and cut
-    back.
-
-    Args:
-        vae: the frozen VAE.
-        window_hu: (d, y, x) in HU, any real dtype, any size from 1 on.
-        hu_window: lower and upper HU.
-
-    Returns:
-        (d, y, x) float32 in HU inside the window, on the VAE's device.
-
-    Raises:
-        UserError: the VAE's output is not finite (an overflow in half precision).
-    """
-    slices, height, width = window_hu.shape
-    spec = vae.spec
-    behind = (
-        spec.padded_inplane(width) - width,
-        spec.padded_inplane(height) - height,
-        spec.padded_slices(slices) - slices,
-    )
-    padding = (0, behind[0], 0, behind[1], 0, behind[2])
-    volume = hu_to_model(window_hu.to(vae.device), hu_window)[None, None]
-    volume = F.pad(volume, padding, mode="replicate")
-    decoded = vae.decode(vae.encode(volume))[0, 0, :slices, :height, :width]
-    if not torch.isfinite(decoded).all():
-        raise UserError(f"{spec.name} in {vae.dtype} gives values that are not finite; use --precision float32")
-    return model_to_hu(decoded, hu_window)
+PAPER_AXIS_ORDER: AxisOrder = (0, 2, 1)
+"""From (z, y, x) as SimpleITK reads a file to the (z, x, y) of the paper's scripts, which read it with nibabel."""
 
 
 def reconstruct_volume(
     vae: FrozenVAE,
     volume_hu: np.ndarray,
+    settings: Reconstruction | None = None,
     *,
-    hu_window: tuple[float, float] = PAPER_HU_WINDOW,
-    window_slices: int | None = None,
-    overlap_slices: int | None = None,
     axis_order: AxisOrder = (0, 1, 2),
+    case: str = "",
     on_slices: Callable[[int, int], object] | None = None,
 ) -> np.ndarray:
     """The reconstruction of a CT volume.
@@ -113,11 +34,12 @@ def reconstruct_volume(
     Args:
         vae: the frozen VAE.
         volume_hu: (z, y, x) in HU, any real dtype; the axes may stand in another order, see ``axis_order``.
-        hu_window: lower and upper HU.
-        window_slices, overlap_slices: see ``Reconstruction.for_vae``.
+        settings: None for ``Reconstruction.for_vae`` with its defaults.
         axis_order: transposition that brings the volume into (body axis, front-back, left-right); see
             ``orientation.axial_order``. It is undone on the result.
-        on_slices: called after each window with the slices done and the slices in all, for a progress bar.
+        case: mixed into ``settings.posterior_seed``, so that every case has draws of its own, whatever the order in
+            which cases are made.
+        on_slices: called with the slices done and the slices in all, for a progress bar.
 
     Returns:
         float32 in HU, same shape and axes as ``volume_hu``, inside the window.
@@ -125,27 +47,58 @@ def reconstruct_volume(
     Raises:
         UserError: the volume is not 3-dimensional, empty or not finite, or the VAE's output is not finite.
     """
+    return _reconstruct(vae, volume_hu, settings, np.float32, axis_order, case, on_slices)
+
+
+def reconstruct_to_int16(
+    vae: FrozenVAE,
+    volume_hu: np.ndarray,
+    settings: Reconstruction | None = None,
+    *,
+    axis_order: AxisOrder = (0, 1, 2),
+    case: str = "",
+    on_slices: Callable[[int, int], object] | None = None,
+) -> np.ndarray:
+    """``reconstruct_volume``, rounded (or cut, by the settings) to int16 HU: what views and image files hold.
+
+    No volume in float32 is held.
+    """
+    return _reconstruct(vae, volume_hu, settings, np.int16, axis_order, case, on_slices)
+
+
+@torch.no_grad()
+def _reconstruct(
+    vae: FrozenVAE,
+    volume_hu: np.ndarray,
+    settings: Reconstruction | None,
+    dtype: type[np.generic],
+    axis_order: AxisOrder,
+    case: str,
+    on_slices: Callable[[int, int], object] | None,
+) -> np.ndarray:
     if volume_hu.ndim != 3 or 0 in volume_hu.shape:
         raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
-    if not np.isfinite(volume_hu).all():
+    if volume_hu.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in volume_hu):
         raise UserError("the volume holds values that are not finite (NaN or infinite)")
-    settings = Reconstruction.for_vae(
-        vae.spec, hu_window=hu_window, window_slices=window_slices, overlap_slices=overlap_slices
-    )
-    axial_hu = volume_hu.transpose(axis_order)
-    result = np.empty(axial_hu.shape, dtype=np.float32)
-    for start, stop in slice_windows(len(axial_hu), settings.window_slices, settings.overlap_slices):
-        window_hu = torch.from_numpy(np.array(axial_hu[start:stop], dtype=np.float32, order="C"))
-        piece = reconstruct_window(vae, window_hu, settings.hu_window).cpu().numpy()
-        blend_window(result, piece, start, settings.overlap_slices)
+    settings = settings or Reconstruction.for_vae(vae.spec)
+    order = PAPER_AXIS_ORDER if settings.scheme == "paper" else axis_order
+    axial_hu = volume_hu.transpose(order)
+    result = np.empty(axial_hu.shape, dtype=dtype)
+    to_int16 = truncate_to_int16 if settings.truncate else round_to_int16
+    done = 0
+    for slices_hu in reconstructed_slices(vae, axial_hu, settings, _generator(settings, case)):
+        result[done : done + len(slices_hu)] = to_int16(slices_hu) if dtype is np.int16 else slices_hu
+        done += len(slices_hu)
         if on_slices is not None:
-            on_slices(stop, len(axial_hu))
-    return result.transpose(tuple(np.argsort(axis_order)))
+            on_slices(done, len(axial_hu))
+    return result.transpose(tuple(np.argsort(order)))
 
 
-def reconstruct_to_int16(vae: FrozenVAE, volume_hu: np.ndarray, **options: Any) -> np.ndarray:
-    """``reconstruct_volume`` with the same arguments, rounded to int16 HU: what views and image files hold."""
-    return round_to_int16(reconstruct_volume(vae, volume_hu, **options))
+def _generator(settings: Reconstruction, case: str) -> torch.Generator | None:
+    if settings.posterior_seed is None:
+        return None
+    digest = hashlib.sha256(f"{settings.posterior_seed}\0{case}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from fvae_nnunet.errors import UserError
@@ -43,14 +45,29 @@ def blend_weights(overlap_slices: int) -> np.ndarray:
     return (np.sin(position * np.pi / 2) ** 2).astype(np.float32)
 
 
-def blend_window(volume: np.ndarray, piece: np.ndarray, start: int, overlap_slices: int) -> None:
-    """Write the window ``piece`` (d, y, x) into ``volume`` (z, y, x), float32, from slice ``start`` on, in place.
+def blend_windows(windows: Iterable[np.ndarray], overlap_slices: int) -> Iterator[np.ndarray]:
+    """The slices of the volume, in order, as soon as they are final.
 
-    Windows must come in order. The first ``overlap_slices`` slices are blended with what the previous window left
-    (none for the window at slice 0); where both agree the value is kept to the bit.
+    Args:
+        windows: the reconstructed windows (d, y, x), float32, in order, as ``slice_windows`` cuts them. They are
+            written to.
+        overlap_slices: slices that neighbours share.
+
+    Yields:
+        Runs of slices (d, y, x), float32: together the volume. Where two windows agree the value is kept to the bit.
+        At most one window and ``overlap_slices`` slices are held at a time.
     """
-    shared = overlap_slices if start > 0 else 0
-    weights = blend_weights(shared)[:, None, None]
-    earlier = volume[start : start + shared]
-    earlier += weights * (piece[:shared] - earlier)
-    volume[start + shared : start + len(piece)] = piece[shared:]
+    weights = blend_weights(overlap_slices)[:, None, None]
+    earlier: np.ndarray | None = None
+    for window in windows:
+        if earlier is not None:
+            later = window[:overlap_slices]
+            later[...] = earlier[-overlap_slices:] + weights * (later - earlier[-overlap_slices:])
+        if overlap_slices == 0:
+            yield window
+            continue
+        if earlier is not None and len(earlier) > overlap_slices:
+            yield earlier[:-overlap_slices]
+        earlier = window
+    if earlier is not None:
+        yield earlier

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,18 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
 from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
+from fvae_nnunet.parcel import compact
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
-from fvae_nnunet.reconstruction import Reconstruction, fidelity, reconstruct_to_int16
+from fvae_nnunet.reconstruction import fidelity, reconstruct_to_int16
+from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_folder
 
 
 @dataclass(frozen=True)
 class _RawCase:
-    image: np.ndarray
+    channels: list[np.ndarray]
     axis_order: AxisOrder
     raw_digests: dict[str, str]
     configurations: list[str]
@@ -32,10 +34,8 @@ class _RawCase:
 
 @dataclass(frozen=True)
 class _ViewCase:
-    image: np.ndarray
-    raw_digests: dict[str, str]
-    configurations: list[str]
-    results: dict[str, float]
+    raw: _RawCase
+    reconstructions: dict[int, np.ndarray]
 
 
 def open_views(
@@ -85,11 +85,11 @@ def make_views(
     folders: dict[str, Path],
     *,
     settings: Reconstruction,
-    cases: list[str],
+    cases: Iterable[str],
     workers: int,
     seconds: StageSeconds,
     on_slices: Callable[[str, int, int], object] | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Reconstruct each case once and write its view for every configuration; yields what became of each case.
 
     The reconstruction is made in HU at the image's own resolution, rounded to int16, and then goes through nnU-Net's
@@ -100,35 +100,35 @@ def make_views(
         dataset: what to reconstruct.
         vae, settings: with what.
         folders: from ``open_views``.
-        cases: identifiers, a subset of the dataset's.
+        cases: identifiers, a subset of the dataset's, asked for one by one.
         workers: processes for reading and writing; 0 for none.
         seconds: filled with where the time went.
         on_slices: called with case, slices done and slices of the case.
 
     Raises:
-        UserError: the disk is full or a worker died.
+        UserError: the disk is full or no worker can be started.
     """
 
     def compute(case: str, raw: _RawCase) -> _ViewCase:
         count = partial(on_slices, case) if on_slices is not None else None
-        channels, results = [], []
-        for channel, image in enumerate(raw.image):
-            if channel in dataset.ct_channels:
-                reconstruction = reconstruct_to_int16(
-                    vae, image, **asdict(settings), axis_order=raw.axis_order, on_slices=count
-                )
-                channels.append(reconstruction)
-                results.append(asdict(fidelity(image, reconstruction, settings.hu_window)))
-            else:
-                channels.append(image)
-        mean = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
-        return _ViewCase(np.stack(channels), raw.raw_digests, raw.configurations, mean)
+        reconstructions = {
+            channel: reconstruct_to_int16(
+                vae,
+                raw.channels[channel],
+                settings,
+                axis_order=raw.axis_order,
+                case=f"{case}_{channel:04d}",
+                on_slices=count,
+            )
+            for channel in dataset.ct_channels
+        }
+        return _ViewCase(raw, reconstructions)
 
     return run_cases(
         cases,
         read=partial(_read_case, dataset, folders),
         compute=compute,
-        write=partial(_write_case, dataset, folders),
+        write=partial(_write_case, dataset, folders, settings.hu_window),
         workers=workers,
         seconds=seconds,
     )
@@ -154,18 +154,31 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str
         check_nifti_is_whole(path)
     reader = PlansManager(dataset.plans).image_reader_writer_class()
     image, properties = reader.read_images([str(path) for path in files])
-    return _RawCase(image, axial_order_of_nnunet(properties), raw_digests, pending)
+    return _RawCase([compact(channel) for channel in image], axial_order_of_nnunet(properties), raw_digests, pending)
 
 
-def _write_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str, view: _ViewCase) -> dict[str, float]:
+def _write_case(
+    dataset: PreprocessedDataset,
+    folders: dict[str, Path],
+    hu_window: tuple[float, float],
+    case: str,
+    view: _ViewCase,
+) -> dict[str, float]:
     import blosc2
     from batchgenerators.utilities.file_and_folder_operations import load_pickle
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from fvae_nnunet.preprocessing.view_preprocessor import ViewPreprocessor
 
+    results = [
+        asdict(fidelity(view.raw.channels[channel], reconstruction, hu_window))
+        for channel, reconstruction in view.reconstructions.items()
+    ]
+    mean = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
+    image = np.stack([view.reconstructions.get(channel, raw) for channel, raw in enumerate(view.raw.channels)])
+
     manager = PlansManager(dataset.plans)
-    for name in view.configurations:
+    for name in view.raw.configurations:
         configuration = manager.get_configuration(name)
         masked: dict[str, np.ndarray] = {}
         if any(configuration.use_mask_for_norm):
@@ -174,7 +187,7 @@ def _write_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: st
             masked["seg"] = reader.read_seg(str(dataset.label_files[case]))[0]
         data_folder = dataset.data_folders[name]
         properties = load_pickle(str(data_folder / f"{case}.pkl"))
-        data = ViewPreprocessor().run_view(view.image, properties, manager, configuration, **masked)
+        data = ViewPreprocessor().run_view(image, properties, manager, configuration, **masked)
 
         raw = blosc2.open(str(data_folder / f"{case}.b2nd"), mode="r")
         if data.shape != raw.shape:
@@ -196,8 +209,8 @@ def _write_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: st
             temporary.write_bytes(compressed)
         Manifest(folders[name]).write_case(
             case,
-            inputs=view.raw_digests | preprocessed_inputs(data_folder, case),
+            inputs=view.raw.raw_digests | preprocessed_inputs(data_folder, case),
             outputs=[target],
-            results=view.results,
+            results=mean,
         )
-    return view.results
+    return mean

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images, read_volume
 from fvae_nnunet.reconstruction import fidelity, reconstruct_volume
+from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.vae import FrozenVAE, load_vae
 
 SSIM_WINDOW_PIXELS = 7
@@ -81,11 +82,12 @@ def evaluate(
     """
     if every < 1 or (every > 1 and not vae.spec.independent_slices):
         raise UserError(f"--every {every}: must be at least 1, and 1 for a VAE whose slices see each other")
+    settings = Reconstruction.for_vae(vae.spec, hu_window=hu_window)
     results = {}
     for case, path in tqdm(images.items(), unit="case"):
         volume_hu, geometry = read_volume(path)
         axial_hu = volume_hu.transpose(geometry.axial_order)[::every]
-        results[case] = compare(axial_hu, reconstruct_volume(vae, axial_hu, hu_window=hu_window), hu_window)
+        results[case] = compare(axial_hu, reconstruct_volume(vae, axial_hu, settings), hu_window)
     return results
 
 

@@ -4,7 +4,8 @@ import torch
 from identity_vae import IdentityVAE
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.reconstruction import Reconstruction, fidelity, reconstruct_to_int16, reconstruct_volume
+from fvae_nnunet.reconstruction import fidelity, reconstruct_to_int16, reconstruct_volume
+from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.windows import slice_windows
 
 HU_WINDOW = (-1000.0, 1000.0)
@@ -12,6 +13,10 @@ HU_WINDOW = (-1000.0, 1000.0)
 
 def ct(shape, seed=0):
     return np.random.default_rng(seed).integers(-1000, 1001, size=shape).astype(np.int16)
+
+
+def windows(vae, **options):
+    return Reconstruction.for_vae(vae.spec, **options)
 
 
 class CausalSmoother(IdentityVAE):
@@ -43,7 +48,7 @@ def reconstruct_by_the_papers_script(volume_hu, model):
 @pytest.mark.parametrize("slices", [1, 2, 5, 64, 65, 66, 131])
 def test_windows_of_65_without_overlap_are_the_papers_scheme(slices):
     volume = ct((slices, 16, 24))
-    ours = reconstruct_volume(CausalSmoother(), volume, window_slices=65, overlap_slices=0)
+    ours = reconstruct_volume(CausalSmoother(), volume, windows(CausalSmoother(), window_slices=65, overlap_slices=0))
     papers = reconstruct_by_the_papers_script(volume, CausalSmoother().decode)
     np.testing.assert_allclose(ours, papers, atol=1e-3)
 
@@ -51,17 +56,17 @@ def test_windows_of_65_without_overlap_are_the_papers_scheme(slices):
 @pytest.mark.parametrize("slices", [1, 2, 5, 64, 65, 66, 131])
 def test_overlapping_windows_equal_a_straightforward_reference(slices):
     volume = ct((slices, 8, 8), seed=1)
-    ours = reconstruct_volume(CausalSmoother(), volume, window_slices=65, overlap_slices=16)
+    ours = reconstruct_volume(CausalSmoother(), volume, windows(CausalSmoother(), window_slices=65, overlap_slices=16))
     total, weight_sum = np.zeros(volume.shape), np.zeros((slices, 1, 1))
-    windows = slice_windows(slices, 65, 16)
-    for number, (start, stop) in enumerate(windows):
+    places = slice_windows(slices, 65, 16)
+    for number, (start, stop) in enumerate(places):
         x = torch.from_numpy(volume[start:stop] / 1000.0)[None, None]
         piece = CausalSmoother().decode(x)[0, 0].clamp(-1, 1).numpy() * 1000
         weight = np.ones(stop - start)
         ramp = np.sin(np.arange(1, 17) / 17 * np.pi / 2) ** 2
         if number > 0:
             weight[:16] = ramp
-        if number < len(windows) - 1:
+        if number < len(places) - 1:
             weight[-16:] = 1 - ramp
         total[start:stop] += weight[:, None, None] * piece
         weight_sum[start:stop] += weight[:, None, None]
@@ -70,7 +75,7 @@ def test_overlapping_windows_equal_a_straightforward_reference(slices):
 
 def test_the_last_window_is_trimmed_to_what_the_vae_admits():
     vae = CausalSmoother()
-    reconstruct_volume(vae, ct((112, 8, 8)), overlap_slices=0)
+    reconstruct_volume(vae, ct((112, 8, 8)), windows(vae, overlap_slices=0))
     assert [shape[2] for shape in vae.seen] == [65, 49]
 
 
@@ -115,7 +120,7 @@ def test_the_input_is_not_changed_and_any_real_dtype_is_taken():
 def test_progress_counts_every_slice():
     seen = []
     reconstruct_volume(CausalSmoother(9), ct((20, 8, 8)), on_slices=lambda done, total: seen.append((done, total)))
-    assert seen == [(9, 20), (14, 20), (19, 20), (20, 20)]
+    assert seen == [(5, 20), (10, 20), (15, 20), (20, 20)]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (0, 8, 8), (1, 2, 8, 8)])

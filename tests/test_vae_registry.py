@@ -45,7 +45,8 @@ def snapshot(cache: Path, hub_id: str) -> Path:
 def test_known_names_are_unique_and_described() -> None:
     vaes = known_vaes()
     names = [vae.name for vae in vaes]
-    assert names[:4] == ["tiny", "wan2.1", "wan2.2", "taef2"]
+    paper = ["wan2.1", "wan2.2", "videovae+", "iv-vae", "cv-vae", "wf-vae", "leanvae", "medvae", "maisi"]
+    assert names[:11] == ["tiny", *paper, "taef2"]
     assert len(set(names)) == len(names)
     assert all(vae.description and vae.licence for vae in vaes)
     assert {vae.name: vae.hub_id for vae in vaes if "wan" in vae.name} == {

@@ -83,9 +83,29 @@ def test_damaged_and_unsuitable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.txt").touch()
     with pytest.raises(UserError, match=r"must end in .safetensors or .pth"):
         read_state_dict(tmp_path / "weights.txt")
-    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "nested.ckpt")
-    with pytest.raises(UserError, match="not a plain state dict"):
-        read_state_dict(tmp_path / "nested.ckpt")
+    for name, content in (("words", {"a": "b"}), ("empty", {"state_dict": {}}), ("number", {"state_dict": 1})):
+        torch.save(content, tmp_path / f"{name}.ckpt")
+        with pytest.raises(UserError, match="is not a state dict"):
+            read_state_dict(tmp_path / f"{name}.ckpt")
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds no named values"):
+        read_state_dict(tmp_path / "list.pt")
+
+
+def test_a_state_dict_may_lie_in_a_training_checkpoint(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "args": {"dim": 4}, "state_dict": {"a": torch.ones(2)}}, tmp_path / "last.ckpt")
+    assert read_state_dict(tmp_path / "last.ckpt")["a"].tolist() == [1, 1]
+
+
+def test_trusted_files_may_hold_objects_but_their_class_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.ones(2)}, "object": RunsCode()}, tmp_path / "rich.ckpt")
+    assert read_state_dict(tmp_path / "rich.ckpt", trust=True)["a"].tolist() == [1, 1]
+    (tmp_path / "gone.ckpt").write_bytes(pickle.dumps({}, protocol=2).replace(b"}", b"cno_such_package\nThing\n"))
+    with pytest.raises(UserError, match="holds objects whose class is not installed: No module named 'no_such_pack"):
+        read_state_dict(tmp_path / "gone.ckpt", trust=True)
 
 
 def test_first_difference_names_what_is_missing_resized_or_too_much() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.windows import blend_weights, blend_window, slice_windows
+from fvae_nnunet.windows import blend_weights, blend_windows, slice_windows
 
 
 @pytest.mark.parametrize("slices", [1, 2, 5, 64, 65, 66, 131])
@@ -69,15 +69,25 @@ def test_blending_equals_the_weighted_mean_written_out(slices, window, overlap):
     rng = np.random.default_rng(0)
     windows = slice_windows(slices, window, overlap)
     pieces = [rng.normal(size=(stop - start, 2, 3)).astype(np.float32) for start, stop in windows]
-    volume = np.full((slices, 2, 3), np.nan, dtype=np.float32)
-    for piece, (start, _) in zip(pieces, windows):
-        blend_window(volume, piece, start, overlap)
+    copies = [piece.copy() for piece in pieces]
+    volume = np.concatenate(list(blend_windows(copies, overlap)))
     np.testing.assert_allclose(volume, blend_by_weighted_mean(pieces, windows, slices, overlap), atol=1e-5)
 
 
 def test_windows_that_agree_come_back_to_the_bit():
     source = np.random.default_rng(1).normal(size=(131, 4, 4)).astype(np.float32)
-    volume = np.full_like(source, np.nan)
-    for start, stop in slice_windows(131, 65, 16):
-        blend_window(volume, source[start:stop], start, 16)
-    assert np.array_equal(volume, source)
+    windows = [source[start:stop].copy() for start, stop in slice_windows(131, 65, 16)]
+    assert np.array_equal(np.concatenate(list(blend_windows(windows, 16))), source)
+
+
+def test_slices_are_handed_on_as_soon_as_they_are_final():
+    taken = []
+
+    def windows():
+        for start, stop in slice_windows(200, 65, 16):
+            taken.append(stop)
+            yield np.zeros((stop - start, 1, 1), dtype=np.float32)
+
+    blended = blend_windows(windows(), 16)
+    assert len(next(blended)) == 49
+    assert taken == [65, 114]

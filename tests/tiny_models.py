@@ -13,6 +13,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
+from fvae_nnunet.vae.wan import WanVAE
+
 
 def tiny_wan(seed: int = 0, residual: bool = False) -> Any:
     """Wan 2.1 (``residual``: Wan 2.2) with all of its blocks, a few channels and 4 latent channels, in ``eval()``."""
@@ -23,7 +25,16 @@ def tiny_wan(seed: int = 0, residual: bool = False) -> Any:
         sizes |= {"scale_factor_spatial": 16}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoencoderKLWan(**sizes).eval()
+        model: Any = AutoencoderKLWan(**sizes).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("gamma"):  # torch's own start would fade with each layer
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+        return model
+
+
+def wan_vae(model: Any, name: str = "wan2.1", **options: Any) -> WanVAE:
+    """The VAE with the weights of ``tiny_wan``."""
+    return WanVAE(model.state_dict(), model.config, name=name, source="test", **options)
 
 
 def tiny_kl(seed: int = 0, channels: int = 1, *, widths: tuple[int, ...] = (4, 4, 8, 8), **config: Any) -> Any:

@@ -10,7 +10,7 @@ from identity_vae import IdentityVAE
 from fvae_nnunet.pipeline import StageSeconds
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 from fvae_nnunet.preprocessing.make_views import make_views, open_views
-from fvae_nnunet.reconstruction import Reconstruction
+from fvae_nnunet.reconstruction_settings import Reconstruction
 
 WIDE_HU_WINDOW = (-3000.0, 3000.0)
 

@@ -7,15 +7,18 @@ import errno
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.pipeline import Outcome, StageSeconds
-    from fvae_nnunet.reconstruction import Reconstruction
+    from fvae_nnunet.devices import Work
+    from fvae_nnunet.pipeline import Outcome
+    from fvae_nnunet.reconstruction_settings import Reconstruction
     from fvae_nnunet.vae.base import FrozenVAE
 
 Runner = Callable[[argparse.Namespace], int]
@@ -46,10 +49,23 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
 def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     """Options that say with which VAE and how; ``load`` turns them into objects."""
     group = parser.add_argument_group("reconstruction")
-    group.add_argument("--vae", default="wan2.1", metavar="NAME", help="see fvae-setup for the names; default wan2.1")
+    group.add_argument("--vae", default="wan2.1", metavar="NAME", help="see fvae-setup --vaes; default wan2.1")
     group.add_argument(
         "--weights", metavar="PATH", help="folder or file of the weights; default: the hub's cache or the hub"
     )
+    group.add_argument(
+        "--vae-code", metavar="FOLDER",
+        help="checkout of the VAE's own repository; its code is run with your rights (docs/backbones.md)",
+    )  # fmt: skip
+    group.add_argument(
+        "--trust-weights", action="store_true",
+        help="read a pickled --weights file that holds more than tensors; it can run code",
+    )  # fmt: skip
+    group.add_argument(
+        "--scheme", choices=("windows", "paper", "stream"), default="windows",
+        help="windows: overlapping windows, blended (default); paper: the values of the scripts released with the "
+        "paper; stream: one causal pass without seams",
+    )  # fmt: skip
     group.add_argument(
         "--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"),
         help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's",
@@ -59,11 +75,19 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--overlap", type=int, metavar="N", dest="overlap_slices",
-        help="slices that windows share; default 16 for video VAEs, 0 for image VAEs; 0 is the paper's scheme",
+        help="slices that windows share; default 16 for video VAEs, 0 for image VAEs",
     )  # fmt: skip
     group.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="in which the VAE computes; default float32 (bfloat16: faster on a GPU, 2 to 3 HU of rounding noise)",
+        "--precision", choices=("float32", "bfloat16", "float16"),
+        help="in which the VAE computes; default float32 (--scheme paper: the script's); bfloat16 is faster on a GPU "
+        "and adds 2 to 3 HU of rounding noise",
+    )  # fmt: skip
+    group.add_argument(
+        "--truncate", action="store_true", help="with --scheme paper: cut to int16 as its scripts do; default: round"
+    )
+    group.add_argument(
+        "--sample-posterior", type=int, metavar="SEED", dest="posterior_seed",
+        help="draw the latent from the posterior; default: its mode",
     )  # fmt: skip
     group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
 
@@ -74,6 +98,11 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-np", type=int, default=2, metavar="N", help="processes that read and write; default 2, 0: none"
     )
+    group.add_argument(
+        "--devices", nargs="+", metavar="DEVICE",
+        help="instead of -device: a process for each of these, such as cuda:0 cuda:1, all (CUDA GPUs) or cpu cpu; "
+        "they share the cases and the processes of -np",
+    )  # fmt: skip
     group.add_argument("-num_parts", type=int, default=1, metavar="N", help="split the cases over N calls; default 1")
     group.add_argument(
         "-part_id", type=int, default=0, metavar="I", help="which of the parts this call does, from 0; default 0"
@@ -95,8 +124,9 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     """The VAE that the options name, on its device; UserError where it cannot be had."""
     import torch
 
-    from fvae_nnunet.reconstruction import Reconstruction
+    from fvae_nnunet.reconstruction_settings import Reconstruction
     from fvae_nnunet.vae import load_vae
+    from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -105,19 +135,34 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         )
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("torch sees no MPS device; use -device cpu")
-    vae = load_vae(arguments.vae, weights=arguments.weights, device=device, dtype=getattr(torch, arguments.precision))
+    script = PAPER_SCRIPTS.get(arguments.vae) if arguments.scheme == "paper" else None
+    dtype = getattr(torch, arguments.precision) if arguments.precision else script.dtype if script else torch.float32
+    vae = load_vae(
+        arguments.vae,
+        weights=arguments.weights,
+        code=arguments.vae_code,
+        trust_weights=arguments.trust_weights,
+        device=device,
+        dtype=dtype,
+    )
     settings = Reconstruction.for_vae(
         vae.spec,
+        scheme=arguments.scheme,
         hu_window=tuple(arguments.hu_window),
         window_slices=arguments.window_slices,
         overlap_slices=arguments.overlap_slices,
+        truncate=arguments.truncate,
+        posterior_seed=arguments.posterior_seed,
     )
     options = ["--vae", arguments.vae]
-    if arguments.weights:
-        options += ["--weights", arguments.weights]
-    options += ["--hu-window", *(f"{end:g}" for end in settings.hu_window)]
+    for option, value in (("--weights", arguments.weights), ("--vae-code", arguments.vae_code)):
+        options += [option, value] if value else []
+    options += ["--trust-weights"] if arguments.trust_weights else []
+    options += ["--scheme", settings.scheme, "--hu-window", *(f"{end:g}" for end in settings.hu_window)]
     options += ["--window-slices", str(settings.window_slices), "--overlap", str(settings.overlap_slices)]
-    options += ["--precision", arguments.precision]
+    options += ["--precision", str(vae.dtype).removeprefix("torch.")]
+    options += ["--truncate"] if settings.truncate else []
+    options += [] if settings.posterior_seed is None else ["--sample-posterior", str(settings.posterior_seed)]
     return LoadedVAE(vae, settings, shlex.join(options))
 
 
@@ -129,7 +174,62 @@ def part_of(cases: list[str], arguments: argparse.Namespace) -> list[str]:
         raise UserError(f"-np must not be negative, got {arguments.np}")
     if arguments.overwrite and arguments.num_parts > 1:
         raise UserError("--overwrite deletes what the other parts made; run it without -num_parts")
+    if arguments.devices and arguments.device:
+        raise UserError("-device and --devices exclude each other; give one of them")
     return cases[arguments.part_id :: arguments.num_parts]
+
+
+def workers_of(arguments: argparse.Namespace) -> int:
+    """Processes that read and write for one device."""
+    return max(1, arguments.np // len(arguments.devices)) if arguments.np and arguments.devices else arguments.np
+
+
+def do_cases(
+    arguments: argparse.Namespace, work: Work, *, cases: list[str], known: Iterable[str], folders: Iterable[Path]
+) -> CaseProgress:
+    """Do the cases, and those that crashed processes left, on the devices that the options name.
+
+    Args:
+        arguments: the options; ``devices`` is replaced by the devices it stands for.
+        work: loads the VAE and does cases with it; the result of each is a dictionary.
+        cases: this call's part.
+        known: all cases of the input.
+        folders: where cases are claimed, see ``claims``.
+    """
+    from fvae_nnunet.claims import Claims
+    from fvae_nnunet.devices import available_devices, run_on_devices
+    from fvae_nnunet.pipeline import Outcome
+
+    arguments.devices = available_devices(arguments.devices or [])
+    with Claims(folders, known=known) as claims:
+        if arguments.overwrite:
+            claims.refuse_others()
+        if arguments.devices:
+            progress = CaseProgress(len(cases), arguments)
+            outcomes = run_on_devices(
+                arguments.devices,
+                work,
+                claims.each(cases),
+                seconds=progress.seconds,
+                on_slices=progress.on_slices,
+                say=progress.say,
+            )
+        else:
+            loaded = work.load(arguments.device)
+            progress = CaseProgress(len(cases), arguments)
+            outcomes = work.run(
+                loaded, claims.each(cases), first=True, seconds=progress.seconds, on_slices=progress.on_slices
+            )
+        # closed before the claims are given back: then nobody works on a case any more
+        with closing(outcomes):
+            for outcome in outcomes:
+                claims.release(outcome.case)
+                progress.add(outcome)
+        for case in claims.elsewhere:
+            progress.add(Outcome(case, elsewhere=True))
+    if claims.adopted:
+        progress.say(f"took over from processes that had crashed: {', '.join(claims.adopted)}")
+    return progress
 
 
 class CaseProgress:
@@ -138,23 +238,35 @@ class CaseProgress:
     def __init__(self, total: int, arguments: argparse.Namespace) -> None:
         from tqdm import tqdm
 
+        from fvae_nnunet.pipeline import StageSeconds
+
+        self.seconds = StageSeconds()
+        self.devices = max(1, len(arguments.devices))
         self.bar = tqdm(total=total, unit="case", dynamic_ncols=True)
         self.verbose = arguments.verbose
         self.psnr_db: list[float] = []
         self.skipped = 0
+        self.elsewhere = 0
         self.failed: list[str] = []
 
     def on_slices(self, case: str, done: int, total: int) -> None:
         self.bar.set_postfix_str(f"{case}: slice {done}/{total}")
 
-    def add(self, outcome: Outcome, result: dict[str, float] | None) -> None:
+    def say(self, line: str) -> None:
+        self.bar.write(line, file=sys.stderr)
+
+    def add(self, outcome: Outcome) -> None:
         """Count one case and say what became of it."""
+        result = outcome.result
         if outcome.error is not None:
             reason = str(outcome.error) if isinstance(outcome.error, UserError) else repr(outcome.error)
             self.failed.append(outcome.case)
             self.bar.write(f"{outcome.case}: FAILED: {reason}", file=sys.stderr)
             if self.verbose:
                 self.bar.write("".join(traceback.format_exception(outcome.error)), file=sys.stderr)
+        elif outcome.elsewhere:
+            self.elsewhere += 1
+            self.bar.write(f"{outcome.case}: in work elsewhere", file=sys.stdout)
         elif result is None:
             self.skipped += 1
         else:
@@ -163,21 +275,25 @@ class CaseProgress:
                 f"{outcome.case}: PSNR {result['psnr_db']:.2f} dB, "
                 f"mean absolute error {result['mean_absolute_error_hu']:.2f} HU", file=sys.stdout,
             )  # fmt: skip
+        self.bar.total = max(self.bar.total, self.bar.n + 1)
         self.bar.update()
 
-    def finish(self, seconds: StageSeconds, prog: str, again: str) -> tuple[str, int]:
+    def finish(self, prog: str, again: str) -> tuple[str, int]:
         """Close the bar; returns the summary's beginning and the exit status."""
         self.bar.close()
         elapsed = self.bar.format_dict["elapsed"]
         mean = f" (mean PSNR {sum(self.psnr_db) / len(self.psnr_db):.2f} dB)" if self.psnr_db else ""
+        seconds = self.seconds
+        several = f" on {self.devices} devices, summed over them" if self.devices > 1 else ""
         print(
-            f"time: {elapsed:.1f} s, of which VAE {seconds.computing:.1f} s, "
-            f"waiting for reading {seconds.reading:.1f} s and for writing {seconds.writing:.1f} s"
+            f"time: {elapsed:.1f} s, of which{several} VAE {seconds.computing:.1f} s, waiting for reading "
+            f"{seconds.reading:.1f} s and for writing {seconds.writing:.1f} s; device idle {seconds.idle_share:.0%}"
         )
         if self.failed:
             print(
                 f"{prog}: {len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}. "
-                f"The others are complete; {again}", file=sys.stderr,
+                f"{'' if self.elsewhere else 'The others are complete; '}{again}", file=sys.stderr,
             )  # fmt: skip
-        summary = f"{len(self.psnr_db)} cases done{mean}, {self.skipped} already complete, {elapsed:.1f} s"
+        elsewhere = f", {self.elsewhere} in work elsewhere" if self.elsewhere else ""
+        summary = f"{len(self.psnr_db)} cases done{mean}, {self.skipped} already complete{elsewhere}, {elapsed:.1f} s"
         return summary, 1 if self.failed else 0

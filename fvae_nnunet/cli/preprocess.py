@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import (
-    CaseProgress,
+    LoadedVAE,
     add_reconstruction_options,
     add_work_options,
+    do_cases,
     load,
     part_of,
     run_command,
+    workers_of,
 )
 from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.devices import OnSlices
+    from fvae_nnunet.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,47 +44,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.pipeline import StageSeconds
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
-    from fvae_nnunet.preprocessing.make_views import make_views, open_views
-    from fvae_nnunet.views import default_view_name
+    from fvae_nnunet.views import default_view_name, view_folder
 
     dataset = open_preprocessed_dataset(arguments.dataset, plans_name=arguments.p, configurations=arguments.c)
     cases = part_of(dataset.cases, arguments)
     view = arguments.view or default_view_name(arguments.vae)
-    loaded = load(arguments)
-    _say_channels(dataset.dataset_json, dataset.ct_channels)
-    _warn_of_clipping(dataset.plans, dataset.ct_channels, loaded.settings.hu_window)
-    folders = open_views(
-        dataset,
-        loaded.vae,
-        view=view,
-        settings=loaded.settings,
-        made_with={"weights": loaded.vae.weights_source, "options": f"{loaded.options} --view {view}"},
-        overwrite=arguments.overwrite,
-    )
-    seconds = StageSeconds()
-    progress = CaseProgress(len(cases), arguments)
-    for outcome in make_views(
-        dataset,
-        loaded.vae,
-        folders,
-        settings=loaded.settings,
-        cases=cases,
-        workers=arguments.np,
-        seconds=seconds,
-        on_slices=progress.on_slices,
-    ):
-        progress.add(outcome, outcome.result)
-    summary, status = progress.finish(seconds, "fvae-preprocess", "run the same command again for the rest")
-    summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
-    if status == 0:
+    folders = [view_folder(data, view) for data in dataset.data_folders.values()]
+    work = _MakeViews(arguments, dataset, view)
+    progress = do_cases(arguments, work, cases=cases, known=dataset.cases, folders=folders)
+    summary, status = progress.finish("fvae-preprocess", "run the same command again for the rest")
+    summary = f"{summary}, in {', '.join(str(folder) for folder in folders)}"
+    if status == 0 and not progress.elsewhere:
         _ensure_trainer()
         plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
-        train = f"nnUNetv2_train {int(dataset.name[7:10])} {next(iter(folders))} 0 -tr nnUNetTrainerFVAE{plans}"
+        configuration = next(iter(dataset.data_folders))
+        train = f"nnUNetv2_train {int(dataset.name[7:10])} {configuration} 0 -tr nnUNetTrainerFVAE{plans}"
         summary = f"{summary}; train with: {train}"
     print(summary)
     return status
+
+
+@dataclass(frozen=True)
+class _MakeViews:
+    """What one device does."""
+
+    arguments: argparse.Namespace
+    dataset: PreprocessedDataset
+    view: str
+
+    def load(self, device: str | None) -> LoadedVAE:
+        return load(argparse.Namespace(**vars(self.arguments) | {"device": device}))
+
+    def run(
+        self, loaded: LoadedVAE, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
+    ) -> Generator[Outcome, None, None]:
+        from fvae_nnunet.preprocessing.make_views import make_views, open_views
+
+        dataset = self.dataset
+        if first:
+            _say_channels(dataset.dataset_json, dataset.ct_channels)
+            _warn_of_clipping(dataset.plans, dataset.ct_channels, loaded.settings.hu_window)
+        folders = open_views(
+            dataset,
+            loaded.vae,
+            view=self.view,
+            settings=loaded.settings,
+            made_with={"weights": loaded.vae.weights_source, "options": f"{loaded.options} --view {self.view}"},
+            overwrite=self.arguments.overwrite and first,
+        )
+        return make_views(
+            dataset,
+            loaded.vae,
+            folders,
+            settings=loaded.settings,
+            cases=cases,
+            workers=workers_of(self.arguments),
+            seconds=seconds,
+            on_slices=on_slices,
+        )
 
 
 def _say_channels(dataset_json: dict[str, Any], ct_channels: list[int]) -> None:

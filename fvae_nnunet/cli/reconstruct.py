@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import (
-    CaseProgress,
+    LoadedVAE,
     add_reconstruction_options,
     add_work_options,
+    do_cases,
     load,
     part_of,
     run_command,
+    workers_of,
 )
+
+if TYPE_CHECKING:
+    from fvae_nnunet.devices import OnSlices
+    from fvae_nnunet.pipeline import Outcome, StageSeconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,27 +38,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.folder_reconstruction import reconstruct_folder
+    from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
     from fvae_nnunet.image_files import find_images
-    from fvae_nnunet.pipeline import StageSeconds
 
     images = find_images(arguments.i)
-    images = {case: images[case] for case in part_of(list(images), arguments)}
-    loaded = load(arguments)
-    seconds = StageSeconds()
-    progress = CaseProgress(len(images), arguments)
-    for outcome in reconstruct_folder(
-        images,
-        arguments.o,
-        loaded.vae,
-        settings=loaded.settings,
-        workers=arguments.np,
-        seconds=seconds,
-        made_with={"weights": loaded.vae.weights_source, "options": loaded.options},
-        overwrite=arguments.overwrite,
-        on_slices=progress.on_slices,
-    ):
-        progress.add(outcome, asdict(outcome.result) if outcome.result else None)
-    summary, status = progress.finish(seconds, "fvae-reconstruct", "run the same command again for the rest")
+    cases = part_of(list(images), arguments)
+    work = _Reconstruct(arguments, images)
+    progress = do_cases(arguments, work, cases=cases, known=images, folders=[arguments.o / MANIFEST_FOLDER])
+    summary, status = progress.finish("fvae-reconstruct", "run the same command again for the rest")
     print(f"{summary}, in {arguments.o}")
     return status
+
+
+@dataclass(frozen=True)
+class _Reconstruct:
+    """What one device does."""
+
+    arguments: argparse.Namespace
+    images: dict[str, Path]
+
+    def load(self, device: str | None) -> LoadedVAE:
+        return load(argparse.Namespace(**vars(self.arguments) | {"device": device}))
+
+    def run(
+        self, loaded: LoadedVAE, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
+    ) -> Generator[Outcome, None, None]:
+        from fvae_nnunet.folder_reconstruction import reconstruct_folder
+
+        for outcome in reconstruct_folder(
+            self.images,
+            self.arguments.o,
+            loaded.vae,
+            settings=loaded.settings,
+            cases=cases,
+            workers=workers_of(self.arguments),
+            seconds=seconds,
+            made_with={"weights": loaded.vae.weights_source, "options": loaded.options},
+            overwrite=self.arguments.overwrite and first,
+            on_slices=on_slices,
+        ):
+            yield replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome

@@ -7,8 +7,12 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+
+if TYPE_CHECKING:
+    from fvae_nnunet.vae import KnownVAE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--remove", action="store_true", help="take the stub out of nnU-Net's trainer folder")
     parser.add_argument("--show", action="store_true", help="only show; write nothing")
+    parser.add_argument(
+        "--vaes", action="store_true", help="only say of each VAE what it needs: weights, windows, values, licence"
+    )
     return run_command(parser, run, argv)
 
 
@@ -28,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.remove:
         removed = remove()
         print(f"removed {removed}" if removed else "nothing to remove")
+        return 0
+    if arguments.vaes:
+        _explain_vaes()
         return 0
     _show_installation()
     _show_folders()
@@ -62,13 +72,26 @@ def _show_vaes() -> None:
     known = known_vaes()
     width = max(len(vae.name) for vae in known)
     for vae in known:
-        if is_available_offline(vae.name):
-            where = "on this machine"
-        elif vae.hub_id:
-            where = f"from the hub: {vae.hub_id}, {vae.download_mb} MB"
-        else:
-            where = f"with --weights, {vae.download_mb} MB"
-        print(f"  {vae.name:{width}}  {where}; {vae.licence}; {vae.description}")
+        print(f"  {vae.name:{width}}  {_where(vae, on_this_machine=is_available_offline(vae.name))}; {vae.description}")
+
+
+def _explain_vaes() -> None:
+    from fvae_nnunet.vae import is_available_offline, known_vaes
+
+    for vae in known_vaes():
+        print(f"{vae.name}: {vae.description}")
+        print(f"  weights: {_where(vae, on_this_machine=is_available_offline(vae.name))}; --weights: {vae.weights}")
+        if vae.code:
+            why = "needed" if vae.needs_code else "not needed, its module is built in"
+            print(f"  code: --vae-code, a checkout of github.com/{vae.code} ({why})")
+        print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
+
+
+def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:
+    size = f", {vae.download_mb} MB" if vae.download_mb else ""
+    if on_this_machine:
+        return "on this machine"
+    return f"from the hub: {vae.hub_id}{size}" if vae.hub_id else f"with --weights{size}"
 
 
 def _show_trainers(*, write: bool) -> int:

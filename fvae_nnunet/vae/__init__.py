@@ -1,6 +1,7 @@
 """Frozen VAEs behind one small interface, by name."""
 
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
-from fvae_nnunet.vae.registry import KnownVAE, is_available_offline, known_vaes, load_vae
+from fvae_nnunet.vae.known import KnownVAE, known_vaes
+from fvae_nnunet.vae.registry import is_available_offline, load_vae
 
 __all__ = ["FrozenVAE", "KnownVAE", "VAESpec", "is_available_offline", "known_vaes", "load_vae"]

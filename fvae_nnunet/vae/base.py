@@ -20,7 +20,8 @@ class VAESpec:
         slice_stride: slices for one latent slice; 1 for image VAEs, whose slices do not see each other.
         slice_offset: a window must hold ``slice_offset + k * slice_stride`` slices with k >= 0 (Wan: 1 + 4k).
         window_slices: native number of slices of a window; for image VAEs, how many slices one call should take.
-        causal: no slice depends on later slices, so padding behind the last slice changes nothing before it.
+        causal: no group of slices (those of one latent slice) depends on later groups, so padding behind the last slice
+            changes nothing before it.
     """
 
     name: str
@@ -46,6 +47,26 @@ class VAESpec:
     def padded_inplane(self, pixels: int) -> int:
         """The smallest multiple of the in-plane stride that is not less than ``pixels`` (>= 1)."""
         return math.ceil(pixels / self.inplane_stride) * self.inplane_stride
+
+
+class VAEStream(ABC):
+    """One causal pass of a VAE over a volume, from the first slice to the last, with bounded memory.
+
+    What a piece comes back as depends on the slices before it, as in one encoding and decoding of the whole volume.
+    """
+
+    @abstractmethod
+    def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Encode and decode the next slices.
+
+        Args:
+            volume: (B, 1, d, H, W), float, in [-1, 1]; at the first call ``spec.slice_offset + k * spec.slice_stride``
+                slices, then ``k * spec.slice_stride``; B, H and W the same at every call.
+            generator: draws from the posterior if given.
+
+        Returns:
+            (B, 1, d, H, W), float32, on the VAE's device.
+        """
 
 
 class FrozenVAE(ABC):
@@ -99,6 +120,10 @@ class FrozenVAE(ABC):
     @abstractmethod
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """The volume (B, 1, D, H, W), float32, of a latent as ``encode`` returns it. Values may leave [-1, 1]."""
+
+    def open_stream(self) -> VAEStream | None:
+        """A new pass over a volume, or None where the VAE is not causal or its code keeps no state between calls."""
+        return None
 
     def check_volume(self, volume: torch.Tensor) -> None:
         """Raise ValueError where ``encode`` could not take ``volume`` as it is."""

@@ -65,6 +65,14 @@ class ModuleVAE(FrozenVAE):
         """(B, latent_channels, d, h, w) to (B, 1, D, H, W) float32."""
 
 
+def drawn(mean: torch.Tensor, std: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """The mode of a normal distribution, or a draw from it if there is a generator."""
+    if generator is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype)
+    return mean + std * noise.to(mean.device)
+
+
 def slices_as_batch(volume: torch.Tensor, channels: int) -> torch.Tensor:
     """(B, 1, D, H, W) to (B * D, channels, H, W), the channels all equal."""
     batch, _, slices, height, width = volume.shape

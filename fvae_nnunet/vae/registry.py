@@ -1,10 +1,11 @@
-"""The names of the VAEs, and loading one by its name."""
+"""Loading a VAE by its name."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,90 +13,96 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
+from fvae_nnunet.vae.identify import model_of_file
+from fvae_nnunet.vae.known import DIFFUSERS_PREFIX, KNOWN
 
-DIFFUSERS_PREFIX = "diffusers:"
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
-
-@dataclass(frozen=True)
-class KnownVAE:
-    """A VAE that has a name here.
-
-    Attributes:
-        name: for ``load_vae`` and ``--vae``.
-        description: one line.
-        licence: of the weights.
-        download_mb: approximate size of the weights; 0 for embedded ones.
-        hub_id: where they are on the Hugging Face hub, None if they are not taken from there.
-    """
-
-    name: str
-    description: str
-    licence: str
-    download_mb: int
-    hub_id: str | None = None
-
-
-_KNOWN = (
-    KnownVAE("tiny", "embedded image VAE, 8x8, 16 channels; for trying out and tests", "Apache-2.0", 0),
-    KnownVAE("wan2.1", "video VAE, 8x8x4, 16 channels", "Apache-2.0", 508, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
-    KnownVAE("wan2.2", "video VAE, 16x16x4, 48 channels", "Apache-2.0", 2820, "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
-    KnownVAE("taef2", "tiny image autoencoder for FLUX.2's latent space, 8x8, 32 channels", "MIT", 6),
-    *(
-        KnownVAE(DIFFUSERS_PREFIX + hub_id, description, licence, download_mb, hub_id)
-        for hub_id, description, licence, download_mb in (
-            ("stabilityai/sd-vae-ft-mse", "image VAE of Stable Diffusion, 8x8, 4 channels", "MIT", 335),
-            ("stabilityai/sdxl-vae", "image VAE of SDXL, 8x8, 4 channels", "MIT", 335),
-            ("black-forest-labs/FLUX.1-schnell", "image VAE of FLUX.1, 8x8, 16 channels", "Apache-2.0", 168),
-            ("madebyollin/taesd", "tiny image autoencoder for SD's latent space, 8x8, 4 channels", "MIT", 10),
-        )
-    ),
-)
-
-
-def known_vaes() -> list[KnownVAE]:
-    """All VAEs with a name of their own, and examples of ``diffusers:``, which takes any image VAE of diffusers."""
-    return list(_KNOWN)
+_OWN_MODULES = {
+    "wan2.1": "wan.load_wan",
+    "wan2.2": "wan.load_wan",
+    "leanvae": "leanvae.load_leanvae",
+    "wf-vae": "wfvae.load_wfvae",
+    "iv-vae": "ivvae.load_ivvae",
+    "medvae": "medvae.load_medvae",
+    "maisi": "maisi.load_maisi",
+    "taef2": "taef2.load_taef2",
+}
 
 
 def load_vae(
     name: str,
     *,
     weights: str | os.PathLike[str] | None = None,
+    code: str | os.PathLike[str] | None = None,
+    trust_weights: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FrozenVAE:
     """The frozen VAE with this name.
 
     Args:
-        name: ``tiny``, ``wan2.1``, ``wan2.2``, ``taef2``, or ``diffusers:`` and the hub id or the local folder of an
-            AutoencoderKL or AutoencoderTiny. Where a folder or repository has a subfolder ``vae`` (a pipeline), the
-            VAE is taken from there.
-        weights: where the weights are, instead of the hub; ``wan2.1`` and ``wan2.2``: a folder in diffusers' format,
-            a ``.safetensors`` or ``.pth`` file; ``taef2``: folder or file, required; ``diffusers:<hub id>``: a folder.
-            A leading ``~`` is the home folder.
+        name: one of ``known_vaes``, or ``diffusers:`` and the hub id or the local folder of an AutoencoderKL or
+            AutoencoderTiny. Where a folder or repository has a subfolder ``vae`` (a pipeline), the VAE is taken from
+            there.
+        weights: where the weights are, instead of the hub; ``KnownVAE.weights`` says what it may be. A leading ``~``
+            is the home folder.
+        code: checkout of the VAE's own repository (``KnownVAE.code``), whose modules are imported and run. Needed
+            where ``KnownVAE.needs_code``; elsewhere it takes the place of our own module.
+        trust_weights: read a pickled file even if it holds more than tensors and plain values.
         device: where to compute.
         dtype: precision; the digest in ``weights_sha256`` is that of the weights before they are cast to it.
 
     Raises:
-        UserError: unknown name, weights that cannot be had, or weights of another model.
+        UserError: unknown name, weights or code that cannot be had, or weights of another model.
     """
     path = None if weights is None else Path(weights).expanduser()
     if path is not None and not path.exists():
         raise UserError(f"{name}: --weights: no such file or folder: {path}")
-    if name == "tiny":
-        return _load_tiny(path, device, dtype)
-    if name in ("wan2.1", "wan2.2"):
-        from fvae_nnunet.vae.wan import load_wan
+    load = _loader(name, None if code is None else Path(code).expanduser(), trust_weights)
+    try:
+        return load(path, device, dtype)
+    except UserError as error:
+        found = None if path is None else model_of_file(path)
+        if found is None or found == name or found in str(error).replace(name, ""):
+            raise
+        raise UserError(f"{error}. {path} looks like {found}; use --vae {found}") from error
 
-        return load_wan(name, weights=path, device=device, dtype=dtype)
-    if name == "taef2":
-        from fvae_nnunet.vae.taef2 import load_taef2
 
-        return load_taef2(weights=path, device=device, dtype=dtype)
+_Loader = Callable[["Path | None", "str | torch.device", torch.dtype], FrozenVAE]
+
+
+def _loader(name: str, code: Path | None, trust_weights: bool) -> _Loader:
     if name.startswith(DIFFUSERS_PREFIX):
-        return _load_diffusers(name.removeprefix(DIFFUSERS_PREFIX), path, device, dtype)
-    raise _unknown(name)
+        _refuse_code(name, code)
+        return lambda path, device, dtype: _load_diffusers(name.removeprefix(DIFFUSERS_PREFIX), path, device, dtype)
+    known = next((vae for vae in KNOWN if vae.name == name), None)
+    if known is None:
+        raise _unknown(name)
+    if known.code is None:
+        _refuse_code(name, code)
+    if name == "tiny":
+        return _load_tiny
+    if code is not None:
+        from fvae_nnunet.vae.research_codes import load_checkout_vae
+
+        return lambda path, device, dtype: load_checkout_vae(
+            name, code=code, weights=path, trust=trust_weights, device=device, dtype=dtype
+        )
+    if known.needs_code:
+        raise UserError(
+            f"{name}: its licence ({known.licence}) does not let us ship its network; get its code with "
+            f"`git clone https://github.com/{known.code}` and give the folder with --vae-code"
+        )
+    module, _, function = _OWN_MODULES[name].partition(".")
+    load = getattr(import_module(f"fvae_nnunet.vae.{module}"), function)
+    return lambda path, device, dtype: load(name, weights=path, trust=trust_weights, device=device, dtype=dtype)
+
+
+def _refuse_code(name: str, code: Path | None) -> None:
+    if code is not None:
+        with_code = ", ".join(vae.name for vae in KNOWN if vae.code)
+        raise UserError(f"{name} needs no checkout; --vae-code is for {with_code}")
 
 
 def is_available_offline(name: str) -> bool:
@@ -106,17 +113,15 @@ def is_available_offline(name: str) -> bool:
     """
     if name == "tiny":
         return has_model(TINY_FOLDER)
-    if name == "taef2":
-        return False
-    if name in ("wan2.1", "wan2.2"):
-        from fvae_nnunet.vae.wan import WAN_ON_HUB
-
-        return WAN_ON_HUB[name].cached() is not None
     if name.startswith(DIFFUSERS_PREFIX):
         place = name.removeprefix(DIFFUSERS_PREFIX)
         folder = Path(place).expanduser()
         return has_model(folder) if folder.is_dir() else _hub_model(place).cached() is not None
-    raise _unknown(name)
+    known = next((vae for vae in KNOWN if vae.name == name), None)
+    if known is None:
+        raise _unknown(name)
+    subfolders = {"cv-vae": ("vae3d",)}.get(name, (VAE_SUBFOLDER, ""))
+    return known.hub_id is not None and HubModel(known.hub_id, subfolders).cached() is not None
 
 
 def _load_tiny(weights: Path | None, device: str | torch.device, dtype: torch.dtype) -> FrozenVAE:
@@ -148,13 +153,13 @@ def _load_diffusers(place: str, weights: Path | None, device: str | torch.device
 
 
 def _hub_model(place: str) -> HubModel:
-    size_mb = next((vae.download_mb for vae in _KNOWN if vae.name == DIFFUSERS_PREFIX + place), None)
+    size_mb = next((vae.download_mb for vae in KNOWN if vae.name == DIFFUSERS_PREFIX + place), None)
     return HubModel(place, size_mb=size_mb)
 
 
 def _unknown(name: str) -> UserError:
-    names = [vae.name for vae in _KNOWN if not vae.name.startswith(DIFFUSERS_PREFIX)]
-    close = difflib.get_close_matches(name, [vae.name for vae in _KNOWN], n=2)
+    names = [vae.name for vae in KNOWN if not vae.name.startswith(DIFFUSERS_PREFIX)]
+    close = difflib.get_close_matches(name, [vae.name for vae in KNOWN], n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     if "/" in name:
         hint = f" Did you mean {DIFFUSERS_PREFIX}{name}?"

@@ -102,12 +102,19 @@ class TAEF2(ModuleVAE):
 
 
 def load_taef2(
-    *, weights: Path | None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    weights: Path | None,
+    trust: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> TAEF2:
     """TAEF2 from the authors' two state dicts.
 
     Args:
+        name: ``taef2``.
         weights: the folder with ``taef2_encoder.pth`` and ``taef2_decoder.pth``, or either of the files.
+        trust: see ``weights.read_checkpoint``.
         device, dtype: where and in what precision to compute.
 
     Raises:
@@ -115,27 +122,27 @@ def load_taef2(
     """
     if weights is None:
         raise UserError(
-            f"taef2: give the folder with {ENCODER_FILE} and {DECODER_FILE} with --weights (they are in "
+            f"{name}: give the folder with {ENCODER_FILE} and {DECODER_FILE} with --weights (they are in "
             "github.com/madebyollin/taesd), or use --vae tiny"
         )
     folder = weights.parent if weights.name in (ENCODER_FILE, DECODER_FILE) else weights
     states = []
-    for name, first, last, build in (
+    for file, first, last, build in (
         (ENCODER_FILE, "0.weight", "14.weight", _encoder),
         (DECODER_FILE, "3.conv.0.weight", "1.weight", _decoder),
     ):
-        path = folder / name
+        path = folder / file
         if not path.is_file():
-            raise UserError(f"taef2: {folder} has no {name}; {ENCODER_FILE} and {DECODER_FILE} must lie together")
-        state = read_state_dict(path)
+            raise UserError(f"{name}: {folder} has no {file}; {ENCODER_FILE} and {DECODER_FILE} must lie together")
+        state = read_state_dict(path, trust=trust)
         if first not in state or last not in state:
-            raise UserError(f"taef2: {path} is not one of its files: {first} or {last} is missing")
+            raise UserError(f"{name}: {path} is not one of its files: {first} or {last} is missing")
         width = state[first].shape[0]
-        latent_channels = state[last].shape[0 if name == ENCODER_FILE else 1]
+        latent_channels = state[last].shape[0 if file == ENCODER_FILE else 1]
         with torch.device("meta"):
             expected = build(width, latent_channels).state_dict()
         difference = first_difference(expected, state)
         if difference is not None:
-            raise UserError(f"taef2: {path} is not one of its files: {difference}")
+            raise UserError(f"{name}: {path} is not one of its files: {difference}")
         states.append(state)
     return TAEF2(*states, source=str(folder), device=device, dtype=dtype)

@@ -1,74 +1,171 @@
-"""The Wan 2.1 and 2.2 video VAEs (diffusers' AutoencoderKLWan); the slices of a CT are the frames."""
+"""The Wan 2.1 and 2.2 video VAEs; the slices of a CT are the frames. Values as diffusers' AutoencoderKLWan."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.vae.base import VAESpec
+from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.folders import HubModel, open_folder
-from fvae_nnunet.vae.module_vae import ModuleVAE, grey
+from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
 from fvae_nnunet.vae.wan_checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
+from fvae_nnunet.vae.wan_network import Before, WanNetwork, WanSizes
 from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
 
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
 PAPER_WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction scripts released with the paper
+
+CPU_CHUNK_SLICES = 8
+"""Short chunks stay in the cache and reuse memory; shorter ones leave the deepest layers single slices."""
+
+GPU_CHUNK_SLICES = 32
+"""At most; with 512 x 512 pixels a tensor of more slices passes 2^31 elements."""
+
+TENSORS_ALIVE = 6
+"""Feature maps of full size at a layer: input, padded input, output, two of normalisation, the kernels' workspace."""
 
 WAN_ON_HUB = {
     "wan2.1": HubModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ("vae",), 508),
     "wan2.2": HubModel("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ("vae",), 2820),
 }
 
+_Coder = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[torch.Tensor]]]
+
 
 class WanVAE(ModuleVAE):
-    """Causal along the slices: latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k."""
+    """Causal along the slices: latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
+
+    A volume is coded in chunks, each with what the one before left, so that memory does not grow with the slices.
+    Values do not depend on the chunks, but for the order of sums.
+
+    Args:
+        state: weights under diffusers' names, any float dtype.
+        config: the entries of diffusers' ``config.json``; what it leaves out is as in Wan 2.1.
+    """
 
     def __init__(
         self,
-        model: AutoencoderKLWan,
+        state: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any],
         *,
         name: str,
         source: str,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        config: Any = model.config
+        sizes = WanSizes.from_config(config)
+        with torch.device("meta"):
+            network = WanNetwork(sizes)
+        network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
         spec = VAESpec(
             name=name,
-            inplane_stride=config.scale_factor_spatial,
-            latent_channels=config.z_dim,
-            slice_stride=config.scale_factor_temporal,
+            inplane_stride=sizes.inplane_stride,
+            latent_channels=sizes.z_dim,
+            slice_stride=sizes.slice_stride,
             slice_offset=1,
             window_slices=PAPER_WINDOW_SLICES,
             causal=True,
         )
-        super().__init__(model, spec, source=source, device=device, dtype=dtype)
-        self._model = model
-        if len(config.latents_mean or ()) == len(config.latents_std or ()) == config.z_dim:
-            self.latent_mean = torch.tensor(config.latents_mean)
-            self.latent_std = torch.tensor(config.latents_std)
+        super().__init__(network, spec, source=source, device="cpu", dtype=torch.float32)
+        on_cpu = torch.device(device).type == "cpu"
+        self._network = network.fold(pairs=on_cpu and dtype == torch.float32).to(device, dtype)
+        self._features_per_pixel = sizes.features_per_pixel
+        mean, std = config.get("latents_mean") or (), config.get("latents_std") or ()
+        if len(mean) == len(std) == sizes.z_dim:
+            self.latent_mean, self.latent_std = torch.tensor(mean), torch.tensor(std)
+
+    def open_stream(self) -> VAEStream:
+        return _Stream(self)
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        try:
-            posterior = self._model.encode(volume.expand(-1, 3, -1, -1, -1)).latent_dist
-        finally:
-            self._model.clear_cache()
-        return posterior.mode() if generator is None else posterior.sample(generator)
+        return self._encode_next(volume, None, generator)[0]
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        try:
-            return grey(self._model.decode(latent).sample)
-        finally:
-            self._model.clear_cache()
+        return self._decode_next(latent, None)[0]
+
+    def _encode_next(
+        self, volume: torch.Tensor, before: Before, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, Before]:
+        stride = self.spec.slice_stride
+        steps = self._steps_of_a_chunk(volume.shape[0] * volume[0, 0, 0].numel())
+        moments, before = self._in_chunks(self._network.encode, volume, before, stride, steps)
+        mean, log_variance = moments.chunk(2, dim=1)
+        return drawn(mean, torch.exp(log_variance.clamp(-30, 20) / 2), generator).contiguous(), before
+
+    def _decode_next(self, latent: torch.Tensor, before: Before) -> tuple[torch.Tensor, Before]:
+        pixels = latent.shape[0] * latent[0, 0, 0].numel() * self.spec.inplane_stride**2
+        return self._in_chunks(self._network.decode, latent, before, 1, self._steps_of_a_chunk(pixels))
+
+    def _steps_of_a_chunk(self, pixels: int) -> int:
+        """How many latent slices are coded at once where a slice (of all volumes of the batch) has so many pixels."""
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            bytes_per_slice = pixels * self._features_per_pixel * self.dtype.itemsize * TENSORS_ALIVE
+            slices = min((free + unused) // bytes_per_slice, GPU_CHUNK_SLICES)
+        else:
+            slices = CPU_CHUNK_SLICES
+        return max(1, slices // self.spec.slice_stride)
+
+    def _in_chunks(
+        self, code: _Coder, x: torch.Tensor, before: Before, stride: int, steps: int
+    ) -> tuple[torch.Tensor, Before]:
+        """``code`` over the slices of ``x``, ``steps * stride`` at once, or fewer where the GPU's memory is too small.
+
+        Slice 0 of a pass counts for a whole step.
+        """
+        pieces = []
+        start = 0
+        while start < x.shape[2]:
+            stop = start + steps * stride - (stride - 1 if before is None else 0)
+            try:
+                piece, before = code(x[:, :, start:stop], before)
+            except torch.OutOfMemoryError as error:
+                if steps == 1:
+                    raise UserError(
+                        f"{self.spec.name}: {self.device} has too little free memory for {self.spec.slice_stride} "
+                        f"slices of this size in {self.dtype}; use --precision bfloat16 or -device cpu"
+                    ) from error
+                steps //= 2
+                torch.cuda.empty_cache()
+                continue
+            pieces.append(piece)
+            start = stop
+        return torch.cat(pieces, dim=2), before
+
+
+class _Stream(VAEStream):
+    """Keeps what each layer needs of the slices before; the values are those of the whole volume at once."""
+
+    def __init__(self, vae: WanVAE) -> None:
+        self._vae = vae
+        self._encoder_past: Before = None
+        self._decoder_past: Before = None
+
+    @torch.no_grad()
+    def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        vae = self._vae
+        vae.check_volume(volume[:, :, :1])
+        offset, stride = (1 if self._encoder_past is None else 0), vae.spec.slice_stride
+        if volume.shape[2] % stride != offset % stride or volume.shape[2] < offset:
+            raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {stride} slices here")
+        with torch.autocast(vae.device.type, enabled=False):
+            volume = volume.to(vae.device, vae.dtype)
+            latent, self._encoder_past = vae._encode_next(volume, self._encoder_past, generator)
+            decoded, self._decoder_past = vae._decode_next(latent, self._decoder_past)
+        return decoded
 
 
 def load_wan(
-    name: str, *, weights: Path | None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    weights: Path | None,
+    trust: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> WanVAE:
     """Wan 2.1 or 2.2.
 
@@ -77,39 +174,36 @@ def load_wan(
         weights: None for the hub, or a folder in diffusers' format (also a pipeline with a subfolder ``vae``), or a
             ``.safetensors`` or ``.pth`` file under diffusers' or the authors' parameter names. The sizes of a lone
             file are read from its tensors.
+        trust: read a pickled file that holds more than tensors; it can then run code.
         device, dtype: where and in what precision to compute.
 
     Raises:
         UserError: not found, not readable, or the weights of another model.
     """
     if weights is not None and weights.is_file():
-        model = _from_file(name, weights)
-        source = str(weights)
+        where = source = str(weights)
+        state = read_state_dict(weights, trust=trust)
+        if is_original(state):
+            state = to_diffusers_keys(state)
+        _check_version(name, state, where)
+        try:
+            config = config_from_sizes(state)
+        except KeyError as error:
+            raise UserError(f"{name}: {where} is an incomplete {name} VAE: {error.args[0]} is missing") from error
     else:
         hub = WAN_ON_HUB[name]
         folder = open_folder(hub.fetch(name) if weights is None else weights)
+        where = str(folder.path)
         if folder.class_name != "AutoencoderKLWan":
             raise UserError(
-                f"{name}: {folder.path} holds a {folder.class_name or 'model of no named class'}, not an "
+                f"{name}: {where} holds a {folder.class_name or 'model of no named class'}, not an "
                 "AutoencoderKLWan; name the folder of the VAE (in diffusers' pipelines: vae) or its file"
             )
-        state = read_state_dict(folder.weights_file)
-        _check_version(name, state, str(folder.path))
-        model = _build(name, folder.config, state, str(folder.path))
-        source = f"hub {hub.hub_id}" if weights is None else str(folder.path)
-    return WanVAE(model, name=name, source=source, device=device, dtype=dtype)
-
-
-def _from_file(name: str, path: Path) -> AutoencoderKLWan:
-    state = read_state_dict(path)
-    if is_original(state):
-        state = to_diffusers_keys(state)
-    _check_version(name, state, str(path))
-    try:
-        config = config_from_sizes(state)
-    except KeyError as error:
-        raise UserError(f"{name}: {path} is an incomplete {name} VAE: {error.args[0]} is missing") from error
-    return _build(name, config, state, str(path))
+        state, config = read_state_dict(folder.weights_file, trust=trust), folder.config
+        _check_version(name, state, where)
+        source = f"hub {hub.hub_id}" if weights is None else where
+    _check_fit(name, state, config, where)
+    return WanVAE(state, config, name=name, source=source, device=device, dtype=dtype)
 
 
 def _check_version(name: str, state: StateDict, where: str) -> None:
@@ -134,13 +228,12 @@ def _check_version(name: str, state: StateDict, where: str) -> None:
     )
 
 
-def _build(name: str, config: dict[str, Any], state: StateDict, where: str) -> AutoencoderKLWan:
-    from diffusers import AutoencoderKLWan
-
-    with torch.device("meta"):
-        model = AutoencoderKLWan.from_config(config)
-    difference = first_difference(model.state_dict(), state)
+def _check_fit(name: str, state: StateDict, config: Mapping[str, Any], where: str) -> None:
+    try:
+        with torch.device("meta"):
+            expected = WanNetwork(WanSizes.from_config(config)).state_dict()
+    except ValueError as error:
+        raise UserError(f"{name}: {where} is not a published Wan VAE: {error}") from error
+    difference = first_difference(expected, state)
     if difference is not None:
         raise UserError(f"{name}: {where} does not fit {name}: {difference}")
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return model

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,13 +18,18 @@ TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 StateDict = dict[str, torch.Tensor]
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a ``.safetensors`` file or of a state dict written by ``torch.save``, on the CPU.
+def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
+    """What a ``.safetensors`` file or a file of ``torch.save`` holds, on the CPU.
 
-    A pickled file is read with ``weights_only=True``: it cannot run code.
+    Pickled files are read with ``weights_only=True`` (tensors, plain Python values and ``argparse.Namespace``): they
+    cannot run code.
+
+    Args:
+        path: the file.
+        trust: read a pickled file without that guard. It can then do whatever its author wished.
 
     Raises:
-        UserError: the file is missing, of another kind, damaged, or holds anything but named tensors.
+        UserError: the file is missing, of another kind, damaged, or holds more than plain values.
     """
     if not path.is_file():
         raise UserError(f"weights: no such file: {path}")
@@ -37,12 +44,31 @@ def read_state_dict(path: Path) -> StateDict:
     if path.suffix not in TORCH_ENDINGS:
         raise UserError(f"weights: {path} must end in .safetensors or {', '.join(TORCH_ENDINGS)}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=not trust)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise UserError(f"weights: {path} is damaged or holds more than tensors: {first_line}") from error
+        raise UserError(
+            f"weights: {path} is damaged or holds more than tensors: {first_line}. If you trust where it comes from, "
+            "--trust-weights reads it all the same; it can then run code of its author's"
+        ) from error
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"weights: {path} holds objects whose class is not installed: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"weights: {path} holds no named values")
+    return content
+
+
+def read_state_dict(path: Path, *, trust: bool = False) -> StateDict:
+    """The tensors of a checkpoint: of the file itself, or of its entry ``state_dict``; see ``read_checkpoint``.
+
+    Raises:
+        UserError: as ``read_checkpoint``, or there is anything but named tensors.
+    """
+    content = read_checkpoint(path, trust=trust)
+    state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"weights: {path} is not a plain state dict (names to tensors)")
+        raise UserError(f"weights: {path} is not a state dict (names to tensors), nor holds one as 'state_dict'")
     return state
 
 

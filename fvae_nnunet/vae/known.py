@@ -1,0 +1,112 @@
+"""What is known of each VAE that has a name: strides, windows, values, weights, licences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DIFFUSERS_PREFIX = "diffusers:"
+
+
+@dataclass(frozen=True)
+class KnownVAE:
+    """A VAE that has a name here.
+
+    Attributes:
+        name: for ``load_vae`` and ``--vae``.
+        description: one line: kind, compression in-plane (and along the slices), latent channels.
+        window: slices that it sees at once, and which numbers it admits.
+        values: range of grey values of the model itself; to the outside every VAE takes [-1, 1].
+        weights: what ``--weights`` takes.
+        licence: of the weights, and of the code where that differs.
+        download_mb: approximate size of the weights; 0 for embedded ones.
+        hub_id: the repository on the Hugging Face hub that is used without ``--weights``; None if there is none.
+        code: the repository whose checkout ``--vae-code`` takes; None where no such code is used.
+        needs_code: the VAE runs only from a checkout, because its licence forbids more.
+    """
+
+    name: str
+    description: str
+    window: str
+    values: str
+    weights: str
+    licence: str
+    download_mb: int
+    hub_id: str | None = None
+    code: str | None = None
+    needs_code: bool = False
+
+
+_SLICES_ALONE = "each slice alone"
+_VIDEO_WINDOW = "65 slices; 1 + 4k"
+_WAN_WEIGHTS = "diffusers folder, .safetensors, or the authors' .pth"
+_DIFFUSERS_FOLDER = "diffusers folder"
+
+KNOWN = (
+    KnownVAE(
+        name="tiny", description="embedded image VAE, 8x8, 16 channels; for trying out and tests",
+        window=_SLICES_ALONE, values="[-1, 1]", weights="embedded", licence="Apache-2.0", download_mb=0,
+    ),
+    KnownVAE(
+        name="wan2.1", description="video VAE, 8x8x4, 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
+        weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=508, hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    ),
+    KnownVAE(
+        name="wan2.2", description="video VAE, 16x16x4, 48 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
+        weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=2820, hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    ),
+    KnownVAE(
+        name="videovae+", description="video VAE, 8x8x4, 4 or 16 channels", window="16 slices; 4k", values="[-1, 1]",
+        weights="the authors' .ckpt", licence="CC BY-NC-ND 4.0", download_mb=0,
+        code="VideoVerses/VideoVAEPlus", needs_code=True,
+    ),
+    KnownVAE(
+        name="iv-vae", description="video VAE, 8x8x4, 16 channels (others exist)", window=_VIDEO_WINDOW,
+        values="[-1, 1]", weights="the authors' .pth", licence="MIT", download_mb=968, code="ali-vilab/iv-vae",
+    ),
+    KnownVAE(
+        name="cv-vae", description="video VAE, 8x8x4, 4 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
+        weights="the authors' folder vae3d", licence="none stated", download_mb=730, hub_id="AILab-CVC/CV-VAE",
+        code="AILab-CVC/CV-VAE", needs_code=True,
+    ),
+    KnownVAE(
+        name="wf-vae", description="video VAE, 8x8x4, 8 or 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
+        weights="the authors' folder or file", licence="Apache-2.0", download_mb=1270,
+        hub_id="chestnutlzj/WF-VAE-L-16Chn", code="PKU-YuanGroup/WF-VAE",
+    ),
+    KnownVAE(
+        name="leanvae", description="light video VAE, 8x8x4, 4 or 16 channels", window=_VIDEO_WINDOW,
+        values="[-0.5, 0.5]", weights="the authors' .ckpt", licence="MIT", download_mb=160,
+        code="westlake-repl/LeanVAE",
+    ),
+    KnownVAE(
+        name="medvae", description="medical VAE of CT and MR volumes, 4x4x4, 1 channel", window="16 slices; 4k",
+        values="[-1, 1]", weights="the authors' vae_4x_1c_3D.ckpt", licence="MIT", download_mb=644,
+    ),
+    KnownVAE(
+        name="maisi", description="medical VAE of CT and MR volumes, 4x4x4, 4 channels", window="32 slices; 4k",
+        values="[0, 1]", weights="autoencoder_v1.pt, or the MONAI bundle's autoencoder_epoch273.pt",
+        licence="NVIDIA Open Model License (the bundle's file: non-commercial); code Apache-2.0", download_mb=84,
+    ),
+    KnownVAE(
+        name="taef2", description="tiny image autoencoder for FLUX.2's latent space, 8x8, 32 channels",
+        window=_SLICES_ALONE, values="[0, 1]", weights="folder with taef2_encoder.pth and taef2_decoder.pth",
+        licence="MIT", download_mb=6,
+    ),
+    *(
+        KnownVAE(
+            name=DIFFUSERS_PREFIX + hub_id, description=description, window=_SLICES_ALONE, values="[-1, 1]",
+            weights=_DIFFUSERS_FOLDER, licence=licence, download_mb=download_mb, hub_id=hub_id,
+        )
+        for hub_id, description, licence, download_mb in (
+            ("stabilityai/sd-vae-ft-mse", "image VAE of Stable Diffusion, 8x8, 4 channels", "MIT", 335),
+            ("stabilityai/sdxl-vae", "image VAE of SDXL, 8x8, 4 channels", "MIT", 335),
+            ("black-forest-labs/FLUX.1-schnell", "image VAE of FLUX.1, 8x8, 16 channels", "Apache-2.0", 168),
+            ("madebyollin/taesd", "tiny image autoencoder for SD's latent space, 8x8, 4 channels", "MIT", 10),
+        )
+    ),
+)  # fmt: skip
+
+
+def known_vaes() -> list[KnownVAE]:
+    """All VAEs with a name of their own, and examples of ``diffusers:``, which takes any image VAE of diffusers."""
+    return list(KNOWN)
