@@ -101,15 +101,21 @@ class CausalConv(nn.Conv3d):
             halved = (weight / 2).float().contiguous(memory_format=torch.channels_last)
             self.register_buffer(f"{name}_weight", halved, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 2 + D, H, W, C_in) to (B, D, H, W, C_out)."""
-        pairs = (x.shape[1] - CONVOLVED_BEFORE) // 2
-        if self.sum_weight is None or self.difference_weight is None or pairs == 0:
+    def forward(self, x: torch.Tensor, *, is_first: bool = False) -> torch.Tensor:
+        """(B, 2 + D, H, W, C_in) to (B, D, H, W, C_out); ``is_first``: the two slices in front are zeros."""
+        depth = x.shape[1] - CONVOLVED_BEFORE
+        alone = 1 if is_first else 0  # slice 0 meets a third of the kernel, the rest meets zeros
+        pairs = 0 if self.sum_weight is None else (depth - alone) // 2
+        done = alone + 2 * pairs
+        if done == 0:
             return convolve(super().forward, x)
-        y = x.new_empty(x.shape[0], x.shape[1] - CONVOLVED_BEFORE, *x.shape[2:4], self.out_channels)
-        self._convolve_pairs(x, y[:, : 2 * pairs].unflatten(1, (pairs, 2)))
-        if y.shape[1] > 2 * pairs:
-            y[:, -1:] = convolve(super().forward, x[:, -1 - CONVOLVED_BEFORE :])
+        y = x.new_empty(x.shape[0], depth, *x.shape[2:4], self.out_channels)
+        if alone:
+            y[:, :1] = self._convolve_plane(x[:, CONVOLVED_BEFORE:][:, :1], self.weight[:, :, -1], self.bias)
+        if pairs:
+            self._convolve_pairs(x[:, alone:], y[:, alone:done].unflatten(1, (pairs, 2)))
+        if done < depth:
+            y[:, done:] = convolve(super().forward, x[:, done:])
         return y
 
     def _convolve_pairs(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -159,7 +165,7 @@ class ResidualBlock(nn.Module):
         y = x
         for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
             y = past.extend(y, activation=norm)  # a step a line: what ``y`` was is freed at once
-            y = conv(y)
+            y = conv(y, is_first=past.is_first)
         return y.add_(x if self.conv_shortcut is None else mix_channels(self.conv_shortcut, x))
 
 

@@ -200,7 +200,7 @@ class WanEncoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, past)
         x = self.mid_block(x, past)
-        return self.conv_out(past.extend(x, activation=self.norm_out))
+        return self.conv_out(past.extend(x, activation=self.norm_out), is_first=past.is_first)
 
 
 class WanDecoder(nn.Module):
@@ -230,10 +230,10 @@ class WanDecoder(nn.Module):
 
     def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
         """(B, d, h, w, z_dim) to (B, D, H, W) float32: the mean of the colours, each clamped to [-1, 1]."""
-        x = self.mid_block(self.conv_in(past.extend(x)), past)
+        x = self.mid_block(self.conv_in(past.extend(x), is_first=past.is_first), past)
         for level in self.up_blocks:
             x = level(x, past)
-        colours = self.conv_out(past.extend(x, activation=self.norm_out)).float().clamp_(-1, 1)
+        colours = self.conv_out(past.extend(x, activation=self.norm_out), is_first=past.is_first).float().clamp_(-1, 1)
         squares = colours.unflatten(-1, (COLOURS, self.patch, self.patch)).mean(4)  # (B, D, h, w, px, py)
         return squares.permute(0, 1, 2, 5, 3, 4).flatten(4, 5).flatten(2, 3)
 
