@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 import torch
 from identity_vae import IdentityVAE
+from test_vae_ivvae import tiny_state as ivvae_state
+from test_vae_leanvae import random_state as leanvae_state
+from test_vae_maisi import library_model as maisi_model
+from test_vae_medvae import random_state as medvae_state
+from test_vae_wfvae import random_state as wfvae_state
+from test_vae_wfvae import write_folder as write_wfvae
 from tiny_models import taef2_state_dicts, tiny_kl, tiny_taesd, tiny_wan
 
 from fvae_nnunet.vae import FrozenVAE, load_vae
 
 DETERMINISTIC = {"taesd", "taef2", "identity"}  # no posterior
-KINDS = ["wan2.1", "wan2.2", "kl-grey", "kl-colour", "taesd", "taef2", "identity"]
 
 Maker = Callable[..., FrozenVAE]
 
@@ -45,6 +50,18 @@ def make_identity(folder: Path, **options: Any) -> FrozenVAE:
     return IdentityVAE(slice_stride=4, slice_offset=1, inplane_stride=16, **options)
 
 
+def make_file(name: str, state: Callable[[], Any]) -> Maker:
+    def make(folder: Path, **options: Any) -> FrozenVAE:
+        torch.save(state(), folder / "weights.pth")
+        return load_vae(name, weights=folder / "weights.pth", **options)
+
+    return make
+
+
+def make_wfvae(folder: Path, **options: Any) -> FrozenVAE:
+    return load_vae("wf-vae", weights=write_wfvae(folder / "wf-vae", wfvae_state()), **options)
+
+
 MAKERS: dict[str, Maker] = {
     "wan2.1": make_wan("wan2.1"),
     "wan2.2": make_wan("wan2.2"),
@@ -52,11 +69,16 @@ MAKERS: dict[str, Maker] = {
     "kl-colour": make_diffusers(tiny_kl(channels=3, force_upcast=False)),
     "taesd": make_diffusers(tiny_taesd()),
     "taef2": make_taef2,
+    "leanvae": make_file("leanvae", lambda: {"state_dict": leanvae_state()}),
+    "iv-vae": make_file("iv-vae", ivvae_state),
+    "wf-vae": make_wfvae,
+    "medvae": make_file("medvae", lambda: {"state_dict": medvae_state()}),
+    "maisi": make_file("maisi", lambda: maisi_model().state_dict()),
     "identity": make_identity,
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=list(MAKERS))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -94,7 +116,7 @@ def test_latent_has_the_announced_shape_and_decodes_to_the_volumes_shape(vae: Fr
 
 def test_one_slice_or_the_smallest_window_is_taken(vae: FrozenVAE) -> None:
     volume = volumes(vae, slices=1)
-    assert volume.shape[2] == 1
+    assert volume.shape[2] == (vae.spec.slice_offset or vae.spec.slice_stride)
     assert vae.decode(vae.encode(volume)).shape == volume.shape
 
 
@@ -160,7 +182,8 @@ def test_slices_see_each_other_only_in_video_vaes(vae: FrozenVAE, kind: str) -> 
     changed = volume.clone()
     changed[:, :, 1] *= -1
     latent, latent_changed = vae.encode(volume), vae.encode(changed)
-    same(latent[:, :, 0], latent_changed[:, :, 0])  # slice 0 comes before the change
+    if vae.spec.independent_slices or vae.open_stream() is not None:
+        same(latent[:, :, 0], latent_changed[:, :, 0])  # slice 0 comes before the change
     if vae.spec.independent_slices:
         same(latent[:, :, 2:], latent_changed[:, :, 2:])
 
@@ -183,10 +206,11 @@ def test_refuses_what_is_no_grey_volume(vae: FrozenVAE, shape: tuple[int, ...]) 
 def test_refuses_sizes_that_it_would_cut(vae: FrozenVAE) -> None:
     stride = vae.spec.inplane_stride
     with pytest.raises(ValueError, match=f"multiples of {stride}"):
-        vae.encode(torch.zeros(1, 1, 1, stride, stride + 1))
+        vae.encode(torch.zeros(1, 1, vae.spec.padded_slices(1), stride, stride + 1))
     if not vae.spec.independent_slices:
-        with pytest.raises(ValueError, match="4 slices; needs 1 \\+ k \\* 4"):
-            vae.encode(torch.zeros(1, 1, 4, stride, stride))
+        slices, offset = vae.spec.padded_slices(1) + 1, vae.spec.slice_offset
+        with pytest.raises(ValueError, match=rf"{slices} slices; needs {offset} \+ k \* {vae.spec.slice_stride}"):
+            vae.encode(torch.zeros(1, 1, slices, stride, stride))
 
 
 def test_refuses_a_latent_of_other_channels(vae: FrozenVAE, kind: str) -> None:
