@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from test_vae_ivvae import tiny_state as ivvae_state
 from tiny_models import original_wan_state_dict, tiny_wan
 
 from fvae_nnunet.cli import reconstruct, setup
@@ -90,6 +91,18 @@ def test_two_devices_make_the_same_bytes(images: Path, wan: Path, tmp_path: Path
     view_hu(images, wan, tmp_path / "two", "--devices", "cpu", "cpu")
     name = "case_0000.nii.gz"
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_paper_scheme_says_where_its_script_draws(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(ivvae_state(), tmp_path / "ivvae.pth")
+    fixed = ["-i", str(images), "--vae", "iv-vae", "--weights", str(tmp_path / "ivvae.pth"), "--scheme", "paper"]
+    fixed += ["-np", "0", "--precision", "float32"]
+    for name, options in (("mode", []), ("drawn", ["--sample-posterior", "3"])):
+        assert reconstruct.main([*fixed, "-o", str(tmp_path / name), *options]) == 0
+        said = "--sample-posterior SEED draws it" in capsys.readouterr().out
+        assert said is (name == "mode")
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,11 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("torch sees no MPS device; use -device cpu")
     script = PAPER_SCRIPTS.get(arguments.vae) if arguments.scheme == "paper" else None
+    if script and script.samples and arguments.posterior_seed is None:
+        print(
+            f"{arguments.vae}: the paper's script draws the latent from the posterior; this takes its mode. "
+            "--sample-posterior SEED draws it"
+        )
     dtype = getattr(torch, arguments.precision) if arguments.precision else script.dtype if script else torch.float32
     vae = load_vae(
         arguments.vae,
