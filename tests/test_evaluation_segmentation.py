@@ -1,4 +1,4 @@
-"""fvae-evaluate: NSD against google-deepmind/surface-distance and by hand, summary.json against nnU-Net's own."""
+"""fvae-evaluate: NSD and HD95 against google-deepmind/surface-distance and by hand, summary.json against nnU-Net's."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ import json
 import math
 import multiprocessing.dummy
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+from segmentations_for_tests import (
+    IGNORE,
+    PLAIN,
+    REGIONS,
+    REGIONS_AND_IGNORE,
+    SHAPE,
+    Folders,
+    ellipsoid,
+    label_maps,
+    write,
+)
 
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.label_scheme import LabelScheme
-from fvae_nnunet.evaluation.segmentation import evaluate_case, evaluate_folder
+from fvae_nnunet.evaluation.segmentation import evaluate_case
 from fvae_nnunet.evaluation.segmentation_summary import format_table
-from fvae_nnunet.evaluation.surface_dice import surface_dice
+from fvae_nnunet.evaluation.surface_dice import surface_dice, surface_distances
 
-SHAPE = (14, 20, 24)
 TOLERANCES_MM = (0.0, 1.0, 2.0, 5.0)
 NIFTI_0_4_MM = float(np.float32(0.4))
 """What a NIfTI header makes of 0.4 mm: five voxels are a little more than 2 mm."""
-
-
-def ellipsoid(centre, radii, shape=SHAPE):
-    grid = np.ogrid[tuple(slice(size) for size in shape)]
-    return sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True)) <= 1
 
 
 def voxel(*index, shape=SHAPE):
@@ -96,6 +99,70 @@ def test_nsd_of_a_voxel_moved_by_two_is_half_at_one_edge_and_whole_at_two(axis, 
     tolerances_mm = (0.99 * edge_mm, edge_mm, 1.99 * edge_mm, 2 * edge_mm)
     found = surface_dice(reference, prediction, spacing_mm=(5.0, 3.0, 1.0), tolerances_mm=tolerances_mm)
     assert found == [0.0, 0.5, 0.5, 1.0]
+
+
+HAUSDORFF_FROM_SURFACE_DISTANCE = {
+    "equal spacing": (1.732051, 1.000000),
+    "unequal spacing": (2.952965, 0.700000),
+    "distances that meet the tolerance": (1.649242, 0.565685),
+    "borders": (18.022486, 6.931089),
+    "single voxels": (3.080584, 2.193171),
+    "single voxels in corners": (5.911007, 5.717517),
+    "a voxel in an organ": (3.354102, 1.802776),
+    "noise": (0.900000, 0.000000),
+    "one slice": (1.400000, 0.000000),
+    "the whole volume": (7.549834, 4.242641),
+    "two parts": (1.000000, 0.000000),
+}
+"""`compute_robust_hausdorff` of the same code, 95 and 50 %."""
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_hd95_equals_surface_distance(name):
+    reference, prediction, spacing_mm = PAIRS[name]
+    for masks in ((reference, prediction), (prediction, reference)):
+        surfaces = surface_distances(*masks, spacing_mm=spacing_mm)
+        found = (surfaces.hausdorff_mm(), surfaces.hausdorff_mm(50))
+        np.testing.assert_allclose(found, HAUSDORFF_FROM_SURFACE_DISTANCE[name], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_hd95_is_the_smallest_distance_that_holds_95_percent_of_both_surfaces(name):
+    reference, prediction, spacing_mm = PAIRS[name]
+    surfaces = surface_distances(reference, prediction, spacing_mm=spacing_mm)
+    hd95_mm = surfaces.hausdorff_mm()
+    shares, smaller_shares = (
+        [a[d <= limit_mm].sum() / a.sum() for d, a in zip(surfaces.distances_mm, surfaces.areas_mm2)]
+        for limit_mm in (hd95_mm, hd95_mm * (1 - 1e-9))
+    )
+    assert min(shares) >= 0.95 - 1e-12 and min(smaller_shares) < 0.95
+    assert surfaces.dice(hd95_mm) >= 0.95
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:monai")
+@pytest.mark.parametrize("axis, edge_mm", [(0, 5.0), (1, 3.0), (2, 1.0)])
+def test_hd95_of_a_moved_voxel_is_how_far_it_moved_as_in_monai(axis, edge_mm):
+    import torch
+    from monai.metrics import compute_hausdorff_distance
+
+    reference, spacing_mm = voxel(4, 4, 4), (5.0, 3.0, 1.0)
+    prediction = np.roll(reference, 3, axis)
+    masks = (torch.from_numpy(mask)[None, None] for mask in (prediction, reference))
+    monai = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing_mm)
+    assert surface_distances(reference, prediction, spacing_mm=spacing_mm).hausdorff_mm() == 3 * edge_mm == monai.item()
+
+
+def test_hd95_of_equal_masks_is_zero_and_has_no_value_without_both():
+    mask, nothing = noise(3), np.zeros(SHAPE, bool)
+    assert surface_distances(mask, mask, spacing_mm=(3, 1, 1)).hausdorff_mm() == 0
+    for masks in ((mask, nothing), (nothing, mask), (nothing, nothing)):
+        assert surface_distances(*masks, spacing_mm=(3, 1, 1)) is None
+    for policy in ("nan", "flare"):
+        for masks in ((mask, nothing), (nothing, mask), (nothing, nothing)):
+            metrics = evaluate_case(
+                *(one.astype(np.uint8) for one in masks), spacing_mm=(3, 1, 1), labels=[1], empty_masks=policy
+            )
+            assert math.isnan(metrics[1]["HD95_mm"])
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -173,68 +240,6 @@ def test_arrays_of_different_shape_are_refused():
 
 # Folders
 
-PLAIN = {"labels": {"background": 0, "pancreas": 1, "tumour": 2}}
-REGIONS = {
-    "labels": {"background": 0, "organ": [1, 2], "tumour": 2, "cyst": [3]},
-    "regions_class_order": [1, 2, 3],
-}
-IGNORE = {"labels": {"background": 0, "pancreas": 1, "tumour": 2, "ignore": 3}}
-REGIONS_AND_IGNORE = {
-    "labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3},
-    "regions_class_order": [1, 2],
-}
-OBLIQUE = (0.8, 0.6, 0.0, -0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
-
-
-def write(path: Path, array, *, spacing_mm=(3.0, 0.9, 0.7), origin_mm=(-30.0, 5.0, 100.0), direction=OBLIQUE):
-    """An image of an array (z, y, x); spacing as (z, y, x) too."""
-    image = sitk.GetImageFromArray(np.asarray(array))
-    if image.GetDimension() == 3:
-        image.SetSpacing(spacing_mm[::-1])
-        image.SetOrigin(origin_mm)
-        image.SetDirection(direction)
-    sitk.WriteImage(image, str(path))
-
-
-def label_maps(seed: int, values: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and prediction with organ and tumour; in case 1 neither has a tumour, in case 2 only one."""
-    reference, prediction = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
-    reference[ellipsoid((6, 9, 11), (4, 6, 7))] = 1
-    prediction[ellipsoid((7, 9 + seed, 12), (4, 6, 7))] = 1
-    if seed != 1:
-        prediction[ellipsoid((6, 10, 12), (2, 3, 3))] = 2
-    if seed not in (1, 2):
-        reference[ellipsoid((6, 9, 11), (2, 3, 3))] = 2
-    if 3 in values:
-        reference[ellipsoid((6, 14, 14), (3, 4, 5))] = 3
-    return reference, prediction
-
-
-class Folders:
-    """Four cases in labelsTs and predictions, and dataset.json above labelsTs."""
-
-    def __init__(self, root: Path, dataset: dict, ending: str = ".nii.gz") -> None:
-        self.root, self.ending = root, ending
-        self.references, self.predictions = root / "labelsTs", root / "predictions"
-        self.references.mkdir()
-        self.predictions.mkdir()
-        self.write_dataset_json(dataset)
-        values = tuple(np.concatenate([np.atleast_1d(value) for value in dataset["labels"].values()]))
-        for seed in range(4):
-            reference, prediction = label_maps(seed, values)
-            spacing_mm = (3.0 + seed, 0.9, 0.7)
-            write(self.references / f"case_{seed}{ending}", reference, spacing_mm=spacing_mm)
-            write(self.predictions / f"case_{seed}{ending}", prediction, spacing_mm=spacing_mm)
-
-    def write_dataset_json(self, dataset: dict) -> None:
-        (self.root / "dataset.json").write_text(json.dumps({"file_ending": self.ending, **dataset}))
-
-    def evaluate(self, **options):
-        return evaluate_folder(self.references, self.predictions, **options)
-
-    def command(self, *options: str) -> int:
-        return main([str(self.references), str(self.predictions), "-np", "0", *options])
-
 
 @pytest.fixture
 def folders(tmp_path):
@@ -267,6 +272,7 @@ def test_summary_json_equals_that_of_nnunet(tmp_path, monkeypatch, dataset):
     scored += [metrics for case in found["metric_per_case"] for metrics in case["metrics"].values()]
     for metrics in scored:
         assert 0 <= metrics.pop("NSD_2mm") <= 1 or math.isnan(metrics["Dice"])
+        assert not metrics.pop("HD95_mm") <= 0
     del found["fvae"]
     np.testing.assert_equal(found, expected)
 
@@ -298,15 +304,18 @@ def test_command_writes_summary_and_csv_and_prints_the_table(folders, capsys):
     assert cases[2]["Dice"] == 0 and cases[2]["NSD_0.5mm"] == 0
     assert summary["mean"]["2"]["Dice"] == pytest.approx((cases[0]["Dice"] + cases[3]["Dice"]) / 3)
     assert summary["fvae"]["tolerances_mm"] == [2.0, 0.5] and summary["fvae"]["empty_masks"] == "nan"
-    assert summary["fvae"]["labels"][1] == {"key": "2", "name": "tumour", "n": 3, "nan": 1, "missing": 0}
+    assert summary["fvae"]["labels"][1] == {
+        "key": "2", "name": "tumour", "n": 3, "nan": 1, "missing": 0, "one_empty": 1
+    }  # fmt: skip
 
     lines = out.splitlines()
     assert lines[0].replace("NSD ", "NSD_").replace(" mm", "mm").split() == [
-        "label", "DSC", "NSD_2mm", "NSD_0.5mm", "n", "NaN", "missing"
+        "label", "DSC", "NSD_2mm", "NSD_0.5mm", "HD95mm", "n", "NaN", "missing"
     ]  # fmt: skip
     tumour = summary["mean"]["2"]
     numbers = [f"{tumour[key]:.4f}" for key in ("Dice", "NSD_2mm", "NSD_0.5mm")]
-    assert lines[2].split() == ["tumour", *numbers, "3", "1", "0"]
+    assert lines[2].split() == ["tumour", *numbers, f"{tumour['HD95_mm']:.2f}", "3", "1", "0"]
+    assert "which HD95 leaves out: tumour 1" in out
     assert lines[3].split()[:4] == ["mean", "of", "labels", f"{summary['foreground_mean']['Dice']:.4f}"]
 
     with (folders.predictions / "summary.csv").open(newline="") as file:
@@ -330,7 +339,9 @@ def test_label_that_no_case_holds_has_no_mean_and_is_counted(folders):
     folders.write_dataset_json({"labels": PLAIN["labels"] | {"cyst": 3}})
     summary = folders.evaluate()
     assert math.isnan(summary["mean"]["3"]["Dice"]) and math.isnan(summary["foreground_mean"]["Dice"])
-    assert summary["fvae"]["labels"][2] == {"key": "3", "name": "cyst", "n": 0, "nan": 4, "missing": 0}
+    assert summary["fvae"]["labels"][2] == {
+        "key": "3", "name": "cyst", "n": 0, "nan": 4, "missing": 0, "one_empty": 0
+    }  # fmt: skip
 
 
 def test_missing_prediction_is_an_error_that_names_it(folders, capsys):
@@ -348,7 +359,9 @@ def test_allowed_missing_predictions_are_counted(folders, capsys):
     out, _ = capsys.readouterr()
     facts = json.loads((folders.predictions / "summary.json").read_text())["fvae"]
     assert facts["cases"] == {"reference": 4, "scored": 3, "missing": 1, "missing_names": ["case_0"]}
-    assert facts["labels"][1] == {"key": "2", "name": "tumour", "n": 2, "nan": 1, "missing": 1}
+    assert facts["labels"][1] == {
+        "key": "2", "name": "tumour", "n": 2, "nan": 1, "missing": 1, "one_empty": 1
+    }  # fmt: skip
     assert out.splitlines()[2].split()[-3:] == ["2", "1", "1"]
     assert "3 of 4 cases scored" in out and "1 predictions missing: case_0" in out
 

@@ -1,34 +1,31 @@
-"""Predicted against reference segmentations: DSC and NSD for each case and label."""
+"""Predicted against reference segmentations: DSC, NSD, HD95 and lesions for each case and label."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import geometry_differences, run_each, unknown_labels
 from fvae_nnunet.evaluation.label_scheme import Label, LabelScheme, find_dataset_json
-from fvae_nnunet.evaluation.segmentation_summary import ScoredCase, nsd_key, summarise
-from fvae_nnunet.evaluation.surface_dice import surface_dice
-from fvae_nnunet.image_files import Geometry, read_volume
+from fvae_nnunet.evaluation.lesions import (
+    DETECTION_OVERLAP,
+    CaseLesions,
+    LesionRule,
+    choose_lesion_labels,
+    match_lesions,
+)
+from fvae_nnunet.evaluation.scores import HD95_KEY, ScoredCase, ScoredFolder, Scores, nsd_key
+from fvae_nnunet.evaluation.segmentation_summary import summarise
+from fvae_nnunet.evaluation.surface_dice import surface_distances
+from fvae_nnunet.image_files import read_volume
 
 EMPTY_MASKS = ("nan", "flare")
 """What a label scores that neither reference nor prediction holds: NaN, left out of the mean (nnU-Net's), or 1."""
-
-SPACING_TOLERANCE = 1e-3
-"""Relative difference of spacings that counts as rounding: half a voxel over 512."""
-
-ORIGIN_TOLERANCE_VOXELS = 0.05
-"""Difference of origins that counts as rounding, in parts of the smallest edge of a voxel."""
-
-DIRECTION_TOLERANCE = 1e-3
-"""Difference of direction cosines that counts as rounding; float32 quaternions of NIfTI err by up to 7e-4."""
 
 
 def evaluate_case(
@@ -55,8 +52,9 @@ def evaluate_case(
             voxels: "nan" (nnU-Net's) or "flare" (1). A label that only one of them holds scores 0 in both policies.
 
     Returns:
-        For each label ``Dice``, ``IoU``, ``NSD_<tolerance>mm``, and ``FP``, ``TP``, ``FN``, ``TN``, ``n_pred``,
-        ``n_ref`` in voxels, as `nnunetv2.evaluation.evaluate_predictions.compute_metrics` counts them.
+        For each label ``Dice``, ``IoU``, ``NSD_<tolerance>mm``, ``HD95_mm`` (see `SurfaceDistances.hausdorff_mm`; NaN
+        in both policies unless reference and prediction both hold the label), and ``FP``, ``TP``, ``FN``, ``TN``,
+        ``n_pred``, ``n_ref`` in voxels, as `nnunetv2.evaluation.evaluate_predictions.compute_metrics` counts them.
 
     Raises:
         UserError: the shapes differ or are not 3-dimensional, or an option has an impossible value.
@@ -78,40 +76,55 @@ def evaluate_case(
         n_either = n_ref + n_pred - tp
         if n_either:
             scores = {"Dice": 2 * tp / (n_ref + n_pred), "IoU": tp / n_either}
-            nsds = surface_dice(in_reference, in_prediction, spacing_mm=spacing_mm, tolerances_mm=tolerances_mm)
+            without_surface = 0.0
         else:
-            both_empty = 1.0 if empty_masks == "flare" else float("nan")
-            scores = {"Dice": both_empty, "IoU": both_empty}
-            nsds = [both_empty] * len(tolerances_mm)
-        scores |= zip(map(nsd_key, tolerances_mm), nsds, strict=True)
+            without_surface = 1.0 if empty_masks == "flare" else float("nan")
+            scores = {"Dice": without_surface, "IoU": without_surface}
+        surfaces = surface_distances(in_reference, in_prediction, spacing_mm=spacing_mm)
+        for tolerance_mm in tolerances_mm:
+            scores[nsd_key(tolerance_mm)] = surfaces.dice(tolerance_mm) if surfaces else without_surface
+        scores[HD95_KEY] = surfaces.hausdorff_mm() if surfaces else float("nan")
         counts = {"FP": n_pred - tp, "TP": tp, "FN": n_ref - tp, "TN": n_counted - n_either}
         metrics[label] = {**scores, **counts, "n_pred": n_pred, "n_ref": n_ref}
     return metrics
 
 
-def evaluate_folder(
+def evaluate_folder(reference_folder: Path, prediction_folder: Path, **options: Any) -> dict[str, Any]:
+    """Score every case of a folder; nothing is written.
+
+    Args:
+        reference_folder, prediction_folder, options: see `score_folders`.
+
+    Returns:
+        The content of ``summary.json``, see `segmentation_summary`.
+    """
+    return summarise(score_folders(reference_folder, [prediction_folder], **options))
+
+
+def score_folders(
     reference_folder: Path,
-    prediction_folder: Path,
+    prediction_folders: Sequence[Path],
     *,
     dataset_json: Path | None = None,
     tolerances_mm: Sequence[float] = (2.0,),
     empty_masks: str = "nan",
+    lesion_labels: Sequence[str] | None = None,
+    detection_overlap: float = DETECTION_OVERLAP,
     allow_missing: bool = False,
     processes: int = 0,
     on_case: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Score every case of a folder; nothing is written.
+) -> Scores:
+    """Score every case of one or more folders of predictions; nothing is written.
 
     Args:
-        reference_folder, prediction_folder: files of equal names, with the ending that dataset.json states.
-        dataset_json: its path; default: beside the predictions, then above or beside the references.
+        reference_folder, prediction_folders: files of equal names, with the ending that dataset.json states.
+        dataset_json: its path; default: for each folder beside the predictions, then above or beside the references.
         tolerances_mm, empty_masks: see `evaluate_case`.
+        lesion_labels: names of the labels that are evaluated lesion by lesion, see `choose_lesion_labels`.
+        detection_overlap: see `lesions`.
         allow_missing: references without a prediction are counted and left out instead of being an error.
         processes: how many processes work beside this one; 0: this one does the work.
-        on_case: called with the number of cases done and their total after each.
-
-    Returns:
-        The content of ``summary.json``, see `segmentation_summary`.
+        on_case: called with the number of predictions done and their total after each.
 
     Raises:
         UserError: everything that is wrong with the folders and their cases, a line for each problem: files that have
@@ -120,48 +133,82 @@ def evaluate_folder(
     _check_options(tolerances_mm, empty_masks)
     if processes < 0:
         raise UserError(f"the number of processes must not be negative, got {processes}")
-    for folder in (reference_folder, prediction_folder):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder")
-    scheme = LabelScheme.read(dataset_json or find_dataset_json(reference_folder, prediction_folder))
-    references, predictions = (_cases(folder, scheme.file_ending) for folder in (reference_folder, prediction_folder))
-    for folder, cases in ((reference_folder, references), (prediction_folder, predictions)):
-        if not cases:
-            raise UserError(f"{folder} holds no file that ends in {scheme.file_ending}, as dataset.json demands")
-    missing, strangers = sorted(references - predictions), sorted(predictions - references)
+    if len(set(prediction_folders)) < len(prediction_folders):
+        raise UserError(f"each folder may be given once, got {', '.join(map(str, prediction_folders))}")
+    absent = [folder for folder in (reference_folder, *prediction_folders) if not folder.is_dir()]
+    if absent:
+        raise UserError("\n  ".join(f"{folder} is no folder" for folder in absent))
+    scheme = _common_scheme(reference_folder, prediction_folders, dataset_json)
+    lesion_rule = LesionRule(choose_lesion_labels(scheme.names, lesion_labels), detection_overlap)
+    references = _cases(reference_folder, scheme.file_ending)
+    predictions = {folder: _cases(folder, scheme.file_ending) for folder in prediction_folders}
+    empty = [folder for folder, cases in {reference_folder: references, **predictions}.items() if not cases]
+    if empty:
+        raise UserError(
+            "\n  ".join(
+                f"{folder} holds no file that ends in {scheme.file_ending}, as dataset.json demands" for folder in empty
+            )
+        )
     problems = []
-    if missing and not allow_missing:
-        problems.append(
-            f"{prediction_folder} lacks {len(missing)} of {len(references)} predictions: {', '.join(missing)}; "
-            "predict them, or use --allow-missing to score the others"
-        )
-    if strangers:
-        problems.append(
-            f"{prediction_folder} holds predictions that have no reference in {reference_folder}: "
-            f"{', '.join(strangers)}; move them away or add their references"
-        )
-    tasks = [
-        _Task(
-            case, reference_folder / f"{case}{scheme.file_ending}", prediction_folder / f"{case}{scheme.file_ending}",
-            scheme, tuple(tolerances_mm), empty_masks, check_only=bool(problems),
-        )
-        for case in sorted(references & predictions)
-    ]  # fmt: skip
+    for folder, cases in predictions.items():
+        missing, strangers = sorted(references - cases), sorted(cases - references)
+        if missing and not allow_missing:
+            problems.append(
+                f"{folder} lacks {len(missing)} of {len(references)} predictions: {', '.join(missing)}; "
+                "predict them, or use --allow-missing to score the others"
+            )
+        if strangers:
+            problems.append(
+                f"{folder} holds predictions that have no reference in {reference_folder}: "
+                f"{', '.join(strangers)}; move them away or add their references"
+            )
+    tasks = {
+        folder: [
+            _Task(
+                case, reference_folder / f"{case}{scheme.file_ending}", folder / f"{case}{scheme.file_ending}",
+                scheme, tuple(tolerances_mm), empty_masks, lesion_rule,
+                called="prediction" if len(predictions) == 1 else f"prediction in {folder}", check_only=bool(problems),
+            )
+            for case in sorted(references & cases)
+        ]
+        for folder, cases in predictions.items()
+    }  # fmt: skip
+    all_tasks = [task for of_folder in tasks.values() for task in of_folder]
     outcomes = {}
-    for done, (case, outcome) in enumerate(_run(tasks, processes), start=1):
-        outcomes[case] = outcome
+    for done, (task, outcome) in enumerate(run_each(_run_task, all_tasks, processes), start=1):
+        outcomes[task.prediction] = outcome
         if on_case is not None:
-            on_case(done, len(tasks))
-    problems += [f"{task.case}: {problem}" for task in tasks for problem in outcomes[task.case].problems]
+            on_case(done, len(all_tasks))
+    found = [f"{task.case}: {problem}" for task in all_tasks for problem in outcomes[task.prediction].problems]
+    # a damaged reference is found once for each folder
+    problems += dict.fromkeys(found)
     if problems:
         raise UserError("nothing was scored:\n  " + "\n  ".join(problems))
-    return summarise(
-        [ScoredCase(task.case, task.reference, task.prediction, outcomes[task.case].metrics) for task in tasks],
-        names=scheme.names,
-        missing=missing,
-        tolerances_mm=tolerances_mm,
-        empty_masks=empty_masks,
-    )
+    folders = [
+        ScoredFolder(
+            folder,
+            [_scored(task, outcomes[task.prediction]) for task in tasks[folder]],
+            sorted(references - cases),
+        )
+        for folder, cases in predictions.items()
+    ]
+    return Scores(reference_folder, scheme, tuple(tolerances_mm), empty_masks, lesion_rule, folders)
+
+
+def _common_scheme(
+    reference_folder: Path, prediction_folders: Sequence[Path], dataset_json: Path | None
+) -> LabelScheme:
+    """The scheme that all folders share."""
+    paths = [dataset_json or find_dataset_json(reference_folder, folder) for folder in prediction_folders]
+    schemes = {path: LabelScheme.read(path) for path in paths}
+    first = schemes[paths[0]]
+    others = [path for path, scheme in schemes.items() if scheme != first]
+    if others:
+        raise UserError(
+            f"{', '.join(map(str, others))} states other labels or another file ending than {paths[0]}; "
+            "compare predictions of one dataset, or name the dataset.json that holds for all with -djfile"
+        )
+    return first
 
 
 def _check_options(tolerances_mm: Sequence[float], empty_masks: str) -> None:
@@ -194,29 +241,20 @@ class _Task:
     scheme: LabelScheme
     tolerances_mm: tuple[float, ...]
     empty_masks: str
+    lesion_rule: LesionRule
+    called: str
     check_only: bool
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    metrics: dict[Label, dict[str, float]]
-    problems: list[str]
+    metrics: dict[Label, dict[str, float]] = field(default_factory=dict)
+    lesions: dict[Label, CaseLesions] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
-def _run(tasks: list[_Task], processes: int) -> Iterator[tuple[str, _Outcome]]:
-    """Each case with its outcome, in the order in which they are finished."""
-    if processes == 0 or not tasks:
-        yield from ((task.case, _run_task(task)) for task in tasks)
-        return
-    pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        cases = {pool.submit(_run_task, task): task.case for task in tasks}
-        for future in as_completed(cases):
-            yield cases[future], future.result()
-    except BrokenProcessPool as error:
-        raise UserError("a process was killed, most likely for lack of memory; use a smaller -np") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _scored(task: _Task, outcome: _Outcome) -> ScoredCase:
+    return ScoredCase(task.case, task.reference, task.prediction, outcome.metrics, outcome.lesions)
 
 
 def _run_task(task: _Task) -> _Outcome:
@@ -228,49 +266,33 @@ def _run_task(task: _Task) -> _Outcome:
         except UserError as error:
             problems.append(str(error))
             continue
-        unknown = np.unique(segmentation[~np.isin(segmentation, task.scheme.known_labels)])
-        if unknown.size:
-            values = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if unknown.size > 10 else "")
-            known = ", ".join(map(str, task.scheme.known_labels))
-            problems.append(f"{path} holds labels that dataset.json does not know: {values}; known are {known}")
+        problems += unknown_labels(path, segmentation, task.scheme.known_labels)
         volumes.append((segmentation, geometry))
-    if len(volumes) == 2 and (difference := _geometry_difference(*volumes)):
-        problems.append(difference)
+    if len(volumes) == 2:
+        shaped = [(segmentation.shape, geometry) for segmentation, geometry in volumes]
+        problems += geometry_differences(("reference", *shaped[0]), (task.called, *shaped[1]))
     if problems or task.check_only:
-        return _Outcome({}, problems)
+        return _Outcome(problems=problems)
     smallest_dtype = np.min_scalar_type(max(task.scheme.known_labels))
+    reference, prediction = (segmentation.astype(smallest_dtype, copy=False) for segmentation, _ in volumes)
+    spacing_mm = volumes[0][1].spacing_mm[::-1]
     metrics = evaluate_case(
-        *(segmentation.astype(smallest_dtype, copy=False) for segmentation, _ in volumes),
-        spacing_mm=volumes[0][1].spacing_mm[::-1],
+        reference,
+        prediction,
+        spacing_mm=spacing_mm,
         labels=list(task.scheme.names),
         tolerances_mm=task.tolerances_mm,
         ignore_label=task.scheme.ignore_label,
         empty_masks=task.empty_masks,
     )
-    return _Outcome(metrics, [])
-
-
-def _geometry_difference(reference: tuple[np.ndarray, Geometry], prediction: tuple[np.ndarray, Geometry]) -> str | None:
-    """Which parts of two geometries differ by more than rounding, with both in full; None if they agree."""
-    (expected_array, expected), (found_array, found) = reference, prediction
-    origin_tolerance_mm = ORIGIN_TOLERANCE_VOXELS * min(expected.spacing_mm)
-    agrees = {
-        "shape": expected_array.shape == found_array.shape,
-        "spacing": np.allclose(found.spacing_mm, expected.spacing_mm, rtol=SPACING_TOLERANCE, atol=0),
-        "origin": np.allclose(found.origin_mm, expected.origin_mm, rtol=0, atol=origin_tolerance_mm),
-        "direction": np.allclose(found.direction, expected.direction, rtol=0, atol=DIRECTION_TOLERANCE),
+    counted = None if task.scheme.ignore_label is None else reference != task.scheme.ignore_label
+    lesions = {
+        label: match_lesions(
+            _mask(reference, label, counted),
+            _mask(prediction, label, counted),
+            spacing_mm=spacing_mm,
+            detection_overlap=task.lesion_rule.detection_overlap,
+        )
+        for label in task.lesion_rule.labels
     }
-    if all(agrees.values()):
-        return None
-    return (
-        f"reference and prediction differ in {' and '.join(part for part, same in agrees.items() if not same)}; "
-        f"reference: {_in_words(*reference)}; prediction: {_in_words(*prediction)} (all as x, y, z)"
-    )
-
-
-def _in_words(array: np.ndarray, geometry: Geometry) -> str:
-    spacing, origin, direction = (
-        "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
-        for values in (geometry.spacing_mm, geometry.origin_mm, geometry.direction)
-    )
-    return f"shape {array.shape[::-1]}, spacing {spacing} mm, origin {origin} mm, direction {direction}"
+    return _Outcome(metrics, lesions)
