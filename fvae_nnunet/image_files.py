@@ -116,6 +116,23 @@ def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
     return sitk.GetArrayFromImage(image), geometry
 
 
+def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Volume (z, y, x) with z rising to the head, y to the back, x to the patient's left, and its spacing in mm.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import SimpleITK as sitk
+
+    check_nifti_is_whole(path)
+    try:
+        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    x_mm, y_mm, z_mm = image.GetSpacing()
+    return sitk.GetArrayFromImage(image), (z_mm, y_mm, x_mm)
+
+
 def write_volume(path: Path, volume_hu: np.ndarray, geometry: Geometry) -> None:
     """Write HU (z, y, x) as int16 with the given geometry, compressed, atomically.
 

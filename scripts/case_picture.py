@@ -12,24 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
-
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.picture import case_picture
-from fvae_nnunet.image_files import check_nifti_is_whole
-
-
-def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Volume (z, y, x) with z rising to the head, y to the back, x to the patient's left, and its spacing in mm."""
-    check_nifti_is_whole(path)
-    try:
-        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    x_mm, y_mm, z_mm = image.GetSpacing()
-    return sitk.GetArrayFromImage(image), (z_mm, y_mm, x_mm)
+from fvae_nnunet.image_files import read_upright
 
 
 def title_of(case: str, labels: dict[str, int | list[int]], summary: Path) -> str:
