@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,42 @@ def reconstruct_folder(
     )
 
 
+def check_folder(folder: Path, images: dict[str, Path], repair: str) -> dict[str, Any]:
+    """The manifest of a folder after checking that it holds a whole reconstruction of each image as it is now.
+
+    Args:
+        folder: that ``reconstruct_folder`` wrote.
+        images: from ``image_files.find_images``.
+        repair: start of the command that makes it, for the message.
+
+    Raises:
+        UserError: the folder is another one, or images are missing, incomplete or older.
+    """
+    manifest = Manifest(folder / MANIFEST_FOLDER)
+    content = manifest.read()
+    if content is None:
+        raise UserError(f"{folder} was not written by fvae-reconstruct. Make it with: {repair}")
+    lacking = [
+        case
+        for case, path in images.items()
+        if not manifest.is_done(
+            case, inputs={path.name: sha256_of_file(path)}, outputs=[folder / (case + image_ending(path))]
+        )
+    ]
+    if lacking:
+        raise UserError(
+            f"in {folder}, {len(lacking)} of {len(images)} images are missing, incomplete or older than the raw ones "
+            f"(first: {lacking[0]}). Complete it with: {repair} {content['made_with']['options']}"
+        )
+    return content
+
+
+def read_axial(path: Path) -> np.ndarray:
+    """The volume of an image (body axis, front-back, left-right) in HU."""
+    volume_hu, geometry = read_volume(path)
+    return compact(volume_hu).transpose(geometry.axial_order)
+
+
 def _read(images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, case: str) -> _Volume | None:
     digest = sha256_of_file(images[case])
     if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
@@ -111,7 +148,8 @@ def _write(
     reconstructed: _Reconstructed,
 ) -> Fidelity:
     raw = reconstructed.raw
-    result = fidelity(raw.volume_hu, reconstructed.view_hu, hu_window)
+    order = raw.geometry.axial_order
+    result = fidelity(raw.volume_hu, reconstructed.view_hu, hu_window, axis_order=order)
     write_volume(targets[case], reconstructed.view_hu, raw.geometry)
     manifest.write_case(case, inputs={images[case].name: raw.digest}, outputs=[targets[case]], results=asdict(result))
     return result

@@ -11,6 +11,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16, truncate_to_int16
+from fvae_nnunet.noise import homogeneous_region, measured_slices, noise_sd_hu
 from fvae_nnunet.orientation import AxisOrder
 from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.schemes import reconstructed_slices
@@ -103,19 +104,32 @@ def _generator(settings: Reconstruction, case: str) -> torch.Generator | None:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a reconstruction is to the raw volume clipped to the same HU window.
+    """How near a reconstruction is to the raw volume clipped to the same HU window, and how noisy both are.
 
     Attributes:
         psnr_db: peak signal-to-noise ratio; the peak is the width of the window. Infinite if equal.
         mean_absolute_error_hu: mean absolute difference.
+        noise_raw_hu, noise_view_hu: standard deviation of the noise (see ``noise``) in the clipped raw volume and in
+            the reconstruction, in the same place; None where there is no soft tissue.
     """
 
     psnr_db: float
     mean_absolute_error_hu: float
+    noise_raw_hu: float | None
+    noise_view_hu: float | None
 
 
-def fidelity(volume_hu: np.ndarray, reconstruction_hu: np.ndarray, hu_window: tuple[float, float]) -> Fidelity:
-    """PSNR and mean absolute error of a reconstruction; both arrays of one shape, in HU."""
+def fidelity(
+    volume_hu: np.ndarray,
+    reconstruction_hu: np.ndarray,
+    hu_window: tuple[float, float],
+    *,
+    axis_order: AxisOrder = (0, 1, 2),
+) -> Fidelity:
+    """PSNR, mean absolute error and noise of a reconstruction; both arrays of one shape, in HU.
+
+    Noise is measured on at most ``noise.MEASURED_SLICES`` axial slices; ``axis_order`` as for ``reconstruct_volume``.
+    """
     lower, upper = hu_window
     squared, absolute = 0.0, 0.0
     for raw_slice, reconstructed_slice in zip(volume_hu, reconstruction_hu, strict=True):
@@ -124,4 +138,10 @@ def fidelity(volume_hu: np.ndarray, reconstruction_hu: np.ndarray, hu_window: tu
         absolute += float(np.abs(difference).sum())
     mean_square = squared / volume_hu.size
     psnr_db = float("inf") if mean_square == 0 else 10 * np.log10((upper - lower) ** 2 / mean_square)
-    return Fidelity(float(psnr_db), absolute / volume_hu.size)
+    raw_hu = np.clip(measured_slices(volume_hu.transpose(axis_order)).astype(np.float32), lower, upper)
+    view_hu = measured_slices(reconstruction_hu.transpose(axis_order))
+    region = homogeneous_region(raw_hu)
+    noise_raw_hu, noise_view_hu = (
+        noise_sd_hu(slices_hu, region) if region.any() else None for slices_hu in (raw_hu, view_hu)
+    )
+    return Fidelity(float(psnr_db), absolute / volume_hu.size, noise_raw_hu, noise_view_hu)

@@ -77,6 +77,7 @@ class Reconstruction:
         return {
             "vae": vae.spec.name,
             "weights_sha256": vae.weights_sha256,
+            **({} if vae.strength is None else {"strength": vae.strength}),
             "precision": str(vae.dtype).removeprefix("torch."),
             **asdict(self),
         }

@@ -14,6 +14,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
+from fvae_nnunet.noise import mean_of_known
 from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
 from fvae_nnunet.parcel import compact
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
@@ -94,7 +95,8 @@ def make_views(
 
     The reconstruction is made in HU at the image's own resolution, rounded to int16, and then goes through nnU-Net's
     own steps. Channels that are not CT are copied. A case that is complete and was made from the same files is left
-    alone (its outcome has neither result nor error). The result of a case is ``{"psnr_db", "mean_absolute_error_hu"}``.
+    alone (its outcome has neither result nor error). The result of a case is its ``Fidelity`` as a dictionary, the mean
+    over the CT channels.
 
     Args:
         dataset: what to reconstruct.
@@ -135,8 +137,6 @@ def make_views(
 
 
 def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str) -> _RawCase | None:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     files = dataset.image_files[case]
     raw_digests = {path.name: sha256_of_file(path) for path in files}
     pending = [
@@ -150,11 +150,25 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str
     ]
     if not pending:
         return None
+    channels, axis_order = _read_channels(dataset, case)
+    return _RawCase(channels, axis_order, raw_digests, pending)
+
+
+def read_axial_ct(dataset: PreprocessedDataset, case: str) -> list[np.ndarray]:
+    """The CT channels of a raw case, each (body axis, front-back, left-right) in HU."""
+    channels, axis_order = _read_channels(dataset, case)
+    return [channels[channel].transpose(axis_order) for channel in dataset.ct_channels]
+
+
+def _read_channels(dataset: PreprocessedDataset, case: str) -> tuple[list[np.ndarray], AxisOrder]:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    files = dataset.image_files[case]
     for path in files:
         check_nifti_is_whole(path)
     reader = PlansManager(dataset.plans).image_reader_writer_class()
     image, properties = reader.read_images([str(path) for path in files])
-    return _RawCase([compact(channel) for channel in image], axial_order_of_nnunet(properties), raw_digests, pending)
+    return [compact(channel) for channel in image], axial_order_of_nnunet(properties)
 
 
 def _write_case(
@@ -163,7 +177,7 @@ def _write_case(
     hu_window: tuple[float, float],
     case: str,
     view: _ViewCase,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     import blosc2
     from batchgenerators.utilities.file_and_folder_operations import load_pickle
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -171,10 +185,10 @@ def _write_case(
     from fvae_nnunet.preprocessing.view_preprocessor import ViewPreprocessor
 
     results = [
-        asdict(fidelity(view.raw.channels[channel], reconstruction, hu_window))
+        asdict(fidelity(view.raw.channels[channel], reconstruction, hu_window, axis_order=view.raw.axis_order))
         for channel, reconstruction in view.reconstructions.items()
     ]
-    mean = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
+    mean = {key: mean_of_known([result[key] for result in results]) for key in results[0]}
     image = np.stack([view.reconstructions.get(channel, raw) for channel, raw in enumerate(view.raw.channels)])
 
     manager = PlansManager(dataset.plans)

@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fvae_nnunet.devices import Work
+    from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.noise_matching import Match, NoiseOfView
     from fvae_nnunet.pipeline import Outcome
     from fvae_nnunet.reconstruction_settings import Reconstruction
     from fvae_nnunet.vae.base import FrozenVAE
@@ -89,6 +93,15 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--sample-posterior", type=int, metavar="SEED", dest="posterior_seed",
         help="draw the latent from the posterior; default: its mode",
     )  # fmt: skip
+    group.add_argument(
+        "--strength", type=float, metavar="S",
+        help="of a plain denoiser, --vae control:<name>; unit: fvae-setup --vaes; 0 changes nothing",
+    )  # fmt: skip
+    group.add_argument(
+        "--match", metavar="VIEW",
+        help="instead of --strength: the one that removes as much noise as this view; fvae-preprocess: a view of the "
+        "dataset, fvae-reconstruct: a folder that it wrote",
+    )  # fmt: skip
     group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
 
 
@@ -133,6 +146,9 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         raise UserError(
             "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
         )
+    _check_control_options(arguments)
+    if arguments.match is not None:
+        raise UserError("--match is for fvae-preprocess and fvae-reconstruct; give the --strength that they print")
     if device == "mps" and not torch.backends.mps.is_available():
         raise UserError("torch sees no MPS device; use -device cpu")
     script = PAPER_SCRIPTS.get(arguments.vae) if arguments.scheme == "paper" else None
@@ -147,6 +163,7 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         weights=arguments.weights,
         code=arguments.vae_code,
         trust_weights=arguments.trust_weights,
+        strength=arguments.strength,
         device=device,
         dtype=dtype,
     )
@@ -163,12 +180,94 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     for option, value in (("--weights", arguments.weights), ("--vae-code", arguments.vae_code)):
         options += [option, value] if value else []
     options += ["--trust-weights"] if arguments.trust_weights else []
+    options += [] if arguments.strength is None else ["--strength", f"{arguments.strength}"]
     options += ["--scheme", settings.scheme, "--hu-window", *(f"{end:g}" for end in settings.hu_window)]
     options += ["--window-slices", str(settings.window_slices), "--overlap", str(settings.overlap_slices)]
     options += ["--precision", str(vae.dtype).removeprefix("torch.")]
     options += ["--truncate"] if settings.truncate else []
     options += [] if settings.posterior_seed is None else ["--sample-posterior", str(settings.posterior_seed)]
     return LoadedVAE(vae, settings, shlex.join(options))
+
+
+def _check_control_options(arguments: argparse.Namespace) -> None:
+    from fvae_nnunet.vae.registry import is_control
+
+    if arguments.strength is not None and arguments.match is not None:
+        raise UserError("--strength and --match exclude each other; give one of them")
+    if not is_control(arguments.vae):
+        if arguments.strength is not None or arguments.match is not None:
+            raise UserError(
+                f"--strength and --match are for plain denoisers (--vae control:<name>); {arguments.vae} is a VAE"
+            )
+        return
+    if arguments.scheme != "windows":
+        raise UserError(f"{arguments.vae} filters each slice alone; leave --scheme {arguments.scheme} out")
+    if arguments.posterior_seed is not None:
+        raise UserError(f"{arguments.vae} draws nothing; leave --sample-posterior out")
+
+
+def match_noise(
+    arguments: argparse.Namespace,
+    manifest: Manifest,
+    *,
+    check: Callable[[], dict[str, Any]],
+    cases: Iterable[str],
+    read_axial: Callable[[str], list[np.ndarray]],
+    command: str,
+) -> None:
+    """Put the ``--strength`` that ``--match`` asks for in its place, and say what was matched.
+
+    Args:
+        arguments: the options; ``strength`` and ``match`` are replaced.
+        manifest: of the view to match.
+        check: returns its content, or raises UserError where the view is not whole.
+        cases: all cases that it must hold.
+        read_axial: gives the CT channels of a raw case, axial slices first, in HU.
+        command: start of the command that makes the view, for messages.
+
+    Raises:
+        UserError: options that do not go together, no such view, an incomplete or older one, or it cannot be matched.
+    """
+    from tqdm import tqdm
+
+    from fvae_nnunet.controls import find_control
+    from fvae_nnunet.noise_matching import NoiseSample, match_strength, noise_of_view
+
+    _check_control_options(arguments)
+    if not find_control(arguments.vae).has_strength:
+        raise UserError(f"{arguments.vae} has no strength to choose; leave --match out")
+    settings = load(argparse.Namespace(**vars(arguments) | {"strength": 0.0, "match": None})).settings
+    content = check()
+    hu_window = content["settings"]["hu_window"]
+    if hu_window != list(settings.hu_window):
+        raise UserError(
+            f"--match {arguments.match}: that view has another HU window; add --hu-window "
+            + " ".join(f"{end:g}" for end in hu_window)
+        )
+    view = noise_of_view(manifest, cases, remake=f"{command} {content['made_with']['options']}")
+    with tqdm(desc="matching", unit="case", dynamic_ncols=True, leave=False) as bar:
+        sample = NoiseSample(view.sample, read_axial, settings)
+        match = match_strength(arguments.vae, view.ratio, sample, on_case=bar.update)
+    print(_said(arguments, view, match))
+    arguments.strength, arguments.match = match.strength, None
+
+
+def _said(arguments: argparse.Namespace, view: NoiseOfView, match: Match) -> str:
+    from fvae_nnunet.controls import find_control
+
+    meaning = find_control(arguments.vae).explained(match.strength, arguments.hu_window)
+    if match.strength == 0:
+        outcome = "the view removes no noise by this measure; the matched control is the identity (--strength 0)"
+    else:
+        outcome = (
+            f"--strength {match.strength:g} ({meaning}) leaves {match.ratio:.3f} (median of {', '.join(view.sample)}; "
+            f"from {min(match.ratios):.3f} to {max(match.ratios):.3f})"
+        )
+    ratios = view.ratios.values()
+    return (
+        f"{arguments.vae} matched to {arguments.match}: the view leaves {view.ratio:.3f} of the noise (median of "
+        f"{len(ratios)} cases; from {min(ratios):.3f} to {max(ratios):.3f}); {outcome}"
+    )
 
 
 def part_of(cases: list[str], arguments: argparse.Namespace) -> list[str]:
@@ -276,9 +375,12 @@ class CaseProgress:
             self.skipped += 1
         else:
             self.psnr_db.append(result["psnr_db"])
+            noise = ""
+            if result.get("noise_raw_hu") is not None:
+                noise = f", noise {result['noise_raw_hu']:.1f} to {result['noise_view_hu']:.1f} HU"
             self.bar.write(
                 f"{outcome.case}: PSNR {result['psnr_db']:.2f} dB, "
-                f"mean absolute error {result['mean_absolute_error_hu']:.2f} HU", file=sys.stdout,
+                f"mean absolute error {result['mean_absolute_error_hu']:.2f} HU{noise}", file=sys.stdout,
             )  # fmt: skip
         self.bar.total = max(self.bar.total, self.bar.n + 1)
         self.bar.update()

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import (
@@ -14,6 +15,7 @@ from fvae_nnunet.cli.command import (
     add_work_options,
     do_cases,
     load,
+    match_noise,
     part_of,
     run_command,
     workers_of,
@@ -51,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     cases = part_of(dataset.cases, arguments)
     view = arguments.view or default_view_name(arguments.vae)
     folders = [view_folder(data, view) for data in dataset.data_folders.values()]
+    if arguments.match is not None:
+        _match_view(arguments, dataset, view)
     work = _MakeViews(arguments, dataset, view)
     progress = do_cases(arguments, work, cases=cases, known=dataset.cases, folders=folders)
     summary, status = progress.finish("fvae-preprocess", "run the same command again for the rest")
@@ -103,6 +107,31 @@ class _MakeViews:
             seconds=seconds,
             on_slices=on_slices,
         )
+
+
+def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, view: str) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.preprocessing.make_views import read_axial_ct
+    from fvae_nnunet.views import check_view, preprocessing_settings, view_folder
+
+    if arguments.match == view:
+        raise UserError(f"--match {view} is the view to be made; give one of the two another name (--view)")
+    folders = {name: view_folder(data, arguments.match) for name, data in dataset.data_folders.items()}
+    made = [name for name, folder in folders.items() if Manifest(folder).path.exists()]
+    configuration = (made or list(folders))[0]  # the records of all configurations hold the same noise
+    folder = folders[configuration]
+    command = f"fvae-preprocess {int(dataset.name[7:10])} -c {configuration} -p {dataset.plans_name}"
+    settings = preprocessing_settings(dataset.plans, PlansManager(dataset.plans).get_configuration(configuration))
+    match_noise(
+        arguments,
+        Manifest(folder),
+        check=partial(check_view, folder, dataset.data_folders[configuration], dataset.cases, settings, command),
+        cases=dataset.cases,
+        read_axial=partial(read_axial_ct, dataset),
+        command=command,
+    )
 
 
 def _say_channels(dataset_json: dict[str, Any], ct_channels: list[int]) -> None:

@@ -14,10 +14,12 @@ from fvae_nnunet.cli.command import (
     add_work_options,
     do_cases,
     load,
+    match_noise,
     part_of,
     run_command,
     workers_of,
 )
+from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     from fvae_nnunet.devices import OnSlices
@@ -43,11 +45,31 @@ def run(arguments: argparse.Namespace) -> int:
 
     images = find_images(arguments.i)
     cases = part_of(list(images), arguments)
+    if arguments.match is not None:
+        _match_folder(arguments, images)
     work = _Reconstruct(arguments, images)
     progress = do_cases(arguments, work, cases=cases, known=images, folders=[arguments.o / MANIFEST_FOLDER])
     summary, status = progress.finish("fvae-reconstruct", "run the same command again for the rest")
     print(f"{summary}, in {arguments.o}")
     return status
+
+
+def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> None:
+    from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER, check_folder, read_axial
+    from fvae_nnunet.manifest import Manifest
+
+    folder = Path(arguments.match)
+    if folder.resolve() == arguments.o.resolve():
+        raise UserError(f"--match {folder} is the folder to write to (-o)")
+    command = f"fvae-reconstruct -i {arguments.i} -o {folder}"
+    match_noise(
+        arguments,
+        Manifest(folder / MANIFEST_FOLDER),
+        check=lambda: check_folder(folder, images, command),
+        cases=images,
+        read_axial=lambda case: [read_axial(images[case])],
+        command=command,
+    )
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--remove", action="store_true", help="take the stub out of nnU-Net's trainer folder")
     parser.add_argument("--show", action="store_true", help="only show; write nothing")
     parser.add_argument(
-        "--vaes", action="store_true", help="only say of each VAE what it needs: weights, windows, values, licence"
-    )
+        "--vaes", action="store_true",
+        help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser",
+    )  # fmt: skip
     return run_command(parser, run, argv)
 
 
@@ -66,6 +67,7 @@ def _show_folders() -> None:
 
 
 def _show_vaes() -> None:
+    from fvae_nnunet.controls import CONTROLS
     from fvae_nnunet.vae import is_available_offline, known_vaes
 
     print("VAEs (--vae NAME):")
@@ -73,9 +75,13 @@ def _show_vaes() -> None:
     width = max(len(vae.name) for vae in known)
     for vae in known:
         print(f"  {vae.name:{width}}  {_where(vae, on_this_machine=is_available_offline(vae.name))}; {vae.description}")
+    print("plain denoisers, for comparison (--vae NAME with --strength or --match):")
+    for name, denoiser in CONTROLS.items():
+        print(f"  {name:{width}}  {_needs(name)}; {denoiser.description}")
 
 
 def _explain_vaes() -> None:
+    from fvae_nnunet.controls import CONTROLS
     from fvae_nnunet.vae import is_available_offline, known_vaes
 
     for vae in known_vaes():
@@ -85,6 +91,15 @@ def _explain_vaes() -> None:
             why = "needed" if vae.needs_code else "not needed, its module is built in"
             print(f"  code: --vae-code, a checkout of github.com/{vae.code} ({why})")
         print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
+    for name, denoiser in CONTROLS.items():
+        print(f"{name}: plain denoiser, for comparison: {denoiser.description}")
+        print(f"  strength: {denoiser.unit}; {_needs(name)}")
+
+
+def _needs(control: str) -> str:
+    from fvae_nnunet.vae import is_available_offline
+
+    return "on this machine" if is_available_offline(control) else "needs: pip install 'fvae_nnunet[controls]'"
 
 
 def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:

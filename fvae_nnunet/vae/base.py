@@ -81,6 +81,7 @@ class FrozenVAE(ABC):
         weights_source: where they came from, in words a user understands (hub id, folder or file).
         latent_mean, latent_std: per-channel statistics of the latent, tensors (latent_channels,), where the model
             publishes them, else None. Reconstruction does not use them.
+        strength: of a control (see ``controls``); None for VAEs.
     """
 
     spec: VAESpec
@@ -88,6 +89,7 @@ class FrozenVAE(ABC):
     weights_source: str
     latent_mean: torch.Tensor | None = None
     latent_std: torch.Tensor | None = None
+    strength: float | None = None
 
     @property
     @abstractmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DIFFUSERS_PREFIX = "diffusers:"
+CONTROL_PREFIX = "control:"
+"""Of plain denoisers, which are no VAEs; see ``controls``."""
 
 
 @dataclass(frozen=True)

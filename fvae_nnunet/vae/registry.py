@@ -14,7 +14,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
 from fvae_nnunet.vae.identify import model_of_file
-from fvae_nnunet.vae.known import DIFFUSERS_PREFIX, KNOWN
+from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
@@ -36,6 +36,7 @@ def load_vae(
     weights: str | os.PathLike[str] | None = None,
     code: str | os.PathLike[str] | None = None,
     trust_weights: bool = False,
+    strength: float | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FrozenVAE:
@@ -44,18 +45,24 @@ def load_vae(
     Args:
         name: one of ``known_vaes``, or ``diffusers:`` and the hub id or the local folder of an AutoencoderKL or
             AutoencoderTiny. Where a folder or repository has a subfolder ``vae`` (a pipeline), the VAE is taken from
-            there.
+            there. Or one of ``controls.CONTROLS``, which compute on the CPU whatever the device.
         weights: where the weights are, instead of the hub; ``KnownVAE.weights`` says what it may be. A leading ``~``
             is the home folder.
         code: checkout of the VAE's own repository (``KnownVAE.code``), whose modules are imported and run. Needed
             where ``KnownVAE.needs_code``; elsewhere it takes the place of our own module.
         trust_weights: read a pickled file even if it holds more than tensors and plain values.
+        strength: of a control; not for others.
         device: where to compute.
         dtype: precision; the digest in ``weights_sha256`` is that of the weights before they are cast to it.
 
     Raises:
-        UserError: unknown name, weights or code that cannot be had, or weights of another model.
+        UserError: unknown name, weights or code that cannot be had, weights of another model, or a control without
+            strength or with options that only a VAE has.
     """
+    if is_control(name):
+        return _load_control(name, strength, weights=weights, code=code, trust_weights=trust_weights, dtype=dtype)
+    if strength is not None:
+        raise UserError(f"--strength is for plain denoisers ({CONTROL_PREFIX}<name>); {name} is a VAE")
     path = None if weights is None else Path(weights).expanduser()
     if path is not None and not path.exists():
         raise UserError(f"{name}: --weights: no such file or folder: {path}")
@@ -67,6 +74,23 @@ def load_vae(
         if found is None or found == name or found in str(error).replace(name, ""):
             raise
         raise UserError(f"{error}. {path} looks like {found}; use --vae {found}") from error
+
+
+def is_control(name: str) -> bool:
+    """Whether the name is one of a plain denoiser (``controls``), known or not."""
+    return name.startswith(CONTROL_PREFIX)
+
+
+def _load_control(name: str, strength: float | None, *, dtype: torch.dtype, **only_for_vaes: object) -> FrozenVAE:
+    from fvae_nnunet.controls import load_control
+
+    options = {"weights": "--weights", "code": "--vae-code", "trust_weights": "--trust-weights"}
+    given = [options[parameter] for parameter, value in only_for_vaes.items() if value]
+    if given:
+        raise UserError(f"{name} has no weights and no code of its own; leave {', '.join(given)} out")
+    if dtype != torch.float32:
+        raise UserError(f"{name} computes in float32; leave --precision out")
+    return load_control(name, strength)
 
 
 _Loader = Callable[["Path | None", "str | torch.device", torch.dtype], FrozenVAE]
@@ -106,11 +130,17 @@ def _refuse_code(name: str, code: Path | None) -> None:
 
 
 def is_available_offline(name: str) -> bool:
-    """Whether ``load_vae(name)`` would find its weights on this machine; looks at files only, never at the network.
+    """Whether ``load_vae(name)`` would find its weights, or a control's library, on this machine.
+
+    Looks at files only, never at the network.
 
     Raises:
         UserError: unknown name.
     """
+    if is_control(name):
+        from fvae_nnunet.controls import is_installed
+
+        return is_installed(name)
     if name == "tiny":
         return has_model(TINY_FOLDER)
     if name.startswith(DIFFUSERS_PREFIX):
@@ -158,11 +188,14 @@ def _hub_model(place: str) -> HubModel:
 
 
 def _unknown(name: str) -> UserError:
+    from fvae_nnunet.controls import CONTROLS
+
     names = [vae.name for vae in KNOWN if not vae.name.startswith(DIFFUSERS_PREFIX)]
-    close = difflib.get_close_matches(name, [vae.name for vae in KNOWN], n=2)
+    close = difflib.get_close_matches(name, [*(vae.name for vae in KNOWN), *CONTROLS], n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     if "/" in name:
         hint = f" Did you mean {DIFFUSERS_PREFIX}{name}?"
     return UserError(
-        f"unknown VAE {name!r}.{hint} Known: {', '.join(names)}, {DIFFUSERS_PREFIX}<hub id or folder of an image VAE>"
+        f"unknown VAE {name!r}.{hint} Known: {', '.join(names)}, {DIFFUSERS_PREFIX}<hub id or folder of an image VAE>, "
+        f"and the denoisers {', '.join(CONTROLS)}"
     )
