@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.picture import Plane, case_picture, largest_cross_sections
+from fvae_nnunet.evaluation.picture import (
+    DIFFERENCE_HU,
+    LESION_MARGIN_MM,
+    LUNG_HU_WINDOW,
+    SOFT_TISSUE_HU_WINDOW,
+    Plane,
+    case_picture,
+    comparison_picture,
+    hu_window_around,
+    largest_cross_sections,
+    largest_lesion,
+)
 
 pytest.importorskip("matplotlib", reason="pictures are an extra")
 
@@ -28,6 +39,47 @@ def test_planes_go_through_the_largest_cross_section_of_the_first_mask_that_is_n
     assert largest_cross_sections(SHAPE, [empty, mask, np.ones(SHAPE, bool)]) == (Plane(0, 3), Plane(1, 7))
     assert largest_cross_sections(SHAPE, [empty]) == (Plane(0, 5), Plane(1, 10))
     assert largest_cross_sections(SHAPE, []) == (Plane(0, 5), Plane(1, 10))
+
+
+def test_planes_can_be_had_across_all_three_axes() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 5:8, 10:13] = True
+    mask[4:6, 7, 12] = True
+    # column 12 holds 5 voxels, columns 10 and 11 hold 3
+    assert largest_cross_sections(SHAPE, [mask], axes=(0, 1, 2)) == (Plane(0, 3), Plane(1, 7), Plane(2, 12))
+    assert largest_cross_sections(SHAPE, [], axes=(2,)) == (Plane(2, 20),)
+
+
+def test_sagittal_slices_show_the_head_up_and_the_front_on_the_left() -> None:
+    volume = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    plane = Plane(2, 31)
+    sagittal = plane.cut(volume)
+    assert plane.name == "sagittal" and plane.sides == ("A", "P") and sagittal.shape == (10, 20)
+    assert sagittal[0, 3] == volume[9, 3, 31] and sagittal[-1, 0] == volume[0, 0, 31]
+    assert plane.extent_mm(SHAPE, SPACING_MM) == (0, 20 * 2.0, 10 * 5.0, 0)
+
+
+def test_the_largest_lesion_is_the_component_with_most_voxels() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[1, 1, 1:5] = True
+    mask[2, 2, 5] = True  # touches the corner of the voxel before: the same lesion
+    mask[7, 10:12, 10:12] = True
+    expected = mask.copy()
+    expected[7] = False
+    np.testing.assert_array_equal(largest_lesion(mask), expected)
+    assert not largest_lesion(np.zeros(SHAPE, bool)).any()
+
+
+def test_a_lesion_in_the_lung_is_seen_in_the_window_of_the_lung() -> None:
+    lesion = np.zeros(SHAPE, bool)
+    lesion[4:6, 8:11, 18:22] = True
+    in_lung = np.where(lesion, 40, -850).astype(np.int16)
+    assert hu_window_around(in_lung, lesion, SPACING_MM) == LUNG_HU_WINDOW
+    in_lung[:, :, :10] = 60  # further away than its surroundings reach
+    assert hu_window_around(in_lung, lesion, SPACING_MM) == LUNG_HU_WINDOW
+    assert hu_window_around(np.full(SHAPE, 50), lesion, SPACING_MM) == SOFT_TISSUE_HU_WINDOW
+    assert hu_window_around(in_lung, np.zeros(SHAPE, bool), SPACING_MM) == SOFT_TISSUE_HU_WINDOW
+    assert hu_window_around(in_lung, np.ones(SHAPE, bool), SPACING_MM) == SOFT_TISSUE_HU_WINDOW
 
 
 def test_axial_slices_show_the_front_up_and_coronal_ones_the_head_up() -> None:
@@ -108,6 +160,77 @@ def test_a_region_and_a_mask_at_the_border_can_be_drawn(tmp_path: Path) -> None:
         labels={"background": 0, "whole": [1, 2], "core": 2}, title="one slice", path=tmp_path / "case.png",
     )  # fmt: skip
     assert drawn(path).shape[2] == 3
+
+
+@pytest.fixture
+def case() -> dict[str, Any]:
+    """An organ with a large and a small tumour; one model finds both, the other none."""
+    shape = (20, 60, 80)
+    reference = np.zeros(shape, np.uint8)
+    reference[5:15, 10:50, 10:70] = 1
+    reference[8:12, 20:26, 30:38] = 2
+    reference[6, 45, 60] = 2
+    raw_hu = np.random.default_rng(0).integers(-100, 200, shape).astype(np.int16)
+    return {
+        "raw_hu": raw_hu,
+        "views": {"view a": raw_hu + 10, "view b": raw_hu // 2},
+        "spacing_mm": (3.0, 1.0, 1.0),
+        "reference": reference,
+        "predictions": {"$one": reference, "two": np.minimum(reference, 1)},
+        "labels": LABELS,
+        "lesion": "tumour",
+        "remarks": {"$one": "NSD 1.000"},
+    }
+
+
+def test_a_comparison_shows_each_view_with_its_difference_and_each_model_in_three_planes(case: dict[str, Any]) -> None:
+    figure = comparison_picture(**case)
+    panels = [axes for axes in figure.axes if axes.images]
+    headings = [axes.get_title() for axes in panels[:8]]
+    assert headings == [
+        "raw image", "its framed part", "view a", "view a\nminus raw", "view b", "view b\nminus raw", "$one\nNSD 1.000",
+        "two",
+    ]  # fmt: skip
+    assert len(panels) == 3 * 8
+    raw_hu = case["raw_hu"]
+    # by the first of equal cross-sections
+    planes = [Plane(0, 8), Plane(1, 20), Plane(2, 30)]
+    for row, plane in enumerate(planes):
+        shown = [np.asarray(axes.images[0].get_array()) for axes in panels[8 * row : 8 * (row + 1)]]
+        np.testing.assert_array_equal(shown[0], plane.cut(raw_hu))
+        np.testing.assert_array_equal(shown[3], np.full_like(shown[3], 10))
+        np.testing.assert_array_equal(shown[5], plane.cut(raw_hu // 2).astype(float) - plane.cut(raw_hu))
+        limits = [axes.images[0].get_clim() for axes in panels[8 * row : 8 * (row + 1)]]
+        assert limits[3] == limits[5] == (-DIFFERENCE_HU, DIFFERENCE_HU)
+        assert limits[0] == limits[2] == limits[6] == SOFT_TISSUE_HU_WINDOW
+    legend = next(axes.get_legend() for axes in figure.axes if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["organ", "tumour", "reference", "prediction"]
+
+
+def test_close_ups_show_the_lesion_with_room_around_it(case: dict[str, Any]) -> None:
+    figure = comparison_picture(**case)
+    overview, *close_ups = [axes for axes in figure.axes if axes.images][:8]
+    assert overview.get_xlim() == (0, 80) and overview.get_ylim() == (60, 0)
+    # rows 20 to 26 of 60, 1 mm each: 56 mm with room on both sides, moved into the slice, in its proportions
+    assert LESION_MARGIN_MM == 25
+    for axes in close_ups:
+        assert axes.get_ylim() == pytest.approx((56, 0)) and axes.get_xlim() == pytest.approx((0, 56 * 80 / 60))
+
+
+def test_a_lesion_that_only_a_model_sees_and_none_at_all(case: dict[str, Any]) -> None:
+    elsewhere = np.zeros_like(case["reference"])
+    elsewhere[3:5, 50:55, 70:75] = 2
+    without = case | {"reference": np.minimum(case["reference"], 1)}
+    figure = comparison_picture(**without | {"predictions": {"one": without["reference"], "two": elsewhere}})
+    assert np.array_equal(figure.axes[0].images[0].get_array(), case["raw_hu"][3])
+    figure = comparison_picture(**without | {"predictions": {}, "views": {}, "remarks": {}})
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["raw image", "its framed part", "reference"]
+    assert np.array_equal(figure.axes[0].images[0].get_array(), case["raw_hu"][5]), "through the organ"
+
+
+def test_a_comparison_of_unequal_shapes_is_refused(case: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"view a has shape \(19, 60, 80\), raw_hu \(20, 60, 80\)"):
+        comparison_picture(**case | {"views": {"view a": case["raw_hu"][1:]}})
 
 
 def test_unequal_shapes_and_an_empty_window_are_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
-"""One case in one picture: raw image, its view, their difference, and the segmentations."""
+"""One case in one picture: raw image, its views, their differences, and the segmentations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.surface_dice import bounding_box
 from fvae_nnunet.manifest import atomic_write
 
 if TYPE_CHECKING:
@@ -19,8 +20,21 @@ if TYPE_CHECKING:
 DIFFERENCE_HU = 50.0
 """The difference panels show -50 to 50 HU in every picture, so that pictures of different VAEs can be compared."""
 
+SOFT_TISSUE_HU_WINDOW = (-160.0, 240.0)
+LUNG_HU_WINDOW = (-1350.0, 150.0)
+"""HU shown as black and as white: the windows in which radiologists read abdomen and lung."""
+
+LUNG_BELOW_HU = -400.0
+"""A lesion lies in the lung if the median around it is below."""
+
+AROUND_LESION_MM = 10.0
+"""How far from a lesion its surroundings reach."""
+
 MARGIN_MM = 15.0
 """Room around the labels in the close-up of the segmentations."""
+
+LESION_MARGIN_MM = 25.0
+"""Room around the lesion in the close-ups that compare models."""
 
 LABEL_COLOURS = ("#ffd92f", "#ff3b5c", "#35c8ff", "#7dff7a", "#d58cff", "#ff9f1c", "#ffffff", "#00ffc8")
 """One for each label in the order of dataset.json, repeated where they do not suffice."""
@@ -28,36 +42,86 @@ LABEL_COLOURS = ("#ffd92f", "#ff3b5c", "#35c8ff", "#7dff7a", "#d58cff", "#ff9f1c
 REFERENCE_STYLE: dict[str, Any] = {"linewidths": 4.5, "alpha": 0.45}
 PREDICTION_STYLE: dict[str, Any] = {"linewidths": 1.3}
 
+Labels = Mapping[str, int | Sequence[int]]
+"""Name -> value, or values of a region, as in dataset.json; background (0) is not drawn."""
+
 
 @dataclass(frozen=True)
 class Plane:
-    """A slice of a volume (z, y, x): ``axis`` 0 is axial, 1 is coronal; ``index`` counts voxels from 0."""
+    """A slice of a volume (z, y, x): ``axis`` 0 is axial, 1 coronal, 2 sagittal; ``index`` counts voxels from 0."""
 
     axis: int
     index: int
 
     @property
     def name(self) -> str:
-        return ("axial", "coronal")[self.axis]
+        return ("axial", "coronal", "sagittal")[self.axis]
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What lies on the left and on the right of the slice as shown: the patient's right, left, front or back."""
+        return ("A", "P") if self.axis == 2 else ("R", "L")
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
-        """The slice as shown, first row at the top: axial (y, x) with the front up, coronal (z, x) with the head up."""
-        return volume[self.index] if self.axis == 0 else volume[::-1][:, self.index]
+        """The slice as shown, first row at the top.
+
+        Axial (y, x) with the front up, coronal (z, x) with the head up, sagittal (z, y) with the head up and the front
+        on the left.
+        """
+        return volume[self.index] if self.axis == 0 else volume[::-1].take(self.index, axis=self.axis)
 
     def extent_mm(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float, float, float]:
         """Left, right, bottom and top edge of the slice in mm, from its upper left corner, downwards positive."""
-        return 0.0, shape[2] * spacing_mm[2], shape[1 - self.axis] * spacing_mm[1 - self.axis], 0.0
+        rows, columns = (axis for axis in range(3) if axis != self.axis)
+        return 0.0, shape[columns] * spacing_mm[columns], shape[rows] * spacing_mm[rows], 0.0
 
 
-def largest_cross_sections(shape: Sequence[int], segmentations: Sequence[np.ndarray]) -> tuple[Plane, Plane]:
-    """The axial and the coronal plane where the first of the masks that is not empty has most voxels.
+def largest_cross_sections(
+    shape: Sequence[int], segmentations: Sequence[np.ndarray], axes: Sequence[int] = (0, 1)
+) -> tuple[Plane, ...]:
+    """The planes, one across each of the axes, where the first of the masks that is not empty has most voxels.
 
     The masks are (z, y, x). All empty or none given: the middle planes.
     """
     mask = next((mask for mask in segmentations if mask.any()), None)
     if mask is None:
-        return Plane(0, shape[0] // 2), Plane(1, shape[1] // 2)
-    return Plane(0, int(mask.sum((1, 2)).argmax())), Plane(1, int(mask.sum((0, 2)).argmax()))
+        return tuple(Plane(axis, shape[axis] // 2) for axis in axes)
+    others = {axis: tuple(other for other in range(3) if other != axis) for axis in axes}
+    return tuple(Plane(axis, int(mask.sum(others[axis]).argmax())) for axis in axes)
+
+
+def largest_lesion(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component of a mask (z, y, x), neighbours sharing a face, edge or corner; else the mask."""
+    from scipy import ndimage
+
+    if not mask.any():
+        return mask
+    box = bounding_box(mask)
+    numbered, _ = ndimage.label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
+    largest = np.zeros_like(mask)
+    largest[box] = numbered == np.bincount(numbered[mask[box]]).argmax()
+    return largest
+
+
+def hu_window_around(raw_hu: np.ndarray, lesion: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float]:
+    """`LUNG_HU_WINDOW` for a lesion that lies in the lung, else `SOFT_TISSUE_HU_WINDOW`; arrays (z, y, x)."""
+    if not lesion.any():
+        return SOFT_TISSUE_HU_WINDOW
+    margins = np.ceil(AROUND_LESION_MM / np.asarray(spacing_mm)).astype(int)
+    box = tuple(
+        slice(max(0, side.start - margin), side.stop + margin)
+        for side, margin in zip(bounding_box(lesion), margins, strict=True)
+    )
+    around = raw_hu[box][~lesion[box]]
+    return LUNG_HU_WINDOW if around.size and np.median(around) < LUNG_BELOW_HU else SOFT_TISSUE_HU_WINDOW
+
+
+def require_matplotlib() -> None:
+    """UserError with the command that installs matplotlib, if it is not there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError("pictures need matplotlib; run: pip install 'fvae_nnunet[picture]'") from error
 
 
 def case_picture(
@@ -67,10 +131,10 @@ def case_picture(
     spacing_mm: tuple[float, float, float],
     reference: np.ndarray | None = None,
     prediction: np.ndarray | None = None,
-    labels: Mapping[str, int | Sequence[int]],
+    labels: Labels,
     title: str,
     path: str | Path,
-    hu_window: tuple[float, float] = (-160.0, 240.0),
+    hu_window: tuple[float, float] = SOFT_TISSUE_HU_WINDOW,
 ) -> Path:
     """Write a PNG with an axial and a coronal slice of raw image, view, difference and segmentations.
 
@@ -84,7 +148,7 @@ def case_picture(
             SimpleITK's ``DICOMOrient(image, "LPS")`` gives).
         spacing_mm: voxel size (z, y, x).
         reference, prediction: label maps (z, y, x), or None.
-        labels: name -> value, or values of a region, as in dataset.json; background (0) is not drawn.
+        labels: what to draw.
         title: headline of the picture.
         path: file to write.
         hu_window: HU shown as black and as white.
@@ -95,96 +159,258 @@ def case_picture(
     Raises:
         UserError: shapes differ, the HU window is empty, or matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("pictures need matplotlib; run: pip install 'fvae_nnunet[picture]'") from error
-
     maps = {name: array for name, array in (("reference", reference), ("prediction", prediction)) if array is not None}
-    for name, array in {"view_hu": view_hu, **maps}.items():
+    _check(raw_hu, {"view_hu": view_hu, **maps}, hu_window)
+    values = _values(labels)
+    anything = np.concatenate([[], *values.values()])
+    wanted = [list(values.values())[-1], anything] if values else []
+    planes = largest_cross_sections(raw_hu.shape, [np.isin(array, some) for some in wanted for array in maps.values()])
+    raw, view = ([plane.cut(volume) for plane in planes] for volume in (raw_hu, view_hu))
+    cuts = {name: [plane.cut(array) for plane in planes] for name, array in maps.items()}
+    columns = [
+        _Column("raw", raw),
+        _Column("view (reconstruction)", view),
+        _Column("view minus raw", _differences(raw, view), is_difference=True),
+        _Column(" and ".join(maps) or "no segmentation", raw, cuts, is_close_up=True, is_segmentation=True),
+    ]
+    figure = _figure(
+        columns, planes, raw_hu.shape, spacing_mm,
+        values=values, close_up=_any_of(cuts.values(), anything), margin_mm=MARGIN_MM, title=title,
+        hu_window=hu_window, layout=_Layout(len(columns)),
+    )  # fmt: skip
+    with atomic_write(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return Path(path)
+
+
+def comparison_picture(
+    raw_hu: np.ndarray,
+    *,
+    views: Mapping[str, np.ndarray],
+    spacing_mm: tuple[float, float, float],
+    reference: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    labels: Labels,
+    lesion: str,
+    remarks: Mapping[str, str],
+) -> Figure:
+    """An axial, a coronal and a sagittal slice through a lesion: raw image, each view, and each model's segmentation.
+
+    The slices are the largest cross-sections of the largest lesion of the reference; where it has none, of the
+    predictions, the first that has one; then of all labels together; then the middle slices. Orientation as in
+    `case_picture`; sagittal with the front on the left. All panels but the first are close-ups of the lesion in
+    these slices, framed in the first; a view and its difference to the raw image stand side by side.
+
+    Args:
+        raw_hu: volume (z, y, x) in HU, as for `case_picture`.
+        views: name -> volume (z, y, x) in HU; may be empty.
+        spacing_mm: voxel size (z, y, x).
+        reference: label map (z, y, x).
+        predictions: model -> label map (z, y, x); empty: the reference alone is drawn.
+        labels: what to draw.
+        lesion: the one of them that the slices go through.
+        remarks: model -> what is said below its name.
+
+    Returns:
+        The figure, with an Agg canvas; its HU window is that of `hu_window_around`.
+
+    Raises:
+        UserError: shapes differ, or matplotlib is not installed.
+    """
+    _check(raw_hu, {"reference": reference, **views, **predictions}, SOFT_TISSUE_HU_WINDOW)
+    values = _values(labels)
+    maps = [reference, *predictions.values()]
+    lesions = [np.isin(array, values[lesion]) for array in maps]
+    target = largest_lesion(next((mask for mask in lesions if mask.any()), lesions[0]))
+    anything = np.isin(reference, np.concatenate(list(values.values())))
+    planes = largest_cross_sections(raw_hu.shape, [target, anything], axes=(0, 1, 2))
+    raw = [plane.cut(raw_hu) for plane in planes]
+    of_reference = [plane.cut(reference) for plane in planes]
+    columns = [_Column("raw image", raw), _Column("its framed part", raw, is_close_up=True)]
+    for name, volume in views.items():
+        view = [plane.cut(volume) for plane in planes]
+        columns.append(_Column(name, view, is_close_up=True))
+        columns.append(_Column(f"{name}\nminus raw", _differences(raw, view), is_difference=True, is_close_up=True))
+    for name, array in predictions.items():
+        maps_of_model = {"reference": of_reference, "prediction": [plane.cut(array) for plane in planes]}
+        heading = f"{name}\n{remarks[name]}" if name in remarks else name
+        columns.append(_Column(heading, raw, maps_of_model, is_close_up=True, is_segmentation=True))
+    if not predictions:
+        columns.append(_Column("reference", raw, {"reference": of_reference}, is_close_up=True, is_segmentation=True))
+    cuts = [[plane.cut(array) for plane in planes] for array in maps]
+    return _figure(
+        columns, planes, raw_hu.shape, spacing_mm,
+        values=values, close_up=_any_of(cuts, values[lesion]), margin_mm=LESION_MARGIN_MM, title="",
+        hu_window=hu_window_around(raw_hu, target, spacing_mm), layout=_Layout.for_page(len(columns)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A heading and below it a panel for each plane, with the outlines of label maps (each a slice for each plane)."""
+
+    heading: str
+    cuts: Sequence[np.ndarray]
+    maps: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    is_difference: bool = False
+    is_close_up: bool = False
+    is_segmentation: bool = False
+
+
+def _check(raw_hu: np.ndarray, others: Mapping[str, np.ndarray], hu_window: tuple[float, float]) -> None:
+    require_matplotlib()
+    for name, array in others.items():
         if array.shape != raw_hu.shape:
             raise UserError(f"{name} has shape {array.shape}, raw_hu {raw_hu.shape}; a picture needs equal shapes")
     if hu_window[0] >= hu_window[1]:
         raise UserError(f"hu_window must rise from black to white, got {hu_window}")
-    values = {name: np.atleast_1d(value) for name, value in labels.items() if np.any(np.atleast_1d(value))}
+
+
+def _values(labels: Labels) -> dict[str, np.ndarray]:
+    """The values of each label that is drawn."""
+    return {name: np.atleast_1d(value) for name, value in labels.items() if np.any(np.atleast_1d(value))}
+
+
+def _differences(raw: Sequence[np.ndarray], view: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [after.astype(np.float32) - before for before, after in zip(raw, view, strict=True)]
+
+
+def _any_of(maps: Sequence[Sequence[np.ndarray]] | Any, values: np.ndarray) -> list[np.ndarray]:
+    """For each plane where any of the label maps has one of the values; empty if there are no maps."""
+    return [np.logical_or.reduce([np.isin(cut, values) for cut in cuts]) for cuts in zip(*maps, strict=True)]
+
+
+def _figure(
+    columns: Sequence[_Column],
+    planes: Sequence[Plane],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    *,
+    values: Mapping[str, np.ndarray],
+    close_up: Sequence[np.ndarray],
+    margin_mm: float,
+    title: str,
+    hu_window: tuple[float, float],
+    layout: _Layout,
+) -> Figure:
+    """All panels, colour bars and legend; ``close_up`` has for each plane the mask around which close-ups are."""
+    import matplotlib
+
     colours = {name: LABEL_COLOURS[number % len(LABEL_COLOURS)] for number, name in enumerate(values)}
-    anything = np.concatenate([[], *values.values()])
-    wanted = [list(values.values())[-1], anything] if values else []
-    planes = largest_cross_sections(raw_hu.shape, [np.isin(array, some) for some in wanted for array in maps.values()])
-    cuts = [{name: plane.cut(array) for name, array in maps.items()} for plane in planes]
-    drawn = {
-        name: colours[name]
-        for name, some in values.items()
-        if any(np.isin(cut, some).any() for in_plane in cuts for cut in in_plane.values())
-    }
-    extents = [plane.extent_mm(raw_hu.shape, spacing_mm) for plane in planes]
-    layout = _Layout(
-        figure=Figure(),
-        row_inches=[_Layout.WIDTH * float(np.clip(bottom / right, 0.15, 2.5)) for _, right, bottom, _ in extents],
-        legend_inches=0.25 * ((len(drawn) + 1) // 2 + 1),
-    )
-    FigureCanvasAgg(layout.figure)
-    layout.figure.suptitle(title, fontsize=14, y=layout.title_y, va="top")
-    difference_hu = view_hu.astype(np.float32) - raw_hu
-    shown = (
-        ("raw", raw_hu, "gray", hu_window),
-        ("view (reconstruction)", view_hu, "gray", hu_window),
-        ("view minus raw", difference_hu, "RdBu_r", (-DIFFERENCE_HU, DIFFERENCE_HU)),
-        (" and ".join(maps) or "no segmentation", raw_hu, "gray", hu_window),
-    )
-    for row, (plane, extent, in_plane) in enumerate(zip(planes, extents, cuts, strict=True)):
-        panels = [layout.panel(row, column) for column in range(len(shown))]
-        for panel, (heading, volume, colour_map, (low, high)) in zip(panels, shown, strict=True):
-            panel.imshow(plane.cut(volume), cmap=colour_map, vmin=low, vmax=high, extent=extent)
-            panel.set(xticks=[], yticks=[], title=heading if row == 0 else "")
-        panels[0].set_ylabel(f"{plane.name}, slice {plane.index + 1} of {raw_hu.shape[plane.axis]}", fontsize=11)
-        for side, at in (("R", 0.03), ("L", 0.97)):
-            panels[0].text(at, 0.5, side, color="white", ha="center", va="center", transform=panels[0].transAxes)
-        for label, colour in drawn.items():
-            for name, cut in in_plane.items():
-                _outline(panels[-1], np.isin(cut, values[label]), extent, colour, is_reference=name == "reference")
-        labelled = np.logical_or.reduce([np.isin(cut, anything) for cut in in_plane.values()] or [np.zeros(1, bool)])
-        if labelled.any():
-            _zoom(panels, labelled, extent)
-    bars: dict[str, Any] = {"orientation": "horizontal"}
-    layout.figure.colorbar(panels[0].images[0], cax=layout.bar(0, columns=2), label="HU", **bars)
-    layout.figure.colorbar(panels[2].images[0], cax=layout.bar(2), label="difference in HU", extend="both", **bars)
-    _legend(layout.legend(3), drawn, list(maps))
-    with atomic_write(Path(path)) as temporary:
-        layout.figure.savefig(temporary, format="png", dpi=110)
-    return Path(path)
+    all_maps = [cut for column in columns for cuts in column.maps.values() for cut in cuts]
+    drawn = {name: colours[name] for name, some in values.items() if any(np.isin(cut, some).any() for cut in all_maps)}
+    kinds = list(dict.fromkeys(kind for column in columns for kind in column.maps))
+    first_segmentation = next(number for number, column in enumerate(columns) if column.is_segmentation)
+    first_difference = next((number for number, column in enumerate(columns) if column.is_difference), None)
+    extents = [plane.extent_mm(shape, spacing_mm) for plane in planes]
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = layout.begin(
+            [bottom / right for _, right, bottom, _ in extents],
+            entries=len(drawn) + len(kinds),
+            legend_columns=len(columns) - first_segmentation,
+            heading_lines=max(column.heading.count("\n") + 1 for column in columns),
+        )
+        figure.suptitle(title, fontsize=14 / 11 * layout.font_size, y=layout.title_y, va="top")
+        for row, (plane, extent) in enumerate(zip(planes, extents, strict=True)):
+            panels = [layout.panel(row, number) for number in range(len(columns))]
+            for panel, column in zip(panels, columns, strict=True):
+                low, high = (-DIFFERENCE_HU, DIFFERENCE_HU) if column.is_difference else hu_window
+                colour_map = "RdBu_r" if column.is_difference else "gray"
+                panel.imshow(column.cuts[row], cmap=colour_map, vmin=low, vmax=high, extent=extent)
+                panel.set(xticks=[], yticks=[])
+                if row == 0:
+                    panel.set_title(column.heading, fontsize=12 / 11 * layout.font_size)
+                for label, colour in drawn.items():
+                    for kind, cuts in column.maps.items():
+                        is_reference = kind == "reference"
+                        mask = np.isin(cuts[row], values[label])
+                        _outline(panel, mask, extent, colour, is_reference=is_reference)
+            layout.say_plane(panels[0], f"{plane.name}, slice {plane.index + 1} of {shape[plane.axis]}")
+            for side, at in zip(plane.sides, (0.03, 0.97), strict=True):
+                panels[0].text(
+                    at, 0.5, side, color="white", ha="center", va="center", transform=panels[0].transAxes,
+                    fontsize=10 / 11 * layout.font_size,
+                )  # fmt: skip
+            if close_up and close_up[row].any():
+                close_ups = [panel for panel, column in zip(panels, columns, strict=True) if column.is_close_up]
+                _zoom(close_ups, panels[0], close_up[row], extent, margin_mm)
+        layout.colour_bar(panels[0], 0, "HU", columns=2)
+        if first_difference is not None:
+            layout.colour_bar(panels[first_difference], first_difference, "difference in HU", extend="both")
+        _legend(layout.legend(first_segmentation), drawn, kinds, layout)
+    return figure
 
 
 class _Layout:
-    """Places for panels, colour bars and legend; all lengths in inches, so that a panel's size is that of its slice."""
+    """Places for panels, colour bars and legend; all lengths in inches, so that a panel's size is that of its slice.
 
-    WIDTH, GAP, LEFT, TOP, BAR, BAR_LABEL, COLUMNS = 3.6, 0.12, 0.3, 0.75, 0.16, 0.5, 4
+    ``font_size`` is in points.
+    """
 
-    def __init__(self, *, figure: Figure, row_inches: Sequence[float], legend_inches: float) -> None:
-        self.figure, self.row_inches, self.legend_inches = figure, row_inches, legend_inches
-        self.width = self.LEFT + self.COLUMNS * (self.WIDTH + self.GAP)
-        self.below = self.TOP + sum(row_inches) + self.GAP * len(row_inches)
-        self.height = self.below + max(self.BAR + self.BAR_LABEL, legend_inches)
-        figure.set_size_inches(self.width, self.height)
+    GAP, BAR = 0.12, 0.16
+
+    def __init__(self, columns: int, *, panel_width: float = 3.6, font_size: float = 11.0, plain: bool = False) -> None:
+        self.columns, self.panel_width, self.font_size, self.plain = columns, panel_width, font_size, plain
+        scale = font_size / 11
+        self.bar_label, self.legend_line = 0.5 * scale, 0.25 * scale
+        # plain: no title above the panels, and the planes' names inside them
+        self.left, self.top = (0.15 * scale, 0.32 * scale) if plain else (0.3 * scale, 0.75 * scale)
+        self.width = self.left + columns * (panel_width + self.GAP)
+
+    @classmethod
+    def for_page(cls, columns: int) -> _Layout:
+        """For a picture that is shown about 11 inches wide, whatever its number of columns: the same size of text."""
+        return cls(columns, panel_width=2.8, font_size=max(8.0, 0.75 * columns * 2.92), plain=True)
+
+    def begin(self, proportions: Sequence[float], *, entries: int, legend_columns: int, heading_lines: int) -> Figure:
+        """The empty figure, for rows of panels with such heights by widths and a legend of so many entries."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.row_inches = [self.panel_width * float(np.clip(proportion, 0.15, 2.5)) for proportion in proportions]
+        self.top += (heading_lines - 1) * 1.35 * 12 / 11 * self.font_size / 72
+        self.legend_ncols = 2 * legend_columns
+        legend_inches = self.legend_line * (-(-entries // self.legend_ncols) + 0.5)
+        self.legend_inches = legend_inches
+        self.below = self.top + sum(self.row_inches) + self.GAP * len(self.row_inches)
+        self.height = self.below + max(self.BAR + self.bar_label, legend_inches)
+        self.figure = Figure(figsize=(self.width, self.height))
+        FigureCanvasAgg(self.figure)
+        return self.figure
 
     @property
     def title_y(self) -> float:
-        return 1 - 0.2 / self.height
+        return 1 - 0.2 * self.font_size / 11 / self.height
 
     def panel(self, row: int, column: int) -> Axes:
-        from_top = self.TOP + sum(self.row_inches[:row]) + self.GAP * row
+        from_top = self.top + sum(self.row_inches[:row]) + self.GAP * row
         return self._axes(column, from_top, self.row_inches[row])
 
-    def bar(self, column: int, *, columns: int = 1) -> Axes:
-        return self._axes(column, self.below, self.BAR, columns=columns)
+    def say_plane(self, panel: Axes, name: str) -> None:
+        """Which slice a row shows."""
+        if not self.plain:
+            panel.set_ylabel(name, fontsize=self.font_size)
+            return
+        panel.text(
+            0.02, 0.97, name.replace("slice ", "").replace(" of ", "/"), ha="left", va="top", color="white",
+            transform=panel.transAxes, fontsize=10 / 11 * self.font_size,
+            bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 2},
+        )  # fmt: skip
+
+    def colour_bar(self, panel: Axes, column: int, label: str, *, columns: int = 1, extend: str = "neither") -> None:
+        """The scale of a panel's image, below some columns."""
+        place = self._axes(column, self.below, self.BAR, columns=columns)
+        bar = self.figure.colorbar(panel.images[0], cax=place, orientation="horizontal", extend=extend)
+        bar.set_label(label, fontsize=10 / 11 * self.font_size)
+        place.tick_params(labelsize=10 / 11 * self.font_size)
 
     def legend(self, column: int) -> Axes:
-        return self._axes(column, self.below, self.legend_inches)
+        """From a column to the last."""
+        return self._axes(column, self.below, self.legend_inches, columns=self.columns - column)
 
     def _axes(self, column: int, from_top: float, height: float, *, columns: int = 1) -> Axes:
-        left = self.LEFT + column * (self.WIDTH + self.GAP)
-        width = columns * self.WIDTH + (columns - 1) * self.GAP
+        left = self.left + column * (self.panel_width + self.GAP)
+        width = columns * self.panel_width + (columns - 1) * self.GAP
         low = self.height - from_top - height
         return self.figure.add_axes((left / self.width, low / self.height, width / self.width, height / self.height))
 
@@ -202,31 +428,37 @@ def _outline(panel: Axes, mask: np.ndarray, extent_mm: Sequence[float], colour: 
     panel.contour(x_mm, y_mm, np.pad(mask, 1).astype(float), levels=[0.5], colors=[colour], **style)
 
 
-def _zoom(panels: Sequence[Axes], mask: np.ndarray, extent_mm: Sequence[float]) -> None:
-    """Show the mask's surroundings in the last panel, in the panel's own proportions, framed in the first."""
+def _zoom(
+    close_ups: Sequence[Axes], overview: Axes, mask: np.ndarray, extent_mm: Sequence[float], margin_mm: float
+) -> None:
+    """Show the mask's surroundings in the close-ups, in a panel's own proportions, framed in the overview."""
     from matplotlib.patches import Rectangle
 
     _, right, bottom, _ = extent_mm
     step = np.array([bottom / mask.shape[0], right / mask.shape[1]])
     inside = np.argwhere(mask) * step
-    low, high = inside.min(0) - MARGIN_MM, inside.max(0) + step + MARGIN_MM
+    low, high = inside.min(0) - margin_mm, inside.max(0) + step + margin_mm
     share = min(1.0, float(((high - low) / (bottom, right)).max()))
     size = share * np.array([bottom, right])
     corner = np.clip((low + high - size) / 2, 0, (bottom, right) - size)
-    panels[-1].set(xlim=(corner[1], corner[1] + size[1]), ylim=(corner[0] + size[0], corner[0]))
-    panels[0].add_patch(Rectangle((corner[1], corner[0]), size[1], size[0], fill=False, ec="white", lw=0.8, ls=":"))
+    for panel in close_ups:
+        panel.set(xlim=(corner[1], corner[1] + size[1]), ylim=(corner[0] + size[0], corner[0]))
+    overview.add_patch(Rectangle((corner[1], corner[0]), size[1], size[0], fill=False, ec="white", lw=0.8, ls=":"))
 
 
-def _legend(panel: Axes, colours: Mapping[str, str], maps: Sequence[str]) -> None:
+def _legend(panel: Axes, colours: Mapping[str, str], kinds: Sequence[str], layout: _Layout) -> None:
     from matplotlib.lines import Line2D
 
     panel.set_axis_off()
     styles = {"reference": (REFERENCE_STYLE, "0.3"), "prediction": (PREDICTION_STYLE, "0.1")}
     lines = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()]
-    for name in maps:
-        style, grey = styles[name]
+    for kind in kinds:
+        style, grey = styles[kind]
         lines.append(
-            Line2D([], [], color=grey, linewidth=style["linewidths"], alpha=style.get("alpha", 1.0), label=name)
+            Line2D([], [], color=grey, linewidth=style["linewidths"], alpha=style.get("alpha", 1.0), label=kind)
         )
     if lines:
-        panel.legend(handles=lines, loc="upper center", ncols=2, frameon=False, fontsize=10, borderaxespad=0.2)
+        panel.legend(
+            handles=lines, loc="upper center", ncols=layout.legend_ncols, frameon=False, borderaxespad=0.2,
+            fontsize=10 / 11 * layout.font_size,
+        )  # fmt: skip

@@ -1,0 +1,118 @@
+"""fvae-report: results as one HTML page that opens from disk, or as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fvae_nnunet.cli.command import run_command
+
+LARGE_PAGE_BYTES = 15_000_000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvae-report",
+        description="Show results of fvae-evaluate as one HTML page that needs no network: what was compared, tables "
+        "with intervals, plots and tables of every case, the best and worst cases as pictures, the quality of views, "
+        "and the paper's tables. Or the same as Markdown. docs/report.md explains it.",
+    )
+    parser.add_argument(
+        "results", type=Path, nargs="*", metavar="RESULTS",
+        help="comparison.json of fvae-evaluate, or summary.json of one model; each becomes a chapter",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", type=Path, metavar="FILE", help="the report; default report.html, with --format markdown report.md"
+    )
+    parser.add_argument("--format", choices=("html", "markdown"), default="html", help="default html")
+    parser.add_argument(
+        "--images", type=Path, action="append", default=[], metavar="FOLDER",
+        help="raw CT images of the cases, such as imagesTs, for pictures; repeat it to name one for each of RESULTS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--views", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
+        help="reconstructed images (of fvae-reconstruct), shown in the pictures and with their settings; or a view of "
+        "fvae-preprocess, whose settings and records are shown",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quality", nargs="+", action="extend", default=[], metavar="NAME=FILE",
+        help="reconstruction_quality.json of fvae-evaluate-reconstruction",
+    )  # fmt: skip
+    parser.add_argument(
+        "--paper", nargs="*", metavar="TASK",
+        help="put the paper's tables beside: lung, pancreas, lits, kits19; default all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cases", type=int, default=2, metavar="N", help="draw the N best and the N worst cases; default 2, 0: none"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="default: one that names the models")
+    parser.add_argument("-np", type=int, default=2, metavar="N", help="processes; default 2, 0: only this one")
+    return run_command(parser, run, argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.errors import UserError
+    from fvae_nnunet.report.make import Contents, make_report, write_html, write_markdown
+
+    ending = ".html" if arguments.format == "html" else ".md"
+    path = arguments.o or Path(f"report{ending}")
+    if path.suffix != ending:
+        other = "; for Markdown add --format markdown" if path.suffix == ".md" else ""
+        raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
+    contents = Contents(
+        results=arguments.results,
+        images=arguments.images,
+        views=_named("--views", arguments.views),
+        quality=_named("--quality", arguments.quality),
+        paper=arguments.paper,
+        cases=arguments.cases,
+        title=arguments.title,
+    )
+    with _bar("checking files", "file") as on_file, _bar("drawing", "picture") as on_picture:
+        report = make_report(contents, processes=arguments.np, on_file=on_file, on_picture=on_picture)
+    if arguments.format == "markdown":
+        folder = write_markdown(report, path)
+        print(f"written: {path}" + (f" and {folder}" if folder else ""))
+        return 0
+    size = write_html(report, path)
+    print(f"written: {path}, {size / 1e6:.1f} MB")
+    if size > LARGE_PAGE_BYTES:
+        print("the page is large; fewer --cases or fewer RESULTS make it smaller", file=sys.stderr)
+    return 0
+
+
+def _named(option: str, values: Sequence[str]) -> list[tuple[str, Path]]:
+    """NAME=PATH as name and path."""
+    from fvae_nnunet.errors import UserError
+
+    pairs = []
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"{option} takes NAME=PATH, got {value}; name files of results before the options")
+        pairs.append((name, Path(path)))
+    return pairs
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that appears with the first report."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    try:
+        yield on_progress
+    finally:
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,165 @@
+"""The image folders that a report is given: raw images and views by case, and which of them belong to which results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
+from fvae_nnunet.image_files import find_images, image_ending
+from fvae_nnunet.manifest import Manifest, read_json
+from fvae_nnunet.report.results import Results
+
+
+@dataclass(frozen=True)
+class View:
+    """A folder of reconstructions.
+
+    Attributes:
+        name, folder: as given.
+        manifest: the content of its ``manifest.json``, or None where it has none.
+        records: case -> what the manifest keeps of it.
+        images: its files in HU by name; empty for a view of preprocessed data, which holds none.
+        channel: the number in the names of images that belongs to CT.
+        of_results: places of the results that it is shown with; none for preprocessed data.
+    """
+
+    name: str
+    folder: Path
+    manifest: Mapping[str, Any] | None
+    records: Mapping[str, Mapping[str, Any]]
+    images: Mapping[str, Path]
+    channel: int
+    of_results: Sequence[int] = ()
+
+    @property
+    def is_preprocessed(self) -> bool:
+        return not self.images
+
+    def image_of(self, case: str) -> Path | None:
+        return image_of_case(self.images, case, self.channel)
+
+    def is_made_from(self, case: str, raw: Path, raw_sha256: str) -> bool:
+        """Whether its manifest says that this case is complete and was made from this image; True without manifest."""
+        image = self.image_of(case)
+        if self.manifest is None or image is None:
+            return self.manifest is None
+        made_as = image.name.removesuffix(image_ending(image))
+        manifest = Manifest(self.folder / MANIFEST_FOLDER)
+        return manifest.is_done(made_as, inputs={raw.name: raw_sha256}, outputs=[image])
+
+
+def image_of_case(images: Mapping[str, Path], case: str, channel: int) -> Path | None:
+    """``case_0000`` (with the channel's number) or ``case`` of images by name."""
+    return images.get(f"{case}_{channel:04d}", images.get(case))
+
+
+def images_of_results(folders: Sequence[Path], results: Sequence[Results]) -> list[dict[str, Path]]:
+    """For each results file its cases with their raw CT image.
+
+    Args:
+        folders: one for all results, or one for each in their order.
+        results: whose cases are wanted.
+
+    Raises:
+        UserError: another number of folders, no images in one, or cases that it lacks.
+    """
+    if len(folders) not in (1, len(results)):
+        raise UserError(
+            f"--images names one folder for all RESULTS, or one for each of the {len(results)} in their order, "
+            f"got {len(folders)}"
+        )
+    problems, found = [], []
+    for folder, of in zip(list(folders) * (len(results) if len(folders) == 1 else 1), results, strict=True):
+        channel, images = ct_channel(folder), find_images(folder)
+        of_cases = {case: image_of_case(images, case, channel) for case in of.cases}
+        found.append({case: image for case, image in of_cases.items() if image is not None})
+        problems += _lacks(f"{folder} (--images)", found[-1], of)
+    if problems:
+        raise UserError("\n  ".join(problems))
+    return found
+
+
+def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], channel: int) -> list[View]:
+    """Views by name and folder.
+
+    A name that is given as often as there are results belongs to them in their order, a name given once to the results
+    of which it holds cases. A view of preprocessed data (a manifest directly in its folder) belongs to none.
+
+    Args:
+        given: name and folder.
+        results: what they are to be shown with.
+        channel: number of the CT channel in the names of images.
+
+    Raises:
+        UserError: everything that is wrong, a line for each problem: no folder, no view, cases that one lacks, a name
+            that is given another number of times.
+    """
+    problems: list[str] = []
+    views: list[View] = []
+    names = [name for name, _ in given]
+    for place, (name, folder) in enumerate(given):
+        times = names.count(name)
+        if times not in (1, len(results)):
+            problems.append(f"--views {name}= is given {times} times; give it once, or once for each of the RESULTS")
+            continue
+        try:
+            view = _view(name, folder, channel)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        wanted = [names[:place].count(name)] if times > 1 else list(range(len(results)))
+        held = [at for at in wanted if times > 1 or any(map(view.image_of, results[at].cases))]
+        if not view.is_preprocessed:
+            for at in held or wanted:
+                problems += _lacks(f"{folder} (--views {name}=)", view, results[at])
+            view = replace(view, of_results=held)
+        views.append(view)
+    if problems:
+        raise UserError("\n  ".join(dict.fromkeys(problems)))
+    return views
+
+
+def ct_channel(folder: Path) -> int:
+    """The first channel that dataset.json above or in a folder of images calls CT; 0 where none says so."""
+    for place in (folder.resolve().parent, folder):
+        if (place / "dataset.json").is_file():
+            content = read_json(place / "dataset.json")
+            names = content.get("channel_names", {}) if isinstance(content, dict) else {}
+            return next((int(channel) for channel, name in names.items() if str(name).casefold() == "ct"), 0)
+    return 0
+
+
+def unique_names(given: Sequence[tuple[str, Path]]) -> list[str]:
+    """The names, with the path behind those that occur more than once."""
+    names = [name for name, _ in given]
+    return [name if names.count(name) == 1 else f"{name} ({path})" for name, path in given]
+
+
+def _view(name: str, folder: Path, channel: int) -> View:
+    if not folder.is_dir():
+        raise UserError(f"{folder} (--views {name}=) is no folder")
+    preprocessed = Manifest(folder)
+    if preprocessed.path.is_file():
+        return View(name, folder, preprocessed.read(), _records(folder), {}, channel)
+    beside = folder / MANIFEST_FOLDER
+    records = _records(beside)
+    ending = f"_{channel:04d}"
+    if all(image.endswith(ending) for image in records):
+        records = {image.removesuffix(ending): record for image, record in records.items()}
+    return View(name, folder, Manifest(beside).read(), records, find_images(folder), channel)
+
+
+def _records(folder: Path) -> dict[str, Mapping[str, Any]]:
+    return {path.stem: read_json(path) for path in sorted((folder / "cases").glob("*.json"))}
+
+
+def _lacks(folder: str, images: Mapping[str, Path] | View, results: Results) -> list[str]:
+    image_of = images.image_of if isinstance(images, View) else images.get
+    missing = [case for case in results.cases if image_of(case) is None]
+    if not missing:
+        return []
+    return [f"{folder} lacks {len(missing)} of the {len(results.cases)} cases of {results.path}: {', '.join(missing)}"]

@@ -1,0 +1,213 @@
+"""The best and the worst cases as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from fvae_nnunet.evaluation.case_files import run_each
+from fvae_nnunet.evaluation.picture import DIFFERENCE_HU, comparison_picture
+from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
+from fvae_nnunet.report.case_images import View
+from fvae_nnunet.report.numbers import counted, listed, name_of, of_measure
+from fvae_nnunet.report.plots import names_in_plot
+from fvae_nnunet.report.results import Results
+
+DPI = 120
+
+MOST_BYTES = 500_000
+"""Of one picture."""
+
+MOST_BYTES_OF_ALL = 9_500_000
+"""Of all pictures of a report: as base64 a third more, which leaves room for the rest in 15 MB."""
+
+_QUALITIES = ((1.0, 88), (1.0, 78), (0.85, 75), (0.7, 72), (0.6, 68), (0.5, 62), (0.4, 55))
+"""Scale and JPEG quality, tried one after the other until the bytes suffice."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The cases of one results file that are shown, by the change of the deciding measure, or its value."""
+
+    best: Sequence[str]
+    worst: Sequence[str]
+    explanation: str
+
+
+@dataclass(frozen=True)
+class _Task:
+    results: int
+    case: str
+    raw: Path
+    views: Mapping[str, Path]
+    reference: Path
+    predictions: Mapping[str, Path]
+    labels: Mapping[str, int | tuple[int, ...]]
+    lesion: str
+    remarks: Mapping[str, str]
+    most_bytes: int
+
+
+def choose_cases(results: Results, number: int) -> Chosen:
+    """The so many best and worst cases; of fewer cases the better and the worse half, so that none is there twice."""
+    measure = results.deciding_measure
+    what = f"{name_of(measure)} of {measure['label_name']}"
+    if results.is_comparison:
+        pair = measure["comparisons"][0]
+        order = pair["most_improved_first"]
+        by = f"by the change of the {what} from {pair['first']} to {pair['second']}"
+    else:
+        order = measure["models"][0]["best_first"]
+        by = f"by the {what}"
+    if not order:
+        return Chosen([], [], f"No case can be ordered {by}: none has a value.")
+    half = len(order) // 2
+    best = order[: min(number, len(order) - half)]
+    worst = order[::-1][: min(number, half)]
+    explanation = (
+        f"{counted(len(order), 'case')} in order {by}: {len(best)} from the best and {len(worst)} from the worst end. "
+        "They are the ends of the range, not typical cases."
+    )
+    return Chosen(best, worst, explanation)
+
+
+def draw_cases(
+    results: Sequence[Results],
+    chosen: Sequence[Chosen],
+    images: Sequence[Mapping[str, Path]],
+    views: Sequence[View],
+    *,
+    processes: int = 0,
+    on_picture: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Picture]]:
+    """For each results file the pictures of its chosen cases.
+
+    Args:
+        results, chosen: belong together.
+        images: for each results file case -> raw image.
+        views: shown with the results they belong to.
+        processes: how many work beside this one; 0: this one does the work.
+        on_picture: called with the number of pictures done and their total after each.
+
+    Raises:
+        UserError: an image cannot be read, or matplotlib is not installed.
+    """
+    cases = [[*of.best, *of.worst] for of in chosen]
+    total = sum(map(len, cases))
+    most_bytes = min(MOST_BYTES, MOST_BYTES_OF_ALL // max(1, total))
+    tasks = [
+        _task(at, of, case, images[at], [view for view in views if at in view.of_results], most_bytes)
+        for at, of in enumerate(results)
+        for case in cases[at]
+    ]
+    pictures: list[dict[str, Picture]] = [{} for _ in results]
+    for done, (task, jpeg) in enumerate(run_each(_draw, tasks, processes), start=1):
+        pictures[task.results][task.case] = Picture(jpeg)
+        if on_picture is not None:
+            on_picture(done, total)
+    return pictures
+
+
+def case_blocks(
+    results: Results, chosen: Chosen, pictures: Mapping[str, Picture], views: Sequence[str]
+) -> Iterator[Block]:
+    """The section of one results file."""
+    yield Heading("Best and worst cases", 3)
+    yield Paragraph(chosen.explanation)
+    if not pictures:
+        return
+    shown = listed([f"the view {view}" for view in views])
+    yield Paragraph(
+        "From above: axial, coronal and sagittal, each at the largest cross-section of the reference's largest lesion. "
+        f"From the left: the raw image, its framed part, {f'{shown} with what it changed, ' if views else ''}then each "
+        "model's prediction (thin) over the reference (broad)."
+        + (f" Differences have the scale −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in every picture." if views else "")
+    )
+    for heading, cases in (("Best", chosen.best), ("Worst", chosen.worst)):
+        if cases:
+            yield Heading(heading, 4)
+        for case in cases:
+            caption = f"{case}: {_values(results, case)}"
+            models = listed(list(results.prediction_files(case)))
+            yield Figure(pictures[case], caption, f"Case {case}: raw image, views, and predictions of {models}")
+
+
+def _values(results: Results, case: str) -> str:
+    """The deciding measure of a case by every model, and its change."""
+    measure = results.deciding_measure
+    values = [
+        f"{entry['model']} {of_measure(measure, entry['values'][case])}" if case in entry["values"] else
+        f"{entry['model']} missing"
+        for entry in measure["models"]
+    ]  # fmt: skip
+    text = f"{name_of(measure)} of {measure['label_name']}: {', '.join(values)}"
+    if not results.is_comparison:
+        return text
+    change = measure["comparisons"][0]["differences"][case]
+    return f"{text}; change {of_measure(measure, change, signed=True)}"
+
+
+def _task(
+    at: int, results: Results, case: str, images: Mapping[str, Path], views: Sequence[View], most_bytes: int
+) -> _Task:
+    measure = results.deciding_measure
+    model_names, view_names = names_in_plot(results.models), names_in_plot([view.name for view in views])
+    remarks = {
+        model_names[entry["model"]]: f"{measure['name']}: {of_measure(measure, entry['values'][case])}"
+        for entry in measure["models"]
+        if case in entry["values"]
+    }
+    return _Task(
+        results=at,
+        case=case,
+        raw=images[case],
+        views={f"view {view_names[view.name]}": path for view in views if (path := view.image_of(case)) is not None},
+        reference=results.reference_file(case),
+        predictions={model_names[model]: path for model, path in results.prediction_files(case).items()},
+        labels=results.label_values,
+        lesion=measure["label_name"],
+        remarks=remarks,
+        most_bytes=most_bytes,
+    )
+
+
+def _draw(task: _Task) -> bytes:
+    raw_hu, spacing_mm = read_upright(task.raw)
+    figure = comparison_picture(
+        raw_hu,
+        views={name: read_upright(path)[0] for name, path in task.views.items()},
+        spacing_mm=spacing_mm,
+        reference=read_upright(task.reference)[0],
+        predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
+        labels=task.labels,
+        lesion=task.lesion,
+        remarks=task.remarks,
+    )
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    return jpeg_within(buffer, task.most_bytes)
+
+
+def jpeg_within(image: BytesIO, most_bytes: int) -> bytes:
+    """An image file as a JPEG of at most so many bytes, as large and good as that allows.
+
+    Where even the smallest and poorest is larger, that one.
+    """
+    from PIL import Image
+
+    with Image.open(image) as opened:
+        picture = opened.convert("RGB")
+    encoded = b""
+    for scale, quality in _QUALITIES:
+        size = [round(edge * scale) for edge in picture.size]
+        buffer = BytesIO()
+        scaled = picture if scale == 1 else picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+        # without subsampling: the outlines are thin and coloured
+        scaled.save(buffer, format="JPEG", quality=quality, subsampling=0)
+        encoded = buffer.getvalue()
+        if len(encoded) <= most_bytes:
+            break
+    return encoded

@@ -1,0 +1,179 @@
+"""Whether the files that a report speaks of are still those that were evaluated, and fit each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import geometry_differences, run_each
+from fvae_nnunet.image_files import Geometry
+from fvae_nnunet.manifest import sha256_of_file
+from fvae_nnunet.report.case_images import View
+from fvae_nnunet.report.results import Results
+
+AGAIN = "run fvae-evaluate again on the folders as they are now"
+
+
+def check_files(
+    results: Sequence[Results],
+    images: Sequence[Mapping[str, Path]],
+    views: Sequence[View],
+    *,
+    processes: int = 0,
+    on_file: Callable[[int, int], None] | None = None,
+) -> None:
+    """Check that nothing changed since the evaluation, and that images and views are of these cases.
+
+    References and predictions must exist and have the sha256 that ``comparison.json`` records (``summary.json``
+    records none). Predictions, images and views must have the reference's geometry, by the headers of the files. A view
+    with a manifest must be complete and made from the images.
+
+    Args:
+        results: with their folders.
+        images: for each of them case -> raw image; empty without images.
+        views: see `case_images.load_views`.
+        processes: how many work beside this one; 0: this one does the work.
+        on_file: called with the number of files done and their total after each.
+
+    Raises:
+        UserError: everything that is wrong, a line for each problem.
+    """
+    problems = [problem for of in results for problem in _gone(of)]
+    if problems:
+        raise UserError("the results cannot be shown:\n  " + "\n  ".join(problems))
+    recorded = [file for of in results if of.content["kind"] == "comparison" for file in _files_of(of)]
+    made_from = [
+        images[at][case]
+        for view in views
+        for at in view.of_results
+        if images and view.manifest is not None
+        for case in results[at].cases
+    ]
+    hashed = list(dict.fromkeys([*recorded, *made_from]))
+    sets = _files_of_cases(results, images, views)
+    total = len(hashed) + len(sets)
+    sha256: dict[Path, str] = {}
+    for done, (path, digest) in enumerate(run_each(sha256_of_file, hashed, processes), start=1):
+        sha256[path] = digest
+        if on_file is not None:
+            on_file(done, total)
+    for of in results:
+        problems += _changed(of, sha256)
+    for view in views:
+        for at in view.of_results:
+            if images and view.manifest is not None:
+                problems += _made_from_others(view, images[at], results[at].cases, sha256)
+    for done, files in enumerate(sets, start=len(hashed) + 1):
+        problems += _misfits(files)
+        if on_file is not None:
+            on_file(done, total)
+    if problems:
+        raise UserError("the results cannot be shown:\n  " + "\n  ".join(dict.fromkeys(problems)))
+
+
+def sha256_of_files(paths: Sequence[Path], sha256: Mapping[Path, str]) -> str:
+    """The sha256 of a folder as ``comparison.json`` states it, from those of its files in order."""
+    return hashlib.sha256("".join(f"{sha256[path]}  {path.name}\n" for path in paths).encode()).hexdigest()
+
+
+def _folders(results: Results) -> list[tuple[str, Path, str | None, list[Path]]]:
+    """What the results name: reference and predictions, each with folder, recorded sha256, and files in order."""
+    predicted = [results.prediction_files(case) for case in results.cases]
+    content = results.content
+    return [
+        (
+            "the references", results.reference_folder, content["reference"]["sha256"],
+            [results.reference_file(case) for case in results.cases],
+        ),
+        *(
+            (
+                f"the predictions of {model['name']}", folder, model["sha256"],
+                [files[model["name"]] for files in predicted if model["name"] in files],
+            )
+            for model, folder in zip(content["models"], results.prediction_folders, strict=True)
+        ),
+    ]  # fmt: skip
+
+
+def _files_of(results: Results) -> list[Path]:
+    return [path for *_, paths in _folders(results) for path in paths]
+
+
+def _gone(results: Results) -> list[str]:
+    problems = []
+    for name, folder, _, paths in _folders(results):
+        missing = [path.name for path in paths if not path.is_file()]
+        if not folder.is_dir():
+            problems.append(f"{folder} with {name} of {results.path} is gone; {AGAIN}")
+        elif missing:
+            problems.append(f"{folder} ({name} of {results.path}) lacks {', '.join(missing)}; {AGAIN}")
+    return problems
+
+
+def _changed(results: Results, sha256: Mapping[Path, str]) -> list[str]:
+    return [
+        f"{name} in {folder} have changed since {results.path} was written (sha256 {recorded[:12]} then, "
+        f"{sha256_of_files(paths, sha256)[:12]} now); {AGAIN}"
+        for name, folder, recorded, paths in _folders(results)
+        if recorded is not None and sha256_of_files(paths, sha256) != recorded
+    ]
+
+
+def _made_from_others(
+    view: View, images: Mapping[str, Path], cases: Sequence[str], sha256: Mapping[Path, str]
+) -> list[str]:
+    others = [case for case in cases if not view.is_made_from(case, images[case], sha256[images[case]])]
+    if not others:
+        return []
+    return [
+        f"{view.folder} (--views {view.name}=): by its manifest not complete, or not made from the images of --images: "
+        f"{', '.join(others)}; run fvae-reconstruct on these images"
+    ]
+
+
+def _files_of_cases(
+    results: Sequence[Results], images: Sequence[Mapping[str, Path]], views: Sequence[View]
+) -> list[dict[str, Path]]:
+    """For each case of each results file what its files are called in messages; the reference first."""
+    sets = []
+    for at, of in enumerate(results):
+        for case in of.cases:
+            files = {f"{case}: reference": of.reference_file(case)}
+            files |= {f"prediction of {model}": path for model, path in of.prediction_files(case).items()}
+            files |= {"image (--images)": images[at][case]} if images else {}
+            of_views = {f"view {view.name}": view.image_of(case) for view in views if at in view.of_results}
+            files |= {name: path for name, path in of_views.items() if path is not None}
+            sets.append(files)
+    return sets
+
+
+def _misfits(files: Mapping[str, Path]) -> list[str]:
+    problems, headers = [], []
+    for name, path in files.items():
+        try:
+            headers.append((name, *read_header(path)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        return problems
+    return [problem for other in headers[1:] for problem in geometry_differences(headers[0], other)]
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
+    """Shape (z, y, x) and geometry, without reading the voxels.
+
+    Raises:
+        UserError: the header cannot be read.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    return tuple(reader.GetSize()[::-1]), geometry

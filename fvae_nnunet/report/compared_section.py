@@ -1,0 +1,173 @@
+"""What was compared: cases, models, settings, how the views were made, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fvae_nnunet.evaluation.lesion_summary import SIZES
+from fvae_nnunet.report.blocks import Block, Column, Facts, Heading, Paragraph, Table
+from fvae_nnunet.report.case_images import View, unique_names
+from fvae_nnunet.report.numbers import counted, listed, percent, short_sha256
+from fvae_nnunet.report.results import Results
+
+_EMPTY_MASKS = {
+    "nan": "a label that neither reference nor prediction holds has no value and is left out of means; one that only "
+    "one of them holds scores 0 in DSC and NSD and has no HD95",
+    "flare": "a label that neither reference nor prediction holds scores 1 in DSC and NSD; one that only one of them "
+    "holds scores 0; neither has an HD95",
+}
+
+_SETTING_NAMES = {
+    "vae": "VAE",
+    "weights_sha256": "weights, sha256",
+    "strength": "strength",
+    "precision": "precision",
+    "hu_window": "HU window",
+    "scheme": "scheme",
+    "window_slices": "window (slices)",
+    "overlap_slices": "overlap (slices)",
+    "truncate": "int16 by truncation",
+    "posterior_seed": "latent",
+}
+"""Settings of a manifest, in this order; others follow under their own names."""
+
+
+def compared_blocks(results: Sequence[Results], views: Sequence[View], *, with_images: bool) -> Iterator[Block]:
+    """The chapter; nothing without results and views."""
+    if not results and not views:
+        return
+    yield Heading("What was compared")
+    for of in results:
+        if len(results) > 1:
+            yield Heading(of.title, 3)
+        yield from _results_blocks(of)
+    if results:
+        yield Paragraph(
+            "When this report was made, all files were there"
+            + (" with these sha256" if any(of.content["kind"] == "comparison" for of in results) else "")
+            + ("; images and views had the geometry of the references." if with_images or views else ".")
+        )
+    if views:
+        yield Heading("Views", 3)
+        yield _view_table(views)
+
+
+def _results_blocks(results: Results) -> Iterator[Block]:
+    content = results.content
+    settings = content["settings"]
+    reference = content["reference"]
+    rows = [["references", reference["folder"], short_sha256(reference["sha256"]), str(len(results.cases)), ""]]
+    for model in content["models"]:
+        missing = model["missing"]
+        predictions = str(len(results.cases) - len(missing))
+        rows.append([model["name"], model["folder"], short_sha256(model["sha256"]), predictions, str(len(missing))])
+    notes = [
+        f"{model['name']} lacks predictions of {listed(model['missing'])}"
+        for model in content["models"]
+        if model["missing"]
+    ]
+    yield Table(
+        [Column("", "text"), Column("folder", "code"), Column("sha256", "code"), Column("cases"), Column("missing")],
+        rows,
+        notes=notes,
+    )
+    yield Facts(
+        [
+            ("Results", str(results.path)),
+            ("Labels", listed(list(results.label_names.values()))),
+            ("NSD", f"at {listed([f'{mm:g}' for mm in settings['tolerances_mm']])} mm"),
+            ("Empty masks", _EMPTY_MASKS[settings["empty_masks"]]),
+            *_lesion_facts(results),
+            *_statistics_facts(settings, results),
+            ("Versions", ", ".join(f"{name} {version}" for name, version in content["made_with"].items())),
+        ]
+    )
+
+
+def _lesion_facts(results: Results) -> list[tuple[str, str]]:
+    rule = results.content["settings"]["lesions"]
+    if not rule["labels"]:
+        return []
+    names = listed([results.label_names[label] for label in rule["labels"]])
+    sizes = ", ".join(SIZES.get(size, size) for size in rule["size_classes"])
+    return [
+        (
+            "Lesions",
+            f"connected components ({rule['connectivity']} neighbours) of {names}; detected if at least "
+            f"{percent(rule['detection_overlap'])} of the voxels are predicted; sizes by equivalent diameter: {sizes}",
+        )
+    ]
+
+
+def _statistics_facts(settings: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
+    if "bootstrap" not in settings:
+        return [("Intervals", "not computed; fvae-evaluate computes them when it compares two or more models")]
+    family = len(results.content["measures"][0]["comparisons"])
+    return [
+        (
+            f"{percent(settings['confidence'])} intervals",
+            f"bootstrap over cases ({settings['bootstrap']}), {settings['resamples']} resamples, "
+            f"seed {settings['seed']}",
+        ),
+        ("Test", f"{settings['test']}, over cases; zero_method of scipy: {settings['zero_method']}"),
+        ("Correction", f"{settings['correction']}; family: {settings['family']} ({counted(family, 'comparison')})"),
+    ]
+
+
+def _view_table(views: Sequence[View]) -> Table:
+    """A column for each view, a row for each setting that any of them has."""
+    names = unique_names([(view.name, view.folder) for view in views])
+    columns = {name: _settings_of(view) for name, view in zip(names, views, strict=True)}
+    rows = [
+        [setting, *(settings.get(setting, "") for settings in columns.values())]
+        for setting in dict.fromkeys(setting for settings in columns.values() for setting in settings)
+    ]
+    notes = []
+    for name, view in zip(names, views, strict=True):
+        if view.manifest is None:
+            notes.append(f"{name} has no manifest: how it was made is not recorded")
+        if view.is_preprocessed:
+            notes.append(f"{name} is a view of nnU-Net's preprocessed data and holds no HU; no picture is made of it")
+    return Table([Column("", "text"), *(Column(name, "text") for name in names)], rows, notes=notes)
+
+
+def _settings_of(view: View) -> dict[str, str]:
+    manifest = view.manifest or {"settings": {}, "made_with": {}}
+    settings, made_with = manifest["settings"], manifest["made_with"]
+    known = {name: settings[key] for key, name in _SETTING_NAMES.items() if key in settings}
+    others = {
+        key.replace("_", " "): value
+        for key, value in settings.items()
+        if key not in _SETTING_NAMES and not isinstance(value, dict)
+    }
+    spacing_mm = settings.get("preprocessing", {}).get("spacing_mm")
+    if spacing_mm:
+        others["spacing of the data, z y x (mm)"] = ", ".join(f"{edge:.4g}" for edge in spacing_mm)
+    if "posterior_seed" in settings:
+        seed = settings["posterior_seed"]
+        known["latent"] = "mode of the posterior" if seed is None else f"drawn from the posterior, seed {seed}"
+    if "weights_sha256" in settings:
+        known["weights, sha256"] = short_sha256(settings["weights_sha256"])
+    source = {"weights": "weights from", "options": "options"}
+    return {
+        "folder": str(view.folder),
+        **{name: _value_text(name, value) for name, value in (known | others).items()},
+        **{name: str(made_with[key]) for key, name in source.items() if key in made_with},
+        **({"versions": _versions_of(made_with)} if made_with else {}),
+    }
+
+
+def _versions_of(made_with: Mapping[str, Any]) -> str:
+    packages = ("fvae_nnunet", "nnunetv2", "torch", "diffusers")
+    return ", ".join(f"{name} {made_with[name]}" for name in packages if name in made_with)
+
+
+def _value_text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "HU window":
+        return f"{value[0]:g} to {value[1]:g}".replace("-", "−")
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "none" if value is None else str(value)

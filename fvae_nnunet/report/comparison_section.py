@@ -1,0 +1,86 @@
+"""The results of one file, label by label: means, differences, lesions, plots, every case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fvae_nnunet.report.blocks import Block, Details, Figure, Heading
+from fvae_nnunet.report.lesion_tables import lesion_blocks, lesions_of_cases
+from fvae_nnunet.report.measure_tables import Measure, cases_table, differences_table, means_table
+from fvae_nnunet.report.numbers import listed, name_of
+from fvae_nnunet.report.plots import (
+    Colours,
+    Differences,
+    Values,
+    difference_plots,
+    names_in_plot,
+    paired_dots,
+    panels_in_a_row,
+)
+from fvae_nnunet.report.results import LESION_MEASURES, Results
+
+
+def label_blocks(results: Results, label: str, colours: Colours) -> Iterator[Block]:
+    """Everything on one label (its key) but the pictures of cases."""
+    name = results.label_names[label]
+    of_label = results.measures_of(label)
+    of_cases = [measure for measure in of_label if not measure["key"].startswith(LESION_MEASURES)]
+    yield Heading(name, 3)
+    yield means_table(of_cases)
+    if results.is_comparison:
+        yield differences_table(of_cases, f"Differences in {name}")
+    if label in results.lesion_labels:
+        yield from lesion_blocks(results, label)
+    yield _dots_figure(of_cases, results, name, colours)
+    if results.is_comparison:
+        columns = panels_in_a_row(len(of_cases))
+        for start in range(0, len(of_cases), columns):
+            yield _differences_figure(of_cases[start : start + columns], results, name, colours)
+    details: list[Block] = [cases_table(of_cases, results)]
+    if label in results.lesion_labels:
+        details.append(lesions_of_cases(results, label))
+    yield Details(f"Every case: {name}", details)
+
+
+def _dots_figure(measures: Sequence[Measure], results: Results, label_name: str, colours: Colours) -> Figure:
+    panels = [
+        Values(
+            name_of(measure),
+            {entry["model"]: entry["values"] for entry in measure["models"]},
+            digits=2 if measure["unit"] else 3,
+            means={entry["model"]: entry["mean"] for entry in measure["models"]},
+            intervals={entry["model"]: tuple(entry["interval"]) for entry in measure["models"]},
+        )
+        for measure in measures
+    ]
+    marks = "mean and 95 % interval" if results.is_comparison else "mean"
+    joined = ", those of one case joined by a line" if results.is_comparison else ""
+    return Figure(
+        paired_dots(panels, colours),
+        f"{label_name}: each dot is a case{joined}; diamonds: {marks}. Lower is better in HD95, higher in the others.",
+        f"Dots of every case by model, for {listed([panel.title for panel in panels])} of {label_name}",
+    )
+
+
+def _differences_figure(measures: Sequence[Measure], results: Results, label_name: str, colours: Colours) -> Figure:
+    names = names_in_plot(results.models)
+    pairs = range(len(measures[0]["comparisons"]))
+    panels = [
+        Differences(
+            name_of(measure),
+            f"{names[entry['second']]}\n− {names[entry['first']]}",
+            colours[entry["second"]],
+            2 if measure["unit"] else 3,
+            entry,
+        )
+        for pair in pairs
+        for measure in measures
+        for entry in [measure["comparisons"][pair]]
+    ]
+    pairs_named = [f"{entry['second']} − {entry['first']}" for entry in measures[0]["comparisons"]]
+    return Figure(
+        difference_plots(panels, columns=len(measures)),
+        f"{label_name}: difference of each case over the mean of both models (Bland and Altman). Coloured line: mean "
+        "difference, band: its 95 % interval; dashed: limits of agreement, bias ± 1.96 sd.",
+        f"Difference plots of {label_name}: {listed(pairs_named)}",
+    )

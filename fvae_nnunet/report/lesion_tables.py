@@ -1,0 +1,64 @@
+"""Lesions of one label: by size class, and case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fvae_nnunet.evaluation.lesion_summary import ALL_SIZES, SIZES
+from fvae_nnunet.report.blocks import Block, Column, Details, Table
+from fvae_nnunet.report.measure_tables import differences_table
+from fvae_nnunet.report.numbers import count, interval, of_measure
+from fvae_nnunet.report.results import LESION_MEASURES, Results
+
+_GROUPS = ("detection rate", "DSC of detected", "false positives per case")
+
+
+def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
+    """The table by size class, and the differences between models on demand."""
+    name = results.label_names[label]
+    measures = {measure["key"]: measure for measure in results.measures_of(label)}
+    rows = []
+    for size, size_name in SIZES.items():
+        of_size = [measures[key if size == ALL_SIZES else f"{key}_{size}"] for key in LESION_MEASURES]
+        for place, model in enumerate(results.models):
+            entries = [measure["models"][place] for measure in of_size]
+            values = [
+                text
+                for measure, entry in zip(of_size, entries, strict=True)
+                for text in (of_measure(measure, entry["mean"]), interval(measure, entry))
+            ]
+            rows.append([size_name if place == 0 else "", model, count(entries[0]["items"]), *values])
+    columns = [Column("size", "text"), Column("model", "text"), Column("lesions")]
+    columns += [Column(part, group=group) for group in _GROUPS for part in ("mean", "95 % interval")]
+    notes = ["false positives count by their own size"]
+    if not results.is_comparison:
+        columns = [column for column in columns if column.name != "95 % interval"]
+        rows = [[*row[:3], *row[3::2]] for row in rows]
+    yield Table(columns, rows, f"Lesions of {name}, by equivalent diameter", notes)
+    if results.is_comparison:
+        of_lesions = [measure for measure in measures.values() if measure["key"].startswith(LESION_MEASURES)]
+        yield Details(f"Differences in the lesions of {name}", [differences_table(of_lesions)])
+
+
+def lesions_of_cases(results: Results, label: str) -> Table:
+    """For each case its lesions, how many of them each model detects, and each model's false positives."""
+    of_label: Mapping[str, Mapping[str, Mapping[str, Any]]] = results.content["lesions"][label]
+    rows = []
+    for case in results.cases:
+        of_case = [of_label[model].get(case) for model in results.models]
+        known = next((lesions for lesions in of_case if lesions is not None), None)
+        rows.append(
+            [
+                case,
+                "missing" if known is None else str(len(known["diameters_mm"])),
+                *("missing" if lesions is None else str(sum(lesions["detected"])) for lesions in of_case),
+                *(
+                    "missing" if lesions is None else str(len(lesions["false_positive_diameters_mm"]))
+                    for lesions in of_case
+                ),
+            ]
+        )
+    columns = [Column("case", "text"), Column("lesions")]
+    columns += [Column(model, group=group) for group in ("detected", "false positives") for model in results.models]
+    return Table(columns, rows, "Lesions of every case")

@@ -1,0 +1,216 @@
+"""From files of results to a report, and to its file."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fvae_nnunet
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.picture import require_matplotlib
+from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
+from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
+from fvae_nnunet.report.case_pictures import case_blocks, choose_cases, draw_cases
+from fvae_nnunet.report.checks import check_files
+from fvae_nnunet.report.compared_section import compared_blocks
+from fvae_nnunet.report.comparison_section import label_blocks
+from fvae_nnunet.report.numbers import counted, listed
+from fvae_nnunet.report.paper import CITATION, paper_blocks
+from fvae_nnunet.report.plots import Colours, series_colours
+from fvae_nnunet.report.quality_files import load_quality
+from fvae_nnunet.report.quality_section import quality_blocks
+from fvae_nnunet.report.reading import reading_blocks
+from fvae_nnunet.report.render_html import render_html
+from fvae_nnunet.report.render_markdown import render_markdown
+from fvae_nnunet.report.results import Results, load_results
+
+OnProgress = Callable[[int, int], None]
+
+_OUR_IMAGE = re.compile(r"figure_\d+\.(png|jpg)")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a report is made of.
+
+    Attributes:
+        results: ``comparison.json`` or ``summary.json`` files.
+        images: folders of raw images, none, one for all results or one for each.
+        views, quality: name and folder of views, name and file of ``reconstruction_quality.json``.
+        paper: tasks of the paper's tables, empty for all; None: no such tables.
+        cases: so many best and so many worst cases are drawn.
+        title: of the report; None: one that names the models.
+    """
+
+    results: Sequence[Path] = ()
+    images: Sequence[Path] = ()
+    views: Sequence[tuple[str, Path]] = ()
+    quality: Sequence[tuple[str, Path]] = ()
+    paper: Sequence[str] | None = None
+    cases: int = 2
+    title: str | None = None
+
+
+def make_report(
+    contents: Contents,
+    *,
+    processes: int = 0,
+    on_file: OnProgress | None = None,
+    on_picture: OnProgress | None = None,
+) -> Report:
+    """Read and check everything, and build the report; nothing is written.
+
+    Args:
+        contents: what of.
+        processes: how many work beside this one; 0: this one does the work.
+        on_file, on_picture: called with the number of files checked or pictures drawn and their total after each.
+
+    Raises:
+        UserError: nothing to report on; files that are wrong, have changed, or do not belong together; matplotlib is
+            missing.
+    """
+    if not (contents.results or contents.quality or contents.views or contents.paper is not None):
+        raise UserError("nothing to report on; name a comparison.json or summary.json, or give --paper")
+    if contents.images and not contents.results:
+        raise UserError("--images are for the pictures of RESULTS; name a comparison.json or summary.json")
+    if contents.cases < 0 or processes < 0:
+        raise UserError(f"--cases and -np must not be negative, got {contents.cases} and {processes}")
+    paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
+    if contents.results or contents.quality or contents.views:
+        require_matplotlib()
+    results = load_results(contents.results)
+    images = images_of_results(contents.images, results) if contents.images else []
+    channel = ct_channel(contents.images[0]) if contents.images else 0
+    views = load_views(contents.views, results, channel)
+    check_files(results, images, views, processes=processes, on_file=on_file)
+    qualities = load_quality(contents.quality, views, results)
+    colours = series_colours(
+        [
+            *(model for of in results for model in of.models),
+            *(view.name for view in views),
+            *(quality.name for quality in qualities),
+        ]
+    )
+    measured = {quality.name for quality in qualities}
+    others = [view for view in views if view.is_preprocessed or view.name not in measured]
+    blocks = [
+        *compared_blocks(results, views, with_images=bool(images)),
+        *_results_blocks(results, images, views, contents.cases, colours, processes, on_picture),
+        *quality_blocks(qualities, others, colours),
+        *paper,
+        *reading_blocks(results),
+    ]
+    return Report(
+        contents.title or _title(results, bool(views or qualities)),
+        _lead(results, len({view.name for view in views} | measured)),
+        blocks,
+        f"Made by fvae-report of fvae_nnunet {fvae_nnunet.__version__}.",
+    )
+
+
+def write_html(report: Report, path: Path) -> int:
+    """Write the page; it appears whole or not at all.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    page = render_html(report).encode(errors="replace")
+    with _errors_named(path), atomic_write(path) as temporary:
+        temporary.write_bytes(page)
+    return len(page)
+
+
+def write_markdown(report: Report, path: Path) -> Path | None:
+    """Write the text, and its images to the folder ``<stem>_files`` beside; both appear when they are complete.
+
+    Returns:
+        The folder; None where there are no images.
+
+    Raises:
+        UserError: they cannot be written, or the folder exists and holds something else than the images of an earlier
+            report.
+    """
+    folder = path.with_name(f"{path.stem}_files")
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    text, images = render_markdown(report, folder.name)
+    with _errors_named(path):
+        if folder.exists():
+            strangers = [image.name for image in folder.iterdir() if not _OUR_IMAGE.fullmatch(image.name)]
+            if strangers:
+                raise UserError(f"{folder} holds {strangers[0]}, which is not ours; choose another file with -o")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            for name, data in images.items():
+                (unfinished / name).write_bytes(data)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(text.encode(errors="replace"))
+                shutil.rmtree(folder, ignore_errors=True)
+                if images:
+                    unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder if images else None
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+
+
+def _results_blocks(
+    results: Sequence[Results],
+    images: Sequence[dict[str, Path]],
+    views: Sequence[View],
+    cases: int,
+    colours: Colours,
+    processes: int,
+    on_picture: OnProgress | None,
+) -> list[Block]:
+    """A chapter for each file of results."""
+    chosen = [choose_cases(of, cases) for of in results]
+    pictures = (
+        draw_cases(results, chosen, images, views, processes=processes, on_picture=on_picture)
+        if images
+        else [{} for _ in results]
+    )
+    blocks: list[Block] = []
+    for at, (of, cases_of, pictures_of) in enumerate(zip(results, chosen, pictures, strict=True)):
+        blocks.append(Heading(f"Results: {of.title}" if len(results) > 1 else "Results"))
+        for label in of.label_names:
+            blocks += label_blocks(of, label, colours)
+        if cases:
+            names = [view.name for view in views if at in view.of_results]
+            blocks += case_blocks(of, cases_of, pictures_of, names)
+        if not images:
+            blocks.append(Paragraph("No pictures of cases, because no raw images were given (--images)."))
+    return blocks
+
+
+def _title(results: Sequence[Results], has_views: bool) -> str:
+    models = list(dict.fromkeys(model for of in results for model in of.models))
+    if not models:
+        return "Quality of reconstructions" if has_views else f"Tables of {CITATION}"
+    return f"Comparison of {listed(models)}" if len(models) > 1 else f"Segmentations of {models[0]}"
+
+
+def _lead(results: Sequence[Results], views: int) -> str:
+    if not results:
+        return f"{counted(views, 'view')}." if views else ""
+    parts = [
+        f"{f'{of.title}: ' if len(results) > 1 else ''}{counted(len(of.cases), 'case')}, "
+        f"{counted(len(of.models), 'model')}, {listed(list(of.label_names.values()))}"
+        for of in results
+    ]
+    return "; ".join(parts) + "."

@@ -1,0 +1,98 @@
+"""``reconstruction_quality.json`` files, and whether they are of the views and cases that a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import SPACING_TOLERANCE
+from fvae_nnunet.evaluation.reconstruction_summary import SCHEMA
+from fvae_nnunet.manifest import differences, read_json
+from fvae_nnunet.report.case_images import View
+from fvae_nnunet.report.checks import read_header
+from fvae_nnunet.report.results import Results
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The content of a file and what its view is called."""
+
+    name: str
+    path: Path
+    content: Mapping[str, Any]
+
+
+def load_quality(given: Sequence[tuple[str, Path]], views: Sequence[View], results: Sequence[Results]) -> list[Quality]:
+    """Read the files. One that has the name of a view must be of this view, and of the cases it is shown with.
+
+    Args:
+        given: name and file.
+        views: see `case_images.load_views`. If several have the name, the file must be of one of them.
+        results: with references that exist.
+
+    Raises:
+        UserError: everything that is wrong, a line for each problem: no such file, another kind or schema; other
+            settings than the view's manifest, cases that are lacking, or of another shape or spacing than the
+            reference.
+    """
+    problems: list[str] = []
+    found: list[Quality] = []
+    for name, path in given:
+        called = f"{path} (--quality {name}=)"
+        if not path.is_file():
+            problems.append(f"{called} is no file; fvae-evaluate-reconstruction writes it")
+            continue
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("kind") != "reconstruction_quality":
+            problems.append(f"{called} is no reconstruction_quality.json")
+        elif content.get("schema") != SCHEMA:
+            problems.append(f"{called} has not schema {SCHEMA}; run fvae-evaluate-reconstruction of this version again")
+        else:
+            of_each_view = [_misfits(called, content, view, results) for view in views if view.name == name]
+            fewest: list[str] = min(of_each_view, key=len, default=[])
+            problems += fewest
+            found.append(Quality(name, path, content))
+    if problems:
+        raise UserError("\n  ".join(problems))
+    return found
+
+
+def _misfits(called: str, content: Mapping[str, Any], view: View, results: Sequence[Results]) -> list[str]:
+    """What speaks against the file being of this view."""
+    problems = []
+    settings = content["view_settings"] or {}
+    if settings and view.manifest is not None:
+        of_view = {key: view.manifest["settings"].get(key) for key in settings}
+        changed = differences(of_view, settings)
+        if changed:
+            problems.append(f"{called} is of a view with other settings than {view.folder}: {'; '.join(changed)}")
+    cases = {case["case"]: case for case in content["cases"]}
+    for at in view.of_results:
+        missing = [case for case in results[at].cases if case not in cases]
+        if missing:
+            problems.append(
+                f"{called} lacks {len(missing)} of the {len(results[at].cases)} cases of {results[at].path}: "
+                f"{', '.join(missing)}; run fvae-evaluate-reconstruction again"
+            )
+        for case in results[at].cases:
+            if case in cases:
+                problems += _other_grid(called, cases[case], results[at].reference_file(case))
+    return problems
+
+
+def _other_grid(called: str, case: Mapping[str, Any], reference: Path) -> list[str]:
+    shape, geometry = read_header(reference)
+    order = geometry.axial_order
+    expected_shape = [shape[axis] for axis in order]
+    expected_mm = [geometry.spacing_mm[::-1][axis] for axis in order]
+    if case["shape"] == expected_shape and np.allclose(case["spacing_mm"], expected_mm, rtol=SPACING_TOLERANCE, atol=0):
+        return []
+    return [
+        f"{called}: {case['case']} was measured with shape {case['shape']} and spacing {case['spacing_mm']} mm, the "
+        f"reference has {expected_shape} and {expected_mm} (as z, y, x)"
+    ]

@@ -1,0 +1,171 @@
+"""The quality of the views, case by case: from ``reconstruction_quality.json`` and from the views' own records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fvae_nnunet.evaluation.reconstruction_summary import IN_TABLE
+from fvae_nnunet.report.blocks import Block, Column, Details, Figure, Heading, Paragraph, Table
+from fvae_nnunet.report.case_images import View, unique_names
+from fvae_nnunet.report.numbers import counted, number
+from fvae_nnunet.report.plots import Colours, Values, paired_dots
+from fvae_nnunet.report.quality_files import Quality
+
+RECORDED = {
+    "psnr_db": ("PSNR (dB)", ".2f"),
+    "mean_absolute_error_hu": ("MAE (HU)", ".2f"),
+    "noise_raw_hu": ("noise, raw (HU)", ".2f"),
+    "noise_view_hu": ("noise, view (HU)", ".2f"),
+}
+"""What a manifest keeps of a case: its name and format in tables."""
+
+_STATISTICS = ("mean", "sd", "min", "max")
+
+_IN_PLOT = ("psnr_db", "ssim", "mae_hu", "noise_ratio", "seam_score")
+
+
+def quality_blocks(qualities: Sequence[Quality], views: Sequence[View], colours: Colours) -> Iterator[Block]:
+    """The chapter; nothing without any quality."""
+    recorded = [view for view in views if view.records]
+    if not qualities and not recorded:
+        return
+    yield Heading("Quality of the views")
+    if qualities:
+        yield from _measured_blocks(qualities, colours)
+    if recorded:
+        yield from _recorded_blocks(recorded, colours)
+
+
+def _measured_blocks(qualities: Sequence[Quality], colours: Colours) -> Iterator[Block]:
+    names = unique_names([(quality.name, quality.path) for quality in qualities])
+    of_series = {name: colours[quality.name] for name, quality in zip(names, qualities, strict=True)}
+    of_names = dict(zip(names, (quality.content for quality in qualities), strict=True))
+    yield Paragraph(
+        "Errors and shifts are view minus raw, shifts outwards positive; PSNR and SSIM refer to the HU window. "
+        "docs/reconstruction_quality.md defines each figure."
+    )
+    yield _summary_table(of_names, ("volume", "labels"))
+    yield Details("By tissue", [_summary_table(of_names, ("tissues",))])
+    yield from _dots(
+        {name: {case["case"]: case["volume"] for case in content["cases"]} for name, content in of_names.items()},
+        {key: IN_TABLE[key] for key in _IN_PLOT},
+        of_series,
+    )
+    for name, content in of_names.items():
+        yield Details(f"Every case: {name}, {counted(len(content['cases']), 'case')}", [_cases_table(content)])
+
+
+def _recorded_blocks(views: Sequence[View], colours: Colours) -> Iterator[Block]:
+    names = unique_names([(view.name, view.folder) for view in views])
+    of_series = {name: colours[view.name] for name, view in zip(names, views, strict=True)}
+    of_names = dict(zip(names, (view.records for view in views), strict=True))
+    yield Heading("As recorded when the views were made", 3)
+    yield Paragraph("From the manifests of the views; the peak of the PSNR is the width of the HU window.")
+    figures = {
+        key: heading
+        for key, heading in RECORDED.items()
+        if any(record.get(key) is not None for records in of_names.values() for record in records.values())
+    }
+    yield from _dots(of_names, figures, of_series)
+    for name, records in of_names.items():
+        columns = [Column("case", "text"), *(Column(heading) for heading, _ in figures.values())]
+        rows = [
+            [case, *(_number(record.get(key), digits) for key, (_, digits) in figures.items())]
+            for case, record in records.items()
+        ]
+        yield Details(f"Every case: {name}, {counted(len(records), 'case')}", [Table(columns, rows)])
+
+
+def _dots(
+    of_names: Mapping[str, Mapping[str, Mapping[str, Any]]], figures: Mapping[str, tuple[str, str]], colours: Colours
+) -> Iterator[Block]:
+    """A panel for each figure that any case of any view has; nothing if none has any."""
+    panels = [
+        Values(
+            heading,
+            {
+                name: {case: found for case, values in cases.items() if (found := values.get(key)) is not None}
+                for name, cases in of_names.items()
+            },
+            digits=_digits(digits),
+        )
+        for key, (heading, digits) in figures.items()
+        if any(_is_number(values.get(key)) for cases in of_names.values() for values in cases.values())
+    ]
+    if not panels:
+        return
+    several = ", those of one case joined by a line" if len(of_names) > 1 else ""
+    yield Figure(
+        paired_dots(panels, colours),
+        f"Each dot is a case{several}.",
+        f"Dots of every case by view, for {', '.join(panel.title for panel in panels)}",
+    )
+
+
+def _cases_table(content: Mapping[str, Any]) -> Table:
+    names = {label["key"]: label["name"] for label in content["labels"]}
+    parts: list[tuple[str, str, str | None]] = [("whole volume", "volume", None)]
+    parts += [(f"label {name}", "labels", key) for key, name in names.items()]
+    columns = [Column("case", "text")]
+    cells: list[list[str]] = [[case["case"]] for case in content["cases"]]
+    for part, group, key in parts:
+        of_cases = [case[group] if key is None else case[group][key] for case in content["cases"]]
+        for figure, (heading, digits) in IN_TABLE.items():
+            if any(_is_number(figures.get(figure)) for figures in of_cases):
+                columns.append(Column(heading, group=part))
+                for row, figures in zip(cells, of_cases, strict=True):
+                    row.append(_number(figures[figure], digits))
+    return Table(columns, cells)
+
+
+def _summary_table(of_names: Mapping[str, Mapping[str, Any]], groups: Sequence[str]) -> Table:
+    """A row for each figure that any view has, mean, spread and number of cases for each view."""
+    summaries = {name: dict(_parts(content, groups)) for name, content in of_names.items()}
+    rows = []
+    for part in dict.fromkeys(part for of_parts in summaries.values() for part in of_parts):
+        shown = part
+        for key, (heading, digits) in IN_TABLE.items():
+            figures = [of_parts.get(part, {}).get(key, {"n": 0}) for of_parts in summaries.values()]
+            if not any(figure["n"] for figure in figures):
+                continue
+            cells = []
+            for figure in figures:
+                numbers = [figure.get(of) for of in _STATISTICS]
+                cells += [
+                    _number(value, digits, signed=of != "sd") for of, value in zip(_STATISTICS, numbers, strict=True)
+                ]
+                cells.append(str(figure["n"]))
+            rows.append([shown, heading, *cells])
+            shown = ""
+    columns = [Column("", "text"), Column("figure", "text")]
+    columns += [Column(of, group=name) for name in of_names for of in (*_STATISTICS, "n")]
+    return Table(columns, rows, "Over all cases")
+
+
+def _parts(content: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What figures are of, in words, and the summary of each figure."""
+    names = {label["key"]: label["name"] for label in content["labels"]}
+    summary = content["summary"]
+    if "volume" in groups:
+        yield "whole volume", summary["volume"]
+    if "tissues" in groups:
+        yield from ((tissue, summary["tissues"][tissue]) for tissue in content["settings"]["tissues_hu"])
+    if "labels" in groups:
+        yield from ((f"label {names[key]}", figures) for key, figures in summary["labels"].items())
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _digits(digits: str) -> int:
+    return int(digits.lstrip("+")[1])
+
+
+def _number(value: float | None, digits: str, *, signed: bool = True) -> str:
+    """As the table of ``fvae-evaluate-reconstruction`` formats it."""
+    if value is not None and digits.endswith("e") and math.isfinite(value):
+        return f"{value:{digits}}".replace("-", "−")
+    return number(value, _digits(digits), signed=signed and digits.startswith("+"))

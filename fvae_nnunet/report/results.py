@@ -1,0 +1,149 @@
+"""Results of ``fvae-evaluate`` as a report reads them: one shape for a comparison and for a single model."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.comparison import SCHEMA
+from fvae_nnunet.evaluation.scores import nsd_key
+from fvae_nnunet.manifest import read_json
+from fvae_nnunet.report.single_model import as_comparison
+
+_ENTRIES = ("settings", "reference", "models", "labels", "measures", "lesions")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One file of results.
+
+    Attributes:
+        path: the file.
+        title: what a reader calls it: the file's name, or that of its folder where the file has the default name.
+        content: as in ``comparison.json``. Of a single model: see `single_model.as_comparison`.
+        reference_folder, prediction_folders: where they are now; where they are gone, where they were.
+    """
+
+    path: Path
+    title: str
+    content: Mapping[str, Any]
+    reference_folder: Path
+    prediction_folders: Sequence[Path]
+
+    @property
+    def is_comparison(self) -> bool:
+        return len(self.models) > 1
+
+    @property
+    def cases(self) -> list[str]:
+        return self.content["reference"]["cases"]
+
+    @property
+    def models(self) -> list[str]:
+        return [model["name"] for model in self.content["models"]]
+
+    @property
+    def label_names(self) -> dict[str, str]:
+        """Key -> name."""
+        return {label["key"]: label["name"] for label in self.content["labels"]}
+
+    @property
+    def label_values(self) -> dict[str, int | tuple[int, ...]]:
+        """Name -> value, or values of a region."""
+        return {name: ast.literal_eval(key) for key, name in self.label_names.items()}
+
+    @property
+    def lesion_labels(self) -> list[str]:
+        """Keys of the labels that are evaluated lesion by lesion."""
+        return self.content["settings"]["lesions"]["labels"]
+
+    def measures_of(self, label: str) -> list[Mapping[str, Any]]:
+        """The measures of a label (its key), in the file's order."""
+        return [measure for measure in self.content["measures"] if measure["label"] == label]
+
+    @property
+    def deciding_measure(self) -> Mapping[str, Any]:
+        """By which the best and worst cases are found.
+
+        The NSD at the first tolerance (the DSC, if there is none) of the first label that is evaluated lesion by
+        lesion (the first label, if none is).
+        """
+        label = (self.lesion_labels or list(self.label_names))[0]
+        tolerances_mm = self.content["settings"]["tolerances_mm"]
+        key = nsd_key(tolerances_mm[0]) if tolerances_mm else "Dice"
+        return next(measure for measure in self.measures_of(label) if measure["key"] == key)
+
+    def reference_file(self, case: str) -> Path:
+        return self.reference_folder / f"{case}{self.content['settings']['file_ending']}"
+
+    def prediction_files(self, case: str) -> dict[str, Path]:
+        """Model -> its prediction; without the models that have none."""
+        ending = self.content["settings"]["file_ending"]
+        return {
+            model["name"]: folder / f"{case}{ending}"
+            for model, folder in zip(self.content["models"], self.prediction_folders, strict=True)
+            if case not in model["missing"]
+        }
+
+
+LESION_MEASURES = ("detection_rate", "dice_of_detected", "false_positives_per_case")
+"""How the keys of the measures of lesions begin; all sizes have this key, a size has its name behind it."""
+
+
+def load_results(paths: Sequence[Path]) -> list[Results]:
+    """Read ``comparison.json`` or ``summary.json`` files.
+
+    A folder that a file names with a relative path is looked for in the working directory, then beside the file.
+
+    Raises:
+        UserError: everything that is wrong with the files, a line for each.
+    """
+    problems, found = [], []
+    for path in paths:
+        try:
+            found.append((path, _content(path)))
+        except UserError as error:
+            problems.append(str(error))
+    repeated = {str(path) for path in paths if [other.resolve() for other in paths].count(path.resolve()) > 1}
+    problems += [f"{path} is given twice" for path in sorted(repeated)]
+    if problems:
+        raise UserError("\n  ".join(problems))
+    short = [path.resolve().parent.name if path.stem in ("comparison", "summary") else path.stem for path in paths]
+    titles = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    return [
+        Results(
+            path,
+            title,
+            content,
+            _folder(content["reference"]["folder"], path),
+            [_folder(model["folder"], path) for model in content["models"]],
+        )
+        for title, (path, content) in zip(titles, found, strict=True)
+    ]
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is no file; fvae-evaluate writes comparison.json and summary.json")
+    content = read_json(path)
+    content = content if isinstance(content, dict) else {}
+    if content.get("kind") == "comparison":
+        if content.get("schema") != SCHEMA or any(entry not in content for entry in _ENTRIES):
+            raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
+        return content
+    if "metric_per_case" in content:
+        if "fvae" not in content:
+            raise UserError(f"{path} is nnU-Net's own summary.json, without NSD; run fvae-evaluate on the predictions")
+        return as_comparison(content)
+    kind = f", but {content['kind']!r}" if "kind" in content else ""
+    raise UserError(f"{path} is no comparison.json or summary.json of fvae-evaluate{kind}")
+
+
+def _folder(name: str, results: Path) -> Path:
+    folder = Path(name)
+    beside = results.parent / folder
+    return beside if not folder.is_dir() and beside.is_dir() else folder
