@@ -14,7 +14,7 @@ from conftest import Dataset
 from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.errors import UserError
 
-COMMANDS = ("setup", "reconstruct", "preprocess", "evaluate")
+COMMANDS = ("setup", "reconstruct", "preprocess", "evaluate", "evaluate_reconstruction", "predict", "report")
 
 
 @pytest.fixture(scope="session")

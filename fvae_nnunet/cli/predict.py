@@ -1,0 +1,288 @@
+"""fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images on the way."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvae_nnunet.cli.command import CaseProgress, part_of, run_command
+from fvae_nnunet.cli.recorded_view import (
+    add_recorded_reconstruction_options,
+    given_reconstruction_options,
+    load_recorded,
+)
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.prediction import CaseFiles, Prediction
+    from fvae_nnunet.trained_model import TrainedModel
+
+INPUTS = ("raw", "view")
+_PROG = "fvae-predict"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog=_PROG,
+        description="nnUNetv2_predict for models that were trained on a reconstructed view: reconstructs the CT images "
+        "into a temporary folder and predicts on it; the result is that of fvae-reconstruct and nnUNetv2_predict.",
+        epilog="The reconstruction options default to those of the view that the model was trained with. They are "
+        "needed only for models without a record of it (then --vae at least; the defaults above hold for the rest), "
+        "and --weights and --vae-code where the VAE is not found without.",
+    )
+    parser.add_argument("-i", required=True, type=Path, metavar="FOLDER", help="images CASE_0000.nii.gz and so on")
+    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="folder to write to")
+    parser.add_argument(
+        "--tta", type=_inputs, metavar="INPUTS",
+        help="what to predict on: raw, view, or raw,view: the mean of the probabilities of both; default: view for "
+        "models of nnUNetTrainerFVAEReconOnly, else raw",
+    )  # fmt: skip
+    _add_model_options(parser)
+    _add_nnunet_options(parser)
+    add_recorded_reconstruction_options(parser)
+    # what part_of and CaseProgress ask for besides
+    parser.set_defaults(np=0, devices=(), overwrite=False)
+    return run_command(parser, run, argv)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", type=Path, metavar="FOLDER", help="folder of the trained model, instead of -d -c -tr -p")
+    group.add_argument("-d", metavar="DATASET", help="id or name of the dataset")
+    group.add_argument("-c", metavar="CONFIGURATION", help="such as 3d_fullres")
+    group.add_argument("-tr", metavar="TRAINER", help="default nnUNetTrainer")
+    group.add_argument("-p", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    group.add_argument(
+        "-f", nargs="+", type=_fold, default=(0, 1, 2, 3, 4), metavar="FOLD", help="folds; default 0 1 2 3 4"
+    )
+    group.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", help="default checkpoint_final.pth")
+
+
+def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prediction, as in nnUNetv2_predict")
+    group.add_argument(
+        "-step_size", type=float, default=0.5, metavar="SHARE", help="of the sliding window; default 0.5"
+    )
+    group.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images")
+    group.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl beside each segmentation")
+    group.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone that are predicted")
+    for option, variable, what in (("-npp", "nnUNet_npp", "preprocess"), ("-nps", "nnUNet_nps", "export")):
+        group.add_argument(
+            option, type=int, default=os.environ.get(variable) or "3", metavar="N",
+            help=f"processes that {what}; default 3; with -npp 0 -nps 0 there are none",
+        )  # fmt: skip
+    group.add_argument(
+        "-prev_stage_predictions", type=Path, metavar="FOLDER", help="predictions of the previous stage, for a cascade"
+    )
+    group.add_argument("-num_parts", type=int, default=1, metavar="N", help="split the cases over N calls; default 1")
+    group.add_argument(
+        "-part_id", type=int, default=0, metavar="I", help="which of the parts this call does, from 0; default 0"
+    )
+    group.add_argument("--not_on_device", action="store_true", help="for large cases: keep the results off the GPU")
+    group.add_argument("--disable_progress_bar", action="store_true", help="no bars; for jobs without a terminal")
+    group.add_argument("--verbose", action="store_true", help="nnU-Net's messages, and the traceback of a failed case")
+
+
+def _inputs(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if len(set(names)) < len(names) or not set(names) <= set(INPUTS):
+        raise argparse.ArgumentTypeError(f"expected raw, view, or both separated by a comma, got {text!r}")
+    return names
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.prediction import find_cases, is_predicted
+    from fvae_nnunet.trained_model import open_model
+
+    model = open_model(_model_folder(arguments), tuple(arguments.f), arguments.chk)
+    inputs = _inputs_for(model, arguments)
+    how = _prediction(arguments)
+    known = find_cases(arguments.i, model)
+    wanted = part_of(list(known), arguments)
+    cases = [
+        case for case in wanted if not (arguments.continue_prediction and is_predicted(arguments.o, case, model, how))
+    ]
+    failed = _predict(arguments, model, how, inputs, {case: known[case] for case in cases}) if cases else {}
+    if failed:
+        reasons = ", ".join(f"{case} ({reason})" for case, reason in failed.items())
+        print(
+            f"{_PROG}: {len(failed)} of {len(cases)} cases failed, see above: {reasons}. They have no result; "
+            "run again with --continue_prediction for them",
+            file=sys.stderr,
+        )
+    print(
+        f"{len(cases) - len(failed)} cases predicted on {' and '.join(inputs)}, {len(wanted) - len(cases)} were there, "
+        f"in {arguments.o}"
+    )
+    return 1 if failed else 0
+
+
+def _predict(
+    arguments: argparse.Namespace, model: TrainedModel, how: Prediction, inputs: tuple[str, ...], cases: CaseFiles
+) -> dict[str, str]:
+    """Predict the cases; those that failed, and at what."""
+    from fvae_nnunet.prediction import damaged_cases, scratch_folder
+    from fvae_nnunet.predictor import Predictor
+
+    predictor = Predictor(model, how, inputs)
+    reconstructed = model.ct_channels if "view" in inputs else []
+    as_they_are = [channel for channel in range(model.channels) if channel not in reconstructed]
+    damaged = damaged_cases(cases, as_they_are, workers=how.preprocessing_processes)
+    _say(arguments, damaged)
+    failed = dict.fromkeys(damaged, "damaged image")
+    with scratch_folder(arguments.o) as scratch:
+        files = {name: {case: paths for case, paths in cases.items() if case not in failed} for name in inputs}
+        record = None
+        if "view" in inputs:
+            files["view"], record = _reconstruct(arguments, model, files["view"], scratch / "view")
+            lost = [case for case in cases if case not in damaged and case not in files["view"]]
+            failed |= dict.fromkeys(lost, "no reconstruction")
+            files = {name: {case: files[name][case] for case in files["view"]} for name in inputs}
+        for case in failed:
+            predictor.remove(arguments.o, case)
+        errors = predictor.predict(files, arguments.o, scratch=scratch)
+    _say(arguments, errors)
+    _record(arguments, inputs, record)
+    return failed | dict.fromkeys(errors, "no prediction")
+
+
+def _say(arguments: argparse.Namespace, errors: Mapping[str, Exception]) -> None:
+    for case, error in errors.items():
+        print(f"{case}: FAILED: {error if isinstance(error, UserError) else repr(error)}", file=sys.stderr)
+        if arguments.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+
+
+def _model_folder(arguments: argparse.Namespace) -> Path:
+    from fvae_nnunet.trained_model import model_folder
+
+    by_name = {option: getattr(arguments, option) for option in ("d", "c", "tr", "p")}
+    if arguments.m is not None:
+        if any(by_name.values()):
+            raise UserError("-m names the model's folder; leave -d, -c, -tr and -p out")
+        return arguments.m
+    if not (arguments.d and arguments.c):
+        raise UserError("which model? Give -d and -c (and -tr, -p, as for nnUNetv2_predict), or -m")
+    return model_folder(
+        arguments.d,
+        configuration=arguments.c,
+        trainer=arguments.tr or "nnUNetTrainer",
+        plans_name=arguments.p or "nnUNetPlans",
+    )
+
+
+def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What to predict on, after a word to those who ask for what the model has not seen."""
+    inputs: tuple[str, ...] = arguments.tta or (("view",) if model.sees_only_the_view else ("raw",))
+    if "raw" in inputs and model.sees_only_the_view:
+        print(f"warning: the model has seen only the view ({model.trainer}), and the input is raw", file=sys.stderr)
+    if "view" not in inputs and given_reconstruction_options(arguments):
+        raise UserError(
+            "the input is raw, so no VAE is used; leave --vae and its options out, or use --tta view or --tta raw,view"
+        )
+    return inputs
+
+
+def _prediction(arguments: argparse.Namespace) -> Prediction:
+    import torch
+
+    from fvae_nnunet.prediction import Prediction
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA GPU is visible to torch; use -device cpu")
+    return Prediction(
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        step_size=arguments.step_size,
+        mirroring=not arguments.disable_tta,
+        on_device=not arguments.not_on_device,
+        save_probabilities=arguments.save_probabilities,
+        preprocessing_processes=arguments.npp,
+        export_processes=arguments.nps,
+        previous_stage=arguments.prev_stage_predictions,
+        verbose=arguments.verbose,
+        progress_bar=not arguments.disable_progress_bar,
+    )
+
+
+def _reconstruct(
+    arguments: argparse.Namespace, model: TrainedModel, cases: CaseFiles, folder: Path
+) -> tuple[CaseFiles, dict[str, Any]]:
+    """Reconstruct the CT channels into ``folder``; the files of the cases that it worked for, and what made them."""
+    from fvae_nnunet.folder_reconstruction import reconstruct_folder
+    from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
+    from fvae_nnunet.prediction import case_of
+
+    if model.file_ending not in SINGLE_FILE_ENDINGS:
+        raise UserError(
+            f"the model's images end in {model.file_ending}; only {', '.join(SINGLE_FILE_ENDINGS)} can be reconstructed"
+        )
+    channels = model.ct_channels
+    loaded = load_recorded(arguments, model)
+    files_to_do = [files[channel] for files in cases.values() for channel in channels]
+    images = {path.name.removesuffix(model.file_ending): path for path in files_to_do}
+    progress = CaseProgress(len(images), arguments)
+    if arguments.disable_progress_bar:
+        progress.bar.clear()
+        progress.bar.disable = True
+    made_with: dict[str, object] = {"weights": loaded.vae.weights_source, "options": loaded.options}
+    outcomes = reconstruct_folder(
+        images,
+        folder,
+        loaded.vae,
+        settings=loaded.settings,
+        workers=arguments.npp,
+        seconds=progress.seconds,
+        made_with=made_with,
+        on_slices=progress.on_slices,
+    )
+    with closing(outcomes):
+        for outcome in outcomes:
+            progress.add(replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome)
+    summary, _ = progress.finish(_PROG, "they are predicted now")
+    print(f"reconstructed: {summary}")
+    failed = {case_of(images[image], model) for image in progress.failed}
+    files = {
+        case: [folder / path.name if channel in channels else path for channel, path in enumerate(paths)]
+        for case, paths in cases.items()
+        if case not in failed
+    }
+    made = loaded.settings.recorded_with(loaded.vae)
+    return files, {**made, "ct_channels": channels, "made_with": made_with}
+
+
+def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[str, Any] | None) -> None:
+    """Let nnU-Net's record of its arguments name the folders and options of this call, and the view if there is one."""
+    from batchgenerators.utilities.file_and_folder_operations import save_json
+
+    from fvae_nnunet import __version__
+    from fvae_nnunet.manifest import atomic_write, read_json
+    from fvae_nnunet.predictor import ARGUMENTS_FILE
+
+    path = arguments.o / ARGUMENTS_FILE
+    if not path.is_file():
+        return
+    content = read_json(path)
+    ours = {
+        "list_of_lists_or_source_folder": str(arguments.i),
+        "output_folder_or_list_of_truncated_output_files": str(arguments.o),
+        "save_probabilities": arguments.save_probabilities,
+        "overwrite": not arguments.continue_prediction,
+        "num_parts": arguments.num_parts,
+        "part_id": arguments.part_id,
+    }
+    content |= {name: value for name, value in ours.items() if name in content}
+    if view is not None:
+        content["fvae_nnunet"] = {"version": __version__, "inputs": list(inputs), "view": view}
+    with atomic_write(path) as temporary:
+        save_json(content, str(temporary))

@@ -1,0 +1,67 @@
+"""The reconstruction options of a command that predicts with a model whose checkpoints say how its view was made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from fvae_nnunet.cli.command import LoadedVAE, add_reconstruction_options, load
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.trained_model import TrainedModel
+
+
+def add_recorded_reconstruction_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``add_reconstruction_options``, None where they are not given."""
+    add_reconstruction_options(parser)
+    parser.set_defaults(**dict.fromkeys(_defaults()))
+
+
+def _defaults() -> dict[str, Any]:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_reconstruction_options(parser)
+    return vars(parser.parse_args([]))
+
+
+def given_reconstruction_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given, without the device."""
+    names = [name for name in _defaults() if name != "device"]
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedVAE:
+    """The VAE of the view that the model was trained with; options may only confirm it and say where its weights are.
+
+    Where the checkpoints do not say, the options decide.
+
+    Raises:
+        UserError: options, weights or settings differ from the record; or there is neither record nor ``--vae``.
+    """
+    from fvae_nnunet.manifest import differences
+
+    defaults, given, record = _defaults(), given_reconstruction_options(arguments), model.reconstruction
+    if record is None:
+        if "vae" not in given:
+            raise UserError(
+                f"the checkpoints in {model.folder} do not say with which view the model was trained; give --vae and "
+                "the other options that its view was made with"
+            )
+        return load(argparse.Namespace(**defaults | given | {"device": arguments.device}))
+    recorded = {name: value for name, value in record.items() if name in defaults}
+    asked = recorded | {name: value for name, value in given.items() if name in recorded}
+    _refuse(model, differences(recorded, asked), "Leave these options out")
+    options = defaults | recorded | given | {"device": arguments.device}
+    loaded = load(argparse.Namespace(**options))
+    made = json.loads(json.dumps(loaded.settings.recorded_with(loaded.vae)))
+    # what is not recorded was not to be chosen when the view was made
+    expected = {name: options.get(name) for name in made} | record
+    _refuse(model, differences(expected, made), "Say with --weights where the weights are that the view was made with")
+    return loaded
+
+
+def _refuse(model: TrainedModel, changed: list[str], way_out: str) -> None:
+    if changed:
+        lines = "\n  ".join(changed)
+        raise UserError(f"the model in {model.folder} was trained with another view:\n  {lines}\n{way_out}")

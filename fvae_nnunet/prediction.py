@@ -1,0 +1,155 @@
+"""What ``fvae-predict`` predicts, how, and which files a case has before and after."""
+
+from __future__ import annotations
+
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import check_nifti_is_whole
+from fvae_nnunet.trained_model import TrainedModel
+
+CaseFiles = dict[str, list[Path]]
+"""For each case the files of its channels, in order."""
+
+SCRATCH_PREFIX = ".fvae-predict-"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How nnU-Net predicts.
+
+    Attributes:
+        device: ``cuda``, ``cpu`` or ``mps``.
+        step_size: of the sliding window, as a share of the patch.
+        mirroring: average over mirrored images (nnU-Net's test time augmentation).
+        on_device: keep everything on the GPU.
+        save_probabilities: write ``.npz`` and ``.pkl`` beside each segmentation.
+        preprocessing_processes, export_processes: both 0: all but the averaging of inputs in this process.
+        previous_stage: folder of the predictions of the previous stage, for a cascade.
+        verbose, progress_bar: of nnU-Net.
+    """
+
+    device: str
+    step_size: float = 0.5
+    mirroring: bool = True
+    on_device: bool = True
+    save_probabilities: bool = False
+    preprocessing_processes: int = 3
+    export_processes: int = 3
+    previous_stage: Path | None = None
+    verbose: bool = False
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        processes = (self.preprocessing_processes, self.export_processes)
+        if processes != (0, 0) and min(processes) < 1:
+            raise UserError(f"-npp and -nps must be at least 1, or both 0 to do without processes; got {processes}")
+
+
+def find_cases(folder: Path, model: TrainedModel) -> CaseFiles:
+    """The cases in a folder of images ``CASE_0000.ending``, one file for each channel, in nnU-Net's order.
+
+    Raises:
+        UserError: no such folder or images, names without a channel's number, or channels missing or one too many.
+    """
+    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    ending = model.file_ending
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(ending))
+    if not names:
+        raise UserError(f"{folder} holds no image with the ending {ending} of the model's training images")
+    unnumbered = [name for name in names if not re.fullmatch(r".+_\d{4}", name.removesuffix(ending))]
+    if unnumbered:
+        raise UserError(
+            f"nnU-Net's images are called CASE_0000{ending}; in {folder} there is no channel number in: "
+            f"{', '.join(unnumbered)}"
+        )
+    lists = create_lists_from_splitted_dataset_folder(str(folder), ending, num_processes=1)
+    cases = {case_of(Path(files[0]), model): [Path(file) for file in files] for files in lists}
+    for case, files in cases.items():
+        needed = [f"{case}_{channel:04d}{ending}" for channel in range(model.channels)]
+        found = [path.name for path in files]
+        if found != needed:
+            raise UserError(f"{case} needs {', '.join(needed)} in {folder}; there is {', '.join(found)}")
+    return cases
+
+
+def case_of(image: Path, model: TrainedModel) -> str:
+    """The case that an image ``CASE_0000.ending`` belongs to."""
+    return image.name.removesuffix(model.file_ending)[:-5]
+
+
+def damaged_cases(cases: CaseFiles, channels: Collection[int], *, workers: int) -> dict[str, UserError]:
+    """The cases with a NIfTI file that is damaged or cut short among these channels, and what is wrong with it.
+
+    For the files that nnU-Net reads: SimpleITK fills what is missing with zeros, and nnU-Net predicts on them.
+    """
+
+    def error_of(case: str) -> UserError | None:
+        try:
+            for channel in channels:
+                check_nifti_is_whole(cases[case][channel])
+        except UserError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        errors = zip(cases, pool.map(error_of, cases), strict=True)
+        return {case: error for case, error in errors if error is not None}
+
+
+def result_files(output: Path, case: str, model: TrainedModel, how: Prediction) -> list[Path]:
+    """What nnU-Net writes for a case, in its order: the segmentation last."""
+    probabilities = [output / f"{case}.npz", output / f"{case}.pkl"] if how.save_probabilities else []
+    return [*probabilities, output / f"{case}{model.file_ending}"]
+
+
+def is_predicted(output: Path, case: str, model: TrainedModel, how: Prediction) -> bool:
+    """Whether ``--continue_prediction`` leaves a case alone: nnU-Net looks at the segmentation and the ``.npz``."""
+    return all(path.is_file() for path in result_files(output, case, model, how) if path.suffix != ".pkl")
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder in ``output``, removed with all it holds when the block ends, fails or is told to end.
+
+    In the output folder, because there is room and right to write, and a finished file can be moved from it. Only a
+    process that is killed on the spot (SIGKILL, loss of power) leaves it behind. ``output`` is made if needed, and
+    removed again if nothing came into it.
+    """
+    existed = output.is_dir()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with _exit_at_sigterm(), tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=output) as folder:
+            yield Path(folder)
+    finally:
+        if not existed:
+            with suppress(OSError):
+                output.rmdir()
+
+
+@contextmanager
+def _exit_at_sigterm() -> Iterator[None]:
+    """Leave with an exception, so that what was begun is cleared away."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,140 @@
+"""A model that nnU-Net has trained: its folder, its folds, and the view that our trainers record in checkpoints."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import differences, read_json
+from fvae_nnunet.nnunet_folders import nnunet_folder
+from fvae_nnunet.preprocessing.dataset import find_ct_channels
+
+RECORD_KEY = "fvae_nnunet"
+"""Of the record in a checkpoint, see ``trainers.view_trainers``."""
+
+NOT_OF_THE_IMAGE = ("ct_channels", "preprocessing")
+"""What a view's settings hold besides those of the reconstruction of one image."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model folder of nnU-Net and the folds of it that predict together.
+
+    Attributes:
+        folder: ``.../DatasetNNN_X/TRAINER__PLANS__CONFIGURATION``.
+        folds: numbers, or ``all``.
+        checkpoint_name: of the file in each fold's folder.
+        dataset_json, plans: as nnU-Net stored them with the model.
+        trainer: the class that trained it; where the checkpoints do not say, by the folder's name.
+        view: settings of the view that it was trained with, as in the view's manifest; None where the checkpoints have
+            no such record: nnU-Net's own trainers, and ours when no sample came from a view.
+    """
+
+    folder: Path
+    folds: tuple[int | str, ...]
+    checkpoint_name: str
+    dataset_json: dict[str, Any]
+    plans: dict[str, Any]
+    trainer: str
+    view: dict[str, Any] | None
+
+    @property
+    def sees_only_the_view(self) -> bool:
+        """Whether it was trained and validated on the view alone."""
+        return self.trainer.startswith("nnUNetTrainerFVAEReconOnly")
+
+    @property
+    def file_ending(self) -> str:
+        return self.dataset_json["file_ending"]
+
+    @property
+    def channels(self) -> int:
+        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+
+    @property
+    def ct_channels(self) -> list[int]:
+        """The channels that the view reconstructs; UserError where none is recorded and none is CT."""
+        recorded = (self.view or {}).get("ct_channels")
+        return find_ct_channels(self.dataset_json, self.plans) if recorded is None else recorded
+
+    @property
+    def reconstruction(self) -> dict[str, Any] | None:
+        """The part of ``view`` that says how one image is reconstructed: as ``Reconstruction.recorded_with``."""
+        if self.view is None:
+            return None
+        return {key: value for key, value in self.view.items() if key not in NOT_OF_THE_IMAGE}
+
+
+def model_folder(id_or_name: str, *, configuration: str, trainer: str, plans_name: str) -> Path:
+    """Where nnU-Net keeps the model with these names (which need not exist).
+
+    Raises:
+        UserError: no folder of results, or no or more than one dataset answers to the id.
+    """
+    nnunet_folder("nnUNet_results")
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    try:
+        return Path(get_output_folder(id_or_name, trainer, plans_name, configuration))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str) -> TrainedModel:
+    """Read what the model folder and the checkpoints of these folds say, without their weights.
+
+    Raises:
+        UserError: something is missing or cannot be read, or the folds were trained with different views.
+    """
+    for name in ("dataset.json", "plans.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no folder of a trained model, it has no {name}. {_models_beside(folder)}")
+    records = {fold: _record(folder, fold, checkpoint_name) for fold in folds}
+    first, *others = folds
+    for fold in others:
+        changed = differences(records[first], records[fold])
+        if changed:
+            raise UserError(
+                f"fold {first} and fold {fold} in {folder} were not trained alike:\n  "
+                + "\n  ".join(changed)
+                + "\nPredict with folds of one training (-f)"
+            )
+    return TrainedModel(
+        folder=folder,
+        folds=tuple(folds),
+        checkpoint_name=checkpoint_name,
+        dataset_json=read_json(folder / "dataset.json"),
+        plans=read_json(folder / "plans.json"),
+        trainer=records[first]["trainer"] or folder.name.split("__")[0],
+        view=records[first]["view"],
+    )
+
+
+def _record(folder: Path, fold: int | str, checkpoint_name: str) -> dict[str, Any]:
+    """The trainer and the view that a fold's checkpoint names; None for what it does not name."""
+    import torch
+
+    path = folder / f"fold_{fold}" / checkpoint_name
+    if not path.is_file():
+        there = sorted(found.parent.name.removeprefix("fold_") for found in folder.glob(f"fold_*/{checkpoint_name}"))
+        raise UserError(
+            f"{path} is missing; folds with a {checkpoint_name}: {', '.join(there) or 'none'}. Choose with "
+            "-f (and -chk)"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    record = json.loads(json.dumps(checkpoint.get(RECORD_KEY) or {}))
+    return {"trainer": record.get("trainer"), "view": record.get("view")}
+
+
+def _models_beside(folder: Path) -> str:
+    if not folder.parent.is_dir():
+        return f"There is no {folder.parent} either"
+    names = sorted(path.parent.name for path in folder.parent.glob("*__*__*/plans.json"))
+    return f"Models in {folder.parent}: {', '.join(names) or 'none'}"
