@@ -38,8 +38,7 @@ has for each label, model and case the attributes of `lesions.CaseLesions`.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -62,7 +61,7 @@ from fvae_nnunet.evaluation.statistics import (
     holm,
     signed_rank_test,
 )
-from fvae_nnunet.manifest import sha256_of_file, versions
+from fvae_nnunet.manifest import sha256_of_file, sha256_of_files, versions
 
 SCHEMA = 1
 
@@ -151,16 +150,14 @@ def compare(
         "settings": _settings(scores, all_pairs, seed, resamples),
         "reference": {
             "folder": str(scores.reference_folder),
-            "sha256": _sha256_of_files(
-                [scores.reference_folder / f"{case}{scores.scheme.file_ending}" for case in cases]
-            ),
+            "sha256": _sha256(scores.reference_folder / f"{case}{scores.scheme.file_ending}" for case in cases),
             "cases": cases,
         },
         "models": [
             {
                 "name": model,
                 "folder": str(folder.folder),
-                "sha256": _sha256_of_files([case.prediction for case in folder.cases]),
+                "sha256": _sha256(case.prediction for case in folder.cases),
                 "missing": folder.missing,
             }
             for model, folder in zip(models, scores.folders, strict=True)
@@ -292,6 +289,5 @@ def _interval_entries(interval: Interval) -> dict[str, Any]:
     return {"interval": [interval.low, interval.high], "interval_method": interval.method}
 
 
-def _sha256_of_files(paths: Sequence[Path]) -> str:
-    lines = "".join(f"{sha256_of_file(path)}  {path.name}\n" for path in paths)
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _sha256(paths: Iterable[Path]) -> str:
+    return sha256_of_files({path: sha256_of_file(path) for path in paths})

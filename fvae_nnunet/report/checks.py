@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.case_files import geometry_differences, run_each
 from fvae_nnunet.image_files import Geometry
-from fvae_nnunet.manifest import sha256_of_file
+from fvae_nnunet.manifest import sha256_of_file, sha256_of_files
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.results import Results
 
@@ -73,11 +72,6 @@ def check_files(
         raise UserError("the results cannot be shown:\n  " + "\n  ".join(dict.fromkeys(problems)))
 
 
-def sha256_of_files(paths: Sequence[Path], sha256: Mapping[Path, str]) -> str:
-    """The sha256 of a folder as ``comparison.json`` states it, from those of its files in order."""
-    return hashlib.sha256("".join(f"{sha256[path]}  {path.name}\n" for path in paths).encode()).hexdigest()
-
-
 def _folders(results: Results) -> list[tuple[str, Path, str | None, list[Path]]]:
     """What the results name: reference and predictions, each with folder, recorded sha256, and files in order."""
     predicted = [results.prediction_files(case) for case in results.cases]
@@ -113,12 +107,17 @@ def _gone(results: Results) -> list[str]:
 
 
 def _changed(results: Results, sha256: Mapping[Path, str]) -> list[str]:
-    return [
-        f"{name} in {folder} have changed since {results.path} was written (sha256 {recorded[:12]} then, "
-        f"{sha256_of_files(paths, sha256)[:12]} now); {AGAIN}"
-        for name, folder, recorded, paths in _folders(results)
-        if recorded is not None and sha256_of_files(paths, sha256) != recorded
-    ]
+    problems = []
+    for name, folder, recorded, paths in _folders(results):
+        if recorded is None:
+            continue
+        now = sha256_of_files({path: sha256[path] for path in paths})
+        if now != recorded:
+            problems.append(
+                f"{name} in {folder} have changed since {results.path} was written (sha256 {recorded[:12]} then, "
+                f"{now[:12]} now); {AGAIN}"
+            )
+    return problems
 
 
 def _made_from_others(
