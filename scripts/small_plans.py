@@ -20,12 +20,18 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 
 FEATURES_PER_STAGE = (8, 16, 32, 64)
-CONVOLUTIONS_PER_STAGE = (1, 1, 1, 1)
 PATCH_VOXELS = 56_000
+BATCH_SIZE = 2
 
 
 def small_plans(
-    plans: dict[str, Any], *, configuration: str = "3d_fullres", name: str, patch_voxels: int = PATCH_VOXELS
+    plans: dict[str, Any],
+    *,
+    configuration: str = "3d_fullres",
+    name: str,
+    patch_voxels: int = PATCH_VOXELS,
+    features_per_stage: Sequence[int] = FEATURES_PER_STAGE,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
     """A copy of nnU-Net's plans under another name, with the network and patch of one configuration made small.
 
@@ -34,6 +40,8 @@ def small_plans(
         configuration: the one to shrink; only it is kept.
         name: plans identifier of the copy.
         patch_voxels: about how many voxels the patch may have; each axis is a multiple of the network's total stride.
+        features_per_stage: of at most as many stages as nnU-Net's network has; each stage has one convolution.
+        batch_size: samples in a batch.
 
     Raises:
         UserError: the plans have no such configuration of their own, or one whose network is not made of stages.
@@ -45,18 +53,18 @@ def small_plans(
     network = small["architecture"]["arch_kwargs"]
     if "n_conv_per_stage" not in network:
         raise UserError(f"{small['architecture']['network_class_name']} cannot be shrunk; use nnU-Net's default plans")
-    stages = min(len(FEATURES_PER_STAGE), network["n_stages"])
+    stages = min(len(features_per_stage), network["n_stages"])
     network.update(
         n_stages=stages,
-        features_per_stage=list(FEATURES_PER_STAGE[:stages]),
-        n_conv_per_stage=list(CONVOLUTIONS_PER_STAGE[:stages]),
+        features_per_stage=list(features_per_stage[:stages]),
+        n_conv_per_stage=[1] * stages,
         n_conv_per_stage_decoder=[1] * (stages - 1),
         kernel_sizes=network["kernel_sizes"][:stages],
         strides=network["strides"][:stages],
     )
     total_stride = [prod(axis) for axis in zip(*network["strides"], strict=True)]
     small["patch_size"] = small_patch(small["patch_size"], total_stride, patch_voxels=patch_voxels)
-    small["batch_size"] = 2
+    small["batch_size"] = batch_size
     return {**plans, "plans_name": name, "configurations": {configuration: small}}
 
 

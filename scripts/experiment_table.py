@@ -1,0 +1,155 @@
+"""Tables of an experiment of ``experiment_sarcoma.py``: each arm, and its paired difference from the raw arm.
+
+    python scripts/experiment_table.py docs/evidence/sarcoma_cpu.json
+
+Cases are what is counted: a case is predicted once for each arm and seed, by the model of the fold that did not see it.
+Values of several seeds are averaged by case. Intervals and tests are those of ``fvae-evaluate`` (docs/evaluation.md);
+Holm's correction is over the arms of one measure. Arms that are not complete are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.statistics import bootstrap_interval, holm, signed_rank_test
+from fvae_nnunet.manifest import read_json
+
+MEASURES = {
+    "Dice": ("DSC", 3, True),
+    "NSD_1mm": ("NSD 1 mm", 3, True),
+    "NSD_2mm": ("NSD 2 mm", 3, True),
+    "NSD_3mm": ("NSD 3 mm", 3, True),
+    "HD95_mm": ("HD95 (mm)", 1, False),
+}
+"""Of each measure: its name, how many decimals are shown, and whether larger is better."""
+
+REFERENCE = "raw"
+
+Values = Mapping[str, Mapping[str, float]]
+"""Case -> measure -> value."""
+
+
+def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
+    """For each arm and seed whose folds are all there the values of all cases; others are left out."""
+    folds = [set(fold) for fold in results["folds"]]
+    found: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
+    for entry in results["runs"]:
+        if set(entry["cases"]) != folds[entry["fold"]]:
+            raise UserError(f"{entry['arm']}, seed {entry['seed']}: the cases are not those of fold {entry['fold']}")
+        found.setdefault((entry["arm"], entry["seed"]), {}).update(entry["cases"])
+    every = set().union(*folds)
+    return {key: values for key, values in found.items() if set(values) == every}
+
+
+def mean_of_seeds(runs: Mapping[tuple[str, int], Values], arm: str, seeds: Sequence[int]) -> Values:
+    """The values of an arm by case, averaged over seeds; NaN if any of them is."""
+    of_seeds = [runs[arm, seed] for seed in seeds]
+    return {
+        case: {measure: float(np.mean([values[case][measure] for values in of_seeds])) for measure in MEASURES}
+        for case in sorted(of_seeds[0])
+    }
+
+
+def arm_table(arms: Mapping[str, Values]) -> list[str]:
+    """Markdown: mean and 95 % interval of each arm."""
+    lines = [
+        "| arm | " + " | ".join(name for name, _, _ in MEASURES.values()) + " |",
+        "|---" * (len(MEASURES) + 1) + "|",
+    ]
+    for arm, values in arms.items():
+        cells = []
+        for measure, (_, decimals, _) in MEASURES.items():
+            numbers = [value for of_case in values.values() if math.isfinite(value := of_case[measure])]
+            left_out = len(values) - len(numbers)
+            cells.append(_mean_and_interval(numbers, decimals) + (f"; {left_out} without" if left_out else ""))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
+    """Markdown: for each arm and measure the mean paired difference from the reference arm, its interval and tests."""
+    others = [arm for arm in arms if arm != reference]
+    lines = [
+        f"| measure | arm | minus {reference} (95 % interval) | p | p Holm | better, equal, worse | cases |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for measure, (name, decimals, higher_is_better) in MEASURES.items():
+        differences = {arm: _differences(arms[reference], arms[arm], measure) for arm in others}
+        tests = {arm: signed_rank_test(differences[arm]).p for arm in others}
+        for arm, p_holm in zip(others, holm(list(tests.values())), strict=True):
+            gains = np.array(differences[arm]) * (1 if higher_is_better else -1)
+            counts = f"{(gains > 0).sum()}, {(gains == 0).sum()}, {(gains < 0).sum()}"
+            interval = _mean_and_interval(differences[arm], decimals, sign="+")
+            lines.append(f"| {name} | {arm} | {interval} | {tests[arm]:.3f} | {p_holm:.3f} | {counts} | {len(gains)} |")
+    return lines
+
+
+def _differences(before: Values, after: Values, measure: str) -> list[float]:
+    both = [after[case][measure] - before[case][measure] for case in before]
+    return [difference for difference in both if math.isfinite(difference)]
+
+
+def _mean_and_interval(numbers: Sequence[float], decimals: int, sign: str = "") -> str:
+    if not numbers:
+        return "none"
+    interval = bootstrap_interval(numbers, seed=0)
+    ends = f"{interval.low:{sign}.{decimals}f} to {interval.high:{sign}.{decimals}f}"
+    return f"{np.mean(numbers):{sign}.{decimals}f} ({ends})"
+
+
+def report(results: Mapping[str, Any]) -> list[str]:
+    """The lines of all tables."""
+    runs = complete_runs(results)
+    started = {(entry["arm"], entry["seed"]) for entry in results["runs"]}
+    unfinished = sorted(f"{arm} seed {seed}" for arm, seed in started - runs.keys())
+    seeds = {arm: sorted(seed for name, seed in runs if name == arm) for arm, _ in runs}
+    if REFERENCE not in seeds:
+        raise UserError("no seed of the raw arm is complete yet")
+    ordered = [REFERENCE, *sorted(seeds.keys() - {REFERENCE})]
+    first = {arm: seeds[arm][0] for arm in ordered}
+    lines = [f"{sum(map(len, results['folds']))} cases, {len(results['folds'])} folds; one seed of every arm:", ""]
+    one_seed = {arm: mean_of_seeds(runs, arm, [first[arm]]) for arm in ordered}
+    lines += [*arm_table(one_seed), "", *difference_table(one_seed, REFERENCE)]
+    several = [arm for arm in ordered if len(seeds[arm]) > 1]
+    if several:
+        averaged = {
+            f"{arm} (seeds {', '.join(map(str, seeds[arm]))})": mean_of_seeds(runs, arm, seeds[arm]) for arm in several
+        }
+        lines += ["", "Averaged over seeds:", "", *arm_table(averaged)]
+        if REFERENCE in several and len(several) > 1:
+            lines += ["", *difference_table(averaged, next(iter(averaged)))]
+        again = {f"{arm} seed {seed}": runs[arm, seed] for arm in several for seed in seeds[arm]}
+        for arm in several:
+            pair = {name: values for name, values in again.items() if name.startswith(f"{arm} seed")}
+            lines += ["", f"Chance alone, two seeds of {arm}:", "", *difference_table(pair, next(iter(pair)))]
+    if unfinished:
+        lines += ["", f"Not complete, left out: {', '.join(unfinished)}"]
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="experiment_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="the results file of experiment_sarcoma.py")
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.results.is_file():
+        raise UserError(f"{args.results} is missing; experiment_sarcoma.py writes it")
+    print("\n".join(report(read_json(args.results))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
