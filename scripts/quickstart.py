@@ -12,129 +12,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import sysconfig
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hold_out_cases import held_out
+from steps import Runner, Step, command_environment, cores, script, small_machine_settings
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.views import VIEW_VARIABLE, default_view_name
 
-SCRIPTS = Path(__file__).resolve().parent
 PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
 HU_WINDOWS = {"pancreas": ("-160", "240"), "lung": ("-1000", "400")}
 N_TRAIN, N_TEST = 15, 3
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainerFVAE_10epochs"
-TAIL_LINES = 30
 PROGRESS_BAR = r"\[\d\d:\d\d[,<]"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the quickstart.
-
-    Attributes:
-        name: names the log, the stamp and the row of the table of times.
-        command: argument list, run in the work folder.
-        result: what exists, relative to the work folder, once the command has succeeded.
-        clears: what is deleted before the command runs anew.
-        resumes: the command itself goes on where it was interrupted, so nothing is deleted for the same command.
-        shows: which lines of the output to show while it runs.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    result: Path
-    clears: tuple[Path, ...]
-    resumes: bool = False
-    shows: str | None = None
-
-
-@dataclass
-class Runner:
-    """Runs steps in a work folder and remembers in ``steps/NAME.json`` which are complete, and with what command."""
-
-    work: Path
-    environment: dict[str, str]
-    seconds: dict[str, float] = field(default_factory=dict)
-    skipped: set[str] = field(default_factory=set)
-    _anew: bool = False
-
-    def log_of(self, step: Step) -> Path:
-        return self.work / "steps" / f"{step.name}.log"
-
-    def run(self, step: Step) -> None:
-        """Run a step unless it is complete with this command and no step before it ran anew; UserError if it fails."""
-        stamp = self.work / "steps" / f"{step.name}.json"
-        last = json.loads(stamp.read_text()) if stamp.is_file() else {}
-        same_command = last.get("command") == list(step.command)
-        print(f"\n[{step.name}] {shlex.join(step.command)}", flush=True)
-        if same_command and last["complete"] and not self._anew and (self.work / step.result).exists():
-            print("  complete, skipped")
-            self.seconds[step.name] = last["seconds"]
-            self.skipped.add(step.name)
-            return
-        if not (step.resumes and same_command and not self._anew):
-            for path in (*step.clears, step.result):
-                _delete(self.work / path)
-        self._anew = True
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        _write_stamp(stamp, step, complete=False, seconds=0)
-        start = time.monotonic()
-        status = self._execute(step)
-        self.seconds[step.name] = time.monotonic() - start
-        if status != 0 or not (self.work / step.result).exists():
-            reason = f"ended with status {status}" if status else f"ended without {self.work / step.result}"
-            tail = "\n".join(self.log_of(step).read_text(errors="replace").splitlines()[-TAIL_LINES:])
-            raise UserError(f"step {step.name} {reason}; the end of {self.log_of(step)}:\n{tail}")
-        _write_stamp(stamp, step, complete=True, seconds=self.seconds[step.name])
-
-    def _execute(self, step: Step) -> int:
-        program = shutil.which(step.command[0], path=self.environment["PATH"])
-        if program is None:
-            raise UserError(f"{step.command[0]} is not installed in this environment; run: pip install '.[picture]'")
-        with (
-            self.log_of(step).open("w") as log,
-            subprocess.Popen(
-                [program, *step.command[1:]], cwd=self.work, env=self.environment, text=True, errors="replace",
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-            ) as process,
-        ):  # fmt: skip
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    log.write(line)
-                    log.flush()
-                    if step.shows and re.search(step.shows, line):
-                        print(f"  {line.rstrip()}", flush=True)
-            except BaseException:
-                # nnU-Net's data loading processes outlive their parent unless the whole group is told
-                os.killpg(process.pid, signal.SIGTERM)
-                raise
-        return process.returncode
-
-
-def _write_stamp(stamp: Path, step: Step, *, complete: bool, seconds: float) -> None:
-    content = {"command": list(step.command), "complete": complete, "seconds": round(seconds, 1)}
-    stamp.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def environment(work: Path, *, view: str, device: str) -> dict[str, str]:
@@ -143,16 +39,10 @@ def environment(work: Path, *, view: str, device: str) -> dict[str, str]:
         **{name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
         VIEW_VARIABLE: view,
     }
-    few_cores = (os.cpu_count() or 1) <= 4
-    defaults = {"nnUNet_compile": "f"} if device != "cuda" else {}
-    if few_cores:
-        # threads that spin while they wait take the cores from the data loading processes
-        defaults |= {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-    chosen = {name: value for name, value in defaults.items() if name not in os.environ}
-    for name, value in {**own, **chosen}.items():
+    variables = {**own, **small_machine_settings(device)}
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
-    search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    return {**os.environ, **own, **chosen, "PATH": search_path, "PYTHONUNBUFFERED": "1"}
+    return command_environment(variables)
 
 
 def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
@@ -168,7 +58,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
     plans = "nnUNetPlansSmall" if args.network == "small" else "nnUNetPlans"
     view = default_view_name(args.vae)
     vae = ["--vae", args.vae, *(["--weights", str(args.weights)] if args.weights else []), "-device", device]
-    workers = str(min(os.cpu_count() or 1, 8))
+    workers = str(min(cores(), 8))
     results = Path("nnUNet_results") / name / f"{args.trainer}__{plans}__{CONFIGURATION}"
     model = ["-d", number, "-c", CONFIGURATION, "-f", "0", "-tr", args.trainer, "-p", plans]
     view_trained = "FVAE" in args.trainer
@@ -176,10 +66,10 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
     predicted = Path("imagesTs_view") if view_tested else raw / "imagesTs"
 
     if args.dataset is None:
-        first = _script("phantoms.py", raw, "--kind", args.kind, "--n-train", N_TRAIN, "--n-test", N_TEST)
+        first = script("phantoms.py", raw, "--kind", args.kind, "--n-train", N_TRAIN, "--n-test", N_TEST)
     else:
         count = ["--test-cases", args.test_cases] if args.test_cases is not None else []
-        first = _script("hold_out_cases.py", args.dataset, raw, *count)
+        first = script("hold_out_cases.py", args.dataset, raw, *count)
     steps = [Step("1-dataset", first, raw / "dataset.json", (raw,))]
     plan = ("nnUNetv2_plan_and_preprocess", "-d", number, "-c", CONFIGURATION, "--verify_dataset_integrity")
     steps.append(
@@ -194,7 +84,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
         steps.append(
             Step(
                 "3-network",
-                _script("small_plans.py", preprocessed, "--one-validation-case"),
+                script("small_plans.py", preprocessed, "--one-validation-case"),
                 preprocessed / f"{plans}.json",
                 (preprocessed / "splits_final.json",),
                 shows=".",
@@ -247,7 +137,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
         ),
         Step(
             "9-picture",
-            _script(
+            script(
                 "case_picture.py", "--raw", raw / "imagesTs" / f"{test_case}_0000{ending}",
                 "--view", Path("imagesTs_view") / f"{test_case}_0000{ending}",
                 "--reference", raw / "labelsTs" / f"{test_case}{ending}",
@@ -260,10 +150,6 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
         ),
     ]  # fmt: skip
     return steps
-
-
-def _script(name: str, *arguments: object) -> tuple[str, ...]:
-    return ("python", str(SCRIPTS / name), *map(str, arguments))
 
 
 def _described(dataset: Path, test_cases: int | None) -> tuple[str, str, list[str]]:

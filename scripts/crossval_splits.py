@@ -1,0 +1,60 @@
+"""nnU-Net's own five-fold split of a dataset, written before the first training.
+
+``nnUNetv2_train`` writes the same file when there is none; written before, trainings that start at once share it.
+
+    python scripts/crossval_splits.py nnUNet_raw/Dataset007_Pancreas nnUNet_preprocessed/Dataset007_Pancreas
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json, write_json
+
+FOLDS = 5
+FILE_NAME = "splits_final.json"
+
+
+def crossval_splits(cases: Sequence[str]) -> list[dict[str, list[str]]]:
+    """Training and validation cases of each fold, as ``nnUNetTrainer.do_split`` makes them.
+
+    Raises:
+        UserError: there are fewer cases than folds.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    if len(cases) < FOLDS:
+        raise UserError(f"{len(cases)} cases cannot be split into {FOLDS} folds")
+    folds: list[dict[str, Any]] = generate_crossval_split(sorted(cases), n_splits=FOLDS)
+    return [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="crossval_splits.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("raw", type=Path, help="the dataset's folder in nnUNet_raw")
+    parser.add_argument("preprocessed", type=Path, help=f"its folder in nnUNet_preprocessed, for {FILE_NAME}")
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    ending = read_json(args.raw / "dataset.json")["file_ending"]
+    cases = [path.name.removesuffix(ending) for path in (args.raw / "labelsTr").glob(f"*{ending}")]
+    target = args.preprocessed / FILE_NAME
+    folds = crossval_splits(cases)
+    if target.exists() and read_json(target) != folds:
+        raise UserError(f"{target} exists and holds another split; move it away first")
+    write_json(target, folds)
+    print(f"{target}: {len(cases)} cases, validated on {', '.join(str(len(fold['val'])) for fold in folds)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The validation cases of some folds in one folder: predictions of a cross-validation, or its reference segmentations.
+
+python scripts/gather_folds.py splits_final.json 0 1 2 3 4 -i 'MODEL/fold_{fold}/validation' -o predictions
+python scripts/gather_folds.py splits_final.json 0 1 2 3 4 -i nnUNet_raw/Dataset007_Pancreas/labelsTr -o labels
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json
+
+
+def gather_folds(
+    splits: Sequence[dict[str, list[str]]], folds: Sequence[int], source: str, target: Path, *, ending: str
+) -> int:
+    """Copy the validation cases of these folds; returns how many there are.
+
+    Args:
+        splits: content of nnU-Net's ``splits_final.json``.
+        folds: which of them.
+        source: folder of the files; ``{fold}`` in it stands for the fold.
+        target: folder to write; appears only when it is complete.
+        ending: of the files, such as ``.nii.gz``.
+
+    Raises:
+        UserError: there is no such fold, a case is validated in two folds, or a file is missing.
+    """
+    unknown = [fold for fold in folds if not 0 <= fold < len(splits)]
+    if unknown:
+        raise UserError(f"there is no fold {', '.join(map(str, unknown))}; the split has folds 0 to {len(splits) - 1}")
+    files: dict[str, Path] = {}
+    for fold in folds:
+        for case in splits[fold]["val"]:
+            if case in files:
+                raise UserError(f"{case} is validated in more than one of the folds {', '.join(map(str, folds))}")
+            files[case] = Path(source.replace("{fold}", str(fold))) / f"{case}{ending}"
+    missing = [path for path in files.values() if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(files)} cases are missing (first: {missing[0]}); "
+            "train and validate all of these folds with this split first"
+        )
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    for folder in (unfinished, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for path in files.values():
+        shutil.copyfile(path, unfinished / path.name)
+    unfinished.rename(target)
+    return len(files)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gather_folds.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("splits", type=Path, help="nnU-Net's splits_final.json")
+    parser.add_argument("folds", type=int, nargs="+", metavar="FOLD")
+    parser.add_argument("-i", required=True, metavar="FOLDER", help="where the files are; {fold} stands for the fold")
+    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="is written, and replaced if it exists")
+    parser.add_argument("--ending", default=".nii.gz", help="of the files; default .nii.gz")
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    cases = gather_folds(read_json(args.splits), args.folds, args.i, args.o, ending=args.ending)
+    print(f"{cases} cases of {len(args.folds)} folds in {args.o}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

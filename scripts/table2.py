@@ -1,0 +1,187 @@
+"""The paper's Table 2 from a ``comparison.json``: DSC and NSD in %, with intervals and differences, the paper's beside.
+
+python scripts/table2.py comparison.json --paper pancreas --vaes wan2.1=wan2.1 -o table2.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.manifest import atomic_write, read_json
+from fvae_nnunet.report.numbers import NOT_THERE, PERCENTILE_MARK, number, p_value
+from fvae_nnunet.report.paper import paper_tables
+
+REAL_CT = "realct"
+PAPER_LABELS = {"cancer": "tumour"}
+"""Label of the Decathlon -> of the paper, where they differ."""
+
+HEADINGS = (
+    "label", "measure", "trained on", "mean %", "95 % interval", "difference", "95 % interval", "p", "p Holm", "n",
+    "PAPER %", "PAPER difference",
+)  # fmt: skip
+LEFT = 3
+
+
+def paper_values(paper: Mapping[str, Any], task: str, vae: str) -> dict[tuple[str, str], float | None]:
+    """What the paper's Table 2 says, in %, by label and ``dsc`` or ``nsd``; nothing for a VAE that it has not.
+
+    Args:
+        paper: as `report.paper.paper_tables` gives it.
+        task: key of the dataset.
+        vae: name for ``--vae``, or `REAL_CT`.
+    """
+    rows = paper["tasks"][task]["segmentation"]
+    found: Mapping[str, Any] = next(
+        (row["labels"] for row in rows if row["training_data"].lower().replace(" ", "") == vae), {}
+    )
+    return {(label, measure): value for label, values in found.items() for measure, value in values.items()}
+
+
+def table_rows(
+    comparison: Mapping[str, Any], paper: Mapping[str, Any], task: str, vaes: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """A row for each label, DSC or NSD, and model. Means, differences and ends of intervals in %, NaN if there is none.
+
+    Args:
+        comparison: content of ``comparison.json``; its first model is the reference, trained on the raw images.
+        paper: as `report.paper.paper_tables` gives it.
+        task: key of the dataset there.
+        vaes: name of a model -> name of its VAE, for the paper's row.
+
+    Returns:
+        Rows with the columns of the CSV. ``paper_percent`` and ``paper_difference`` are None where the paper has none.
+    """
+    reference = comparison["models"][0]["name"]
+    rows = []
+    for measure in comparison["measures"]:
+        if measure["key"] != "Dice" and not measure["key"].startswith("NSD"):
+            continue
+        label = PAPER_LABELS.get(measure["label_name"], measure["label_name"])
+        key = (label, "dsc" if measure["key"] == "Dice" else "nsd")
+        real = paper_values(paper, task, REAL_CT).get(key)
+        compared = {entry["second"]: entry for entry in measure["comparisons"] if entry["first"] == reference}
+        for entry in measure["models"]:
+            name = entry["model"]
+            row = {
+                "label": measure["label"],
+                "label_name": measure["label_name"],
+                "measure": measure["name"],
+                "trained_on": name,
+                "n": entry["n"],
+                **_percent("mean", entry["mean"], entry),
+                **dict.fromkeys(("difference", "difference_low", "difference_high"), math.nan),
+                "difference_interval_method": "none",
+                "p": math.nan,
+                "p_holm": math.nan,
+            }
+            if name in compared:
+                difference = compared[name]
+                row |= _percent("difference", difference["mean_difference"], difference)
+                row |= {"p": difference["p"], "p_holm": difference["p_holm"]}
+            vae = REAL_CT if name == reference else vaes.get(name, "")
+            stated = paper_values(paper, task, vae).get(key)
+            difference_stated = None if stated is None or real is None or name == reference else stated - real
+            rows.append(row | {"paper_percent": stated, "paper_difference": difference_stated})
+    return rows
+
+
+def _percent(name: str, value: float, entry: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = (math.nan, math.nan) if entry["interval_method"] == "none" else entry["interval"]
+    return {
+        name: 100 * value,
+        f"{name}_low": 100 * low,
+        f"{name}_high": 100 * high,
+        f"{name}_interval_method": entry["interval_method"],
+    }
+
+
+def text_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The rows as a reader sees them, without headings: one digit, nothing where the reference has no difference."""
+
+    def interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
+        if row[f"{name}_interval_method"] == "none":
+            return NOT_THERE
+        low, high = (number(row[f"{name}_{end}"], 1, signed=signed) for end in ("low", "high"))
+        return f"{low} to {high}{PERCENTILE_MARK if row[f'{name}_interval_method'] == 'percentile' else ''}"
+
+    shown, reference = [], rows[0]["trained_on"]
+    for row in rows:
+        is_reference = row["trained_on"] == reference
+        difference = [
+            number(row["difference"], 1, signed=True),
+            interval(row, "difference", signed=True),
+            *(p_value(row[p]) for p in ("p", "p_holm")),
+        ]
+        shown.append(
+            [
+                row["label_name"],
+                row["measure"],
+                row["trained_on"],
+                number(row["mean"], 1),
+                interval(row, "mean"),
+                *([""] * 4 if is_reference else difference),
+                str(row["n"]),
+                number(row["paper_percent"], 1),
+                number(row["paper_difference"], 1, signed=True),
+            ]
+        )
+    return shown
+
+
+def notes(comparison: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
+    """What has to be known to read the table."""
+    settings, source = comparison["settings"], paper["source"]
+    return [
+        f"{len(comparison['reference']['cases'])} cases, each predicted by the fold that was not trained on it; "
+        f"differences are to {comparison['models'][0]['name']}, of the paper to real CT",
+        f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples; "
+        f"{PERCENTILE_MARK} percentile interval; p: Wilcoxon signed-rank over cases, two-sided",
+        f"PAPER: {source['authors']}, {source['venue']}, {source['tables']['segmentation']}; trained on the "
+        "reconstructions alone; without intervals; split and tolerance of the NSD are not stated there, so its one NSD "
+        "stands beside each tolerance",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="table2.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("comparison", type=Path, help="comparison.json of fvae-evaluate; first model: raw images")
+    parser.add_argument("--paper", required=True, choices=("lung", "pancreas"), help="the dataset in the paper")
+    parser.add_argument("--vaes", nargs="*", default=[], metavar="MODEL=VAE", help="which row of the paper's is whose")
+    parser.add_argument("--title", default="Table 2", help="above the table; default: Table 2")
+    parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="Markdown to write; a CSV beside it")
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    comparison, paper = read_json(args.comparison), paper_tables()
+    if not isinstance(comparison, dict) or comparison.get("kind") != "comparison":
+        raise UserError(f"{args.comparison} is no comparison of two or more models by fvae-evaluate")
+    vaes = dict(text.split("=", 1) for text in args.vaes if "=" in text)
+    rows = table_rows(comparison, paper, args.paper, vaes)
+    shown = [list(HEADINGS), *text_rows(rows)]
+    with atomic_write(args.o.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    alignment = [":--"] * LEFT + ["--:"] * (len(HEADINGS) - LEFT)
+    lines = [f"| {' | '.join(row)} |" for row in [shown[0], alignment, *shown[1:]]]
+    markdown = [f"# {args.title}", "", *lines, "", *(f"- {note}" for note in notes(comparison, paper))]
+    with atomic_write(args.o) as temporary:
+        temporary.write_text("\n".join(markdown) + "\n", encoding="utf-8")
+    print("\n".join([args.title, "", *text_table(shown, LEFT), "", *notes(comparison, paper)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
