@@ -15,6 +15,7 @@ from typing import Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.comparison_tables import FEW_CASES
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.manifest import atomic_write, read_json
 from fvae_nnunet.report.numbers import NOT_THERE, PERCENTILE_MARK, number, p_value
@@ -139,11 +140,12 @@ def text_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def notes(comparison: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
     """What has to be known to read the table."""
-    settings, source = comparison["settings"], paper["source"]
+    settings, source, n = comparison["settings"], paper["source"], len(comparison["reference"]["cases"])
+    few = f"; too narrow with n below {FEW_CASES}" if n < FEW_CASES else ""
     return [
-        f"{len(comparison['reference']['cases'])} cases, each predicted by the fold that was not trained on it; "
+        f"{n} cases, each predicted by the fold that was not trained on it; "
         f"differences are to {comparison['models'][0]['name']}, of the paper to real CT",
-        f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples; "
+        f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples{few}; "
         f"{PERCENTILE_MARK} percentile interval; p: Wilcoxon signed-rank over cases, two-sided",
         f"PAPER: {source['authors']}, {source['venue']}, {source['tables']['segmentation']}; trained on the "
         "reconstructions alone; without intervals; split and tolerance of the NSD are not stated there, so its one NSD "

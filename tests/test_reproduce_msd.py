@@ -560,6 +560,7 @@ def test_the_table_has_percent_differences_and_the_papers_row_beside(
     assert rows[5][-2:] == ["41.9", "+2.1"]
     assert rows[8][-2:] == ["82.2", "0.0"]
     assert "HD95" not in out
+    assert "BCa, 99 resamples; too narrow with n below 10;" in out
     assert "PAPER: Chen et al., ICML 2026, PMLR 306, Table 2" in out
     markdown = (tmp_path / "table2.md").read_text().splitlines()
     assert markdown[0] == "# T"
