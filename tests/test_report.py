@@ -431,6 +431,8 @@ def test_without_matplotlib_the_error_says_what_to_install(project, capsys, monk
 
 
 @pytest.mark.slow
-def test_other_processes_give_the_same_page(project, full_page):
-    assert main([*FULL, "-np", "2", "-o", "together.html"]) == 0
-    assert Path("together.html").read_bytes() == Path("full.html").read_bytes()
+def test_the_number_of_processes_does_not_change_the_page(project):
+    # this process may have loaded what changes a grey value here and there; the others are fresh
+    for processes in ("1", "2"):
+        assert main([*FULL, "-np", processes, "-o", f"by_{processes}.html"]) == 0
+    assert Path("by_1.html").read_bytes() == Path("by_2.html").read_bytes()
