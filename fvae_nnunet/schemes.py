@@ -59,10 +59,30 @@ def _windows(
     windows = slice_windows(len(axial_hu), settings.window_slices, settings.overlap_slices)
     for together in _batches(windows, axial_hu[0].size, vae.device, one_by_one=generator is not None):
         window_hu = torch.stack([_slices(axial_hu, start, stop, vae.device) for start, stop in together])
-        slices = vae.spec.padded_slices(window_hu.shape[1])
-        volume = hu_to_model(_padded(window_hu, slices, vae), settings.hu_window)
-        decoded = vae.decode(vae.encode(volume[:, None], generator))[:, 0]
-        yield from model_to_hu(_cut(decoded, window_hu), settings.hu_window)
+        yield from reconstructed_windows(vae, window_hu, settings.hu_window, generator)
+
+
+def reconstructed_windows(
+    vae: FrozenVAE,
+    window_hu: torch.Tensor,
+    hu_window: tuple[float, float],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Windows of equal shape through the VAE in one call, padded by replication to what it admits and cut back.
+
+    Args:
+        vae: the frozen VAE.
+        window_hu: (B, d, y, x) in HU, any real dtype, on any device.
+        hu_window: what the VAE sees.
+        generator: draws from the posterior if given.
+
+    Returns:
+        Same shape, float32, in HU inside the window, on the VAE's device; NaN where the VAE's output is not finite.
+    """
+    slices = vae.spec.padded_slices(window_hu.shape[1])
+    volume = hu_to_model(_padded(window_hu, slices, vae), hu_window)
+    decoded = vae.decode(vae.encode(volume[:, None], generator))[:, 0]
+    return model_to_hu(_cut(decoded, window_hu), hu_window)
 
 
 def _batches(

@@ -23,7 +23,8 @@ for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     (_ROOT / _variable).mkdir()
     os.environ[_variable] = str(_ROOT / _variable)
 os.environ.update(nnUNet_compile="f", nnUNet_n_proc_DA="2", nnUNet_def_n_proc="2", OMP_NUM_THREADS="1")
-os.environ.pop("nnUNet_fvae_view", None)
+for _variable in ("nnUNet_fvae_view", "nnUNet_fvae_vae", "nnUNet_fvae_weights", "nnUNet_fvae_code"):
+    os.environ.pop(_variable, None)
 
 
 def pytest_unconfigure():

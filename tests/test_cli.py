@@ -14,7 +14,16 @@ from conftest import Dataset
 from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.errors import UserError
 
-COMMANDS = ("setup", "reconstruct", "preprocess", "evaluate", "evaluate-reconstruction", "predict", "report")
+COMMANDS = (
+    "setup",
+    "reconstruct",
+    "preprocess",
+    "evaluate",
+    "evaluate-reconstruction",
+    "predict",
+    "report",
+    "show-batch",
+)
 
 
 @pytest.fixture(scope="session")

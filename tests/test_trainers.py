@@ -243,7 +243,9 @@ def test_lengths_are_nnunets_and_names_too():
         if name.startswith("nnUNetTrainer_") and name.endswith(("epoch", "epochs"))
     }
     assert {f"_{epochs}epoch{'s' if epochs > 1 else ''}" for epochs in EPOCHS} >= lengths
-    for base in ("nnUNetTrainerFVAE", "nnUNetTrainerFVAEReconOnly", "nnUNetTrainerFVAEBlend"):
+    for base in (
+        "nnUNetTrainerFVAE", "nnUNetTrainerFVAEReconOnly", "nnUNetTrainerFVAEBlend", "nnUNetTrainerFVAEOnline",
+    ):  # fmt: skip
         for suffix in lengths:
             assert issubclass(getattr(trainers, base + suffix), getattr(trainers, base))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fvae_nnunet.trainers.online_trainer import nnUNetTrainerFVAEOnline
 from fvae_nnunet.trainers.view_trainers import (
     nnUNetTrainerFVAE,
     nnUNetTrainerFVAEBlend,
@@ -12,9 +13,16 @@ from fvae_nnunet.trainers.view_trainers import (
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 """Training lengths that nnU-Net offers as variants of its own trainer."""
 
-__all__ = ["EPOCHS", "nnUNetTrainerFVAE", "nnUNetTrainerFVAEBlend", "nnUNetTrainerFVAEReconOnly", "with_epochs"]
+__all__ = [
+    "EPOCHS",
+    "nnUNetTrainerFVAE",
+    "nnUNetTrainerFVAEBlend",
+    "nnUNetTrainerFVAEOnline",
+    "nnUNetTrainerFVAEReconOnly",
+    "with_epochs",
+]
 
-for _base in (nnUNetTrainerFVAE, nnUNetTrainerFVAEReconOnly, nnUNetTrainerFVAEBlend):
+for _base in (nnUNetTrainerFVAE, nnUNetTrainerFVAEReconOnly, nnUNetTrainerFVAEBlend, nnUNetTrainerFVAEOnline):
     for _epochs in EPOCHS:
         _variant = with_epochs(_base, _epochs)
         _variant.__module__ = __name__

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet import __version__
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
 from fvae_nnunet.views import ViewDataset, check_view, find_view, preprocessing_settings, view_folder
 
 
-class nnUNetTrainerFVAE(nnUNetTrainer):
+class nnUNetTrainerFVAE(RecordingTrainer):
     """Raw and view mixed: each sample of a training batch is, by chance, the case's view instead of the raw image.
 
     Attributes:
@@ -58,15 +56,12 @@ class nnUNetTrainerFVAE(nnUNetTrainer):
     def _open_view(self, cases: list[str]) -> Path:
         """The folder of the view to use, after checking that it holds these cases and fits the data and plans."""
         data_folder = Path(self.preprocessed_dataset_folder)
-        repair = (
-            f"fvae-preprocess {int(self.plans_manager.dataset_name[7:10])} "
-            f"-c {self.configuration_name} -p {self.plans_manager.plans_name}"
-        )
+        repair = self.repair_command()
         view = find_view(data_folder, repair)
         folder = view_folder(data_folder, view)
         preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
         settings = check_view(folder, data_folder, cases, preprocessing, repair)["settings"]
-        if getattr(self, "view_settings", None) is None:
+        if self.view_settings is None:
             self.view_settings = {key: value for key, value in settings.items() if key != "preprocessing"}
             self.print_to_log_file(
                 f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
@@ -75,29 +70,6 @@ class nnUNetTrainerFVAE(nnUNetTrainer):
                 f"made with {json.dumps(self.view_settings)}"
             )
         return folder
-
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, under the name of nnU-Net's own trainer, so that it predicts without this package.
-
-        Which trainer and view made it stands under the key ``fvae_nnunet``. A subclass that builds a network of its
-        own keeps its name. Written atomically.
-        """
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        buffer = io.BytesIO()
-        super().save_checkpoint(buffer)  # type: ignore[arg-type]
-        buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint["fvae_nnunet"] = {
-            "version": __version__,
-            "trainer": type(self).__name__,
-            "view": getattr(self, "view_settings", None),
-        }
-        if type(self).build_network_architecture is nnUNetTrainer.build_network_architecture:
-            checkpoint["trainer_name"] = nnUNetTrainer.__name__
-        with atomic_write(Path(filename)) as temporary:
-            torch.save(checkpoint, temporary)
 
 
 class nnUNetTrainerFVAEReconOnly(nnUNetTrainerFVAE):
@@ -114,7 +86,7 @@ class nnUNetTrainerFVAEBlend(nnUNetTrainerFVAE):
     view_blend = (0.0, 1.0)
 
 
-def with_epochs(base: type[nnUNetTrainerFVAE], epochs: int) -> type[nnUNetTrainerFVAE]:
+def with_epochs(base: type[RecordingTrainer], epochs: int) -> type[RecordingTrainer]:
     """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``."""
 
     class Variant(base):  # type: ignore[misc,valid-type]

@@ -1,0 +1,137 @@
+"""The VAE that reconstructs patches during training: which one, from where, in what precision."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.intensity import PAPER_HU_WINDOW
+from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.vae import FrozenVAE, load_vae
+from fvae_nnunet.vae.registry import is_control
+from fvae_nnunet.views import find_view, view_folder
+
+VAE_VARIABLE = "nnUNet_fvae_vae"
+WEIGHTS_VARIABLE = "nnUNet_fvae_weights"
+CODE_VARIABLE = "nnUNet_fvae_code"
+
+
+@dataclass(frozen=True)
+class TrainingVAE:
+    """A VAE on its device, how patches go through it, and where it was named, in words a user understands."""
+
+    vae: FrozenVAE
+    settings: Reconstruction
+    named_by: str
+
+
+def load_training_vae(
+    data_folder: Path,
+    repair: str,
+    *,
+    device: torch.device,
+    hu_window: tuple[float, float] | None = None,
+    precision: str | None = None,
+) -> TrainingVAE:
+    """The VAE that ``nnUNet_fvae_vae`` names, or else that of the view which the offline trainers would use.
+
+    A view gives the VAE, where its weights and code are, the strength of a control, the HU window and, if it was made
+    by windows, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (as ``--weights`` and ``--vae-code``) go
+    before what the view says.
+
+    Args:
+        data_folder: nnU-Net's preprocessed data.
+        repair: start of the command that makes a view of it, for messages.
+        device: where to compute; controls compute on the CPU.
+        hu_window: None for the view's, without a view the paper's.
+        precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on CUDA and float32 elsewhere. Controls
+            have only float32.
+
+    Raises:
+        UserError: no VAE is named, it cannot be loaded, or its weights are not those of the view.
+    """
+    named = os.environ.get(VAE_VARIABLE)
+    if named:
+        if is_control(named):
+            raise UserError(
+                f"{VAE_VARIABLE}={named}: the strength of a plain denoiser is taken from a view; make one with "
+                f"{repair} --vae {named} --strength S, and export nnUNet_fvae_view instead of {VAE_VARIABLE}"
+            )
+        name, named_by = named, VAE_VARIABLE
+        recorded: dict[str, Any] = {}
+        options = argparse.Namespace(weights=None, vae_code=None, trust_weights=False)
+    else:
+        view = _find_view(data_folder, repair)
+        content = Manifest(view_folder(data_folder, view)).read() or {}
+        recorded, named_by = content["settings"], f"the view {view!r}"
+        options, name = _options(content), recorded["vae"]
+        if name.startswith("diffusers:"):
+            name = options.vae or name
+    control = is_control(name)
+    if precision is None:
+        precision = "bfloat16" if device.type == "cuda" and not control else "float32"
+    weights = os.environ.get(WEIGHTS_VARIABLE) or options.weights
+    vae = load_vae(
+        name,
+        weights=weights,
+        code=os.environ.get(CODE_VARIABLE) or options.vae_code,
+        trust_weights=options.trust_weights,
+        strength=recorded.get("strength"),
+        device="cpu" if control else device,
+        dtype=getattr(torch, precision),
+    )
+    if recorded and vae.weights_sha256 != recorded["weights_sha256"]:
+        raise UserError(
+            f"the weights of {name} are not those that {named_by} was made with; say where these are: "
+            f"export {WEIGHTS_VARIABLE}=PATH"
+        )
+    by_windows = recorded.get("scheme") == "windows"
+    lower_hu, upper_hu = hu_window or recorded.get("hu_window") or PAPER_HU_WINDOW
+    settings = Reconstruction.for_vae(
+        vae.spec,
+        hu_window=(lower_hu, upper_hu),
+        window_slices=recorded["window_slices"] if by_windows else None,
+        overlap_slices=recorded["overlap_slices"] if by_windows else None,
+    )
+    return TrainingVAE(vae, settings, named_by)
+
+
+def _find_view(data_folder: Path, repair: str) -> str:
+    try:
+        return find_view(data_folder, repair)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nOr name a VAE without a view: export {VAE_VARIABLE}=tiny (fvae-setup --vaes lists them; "
+            f"{WEIGHTS_VARIABLE} is as --weights)"
+        ) from error
+
+
+def _options(content: dict[str, Any]) -> argparse.Namespace:
+    """Where a view's manifest says that the VAE is; the other options stand in its settings."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--vae", "--weights", "--vae-code"):
+        parser.add_argument(option)
+    parser.add_argument("--trust-weights", action="store_true")
+    return parser.parse_known_args(shlex.split(content["made_with"].get("options", "")))[0]
+
+
+def compile_vae(vae: FrozenVAE, **options: Any) -> bool:
+    """Let torch compile the VAE's own network, apart from any other; whether it has one that can be compiled.
+
+    Args:
+        vae: changed in place.
+        options: of ``torch.compile``.
+    """
+    module = getattr(vae, "_module", None)
+    methods = [name for name in ("encode", "decode") if callable(getattr(module, name, None))]
+    for name in methods:
+        setattr(module, name, torch.compile(getattr(module, name), **options))
+    return bool(methods)

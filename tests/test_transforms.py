@@ -1,0 +1,348 @@
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from identity_vae import IdentityVAE
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+
+from fvae_nnunet.ct_patches import CTChannel, CTPatches
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.reconstruction import reconstruct_volume
+from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.transforms import Draw, PatchReconstruction, ReconstructionTransform
+from fvae_nnunet.vae import load_vae
+
+STATISTICS = {"mean": 83.25, "std": 71.5, "percentile_00_5": -96.0, "percentile_99_5": 215.0}
+CHANNEL = CTChannel(index=0, mean_hu=83.25, sd_hu=71.5, lower_hu=-96.0, upper_hu=215.0)
+PATCHES = CTPatches((CHANNEL,), (0, 1, 2))
+ALL = Draw((0, 1), (1.0, 1.0))
+
+
+class SmoothingVAE(IdentityVAE):
+    """Each slice becomes the mean of itself and all earlier ones of its window, blurred along x; counts its calls."""
+
+    def decode(self, latent):
+        running = latent.float().cumsum(dim=2) / torch.arange(1, latent.shape[2] + 1).reshape(1, 1, -1, 1, 1)
+        return (running + running.roll(1, dims=4)) / 2
+
+
+class NoisyVAE(IdentityVAE):
+    def encode(self, volume, generator=None):
+        latent = super().encode(volume)
+        return latent if generator is None else latent + 0.02 * torch.randn(latent.shape, generator=generator)
+
+
+def hu_volume(shape, seed=0, lowest=-300, highest=400):
+    return np.random.default_rng(seed).integers(lowest, highest, size=shape).astype(np.float32)
+
+
+def normalised(hu):
+    """By nnU-Net's own code."""
+    return torch.from_numpy(CTNormalization(None, STATISTICS).run(hu.copy()))
+
+
+def batch_of(*shape, seed=0):
+    return normalised(hu_volume(shape, seed))
+
+
+def test_the_normalisation_is_undone_exactly_within_float32():
+    hu = hu_volume((50, 40, 30))
+    inside = np.clip(hu, -96, 215)
+    # three operations on values below 300, each rounded to 2^-24 of it
+    np.testing.assert_allclose(CHANNEL.to_hu(normalised(hu)).numpy(), inside, rtol=0, atol=3 * 300 * 2**-24)
+    torch.testing.assert_close(CHANNEL.normalised(torch.from_numpy(inside)), normalised(hu), rtol=0, atol=5e-7)
+    assert CHANNEL.normalised_range == pytest.approx((float(normalised(hu).min()), float(normalised(hu).max())))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_patch_equals_the_reconstruction_of_its_volume_normalised_by_nnunet(axes):
+    """Slices run along the image's own first axis whatever the plans transpose; long patches are blended."""
+    vae = SmoothingVAE(slice_stride=4, slice_offset=1, window_slices=9)
+    settings = Reconstruction.for_vae(vae.spec)
+    assert settings.overlap_slices == 4
+    images = [hu_volume((22, 13, 17), seed) for seed in (0, 1)]
+    clipped = [np.clip(image, -96, 215) for image in images]
+    expected = [normalised(reconstruct_volume(vae, image, settings)).numpy().transpose(axes) for image in clipped]
+    patches = torch.stack([normalised(image).permute(axes)[None] for image in images])
+    result = PatchReconstruction(vae, replace(PATCHES, transpose_forward=axes), settings).apply(patches, ALL)
+    np.testing.assert_allclose(result[:, 0].numpy(), np.stack(expected), rtol=0, atol=2e-6)
+
+
+def test_only_drawn_samples_and_ct_channels_change_and_the_batch_stays_as_it_was():
+    batch = torch.cat([batch_of(3, 2, 6, 8, 8), (batch_of(3, 1, 6, 8, 8) > 0).float()], dim=1)
+    before = batch.clone()
+    patches = replace(PATCHES, channels=(replace(CHANNEL, index=1),))
+    result = PatchReconstruction(SmoothingVAE(), patches).apply(batch, Draw((0, 2), (1.0, 1.0)))
+    assert torch.equal(batch, before)
+    assert torch.equal(result[1], batch[1])
+    assert torch.equal(result[:, [0, 2]], batch[:, [0, 2]])
+    assert all((result[sample, 1] != batch[sample, 1]).float().mean() > 0.9 for sample in (0, 2))
+
+
+def test_several_ct_channels_have_their_own_figures():
+    other = CTChannel(index=1, mean_hu=-500.0, sd_hu=300.0, lower_hu=-900.0, upper_hu=100.0)
+    hu = hu_volume((1, 2, 4, 8, 8), lowest=-90, highest=90)
+    batch = torch.stack([c.normalised(torch.from_numpy(hu[:, c.index])) for c in (CHANNEL, other)], dim=1)
+    vae = SmoothingVAE()
+    result = PatchReconstruction(vae, replace(PATCHES, channels=(CHANNEL, other))).apply(batch, Draw((0,), (1.0,)))
+    for channel in (CHANNEL, other):
+        expected = reconstruct_volume(vae, hu[0, channel.index])
+        np.testing.assert_allclose(channel.to_hu(result[0, channel.index]).numpy(), expected, atol=2e-4)
+
+
+def test_an_identity_returns_its_input_also_what_augmentation_led_beyond_the_percentiles():
+    batch = batch_of(2, 1, 5, 9, 11) * 1.3
+    assert batch.max() > CHANNEL.normalised_range[1] * 1.2
+    vae = IdentityVAE(slice_stride=4, slice_offset=1, window_slices=9)
+    torch.testing.assert_close(PatchReconstruction(vae, PATCHES).apply(batch, ALL), batch, rtol=0, atol=1e-5)
+
+
+def test_a_view_is_clipped_to_the_percentiles_and_the_vaes_input_to_the_hu_window():
+    class Brighter(IdentityVAE):
+        def decode(self, latent):
+            return latent + 0.1
+
+    batch = batch_of(2, 1, 4, 8, 8)
+    lower, upper = CHANNEL.normalised_range
+    result = PatchReconstruction(Brighter(), PATCHES).apply(batch, ALL)
+    torch.testing.assert_close(result, (batch + 100 / 71.5).clamp(lower, upper), rtol=0, atol=1e-5)
+    narrow = Reconstruction.for_vae(IdentityVAE().spec, hu_window=(0.0, 100.0))
+    result = PatchReconstruction(IdentityVAE(), PATCHES, narrow).apply(batch, ALL)
+    ends = [(end - 83.25) / 71.5 for end in (0, 100)]
+    torch.testing.assert_close(result, batch.clamp(*ends), rtol=0, atol=1e-5)
+
+
+def test_the_weight_blends_raw_and_view():
+    batch = batch_of(2, 1, 4, 8, 8)
+    reconstruction = PatchReconstruction(SmoothingVAE(), PATCHES)
+    view = reconstruction.apply(batch, ALL)
+    mixed = reconstruction.apply(batch, Draw((0, 1), (0.25, 0.0)))
+    torch.testing.assert_close(mixed[0], batch[0] + 0.25 * (view[0] - batch[0]), rtol=0, atol=1e-6)
+    assert torch.equal(mixed[1], batch[1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("vae", [SmoothingVAE(slice_stride=4, slice_offset=1, window_slices=9), SmoothingVAE()])
+def test_chunks_do_not_change_values(vae, count):
+    batch = batch_of(3, 1, 22, 9, 8)
+    draw = Draw((0, 1, 2), (1.0, 1.0, 0.5))
+    expected = PatchReconstruction(vae, PATCHES).apply(batch, draw)
+    reconstruction = PatchReconstruction(vae, PATCHES)
+    reconstruction.windows_of_a_call = count
+    vae.windows.clear()
+    assert torch.equal(reconstruction.apply(batch, draw), expected)
+    largest = max(shape[0] for shape in vae.windows)
+    assert largest <= count
+    assert largest > 1 or count == 1
+
+
+def test_chunks_do_not_change_the_values_of_a_real_vae():
+    batch, draw = batch_of(2, 1, 11, 20, 24), ALL
+    one, several = (PatchReconstruction(load_vae("tiny"), PATCHES) for _ in range(2))
+    several.windows_of_a_call = 4
+    # the order of sums in convolutions may depend on the batch
+    torch.testing.assert_close(one.apply(batch, draw), several.apply(batch, draw), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_too_little_memory_halves_the_chunk_and_says_so_once(wrapped):
+    class Large(SmoothingVAE):
+        def decode(self, latent):
+            if len(latent) > 2:
+                error = torch.OutOfMemoryError("CUDA out of memory")
+                if wrapped:  # as Wan does where its own, smaller steps do not fit
+                    raise UserError("too little memory") from error
+                raise error
+            return super().decode(latent)
+
+    batch, said = batch_of(2, 1, 64, 8, 8), []
+    reconstruction = PatchReconstruction(Large(), PATCHES, say=said.append)
+    reconstruction.windows_of_a_call = 16
+    result = reconstruction.apply(batch, ALL)
+    assert torch.equal(result, PatchReconstruction(SmoothingVAE(), PATCHES).apply(batch, ALL))
+    assert reconstruction.windows_of_a_call == 2
+    assert len(said) == 1 and "16 windows" in said[0] and "going on with 8" in said[0]
+
+
+def test_memory_for_not_even_one_window_is_an_error_with_a_way_out():
+    class TooLarge(IdentityVAE):
+        def decode(self, latent):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match=r"too little free memory for one window of 4 x 8 x 8 .*nnUNetTrainerFVAE"):
+        PatchReconstruction(TooLarge(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
+
+
+def test_other_errors_of_the_vae_are_not_taken_for_memory():
+    class Broken(IdentityVAE):
+        def decode(self, latent):
+            raise UserError("broken")
+
+    with pytest.raises(UserError, match="broken"):
+        PatchReconstruction(Broken(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
+
+
+def test_on_a_gpu_the_first_window_decides_how_many_go_together(monkeypatch):
+    class OnGPU(SmoothingVAE):
+        device = type("Device", (), {"type": "cuda"})()
+
+        def encode(self, volume, generator=None):
+            self.windows.append(tuple(volume.shape))
+            return volume
+
+    from fvae_nnunet import transforms
+
+    monkeypatch.setattr(transforms, "_free_and_allocated_bytes", lambda device: (1000, 100))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + 120)
+    vae = OnGPU()
+    reconstruction = PatchReconstruction(vae, PATCHES)
+    batch = batch_of(2, 1, 44, 8, 8)
+    assert torch.equal(reconstruction.apply(batch, ALL), PatchReconstruction(SmoothingVAE(), PATCHES).apply(batch, ALL))
+    assert reconstruction.windows_of_a_call == 4  # half of 1000 bytes for windows of 120
+    assert [shape[0] for shape in vae.windows] == [1, 4, 4, 1, 2]
+
+
+def test_2d_takes_image_vaes_and_refuses_video_vaes():
+    slices = replace(PATCHES, transpose_forward=None)
+    batch = batch_of(3, 2, 20, 12)
+    vae = SmoothingVAE()
+    result = PatchReconstruction(vae, slices).apply(batch, Draw((1,), (1.0,)))
+    clipped = CHANNEL.to_hu(batch[1, 0]).numpy()[None]
+    expected = torch.from_numpy(reconstruct_volume(vae, clipped)[0])
+    torch.testing.assert_close(result[1, 0], CHANNEL.normalised(expected), rtol=0, atol=1e-5)
+    assert torch.equal(result[[0, 2]], batch[[0, 2]])
+    with pytest.raises(UserError, match=r"2d: identity is a video VAE.*image VAE.*nnUNetTrainerFVAE"):
+        PatchReconstruction(IdentityVAE(slice_stride=4, slice_offset=1), slices)
+
+
+def test_draws_from_the_posterior_depend_on_the_sample_not_on_its_batch():
+    batch = batch_of(3, 1, 20, 8, 8)
+    reconstruction = PatchReconstruction(NoisyVAE(), PATCHES)
+    assert reconstruction.has_posterior()
+    assert not PatchReconstruction(IdentityVAE(), PATCHES).has_posterior()
+    together = reconstruction.apply(batch, Draw((0, 2), (1.0, 1.0), (5, 6)))
+    reconstruction.windows_of_a_call = 8
+    alone = reconstruction.apply(batch, Draw((2,), (1.0,), (6,)))
+    assert torch.equal(together[2], alone[2])
+    again = reconstruction.apply(batch, Draw((2,), (1.0,), (7,)))
+    inside = (batch[2] - batch[2].mean()).abs() < 0.5
+    # two independent draws of 20 HU: sqrt(2) * 20 / 71.5
+    assert (again[2] - alone[2])[inside].std().item() == pytest.approx(2**0.5 * 20 / 71.5, rel=0.1)
+
+
+def test_draws_follow_their_settings_and_depend_on_the_entropy_alone():
+    draws = [Draw.random(4, probability=0.25, blend=(0.5, 1.0), entropy=(0, 0, 0, step)) for step in range(2000)]
+    drawn = np.array([len(draw.samples) for draw in draws])
+    assert drawn.mean() / 4 == pytest.approx(0.25, abs=0.015)  # three standard deviations of 8000 draws
+    weights = np.concatenate([draw.weights for draw in draws])
+    assert weights.min() >= 0.5 and weights.max() <= 1.0
+    assert weights.mean() == pytest.approx(0.75, abs=0.01)
+    assert len(set(draws)) > 1000
+    same = partial(Draw.random, 4, probability=1.0, posterior="sample")
+    assert same(entropy=(1, 2, 3, 4)) == same(entropy=(1, 2, 3, 4))
+    assert (
+        len({same(entropy=entropy).seeds for entropy in [(1, 2, 3, 4), (0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 3, 5)]}) == 4
+    )
+    assert Draw.random(4, probability=0.0, entropy=(0,)) == Draw((), ())
+    assert Draw.random(3, probability=1.0, entropy=(0,)) == Draw((0, 1, 2), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"probability": 1.5}, "probability of the view"),
+        ({"probability": 0.5, "blend": (0.5, 0.2)}, "weights of the view"),
+        ({"probability": 0.5, "posterior": "mean"}, "'mode' or 'sample'"),
+    ],
+)
+def test_draw_settings_are_checked(settings, message):
+    with pytest.raises(UserError, match=message):
+        Draw.random(2, entropy=(0,), **settings)
+
+
+def test_values_that_are_not_finite_are_refused():
+    class Overflowing(IdentityVAE):
+        def decode(self, latent):
+            return latent + float("inf")
+
+    with pytest.raises(UserError, match="not finite; compute in float32"):
+        PatchReconstruction(Overflowing(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
+
+
+def test_memory_does_not_grow_over_steps():
+    """No tensor outlives its step: after fifty steps torch's tensors are as many as after five."""
+    import gc
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    reconstruction = PatchReconstruction(load_vae("tiny"), PATCHES)
+    batch, counts = batch_of(2, 1, 4, 16, 16), []
+    for step in range(50):
+        draw = Draw.random(2, probability=0.5, blend=(0.0, 1.0), posterior="sample", entropy=(step,))
+        reconstruction.apply(batch, draw)
+        if step in (5, 49):
+            counts.append(tensors())
+    assert counts[0] == counts[1]
+
+
+def test_the_transform_gives_the_trainers_values_and_leaves_the_rest():
+    batch = batch_of(2, 1, 11, 20, 24)
+    expected = PatchReconstruction(load_vae("tiny"), PATCHES).apply(batch, ALL)
+    transform = ReconstructionTransform(partial(load_vae, "tiny"), PATCHES)
+    segmentation = torch.ones(1, 11, 20, 24, dtype=torch.int16)
+    for sample in range(2):
+        done = transform(image=batch[sample], segmentation=segmentation)
+        torch.testing.assert_close(done["image"], expected[sample], rtol=0, atol=1e-5)
+        assert done["segmentation"] is segmentation
+
+
+def test_the_transform_draws_from_numpys_generator_and_is_pickled_without_its_vae():
+    transform = ReconstructionTransform(NoisyVAE, PATCHES, blend=(0.0, 1.0), posterior="sample")
+    image = batch_of(1, 8, 8, 8)
+    np.random.seed(3)
+    first = transform(image=image)["image"]
+    copy = pickle.loads(pickle.dumps(transform))
+    assert transform._reconstruction is not None and copy._reconstruction is None
+    np.random.seed(3)
+    assert torch.equal(copy(image=image)["image"], first)
+    assert not torch.equal(copy(image=image)["image"], first)
+    assert RandomTransform(transform, apply_probability=0)(image=image)["image"] is image
+
+
+def two_processes(rank, folder):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    reconstruction = PatchReconstruction(NoisyVAE(), PATCHES)
+    batch = batch_of(4, 1, 4, 8, 8)
+
+    def step(epoch, iteration):
+        draw = Draw.random(4, probability=0.5, posterior="sample", entropy=(0, dist.get_rank(), epoch, iteration))
+        mine = reconstruction.apply(batch, draw)
+        everyones = [torch.empty_like(mine) for _ in range(2)]
+        dist.all_gather(everyones, mine)
+        return torch.stack(everyones)
+
+    whole = torch.stack([step(epoch, iteration) for epoch in range(2) for iteration in range(3)])
+    resumed = torch.stack([step(1, iteration) for iteration in range(3)])
+    if rank == 0:
+        torch.save((batch, whole, resumed), f"{folder}/steps.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_differently_and_a_resumed_run_draws_the_same(tmp_path):
+    torch.multiprocessing.spawn(two_processes, (str(tmp_path),), nprocs=2)
+    batch, whole, resumed = torch.load(tmp_path / "steps.pt")
+    assert torch.equal(whole[3:], resumed)
+    changed = (whole != batch).flatten(3).any(-1)  # (step, rank, sample)
+    assert not torch.equal(changed[:, 0], changed[:, 1])
+    both = changed[:, 0] & changed[:, 1]
+    assert both.any()
+    assert all(not torch.equal(whole[s, 0, n], whole[s, 1, n]) for s, n in both.nonzero().tolist())

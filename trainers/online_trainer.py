@@ -1,0 +1,123 @@
+"""nnU-Net's trainer with the VAE inside the training step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fvae_nnunet import __version__
+from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from fvae_nnunet.transforms import Draw, PatchReconstruction
+
+
+class nnUNetTrainerFVAEOnline(RecordingTrainer):
+    """Training patches are reconstructed on the device, in the training step; no view is stored.
+
+    Each sample of a training batch is, by chance, reconstructed after nnU-Net's augmentation and before the network.
+    Validation and inference see raw images. With probability 0 this is nnU-Net's trainer. Which samples are drawn
+    depends on ``draw_seed``, rank, epoch and iteration alone. See docs/online.md.
+
+    Attributes:
+        view_probability: chance of a training sample to be reconstructed.
+        view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
+        posterior: ``mode``, or ``sample`` for a draw from the encoder's posterior, so that each view is new.
+        draw_seed: of all these draws.
+        hu_window: what the VAE sees; None for that of the view which names the VAE, without a view -1000 to 1000 HU.
+        vae_precision: None for bfloat16 on CUDA and float32 elsewhere; or ``float32``, ``bfloat16``, ``float16``.
+        last_draw: what was done to the last training batch.
+    """
+
+    view_probability = 0.5
+    view_blend = (1.0, 1.0)
+    posterior: Literal["mode", "sample"] = "mode"
+    draw_seed = 0
+    hu_window: tuple[float, float] | None = None
+    vae_precision: str | None = None
+    online_settings: dict[str, Any] | None = None
+    last_draw: Draw | None = None
+    iteration_of_epoch = 0
+    _reconstruction: PatchReconstruction | None = None
+
+    def on_train_start(self) -> None:
+        if self.view_probability > 0:
+            self._reconstruction = self._load_reconstruction()
+        super().on_train_start()
+
+    def on_train_epoch_start(self) -> None:
+        self.iteration_of_epoch = 0
+        super().on_train_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.view_probability > 0:
+            if self._reconstruction is None:
+                self._reconstruction = self._load_reconstruction()
+            data: torch.Tensor = batch["data"].to(self.device, non_blocking=True)
+            self.last_draw = self._draw(len(data))
+            batch = {**batch, "data": self._reconstruction.apply(data, self.last_draw)}
+            self.iteration_of_epoch += 1
+        return super().train_step(batch)
+
+    def on_train_end(self) -> None:
+        self._reconstruction = None  # nnU-Net then empties the device's cache
+        super().on_train_end()
+
+    def training_record(self) -> dict[str, Any]:
+        return {**super().training_record(), "online": self.online_settings}
+
+    def _draw(self, batch_size: int) -> Draw:
+        from fvae_nnunet.transforms import Draw
+
+        return Draw.random(
+            batch_size,
+            probability=self.view_probability,
+            blend=self.view_blend,
+            posterior=self.posterior,
+            entropy=(self.draw_seed, self.local_rank, self.current_epoch, self.iteration_of_epoch),
+        )
+
+    def _load_reconstruction(self) -> PatchReconstruction:
+        """The VAE on this rank's device, after checking that these plans allow it; says and records what is used."""
+        from fvae_nnunet.ct_patches import CTPatches
+        from fvae_nnunet.errors import UserError
+        from fvae_nnunet.training_vae import compile_vae, load_training_vae
+        from fvae_nnunet.transforms import PatchReconstruction, check_draw_settings
+
+        check_draw_settings(self.view_probability, self.view_blend, self.posterior)
+        patches = CTPatches.of_plans(self.plans_manager.plans, self.configuration_name, self.dataset_json)
+        loaded = load_training_vae(
+            Path(self.preprocessed_dataset_folder),
+            self.repair_command(),
+            device=self.device,
+            hu_window=self.hu_window,
+            precision=self.vae_precision,
+        )
+        vae = loaded.vae
+        reconstruction = PatchReconstruction(vae, patches, loaded.settings, say=self.print_to_log_file)
+        if self.posterior == "sample" and not reconstruction.has_posterior():
+            raise UserError(f"{vae.spec.name} has no posterior to draw from; leave posterior at 'mode'")
+        compiled = self._do_i_compile() and compile_vae(vae)
+        if self.view_settings is None:
+            self.view_settings = {
+                **loaded.settings.recorded_with(vae),
+                "ct_channels": [channel.index for channel in patches.channels],
+            }
+            self.online_settings = {
+                "probability": self.view_probability,
+                "blend": list(self.view_blend),
+                "posterior": self.posterior,
+                "draw_seed": self.draw_seed,
+                "vae_named_by": loaded.named_by,
+                "weights": vae.weights_source,
+                "compiled": compiled,
+            }
+            self.print_to_log_file(
+                f"fvae_nnunet {__version__}: training patches pass through {vae.spec.name} (named by "
+                f"{loaded.named_by}) on {vae.device} in the training step, {json.dumps(self.online_settings)}, made "
+                f"with {json.dumps(self.view_settings)}; not in validation"
+            )
+        return reconstruction
