@@ -123,7 +123,7 @@ def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         started, started_cpu = time.perf_counter(), time.process_time()
         iterate(arguments.iterations)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if on_gpu else largest_resident_bytes()
     trainer.on_train_end()
     return {
         "seconds": seconds / arguments.iterations,
@@ -135,6 +135,15 @@ def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "patch": list(trainer.configuration_manager.patch_size),
         "batch": trainer.batch_size,
     }
+
+
+def largest_resident_bytes() -> int:
+    """Of this process since it began; ``getrusage`` would count that of the process which started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def read_preprocessed(name: str) -> dict[str, Any]:
