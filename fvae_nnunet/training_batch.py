@@ -15,6 +15,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
 from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.synthetic_dataset import SyntheticDataset
 from fvae_nnunet.views import BlendedArray, ViewDataset
 
 
@@ -23,12 +24,13 @@ class Sample:
     """A sample of a training batch; arrays with the image's own axes, axial slices first; in 2d one slice.
 
     Attributes:
-        case: its identifier.
-        raw: the raw image (c, z, y, x) with the same crop and augmentation.
+        case: its identifier; of a synthetic case that of its source case.
+        raw: the raw image (c, z, y, x) of ``case`` with the same crop and augmentation.
         received: what the network receives, (c, z, y, x); in a cascade with the previous stage's labels as channels.
         masks: for each label or region of the target where it is, bool (z, y, x).
         weight: of the view in ``raw + weight * (view - raw)``: 0 for the raw image, 1 for the view; None where the
             trainer changed the sample in a way that is not known here.
+        synthetic: name of the synthetic case that it is; None for any other.
     """
 
     case: str
@@ -36,13 +38,18 @@ class Sample:
     received: np.ndarray
     masks: dict[str, np.ndarray]
     weight: float | None
+    synthetic: str | None = None
 
     @property
     def mark(self) -> str:
-        """``raw``, ``view``, or what else it is."""
+        """``raw``, ``view``, ``synthetic (<name>)``, or what else it is."""
+        synthetic = "" if self.synthetic is None else f"synthetic ({self.synthetic})"
         if self.weight is None:
-            return "changed by the trainer"
-        return {0.0: "raw", 1.0: "view"}.get(self.weight, f"raw and view, weight {self.weight:.2f}")
+            return f"{synthetic}, changed by the trainer".lstrip(", ")
+        if synthetic and self.weight == 0:
+            return synthetic
+        view = {0.0: "raw", 1.0: "view"}.get(self.weight, f"raw and view, weight {self.weight:.2f}")
+        return f"{synthetic}, {view}".lstrip(", ")
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def _taken(trainer: Any, seed: int) -> TrainingBatch:
     dataset = noting[0]
 
     def batch_of(*, raw: bool) -> dict[str, Any]:
-        dataset.weights.clear()
+        dataset.loaded.clear()
         dataset.raw = raw
         _seed(seed)
         return next(loader)
@@ -138,31 +145,42 @@ def _taken(trainer: Any, seed: int) -> TrainingBatch:
     axial = _to_axial(trainer)
     masks = _masks(trainer, batch["target"])
     samples = []
-    for number, case in enumerate(batch["keys"]):
+    for number, origin in enumerate(dataset.loaded):
         changed = not bool((received[number] == loaded[number].to(received.device)).all())
-        weight = drawn.get(number) if changed else dataset.weights[number]
+        weight = drawn.get(number) if changed else origin.weight
         samples.append(
             Sample(
-                case=str(case),
+                case=origin.case,
                 raw=axial(raw["data"][number].numpy()),
                 received=axial(received[number].float().cpu().numpy()),
                 masks={name: axial(mask[number][None])[0] for name, mask in masks.items()},
                 weight=weight,
+                synthetic=origin.synthetic,
             )
         )
     limits, grey = _limits(trainer, samples)
     return TrainingBatch(samples, limits, grey)
 
 
-class _Noting:
-    """nnU-Net's dataset, noting the weight of the view in each case that is loaded; hands out raw images if told to.
+@dataclass(frozen=True)
+class _Origin:
+    """Where a loaded case comes from; ``case`` is the one whose raw image it is compared with."""
 
-    Either way the same random numbers are drawn, so that the same seed gives the same crops and augmentation.
+    case: str
+    weight: float = 0.0
+    synthetic: str | None = None
+
+
+class _Noting:
+    """nnU-Net's dataset, noting where each case that is loaded comes from; hands out raw images if told to.
+
+    The raw image of a synthetic case is that of its source case. Either way the same random numbers are drawn, so that
+    the same seed gives the same crops and augmentation.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.weights: list[float] = []
+        self.loaded: list[_Origin] = []
         self.raw = False
 
     def __getattr__(self, name: str) -> Any:
@@ -170,18 +188,30 @@ class _Noting:
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, Any]:
         data, *rest = self.dataset.load_case(identifier)
-        raw = data
-        if isinstance(data, BlendedArray):
-            self.weights.append(float(data.weight))
-            raw = data.raw
-        elif isinstance(self.dataset, ViewDataset):
-            is_view = Path(str(data.urlpath)).parent == self.dataset.folder
-            self.weights.append(float(is_view))
-            if is_view:
-                raw = self.dataset.inner.load_case(identifier)[0]
-        else:
-            self.weights.append(0.0)
+        origin, raw = self._traced(str(identifier), data)
+        self.loaded.append(origin)
         return (raw if self.raw else data, *rest)
+
+    def _traced(self, identifier: str, data: Any) -> tuple[_Origin, Any]:
+        """Where ``data`` comes from, and the raw image beside it."""
+        dataset = self.dataset
+        synthetic = None
+        if isinstance(dataset, SyntheticDataset):
+            synthetic = dataset.name_of(data)
+            sources, dataset = dataset.source_cases, dataset.inner
+        inner = dataset.inner if isinstance(dataset, ViewDataset) else dataset
+        if synthetic is not None:
+            source = sources[synthetic]
+            raw = inner.load_case(source)[0]
+            if raw.shape != data.shape:
+                # nnU-Net has cropped it in another way than its source
+                return _Origin(synthetic, synthetic=synthetic), data
+            return _Origin(source, synthetic=synthetic), raw
+        if isinstance(data, BlendedArray):
+            return _Origin(identifier, float(data.weight)), data.raw
+        if isinstance(dataset, ViewDataset) and Path(str(data.urlpath)).parent == dataset.folder:
+            return _Origin(identifier, 1.0), inner.load_case(identifier)[0]
+        return _Origin(identifier), data
 
 
 class _Received(Exception):

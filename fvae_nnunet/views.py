@@ -21,12 +21,22 @@ from fvae_nnunet.manifest import Manifest, differences
 SEPARATOR = "__fvae_"
 VIEW_VARIABLE = "nnUNet_fvae_view"
 
+SYNTHETIC_NAME = "synthetic"
+"""In the place of a view's name: the folder of synthetic cases (``synthetic_dataset``)."""
+
 
 def view_folder(data_folder: Path, view: str) -> Path:
     """The folder of a view of nnU-Net's preprocessed ``data_folder``; UserError where the name cannot be a folder's."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", view):
         raise UserError(f"a view's name consists of letters, digits and . _ + -, got {view!r}")
-    return data_folder.with_name(data_folder.name + SEPARATOR + view)
+    if view == SYNTHETIC_NAME:
+        raise UserError(f"{view!r} is the name of the folder of synthetic cases; give the view another name")
+    return sibling_folder(data_folder, view)
+
+
+def sibling_folder(data_folder: Path, name: str) -> Path:
+    """The folder of that name beside nnU-Net's preprocessed ``data_folder``, which nnU-Net never scans."""
+    return data_folder.with_name(data_folder.name + SEPARATOR + name)
 
 
 def default_view_name(vae_name: str) -> str:
@@ -78,10 +88,11 @@ def find_view(data_folder: Path, repair: str) -> str:
     Raises:
         UserError: there is none, or several and the variable does not say which, or not the one that it names.
     """
+    synthetic = sibling_folder(data_folder, SYNTHETIC_NAME)
     names = sorted(
         folder.name.split(SEPARATOR, 1)[1]
         for folder in data_folder.parent.glob(f"{data_folder.name}{SEPARATOR}*")
-        if Manifest(folder).path.is_file()
+        if folder != synthetic and Manifest(folder).path.is_file()
     )
     wanted = os.environ.get(VIEW_VARIABLE)
     if wanted:

@@ -60,6 +60,17 @@ class Dataset:
     def write_plans(self, plans: dict) -> None:
         (self.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
 
+    def write_cascade_plans(self) -> None:
+        """Plans in which 3d_fullres is also the second stage of a cascade after a 3d_lowres like it."""
+        plans = self.plans
+        configurations = plans["configurations"]
+        configurations["3d_lowres"] = configurations["3d_fullres"] | {
+            "data_identifier": "nnUNetPlans_3d_lowres",
+            "next_stage": "3d_cascade_fullres",
+        }
+        configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+        self.write_plans(plans)
+
     @property
     def dataset_json(self) -> dict:
         return json.loads((self.raw / "dataset.json").read_text())

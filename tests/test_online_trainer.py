@@ -265,14 +265,7 @@ def test_2d_trains_with_an_image_vae_and_refuses_a_video_vae(planned, monkeypatc
 
 
 def test_in_a_cascade_the_previous_stage_is_not_touched(clone, tiny):
-    plans = clone.plans
-    configurations = plans["configurations"]
-    configurations["3d_lowres"] = configurations["3d_fullres"] | {
-        "data_identifier": "nnUNetPlans_3d_lowres",
-        "next_stage": "3d_cascade_fullres",
-    }
-    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    clone.write_plans(plans)
+    clone.write_cascade_plans()
     trainer = trainer_of(Always, clone, "3d_cascade_fullres")
     batch = random_batch(trainer, channels=3)
     seen = seen_by_the_network(trainer, batch)

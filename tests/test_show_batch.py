@@ -1,12 +1,14 @@
+import blosc2
 import numpy as np
 import pytest
 import torch
+from synthetic_for_tests import ball_in, preprocess, write_synthetic_folder
 from test_trainers import reproducible  # noqa: F401
 from views_for_tests import BrighterVAE, make_view
 
 from fvae_nnunet.cli.show_batch import main
 from fvae_nnunet.ct_patches import CTPatches
-from fvae_nnunet.evaluation.batch_picture import batch_picture
+from fvae_nnunet.evaluation.batch_picture import CHANGED_COLOUR, SYNTHETIC_COLOUR, batch_picture
 from fvae_nnunet.trainers import nnUNetTrainerFVAEOnline
 from fvae_nnunet.training_batch import Sample, TrainingBatch, take_training_batch
 from fvae_nnunet.transforms import Draw, PatchReconstruction
@@ -69,6 +71,78 @@ def test_the_weights_of_blends_are_noted(clone):
     assert all(0 < sample.weight < 1 for sample in samples)
     assert samples[0].mark == f"raw and view, weight {samples[0].weight:.2f}"
     assert not np.array_equal(samples[0].raw, samples[0].received)
+
+
+@pytest.fixture
+def with_synthetic(clone, tmp_path):
+    """A dataset with a view and a synthetic case of each of its cases."""
+    make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
+    write_synthetic_folder(tmp_path / "synthetic", clone, [f"phantom_{number:03d}" for number in range(5)])
+    preprocess(clone, tmp_path / "synthetic", configurations=["3d_fullres"])
+    return clone
+
+
+def test_synthetic_samples_are_marked_with_their_names_beside_the_raw_image_of_their_source(with_synthetic):
+    marks = {}
+    for seed in range(5):
+        for sample in take(with_synthetic, "nnUNetTrainerFVAESynth", seed=seed):
+            marks.setdefault(sample.mark.split(" ")[0], []).append(sample)
+    assert marks.keys() == {"raw", "view", "synthetic"}
+    for sample in marks["synthetic"]:
+        # synthetic case i was made from case i
+        assert sample.mark == f"synthetic (synthetic_{int(sample.case.removeprefix('phantom_')):04d})"
+        assert sample.weight == 0
+    for sample in (*marks["raw"], *marks["view"]):
+        assert sample.synthetic is None
+    assert all(np.array_equal(sample.raw, sample.received) for sample in marks["raw"])
+
+
+def test_a_synthetic_sample_differs_from_its_source_in_the_new_lesion_alone(with_synthetic, monkeypatch):
+    from fvae_nnunet.trainers import nnUNetTrainerFVAESynthRaw
+
+    def without_augmentation(self, *arguments, **options):
+        return self.get_validation_transforms(
+            arguments[2], options["is_cascaded"], options["foreground_labels"], options["regions"],
+            options["ignore_label"],
+        )  # fmt: skip
+
+    monkeypatch.setattr(nnUNetTrainerFVAESynthRaw, "synthetic_probability", 1.0)
+    monkeypatch.setattr(nnUNetTrainerFVAESynthRaw, "get_training_transforms", without_augmentation)
+    monkeypatch.setattr(
+        nnUNetTrainerFVAESynthRaw,
+        "configure_rotation_dummyDA_mirroring_and_inital_patch_size",
+        lambda self: ((0, 0), False, self.configuration_manager.patch_size, ()),
+    )
+    ball, _ = ball_in((24, 48, 48), (3, 2, 2))
+    for sample in take(with_synthetic, "nnUNetTrainerFVAESynthRaw"):
+        source = blosc2.open(
+            str(with_synthetic.preprocessed / "nnUNetPlans_3d_fullres" / f"{sample.case}.b2nd"), mode="r"
+        )[:]
+        changed = sample.raw != sample.received
+        assert changed.any() and not (changed[0] & ~sample.masks["tumour"]).any()
+        assert changed.sum() <= ball.sum() and sample.raw.max() <= source.max()
+
+
+def test_the_picture_marks_synthetic_samples_in_their_own_colour_where_the_lesion_is_new(tmp_path, monkeypatch):
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+    raw, received = (np.zeros((1, 6, 8, 8), np.float32) for _ in range(2))
+    mask = np.zeros((6, 8, 8), bool)
+    mask[1, 1:7, 1:7] = mask[4, 3:5, 3:5] = True
+    received[0, 4, 3:5, 3:5] = 0.9
+    synthetic = Sample("a", raw, received, {"tumour": mask}, 0.0, "synthetic_0001")
+    batch = TrainingBatch([synthetic, sample(1.0)], (-1.0, 1.0), "-96 to 215 HU")
+    batch_picture(batch, title="t", path=tmp_path / "a.png")
+    panels = drawn[0].axes
+    assert [panel.get_title() for panel in panels[:2]] == ["a, slice 5 of 6", "synthetic (synthetic_0001)"]
+    frames = [to_hex(panels[at].spines["left"].get_edgecolor()) for at in (1, 4)]
+    assert frames == [SYNTHETIC_COLOUR, CHANGED_COLOUR]
+    assert Sample("a", raw, raw, {}, None, "s").mark == "synthetic (s), changed by the trainer"
+    assert Sample("a", raw, raw, {}, 1.0, "s").mark == "synthetic (s), view"
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])

@@ -245,6 +245,7 @@ def test_lengths_are_nnunets_and_names_too():
     assert {f"_{epochs}epoch{'s' if epochs > 1 else ''}" for epochs in EPOCHS} >= lengths
     for base in (
         "nnUNetTrainerFVAE", "nnUNetTrainerFVAEReconOnly", "nnUNetTrainerFVAEBlend", "nnUNetTrainerFVAEOnline",
+        "nnUNetTrainerFVAESynth", "nnUNetTrainerFVAESynthRaw",
     ):  # fmt: skip
         for suffix in lengths:
             assert issubclass(getattr(trainers, base + suffix), getattr(trainers, base))
@@ -259,14 +260,7 @@ def test_a_variant_trains_its_number_of_epochs(planned):
 
 
 def test_in_a_cascade_only_the_image_channel_changes(clone):
-    plans = clone.plans
-    configurations = plans["configurations"]
-    configurations["3d_lowres"] = configurations["3d_fullres"] | {
-        "data_identifier": "nnUNetPlans_3d_lowres",
-        "next_stage": "3d_cascade_fullres",
-    }
-    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    clone.write_plans(plans)
+    clone.write_cascade_plans()
     make_view(clone, BrighterVAE(), configurations=["3d_cascade_fullres"])
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
     for base in (Always, nnUNetTrainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fvae_nnunet.trainers.online_trainer import nnUNetTrainerFVAEOnline
+from fvae_nnunet.trainers.synth_trainer import nnUNetTrainerFVAESynth, nnUNetTrainerFVAESynthRaw
 from fvae_nnunet.trainers.view_trainers import (
     nnUNetTrainerFVAE,
     nnUNetTrainerFVAEBlend,
@@ -19,10 +20,19 @@ __all__ = [
     "nnUNetTrainerFVAEBlend",
     "nnUNetTrainerFVAEOnline",
     "nnUNetTrainerFVAEReconOnly",
+    "nnUNetTrainerFVAESynth",
+    "nnUNetTrainerFVAESynthRaw",
     "with_epochs",
 ]
 
-for _base in (nnUNetTrainerFVAE, nnUNetTrainerFVAEReconOnly, nnUNetTrainerFVAEBlend, nnUNetTrainerFVAEOnline):
+for _base in (
+    nnUNetTrainerFVAE,
+    nnUNetTrainerFVAEReconOnly,
+    nnUNetTrainerFVAEBlend,
+    nnUNetTrainerFVAEOnline,
+    nnUNetTrainerFVAESynth,
+    nnUNetTrainerFVAESynthRaw,
+):
     for _epochs in EPOCHS:
         _variant = with_epochs(_base, _epochs)
         _variant.__module__ = __name__

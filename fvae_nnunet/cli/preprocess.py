@@ -1,12 +1,15 @@
-"""fvae-preprocess: the reconstructed view of a dataset that nnU-Net has preprocessed."""
+"""fvae-preprocess: the reconstructed view of a dataset that nnU-Net has preprocessed, or synthetic cases beside it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import (
@@ -32,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fvae-preprocess",
         description="After nnUNetv2_plan_and_preprocess: reconstruct every CT case with a frozen VAE and write the "
-        "view beside nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE.",
+        "view beside nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. Or, with --synthetic, put "
+        "the cases of fvae-synthesize through nnU-Net's preprocessing, for -tr nnUNetTrainerFVAESynth.",
     )
     parser.add_argument("dataset", help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
     parser.add_argument(
@@ -40,12 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
     parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
+    parser.add_argument(
+        "--synthetic", type=Path, metavar="FOLDER",
+        help="instead of a view: preprocess the accepted synthetic cases of this folder of fvae-synthesize; no VAE",
+    )  # fmt: skip
     add_reconstruction_options(parser)
     add_work_options(parser)
     return run_command(parser, run, argv)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return _run_views(arguments) if arguments.synthetic is None else _run_synthetic(arguments)
+
+
+def _run_views(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.views import default_view_name, view_folder
 
@@ -61,12 +73,95 @@ def run(arguments: argparse.Namespace) -> int:
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders)}"
     if status == 0 and not progress.elsewhere:
         _ensure_trainer()
-        plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
-        configuration = next(iter(dataset.data_folders))
-        train = f"nnUNetv2_train {int(dataset.name[7:10])} {configuration} 0 -tr nnUNetTrainerFVAE{plans}"
-        summary = f"{summary}; train with: {train}"
+        summary = f"{summary}; train with: {_training_command(dataset, 'nnUNetTrainerFVAE')}"
     print(summary)
     return status
+
+
+def _run_synthetic(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from fvae_nnunet.claims import Claims
+    from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
+    from fvae_nnunet.preprocessing.make_synthetic import (
+        find_synthetic_cases,
+        open_synthetic_data,
+        preprocess_synthetic,
+    )
+    from fvae_nnunet.synthetic_dataset import synthetic_data_folder
+
+    _refuse_view_options(arguments)
+    dataset = open_preprocessed_dataset(arguments.dataset, plans_name=arguments.p, configurations=arguments.c)
+    synthetic = find_synthetic_cases(dataset, arguments.synthetic)
+    cases = part_of(sorted(synthetic), arguments)
+    done, skipped, failed = 0, 0, []
+    with (
+        Claims([synthetic_data_folder(data) for data in dataset.data_folders.values()], known=synthetic) as claims,
+        tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar,
+    ):
+        if arguments.overwrite:
+            claims.refuse_others()
+        folders = open_synthetic_data(dataset, arguments.synthetic, synthetic, overwrite=arguments.overwrite)
+        outcomes = preprocess_synthetic(
+            dataset, synthetic, folders, cases=claims.each(cases), workers=workers_of(arguments)
+        )
+        # closed before the claims are given back: then nobody works on a case any more
+        with closing(outcomes):
+            for outcome in outcomes:
+                claims.release(outcome.case)
+                if outcome.error is not None:
+                    failed.append(outcome.case)
+                    bar.write(f"{outcome.case}: FAILED: {_reason(outcome.error, arguments.verbose)}", file=sys.stderr)
+                elif outcome.result is None:
+                    skipped += 1
+                else:
+                    done += 1
+                    for name in (name for name, voxels in outcome.result.items() if not voxels):
+                        bar.write(
+                            f"{outcome.case}: nothing is left of its new lesion at the spacing of {name}; patches are "
+                            "drawn from its other foreground", file=sys.stderr,
+                        )  # fmt: skip
+                bar.update()
+    elsewhere = f", {len(claims.elsewhere)} in work elsewhere" if claims.elsewhere else ""
+    summary = f"{done} synthetic cases done, {skipped} already complete{elsewhere}"
+    if failed:
+        print(
+            f"fvae-preprocess: {len(failed)} of {len(cases)} cases failed: {', '.join(failed)}. "
+            "Run the same command again for the rest", file=sys.stderr,
+        )  # fmt: skip
+    summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
+    if not failed and not claims.elsewhere and arguments.num_parts == 1:
+        _ensure_trainer()
+        summary = f"{summary}; train with: {_training_command(dataset, 'nnUNetTrainerFVAESynthRaw')}"
+        summary += " (with views: nnUNetTrainerFVAESynth)"
+    print(summary)
+    return 1 if failed else 0
+
+
+def _refuse_view_options(arguments: argparse.Namespace) -> None:
+    """UserError where options that make a view stand beside ``--synthetic``."""
+    of_views = argparse.ArgumentParser(add_help=False)
+    of_views.add_argument("--view")
+    of_views.add_argument("--devices")
+    add_reconstruction_options(of_views)
+    defaults = vars(of_views.parse_args([]))
+    given = [
+        action.option_strings[0]
+        for action in of_views._actions
+        if getattr(arguments, action.dest) != defaults[action.dest]
+    ]
+    if given:
+        raise UserError(f"--synthetic makes no view and needs no VAE; leave out {', '.join(given)}")
+
+
+def _reason(error: Exception, verbose: bool) -> str:
+    text = str(error) if isinstance(error, UserError) else repr(error)
+    return "\n".join([text, *traceback.format_exception(error)]) if verbose else text
+
+
+def _training_command(dataset: PreprocessedDataset, trainer: str) -> str:
+    plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
+    return f"nnUNetv2_train {int(dataset.name[7:10])} {next(iter(dataset.data_folders))} 0 -tr {trainer}{plans}"
 
 
 @dataclass(frozen=True)

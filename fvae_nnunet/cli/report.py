@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fvae-report",
         description="Show results of fvae-evaluate as one HTML page that needs no network: what was compared, tables "
         "with intervals, plots and tables of every case, the best and worst cases as pictures, the quality of views, "
-        "and the paper's tables. Or the same as Markdown. docs/report.md explains it.",
+        "synthetic lesions, and the paper's tables. Or the same as Markdown. docs/report.md explains it.",
     )
     parser.add_argument(
         "results", type=Path, nargs="*", metavar="RESULTS",
@@ -42,11 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="reconstruction_quality.json of fvae-evaluate-reconstruction",
     )  # fmt: skip
     parser.add_argument(
+        "--synthetic", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
+        help="synthetic cases of fvae-synthesize: a gallery, their quality, and why others were rejected; their source "
+        "cases are read from nnUNet_raw",
+    )  # fmt: skip
+    parser.add_argument(
         "--paper", nargs="*", metavar="TASK",
         help="put the paper's tables beside: lung, pancreas, lits, kits19; default all",
     )  # fmt: skip
     parser.add_argument(
         "--cases", type=int, default=2, metavar="N", help="draw the N best and the N worst cases; default 2, 0: none"
+    )
+    parser.add_argument(
+        "--gallery",
+        type=int,
+        default=24,
+        metavar="N",
+        help="draw N synthetic cases of each folder; default 24, 0: none",
     )
     parser.add_argument("--title", metavar="TEXT", help="default: one that names the models")
     parser.add_argument("-np", type=int, default=2, metavar="N", help="processes; default 2, 0: only this one")
@@ -68,11 +80,19 @@ def run(arguments: argparse.Namespace) -> int:
         views=_named("--views", arguments.views),
         quality=_named("--quality", arguments.quality),
         paper=arguments.paper,
+        synthetic=arguments.synthetic,
         cases=arguments.cases,
+        gallery=arguments.gallery,
         title=arguments.title,
     )
-    with _bar("checking files", "file") as on_file, _bar("drawing", "picture") as on_picture:
-        report = make_report(contents, processes=arguments.np, on_file=on_file, on_picture=on_picture)
+    with (
+        _bar("checking files", "file") as on_file,
+        _bar("drawing", "picture") as on_picture,
+        _bar("drawing the gallery", "sheet") as on_sheet,
+    ):
+        report = make_report(
+            contents, processes=arguments.np, on_file=on_file, on_picture=on_picture, on_sheet=on_sheet
+        )
     if arguments.format == "markdown":
         folder = write_markdown(report, path)
         print(f"written: {path}" + (f" and {folder}" if folder else ""))

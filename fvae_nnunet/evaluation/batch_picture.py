@@ -20,6 +20,9 @@ PANEL_INCHES = 2.6
 CHANGED_COLOUR = "#ff9f1c"
 """Of the frame around what is not the raw image."""
 
+SYNTHETIC_COLOUR = "#d0359b"
+"""Of the frame around a synthetic case."""
+
 DIFFERENCE_SHARE = 0.25
 """The difference panels show this share of the grey range to both sides."""
 
@@ -28,8 +31,9 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
     """Write a PNG with a row for each sample of the batch: raw, as received by the network, difference.
 
     The first image channel is shown, in the axial slice where the last label of ``dataset.json`` (in nnU-Net's tumour
-    datasets the tumour) that is in the patch has its largest cross-section, else in the middle slice. The outlines are
-    those of the target. What is not the raw image has a coloured frame.
+    datasets the tumour) that is in the patch has its largest cross-section, else in the middle slice; of a synthetic
+    case where that label has most of what differs from the source case, which is its raw image here. The outlines are
+    those of the target. What is not the raw image has a coloured frame, a synthetic case one of its own.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -61,10 +65,13 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
 
 
 def _draw(sample: Sample, panels: Sequence[Axes], limits: tuple[float, float], colours: dict[str, str]) -> None:
+    reach = DIFFERENCE_SHARE * (limits[1] - limits[0])
     masks = [mask for mask in reversed(list(sample.masks.values())) if mask.any()]
+    if sample.synthetic is not None:
+        changed = np.abs(sample.received[0] - sample.raw[0]) > reach / 2
+        masks = [*(mask & changed for mask in masks[:1]), *masks]
     (plane,) = largest_cross_sections(sample.raw.shape[1:], masks, axes=(0,))
     raw, received = plane.cut(sample.raw[0]), plane.cut(sample.received[0])
-    reach = DIFFERENCE_SHARE * (limits[1] - limits[0])
     for panel, image in zip(panels[:2], (raw, received), strict=True):
         panel.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1])
         panel.set_autoscale_on(False)
@@ -81,7 +88,7 @@ def _draw(sample: Sample, panels: Sequence[Axes], limits: tuple[float, float], c
     for panel, heading in zip(panels, headings, strict=True):
         panel.set(xticks=[], yticks=[])
         panel.set_title(heading, fontsize=9)
-    if sample.weight != 0:
+    if sample.weight != 0 or sample.synthetic is not None:
         panels[1].set_title(sample.mark, fontsize=9, fontweight="bold")
         for side in panels[1].spines.values():
-            side.set(color=CHANGED_COLOUR, linewidth=3)
+            side.set(color=CHANGED_COLOUR if sample.synthetic is None else SYNTHETIC_COLOUR, linewidth=3)

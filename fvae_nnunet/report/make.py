@@ -28,6 +28,9 @@ from fvae_nnunet.report.reading import reading_blocks
 from fvae_nnunet.report.render_html import render_html
 from fvae_nnunet.report.render_markdown import render_markdown
 from fvae_nnunet.report.results import Results, load_results
+from fvae_nnunet.report.synthetic_cases import load_synthetic
+from fvae_nnunet.report.synthetic_pictures import draw_gallery
+from fvae_nnunet.report.synthetic_section import synthetic_blocks
 
 OnProgress = Callable[[int, int], None]
 
@@ -43,7 +46,9 @@ class Contents:
         images: folders of raw images, none, one for all results or one for each.
         views, quality: name and folder of views, name and file of ``reconstruction_quality.json``.
         paper: tasks of the paper's tables, empty for all; None: no such tables.
+        synthetic: folders of ``fvae-synthesize``.
         cases: so many best and so many worst cases are drawn.
+        gallery: of each folder of synthetic cases so many are drawn.
         title: of the report; None: one that names the models.
     """
 
@@ -52,7 +57,9 @@ class Contents:
     views: Sequence[tuple[str, Path]] = ()
     quality: Sequence[tuple[str, Path]] = ()
     paper: Sequence[str] | None = None
+    synthetic: Sequence[Path] = ()
     cases: int = 2
+    gallery: int = 24
     title: str | None = None
 
 
@@ -62,26 +69,31 @@ def make_report(
     processes: int = 0,
     on_file: OnProgress | None = None,
     on_picture: OnProgress | None = None,
+    on_sheet: OnProgress | None = None,
 ) -> Report:
     """Read and check everything, and build the report; nothing is written.
 
     Args:
         contents: what of.
         processes: how many work beside this one; 0: this one does the work.
-        on_file, on_picture: called with the number of files checked or pictures drawn and their total after each.
+        on_file, on_picture, on_sheet: called with the number of files checked, of pictures of cases drawn, or of sheets
+            of the galleries, and their total after each.
 
     Raises:
         UserError: nothing to report on; files that are wrong, have changed, or do not belong together; matplotlib is
             missing.
     """
-    if not (contents.results or contents.quality or contents.views or contents.paper is not None):
-        raise UserError("nothing to report on; name a comparison.json or summary.json, or give --paper")
+    has_figures = bool(contents.results or contents.quality or contents.views or contents.synthetic)
+    if not has_figures and contents.paper is None:
+        raise UserError("nothing to report on; name a comparison.json or summary.json, or give --synthetic or --paper")
     if contents.images and not contents.results:
         raise UserError("--images are for the pictures of RESULTS; name a comparison.json or summary.json")
-    if contents.cases < 0 or processes < 0:
-        raise UserError(f"--cases and -np must not be negative, got {contents.cases} and {processes}")
+    if min(contents.cases, contents.gallery, processes) < 0:
+        raise UserError(
+            f"--cases, --gallery and -np must not be negative, got {contents.cases}, {contents.gallery}, {processes}"
+        )
     paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
-    if contents.results or contents.quality or contents.views:
+    if has_figures:
         require_matplotlib()
     results = load_results(contents.results)
     images = images_of_results(contents.images, results) if contents.images else []
@@ -89,6 +101,7 @@ def make_report(
     views = load_views(contents.views, results, channel)
     check_files(results, images, views, processes=processes, on_file=on_file)
     qualities = load_quality(contents.quality, views, results)
+    synthetic = load_synthetic(contents.synthetic)
     colours = series_colours(
         [
             *(model for of in results for model in of.models),
@@ -102,12 +115,13 @@ def make_report(
         *compared_blocks(results, views, with_images=bool(images)),
         *_results_blocks(results, images, views, contents.cases, colours, processes, on_picture),
         *quality_blocks(qualities, others, colours),
+        *synthetic_blocks(synthetic, draw_gallery(synthetic, contents.gallery, processes=processes, on_sheet=on_sheet)),
         *paper,
         *reading_blocks(results),
     ]
     return Report(
-        contents.title or _title(results, bool(views or qualities)),
-        _lead(results, len({view.name for view in views} | measured)),
+        contents.title or _title(results, bool(views or qualities), bool(synthetic)),
+        _lead(results, len({view.name for view in views} | measured), sum(len(of.accepted) for of in synthetic)),
         blocks,
         f"Made by fvae-report of fvae_nnunet {fvae_nnunet.__version__}.",
     )
@@ -198,19 +212,23 @@ def _results_blocks(
     return blocks
 
 
-def _title(results: Sequence[Results], has_views: bool) -> str:
+def _title(results: Sequence[Results], has_views: bool, has_synthetic: bool) -> str:
     models = list(dict.fromkeys(model for of in results for model in of.models))
     if not models:
+        if has_synthetic:
+            return "Quality of reconstructions, and synthetic lesions" if has_views else "Synthetic lesions"
         return "Quality of reconstructions" if has_views else f"Tables of {CITATION}"
     return f"Comparison of {listed(models)}" if len(models) > 1 else f"Segmentations of {models[0]}"
 
 
-def _lead(results: Sequence[Results], views: int) -> str:
-    if not results:
-        return f"{counted(views, 'view')}." if views else ""
+def _lead(results: Sequence[Results], views: int, synthetic: int) -> str:
     parts = [
         f"{f'{of.title}: ' if len(results) > 1 else ''}{counted(len(of.cases), 'case')}, "
         f"{counted(len(of.models), 'model')}, {listed(list(of.label_names.values()))}"
         for of in results
     ]
-    return "; ".join(parts) + "."
+    if views and not results:
+        parts.append(counted(views, "view"))
+    if synthetic:
+        parts.append(counted(synthetic, "accepted synthetic case"))
+    return "; ".join(parts) + "." if parts else ""

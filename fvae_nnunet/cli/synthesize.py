@@ -1,0 +1,175 @@
+"""fvae-synthesize: synthetic lesions in real CT, by a latent diffusion model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvae_nnunet.cli.command import CaseProgress, add_work_options, part_of, run_command, workers_of
+from fvae_nnunet.cli.synthesis_options import add_synthesis_options, job_of
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.devices import OnSlices
+    from fvae_nnunet.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.synthesis.synthesize import Job
+
+_PROG = "fvae-synthesize"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog=_PROG,
+        description="Put synthetic lesions into the raw CT of a dataset, with a model of fvae-train-ldm. Writes images "
+        "and labels in nnU-Net's raw format and a record of each case; what quality control rejects is kept aside. "
+        "docs/synthesis.md explains it.",
+    )
+    add_synthesis_options(parser)
+    add_work_options(parser)
+    return run_command(parser, run, argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.synthesis.synthesize import case_name
+
+    if arguments.n < 1:
+        raise UserError(f"-n must be at least 1, got {arguments.n}")
+    if arguments.seed < 0:
+        raise UserError(f"--seed must not be negative, got {arguments.seed}")
+    names = [case_name(number) for number in range(arguments.n)]
+    cases = part_of(names, arguments)
+    job, real = job_of(arguments)
+    progress = _do_cases(arguments, _Synthesize(arguments, job), cases=cases, known=names, output=job.output)
+    return progress.finish_in(job.output) or int(not real.failed.keys().isdisjoint(job.sources))
+
+
+@dataclass(frozen=True)
+class _Synthesize:
+    """What one device does."""
+
+    arguments: argparse.Namespace
+    job: Job
+
+    def load(self, device: str | None) -> Any:
+        import torch
+
+        from fvae_nnunet.synthesis.model import LatentDiffusion
+        from fvae_nnunet.synthesis.segmenter import Segmenter
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("no CUDA GPU is visible to torch; use -device cpu")
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise UserError("torch sees no MPS device; use -device cpu")
+        model = LatentDiffusion.load(
+            self.job.model_folder,
+            weights=self.arguments.weights,
+            code=self.arguments.vae_code,
+            trust_weights=self.arguments.trust_weights,
+            text_encoder=self.arguments.text_encoder,
+            device=device,
+        )
+        judge = self.job.judge
+        return model, None if judge is None else Segmenter(judge, torch.device(device).type)
+
+    def run(
+        self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
+    ) -> Generator[Outcome, None, None]:
+        from fvae_nnunet.synthesis.synthesize import synthesize_cases
+
+        model, segmenter = loaded
+        return synthesize_cases(
+            self.job,
+            model,
+            segmenter,
+            cases=cases,
+            workers=workers_of(self.arguments),
+            seconds=seconds,
+            overwrite=self.arguments.overwrite and first,
+            on_step=on_slices,
+        )
+
+
+def _do_cases(
+    arguments: argparse.Namespace, work: _Synthesize, *, cases: list[str], known: list[str], output: Path
+) -> _Progress:
+    """As ``command.do_cases``, with a progress of its own."""
+    from fvae_nnunet.claims import Claims
+    from fvae_nnunet.devices import available_devices, run_on_devices
+    from fvae_nnunet.pipeline import Outcome
+    from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER
+
+    arguments.devices = available_devices(arguments.devices or [])
+    with Claims([output / MANIFEST_FOLDER], known=known) as claims:
+        if arguments.overwrite:
+            claims.refuse_others()
+        loaded = None if arguments.devices else work.load(arguments.device)
+        progress = _Progress(len(cases), arguments)
+        if arguments.devices:
+            outcomes = run_on_devices(
+                arguments.devices,
+                work,
+                claims.each(cases),
+                seconds=progress.seconds,
+                on_slices=progress.on_slices,
+                say=progress.say,
+            )
+        else:
+            outcomes = work.run(
+                loaded, claims.each(cases), first=True, seconds=progress.seconds, on_slices=progress.on_slices
+            )
+        # closed before the claims are given back: then nobody works on a case any more
+        with closing(outcomes):
+            for outcome in outcomes:
+                claims.release(outcome.case)
+                progress.add(outcome)
+        for case in claims.elsewhere:
+            progress.add(Outcome(case, elsewhere=True))
+    return progress
+
+
+class _Progress(CaseProgress):
+    """Counts accepted and rejected cases."""
+
+    def __init__(self, total: int, arguments: argparse.Namespace) -> None:
+        super().__init__(total, arguments)
+        self.accepted = 0
+        self.rejected = 0
+
+    def on_slices(self, case: str, done: int, total: int) -> None:
+        self.bar.set_postfix_str(f"{case}: step {done}/{total}")
+
+    def add(self, outcome: Outcome) -> None:
+        result = outcome.result
+        if result is None:
+            super().add(outcome)
+            return
+        self.accepted += result["accepted"]
+        self.rejected += not result["accepted"]
+        sizes = ", ".join(f"{diameter:.0f}" for diameter in result["diameters_mm"])
+        verdict = "accepted" if result["accepted"] else "rejected"
+        against = f": {'; '.join(result['reasons'])}" if result["reasons"] else ""
+        self.bar.write(f"{outcome.case}: {sizes} mm in {result['source_case']}, {verdict}{against}", file=sys.stdout)
+        self.bar.total = max(self.bar.total, self.bar.n + 1)
+        self.bar.update()
+
+    def finish_in(self, output: Path) -> int:
+        """Close the bar, say what was done; the exit status."""
+        again = "run the same command again after a repair; what does not fit never will: try another --seed or more -n"
+        _, status = self.finish(_PROG, again)
+        elsewhere = f", {self.elsewhere} in work elsewhere" if self.elsewhere else ""
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        print(
+            f"{self.accepted} cases accepted, {self.rejected} rejected, {self.skipped} already complete{elsewhere}"
+            f"{failed}, in {output}"
+        )
+        return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The folders of synthetic cases that a report is given, with the files of their source cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.report.case_images import ct_channel
+from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """CT channel and segmentation of a source case."""
+
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """A folder of synthetic cases.
+
+    Attributes:
+        folder: as given.
+        accepted, rejected: its cases by name.
+        sources: of the accepted cases' source cases, by name.
+        channel: number of the CT channel.
+    """
+
+    folder: Path
+    accepted: Sequence[SyntheticCase]
+    rejected: Sequence[SyntheticCase]
+    sources: dict[str, SourceFiles]
+    channel: int
+
+    @property
+    def cases(self) -> list[SyntheticCase]:
+        return [*self.accepted, *self.rejected]
+
+
+def load_synthetic(folders: Sequence[Path]) -> list[SyntheticSet]:
+    """Read the records of folders of ``fvae-synthesize``, and find the source cases in ``nnUNet_raw``.
+
+    Raises:
+        UserError: a folder is none of synthetic cases or holds none, or a source case is not in ``nnUNet_raw``.
+    """
+    return [_load(folder) for folder in folders]
+
+
+def lesions_of(case: SyntheticCase) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each lesion of a case what it is called and its figures: of its record and of its quality."""
+    lesions = case.record["lesions"]
+    qualities = case.record.get("quality", {}).get("lesions", [])
+    for at, lesion in enumerate(lesions):
+        name = case.name if len(lesions) == 1 else f"{case.name}, lesion {at + 1}"
+        yield name, {**lesion, **(qualities[at] if at < len(qualities) else {})}
+
+
+def largest_diameter_mm(case: SyntheticCase) -> float:
+    return max((float(lesion["diameter_mm"]) for lesion in case.record["lesions"]), default=0.0)
+
+
+def _load(folder: Path) -> SyntheticSet:
+    accepted, rejected = (read_synthetic_cases(folder, accepted=side) for side in (True, False))
+    if not accepted and not rejected:
+        raise UserError(f"{folder} (--synthetic) holds no synthetic case; fvae-synthesize makes some")
+    datasets = sorted({case.record["dataset"] for case in accepted})
+    files = {dataset: _training_files(dataset, folder) for dataset in datasets}
+    channel = ct_channel(folder / "imagesTr")
+    sources: dict[str, SourceFiles] = {}
+    for case in accepted:
+        source = case.record["source_case"]
+        found = files[case.record["dataset"]].get(source)
+        if found is None:
+            raise UserError(
+                f"{case.name} in {folder} was made from {source}, which is no training case of "
+                f"{case.record['dataset']} in nnUNet_raw; its picture needs it"
+            )
+        sources[source] = SourceFiles(Path(found["images"][channel]), Path(found["label"]))
+    return SyntheticSet(folder, accepted, rejected, sources, channel)
+
+
+def _training_files(dataset: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """nnU-Net's list of the raw training cases of a dataset."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    raw = nnunet_folder("nnUNet_raw") / dataset_name(dataset)
+    if not (raw / "dataset.json").is_file():
+        raise UserError(
+            f"{raw / 'dataset.json'} is missing; the pictures of {folder} need the images of the source cases"
+        )
+    found: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
+        str(raw), read_json(raw / "dataset.json")
+    )
+    return found

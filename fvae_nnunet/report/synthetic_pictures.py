@@ -1,0 +1,217 @@
+"""Synthetic lesions as pictures: before, after, and the new lesion's outline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import run_each
+from fvae_nnunet.evaluation.picture import (
+    LABEL_COLOURS,
+    Plane,
+    hu_window_around,
+    largest_cross_sections,
+    largest_lesion,
+)
+from fvae_nnunet.evaluation.surface_dice import bounding_box
+from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.report.blocks import Figure, Picture
+from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
+from fvae_nnunet.report.plots import names_in_plot
+from fvae_nnunet.report.synthetic_cases import SyntheticSet, largest_diameter_mm
+from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LESIONS_OF_A_SHEET = 6
+SIDE_BY_SIDE = 2
+PANEL_INCHES = 1.5
+LESION_COLOUR = LABEL_COLOURS[1]
+
+MARGIN_MM = 20.0
+"""Room around the lesion in the close-ups."""
+
+MOST_BYTES_OF_GALLERY = 1_200_000
+"""Of all sheets of a report, beside the pictures of cases."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a lesion is drawn from."""
+
+    heading: str
+    before: Path
+    label_before: Path
+    after: Path
+    label_after: Path
+    lesion_value: int
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    at: int
+    number: int
+    entries: tuple[_Entry, ...]
+    most_bytes: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The axial slice of an entry and the frame of its close-up (left, right, bottom, top edge), in mm."""
+
+    before: np.ndarray
+    after: np.ndarray
+    lesion: np.ndarray
+    extent_mm: tuple[float, float, float, float]
+    frame_mm: tuple[float, float, float, float]
+    hu_window: tuple[float, float]
+    name: str
+
+
+def choose_for_gallery(cases: Sequence[SyntheticCase], number: int) -> list[SyntheticCase]:
+    """So many cases, evenly over their order by size, smallest first; all of them where there are no more."""
+    order = sorted(cases, key=lambda case: (largest_diameter_mm(case), case.name))
+    if number < len(order):
+        order = [order[round(place)] for place in np.linspace(0, len(order) - 1, number)]
+    return order
+
+
+def draw_gallery(
+    sets: Sequence[SyntheticSet],
+    number: int,
+    *,
+    processes: int = 0,
+    on_sheet: Callable[[int, int], None] | None = None,
+) -> list[list[Figure]]:
+    """For each folder sheets of pictures of its accepted cases.
+
+    Args:
+        sets: the folders.
+        number: so many cases of each are drawn, see ``choose_for_gallery``.
+        processes: how many work beside this one; 0: this one does the work.
+        on_sheet: called with the number of sheets done and their total after each.
+
+    Raises:
+        UserError: an image cannot be read, or does not have the shape of its source.
+    """
+    chosen = [choose_for_gallery(of.accepted, number) for of in sets]
+    parts = [
+        (at, start, cases[start : start + LESIONS_OF_A_SHEET])
+        for at, cases in enumerate(chosen)
+        for start in range(0, len(cases), LESIONS_OF_A_SHEET)
+    ]
+    most_bytes = min(MOST_BYTES, MOST_BYTES_OF_GALLERY // max(1, len(parts)))
+    sheets = [
+        _Sheet(at, start, tuple(_entry(sets[at], case) for case in cases), most_bytes) for at, start, cases in parts
+    ]
+    drawn = {}
+    for done, (sheet, jpeg) in enumerate(run_each(_draw, sheets, processes), start=1):
+        drawn[sheet.at, sheet.number] = jpeg
+        if on_sheet is not None:
+            on_sheet(done, len(sheets))
+    figures: list[list[Figure]] = [[] for _ in sets]
+    for at, start, cases in parts:
+        names = ", ".join(f"{case.name} (from {case.record['source_case']})" for case in cases)
+        figures[at].append(Figure(Picture(drawn[at, start]), names, f"Before and after, with outline: {names}"))
+    return figures
+
+
+def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
+    source = of.sources[case.record["source_case"]]
+    lesions = len(case.record["lesions"])
+    (name,) = names_in_plot([case.name]).values()
+    heading = f"{name}, {largest_diameter_mm(case):.1f} mm" + (f" (1 of {lesions})" if lesions > 1 else "")
+    return _Entry(
+        heading, source.image, source.label, case.images[of.channel], case.label, int(case.record["label"]["value"])
+    )
+
+
+def _draw(sheet: _Sheet) -> bytes:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    columns = min(SIDE_BY_SIDE, len(sheet.entries))
+    rows = -(-len(sheet.entries) // columns)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        size = (columns * (4 * PANEL_INCHES + 0.3), rows * (PANEL_INCHES + 0.32))
+        figure = Canvas(figsize=size, facecolor="white")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(
+            rows, columns, left=0.005, right=0.995, bottom=0.01, top=1 - 0.26 / size[1], wspace=0.04, hspace=0.2
+        )
+        for at, entry in enumerate(sheet.entries):
+            panels = grid[divmod(at, columns)].subgridspec(1, 4, wspace=0.04).subplots(squeeze=False)[0]
+            _draw_entry(panels, _cut(entry), entry.heading)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI)
+    return jpeg_within(buffer, sheet.most_bytes)
+
+
+def _draw_entry(panels: Sequence[Axes], cut: _Cut, heading: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, right, bottom, top = cut.frame_mm
+    shown = (cut.before, cut.before, cut.after, cut.after)
+    for panel, image, name in zip(panels, shown, (cut.name, "before", "after", "mask"), strict=True):
+        panel.imshow(image, cmap="gray", vmin=cut.hu_window[0], vmax=cut.hu_window[1], extent=cut.extent_mm)
+        panel.set(xticks=[], yticks=[], facecolor="black")
+        panel.text(
+            0.03, 0.97, name, ha="left", va="top", color="white", fontsize=7, transform=panel.transAxes,
+            bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1.5},
+        )  # fmt: skip
+    for panel in panels[1:]:
+        panel.set(xlim=(left, right), ylim=(bottom, top))
+    panels[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=0.8, ls=":"))
+    panels[0].set_title(heading, fontsize=8.5, loc="left", pad=3)
+    if not cut.lesion.any():
+        return
+    rows, columns = cut.lesion.shape
+    _, width_mm, height_mm, _ = cut.extent_mm
+    x_mm, y_mm = (np.arange(columns) + 0.5) * width_mm / columns, (np.arange(rows) + 0.5) * height_mm / rows
+    panels[3].contour(x_mm, y_mm, cut.lesion.astype(float), levels=[0.5], colors=[LESION_COLOUR], linewidths=1.2)
+
+
+def _cut(entry: _Entry) -> _Cut:
+    """The axial slice in which the largest of the new lesions has its largest cross-section."""
+    before_hu, spacing_mm = read_upright(entry.before)
+    after_hu = read_upright(entry.after)[0]
+    labels = [read_upright(path)[0] == entry.lesion_value for path in (entry.label_before, entry.label_after)]
+    for path, array in ((entry.after, after_hu), (entry.label_before, labels[0]), (entry.label_after, labels[1])):
+        if array.shape != before_hu.shape:
+            raise UserError(
+                f"{path} has shape {array.shape} and {entry.before} {before_hu.shape} (z, y, x); a synthetic case has "
+                "the geometry of its source: run fvae-synthesize again"
+            )
+    lesion = largest_lesion(labels[1] & ~labels[0])
+    plane: Plane = largest_cross_sections(before_hu.shape, [lesion], axes=(0,))[0]
+    extent_mm = plane.extent_mm(before_hu.shape, spacing_mm)
+    return _Cut(
+        plane.cut(before_hu),
+        plane.cut(after_hu),
+        plane.cut(lesion),
+        extent_mm,
+        _frame_mm(plane.cut(lesion), spacing_mm[1:], extent_mm),
+        hu_window_around(before_hu, lesion, spacing_mm),
+        f"slice {plane.index + 1}/{before_hu.shape[0]}",
+    )
+
+
+def _frame_mm(
+    lesion: np.ndarray, spacing_mm: tuple[float, ...], extent_mm: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """A square around the mask (y, x) with its margin; the whole slice where nothing is in it."""
+    if not lesion.any():
+        return extent_mm
+    rows, columns = bounding_box(lesion)
+    middle = ((rows.start + rows.stop) / 2 * spacing_mm[0], (columns.start + columns.stop) / 2 * spacing_mm[1])
+    longest = max((rows.stop - rows.start) * spacing_mm[0], (columns.stop - columns.start) * spacing_mm[1])
+    half = longest / 2 + MARGIN_MM
+    return middle[1] - half, middle[1] + half, middle[0] + half, middle[0] - half

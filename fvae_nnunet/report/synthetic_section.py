@@ -1,0 +1,207 @@
+"""Synthetic lesions: how they were made, a gallery, their quality, and why others were rejected."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any, Literal
+
+from fvae_nnunet.report.blocks import Block, Column, Details, Facts, Figure, Heading, Paragraph, Table
+from fvae_nnunet.report.numbers import counted, listed, number, short_sha256
+from fvae_nnunet.report.plots import SERIES_COLOURS, Values, paired_dots
+from fvae_nnunet.report.synthetic_cases import SyntheticSet, lesions_of
+from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase
+
+FIGURES = {
+    "diameter_mm": ("diameter (mm)", 1),
+    "mean_hu": ("mean (HU)", 1),
+    "sd_hu": ("SD (HU)", 1),
+    "contrast_hu": ("contrast (HU)", 1),
+    "inside_fraction": ("share in the organ", 2),
+    "found_share": ("share found by the segmenter", 2),
+}
+"""What is shown of each lesion: its name, and digits after the point."""
+
+ACCEPTED_COLOUR, REJECTED_COLOUR = SERIES_COLOURS[2], SERIES_COLOURS[5]
+
+_FIGURE_IN_REASON = re.compile(r"[-−]?\d+(\.\d+)?")
+_LESION_IN_REASON = re.compile(r"\blesion \d+\b")
+
+
+def synthetic_blocks(sets: Sequence[SyntheticSet], galleries: Sequence[Sequence[Figure]]) -> Iterator[Block]:
+    """The chapter; nothing without any folder.
+
+    Args:
+        sets: the folders.
+        galleries: the sheets of each, from ``synthetic_pictures.draw_gallery``.
+    """
+    if not sets:
+        return
+    yield Heading("Synthetic lesions")
+    for of, gallery in zip(sets, galleries, strict=True):
+        if len(sets) > 1:
+            yield Heading(str(of.folder), 3)
+        yield Facts(list(_facts(of)))
+        level: Literal[3, 4] = 4 if len(sets) > 1 else 3
+        yield from _gallery_blocks(gallery, level)
+        yield from _quality_blocks(of, level)
+        yield from _rejected_blocks(of, level)
+
+
+def _facts(of: SyntheticSet) -> Iterator[tuple[str, str]]:
+    cases = of.cases
+    yield "folder", str(of.folder)
+    sources = {case.record["source_case"] for case in of.accepted}
+    made = f"{counted(len(of.accepted), 'case')} accepted, from {counted(len(sources), 'source case')}"
+    yield "cases", f"{made}; {len(of.rejected)} rejected"
+    doubtful = sum(bool(case.record.get("reasons")) for case in of.accepted)
+    if doubtful:
+        yield "not filtered", f"{counted(doubtful, 'accepted case')} would have been rejected by quality control"
+    for term, key in (("source", "dataset"), ("mode", "mode"), ("seed", "seed")):
+        yield term, listed(sorted({str(case.record.get(key, "not recorded")) for case in cases}))
+    for model in _different([case.record["model"] for case in cases]):
+        trained = model.get("training_cases")
+        on = "not recorded on which cases it was trained" if trained is None else (
+            f"trained on {counted(len(trained), 'case')}"
+        )  # fmt: skip
+        yield (
+            "diffusion model",
+            (
+                f"{model.get('folder', 'not recorded')}, sha256 {short_sha256(model.get('weights_sha256'))}, {on}; VAE "
+                f"{model.get('vae', 'not recorded')}, sha256 {short_sha256(model.get('vae_sha256'))}"
+            ),
+        )
+    for settings in _different([case.record.get("settings", {}) for case in cases]):
+        yield "settings", json.dumps(settings, ensure_ascii=False, sort_keys=True)
+
+
+def _different(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry not in found:
+            found.append(entry)
+    return found
+
+
+def _gallery_blocks(gallery: Sequence[Figure], level: Literal[3, 4]) -> Iterator[Block]:
+    if not gallery:
+        return
+    yield Heading("Gallery", level)
+    yield Paragraph(
+        "Accepted cases, evenly over their sizes, smallest first. Of each the axial slice with the largest "
+        "cross-section of its (largest) new lesion: the slice of the source case with a frame, then its framed part "
+        "before and after, and after with the outline of the new lesion. Black to white is −160 to 240 HU, or −1350 to "
+        "150 HU for a lesion in the lung."
+    )
+    yield from gallery
+
+
+def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
+    lesions = {"accepted": _lesions(of.accepted), "rejected": _lesions(of.rejected)}
+    figures = {
+        key: said
+        for key, said in FIGURES.items()
+        if any(_is_number(values.get(key)) for found in lesions.values() for values in found.values())
+    }
+    if not figures:
+        return
+    yield Heading("Quality", level)
+    yield Paragraph(
+        "Contrast is the lesion's mean minus that of its surroundings in the organ. What lies outside the limits is "
+        "rejected; those in HU are percentiles of the dataset's real lesions."
+    )
+    sides = [side for side, found in lesions.items() if found]
+    columns = [Column("of each lesion", "text")]
+    columns += [Column(name, group=side) for side in sides for name in ("n", "lowest", "median", "highest")]
+    columns.append(Column("limits", "text"))
+    rows = []
+    for key, (name, digits) in figures.items():
+        row = [name]
+        for side in sides:
+            values = [values[key] for values in lesions[side].values() if _is_number(values.get(key))]
+            few = [min(values), median(values), max(values)] if values else [None] * 3
+            row += [str(len(values)), *(number(value, digits) for value in few)]
+        rows.append([*row, _limits(of, key, digits)])
+    yield Table(columns, rows, "Over all lesions")
+    panels = [
+        Values(
+            name,
+            {
+                side: {lesion: values[key] for lesion, values in lesions[side].items() if _is_number(values.get(key))}
+                for side in sides
+            },
+            digits=digits,
+        )
+        for key, (name, digits) in figures.items()
+    ]
+    drawing = paired_dots(panels, {"accepted": ACCEPTED_COLOUR, "rejected": REJECTED_COLOUR})
+    yield Figure(drawing, "Each dot is a lesion.", f"Dots of every lesion for {', '.join(p.title for p in panels)}")
+    yield Details(f"Every accepted case, {len(of.accepted)}", [_cases_table(of.accepted, figures)])
+
+
+def _lesions(cases: Sequence[SyntheticCase]) -> dict[str, dict[str, Any]]:
+    return {name: figures for case in cases for name, figures in lesions_of(case)}
+
+
+def _limits(of: SyntheticSet, key: str, digits: int) -> str:
+    """What quality control asks of a figure; nothing where it asks nothing, or not the same of every case."""
+    asked = [case.record.get("quality", {}).get("limits", {}).get(key) for case in of.cases]
+    limit = asked[0]
+    if limit is None or any(other != limit for other in asked):
+        return ""
+    if isinstance(limit, list):
+        return " to ".join(number(end, digits) for end in limit)
+    return f"at least {number(limit, digits)}"
+
+
+def _cases_table(cases: Sequence[SyntheticCase], figures: dict[str, tuple[str, int]]) -> Table:
+    columns = [Column("case", "text"), Column("source case", "text"), Column("shape", "text")]
+    columns += [Column("centre (mm; x, y, z)", "text"), *(Column(name) for name, _ in figures.values())]
+    rows = []
+    for case in cases:
+        for name, values in lesions_of(case):
+            borrowed = values.get("borrowed_from")
+            rows.append(
+                [
+                    name,
+                    case.record["source_case"],
+                    f"{values.get('shape', '')}{f' from {borrowed}' if borrowed else ''}",
+                    ", ".join(number(place, 1) for place in values.get("centre_mm", [])),
+                    *(number(values.get(key), digits) for key, (_, digits) in figures.items()),
+                ]
+            )
+    return Table(columns, rows)
+
+
+def _rejected_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
+    if not of.rejected:
+        return
+    yield Heading("Rejected", level)
+    reasons = Counter(
+        kind for case in of.rejected for kind in {kind_of_reason(reason) for reason in case.record.get("reasons", [])}
+    )
+    yield Table(
+        [Column("reason", "text"), Column("cases")],
+        [[kind, str(cases)] for kind, cases in sorted(reasons.items(), key=lambda found: (-found[1], found[0]))],
+        f"Why {len(of.rejected)} of {len(of.cases)} cases were rejected",
+        ["A case can have several reasons; … stands for the figure of each case."],
+    )
+    rows = []
+    for case in of.rejected:
+        for at, reason in enumerate(case.record.get("reasons", []) or [""]):
+            rows.append(["" if at else case.name, case.record["source_case"], reason])
+    columns = [Column("case", "text"), Column("source case", "text"), Column("reason", "text")]
+    yield Details(f"Every rejected case, {len(of.rejected)}", [Table(columns, rows)])
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without its figures, so that cases with the same one can be counted."""
+    return _FIGURE_IN_REASON.sub("…", _LESION_IN_REASON.sub("the lesion", reason))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

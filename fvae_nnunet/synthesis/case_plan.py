@@ -1,0 +1,250 @@
+"""What a synthetic case is going to be: which case it is made from, and which lesions lie where in it.
+
+Everything random here comes from the seed and the case's number, so a case does not depend on the others, on how many
+there are, or on who makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import find_images, read_volume
+from fvae_nnunet.synthesis.lesion_sizes import LesionSizes, draw_diameter_mm
+from fvae_nnunet.synthesis.organs import OrganSource, body
+from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, index_of, place, position_of, too_close
+from fvae_nnunet.synthesis.real_lesions import borrow
+from fvae_nnunet.synthesis.shapes import draw_lesion_shape, equivalent_diameter_mm
+from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
+
+SHAPES_TRIED = 5
+"""Each of another size of its range; a place for it is sought by so many tries:"""
+
+PLACES_TRIED = 1000
+
+INSIDE_FRACTION_LUNG = 0.85
+INSIDE_FRACTION = 0.80
+"""MAISI asks 0.85 of lung tumours and 0.80 of pancreatic ones."""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What lesions are asked for.
+
+    Attributes:
+        sizes: of the lesions.
+        borrowed_share: of lesions with the shape of a real one, 0 to 1; the others are ellipsoids.
+        lesions_per_case: least and greatest number.
+        inside_fraction: of each lesion in the organ, at least.
+        clearance_mm: to other lesions, real and synthetic.
+        at_mm: the centre (x, y, z) of the lesion in the patient; None: anywhere.
+    """
+
+    sizes: LesionSizes
+    borrowed_share: float
+    lesions_per_case: tuple[int, int]
+    inside_fraction: float
+    clearance_mm: float
+    at_mm: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        least, most = self.lesions_per_case
+        if not 1 <= least <= most:
+            raise UserError(f"--lesions-per-case needs 1 <= MIN <= MAX, got {least} {most}")
+        for option, share in (("--inside-fraction", self.inside_fraction), ("--shapes both", self.borrowed_share)):
+            if not 0 <= share <= 1:
+                raise UserError(f"{option} is a share between 0 and 1, got {share:g}")
+        if not 0 <= self.clearance_mm < float("inf"):
+            raise UserError(f"--clearance-mm must not be negative, got {self.clearance_mm:g}")
+        if self.at_mm is not None and most > 1:
+            raise UserError("--at is the place of one lesion; leave --lesions-per-case out")
+
+    def recorded(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PlacedLesion:
+    """A lesion in its place.
+
+    Attributes:
+        shape: bool, cropped to the lesion.
+        placement: where that is.
+        diameter_mm: the equivalent diameter that was asked for.
+        borrowed_from: the case whose lesion lent its shape; None for an ellipsoid.
+    """
+
+    shape: np.ndarray
+    placement: Placement
+    diameter_mm: float
+    borrowed_from: str | None
+
+    @property
+    def box(self) -> Box:
+        return self.placement.box
+
+    def mask(self, volume_shape: Sequence[int]) -> np.ndarray:
+        """The lesion in a volume of this shape, bool."""
+        mask = np.zeros(volume_shape, dtype=bool)
+        mask[self.box] = self.shape
+        return mask
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Mean index of its voxels (z, y, x), axial."""
+        return np.argwhere(self.shape).mean(axis=0) + [side.start for side in self.box]
+
+    def recorded(self, source: SourceCase) -> dict[str, Any]:
+        """As the record of a case states it, see ``synthetic_folder``."""
+        voxels = int(np.count_nonzero(self.shape))
+        index = self.centre[np.argsort(source.axis_order)]
+        return {
+            "shape": "ellipsoid" if self.borrowed_from is None else "borrowed",
+            "borrowed_from": self.borrowed_from,
+            "diameter_mm": round(equivalent_diameter_mm(voxels, source.spacing_mm), 2),
+            "voxels": voxels,
+            "centre_voxel": [round(float(value), 2) for value in index],
+            "centre_mm": [round(float(value), 2) for value in position_of(index, source.geometry)],
+            "inside_fraction": round(self.placement.inside_fraction, 4),
+        }
+
+
+@dataclass(frozen=True)
+class Avoided:
+    """A folder of masks of structures that no lesion may lie in, such as vessels: nonzero voxels of CASE.ending."""
+
+    files: dict[str, Path]
+
+    @classmethod
+    def open(cls, folder: Path, cases: Sequence[str]) -> Avoided:
+        """UserError where the folder has no mask of one of these cases."""
+        files = find_images(folder)
+        missing = [case for case in cases if case not in files]
+        if missing:
+            raise UserError(f"--avoid {folder} has no mask of {len(missing)} cases (first: {missing[0]})")
+        return cls(files)
+
+    def read(self, source: SourceCase) -> np.ndarray:
+        """The mask of a case, axial bool; UserError where its shape is not the image's."""
+        mask, geometry = read_volume(self.files[source.case])
+        axial = mask.transpose(source.axis_order) != 0
+        if axial.shape != source.volume_hu.shape or not np.allclose(
+            geometry.direction, source.geometry.direction, atol=1e-3
+        ):
+            raise UserError(
+                f"{self.files[source.case]} does not lie as the image of {source.case}; resample the mask to the image"
+            )
+        return axial
+
+
+def default_inside_fraction(organ: OrganSource) -> float:
+    """The share that must lie in the organ unless the user gives one: more in lungs, by the organ's name."""
+    return INSIDE_FRACTION_LUNG if "lung" in organ.recorded.lower() else INSIDE_FRACTION
+
+
+def source_of(number: int, cases: Sequence[str], seed: int) -> str:
+    """Which case the synthetic case of this number is made from.
+
+    The cases are gone through again and again, each time in another order; so they are used evenly.
+    """
+    passed, index = divmod(number, len(cases))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, passed)))
+    return cases[rng.permutation(len(cases))[index]]
+
+
+def plan_lesions(
+    rng: np.random.Generator,
+    dataset: SourceDataset,
+    source: SourceCase,
+    settings: PlanSettings,
+    *,
+    lenders: Sequence[dict[str, Any]],
+    avoid: np.ndarray | None,
+) -> list[PlacedLesion]:
+    """Draw the lesions of a case and find their places, one after the other.
+
+    Args:
+        rng: decides everything random.
+        dataset: where borrowed shapes come from.
+        source: the case.
+        settings: what is asked for.
+        lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes may be borrowed.
+        avoid: bool, where no lesion may lie.
+
+    Returns:
+        One at least; fewer than were drawn where there is no place for more.
+
+    Raises:
+        NothingFits: not even for one.
+    """
+    organ = source.organ if dataset.organ.kind != "none" else body(source.volume_hu)
+    forbidden = too_close(source.lesion, source.spacing_mm, settings.clearance_mm)
+    ignored = dataset.dataset_json["labels"].get("ignore")
+    if ignored is not None:
+        forbidden |= source.labels == ignored
+    if avoid is not None:
+        forbidden |= avoid
+    least, most = settings.lesions_per_case
+    at = None
+    if settings.at_mm is not None:
+        at = index_of(settings.at_mm, source.geometry)[list(source.axis_order)]
+        if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
+            raise NothingFits(f"--at {_said(settings.at_mm)} lies outside the image")
+    placed: list[PlacedLesion] = []
+    for _ in range(int(rng.integers(least, most + 1))):
+        try:
+            lesion = _place_one(rng, dataset, source, settings, lenders, organ, forbidden, at)
+        except NothingFits:
+            if not placed:
+                raise
+            break
+        placed.append(lesion)
+        forbidden |= too_close(lesion.mask(organ.shape), source.spacing_mm, settings.clearance_mm)
+    return placed
+
+
+def _place_one(
+    rng: np.random.Generator,
+    dataset: SourceDataset,
+    source: SourceCase,
+    settings: PlanSettings,
+    lenders: Sequence[dict[str, Any]],
+    organ: np.ndarray,
+    forbidden: np.ndarray,
+    at: np.ndarray | None,
+) -> PlacedLesion:
+    range_mm = settings.sizes.draw_range(rng)
+    real = None
+    if rng.random() < settings.borrowed_share:
+        real = borrow(dataset, lenders[int(rng.integers(len(lenders)))])
+    for attempt in range(SHAPES_TRIED):
+        diameter_mm = draw_diameter_mm(rng, range_mm, source.spacing_mm)
+        shape = draw_lesion_shape(rng, diameter_mm, source.spacing_mm, real=real)
+        try:
+            placement = place(
+                rng,
+                shape,
+                organ,
+                forbidden=forbidden,
+                inside_fraction=settings.inside_fraction,
+                at=at,
+                tries=PLACES_TRIED,
+            )
+        except NothingFits as error:
+            if attempt == SHAPES_TRIED - 1:
+                raise NothingFits(
+                    f"{source.case}: no lesion of {range_mm[0]:g} to {range_mm[1]:g} mm fits, {SHAPES_TRIED} were "
+                    f"tried{'' if at is None else f' at {_said(settings.at_mm)}'}; the last: {error}"
+                ) from error
+        else:
+            return PlacedLesion(shape, placement, diameter_mm, None if real is None else real.case)
+    raise AssertionError("the loop returns or raises")
+
+
+def _said(position_mm: Sequence[float] | None) -> str:
+    return " ".join(f"{value:g}" for value in position_mm or ())

@@ -1,0 +1,253 @@
+"""What the network is shown at each step of training: crops of cached windows, drawn from counters.
+
+Every sample has random numbers of its own, seeded by ``(seed, stage, step, number in the batch)``. So a batch does not
+depend on what was drawn before, on how many processes share it, or on whether it is gathered over several passes, and
+no state of a generator needs to be kept for resuming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.latent_cache import latents_path, read_records
+from fvae_nnunet.synthesis.latent_scale import standardise
+from fvae_nnunet.synthesis.noise_process import NoiseProcess
+
+Place = tuple[int, int]
+"""A piece of a case and the first latent slice in it."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation per channel of the latents."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A crop of a window, standardised, float32.
+
+    Attributes:
+        case: where it comes from.
+        latent: (C, d, h, w).
+        condition: (K, d, h, w).
+        lesion: (d, h, w), share of each cell that is lesion.
+    """
+
+    case: str
+    latent: torch.Tensor
+    condition: torch.Tensor
+    lesion: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with noise, as the network takes them.
+
+    Attributes:
+        latent, noise: (B, C, d, h, w).
+        timesteps: (B,).
+        condition: (B, K, d, h, w).
+        lesion: (B, d, h, w).
+        drop: bool (B,), samples without condition; None where none is ever dropped.
+        text, text_mask: (B, T, width) and bool (B, T); None without texts.
+    """
+
+    latent: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    condition: torch.Tensor
+    lesion: torch.Tensor
+    drop: torch.Tensor | None
+    text: torch.Tensor | None
+    text_mask: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved: dict[str, Any] = {name: None if it is None else it.to(device) for name, it in vars(self).items()}
+        return Batch(**moved)
+
+
+def random_streams(seed: int, stage: int, step: int, number: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random numbers of a sample: of NumPy for places, of torch (on the CPU) for noise."""
+    places, noise = np.random.SeedSequence([seed, stage, step, number]).spawn(2)
+    state = int(noise.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return np.random.default_rng(places), torch.Generator().manual_seed(state)
+
+
+class LatentDraws:
+    """Draws samples and batches from a cache.
+
+    A sample holds lesion with probability ``lesion_share``: then it is a latent slice (stage 1) or a window (stage 2)
+    with lesion, and its crop holds a lesion cell; else one without. Every case that has such is as likely as any other.
+    Where a dataset has no slices or windows without lesion, all samples hold it, and the other way round.
+
+    Args:
+        folder: of the cache.
+        cases: those to draw from.
+        statistics: for standardising.
+        mask_encoding: conditions of the encoding ``vae`` are standardised too.
+        window: latent slices of a window.
+        crop: latent cells of a sample along y and x; smaller where the slices are.
+        lesion_share: in [0, 1].
+        texts: case -> embedding (T, width) of its report; cases without one have none.
+
+    Attributes:
+        share: stage -> the probability with which a sample holds lesion: ``lesion_share`` unless the data have only one
+            kind.
+        cases_with_lesion: their number.
+
+    Raises:
+        UserError: a case is not in the cache, or no case has a lesion though ``lesion_share`` is above 0.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cases: Sequence[str],
+        *,
+        statistics: Statistics,
+        mask_encoding: str,
+        window: int,
+        crop: int,
+        lesion_share: float,
+        texts: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._folder, self._statistics, self._encoding = folder, statistics, mask_encoding
+        self._window, self._crop, self._texts = window, crop, texts
+        records = read_records(folder, cases)
+        self.cases_with_lesion = sum(bool(record["lesion_slices"]) for record in records.values())
+        if lesion_share > 0 and not self.cases_with_lesion:
+            raise UserError(
+                f"none of the {len(records)} cases has a voxel of the lesion's label; there is nothing to learn from. "
+                "Check --lesion and the labels"
+            )
+        self._places = {stage: {case: _places(record, stage) for case, record in records.items()} for stage in (1, 2)}
+        self._cases = {
+            (stage, kind): [case for case in sorted(records) if self._places[stage][case][kind]]
+            for stage in (1, 2)
+            for kind in (False, True)
+        }
+        self.share = {
+            stage: lesion_share
+            if self._cases[stage, False] and self._cases[stage, True]
+            else float(not self._cases[stage, False])
+            for stage in (1, 2)
+        }
+
+    def sample(self, stage: int, random: np.random.Generator, *, with_lesion: bool | None = None) -> Sample:
+        """A sample of one latent slice (stage 1) or a whole window (stage 2); by chance or by wish with lesion."""
+        if with_lesion is None:
+            with_lesion = bool(random.random() < self.share[stage])
+        cases = self._cases[stage, with_lesion]
+        case = cases[random.integers(len(cases))]
+        places = self._places[stage][case][with_lesion]
+        return self._read(
+            case, places[random.integers(len(places))], 1 if stage == 1 else self._window, with_lesion, random
+        )
+
+    def _read(self, case: str, place: Place, slices: int, with_lesion: bool, random: np.random.Generator) -> Sample:
+        from safetensors import safe_open
+
+        piece, first = place
+        run = slice(first, first + slices)
+        with safe_open(str(latents_path(self._folder, case)), framework="pt") as file:
+            lesion = file.get_slice("lesion")[piece : piece + 1, run][0].float()
+            cell = None
+            if with_lesion:
+                cells = torch.nonzero(lesion)[:, 1:]
+                cell = cells[random.integers(len(cells))].tolist()
+            rows, columns = (
+                _crop_range(size, self._crop, None if cell is None else cell[axis], random)
+                for axis, size in enumerate(lesion.shape[1:])
+            )
+            latent, condition = (
+                file.get_slice(name)[piece : piece + 1, :, run, rows, columns] for name in ("latent", "condition")
+            )
+        mean, std = self._statistics.mean, self._statistics.std
+        condition = standardise(condition, mean, std) if self._encoding == "vae" else condition.float()
+        return Sample(case, standardise(latent, mean, std)[0], condition[0], lesion[:, rows, columns])
+
+    def batch(
+        self,
+        stage: int,
+        step: int,
+        numbers: Sequence[int],
+        *,
+        seed: int,
+        process: NoiseProcess,
+        condition_dropout: float = 0.0,
+    ) -> Batch:
+        """Some samples of a step's global batch.
+
+        Args:
+            stage: 1: latent slices, 2: windows.
+            step: of the stage.
+            numbers: which samples of the global batch, from 0.
+            seed: of the training.
+            process: draws the timesteps.
+            condition_dropout: probability that a sample has no condition.
+        """
+        samples: list[Sample] = []
+        drawn: dict[str, list[Any]] = {"noise": [], "timesteps": [], "drop": []}
+        for number in numbers:
+            places, noise = random_streams(seed, stage, step, number)
+            samples.append(self.sample(stage, places))
+            drawn["timesteps"].append(process.draw_timesteps(1, noise))
+            drawn["noise"].append(torch.randn(samples[-1].latent.shape, generator=noise))
+            drawn["drop"].append(bool(places.random() < condition_dropout))
+        text, text_mask = self._embeddings([sample.case for sample in samples])
+        return Batch(
+            latent=torch.stack([sample.latent for sample in samples]),
+            noise=torch.stack(drawn["noise"]),
+            timesteps=torch.cat(drawn["timesteps"]),
+            condition=torch.stack([sample.condition for sample in samples]),
+            lesion=torch.stack([sample.lesion for sample in samples]),
+            drop=torch.tensor(drawn["drop"]) if condition_dropout else None,
+            text=text,
+            text_mask=text_mask,
+        )
+
+    def _embeddings(self, cases: Sequence[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if not self._texts:
+            return None, None
+        width = next(iter(self._texts.values())).shape[1]
+        found = [self._texts.get(case, torch.zeros(0, width)).float() for case in cases]
+        longest = max(1, *(len(text) for text in found))
+        text, mask = torch.zeros(len(cases), longest, width), torch.zeros(len(cases), longest, dtype=torch.bool)
+        for row, embedding in enumerate(found):
+            text[row, : len(embedding)], mask[row, : len(embedding)] = embedding, True
+        return text, mask
+
+
+def _places(record: dict[str, Any], stage: int) -> dict[bool, list[Place]]:
+    """The latent slices (stage 1) or windows (stage 2) of a case without lesion and with it."""
+    if stage == 2:
+        windows = record["windows"]
+        return {
+            kind: [(piece, first) for piece, first, _, holds in windows if bool(holds) is kind]
+            for kind in (False, True)
+        }
+    with_lesion = {(piece, number) for piece, number in record["lesion_slices"]}
+    pieces, slices = record["shape"][:2]
+    everywhere = [(piece, number) for piece in range(pieces) for number in range(slices)]
+    return {kind: [place for place in everywhere if (place in with_lesion) is kind] for kind in (False, True)}
+
+
+def _crop_range(size: int, crop: int, cell: int | None, random: np.random.Generator) -> slice:
+    """A run of ``crop`` of ``size`` cells, uniform among all or among those that hold the cell."""
+    length = min(crop, size)
+    low, high = 0, size - length
+    if cell is not None:
+        low, high = max(low, cell - length + 1), min(high, cell)
+    start = int(random.integers(low, high + 1))
+    return slice(start, start + length)

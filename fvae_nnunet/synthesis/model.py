@@ -1,0 +1,338 @@
+"""A trained latent diffusion model, and what it makes of CT volumes and class maps."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.intensity import hu_to_model, model_to_hu
+from fvae_nnunet.synthesis.latent_scale import standardise, unstandardise
+from fvae_nnunet.synthesis.mask_conditions import cells_of, mask_condition
+from fvae_nnunet.synthesis.model_folder import (
+    DENOISER_FOLDER,
+    SCHEDULER_FOLDER,
+    ModelSettings,
+    read_model,
+    save_model,
+)
+from fvae_nnunet.synthesis.noise_process import NoiseProcess
+from fvae_nnunet.vae import FrozenVAE, load_vae
+from fvae_nnunet.vae.base import VAESpec
+from fvae_nnunet.vae.known import DIFFUSERS_PREFIX
+from fvae_nnunet.vae.weights import state_dict_sha256
+from fvae_nnunet.windows import blend_windows
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+    from fvae_nnunet.synthesis.sampling import OnStep
+    from fvae_nnunet.synthesis.text import ReportEncoder
+
+__all__ = ["LatentDiffusion", "ModelSettings", "read_model", "save_model"]
+
+
+class LatentDiffusion:
+    """A denoiser, its noise process and the frozen VAE whose latents it knows.
+
+    Everything takes and gives volumes (z, y, x) in axial order, see ``orientation``. Sizes that the VAE does not admit
+    are padded behind the last slice, row and column (HU with edge values, class maps with background) and cut back. All
+    random numbers come from a generator on the CPU, so another device draws the same.
+
+    Args:
+        denoiser: the network; its training mode is left as it is.
+        settings: of the model.
+        process: of the noise.
+        vae: the frozen VAE.
+        training: how it was trained; see ``save_model``.
+        text_encoder: where the text encoder is, if not where the settings say; loaded when a text is given.
+
+    Raises:
+        UserError: the VAE is not the one that the denoiser was trained with, or the settings do not fit the denoiser.
+    """
+
+    def __init__(
+        self,
+        denoiser: LatentDenoiser,
+        settings: ModelSettings,
+        process: NoiseProcess,
+        vae: FrozenVAE,
+        training: dict[str, Any] | None = None,
+        text_encoder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        settings.check_vae(vae)
+        settings.check_denoiser(denoiser)
+        self.denoiser, self.settings, self.process, self.vae = denoiser, settings, process, vae
+        self.training = training or {}
+        self._text_encoder = text_encoder or settings.text_encoder
+        self._report_encoder: ReportEncoder | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        code: str | os.PathLike[str] | None = None,
+        trust_weights: bool = False,
+        text_encoder: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> LatentDiffusion:
+        """The model of a folder, with its VAE.
+
+        Args:
+            folder: as ``save_model`` writes it.
+            weights, code, trust_weights: of the VAE, as for ``load_vae``. Where the VAE was a local folder of
+                diffusers, ``weights`` is that folder.
+            text_encoder: as for the class.
+            device: where to compute.
+
+        Raises:
+            UserError: no or no whole model, or the VAE cannot be loaded or is another one.
+        """
+        from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+
+        settings, training = read_model(folder)
+        try:
+            denoiser, loading = LatentDenoiser.from_pretrained(
+                folder / DENOISER_FOLDER, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            first_lines = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder / DENOISER_FOLDER} cannot be loaded: {first_lines}") from error
+        for problem, keys in (("lacks", loading["missing_keys"]), ("has the unknown", loading["unexpected_keys"])):
+            if keys:
+                raise UserError(f"{folder / DENOISER_FOLDER} {problem} {sorted(keys)[0]} ({len(keys)} such keys)")
+        process = NoiseProcess.load(folder / SCHEDULER_FOLDER)
+        if process.prediction != settings.prediction:
+            raise UserError(f"{folder}: manifest.json says {settings.prediction}, the schedule {process.prediction}")
+        name = settings.vae
+        if name.startswith(DIFFUSERS_PREFIX) and weights is not None:
+            name, weights = f"{DIFFUSERS_PREFIX}{os.fspath(weights)}", None
+        vae = load_vae(
+            name,
+            weights=weights,
+            code=code,
+            trust_weights=trust_weights,
+            device=device,
+            dtype=getattr(torch, settings.precision),
+        )
+        return cls(denoiser.to(device).eval().requires_grad_(False), settings, process, vae, training, text_encoder)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Digest of the denoiser's weights, as they are when this is first asked."""
+        return state_dict_sha256(self.denoiser.state_dict())
+
+    @property
+    def report_encoder(self) -> ReportEncoder:
+        """The text encoder, loaded at its first use.
+
+        Raises:
+            UserError: the model knows no text, or the encoder cannot be loaded or is another one.
+        """
+        from fvae_nnunet.synthesis.text import ReportEncoder
+
+        settings = self.settings
+        if settings.text_encoder is None or self._text_encoder is None:
+            raise UserError("this model was trained without report text; leave the text out")
+        if self._report_encoder is None:
+            encoder = ReportEncoder(self._text_encoder, device=self.denoiser.device)
+            if encoder.width != settings.text_width:
+                raise UserError(
+                    f"the text encoder {encoder.name} has {encoder.width} channels, this model needs "
+                    f"{settings.text_width}; it was trained with {settings.text_encoder}"
+                )
+            if settings.text_weights_sha256 not in (None, encoder.weights_sha256):
+                raise UserError(
+                    f"the weights of the text encoder {encoder.name} are not those that this model was trained with "
+                    f"({settings.text_encoder})"
+                )
+            self._report_encoder = encoder
+        return self._report_encoder
+
+    def reconstruct(self, volume_hu: np.ndarray) -> np.ndarray:
+        """D(E(volume)): (z, y, x) in HU, at most one window, becomes float32 in HU."""
+        self._check_window(volume_hu)
+        return self._decoded(self._encoded(volume_hu), volume_hu.shape)
+
+    def inpaint(
+        self,
+        volume_hu: np.ndarray,
+        class_map: np.ndarray,
+        region: np.ndarray,
+        *,
+        steps: int = 20,
+        eta: float = 1.0,
+        guidance: float = 1.0,
+        text: str | None = None,
+        generator: torch.Generator,
+        on_step: OnStep | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A volume with what the class map says in a region, and the volume's own reconstruction.
+
+        A latent cell is generated if any of its voxels is in the region; the others keep the volume's latent, to the
+        bit. The decoder sees across cells, so voxels near the region differ from the reconstruction as well.
+
+        Args:
+            volume_hu: (z, y, x), any real dtype, at most ``window_slices`` slices.
+            class_map: uint8, same shape.
+            region: bool, same shape. Where it is empty both results are the reconstruction.
+            steps, eta: see ``NoiseProcess.sampler``.
+            guidance: see ``sampling.sample_latent``.
+            text: a report, for models that know text.
+            generator: on the CPU.
+            on_step: called with the steps done and the steps in all.
+
+        Returns:
+            Generated and reconstructed volume, float32 in HU, inside the HU window.
+
+        Raises:
+            UserError: shapes differ, too many slices, values that are not finite, unknown classes, or a text or a
+                guidance that this model was not trained for.
+        """
+        from fvae_nnunet.synthesis.sampling import Known, LatentWindows
+
+        self._check_window(volume_hu)
+        for name, array in (("class map", class_map), ("region", region)):
+            if array.shape != volume_hu.shape:
+                raise UserError(f"the {name} has shape {array.shape}, the volume {volume_hu.shape}")
+        spec, settings = self.vae.spec, self.settings
+        latent = self._encoded(volume_hu)
+        reconstructed_hu = self._decoded(latent, volume_hu.shape)
+        cells = cells_of(_padded(region.astype(np.uint8), spec) > 0, spec)[:, None].to(latent.device)
+        if not cells.any():
+            return reconstructed_hu.copy(), reconstructed_hu
+        windows = LatentWindows.over(spec.padded_slices(len(volume_hu)), settings.window_slices, spec)
+        known = Known(standardise(latent, settings.latent_mean, settings.latent_std), cells)
+        drawn = self._sampled(windows, class_map, steps, eta, guidance, text, generator, known, on_step)
+        mixed = torch.where(cells, self._unstandardised(drawn), latent)
+        return self._decoded(mixed, volume_hu.shape), reconstructed_hu
+
+    def generate(
+        self,
+        class_map: np.ndarray,
+        *,
+        steps: int = 20,
+        eta: float = 1.0,
+        guidance: float = 1.0,
+        text: str | None = None,
+        generator: torch.Generator,
+        on_step: OnStep | None = None,
+    ) -> np.ndarray:
+        """A whole volume from its class map.
+
+        Volumes longer than a window are made of windows that overlap by whole latent slices, all denoised together and
+        decoded one by one; see ``sampling.LatentWindows``.
+
+        Args:
+            class_map: uint8 (z, y, x), any number of slices.
+            steps, eta, guidance, text, generator, on_step: as for ``inpaint``.
+
+        Returns:
+            float32 (z, y, x) in HU, inside the HU window.
+
+        Raises:
+            UserError: as ``inpaint``.
+        """
+        from fvae_nnunet.synthesis.sampling import LatentWindows
+
+        if class_map.ndim != 3 or 0 in class_map.shape:
+            raise UserError(f"a class map has three axes (z, y, x) and at least one voxel, got shape {class_map.shape}")
+        slices = self.vae.spec.padded_slices(len(class_map))
+        windows = LatentWindows.over(slices, self.settings.window_slices, self.vae.spec)
+        drawn = self._sampled(windows, class_map, steps, eta, guidance, text, generator, None, on_step)
+        latent = self._unstandardised(drawn)
+        decoded = (
+            self._decoded(
+                latent[:, :, window.frames.to(latent.device)], (window.stop - window.start, *class_map.shape[1:])
+            )
+            for window in windows.windows
+        )
+        return np.concatenate(list(blend_windows(decoded, windows.overlap_slices)))[: len(class_map)]
+
+    def _sampled(
+        self,
+        windows: Any,
+        class_map: np.ndarray,
+        steps: int,
+        eta: float,
+        guidance: float,
+        text: str | None,
+        generator: torch.Generator,
+        known: Any,
+        on_step: OnStep | None,
+    ) -> torch.Tensor:
+        from fvae_nnunet.synthesis.sampling import sample_latent
+
+        if guidance != 1 and not self.training.get("condition_dropout", 1):
+            raise UserError(
+                f"guidance {guidance:g} needs a model that was trained with --condition-dropout; this one was not, "
+                "use guidance 1"
+            )
+        settings, device = self.settings, self.denoiser.device
+        embedding = None if text is None else self.report_encoder.encode(text)[None].to(device)
+        classes = _padded(class_map, self.vae.spec)
+        conditions = [self._condition(classes[:, window.start : window.stop]).to(device) for window in windows.windows]
+        dtype = getattr(torch, settings.precision)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return sample_latent(
+                self.denoiser,
+                self.process.sampler(steps, eta),
+                windows,
+                conditions,
+                generator=generator,
+                guidance=guidance,
+                text=embedding,
+                known=known,
+                on_step=on_step,
+            )
+
+    def _condition(self, class_maps: torch.Tensor) -> torch.Tensor:
+        settings, classes = self.settings, len(self.settings.class_names)
+        highest = int(class_maps.max())
+        if highest > classes:
+            names = ", ".join(f"{number} {name}" for number, name in enumerate(settings.class_names, start=1))
+            raise UserError(f"the class map holds {highest}; this model knows 0 background, {names}")
+        condition = mask_condition(
+            class_maps, self.vae.spec, encoding=settings.mask_encoding, classes=classes, vae=self.vae
+        )
+        if settings.mask_encoding == "onehot":
+            return condition
+        return standardise(condition, settings.latent_mean, settings.latent_std)
+
+    def _unstandardised(self, latent: torch.Tensor) -> torch.Tensor:
+        return unstandardise(latent, self.settings.latent_mean, self.settings.latent_std)
+
+    def _encoded(self, volume_hu: np.ndarray) -> torch.Tensor:
+        """float32 (1, C, d, h, w), not standardised."""
+        padded = _padded(volume_hu.astype(np.float32), self.vae.spec, mode="replicate")
+        return self.vae.encode(hu_to_model(padded, self.settings.hu_window)[:, None]).float()
+
+    def _decoded(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
+        """(1, C, d, h, w), not standardised, becomes float32 HU of the shape (z, y, x)."""
+        volume = self.vae.decode(latent)[0, 0, : shape[0], : shape[1], : shape[2]]
+        if not torch.isfinite(volume).all():
+            raise UserError(f"{self.vae.spec.name}: the decoded volume is not finite in {self.settings.precision}")
+        return model_to_hu(volume, self.settings.hu_window).cpu().numpy()
+
+    def _check_window(self, volume_hu: np.ndarray) -> None:
+        if volume_hu.ndim != 3 or 0 in volume_hu.shape:
+            raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
+        if len(volume_hu) > self.settings.window_slices:
+            raise UserError(f"{len(volume_hu)} slices; this model takes windows of {self.settings.window_slices}")
+        if volume_hu.dtype.kind == "f" and not np.isfinite(volume_hu).all():
+            raise UserError("the volume holds values that are not finite (NaN or infinite)")
+
+
+def _padded(array: np.ndarray, spec: VAESpec, mode: str = "constant") -> torch.Tensor:
+    """(z, y, x) to (1, D, H, W) as the VAE admits it, padded behind."""
+    slices, height, width = array.shape
+    behind = (spec.padded_slices(slices), spec.padded_inplane(height), spec.padded_inplane(width))
+    by = (0, behind[2] - width, 0, behind[1] - height, 0, behind[0] - slices)
+    return F.pad(torch.from_numpy(np.ascontiguousarray(array))[None, None], by, mode=mode)[0]

@@ -1,0 +1,186 @@
+"""The folder of a trained latent diffusion model.
+
+::
+
+    manifest.json   {"schema": 1, "kind": "ldm", "settings": {...}, "made_with": {..., "training": {...}}}
+    denoiser/       ``LatentDenoiser`` in diffusers' format
+    scheduler/      the noise schedule in diffusers' format
+
+It is complete when the manifest is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import SCHEMA, Manifest, versions, write_json
+from fvae_nnunet.synthesis.noise_process import NoiseProcess
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+    from fvae_nnunet.vae import FrozenVAE
+
+KIND = "ldm"
+DENOISER_FOLDER = "denoiser"
+SCHEDULER_FOLDER = "scheduler"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Everything needed to use a model.
+
+    Attributes:
+        vae: name of the VAE, for ``load_vae``.
+        weights_sha256: of the VAE.
+        latent_channels: of the VAE.
+        precision: in which VAE and denoiser compute: ``float32``, ``bfloat16`` or ``float16``.
+        hu_window: lower and upper HU.
+        window_slices: of a window, admissible for the VAE.
+        inplane_pixels: of the squares that the model was trained on, along y and x.
+        spacing_mm: (z, y, x) to which cases were resampled; None: as they are.
+        mask_encoding: see ``mask_conditions``.
+        class_names: of the classes 1, 2, ...; the lesion is the last.
+        latent_mean, latent_std: of each latent channel.
+        prediction: see ``noise_process``.
+        text_encoder: hub id or folder; None for a model without text.
+        text_width: channels of its embeddings; None for a model without text.
+        organ: the option that says where organ masks come from.
+        text_weights_sha256: of the text encoder; None: not checked.
+    """
+
+    vae: str
+    weights_sha256: str
+    latent_channels: int
+    precision: str
+    hu_window: tuple[float, float]
+    window_slices: int
+    inplane_pixels: int
+    spacing_mm: tuple[float, float, float] | None
+    mask_encoding: str
+    class_names: tuple[str, ...]
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    prediction: str
+    text_encoder: str | None
+    text_width: int | None
+    organ: str
+    text_weights_sha256: str | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], path: Path) -> ModelSettings:
+        """The settings of a parsed manifest; ``path`` is its own, for messages.
+
+        Raises:
+            UserError: an entry is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        wrong = sorted((known - {"text_weights_sha256"} - content.keys()) | (content.keys() - known))
+        if wrong:
+            raise UserError(f"{path}: the settings lack or do not know {wrong[0]}; was it written by another version?")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        return cls(**values)
+
+    def check_vae(self, vae: FrozenVAE) -> None:
+        """UserError unless this is the VAE that the model was trained with."""
+        spec = vae.spec
+        if spec.latent_channels != self.latent_channels:
+            raise UserError(
+                f"{spec.name} has {spec.latent_channels} latent channels, the model was trained with {self.vae} and "
+                f"{self.latent_channels}"
+            )
+        if self.window_slices != spec.padded_slices(self.window_slices):
+            raise UserError(
+                f"the model was trained with windows of {self.window_slices} slices, which {spec.name} does not take "
+                f"({spec.slice_offset} + k * {spec.slice_stride})"
+            )
+        if self.inplane_pixels != spec.padded_inplane(self.inplane_pixels):
+            raise UserError(
+                f"the model was trained with {self.inplane_pixels} pixels in-plane, which {spec.name} does not take "
+                f"(multiples of {spec.inplane_stride})"
+            )
+        if vae.weights_sha256 != self.weights_sha256:
+            raise UserError(
+                f"the weights of {spec.name} ({vae.weights_source}) are not those that the model was trained with; say "
+                "where these are: --weights PATH"
+            )
+
+    def check_denoiser(self, denoiser: LatentDenoiser) -> None:
+        """UserError unless the settings fit the network."""
+        config = denoiser.config
+        expected = {
+            "latent_channels": self.latent_channels,
+            "mask_encoding": self.mask_encoding,
+            "classes": len(self.class_names),
+            "text_width": self.text_width,
+        }
+        for name, value in expected.items():
+            if config[name] != value:
+                raise UserError(f"the denoiser has {name} {config[name]}, the model's settings say {value}")
+        for name in ("latent_mean", "latent_std"):
+            if len(getattr(self, name)) != self.latent_channels:
+                raise UserError(f"the model's settings need {name} for each of {self.latent_channels} latent channels")
+
+
+def save_model(
+    folder: Path, denoiser: LatentDenoiser, settings: ModelSettings, training: dict[str, Any] | None = None
+) -> None:
+    """Write a model folder.
+
+    A new folder appears whole. In one that exists the model is replaced and other files stay; the manifest, without
+    which it is no model, is removed first and written last.
+
+    Args:
+        folder: of the model.
+        denoiser: the network, saved in its own precision.
+        settings: for its use.
+        training: of JSON values, for the reader: how it was trained, on which cases (``training_cases``), and with
+            which ``condition_dropout``, without which guidance is refused.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "settings": asdict(settings),
+        "made_with": versions() | {"training": training or {}},
+    }
+    place = folder if folder.is_dir() else folder.parent
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial.", dir=place))
+    try:
+        partial.chmod(0o755)
+        denoiser.save_pretrained(partial / DENOISER_FOLDER)
+        for weights in (partial / DENOISER_FOLDER).glob("*.safetensors"):
+            # safetensors makes files that nobody else may read
+            shutil.copymode(partial / DENOISER_FOLDER / "config.json", weights)
+        NoiseProcess(settings.prediction).save(partial / SCHEDULER_FOLDER)
+        if not folder.is_dir():
+            write_json(partial / "manifest.json", content)
+            partial.replace(folder)
+            return
+        (folder / "manifest.json").unlink(missing_ok=True)
+        for name in (DENOISER_FOLDER, SCHEDULER_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (partial / name).replace(folder / name)
+        write_json(folder / "manifest.json", content)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_model(folder: Path) -> tuple[ModelSettings, dict[str, Any]]:
+    """Settings and training record of a model folder.
+
+    Raises:
+        UserError: there is no whole model in it.
+    """
+    manifest = Manifest(folder)
+    content = manifest.read()
+    if content is None or content.get("kind") != KIND:
+        raise UserError(f"{folder} is no latent diffusion model; fvae-train-ldm makes one")
+    settings = ModelSettings.from_json(content["settings"], manifest.path)
+    return settings, content.get("made_with", {}).get("training", {})

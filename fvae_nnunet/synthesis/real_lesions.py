@@ -1,0 +1,179 @@
+"""The real lesions of a dataset: how bright, how textured, how large; measured once, and lent as shapes.
+
+``real_lesions.json``::
+
+    {"dataset": "Dataset007_Pancreas", "lesion": "tumour", "organ": "label:pancreas",
+     "digests": {"pancreas_001": {"image ...": "...", "label ...": "..."}},
+     "lesions": [{"case": "pancreas_001", "number": 1, "voxels": 830, "diameter_mm": 14.2, "mean_hu": 52.1,
+                  "sd_hu": 17.0, "contrast_hu": -38.5}]}
+
+``number`` counts the connected components (26 neighbours) of the lesion label from 1, as SciPy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.surface_dice import bounding_box
+from fvae_nnunet.image_files import read_volume
+from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.pipeline import StageSeconds, run_cases
+from fvae_nnunet.synthesis.placement import box_around, grown
+from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion, equivalent_diameter_mm
+from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
+
+RING_MM = 6.0
+"""How far the surroundings of a lesion reach that it is compared with."""
+
+MEASURES = ("mean_hu", "sd_hu", "contrast_hu")
+
+_TOUCHING = np.ones((3, 3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class RealLesions:
+    """What was measured.
+
+    Attributes:
+        lesions: as the module says, by case and number.
+        failed: cases that could not be read, and why; they are left out.
+    """
+
+    lesions: tuple[dict[str, Any], ...]
+    failed: dict[str, Exception]
+
+    def values(self, measure: str) -> np.ndarray:
+        """One of ``MEASURES`` of all lesions that have it (n,)."""
+        found = [lesion[measure] for lesion in self.lesions if lesion[measure] is not None]
+        return np.asarray(found, dtype=float)
+
+
+def measure_lesion(
+    volume_hu: np.ndarray, lesion: np.ndarray, surroundings: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> dict[str, float | None]:
+    """``MEASURES`` of one lesion.
+
+    Args:
+        volume_hu: (z, y, x).
+        lesion: bool, not empty.
+        surroundings: bool, what it may be compared with: the organ without lesions.
+        spacing_mm: (z, y, x).
+
+    Returns:
+        Mean and standard deviation in the lesion; contrast: mean in the lesion minus that of the surroundings within
+        `RING_MM`, None where there are none.
+    """
+    from scipy import ndimage
+
+    box = box_around(lesion, RING_MM, spacing_mm)
+    near = ndimage.distance_transform_edt(~lesion[box], sampling=spacing_mm) <= RING_MM
+    ring = near & surroundings[box] & ~lesion[box]
+    inside = volume_hu[box][lesion[box]].astype(np.float64)
+    contrast = inside.mean() - volume_hu[box][ring].mean(dtype=np.float64) if ring.any() else None
+    return {
+        "mean_hu": round(float(inside.mean()), 2),
+        "sd_hu": round(float(inside.std()), 2),
+        "contrast_hu": None if contrast is None else round(float(contrast), 2),
+    }
+
+
+def surroundings_of(source: SourceCase) -> np.ndarray:
+    """What a lesion of the case is compared with: the organ without real lesions; without an organ all but lesions."""
+    return (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.lesion
+
+
+def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
+    """The real lesions of a case with at least `MIN_VOXELS` voxels, as in ``RealLesions``."""
+    from scipy import ndimage
+
+    numbered, _ = ndimage.label(source.lesion, structure=_TOUCHING)
+    around = surroundings_of(source)
+    lesions = []
+    for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+        voxels = int(np.count_nonzero(numbered[box] == number))
+        if voxels < MIN_VOXELS:
+            continue
+        margins = np.ceil(RING_MM / np.asarray(source.spacing_mm)).astype(int)
+        crop = grown(box, margins, numbered.shape)
+        measured = measure_lesion(source.volume_hu[crop], numbered[crop] == number, around[crop], source.spacing_mm)
+        diameter_mm = round(equivalent_diameter_mm(voxels, source.spacing_mm), 2)
+        lesions.append({"case": source.case, "number": number, "voxels": voxels, "diameter_mm": diameter_mm} | measured)
+    return lesions
+
+
+def measure_real_lesions(
+    dataset: SourceDataset, path: Path, *, workers: int, on_case: Callable[[], object]
+) -> RealLesions:
+    """The real lesions of all cases of a dataset, from ``path`` where they were measured on the same files before.
+
+    Args:
+        dataset: which.
+        path: of the JSON; written where it is missing or older, and no case failed.
+        workers: processes that read; 0: none.
+        on_case: called after each case.
+    """
+    known = read_json(path) if path.is_file() else {}
+    asked = {"dataset": dataset.name, "lesion": dataset.lesion_name, "organ": dataset.organ.recorded}
+    same = all(known.get(key) == value for key, value in asked.items())
+    before = known["digests"] if same else {}
+    lesions: dict[str, list[dict[str, Any]]] = {case: [] for case in before}
+    for lesion in known["lesions"] if same else ():
+        lesions[lesion["case"]].append(lesion)
+    digests, found, failed = {}, {}, {}
+    for outcome in run_cases(
+        dataset.cases,
+        read=partial(_measure, dataset, before, lesions),
+        compute=lambda case, measured: measured,
+        write=_as_it_is,
+        workers=workers,
+        seconds=StageSeconds(),
+    ):
+        on_case()
+        if outcome.error is not None:
+            failed[outcome.case] = outcome.error
+        else:
+            digests[outcome.case], found[outcome.case] = outcome.result
+    all_lesions = [lesion for case in sorted(found) for lesion in found[case]]
+    content = asked | {"digests": digests, "lesions": all_lesions}
+    if not failed and content != known:
+        write_json(path, content)
+    return RealLesions(tuple(all_lesions), failed)
+
+
+def _measure(
+    dataset: SourceDataset, before: dict[str, dict[str, str]], lesions: dict[str, list[dict[str, Any]]], case: str
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    digests = dataset.digests(case)
+    if before.get(case) == digests:
+        return digests, lesions[case]
+    return digests, lesions_of(dataset.read(case, digests=digests))
+
+
+def _as_it_is(case: str, measured: Any) -> Any:
+    return measured
+
+
+def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:
+    """The mask of a real lesion, from its case's segmentation.
+
+    Raises:
+        UserError: the segmentation cannot be read, or is not the one that was measured.
+    """
+    from scipy import ndimage
+
+    path = dataset.label_files[lesion["case"]]
+    labels, geometry = read_volume(path)
+    order = geometry.axial_order
+    numbered, n = ndimage.label((labels == dataset.lesion_value).transpose(order), structure=_TOUCHING)
+    mask = numbered == lesion["number"]
+    if lesion["number"] > n or np.count_nonzero(mask) != lesion["voxels"]:
+        raise UserError(f"{path} has changed while it was used; run the command again")
+    z, y, x = (geometry.spacing_mm[::-1][axis] for axis in order)
+    return RealLesion(lesion["case"], mask[bounding_box(mask)], (z, y, x))

@@ -1,0 +1,310 @@
+"""Synthetic cases one by one: plan, generate, judge, write; see ``synthetic_folder`` for what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import write_volume
+from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file, write_json
+from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, plan_lesions, source_of
+from fvae_nnunet.synthesis.painting import PaintSettings, paint
+from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
+from fvae_nnunet.synthesis.real_lesions import surroundings_of
+from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
+from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, REJECTED, CasePaths
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.model import LatentDiffusion
+    from fvae_nnunet.synthesis.segmenter import Judge, Segmenter
+
+KIND = "synthetic"
+_OUR_FOLDERS = ("imagesTr", "labelsTr", "records", REJECTED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a synthetic case but the model, in picklable form.
+
+    Attributes:
+        dataset: where source cases and real lesions are from.
+        sources: the cases to make synthetic ones from.
+        output: the folder.
+        seed: of everything random.
+        plan, paint: what lesions, and how.
+        limits: what they must keep.
+        filtered: whether cases that do not keep them are put aside.
+        lenders: the dataset's real lesions, as ``real_lesions.RealLesions.lesions``; shapes are borrowed from them.
+        avoid: masks of structures to keep clear of.
+        judge: the segmenter's model.
+        model_folder: for the record.
+    """
+
+    dataset: SourceDataset
+    sources: tuple[str, ...]
+    output: Path
+    seed: int
+    plan: PlanSettings
+    paint: PaintSettings
+    limits: QualityLimits
+    filtered: bool
+    lenders: tuple[dict[str, Any], ...]
+    avoid: Avoided | None
+    judge: Judge | None
+    model_folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(self.output / MANIFEST_FOLDER)
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that change a voxel or a verdict, for manifest and record; without the model's."""
+        return {
+            "seed": self.seed,
+            "dataset": self.dataset.name,
+            "lesion": self.dataset.lesion_name,
+            "organ": self.dataset.organ.recorded,
+            "avoid": self.avoid is not None,
+            "filtered": self.filtered,
+            "plan": self.plan.recorded(),
+            "paint": asdict(self.paint),
+            "limits": self.limits.recorded(),
+            "segmenter": None if self.judge is None else self.judge.weights_sha256,
+        }
+
+    def inputs(self, source: str) -> dict[str, str]:
+        """Digests of all files that a synthetic case is made from."""
+        digests = self.dataset.digests(source)
+        for channel, path in enumerate(self.dataset.image_files[source]):
+            if channel != self.dataset.ct_channel:
+                digests[f"channel {path.name}"] = sha256_of_file(path)
+        if self.avoid is not None:
+            digests[f"avoid {self.avoid.files[source].name}"] = sha256_of_file(self.avoid.files[source])
+        return digests
+
+    def paths(self, case: str, *, accepted: bool) -> CasePaths:
+        channels = len(self.dataset.image_files[self.sources[0]])
+        return CasePaths.of(
+            self.output, case, channels=channels, file_ending=self.dataset.file_ending, accepted=accepted
+        )
+
+
+@dataclass(frozen=True)
+class _Planned:
+    number: int
+    source: SourceCase
+    inputs: dict[str, str]
+    lesions: list[PlacedLesion]
+
+
+@dataclass(frozen=True)
+class _Painted:
+    planned: _Planned
+    volume_hu: np.ndarray
+    found: np.ndarray | None
+    model: dict[str, Any]
+
+
+def case_name(number: int) -> str:
+    """Name of the synthetic case of this number."""
+    return f"synthetic_{number:04d}"
+
+
+def number_of(case: str) -> int:
+    """Undoes ``case_name``."""
+    return int(case.rpartition("_")[2])
+
+
+def synthesize_cases(
+    job: Job,
+    model: LatentDiffusion,
+    segmenter: Segmenter | None,
+    *,
+    cases: Iterable[str],
+    workers: int,
+    seconds: StageSeconds,
+    overwrite: bool = False,
+    on_step: Callable[[str, int, int], object] | None = None,
+) -> Generator[Outcome, None, None]:
+    """Make the cases that are not there yet. The result of each is ``{"accepted": bool, "reasons": [...]}``.
+
+    Args:
+        job: what to make.
+        model: what generates.
+        segmenter: of ``job.judge``.
+        cases: names, asked for one by one.
+        workers: processes that read, plan, judge and write; 0: none.
+        seconds: filled with where the time went.
+        overwrite: empty the folder first.
+        on_step: called with the case, sampling steps done and in all.
+
+    Raises:
+        UserError: the folder is not ours or was filled with other settings, the model does not fit the dataset, or the
+            disk is full.
+    """
+    classes, known = len(job.dataset.class_names), len(model.settings.class_names)
+    if classes != known:
+        raise UserError(
+            f"{job.model_folder} was trained on {', '.join(model.settings.class_names)}, and --organ "
+            f"{job.dataset.organ.text} gives {', '.join(job.dataset.class_names)}; give an --organ of the same kind"
+        )
+    described = _describe(job, model)
+    _open_output(job, described, overwrite=overwrite)
+
+    def compute(case: str, planned: _Planned) -> _Painted:
+        import torch
+
+        noise = np.random.SeedSequence([job.seed, planned.number], spawn_key=(1,)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(noise >> np.uint64(1)))
+        volume_hu = paint(
+            model,
+            planned.source,
+            planned.lesions,
+            job.paint,
+            generator=generator,
+            on_step=None if on_step is None else partial(on_step, case),
+        )
+        found = None if segmenter is None else _find(job, segmenter, planned.source, volume_hu)
+        return _Painted(planned, volume_hu, found, described)
+
+    return run_cases(
+        cases,
+        read=partial(_read, job),
+        compute=compute,
+        write=partial(_write, job),
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def _describe(job: Job, model: LatentDiffusion) -> dict[str, Any]:
+    return {
+        "folder": str(job.model_folder),
+        "weights_sha256": model.weights_sha256,
+        "vae": model.settings.vae,
+        "vae_sha256": model.settings.weights_sha256,
+        "training_cases": model.training.get("training_cases"),
+    }
+
+
+def check_is_ours(output: Path) -> None:
+    """Raise UserError where a folder holds images or labels that ``fvae-synthesize`` has not made."""
+    foreign = [name for name in _OUR_FOLDERS if (output / name).exists()]
+    if foreign and Manifest(output / MANIFEST_FOLDER).read() is None:
+        raise UserError(f"{output} holds {foreign[0]}, which fvae-synthesize has not made; choose another folder")
+
+
+def _open_output(job: Job, model: dict[str, Any], *, overwrite: bool) -> None:
+    check_is_ours(job.output)
+    manifest = job.manifest
+    if overwrite:
+        for name in _OUR_FOLDERS:
+            shutil.rmtree(job.output / name, ignore_errors=True)
+        manifest.remove()
+    settings = job.recorded() | {
+        "sources": list(job.sources),
+        "real_lesions_sha256": hashlib.sha256(json.dumps(job.lenders, sort_keys=True).encode()).hexdigest(),
+        "model": {key: model[key] for key in ("weights_sha256", "vae", "vae_sha256")},
+    }
+    manifest.begin(KIND, settings, {"model": model})
+    write_json(job.output / "dataset.json", job.dataset.dataset_json)
+
+
+def _read(job: Job, case: str) -> _Planned | None:
+    number = number_of(case)
+    name = source_of(number, job.sources, job.seed)
+    inputs = job.inputs(name)
+    if _is_done(job, case, inputs):
+        return None
+    source = job.dataset.read(name, digests=inputs)
+    lesions = plan_lesions(
+        np.random.default_rng(np.random.SeedSequence([job.seed, number])),
+        job.dataset,
+        source,
+        job.plan,
+        lenders=job.lenders,
+        avoid=None if job.avoid is None else job.avoid.read(source),
+    )
+    return _Planned(number, source, inputs, lesions)
+
+
+def _is_done(job: Job, case: str, inputs: dict[str, str]) -> bool:
+    record = job.manifest.read_case(case)
+    if record is None:
+        return False
+    paths = job.paths(case, accepted=record["accepted"])
+    return job.manifest.is_done(case, inputs=inputs, outputs=[*paths.images, paths.label, paths.record])
+
+
+def _find(job: Job, segmenter: Segmenter, source: SourceCase, volume_hu: np.ndarray) -> np.ndarray:
+    images: list[Any] = list(job.dataset.image_files[source.case])
+    images[job.dataset.ct_channel] = source.as_in_file(volume_hu)
+    return segmenter.find_lesions(images, source.geometry).transpose(source.axis_order)
+
+
+def _write(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
+    planned, source = painted.planned, painted.planned.source
+    record = _record(job, case, painted)
+    paths = job.paths(case, accepted=record["accepted"])
+    for channel, (path, raw) in enumerate(zip(paths.images, job.dataset.image_files[source.case], strict=True)):
+        if channel == job.dataset.ct_channel:
+            write_volume(path, source.as_in_file(painted.volume_hu), source.geometry)
+        else:
+            with atomic_write(path) as temporary:
+                shutil.copyfile(raw, temporary)
+    labels = source.labels.copy()
+    for lesion in planned.lesions:
+        labels[lesion.box][lesion.shape] = job.dataset.lesion_value
+    write_volume(paths.label, source.as_in_file(labels), source.geometry)
+    write_json(paths.record, record)
+    other = job.paths(case, accepted=not record["accepted"])
+    for stale in (*other.images, other.label, other.record):
+        stale.unlink(missing_ok=True)
+    result = {"accepted": record["accepted"], "reasons": record["reasons"], "lesions": len(record["lesions"])}
+    outputs = [*paths.images, paths.label, paths.record]
+    job.manifest.write_case(case, inputs=planned.inputs, outputs=outputs, results=result)
+    return result | {"source_case": source.case, "diameters_mm": [x["diameter_mm"] for x in record["lesions"]]}
+
+
+def _record(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
+    planned, source = painted.planned, painted.planned.source
+    around = surroundings_of(source)
+    for lesion in planned.lesions:
+        around[lesion.box][lesion.shape] = False
+    qualities = [
+        lesion_quality(
+            painted.volume_hu,
+            lesion.mask(around.shape),
+            around,
+            source.spacing_mm,
+            inside_fraction=lesion.placement.inside_fraction,
+            found=painted.found,
+        )
+        for lesion in planned.lesions
+    ]
+    reasons = reasons_against(qualities, job.limits)
+    return {
+        "case": case,
+        "number": planned.number,
+        "seed": job.seed,
+        "dataset": job.dataset.name,
+        "source_case": source.case,
+        "mode": job.paint.mode,
+        "accepted": not (reasons and job.filtered),
+        "reasons": reasons,
+        "lesions": [lesion.recorded(source) for lesion in planned.lesions],
+        "label": {"name": job.dataset.lesion_name, "value": job.dataset.lesion_value},
+        "model": painted.model,
+        "settings": job.recorded(),
+        "quality": {"lesions": qualities, "limits": job.limits.recorded()},
+    }

@@ -1,0 +1,116 @@
+"""A folder of synthetic cases, as ``fvae-synthesize`` writes it and the preprocessing and the report read it.
+
+::
+
+    dataset.json                      as the source dataset's
+    imagesTr/<case>_0000.nii.gz       accepted cases in nnU-Net's raw format, geometry of the source case
+    labelsTr/<case>.nii.gz
+    records/<case>.json               how the case was made and what its quality is
+    rejected/imagesTr, labelsTr, records    the same for cases that quality control kept aside
+    real_lesions.json                 figures of the dataset's real lesions, which quality control compares with
+    fvae_manifest/                    settings, and which cases are complete (``manifest``)
+
+A record::
+
+    {"case": "synthetic_0000", "number": 0, "seed": 0, "dataset": "Dataset007_Pancreas",
+     "source_case": "pancreas_001", "mode": "inpaint", "accepted": true, "reasons": [],
+     "lesions": [{"shape": "ellipsoid", "borrowed_from": null, "diameter_mm": 14.2, "voxels": 830,
+                  "centre_voxel": [z, y, x], "centre_mm": [x, y, z], "inside_fraction": 0.97}],
+     "label": {"name": "tumour", "value": 2},
+     "model": {"folder": "...", "weights_sha256": "...", "vae": "...", "vae_sha256": "...", "training_cases": [...]},
+     "settings": {...}, "quality": {...}}
+
+``centre_voxel`` counts in the axes of the image's array (z, y, x as SimpleITK reads it), ``centre_mm`` is the same
+point in the patient's space (x, y, z; SimpleITK). ``reasons`` says why a case was rejected, a sentence each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json
+
+MANIFEST_FOLDER = "fvae_manifest"
+REJECTED = "rejected"
+NEEDED = ("case", "dataset", "source_case", "lesions", "label", "model")
+"""What every record says."""
+
+
+@dataclass(frozen=True)
+class SyntheticCase:
+    """A synthetic case in its folder.
+
+    Attributes:
+        record: as the module says.
+        images: its channels, in order.
+        label: its segmentation.
+    """
+
+    record: dict[str, Any]
+    images: tuple[Path, ...]
+    label: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.record["case"])
+
+
+@dataclass(frozen=True)
+class CasePaths:
+    """Where the files of a case belong.
+
+    Attributes:
+        images: the channels, in order.
+        label: the segmentation.
+        record: the JSON.
+    """
+
+    images: tuple[Path, ...]
+    label: Path
+    record: Path
+
+    @classmethod
+    def of(cls, folder: Path, case: str, *, channels: int, file_ending: str, accepted: bool) -> CasePaths:
+        root = folder if accepted else folder / REJECTED
+        return cls(
+            tuple(root / "imagesTr" / f"{case}_{channel:04d}{file_ending}" for channel in range(channels)),
+            root / "labelsTr" / f"{case}{file_ending}",
+            root / "records" / f"{case}.json",
+        )
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """``dataset.json`` of a folder of synthetic cases; UserError where the folder is none."""
+    path = folder / "dataset.json"
+    has_records = (folder / "records").is_dir() or (folder / REJECTED / "records").is_dir()
+    if not has_records or not path.is_file():
+        raise UserError(f"{folder} is no folder of synthetic cases; fvae-synthesize makes one")
+    content: dict[str, Any] = read_json(path)
+    return content
+
+
+def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[SyntheticCase]:
+    """The accepted (or the rejected) cases of a folder, by name; an empty list where there are none.
+
+    Raises:
+        UserError: the folder is not one of synthetic cases, files of a case are missing, or a record is incomplete.
+    """
+    dataset_json = read_dataset_json(folder)
+    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+    ending = dataset_json["file_ending"]
+    cases = []
+    for path in sorted((folder if accepted else folder / REJECTED).joinpath("records").glob("*.json")):
+        paths = CasePaths.of(folder, path.stem, channels=channels, file_ending=ending, accepted=accepted)
+        missing = [file for file in (*paths.images, paths.label) if not file.is_file()]
+        if missing:
+            raise UserError(f"{missing[0]} is missing, though {path} describes it; run fvae-synthesize again")
+        record = read_json(path)
+        lacking = [key for key in NEEDED if key not in record]
+        if lacking or record["case"] != path.stem:
+            wrong = f"lacks {', '.join(lacking)}" if lacking else f"describes {record['case']}"
+            raise UserError(f"{path} {wrong}; remove it and run fvae-synthesize again")
+        cases.append(SyntheticCase(record, paths.images, paths.label))
+    return cases

@@ -1,0 +1,57 @@
+"""The processes of a training, connected by accelerate."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def connect(*, device: str | None, mixed_precision: str | None, accumulate: int) -> Accelerator:
+    """This process' part in the training, alone or started by ``accelerate launch``.
+
+    Args:
+        device: ``cuda``, ``cpu`` or ``mps``; None: CUDA if there is a GPU, else the CPU.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``; None: bf16 where the GPU has it, else none.
+        accumulate: passes of a step.
+
+    Raises:
+        UserError: accelerate is not installed or configured for more than plain data parallelism, there is no such
+            device, or it cannot compute so.
+    """
+    try:
+        from accelerate import Accelerator, InitProcessGroupKwargs
+        from accelerate.utils import DistributedType
+    except ImportError as error:
+        raise UserError("training needs accelerate: pip install 'fvae_nnunet[synthesis]'") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("torch sees no MPS device; use -device cpu")
+    if mixed_precision is None:
+        mixed_precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    if mixed_precision == "fp16" and device == "cpu":
+        raise UserError("--mixed-precision fp16 needs a GPU; use bf16 or no")
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=accumulate,
+        cpu=device == "cpu",
+        # processes wait for the one that encodes the last case
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+    plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in plain:
+        raise UserError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; only plain data parallelism is "
+            "supported: accelerate launch --multi_gpu ..., or accelerate config"
+        )
+    return accelerator

@@ -1,0 +1,121 @@
+"""Pictures of what a model makes while it is trained: real lesions, and lesions generated from their masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+from fvae_nnunet.synthesis.latent_draws import LatentDraws, Sample, random_streams
+from fvae_nnunet.synthesis.latent_scale import unstandardise
+from fvae_nnunet.synthesis.model_folder import ModelSettings
+from fvae_nnunet.synthesis.noise_process import NoiseProcess
+from fvae_nnunet.vae.base import FrozenVAE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROWS = 3
+STEPS = 20
+AROUND_CELLS = 1
+"""Latent cells around the lesion that are generated with it."""
+
+
+@dataclass(frozen=True)
+class SamplePictures:
+    """Draws the pictures of a training.
+
+    Attributes:
+        folder: where they go, ``step_<step>.png``.
+        draws: where windows with lesion come from.
+        settings: of the model.
+        vae: decodes.
+        seed: of the windows and of the noise; the same for every picture, so that they can be compared.
+    """
+
+    folder: Path
+    draws: LatentDraws
+    settings: ModelSettings
+    vae: FrozenVAE
+    seed: int
+
+    def __call__(self, denoiser: LatentDenoiser, step: int) -> Path:
+        """Write a picture of ``ROWS`` lesions: decoded, with the lesion generated anew, and all generated.
+
+        The slices are those with most lesion, its outline in red; the headlines give the mean HU inside.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        from fvae_nnunet.manifest import atomic_write
+
+        figure = Figure(figsize=(9, 3.2 * ROWS), layout="constrained")
+        FigureCanvasAgg(figure)
+        for number, axes in enumerate(figure.subplots(ROWS, 3, squeeze=False)):
+            places, generator = random_streams(self.seed, 0, 0, number)
+            sample = self.draws.sample(2, places, with_lesion=True)
+            lesion = sample.lesion.numpy()
+            frame = int(lesion.sum(axis=(1, 2)).argmax())
+            volumes = self._volumes(denoiser, sample, generator)
+            window = _hu_window(volumes[0])
+            for axis, name, latent_hu in zip(axes, ("real", "lesion generated", "all generated"), volumes, strict=True):
+                if name == "real":
+                    name = f"{sample.case}, {window[0]:.0f} to {window[1]:.0f} HU"
+                _show(axis, latent_hu[frame], lesion[frame], window, name)
+        figure.suptitle(f"step {step}: decoded latents")
+        path = self.folder / f"step_{step:07d}.png"
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=90)
+        return path
+
+    @torch.no_grad()
+    def _volumes(self, denoiser: LatentDenoiser, sample: Sample, generator: torch.Generator) -> list[np.ndarray]:
+        """HU (d, y, x), a slice for each latent slice."""
+        from fvae_nnunet.synthesis.sampling import Known, LatentWindows, sample_latent
+
+        device = denoiser.device
+        latent, condition = sample.latent[None].to(device), sample.condition[None].to(device)
+        around = torch.nn.functional.max_pool3d(
+            (sample.lesion > 0).float()[None, None],
+            (1, 2 * AROUND_CELLS + 1, 2 * AROUND_CELLS + 1),
+            1,
+            (0, *[AROUND_CELLS] * 2),
+        )
+        windows = LatentWindows.over(self.settings.window_slices, self.settings.window_slices, self.vae.spec)
+        sampler = NoiseProcess(self.settings.prediction).sampler(STEPS, 1.0)
+        made = [latent] + [
+            sample_latent(denoiser, sampler, windows, [condition], generator=generator, known=known)
+            for known in (Known(latent, (around > 0).to(device)), None)
+        ]
+        return [self._decoded(one) for one in made]
+
+    def _decoded(self, latent: torch.Tensor) -> np.ndarray:
+        from fvae_nnunet.intensity import model_to_hu
+
+        raw = unstandardise(latent, self.settings.latent_mean, self.settings.latent_std)
+        volume = model_to_hu(self.vae.decode(raw.to(self.vae.device)), self.settings.hu_window)[0, 0].cpu().numpy()
+        # the last slice of those that a latent slice codes
+        stride, offset = self.vae.spec.slice_stride, self.vae.spec.slice_offset
+        return volume[(offset or stride) - 1 :: stride]
+
+
+def _hu_window(volume_hu: np.ndarray) -> tuple[float, float]:
+    from fvae_nnunet.evaluation.picture import LUNG_BELOW_HU, LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
+
+    return LUNG_HU_WINDOW if np.median(volume_hu) < LUNG_BELOW_HU else SOFT_TISSUE_HU_WINDOW
+
+
+def _show(axis: Axes, slice_hu: np.ndarray, lesion: np.ndarray, window: tuple[float, float], name: str) -> None:
+    height, width = slice_hu.shape
+    mask = np.kron(lesion, np.ones((height // lesion.shape[0], width // lesion.shape[1])))
+    axis.imshow(slice_hu, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
+    inside = ""
+    if mask.any():
+        axis.contour(mask, levels=[0.5], colors="#ff3b5c", linewidths=1)
+        inside = f"\n{np.average(slice_hu, weights=mask):.0f} HU in the lesion"
+    axis.set_title(f"{name}{inside}", fontsize=9)
+    axis.axis("off")

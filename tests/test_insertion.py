@@ -1,0 +1,151 @@
+"""Blending against arithmetic, voxel by voxel; the crop that a model sees, its windows and its grid."""
+
+import numpy as np
+import pytest
+import torch
+from painted_cases import PaintingModel
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.crop import Crop, inpaint, resampled
+from fvae_nnunet.synthesis.insertion import blend_lesion, margin_weight
+
+SPACING_MM = (5.0, 0.7, 0.7)
+
+
+def volumes(shape=(9, 60, 60)):
+    rng = np.random.default_rng(0)
+    raw = rng.integers(-1024, 3000, shape).astype(np.int16)
+    generated, reconstructed = rng.normal(50, 80, (2, *shape)).astype(np.float32)
+    lesion = np.zeros(shape, bool)
+    lesion[3:6, 25:35, 28:33] = True
+    return raw, generated, reconstructed, lesion
+
+
+def distances_mm(lesion):
+    """By comparing every voxel with every voxel of the lesion."""
+    everywhere = np.argwhere(np.ones_like(lesion)) * np.array(SPACING_MM)
+    distance = np.full(len(everywhere), np.inf)
+    for voxel in np.argwhere(lesion) * np.array(SPACING_MM):
+        distance = np.minimum(distance, np.sqrt(((everywhere - voxel) ** 2).sum(axis=1)))
+    return distance.reshape(lesion.shape)
+
+
+@pytest.mark.parametrize("texture", ["scanner", "vae"])
+def test_blending_is_the_formula_and_nothing_else_changes(texture):
+    raw, generated, reconstructed, lesion = volumes()
+    before = raw.copy()
+    margin_mm = 6.0
+    blended = blend_lesion(raw, generated, reconstructed, lesion, SPACING_MM, margin_mm, texture=texture)
+    assert blended.dtype == np.int16
+    assert np.array_equal(raw, before)
+    distance = distances_mm(lesion)
+    outside = distance >= margin_mm
+    assert np.array_equal(blended[outside], raw[outside])
+    weight = np.where(outside, 0, (1 + np.cos(np.pi * distance / margin_mm)) / 2)
+    assert np.all(weight[lesion] == 1)
+    without = reconstructed if texture == "scanner" else raw
+    expected = raw + weight * (generated.astype(float) - without)
+    # rounding to integers, and the weight in float32
+    assert np.abs(blended - expected).max() < 0.5 + 0.001
+    assert np.abs(blended[lesion] - expected[lesion]).max() <= 0.5 + 1e-4
+
+
+def test_equal_decodings_change_nothing():
+    raw, generated, _, lesion = volumes()
+    assert np.array_equal(blend_lesion(raw, generated, generated, lesion, SPACING_MM, 6.0), raw)
+
+
+def test_the_scans_noise_stays_in_the_lesion():
+    rng = np.random.default_rng(1)
+    raw = np.rint(100 + rng.normal(0, 20, (8, 40, 40))).astype(np.int16)
+    smooth = np.full(raw.shape, 100, np.float32)
+    lesion = np.zeros(raw.shape, bool)
+    lesion[2:6, 10:30, 10:30] = True
+    generated = np.where(lesion, smooth - 60, smooth)
+    kept = blend_lesion(raw, generated, smooth, lesion, (1, 1, 1), 3.0)
+    assert np.array_equal(kept[lesion], raw[lesion] - 60)
+    assert np.all(blend_lesion(raw, generated, smooth, lesion, (1, 1, 1), 3.0, texture="vae")[lesion] == 40)
+
+
+def test_without_a_margin_only_the_lesion_changes():
+    raw, generated, reconstructed, lesion = volumes()
+    blended = blend_lesion(raw, generated, reconstructed, lesion, SPACING_MM, 0.0)
+    assert np.array_equal(blended[~lesion], raw[~lesion])
+    assert (blended[lesion] != raw[lesion]).mean() > 0.9
+    assert np.array_equal(margin_weight(lesion, SPACING_MM, 0.0), lesion.astype(np.float32))
+
+
+def test_values_beyond_int16_are_refused():
+    raw, generated, reconstructed, lesion = volumes()
+    with pytest.raises(UserError, match="do not fit int16"):
+        blend_lesion(raw, generated + 40000, reconstructed, lesion, SPACING_MM, 5.0)
+    with pytest.raises(UserError, match="scanner or vae"):
+        blend_lesion(raw, generated, reconstructed, lesion, SPACING_MM, 5.0, texture="none")
+
+
+def crop(region, shape, spacing_mm=(1.0, 1.0, 1.0), model_spacing_mm=None, window=8, pixels=16):
+    box = tuple(slice(*side) for side in region)
+    return Crop.around(
+        box, shape, spacing_mm, model_spacing_mm=model_spacing_mm, window_slices=window, inplane_pixels=pixels
+    )
+
+
+def test_a_crop_is_what_the_model_sees_with_the_region_in_its_middle():
+    found = crop([(20, 24), (30, 36), (50, 60)], (40, 100, 100))
+    assert found.box == (slice(18, 26), slice(25, 41), slice(47, 63))
+    assert found.model_shape == (8, 16, 16)
+
+
+def test_a_crop_stays_in_the_volume_and_holds_the_region():
+    assert crop([(0, 2), (95, 100), (0, 30)], (40, 100, 100)).box == (slice(0, 8), slice(84, 100), slice(0, 30))
+    # smaller than a window
+    assert crop([(1, 3), (2, 3), (2, 3)], (5, 10, 12)).box == (slice(0, 5), slice(0, 10), slice(0, 12))
+
+
+def test_a_crop_on_the_models_grid_has_its_extent_in_mm():
+    found = crop([(20, 22), (30, 36), (50, 60)], (40, 100, 100), (3.0, 0.5, 0.5), (1.5, 1.0, 1.0))
+    # 8 slices of 1.5 mm are 4 of 3 mm, 16 pixels of 1 mm are 32 of half a mm
+    assert [side.stop - side.start for side in found.box] == [4, 32, 32]
+    assert found.model_shape == (8, 16, 16)
+
+
+def test_resampling_keeps_places_in_mm():
+    # a ramp is the same ramp on any grid: values are positions of voxel centres in mm
+    def ramp(n, step_mm):
+        return np.broadcast_to((np.arange(n) + 0.5) * step_mm, (4, 4, n)).astype(np.float32)
+
+    up = resampled(ramp(20, 2.0), (4, 4, 50), order=1)
+    # within half a voxel of the border nothing is known beyond it
+    assert up[..., 2:-2] == pytest.approx(ramp(50, 0.8)[..., 2:-2], abs=1e-4)
+    down = resampled(ramp(60, 1.0), (4, 4, 20), order=1)
+    assert down[..., 2:-2] == pytest.approx(ramp(20, 3.0)[..., 2:-2], abs=1e-4)
+    same = ramp(7, 1.0)
+    assert resampled(same, (4, 4, 7), order=1) is same
+
+
+def test_masks_are_resampled_to_the_nearest_voxel():
+    mask = np.zeros((1, 1, 6), np.uint8)
+    mask[..., 2:4] = 2
+    assert resampled(mask, (1, 1, 12), order=0).ravel().tolist() == [0, 0, 0, 0, 2, 2, 2, 2, 0, 0, 0, 0]
+    assert resampled(mask, (1, 1, 3), order=0).dtype == np.uint8
+
+
+def test_long_lesions_are_inpainted_window_by_window():
+    model = PaintingModel(window_slices=8, hu=40, bias_hu=7.0, noise_hu=1.0)
+    volume = np.random.default_rng(0).normal(100, 5, (21, 12, 12)).astype(np.int16)
+    class_map = np.ones(volume.shape, np.uint8)
+    class_map[1:20, 4:8, 4:8] = 2
+    region = np.zeros(volume.shape, bool)
+    region[0:21, 3:9, 3:9] = True
+    generated, reconstructed = inpaint(model, volume, class_map, region, generator=torch.Generator().manual_seed(0))
+    assert [len(call.volume_hu) for call in model.calls] == [8] * 5
+    # every slice is generated once, and the next window sees what was generated before
+    assert sum(call.region.any(axis=(1, 2)).sum() for call in model.calls) == 21
+    lesion = class_map == 2
+    assert np.abs(generated[lesion] - 40).max() < 6
+    assert np.all((generated - reconstructed)[~lesion] == 0)
+    second = model.calls[1]
+    assert not second.region[:4].any()
+    difference = second.volume_hu[:4] - volume[4:8]
+    assert difference[lesion[4:8]] == pytest.approx((generated - reconstructed)[4:8][lesion[4:8]], abs=1e-3)
+    assert np.all(difference[~lesion[4:8]] == 0)

@@ -1,0 +1,258 @@
+"""Quality against hand-made volumes; a segmenter that stands in, and nnU-Net itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from painted_cases import CORONAL, LESION_HU, ORGAN_HU, rewrite_image, write_dataset
+from test_prediction import save_model
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import Geometry, read_volume
+from fvae_nnunet.synthesis import real_lesions
+from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
+from fvae_nnunet.synthesis.real_lesions import RealLesions, borrow, measure_lesion, measure_real_lesions
+from fvae_nnunet.synthesis.segmenter import Judge, Segmenter
+from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.trainers import nnUNetTrainerFVAEReconOnly
+
+SPACING_MM = (5.0, 1.0, 1.0)
+
+
+def a_lesion():
+    """40 HU in an organ of 100 that ends 4 mm to the left of it, where fat of -100 begins."""
+    hu = np.full((7, 40, 40), -100, np.int16)
+    organ = np.zeros(hu.shape, bool)
+    organ[:, :, 10:] = True
+    hu[organ] = 100
+    lesion = np.zeros(hu.shape, bool)
+    lesion[3, 15:25, 14:24] = True
+    hu[lesion] = 40
+    hu[3, 15:20, 14:24] = 20
+    return hu, organ, lesion
+
+
+def test_measures_of_a_lesion():
+    hu, organ, lesion = a_lesion()
+    # half of it at 20 and half at 40 HU
+    assert measure_lesion(hu, lesion, organ, SPACING_MM) == {"mean_hu": 30.0, "sd_hu": 10.0, "contrast_hu": -70.0}
+    everything = measure_lesion(hu, lesion, np.ones_like(organ), SPACING_MM)
+    assert everything["contrast_hu"] > -70, "fat within 6 mm counts where it may"
+    assert measure_lesion(hu, lesion, lesion, SPACING_MM)["contrast_hu"] is None
+
+
+def test_surroundings_reach_6_mm():
+    hu, organ, lesion = a_lesion()
+    far = hu.copy()
+    far[0], far[6], far[:, :, 31:] = 3000, 3000, 3000  # 15 mm above and below, and from 8 mm on to the right
+    assert measure_lesion(far, lesion, organ, SPACING_MM)["contrast_hu"] == -70
+
+
+def test_quality_holds_what_a_segmenter_found():
+    hu, organ, lesion = a_lesion()
+    found = np.zeros_like(lesion)
+    found[3, 15:22, 14:24] = True
+    found[0] = True
+    quality = lesion_quality(hu, lesion, organ & ~lesion, SPACING_MM, inside_fraction=0.9, found=found)
+    assert quality["found_share"] == 0.7
+    assert quality["inside_fraction"] == 0.9
+    alone = lesion_quality(hu, lesion, organ, SPACING_MM, inside_fraction=0.9, found=None)
+    assert alone["found_share"] is None
+
+
+def real(*means):
+    lesions = [{"mean_hu": float(mean), "sd_hu": 10.0, "contrast_hu": None} for mean in means]
+    return RealLesions(tuple(lesions), {})
+
+
+def test_limits_are_widened_percentiles_of_the_real_lesions():
+    limits = QualityLimits.of(real(*range(101)), inside_fraction=0.8, found_share=0.7)
+    # percentiles 1 and 99, and a quarter of the 98 between them, but at least 5
+    assert limits.real == {"mean_hu": (1 - 24.5, 99 + 24.5), "sd_hu": (5.0, 15.0)}
+    assert limits.real_lesions == 101
+    assert QualityLimits.of(real(), inside_fraction=0.8, found_share=0.7).real == {}
+
+
+def test_every_reason_is_said():
+    limits = QualityLimits({"mean_hu": (30.0, 60.0), "contrast_hu": (-50.0, -20.0)}, 9, 0.8, 0.7)
+    good = {"mean_hu": 60.0, "sd_hu": 1.0, "contrast_hu": -50.0, "inside_fraction": 0.8, "found_share": 0.7}
+    assert reasons_against([good], limits) == []
+    assert reasons_against([good | {"found_share": None, "contrast_hu": None}], limits) == []
+    assert reasons_against([good | {"mean_hu": 61.0}], limits) == [
+        "the lesion has a mean of 61 HU; real ones allow 30 to 60"
+    ]
+    bad = {"mean_hu": 0.0, "sd_hu": 1.0, "contrast_hu": 5.0, "inside_fraction": 0.75, "found_share": 0.5}
+    assert reasons_against([good, bad], limits) == [
+        "lesion 2 has a mean of 0 HU; real ones allow 30 to 60",
+        "lesion 2 has a contrast of 5 HU to its surroundings; real ones allow -50 to -20",
+        "75% of lesion 2 lies in the organ; at least 80% are needed",
+        "50% of lesion 2 is found by the segmenter; at least 70% are needed",
+    ]
+
+
+@pytest.fixture
+def blocks():
+    return write_dataset(cases=3)
+
+
+def measure(dataset, path, workers=0):
+    seen = []
+    found = measure_real_lesions(dataset, path, workers=workers, on_case=lambda: seen.append(1))
+    assert len(seen) == len(dataset.cases)
+    return found
+
+
+def test_real_lesions_of_a_dataset(blocks, tmp_path):
+    dataset = open_source_dataset(blocks.name)
+    found = measure(dataset, tmp_path / "real.json")
+    assert [(lesion["case"], lesion["number"]) for lesion in found.lesions] == [(f"case_{i}", 1) for i in range(3)]
+    for lesion in found.lesions:
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(blocks.raw / f"imagesTr/{lesion['case']}_0000.nii.gz")))
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(blocks.raw / f"labelsTr/{lesion['case']}.nii.gz")))
+        assert lesion["voxels"] == (label == 2).sum()
+        assert lesion["mean_hu"] == pytest.approx(image[label == 2].mean(), abs=0.01)
+        assert lesion["contrast_hu"] == pytest.approx(LESION_HU - ORGAN_HU, abs=8), (
+            "50 and 141 voxels of noise of 10 HU"
+        )
+        assert lesion["diameter_mm"] == pytest.approx((6 / np.pi * lesion["voxels"] * 12) ** (1 / 3), abs=0.01)
+        assert np.array_equal(borrow(dataset, lesion).mask, np.ones((2, 5, 5)))
+
+
+def test_real_lesions_are_measured_once(blocks, tmp_path, monkeypatch):
+    dataset, path = open_source_dataset(blocks.name), tmp_path / "real.json"
+    first, bytes_before = measure(dataset, path), path.read_bytes()
+    read = []
+    original = real_lesions.lesions_of
+    monkeypatch.setattr(real_lesions, "lesions_of", lambda source: read.append(source.case) or original(source))
+    assert measure(dataset, path) == first
+    assert read == []
+
+    def move_the_lesion(labels):
+        labels[labels == 2] = 1
+        labels[5:8, 20:24, 20:24] = 2
+        return labels
+
+    rewrite_image(blocks.raw / "labelsTr" / "case_1.nii.gz", move_the_lesion)
+    assert [lesion["voxels"] for lesion in measure(dataset, path).lesions] == [50, 48, 50]
+    assert read == ["case_1"]
+    assert path.read_bytes() != bytes_before
+
+
+def test_processes_give_the_same_real_lesions(blocks, tmp_path):
+    dataset = open_source_dataset(blocks.name)
+    measure(dataset, tmp_path / "here.json")
+    measure(dataset, tmp_path / "there.json", workers=2)
+    assert (tmp_path / "here.json").read_bytes() == (tmp_path / "there.json").read_bytes()
+
+
+def test_a_case_that_cannot_be_read_is_named_and_nothing_is_kept(blocks, tmp_path):
+    path = blocks.raw / "labelsTr" / "case_2.nii.gz"
+    path.write_bytes(path.read_bytes()[:-40])
+    found = measure(open_source_dataset(blocks.name), tmp_path / "real.json")
+    assert [lesion["case"] for lesion in found.lesions] == ["case_0", "case_1"]
+    assert list(found.failed) == ["case_2"]
+    assert "case_2.nii.gz" in str(found.failed["case_2"])
+    assert not (tmp_path / "real.json").exists()
+
+
+def test_lesions_of_a_few_voxels_are_no_models(blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(real_lesions, "MIN_VOXELS", 51)
+    assert measure(open_source_dataset(blocks.name), tmp_path / "real.json").lesions == ()
+
+
+def test_borrowed_masks_are_axial(tmp_path):
+    blocks = write_dataset(cases=1, shape=(40, 16, 24), spacing_mm=(2.0, 3.0, 1.0), direction=CORONAL)
+    dataset = open_source_dataset(blocks.name)
+    lesion = borrow(dataset, measure(dataset, tmp_path / "real.json").lesions[0])
+    assert lesion.spacing_mm == (3.0, 2.0, 1.0)
+    assert lesion.mask.shape == (2, 5, 3)
+
+
+@pytest.fixture(scope="module")
+def nnunet_model(planned):
+    return save_model(nnUNetTrainer, planned)
+
+
+def judge_of(folder, **options):
+    return Judge.open(folder, **{"lesion_name": "tumour", "channels": 1, "fold": None} | options)
+
+
+@pytest.mark.parametrize("oriented", [False, True])
+def test_nnunet_itself_finds_what_it_finds_by_its_own_command(planned, nnunet_model, tmp_path, oriented):
+    image = planned.raw / "imagesTr" / "phantom_000_0000.nii.gz"
+    if oriented:
+        turned = sitk.DICOMOrient(sitk.ReadImage(str(image)), "LIP")
+        image = tmp_path / "phantom_000_0000.nii.gz"
+        sitk.WriteImage(turned, str(image))
+    volume, geometry = read_volume(image)
+    segmenter = Segmenter(judge_of(nnunet_model), "cpu")
+    found = segmenter.find_lesions([volume], geometry)
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(nnunet_model), (0,), "checkpoint_final.pth")
+    (tmp_path / "out").mkdir()
+    predictor.predict_from_files_sequential([[str(image)]], str(tmp_path / "out"))
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "phantom_000.nii.gz"))) == 2
+    assert found.shape == volume.shape
+    assert 0 < expected.mean() < 1, "random weights call something lesion and something not"
+    assert np.array_equal(found, expected)
+
+
+def test_segmenters_that_cannot_judge_are_refused(planned, nnunet_model, tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        judge_of(tmp_path / "none")
+    with pytest.raises(UserError, match="no folder of a trained model"):
+        judge_of(tmp_path)
+    with pytest.raises(UserError, match=r"takes 1 channels, the dataset has 2"):
+        judge_of(nnunet_model, channels=2)
+    with pytest.raises(UserError, match=r"no label 'nodule', it has background, pancreas, tumour"):
+        judge_of(nnunet_model, lesion_name="nodule")
+    with pytest.raises(UserError, match=r"folds with a checkpoint_final\.pth: 0"):
+        judge_of(nnunet_model, fold=3)
+    recon_only = tmp_path / "nnUNetTrainerFVAEReconOnly__nnUNetPlans__3d_fullres"
+    shutil.copytree(nnunet_model, recon_only)
+    path = recon_only / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save(checkpoint | {"fvae_nnunet": {"trainer": nnUNetTrainerFVAEReconOnly.__name__, "view": None}}, path)
+    with pytest.raises(UserError, match="has seen only reconstructions"):
+        judge_of(recon_only)
+
+
+def test_labels_of_several_values_count_together(nnunet_model, tmp_path):
+    folder = tmp_path / nnunet_model.name
+    shutil.copytree(nnunet_model, folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"]["both"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert judge_of(folder, lesion_name="both").lesion_values == (1, 2)
+
+
+def test_other_channels_reach_the_segmenter_as_they_are(tmp_path, monkeypatch):
+    seen = {}
+
+    class Recorder:
+        def __init__(self, *arguments):
+            pass
+
+        def predict(self, inputs, output, *, scratch):
+            images = inputs["synthetic"]["case"]
+            seen.update({path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in images})
+            sitk.WriteImage(sitk.ReadImage(str(images[0])) > 0, str(Path(output) / "case.nii.gz"))
+            return {}
+
+    monkeypatch.setattr("fvae_nnunet.synthesis.segmenter.Predictor", Recorder)
+    pet = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(pet), str(tmp_path / "other_0001.nrrd"))
+    model = type("Model", (), {"file_ending": ".nii.gz"})()
+    geometry = Geometry((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+    ct = np.arange(-30, 30, dtype=np.int16).reshape(3, 4, 5)
+    found = Segmenter(Judge(model, (1,)), "cpu").find_lesions([ct, tmp_path / "other_0001.nrrd"], geometry)
+    assert np.array_equal(found, ct > 0)
+    assert np.array_equal(seen["case_0000.nii.gz"], ct)
+    assert np.array_equal(seen["case_0001.nii.gz"], pet)

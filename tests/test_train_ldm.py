@@ -1,0 +1,418 @@
+"""Training of the latent diffusion model: what it learns, how it goes on, and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from synthesis_for_tests import edit_dataset_json, label_file, phantom_dataset, read, rewrite
+
+from fvae_nnunet.cli import train_ldm
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json
+from fvae_nnunet.synthesis.latent_cache import (
+    cache_folder,
+    complete_cache,
+    latent_statistics,
+    read_records,
+)
+from fvae_nnunet.synthesis.latent_draws import LatentDraws, Statistics
+from fvae_nnunet.synthesis.latent_encoding import LatentSettings
+from fvae_nnunet.synthesis.model import LatentDiffusion
+from fvae_nnunet.synthesis.model_folder import ModelSettings
+from fvae_nnunet.synthesis.slice_consistency import parameters_along_slices
+from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.training import WARMUP_STEPS, Plan, denoising_loss, first_denoiser, train
+from fvae_nnunet.synthesis.training_settings import TrainingSettings
+from fvae_nnunet.synthesis.training_state import find_checkpoints
+from fvae_nnunet.vae import load_vae
+
+SETTINGS = TrainingSettings(
+    size="tiny",
+    prediction="epsilon",
+    consistency="conv",
+    steps=(4, 3),
+    batch=4,
+    window_batch=2,
+    accumulate=1,
+    learning_rate=1e-3,
+    ema_decay=0.9,
+    condition_dropout=0.2,
+    lesion_share=0.5,
+    lesion_weight=2.0,
+    mixed_precision="no",
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    """Draws of a small cache, and the settings of a model of it."""
+    dataset = phantom_dataset()
+    source, vae = open_source_dataset(dataset.name), load_vae("tiny")
+    folder = cache_folder(source, "test")
+    complete_cache(
+        folder, source, vae, LatentSettings((-1000.0, 1000.0), 4, 32, None, "onehot"), made_with={}, workers=0
+    )
+    statistics = Statistics(*latent_statistics(read_records(folder, source.cases).values()))
+    draws = LatentDraws(
+        folder, source.cases, statistics=statistics, mask_encoding="onehot", window=4, crop=4, lesion_share=0.5
+    )
+    model = ModelSettings(
+        vae="tiny",
+        weights_sha256=vae.weights_sha256,
+        latent_channels=16,
+        precision="float32",
+        hu_window=(-1000.0, 1000.0),
+        window_slices=4,
+        inplane_pixels=32,
+        spacing_mm=None,
+        mask_encoding="onehot",
+        class_names=source.class_names,
+        latent_mean=statistics.mean,
+        latent_std=statistics.std,
+        prediction="epsilon",
+        text_encoder=None,
+        text_width=None,
+        organ="label:pancreas",
+    )
+    return draws, model
+
+
+def run(latents, output, settings=SETTINGS, *, stop_after=None, **options):
+    """Train; with ``stop_after`` until a crash behind that step, whose checkpoint is written."""
+    draws, model = latents
+    plan = Plan(output, settings, model, {"training_cases": []}, **({"save_every": 1000} | options))
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=settings.accumulate)
+    if stop_after is None:
+        train(plan, draws, accelerator)
+        return weights_of(output)
+
+    def crash(_, step):
+        if step == stop_after:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(replace(plan, save_every=stop_after, samples_every=1), draws, accelerator, crash)
+    return None
+
+
+def weights_of(folder):
+    return load_file(folder / "denoiser" / "diffusion_pytorch_model.safetensors")
+
+
+def rows_of(folder):
+    with (folder / "progress.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latents, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "model"
+    run(latents, output)
+    return output
+
+
+@pytest.mark.parametrize("step", [2, 4, 6], ids=["stage 1", "between the stages", "stage 2"])
+def test_a_resumed_training_equals_an_undisturbed_one_to_the_bit(latents, undisturbed, tmp_path, step):
+    run(latents, tmp_path / "model", stop_after=step)
+    assert not (tmp_path / "model" / "manifest.json").exists()
+    assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path / "model")][-1] == step
+    assert_equal(run(latents, tmp_path / "model"), weights_of(undisturbed))
+    assert rows_of(tmp_path / "model") == rows_of(undisturbed) and len(rows_of(undisturbed)) == 7
+    for name in ("weights.safetensors", "optimizer.pt"):
+        states = [folder / "checkpoint_0000007" / "state" / name for folder in (tmp_path / "model", undisturbed)]
+        if name.endswith("safetensors"):
+            assert_equal(*map(load_file, states))
+        else:
+            one, other = (torch.load(state, weights_only=True)["optimizer"]["state"] for state in states)
+            assert all(torch.equal(one[key]["exp_avg_sq"], other[key]["exp_avg_sq"]) for key in one) and one
+
+
+def test_a_longer_stage_1_goes_on_from_the_shorter_one(latents, undisturbed, tmp_path):
+    settings = replace(SETTINGS, steps=(2, 0))
+    run(latents, tmp_path / "model", settings)
+    assert_equal(run(latents, tmp_path / "model"), weights_of(undisturbed))
+    with pytest.raises(UserError, match=r"trained for 4 \+ 3 steps, and no checkpoint in it leads to 3 \+ 3"):
+        run(latents, tmp_path / "model", replace(SETTINGS, steps=(3, 3)))
+
+
+def test_the_same_again_changes_nothing(latents, undisturbed):
+    before, rows = weights_of(undisturbed), rows_of(undisturbed)
+    assert_equal(run(latents, undisturbed), before)
+    assert rows_of(undisturbed) == rows
+
+
+@pytest.mark.parametrize("consistency", ["conv", "attention"])
+def test_stage_2_changes_the_consistency_alone(latents, tmp_path, consistency):
+    run(latents, tmp_path / "model", replace(SETTINGS, steps=(2, 3), consistency=consistency))
+    first, last = find_checkpoints(tmp_path / "model")
+    before, after = weights_of(first.folder), weights_of(last.folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    denoiser = last.load_averaged()
+    along = {id(parameter) for parameter in parameters_along_slices(denoiser)}
+    names = {name for name, parameter in denoiser.named_parameters() if id(parameter) in along}
+    assert names == after.keys() - before.keys() and first.stage == 1
+    untrained = first.load_averaged().insert_consistency(consistency).state_dict()
+    assert any(not torch.equal(untrained[name], after[name]) for name in names)
+
+
+def test_the_model_is_the_moving_average(latents, tmp_path):
+    # the average's decay is (1 + n) / (10 + n) at most, n counting from the step behind the first (diffusers)
+    averaged, trained = [], []
+    for steps in (1, 2, 3):
+        averaged.append(run(latents, tmp_path / "model", replace(SETTINGS, steps=(steps, 0))))
+        trained.append(load_file(find_checkpoints(tmp_path / "model")[-1].folder / "state" / "weights.safetensors"))
+    for name, weights in trained[0].items():
+        torch.testing.assert_close(averaged[0][name], weights)
+    name = "unet.conv_in.weight"
+    expected = trained[0][name]
+    for weights, decay in zip(trained[1:], (2 / 11, 3 / 12)):
+        expected = decay * expected + (1 - decay) * weights[name]
+    torch.testing.assert_close(averaged[2][name], expected)
+
+
+def test_gradients_over_several_passes_are_those_of_one(latents, tmp_path):
+    plain = run(latents, tmp_path / "one", replace(SETTINGS, steps=(3, 2)))
+    passes = run(latents, tmp_path / "two", replace(SETTINGS, steps=(3, 2), accumulate=2))
+    # the sums are the same but for the order of their terms; Adam's first steps are about the learning rate's size
+    moved = max(float((plain[name] - first).abs().max()) for name, first in first_weights(latents).items())
+    assert moved > 1e-5
+    for name, weights in plain.items():
+        torch.testing.assert_close(passes[name], weights, rtol=1e-4, atol=0.05 * moved)
+    for one, other in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two")):
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+        assert float(one["lesion_loss"]) == pytest.approx(float(other["lesion_loss"]), rel=1e-4)
+
+
+def first_weights(latents):
+    return first_denoiser(Plan(None, SETTINGS, latents[1], {}, save_every=1)).state_dict()
+
+
+def test_checkpoints_are_bounded_and_each_is_a_model(latents, tmp_path):
+    run(latents, tmp_path / "model", replace(SETTINGS, steps=(5, 3)), save_every=1)
+    assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path / "model")] == [5, 7, 8]
+    for folder in (tmp_path / "model", tmp_path / "model" / "checkpoint_0000005"):
+        model = LatentDiffusion.load(folder)
+        volume = np.full((4, 32, 32), 40, np.int16)
+        hu, _ = model.inpaint(volume, np.ones(volume.shape, np.uint8), volume > 0, steps=2, generator=torch.Generator())
+        assert hu.shape == volume.shape and np.isfinite(hu).all()
+    assert_equal(weights_of(tmp_path / "model"), weights_of(tmp_path / "model" / "checkpoint_0000008"))
+
+
+def test_gradient_checkpointing_changes_nothing(latents, undisturbed, tmp_path):
+    weights = run(latents, tmp_path / "model", gradient_checkpointing=True)
+    for name, expected in weights_of(undisturbed).items():
+        torch.testing.assert_close(weights[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_weighs_lesion():
+    # one sample, one channel, two cells: errors 1 and 4, the second all lesion
+    prediction, target = torch.tensor([1.0, 2.0]).view(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2)
+    lesion = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    loss, in_lesion = denoising_loss(prediction, target, lesion, 1.0)
+    assert float(loss) == (1 + 4) / 2 and in_lesion.tolist() == [4, 1]
+    loss, _ = denoising_loss(prediction, target, lesion, 3.0)
+    assert float(loss) == pytest.approx((1 * 1 + 3 * 4) / (1 + 3))
+    # each sample counts the same, whatever of it is lesion
+    both = denoising_loss(prediction.expand(2, -1, -1, -1, -1), target, torch.cat([lesion, 0 * lesion]), 3.0)[0]
+    assert float(both) == pytest.approx((13 / 4 + 5 / 2) / 2)
+
+
+def test_the_learning_rate_rises_in_each_stage(undisturbed):
+    rates = [float(row["learning_rate"]) for row in rows_of(undisturbed)]
+    expected = [1e-3 * step / WARMUP_STEPS for step in (1, 2, 3, 4, 1, 2, 3)]
+    assert rates == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": (0, 3)}, "stage 1 needs at least one step"),
+        ({"condition_dropout": 1.5}, "--condition-dropout lies between 0 and 1"),
+        ({"lesion_share": -0.1}, "--lesion-share lies between 0 and 1"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
+        ({"learning_rate": 0.0}, "--lr"),
+        ({"accumulate": 0}, "--accumulate"),
+        ({"seed": -1}, "--seed"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(SETTINGS, **change)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    assert replace(SETTINGS, accumulate=2).share(1, 2) == 1
+    with pytest.raises(UserError, match="--window-batch 2 cannot be shared out over 2 processes with 2 passes"):
+        replace(SETTINGS, accumulate=2).share(2, 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(latents, tmp_path):
+    with pytest.raises(UserError, match=r"the loss of step .* is not finite"):
+        run(latents, tmp_path / "model", replace(SETTINGS, learning_rate=1e30, steps=(12, 0)))
+    assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+# the command
+
+
+def command(dataset, *options, steps=("--stage1-steps", "2", "--stage2-steps", "1")):
+    small = ("--batch", "2", "--window-batch", "2", "--window-slices", "4", "-np", "0", "--samples-every", "0")
+    return [dataset.name, "--vae", "tiny", "--size", "tiny", "-device", "cpu", *small, *steps, *options]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A dataset of lungs, and the default folder of the model that the command makes of it."""
+    dataset = phantom_dataset("lung", cases=5)
+    assert train_ldm.main(command(dataset, "--organ", "lungs", "--fold", "1")) == 0
+    return dataset, dataset.results / "fvae_ldm__tiny__fold1"
+
+
+def test_the_command_makes_a_model_that_says_what_it_is(trained):
+    dataset, folder = trained
+    model = LatentDiffusion.load(folder)
+    assert model.settings.organ == "lungs" and model.settings.class_names == ("organ", "tumour")
+    assert model.settings.window_slices == 4 and model.settings.inplane_pixels == 32
+    assert model.training["training_cases"] == open_source_dataset(dataset.name, organ="lungs", fold=1).cases
+    assert model.training["steps"] == [2, 1] and len(rows_of(folder)) == 3
+    assert model.denoiser.config["consistency"] == "conv"
+
+
+def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
+    dataset, folder = trained
+    assert train_ldm.main(command(dataset, "--organ", "lungs", "--fold", "1", "--lr", "0.5")) == 1
+    assert "training.learning_rate: 0.001, now 0.5" in capsys.readouterr().err
+    assert train_ldm.main(command(dataset, "--organ", "lungs", "--fold", "1", "--lr", "0.01", "--overwrite")) == 0
+    assert LatentDiffusion.load(folder).training["learning_rate"] == 0.01
+    assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_0000002", "checkpoint_0000003"]
+
+
+def test_pictures_and_tensorboard_are_written(trained, tmp_path):
+    dataset, _ = trained
+    options = ("--organ", "lungs", "--samples-every", "2", "--tensorboard", "-o", str(tmp_path / "model"))
+    assert train_ldm.main(command(dataset, *options, steps=("--stage1-steps", "2", "--stage2-steps", "0"))) == 0
+    assert [path.name for path in (tmp_path / "model" / "samples").iterdir()] == ["step_0000002.png"]
+    assert list((tmp_path / "model" / "tensorboard").glob("events*"))
+
+
+def test_reports_condition_the_model(trained, tmp_path):
+    import transformers
+
+    dataset, _ = trained
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "nodule"]
+    encoder = tmp_path / "encoder"
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(encoder)
+    (encoder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(encoder / "vocab.txt")).save_pretrained(encoder)
+    reports = tmp_path / "reports.json"
+    reports.write_text(json.dumps({"phantom_000": "a nodule", "phantom_001": "a", "elsewhere": "nodule"}))
+    text = ("--reports", str(reports), "--text-encoder", str(encoder), "-o", str(tmp_path / "model"))
+    assert train_ldm.main(command(dataset, "--organ", "lungs", *text)) == 0
+    model = LatentDiffusion.load(tmp_path / "model")
+    assert model.settings.text_width == 8 and model.settings.text_encoder == str(encoder)
+    assert model.denoiser.config["text_width"] == 8
+    reports.write_text(json.dumps({"elsewhere": "nodule"}))
+    with pytest.raises(UserError, match="no text of any training case"):
+        train_ldm.run(_parsed(dataset, *text))
+
+
+def _parsed(dataset, *options):
+    parsed = []
+    original = train_ldm.run_command
+    train_ldm.run_command = lambda parser, _, argv: parsed.append(parser.parse_args(argv)) or 0
+    try:
+        train_ldm.main(command(dataset, "--organ", "lungs", *options))
+    finally:
+        train_ldm.run_command = original
+    return parsed[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--vae", "control:gaussian"), "a plain denoiser and has no latent"),
+        ((), "give --organ lungs"),
+        (("--organ", "lungs", "--leave-out", "phantom_9"), "no training case 'phantom_9'"),
+        (("--organ", "lungs", "--window-slices", "0"), "--window-slices 0"),
+        (("--organ", "lungs", "--spacing", "0", "1", "1"), "--spacing takes three positive numbers"),
+        (("--organ", "lungs", "--text-encoder", "x"), "does nothing without --reports"),
+        (("--organ", "lungs", "--accumulate", "3"), "make it a multiple of 3"),
+        (("--organ", "lungs", "--mixed-precision", "fp16"), "fp16 needs a GPU"),
+        (("--organ", "lungs", "--save-every", "0"), "--save-every is at least 1"),
+    ],
+)
+def test_what_cannot_be_is_one_error(trained, capsys, options, message):
+    assert train_ldm.main(command(trained[0], *options)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bad_cases_are_named_and_no_training_starts(capsys):
+    dataset = phantom_dataset(cases=2)
+    labels = read(label_file(dataset, "phantom_001"))
+    rewrite(label_file(dataset, "phantom_001"), labels * 0)
+    assert train_ldm.main(command(dataset)) == 1
+    assert "phantom_001: the organ (label:pancreas) has no voxel" in capsys.readouterr().err
+    assert not (dataset.results / "fvae_ldm__tiny" / "training").exists()
+    rewrite(label_file(dataset, "phantom_001"), labels + 1)
+    assert train_ldm.main(command(dataset)) == 1
+    assert "holds the labels 3" in capsys.readouterr().err
+    edit_dataset_json(dataset, channel_names={"0": "CT", "1": "CT"})
+    assert train_ldm.main(command(dataset)) == 1
+    assert "2 CT channels" in capsys.readouterr().err
+
+
+def test_help_is_quick():
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fvae_nnunet.cli.train_ldm", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "--lesion-weight" in done.stdout and " torch\n" not in done.stderr
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_make_the_model_of_one(tmp_path):
+    dataset = phantom_dataset(cases=3)
+    options = command(dataset, "-o", str(tmp_path / "two"), steps=("--stage1-steps", "3", "--stage2-steps", "2"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, "-m", "fvae_nnunet.cli.train_ldm", *options],
+        capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("model in") == 1
+    assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path / "two")] == [3, 5]
+    assert read_json(tmp_path / "two" / "manifest.json")["kind"] == "ldm"
+    options[options.index("-o") + 1] = str(tmp_path / "one")
+    assert train_ldm.main(options) == 0
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    rows = list(zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two")))
+    assert len(rows) == 5
+    # the processes' gradients are summed in another order, which Adam's division by their size can magnify
+    for first, second in rows:
+        assert float(first["loss"]) == pytest.approx(float(second["loss"]), rel=1e-3)
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)

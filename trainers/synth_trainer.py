@@ -1,0 +1,103 @@
+"""nnU-Net's trainer with synthetic tumours among its training cases, beside the reconstructed views."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet import __version__
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthetic_dataset import (
+    SyntheticData,
+    SyntheticDataset,
+    check_synthetic,
+    synthetic_preprocessing_settings,
+)
+from fvae_nnunet.trainers.view_trainers import nnUNetTrainerFVAE
+
+
+class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
+    """Each sample of a training batch is, by chance, a synthetic case; the others are raw or view as ever.
+
+    Only synthetic cases that were made from training cases of the fold are used (their source case, and the cases that
+    lent their lesions a shape), and none in validation. With probability 0 this is ``nnUNetTrainerFVAE`` to the bit.
+    See docs/synthetic_training.md.
+
+    Attributes:
+        synthetic_probability: chance of a training sample to be a synthetic case.
+        synthetic_settings: which synthetic cases are used; None as long as there are none.
+    """
+
+    synthetic_probability = 0.3
+    synthetic_settings: dict[str, Any] | None = None
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        if self.synthetic_probability == 0:
+            return training, validation
+        if self.is_cascaded:
+            raise UserError(
+                f"{self.configuration_name} needs the segmentation of the previous stage as input, and there is none "
+                "of synthetic cases; train the previous stage or 3d_fullres with synthetic cases, and the cascade with "
+                "-tr nnUNetTrainerFVAE"
+            )
+        data = self._open_synthetic()
+        used = data.made_from(training.identifiers)
+        if not used:
+            raise UserError(
+                f"none of the {len(data.source_cases)} synthetic cases in {data.folder} was made from training cases "
+                f"of fold {self.fold} alone; make some with: {self._synthesize_command()} --fold {self.fold}"
+            )
+        validated = set(validation.identifiers) - set(training.identifiers)
+        self._say_synthetic(data, used, data.seen_by_models(validated))
+        synthetic = self.dataset_class(str(data.folder), sorted(used))
+        return SyntheticDataset(training, synthetic, used, probability=self.synthetic_probability), validation
+
+    def training_record(self) -> dict[str, Any]:
+        return {**super().training_record(), "synthetic": self.synthetic_settings}
+
+    def _open_synthetic(self) -> SyntheticData:
+        preprocessing = synthetic_preprocessing_settings(
+            self.plans_manager.plans, self.configuration_manager, self.dataset_json
+        )
+        commands = (self._synthesize_command(), self.repair_command())
+        return check_synthetic(Path(self.preprocessed_dataset_folder), preprocessing, commands)
+
+    def _synthesize_command(self) -> str:
+        return f"fvae-synthesize {int(self.plans_manager.dataset_name[7:10])} --ldm MODEL_FOLDER"
+
+    def _say_synthetic(self, data: SyntheticData, used: dict[str, str], seen: list[str]) -> None:
+        """Record, and say in the log, which synthetic cases are used and what is wrong with their model."""
+        if self.synthetic_settings is not None:
+            return
+        left_out = len(data.source_cases) - len(used)
+        self.synthetic_settings = {
+            "probability": self.synthetic_probability,
+            "synthetic_folder": data.settings["synthetic_folder"],
+            "cases": sorted(used),
+            "left_out": left_out,
+            "models": [
+                {key: value for key, value in model.items() if key != "training_cases"} for model in data.models
+            ],
+            "validation_cases_seen_by_model": seen,
+        }
+        self.print_to_log_file(
+            f"fvae_nnunet {__version__}: {len(used)} synthetic cases from {len(set(used.values()))} source cases in "
+            f"{data.folder}, drawn with probability {self.synthetic_probability:g}, not in validation; {left_out} left "
+            f"out, because their image or a lesion's shape is not of a training case of fold {self.fold}; made with "
+            f"{json.dumps(self.synthetic_settings['models'])}"
+        )
+        if seen:
+            self.print_to_log_file(
+                f"fvae_nnunet WARNING: the diffusion model was trained on {len(seen)} validation cases of this fold "
+                f"(first: {seen[0]}), so that what they look like has leaked into training and validation scores may "
+                f"be too good; train a model for this fold: fvae-train-ldm "
+                f"{int(self.plans_manager.dataset_name[7:10])} --fold {self.fold}"
+            )
+
+
+class nnUNetTrainerFVAESynthRaw(nnUNetTrainerFVAESynth):
+    """Synthetic cases among raw ones; no view is needed."""
+
+    view_probability = 0.0
