@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.orientation import AxisOrder
-from fvae_nnunet.preprocessing.dataset import find_ct_channels
 
 SMALLEST_SD_HU = 1e-8
 """nnU-Net's CTNormalization divides by no less."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.pipeline import Outcome, StageSeconds
-from fvae_nnunet.workers import PortableError, limit_threads, obey_parent
+from fvae_nnunet.workers import PortableError, limit_threads, obey_parent, start_uninterrupted
 
 _GRACE_S = 15.0
 _DEATHS_OF_A_CASE = 2
@@ -125,7 +125,7 @@ def _start(device: str, devices: list[str], work: Work) -> _Child:
     ours, theirs = context.Pipe(duplex=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     process = context.Process(target=_child_main, args=(theirs, device, max(1, cores // len(devices)), work))
-    process.start()
+    start_uninterrupted(process)
     theirs.close()
     return _Child(device, process, ours)
 

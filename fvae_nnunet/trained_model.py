@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import differences, read_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
-from fvae_nnunet.preprocessing.dataset import find_ct_channels
 
 RECORD_KEY = "fvae_nnunet"
 """Of the record in a checkpoint, see ``trainers.view_trainers``."""

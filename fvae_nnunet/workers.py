@@ -12,6 +12,8 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fvae_nnunet import parcel
@@ -38,7 +40,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe(duplex=True)
         self.process = context.Process(target=_serve, args=(theirs, functions), daemon=True)
-        self.process.start()
+        start_uninterrupted(self.process)
         theirs.close()
 
     def send(self, name: str, *arguments: Any) -> None:
@@ -91,6 +93,22 @@ class PortableError:
     def restored(self) -> Exception:
         self.error.__cause__ = RuntimeError(f"in another process:\n{self.text}")
         return self.error
+
+
+def start_uninterrupted(process: BaseProcess) -> None:
+    """Start a process that interruptions (Ctrl-C) never reach, not even while it imports what it needs.
+
+    Where signals cannot be blocked (Windows), they reach it until ``obey_parent``.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        process.start()
+        return
+    resource_tracker.ensure_running()  # its start would end the blocking too early
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def obey_parent() -> None:

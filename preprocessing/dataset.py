@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
 from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
@@ -38,29 +39,6 @@ class PreprocessedDataset:
     @property
     def cases(self) -> list[str]:
         return sorted(self.image_files)
-
-
-def find_ct_channels(dataset_json: dict[str, Any], plans: dict[str, Any]) -> list[int]:
-    """The channels named CT in dataset.json or normalised as CT by the plans.
-
-    Raises:
-        UserError: there is none.
-    """
-    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    schemes = [
-        scheme for conf in plans["configurations"].values() for scheme in [conf.get("normalization_schemes")] if scheme
-    ]
-    channels = [
-        int(channel)
-        for channel, name in names.items()
-        if str(name).casefold() == "ct" or any(scheme[int(channel)] == "CTNormalization" for scheme in schemes)
-    ]
-    if not channels:
-        raise UserError(
-            f"no channel is CT (channel_names: {', '.join(map(str, names.values()))}); "
-            "the reconstruction needs HU. If a channel is CT, name it CT in dataset.json and plan again"
-        )
-    return sorted(channels)
 
 
 def open_preprocessed_dataset(

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from device_work import Work
+from device_work import Work, exit_with_interruption_blocked
 
 from fvae_nnunet.claims import Claims
 from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.devices import available_devices, run_on_devices
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.pipeline import StageSeconds
+from fvae_nnunet.workers import start_uninterrupted
 
 CASES = [f"case{number:02d}" for number in range(8)]
 
@@ -183,6 +185,14 @@ def test_an_interruption_ends_all_processes_in_order(images, tmp_path):
         time.sleep(0.05)
     assert not (out / "fvae_manifest" / "claims").exists()
     assert not list(out.glob(".*"))
+
+
+def test_an_interruption_does_not_reach_a_process_that_still_starts():
+    process = multiprocessing.get_context("spawn").Process(target=exit_with_interruption_blocked)
+    start_uninterrupted(process)
+    process.join()
+    assert process.exitcode == 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_two_identical_commands_at_once_do_each_case_once(images, alone, tmp_path):

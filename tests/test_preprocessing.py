@@ -9,9 +9,10 @@ from conftest import Dataset
 from identity_vae import IdentityVAE
 from views_for_tests import BrighterVAE, make_view
 
+from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.preprocessing.dataset import find_ct_channels, open_preprocessed_dataset
+from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 
 
 def arrays(folder):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvae_nnunet.errors import UserError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.vae.base import FrozenVAE
 
 Runner = Callable[[argparse.Namespace], int]
+Progress = TypeVar("Progress", bound="CaseProgress")
 
 
 def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
@@ -289,8 +290,14 @@ def workers_of(arguments: argparse.Namespace) -> int:
 
 
 def do_cases(
-    arguments: argparse.Namespace, work: Work, *, cases: list[str], known: Iterable[str], folders: Iterable[Path]
-) -> CaseProgress:
+    arguments: argparse.Namespace,
+    work: Work,
+    *,
+    cases: list[str],
+    known: Iterable[str],
+    folders: Iterable[Path],
+    progress_type: type[Progress],
+) -> Progress:
     """Do the cases, and those that crashed processes left, on the devices that the options name.
 
     Args:
@@ -299,6 +306,7 @@ def do_cases(
         cases: this call's part.
         known: all cases of the input.
         folders: where cases are claimed, see ``claims``.
+        progress_type: says what became of each case.
     """
     from fvae_nnunet.claims import Claims
     from fvae_nnunet.devices import available_devices, run_on_devices
@@ -309,7 +317,7 @@ def do_cases(
         if arguments.overwrite:
             claims.refuse_others()
         if arguments.devices:
-            progress = CaseProgress(len(cases), arguments)
+            progress = progress_type(len(cases), arguments)
             outcomes = run_on_devices(
                 arguments.devices,
                 work,
@@ -320,7 +328,7 @@ def do_cases(
             )
         else:
             loaded = work.load(arguments.device)
-            progress = CaseProgress(len(cases), arguments)
+            progress = progress_type(len(cases), arguments)
             outcomes = work.run(
                 loaded, claims.each(cases), first=True, seconds=progress.seconds, on_slices=progress.on_slices
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import (
+    CaseProgress,
     LoadedVAE,
     add_reconstruction_options,
     add_work_options,
@@ -68,7 +69,7 @@ def _run_views(arguments: argparse.Namespace) -> int:
     if arguments.match is not None:
         _match_view(arguments, dataset, view)
     work = _MakeViews(arguments, dataset, view)
-    progress = do_cases(arguments, work, cases=cases, known=dataset.cases, folders=folders)
+    progress = do_cases(arguments, work, cases=cases, known=dataset.cases, folders=folders, progress_type=CaseProgress)
     summary, status = progress.finish("fvae-preprocess", "run the same command again for the rest")
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders)}"
     if status == 0 and not progress.elsewhere:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import (
+    CaseProgress,
     LoadedVAE,
     add_reconstruction_options,
     add_work_options,
@@ -48,7 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.match is not None:
         _match_folder(arguments, images)
     work = _Reconstruct(arguments, images)
-    progress = do_cases(arguments, work, cases=cases, known=images, folders=[arguments.o / MANIFEST_FOLDER])
+    progress = do_cases(
+        arguments, work, cases=cases, known=images, folders=[arguments.o / MANIFEST_FOLDER], progress_type=CaseProgress
+    )
     summary, status = progress.finish("fvae-reconstruct", "run the same command again for the rest")
     print(f"{summary}, in {arguments.o}")
     return status

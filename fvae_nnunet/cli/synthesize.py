@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import CaseProgress, add_work_options, part_of, run_command, workers_of
+from fvae_nnunet.cli.command import CaseProgress, add_work_options, do_cases, part_of, run_command, workers_of
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, job_of
 from fvae_nnunet.errors import UserError
 
@@ -36,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.synthesis.synthesize import case_name
+    from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER
 
     if arguments.n < 1:
         raise UserError(f"-n must be at least 1, got {arguments.n}")
@@ -44,7 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     names = [case_name(number) for number in range(arguments.n)]
     cases = part_of(names, arguments)
     job, real = job_of(arguments)
-    progress = _do_cases(arguments, _Synthesize(arguments, job), cases=cases, known=names, output=job.output)
+    progress = do_cases(
+        arguments,
+        _Synthesize(arguments, job),
+        cases=cases,
+        known=names,
+        folders=[job.output / MANIFEST_FOLDER],
+        progress_type=_Progress,
+    )
     return progress.finish_in(job.output) or int(not real.failed.keys().isdisjoint(job.sources))
 
 
@@ -93,44 +100,6 @@ class _Synthesize:
             overwrite=self.arguments.overwrite and first,
             on_step=on_slices,
         )
-
-
-def _do_cases(
-    arguments: argparse.Namespace, work: _Synthesize, *, cases: list[str], known: list[str], output: Path
-) -> _Progress:
-    """As ``command.do_cases``, with a progress of its own."""
-    from fvae_nnunet.claims import Claims
-    from fvae_nnunet.devices import available_devices, run_on_devices
-    from fvae_nnunet.pipeline import Outcome
-    from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER
-
-    arguments.devices = available_devices(arguments.devices or [])
-    with Claims([output / MANIFEST_FOLDER], known=known) as claims:
-        if arguments.overwrite:
-            claims.refuse_others()
-        loaded = None if arguments.devices else work.load(arguments.device)
-        progress = _Progress(len(cases), arguments)
-        if arguments.devices:
-            outcomes = run_on_devices(
-                arguments.devices,
-                work,
-                claims.each(cases),
-                seconds=progress.seconds,
-                on_slices=progress.on_slices,
-                say=progress.say,
-            )
-        else:
-            outcomes = work.run(
-                loaded, claims.each(cases), first=True, seconds=progress.seconds, on_slices=progress.on_slices
-            )
-        # closed before the claims are given back: then nobody works on a case any more
-        with closing(outcomes):
-            for outcome in outcomes:
-                claims.release(outcome.case)
-                progress.add(outcome)
-        for case in claims.elsewhere:
-            progress.add(Outcome(case, elsewhere=True))
-    return progress
 
 
 class _Progress(CaseProgress):

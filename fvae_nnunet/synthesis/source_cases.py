@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS, Geometry, read_volume
 from fvae_nnunet.intensity import round_to_int16
@@ -278,8 +279,6 @@ def _lesion_name(raw: Path, label_values: dict[str, tuple[int, ...]], wanted: st
 
 
 def _ct_channel(name: str, dataset_json: dict[str, Any], plans_name: str) -> int:
-    from fvae_nnunet.preprocessing.dataset import find_ct_channels
-
     plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
     plans = read_json(plans_path) if plans_path.is_file() else {"configurations": {}}
     channels = find_ct_channels(dataset_json, plans)
