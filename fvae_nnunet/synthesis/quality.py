@@ -52,7 +52,8 @@ class QualityLimits:
             if values.size:
                 lower, upper = np.percentile(values, PERCENTILES)
                 by = max(WIDENED_HU, WIDENED_SHARE * (upper - lower))
-                limits[measure] = (round(float(lower - by), 2), round(float(upper + by), 2))
+                least = max(0.0, lower - by) if measure == "sd_hu" else lower - by
+                limits[measure] = (round(float(least), 2), round(float(upper + by), 2))
         return cls(limits, len(real.lesions), inside_fraction, found_share)
 
     def recorded(self) -> dict[str, Any]:
