@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -98,17 +98,43 @@ class PortableError:
 def start_uninterrupted(process: BaseProcess) -> None:
     """Start a process that interruptions (Ctrl-C) never reach, not even while it imports what it needs.
 
-    Where signals cannot be blocked (Windows), they reach it until ``obey_parent``.
+    A SIGINT or SIGTERM to this process takes effect when the start is complete: a child without all that it is to be
+    told would end with a traceback. Where signals cannot be blocked (Windows), interruptions reach the child until
+    ``obey_parent``.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        process.start()
+    with _signals_deferred():
+        if not hasattr(signal, "pthread_sigmask"):
+            process.start()
+            return
+        resource_tracker.ensure_running()  # its start would end the blocking too early
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM are handled at the end; only the main thread handles signals, others go on undisturbed.
+
+    Blocking them would not do: the system gives a signal to any thread that does not block it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    resource_tracker.ensure_running()  # its start would end the blocking too early
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    arrived: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: arrived.append(number))
     try:
-        process.start()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def obey_parent() -> None:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -193,6 +194,31 @@ def test_an_interruption_does_not_reach_a_process_that_still_starts():
     process.join()
     assert process.exitcode == 1
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends itself signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_takes_effect_when_a_process_has_started(number):
+    class Starting:
+        complete = False
+
+        def start(self):
+            threading.Thread(target=os.kill, args=(os.getpid(), number)).start()
+            time.sleep(0.2)
+            self.complete = True
+
+    def leave(*_):
+        raise InterruptedError
+
+    process = Starting()
+    before = signal.signal(number, leave)
+    try:
+        with pytest.raises(InterruptedError):
+            start_uninterrupted(process)
+        assert process.complete
+        assert signal.getsignal(number) is leave
+    finally:
+        signal.signal(number, before)
 
 
 def test_two_identical_commands_at_once_do_each_case_once(images, alone, tmp_path):
