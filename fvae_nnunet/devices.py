@@ -60,6 +60,25 @@ def available_devices(names: list[str]) -> list[str]:
     return devices
 
 
+def chosen_device(name: str | None) -> str:
+    """The torch device of one process: the named one, or without a name ``cuda`` if there is a GPU, else ``cpu``.
+
+    Raises:
+        UserError: torch sees no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("torch sees no MPS device; use -device cpu")
+    return name
+
+
 @dataclass(eq=False)
 class _Child:
     """A device's process as the parent sees it: what it waits for, and the cases that it has and has not reported."""

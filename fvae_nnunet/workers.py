@@ -133,8 +133,8 @@ def _signals_deferred() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in arrived:
-            signal.raise_signal(number)
+        for one in arrived:
+            signal.raise_signal(one)
 
 
 def obey_parent() -> None:

@@ -16,7 +16,7 @@ from device_work import Work, exit_with_interruption_blocked
 
 from fvae_nnunet.claims import Claims
 from fvae_nnunet.cli import preprocess, reconstruct
-from fvae_nnunet.devices import available_devices, run_on_devices
+from fvae_nnunet.devices import available_devices, chosen_device, run_on_devices
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.pipeline import StageSeconds
 from fvae_nnunet.workers import start_uninterrupted
@@ -157,6 +157,18 @@ def test_a_case_in_work_elsewhere_is_said_and_no_failure(images, alone, tmp_path
     assert reconstruct.main(arguments) == 0
     assert "1 cases done" in capsys.readouterr().out
     assert contents(out) == alone
+
+
+def test_the_device_of_one_process_is_the_named_one_or_the_best(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [chosen_device(name) for name in (None, "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert chosen_device(None) == "cpu"
+    with pytest.raises(UserError, match="no CUDA GPU is visible to torch; use -device cpu"):
+        chosen_device("cuda")
+    with pytest.raises(UserError, match="torch sees no MPS device"):
+        chosen_device("mps")
 
 
 def living_of_group(group):

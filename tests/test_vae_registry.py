@@ -129,7 +129,7 @@ def test_other_failures_of_the_download_are_not_disguised(hub_cache: Path, monke
     def disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fvae_nnunet.vae.folders._reach_hub", lambda: None)
+    monkeypatch.setattr("fvae_nnunet.vae.folders.reach_hub", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", disk_full)
     with pytest.raises(OSError, match="No space left"):
         load_vae("wan2.1")

@@ -51,9 +51,8 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
         return 130
 
 
-def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say with which VAE and how; ``load`` turns them into objects."""
-    group = parser.add_argument_group("reconstruction")
+def add_vae_options(group: argparse._ArgumentGroup) -> None:
+    """Options that say which VAE, and where its weights are."""
     group.add_argument("--vae", default="wan2.1", metavar="NAME", help="see fvae-setup --vaes; default wan2.1")
     group.add_argument(
         "--weights", metavar="PATH", help="folder or file of the weights; default: the hub's cache or the hub"
@@ -66,6 +65,12 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--trust-weights", action="store_true",
         help="read a pickled --weights file that holds more than tensors; it can run code",
     )  # fmt: skip
+
+
+def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say with which VAE and how; ``load`` turns them into objects."""
+    group = parser.add_argument_group("reconstruction")
+    add_vae_options(group)
     group.add_argument(
         "--scheme", choices=("windows", "paper", "stream"), default="windows",
         help="windows: overlapping windows, blended (default); paper: the values of the scripts released with the "
@@ -138,20 +143,15 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     """The VAE that the options name, on its device; UserError where it cannot be had."""
     import torch
 
+    from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.reconstruction_settings import Reconstruction
     from fvae_nnunet.vae import load_vae
     from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
+    device = chosen_device(arguments.device)
     _check_control_options(arguments)
     if arguments.match is not None:
         raise UserError("--match is for fvae-preprocess and fvae-reconstruct; give the --strength that they print")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("torch sees no MPS device; use -device cpu")
     script = PAPER_SCRIPTS.get(arguments.vae) if arguments.scheme == "paper" else None
     if script and script.samples and arguments.posterior_seed is None:
         print(

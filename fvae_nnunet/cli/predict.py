@@ -195,14 +195,11 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
 
 
 def _prediction(arguments: argparse.Namespace) -> Prediction:
-    import torch
-
+    from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.prediction import Prediction
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA GPU is visible to torch; use -device cpu")
     return Prediction(
-        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=chosen_device(arguments.device),
         step_size=arguments.step_size,
         mirroring=not arguments.disable_tta,
         on_device=not arguments.not_on_device,

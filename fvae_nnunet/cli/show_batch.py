@@ -34,8 +34,7 @@ def _fold(text: str) -> int | str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
-
+    from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.batch_picture import batch_picture
     from fvae_nnunet.evaluation.picture import require_matplotlib
@@ -46,12 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed must lie between 0 and 2^32 - 1, got {arguments.seed}")
     require_matplotlib()
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA GPU is visible to torch; use -device cpu")
     batch = take_training_batch(
         arguments.dataset, arguments.configuration, arguments.fold,
-        trainer_name=arguments.tr, plans_name=arguments.p, device=device, seed=arguments.seed,
+        trainer_name=arguments.tr, plans_name=arguments.p, device=chosen_device(arguments.device), seed=arguments.seed,
     )  # fmt: skip
     title = f"{arguments.tr}, {arguments.dataset} {arguments.configuration} fold {arguments.fold}"
     batch_picture(batch, title=f"{title}, seed {arguments.seed}", path=arguments.o)

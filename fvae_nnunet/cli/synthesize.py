@@ -65,14 +65,11 @@ class _Synthesize:
     def load(self, device: str | None) -> Any:
         import torch
 
+        from fvae_nnunet.devices import chosen_device
         from fvae_nnunet.synthesis.model import LatentDiffusion
         from fvae_nnunet.synthesis.segmenter import Segmenter
 
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("no CUDA GPU is visible to torch; use -device cpu")
-        if device == "mps" and not torch.backends.mps.is_available():
-            raise UserError("torch sees no MPS device; use -device cpu")
+        device = chosen_device(device)
         model = LatentDiffusion.load(
             self.job.model_folder,
             weights=self.arguments.weights,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import LoadedVAE, load, run_command
+from fvae_nnunet.cli.command import LoadedVAE, add_vae_options, load, run_command
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,18 +68,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_latent_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("latents")
-    group.add_argument("--vae", default="wan2.1", metavar="NAME", help="see fvae-setup --vaes; default wan2.1")
-    group.add_argument(
-        "--weights", metavar="PATH", help="folder or file of its weights; default: the hub's cache or the hub"
-    )
-    group.add_argument(
-        "--vae-code", metavar="FOLDER",
-        help="checkout of the VAE's own repository; its code is run with your rights (docs/backbones.md)",
-    )  # fmt: skip
-    group.add_argument(
-        "--trust-weights", action="store_true",
-        help="read a pickled --weights file that holds more than tensors; it can run code",
-    )  # fmt: skip
+    add_vae_options(group)
     group.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16"),
         help="in which the VAE computes, and later the model; default float32",

@@ -158,14 +158,14 @@ def _is_cached(hub_id: str) -> bool:
     """Whether the encoder is in the hub's local cache; if not and the hub is not reached, UserError within seconds."""
     from huggingface_hub import try_to_load_from_cache
 
-    from fvae_nnunet.vae.folders import _HubUnreachable, _reach_hub
+    from fvae_nnunet.vae.folders import HubUnreachable, reach_hub
 
     names = ("model.safetensors", "pytorch_model.bin")
     if any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in names):
         return True
     try:
-        _reach_hub()
-    except _HubUnreachable as error:
+        reach_hub()
+    except HubUnreachable as error:
         raise UserError(
             f"the text encoder {hub_id} is not on this machine and the hub cannot be reached ({error}). Connect and "
             "run this again, or copy its files (config.json, weights, vocabulary) from elsewhere into one folder and "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fvae_nnunet.devices import chosen_device
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ def connect(*, device: str | None, mixed_precision: str | None, accumulate: int)
         from accelerate.utils import DistributedType
     except ImportError as error:
         raise UserError("training needs accelerate: pip install 'fvae_nnunet[synthesis]'") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("torch sees no MPS device; use -device cpu")
+    device = chosen_device(device)
     if mixed_precision is None:
         mixed_precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"
     if mixed_precision == "fp16" and device == "cpu":

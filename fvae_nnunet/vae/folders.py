@@ -128,9 +128,9 @@ class HubModel:
         if folder is not None:
             return folder
         try:
-            _reach_hub()
+            reach_hub()
             return self._download(vae_name)
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, _HubUnreachable) as error:
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HubUnreachable) as error:
             raise UserError(
                 f"{vae_name}: its weights are not on this machine and the hub cannot be reached "
                 f"({error.__cause__ or error}). Wanted from {self.hub_id}: {self.wanted_files()}. Connect and run this "
@@ -164,16 +164,16 @@ class HubModel:
         raise UserError(f"{vae_name}: {self.hub_id} is no VAE in diffusers' format: it has no {self.wanted_files()}")
 
 
-class _HubUnreachable(Exception):
-    pass
+class HubUnreachable(Exception):
+    """No connection to the hub of weights, or none is wanted; the message is the reason."""
 
 
 def _in(subfolder: str, name: str) -> str:
     return f"{subfolder}/{name}" if subfolder else name
 
 
-def _reach_hub() -> None:
-    """Raise _HubUnreachable within seconds where the hub's own client would try again for half a minute.
+def reach_hub() -> None:
+    """Raise HubUnreachable within seconds where the hub's own client would try again for half a minute.
 
     Goes through the proxies of the environment. Any answer counts, and so does a failed TLS handshake, which the
     client explains better.
@@ -181,7 +181,7 @@ def _reach_hub() -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise _HubUnreachable("HF_HUB_OFFLINE is set")
+        raise HubUnreachable("HF_HUB_OFFLINE is set")
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S).close()
@@ -190,4 +190,4 @@ def _reach_hub() -> None:
     except OSError as error:
         reason = getattr(error, "reason", error)
         if not isinstance(reason, ssl.SSLError):
-            raise _HubUnreachable(f"{constants.ENDPOINT}: {reason}") from None
+            raise HubUnreachable(f"{constants.ENDPOINT}: {reason}") from None
