@@ -23,7 +23,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest, differences, read_json
-from fvae_nnunet.views import SYNTHETIC_NAME, preprocessing_settings, sibling_folder
+from fvae_nnunet.views import SYNTHETIC_NAME, DatasetAround, preprocessing_settings, sibling_folder
 
 ACCEPTED_CASES = "accepted_cases.json"
 
@@ -141,7 +141,7 @@ def _is_complete(manifest: Manifest, case: str) -> bool:
     )
 
 
-class SyntheticDataset:
+class SyntheticDataset(DatasetAround):
     """nnU-Net's dataset, handing out a synthetic case, by chance, in the place of the case that is asked for.
 
     A synthetic case comes with its own segmentation and properties, so that foreground is sampled from its own lesion.
@@ -159,16 +159,10 @@ class SyntheticDataset:
     def __init__(self, inner: Any, synthetic: Any, source_cases: Mapping[str, str], *, probability: float) -> None:
         if not 0 <= probability <= 1:
             raise UserError(f"synthetic_probability must lie in [0, 1], got {probability}")
-        self.inner = inner
+        super().__init__(inner)
         self.synthetic = synthetic
         self.source_cases = dict(source_cases)
         self.probability = probability
-        self.identifiers = inner.identifiers
-        self.source_folder = inner.source_folder
-        self.folder_with_segs_from_previous_stage = inner.folder_with_segs_from_previous_stage
-
-    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """(data, seg, seg_prev, properties) of this case, or of a synthetic one; seg_prev is then None."""

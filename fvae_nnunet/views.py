@@ -174,7 +174,28 @@ class BlendedArray:
         return raw + self.weight * (np.asarray(self.view[region]) - raw)
 
 
-class ViewDataset:
+class DatasetAround:
+    """nnU-Net's dataset, of which a subclass changes ``load_case``; keeps the interface that nnU-Net's loader uses.
+
+    Args:
+        inner: the dataset, or another that is around it.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.identifiers = inner.identifiers
+        self.source_folder = inner.source_folder
+        self.folder_with_segs_from_previous_stage = inner.folder_with_segs_from_previous_stage
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them."""
+        raise NotImplementedError
+
+
+class ViewDataset(DatasetAround):
     """nnU-Net's dataset with the image of a case, by chance, replaced by its view.
 
     Everything but the image is the inner dataset's, whose interface it keeps. All chance comes from ``np.random``,
@@ -195,16 +216,10 @@ class ViewDataset:
             raise UserError(
                 f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
             )
-        self.inner = inner
+        super().__init__(inner)
         self.folder = folder
         self.probability = probability
         self.blend = blend
-        self.identifiers = inner.identifiers
-        self.source_folder = inner.source_folder
-        self.folder_with_segs_from_previous_stage = inner.folder_with_segs_from_previous_stage
-
-    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them, data maybe the view's."""
