@@ -1,0 +1,235 @@
+"""fvae-convert: CT-RATE and ReXGroundingCT to nnU-Net's raw format, with reports, findings and splits by patient."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fvae_nnunet.cli.command import CaseProgress, run_command
+from fvae_nnunet.conversion.choices import GEOMETRIES, PROGRAMS, VALUES
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.conversion.cases import Conversion
+    from fvae_nnunet.conversion.plan import Plan
+    from fvae_nnunet.conversion.structures import StructureMasks
+    from fvae_nnunet.pipeline import Outcome
+
+PROG = "fvae-convert"
+PUBLISHED = Path("dataset/ts_seg/ts_total")
+MOST_ROWS = 20
+"""Rows of tables that are named one by one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Convert CT-RATE or ReXGroundingCT, as they are published, to a dataset in nnUNet_raw: int16 HU, "
+        "label maps, maps of organ structures, reports.json, and folds by patient in nnUNet_preprocessed.",
+    )
+    commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    ct_rate = commands.add_parser("ct-rate", help="chest CT with reports and 18 findings")
+    ct_rate.add_argument("root", type=Path, metavar="ROOT", help="the download: the folder that holds dataset/")
+    ct_rate.add_argument("--split", choices=("train", "valid", "all"), default="all", help="default all")
+    ct_rate.add_argument(
+        "--scans", choices=("first", "all"), default="first",
+        help="first: of each scan the reconstruction with the lowest number (default); all: every reconstruction",
+    )  # fmt: skip
+    rex = commands.add_parser("rexgroundingct", help="findings of CT-RATE's volumes with masks")
+    rex.add_argument("root", type=Path, metavar="ROOT", help="the download: dataset.json and segmentations/")
+    rex.add_argument("--volumes", type=Path, metavar="FOLDER", help="the download of CT-RATE; default: ROOT")
+    rex.add_argument("--json", type=Path, metavar="FILE", help="list of findings; default ROOT/dataset.json")
+    rex.add_argument("--split", choices=("train", "val", "all"), default="all", help="default all")
+    rex.add_argument(
+        "--leave-out-shared", action="store_true", help="leave training cases out whose patient is also in val"
+    )
+    for command in (ct_rate, rex):
+        _add_common_options(command)
+    check = commands.add_parser("check", help="check a converted dataset: no patient on both sides of a split")
+    check.add_argument("dataset", metavar="DATASET", help="id or name")
+    return run_command(parser, run, argv)
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, metavar="NNN_NAME", help="of the new dataset, such as 40_CTRATE")
+    parser.add_argument("--cases", type=Path, metavar="FILE", help="only these: a volume, scan or patient a line")
+    tables = parser.add_argument_group("tables of CT-RATE", "default: the published ones")
+    for name, what in (("reports", "report texts"), ("labels", "18 findings"), ("metadata", "of the scanner")):
+        tables.add_argument(f"--{name}", type=Path, nargs="+", metavar="CSV", help=what)
+    structures = parser.add_argument_group("organ structures")
+    structures.add_argument(
+        "--structures", type=Path, nargs="?", const=PUBLISHED, metavar="FOLDER",
+        help="masks of all cases; without FOLDER: those that CT-RATE publishes, dataset/ts_seg/ts_total",
+    )  # fmt: skip
+    structures.add_argument(
+        "--structures-from", choices=PROGRAMS, default="totalsegmentator", help="default totalsegmentator"
+    )
+    traps = parser.add_argument_group("where the files themselves do not decide")
+    traps.add_argument(
+        "--values", choices=VALUES, default="auto",
+        help="auto: see which of the two is plausible (default); hu: take them as they are; stored: apply the "
+        "metadata's slope and intercept",
+    )  # fmt: skip
+    traps.add_argument(
+        "--geometry", choices=GEOMETRIES, default="auto",
+        help="auto: the header's unless it is blank (default); header or metadata: always that one's",
+    )  # fmt: skip
+    work = parser.add_argument_group("work")
+    work.add_argument("--folds", type=int, default=5, metavar="N", help="of splits_final.json; default 5, 0: none")
+    work.add_argument("-np", type=int, default=2, metavar="N", help="processes; default 2, 0: none")
+    work.add_argument(
+        "--overwrite", action="store_true", help="convert everything anew, with other settings if need be"
+    )
+    work.add_argument("--verbose", action="store_true", help="show the traceback of a failed case")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.source == "check":
+        return _check(arguments)
+    from fvae_nnunet.conversion.cases import Conversion
+    from fvae_nnunet.conversion.finish import check_plan, finish_dataset
+    from fvae_nnunet.conversion.nnunet_dataset import new_dataset_name
+    from fvae_nnunet.nnunet_folders import nnunet_folder
+
+    if arguments.np < 0:
+        raise UserError(f"-np must not be negative, got {arguments.np}")
+    dataset = new_dataset_name(arguments.dataset)
+    raw, preprocessed = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    _refuse_taken_number(raw)
+    conversion = Conversion(raw, arguments.source, arguments.values, arguments.geometry, _structures(arguments))
+    plan = _plan(arguments)
+    for note in plan.notes:
+        print(note)
+    _say_homeless(plan)
+    check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
+    progress = _convert(arguments, plan, conversion)
+    print(*finish_dataset(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite), sep="\n")
+    return progress.finish_in(raw) or bool(plan.homeless)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.conversion.splits import check_dataset
+    from fvae_nnunet.nnunet_folders import dataset_name
+
+    print(*check_dataset(dataset_name(arguments.dataset)), sep="\n")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from fvae_nnunet.conversion.plan import plan_ct_rate, plan_rexgroundingct
+
+    tables = {name: getattr(arguments, name) for name in ("metadata", "reports", "labels")}
+    if arguments.source == "ct-rate":
+        return plan_ct_rate(
+            arguments.root, split=arguments.split, scans=arguments.scans, selection=arguments.cases, tables=tables
+        )
+    return plan_rexgroundingct(
+        arguments.root,
+        volumes=arguments.volumes or arguments.root,
+        json_file=arguments.json,
+        split=arguments.split,
+        selection=arguments.cases,
+        tables=tables,
+        leave_out_shared=arguments.leave_out_shared,
+    )
+
+
+def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
+    from fvae_nnunet.conversion.ct_rate import STRUCTURES_FOLDER, data_folder
+    from fvae_nnunet.conversion.structures import StructureMasks
+
+    if arguments.structures is None:
+        return None
+    folder = arguments.structures
+    if folder is PUBLISHED:
+        folder = data_folder(getattr(arguments, "volumes", None) or arguments.root) / STRUCTURES_FOLDER
+    if not folder.is_dir():
+        raise UserError(f"--structures: {folder} is no folder")
+    return StructureMasks(folder, arguments.structures_from)
+
+
+def _refuse_taken_number(raw: Path) -> None:
+    """nnU-Net refuses to work with two datasets of one number."""
+    taken = [folder.name for folder in raw.parent.glob(f"{raw.name[:10]}_*") if folder.name != raw.name]
+    if taken:
+        raise UserError(f"{raw.parent} holds {taken[0]}, which has the same number; choose another --dataset")
+
+
+def _say_homeless(plan: Plan) -> None:
+    for row in plan.homeless[:MOST_ROWS]:
+        print(f"BAD ROW: {row}", file=sys.stderr)
+    if len(plan.homeless) > MOST_ROWS:
+        print(f"and {len(plan.homeless) - MOST_ROWS} more such rows", file=sys.stderr)
+
+
+def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion) -> _Progress:
+    from fvae_nnunet.claims import Claims
+    from fvae_nnunet.conversion.cases import MANIFEST_FOLDER, convert_cases
+
+    progress = _Progress(len(plan.sources), argparse.Namespace(devices=[], verbose=arguments.verbose))
+    with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
+        claims.refuse_others()
+        outcomes = convert_cases(
+            plan.sources,
+            conversion,
+            cases=claims.each(plan.sources),
+            workers=arguments.np,
+            seconds=progress.seconds,
+            overwrite=arguments.overwrite,
+        )
+        with closing(outcomes):
+            for outcome in outcomes:
+                claims.release(outcome.case)
+                progress.add(outcome)
+    return progress
+
+
+class _Progress(CaseProgress):
+    """Says of each case how its HU and geometry were made right and what it holds."""
+
+    def __init__(self, total: int, arguments: argparse.Namespace) -> None:
+        super().__init__(total, arguments)
+        self.done = 0
+
+    def add(self, outcome: Outcome) -> None:
+        record = outcome.result
+        if record is None:
+            super().add(outcome)
+            return
+        self.done += 1
+        said = [f"HU {record['hu'][0]:g} to {record['hu'][1]:g}"]
+        said += ["slope and intercept applied"] if record["rescaled"] else []
+        said += ["geometry of the metadata"] if record["geometry"] == "metadata" else []
+        if "disease_masks" in record:
+            said.append(f"{len(record['disease_masks'])} findings")
+        if record.get("overlap_voxels"):
+            said.append(f"{record['overlap_voxels']} voxels of several findings")
+        if "structures" in record:
+            said.append(f"{len(record['structures'])} structures")
+        if record.get("structure_overlap_voxels"):
+            said.append(f"{record['structure_overlap_voxels']} voxels of several structures")
+        if record.get("left_out"):
+            said.append(f"not among the structures: {', '.join(record['left_out'])}")
+        self.bar.write(f"{outcome.case}: {', '.join(said)}", file=sys.stdout)
+        self.bar.total = max(self.bar.total, self.bar.n + 1)
+        self.bar.update()
+
+    def finish_in(self, raw: Path) -> int:
+        """Close the bar, say what was done; the exit status."""
+        self.bar.close()
+        if self.failed:
+            print(
+                f"{PROG}: {len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}. The others "
+                "are complete; run the same command again after a repair", file=sys.stderr,
+            )  # fmt: skip
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        print(f"{self.done} cases converted, {self.skipped} already complete{failed}, in {raw}")
+        return 1 if self.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Each volume to an image in HU with its geometry, its label map of diseases and its map of structures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.case_reports import DiseaseMask
+from fvae_nnunet.conversion.ct_rate import VolumeName
+from fvae_nnunet.conversion.headers import true_geometry
+from fvae_nnunet.conversion.hounsfield import to_hu
+from fvae_nnunet.conversion.nnunet_dataset import image_path, label_path, structures_path, write_label_map
+from fvae_nnunet.conversion.rexgroundingct import GroundedCase, read_disease_map
+from fvae_nnunet.conversion.structures import StructureMasks
+from fvae_nnunet.conversion.tables import VolumeMetadata
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import read_volume, write_volume
+from fvae_nnunet.manifest import Manifest, read_json, sha256_of_file, sha256_of_files
+from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+
+MANIFEST_FOLDER = "fvae_manifest"
+"""Subfolder of the dataset; nnU-Net looks only at the folders it knows."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a case is made from.
+
+    Attributes:
+        volume: its name.
+        image: the file.
+        split: ``train`` or ``test``, where it goes.
+        metadata: of the scanner; None where there is none.
+        grounding: its findings and the file of their masks; None to make no label map.
+        problem: why it cannot be converted, known before its files are read.
+    """
+
+    volume: VolumeName
+    image: Path
+    split: str
+    metadata: VolumeMetadata | None = None
+    grounding: tuple[GroundedCase, Path] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How cases are converted and where to.
+
+    Attributes:
+        raw: the dataset's folder in ``nnUNet_raw``.
+        kind: ``ct-rate`` or ``rexgroundingct``.
+        values, geometry: see ``hounsfield.to_hu`` and ``headers.true_geometry``.
+        structures: the masks of organ structures; None for none.
+    """
+
+    raw: Path
+    kind: str
+    values: str = "auto"
+    geometry: str = "auto"
+    structures: StructureMasks | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(self.raw / MANIFEST_FOLDER)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting that changes a voxel."""
+        program = self.structures.program if self.structures else None
+        return {"source": self.kind, "values": self.values, "geometry": self.geometry, "structures": program}
+
+    def outputs(self, source: Source) -> list[Path]:
+        """The files of a case."""
+        where = (self.raw, source.split, source.volume.case)
+        labels = [label_path(*where)] if source.grounding else []
+        return [image_path(*where), *labels, *([structures_path(*where)] if self.structures else [])]
+
+
+def convert_cases(
+    sources: Mapping[str, Source],
+    conversion: Conversion,
+    *,
+    cases: Iterable[str],
+    workers: int,
+    seconds: StageSeconds,
+    overwrite: bool = False,
+) -> Generator[Outcome, None, None]:
+    """Convert cases, in other processes if there are workers; what was finished from the same files is left alone.
+
+    The result of a case is its record: ``rescaled``, ``geometry`` (header or metadata), ``hu`` (lowest and highest),
+    ``disease_masks``, ``overlap_voxels``, ``structures`` and ``left_out`` (name -> voxels).
+
+    Args:
+        sources: by case.
+        conversion: how.
+        cases: which, asked for one by one.
+        workers: processes; 0 for none.
+        seconds: filled with where the time went.
+        overwrite: delete what was converted before.
+
+    Raises:
+        UserError: the folder was made with other settings, or holds images that are not ours.
+    """
+    manifest = conversion.manifest
+    if overwrite and manifest.read() is not None:
+        _delete(conversion)
+    foreign = next((path for path in sorted(conversion.raw.glob("images*/*"))), None)
+    if foreign is not None and manifest.read() is None:
+        raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
+    manifest.begin("conversion", conversion.settings, {})
+    return run_cases(
+        cases,
+        read=partial(_convert, sources, conversion),
+        compute=_as_it_is,
+        write=_as_it_is,
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def _delete(conversion: Conversion) -> None:
+    """Delete the files of every case that has a record, and the records."""
+    for path in (conversion.manifest.folder / "cases").glob("*.json"):
+        where = (conversion.raw, read_json(path)["split"], path.stem)
+        for file in (image_path(*where), label_path(*where), structures_path(*where)):
+            file.unlink(missing_ok=True)
+    conversion.manifest.remove()
+
+
+def _as_it_is(case: str, record: dict[str, Any]) -> dict[str, Any]:
+    return record
+
+
+def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -> dict[str, Any] | None:
+    source = sources[case]
+    if source.problem is not None:
+        raise UserError(source.problem)
+    structure_files = (
+        conversion.structures.files_of(case, source.volume.nested) if conversion.structures is not None else []
+    )
+    inputs = {source.image.name: sha256_of_file(source.image)}
+    if source.metadata is not None:
+        inputs["metadata"] = _digest(sorted(source.metadata.values.items()))
+    if source.grounding is not None:
+        grounded, mask_file = source.grounding
+        inputs |= {"mask": sha256_of_file(mask_file), "findings": _digest(grounded)}
+    if structure_files:
+        inputs["structures"] = sha256_of_files({path: sha256_of_file(path) for path in structure_files})
+    outputs = conversion.outputs(source)
+    manifest = conversion.manifest
+    if manifest.is_done(case, inputs=inputs, outputs=outputs[:1]) and _are_whole(conversion, case, outputs):
+        return None
+
+    volume, header = read_volume(source.image)
+    geometry, geometry_from = true_geometry(header, volume.shape, source.metadata, mode=conversion.geometry)
+    needs_rescale = source.metadata is not None and conversion.values != "hu"
+    volume_hu, rescaled = to_hu(
+        volume, source.metadata.rescale if needs_rescale and source.metadata else None, mode=conversion.values
+    )
+    record: dict[str, Any] = {"rescaled": rescaled, "geometry": geometry_from, "split": source.split}
+    record["hu"] = [float(volume_hu.min()), float(volume_hu.max())]
+    where = (conversion.raw, source.split, case)
+    if source.grounding is not None:
+        diseases = read_disease_map(mask_file, grounded, volume.shape)
+        record["disease_masks"] = [asdict(mask) for mask in diseases.masks]
+        record["overlap_voxels"] = diseases.overlap_voxels
+        write_label_map(label_path(*where), diseases.labels, geometry)
+    if conversion.structures is not None:
+        geometries = {"its own header": header} | ({"the metadata": geometry} if geometry != header else {})
+        found = conversion.structures.read(case, structure_files, volume.shape, geometries)
+        record |= {"structures": found.voxels, "left_out": found.left_out}
+        record["structure_overlap_voxels"] = found.overlap_voxels
+        write_label_map(structures_path(*where), found.labels, geometry)
+    write_volume(outputs[0], volume_hu, geometry)
+    # the manifest knows files by name, and label map and structures have the same one
+    record["bytes"] = _bytes(conversion, outputs)
+    manifest.write_case(case, inputs=inputs, outputs=outputs[:1], results=record)
+    return record
+
+
+def _are_whole(conversion: Conversion, case: str, outputs: list[Path]) -> bool:
+    record = conversion.manifest.read_case(case) or {}
+    return all(path.is_file() for path in outputs) and record.get("bytes") == _bytes(conversion, outputs)
+
+
+def _bytes(conversion: Conversion, outputs: list[Path]) -> dict[str, int]:
+    return {path.relative_to(conversion.raw).as_posix(): path.stat().st_size for path in outputs}
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def recorded_masks(record: Mapping[str, Any]) -> tuple[DiseaseMask, ...] | None:
+    """The disease masks of a case's record; None where it has no label map."""
+    masks = record.get("disease_masks")
+    return None if masks is None else tuple(DiseaseMask(**mask) for mask in masks)

@@ -1,0 +1,76 @@
+"""The files that make a folder nnU-Net's raw dataset: names, label maps and ``dataset.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import Geometry
+from fvae_nnunet.manifest import atomic_write, write_json
+
+ENDING = ".nii.gz"
+SUFFIXES = {"train": "Tr", "test": "Ts"}
+
+
+def new_dataset_name(text: str) -> str:
+    """``DatasetNNN_NAME`` from ``40_NAME`` or from the whole name.
+
+    Raises:
+        UserError: neither, or a number that nnU-Net does not take.
+    """
+    match = re.fullmatch(r"(?:Dataset)?(\d{1,3})_([A-Za-z0-9][A-Za-z0-9_-]*)", text)
+    if match is None or int(match[1]) == 0:
+        raise UserError(f"--dataset {text!r}: a number from 1 to 999 and a name are expected, such as 40_CTRATE")
+    return f"Dataset{int(match[1]):03d}_{match[2]}"
+
+
+def image_path(raw: Path, split: str, case: str) -> Path:
+    return raw / f"images{SUFFIXES[split]}" / f"{case}_0000{ENDING}"
+
+
+def label_path(raw: Path, split: str, case: str) -> Path:
+    return raw / f"labels{SUFFIXES[split]}" / f"{case}{ENDING}"
+
+
+def structures_path(raw: Path, split: str, case: str) -> Path:
+    return raw / f"structures{SUFFIXES[split]}" / f"{case}{ENDING}"
+
+
+def write_label_map(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+    """Write labels (z, y, x) as uint8 with the image's geometry, compressed, atomically.
+
+    Raises:
+        ValueError: another dtype.
+        OSError: it cannot be written.
+    """
+    import SimpleITK as sitk
+
+    if labels.dtype != np.uint8:
+        raise ValueError(f"labels are uint8, got {labels.dtype}")
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing(geometry.spacing_mm)
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    with atomic_write(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise UserError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error
+
+
+def write_dataset_json(raw: Path, labels: Mapping[str, int], description: str) -> None:
+    """``dataset.json`` with one channel, CT; the number of training cases is that of the images."""
+    write_json(
+        raw / "dataset.json",
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **labels},
+            "numTraining": len(list((raw / "imagesTr").glob(f"*_0000{ENDING}"))),
+            "file_ending": ENDING,
+            "description": description,
+        },
+    )

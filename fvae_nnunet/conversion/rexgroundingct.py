@@ -1,0 +1,190 @@
+"""ReXGroundingCT: described findings of CT-RATE's volumes with a mask each, to one label map of disease classes.
+
+The published files (huggingface.co/datasets/rajpurkarlab/ReXGroundingCT): ``segmentations/train_1741_b_2.nii.gz``, one
+4-dimensional mask for each volume, and ``dataset.json`` (or ``MICCAI_challenge_dataset.json``) with lists ``train``,
+``val`` and ``test`` of::
+
+    {"name": "train_1741_b_2.nii.gz", "findings": {"0": "Irregularly circumscribed ..."}, "entity_counts": {"0": 1},
+     "shape": [512, 512, 238], "pixels": {"0": 15571}, "categories": {"0": "2b"}, "protocol": "protocol1"}
+
+The masks of ``test`` are withheld. The volumes themselves are CT-RATE's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.case_reports import DiseaseMask
+from fvae_nnunet.conversion.ct_rate import VolumeName
+from fvae_nnunet.conversion.tables import Table
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import check_nifti_is_whole
+from fvae_nnunet.manifest import read_json
+
+SPLITS = ("train", "val")
+"""Those with masks."""
+
+CATEGORIES = {
+    "1a": "bronchial_wall_thickening",
+    "1b": "bronchiectasis",
+    "1c": "emphysema",
+    "1d": "septal_thickening",
+    "1e": "micronodules",
+    "1f": "other_non_focal",
+    "2a": "linear_opacity",
+    "2b": "atelectasis_consolidation",
+    "2c": "ground_glass_opacity",
+    "2d": "nodule_mass",
+    "2e": "pleural_effusion_thickening",
+    "2f": "honeycombing",
+    "2g": "pneumothorax",
+    "2h": "other_focal",
+}
+"""The categories 1 and 2, lung, airway and pleura, of the authors' ``categorize.py``; class 1 to 14 in this order."""
+
+LABELS = {name: label for label, name in enumerate(CATEGORIES.values(), start=1)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One described finding: its text, the category's code, and how many voxels its mask has (None: not said)."""
+
+    text: str
+    category: str
+    voxels: int | None
+
+    @property
+    def name(self) -> str:
+        return CATEGORIES[self.category]
+
+
+@dataclass(frozen=True)
+class GroundedCase:
+    """The findings of a volume in the order of its mask, and the published split, ``train``, ``val`` or ``test``."""
+
+    split: str
+    findings: tuple[Finding, ...]
+
+
+def read_cases(path: Path) -> Table[GroundedCase]:
+    """The entries of ``dataset.json`` by volume; wrong ones are named.
+
+    Raises:
+        UserError: no such file, or it is none of this dataset's.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give ReXGroundingCT's dataset.json with --json")
+    content = read_json(path)
+    if not isinstance(content, dict) or not any(isinstance(content.get(split), list) for split in (*SPLITS, "test")):
+        raise UserError(f"{path} has no lists train, val or test; is it ReXGroundingCT's dataset.json?")
+    table: Table[GroundedCase] = Table()
+    for split in (*SPLITS, "test"):
+        for number, entry in enumerate(content.get(split, [])):
+            place = f"{path.name}, {split} {number}"
+            volume = VolumeName.parse(str(entry.get("name"))) if isinstance(entry, dict) else None
+            if volume is None:
+                table.homeless.append(f"{place}: has no name of a volume")
+            elif volume in table.rows or volume in table.wrong:
+                table.rows.pop(volume, None)
+                table.wrong[volume] = f"{place}: {volume.case} is there twice"
+            else:
+                try:
+                    table.rows[volume] = GroundedCase(split, tuple(_findings(entry)))
+                except UserError as error:
+                    table.wrong[volume] = f"{place}: {volume.case}: {error}"
+    return table
+
+
+def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
+    texts, categories, voxels = (entry.get(key) or {} for key in ("findings", "categories", "pixels"))
+    if not all(isinstance(part, dict) for part in (texts, categories, voxels)):
+        raise UserError("findings, categories and pixels must be objects")
+    if sorted(texts) != sorted(str(index) for index in range(len(texts))):
+        raise UserError(f"findings must be numbered 0 to {len(texts) - 1}, got {', '.join(sorted(texts)) or 'none'}")
+    for index in map(str, range(len(texts))):
+        category, count = categories.get(index), voxels.get(index)
+        if category not in CATEGORIES:
+            raise UserError(f"finding {index} has the category {category!r}; there are {', '.join(CATEGORIES)}")
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+            raise UserError(f"finding {index}: pixels must be a whole number, not {count!r}")
+        yield Finding(" ".join(str(texts[index]).split()), category, count)
+
+
+def find_mask(root: Path, volume: VolumeName) -> Path:
+    """The mask of a volume in ``segmentations``.
+
+    Raises:
+        UserError: it is not there.
+    """
+    folder = root / "segmentations"
+    for path in (folder / volume.file_name, folder / "segmentations" / volume.file_name):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder} has no mask {volume.file_name}")
+
+
+@dataclass(frozen=True)
+class DiseaseMap:
+    """The label map of a case: uint8 (z, y, x), its findings, and how many voxels more than one finding claims."""
+
+    labels: np.ndarray
+    masks: tuple[DiseaseMask, ...]
+    overlap_voxels: int
+
+
+def read_disease_map(path: Path, case: GroundedCase, shape: tuple[int, ...]) -> DiseaseMap:
+    """One label map from the masks of a case. Of overlapping findings the one with fewer voxels is on top, of equal
+    ones the first: a nodule in a consolidation stays visible.
+
+    The file has shape (F, x, y, z), the findings first, as published; (x, y, z, F) and, for one finding, (x, y, z) are
+    understood. Values above 0 count as the finding (each value is another piece of it). Voxels are in the order of the
+    image's; the header, whose axes are not those of space, is not used.
+
+    Args:
+        path: the file.
+        case: its findings.
+        shape: of the image (z, y, x).
+
+    Raises:
+        UserError: the shape is not the image's, the number of findings is not that of the entry, or the voxels of a
+            finding are not as many as the entry says.
+    """
+    import nibabel
+
+    check_nifti_is_whole(path)
+    stored = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    parts = _by_finding(path, stored, len(case.findings), shape[::-1])
+    counts = [int(np.count_nonzero(part > 0)) for part in parts]
+    for index, (finding, count) in enumerate(zip(case.findings, counts, strict=True)):
+        if finding.voxels is not None and finding.voxels != count:
+            raise UserError(f"{path}: the mask of finding {index} has {count} voxels, its entry says {finding.voxels}")
+    labels = np.zeros(shape, dtype=np.uint8)
+    claims = np.zeros(shape, dtype=np.uint8)
+    for index in sorted(range(len(parts)), key=lambda index: (-counts[index], -index)):
+        mask = parts[index].T > 0
+        labels[mask] = LABELS[case.findings[index].name]
+        claims += mask
+    described = (
+        DiseaseMask(LABELS[finding.name], finding.name, finding.text, count)
+        for finding, count in zip(case.findings, counts, strict=True)
+    )
+    return DiseaseMap(labels, tuple(described), int((claims > 1).sum()))
+
+
+def _by_finding(path: Path, stored: np.ndarray, findings: int, shape_xyz: tuple[int, ...]) -> list[np.ndarray]:
+    """The mask of each finding (x, y, z)."""
+    if stored.ndim == 3 and findings == 1:
+        stored = stored[None]
+    if stored.ndim == 4:
+        for axis in (0, 3):
+            if stored.shape[axis] == findings and stored.shape[:axis] + stored.shape[axis + 1 :] == shape_xyz:
+                return list(np.moveaxis(stored, axis, 0))
+    raise UserError(
+        f"{path} has shape {stored.shape}; the image has {shape_xyz} voxels (x, y, z) and there are {findings} "
+        f"findings, so it must be {(findings, *shape_xyz)}"
+    )

@@ -1,0 +1,237 @@
+"""Organ structures of TotalSegmentator or VISTA3D, merged to one numbering of 124.
+
+``structures.csv`` is the table: id, name, and the ids of both programs. It holds the 117 classes of TotalSegmentator's
+task ``total`` (version 2) under their own names and ids, and 118 to 124 what VISTA3D has beyond them. Those are all of
+the 127 classes that VISTA3D supports but kidney, lung and bone, which are the union of others. (``class_map`` in
+TotalSegmentator's ``map_to_binary.py``, ``label_dict.json`` of VISTA3D.)
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.conversion.choices import PROGRAMS
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import Geometry, read_volume
+
+VISTA3D_OTHERS = {
+    2: "kidney",
+    16: "prostate or uterus (deprecated)",
+    18: "rectum (deprecated)",
+    20: "lung",
+    21: "bone",
+    129: "kidney mass (deprecated)",
+    130: "liver tumor (deprecated)",
+    131: "vertebrae L6 (deprecated)",
+}
+"""VISTA3D's classes that are no structures here: unions of others, and those it no longer supports."""
+
+GEOMETRY_TOLERANCE = 1e-3
+"""mm for origin and spacing, 1 for cosines: masks were often written with a header in float32."""
+
+_LABEL = re.compile(r'<Label Key="(\d+)"[^>]*>(?:<!\[CDATA\[)?([^<\]]*)')
+_ENDING = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A row of the table; an id of a program is None where it has no such class."""
+
+    id: int
+    name: str
+    totalsegmentator_id: int | None
+    vista3d_id: int | None
+
+
+@cache
+def structures() -> tuple[Structure, ...]:
+    """The 124 structures in the order of their ids, 1 to 124."""
+    text = files("fvae_nnunet.conversion").joinpath("structures.csv").read_text()
+    return tuple(
+        Structure(
+            int(row["id"]),
+            row["name"],
+            *(int(row[f"{program}_id"]) if row[f"{program}_id"] else None for program in PROGRAMS),
+        )
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+@dataclass(frozen=True)
+class StructureMap:
+    """The structures of one case.
+
+    Attributes:
+        labels: uint8 (z, y, x), 0 or a structure's id.
+        voxels: name -> voxels, of those that occur.
+        left_out: what the files hold beyond the 124, by name -> voxels.
+        overlap_voxels: that several files of one case claim; the lower id has them.
+    """
+
+    labels: np.ndarray
+    voxels: dict[str, int]
+    left_out: dict[str, int]
+    overlap_voxels: int = 0
+
+
+@dataclass(frozen=True)
+class StructureMasks:
+    """A folder with the output of one program.
+
+    Attributes:
+        folder: one label map for each case (``CASE.nii.gz``, or nested as CT-RATE's own folders), or, of
+            TotalSegmentator, one folder for each case with a file for each structure (``CASE/liver.nii.gz``).
+        program: ``totalsegmentator`` or ``vista3d``.
+    """
+
+    folder: Path
+    program: str
+
+    def files_of(self, case: str, nested: Path) -> list[Path]:
+        """The files of a case, sorted; ``nested`` is its path in CT-RATE's folders.
+
+        Raises:
+            UserError: there are none.
+        """
+        split = nested.parts[0].split("_")[0]
+        names = [Path(case + _ENDING), nested, Path(f"{split}_fixed", nested), Path(split, nested)]
+        for name in names:
+            if (self.folder / name).is_file():
+                return [self.folder / name]
+        many = sorted((self.folder / case).glob(f"*{_ENDING}")) if self.program == "totalsegmentator" else []
+        if not many:
+            also = f" and no folder {case}" if self.program == "totalsegmentator" else ""
+            raise UserError(f"{self.folder} has no {case}{_ENDING}{also}; every case needs its structures")
+        return many
+
+    def read(
+        self, case: str, paths: list[Path], shape: tuple[int, ...], geometries: Mapping[str, Geometry]
+    ) -> StructureMap:
+        """The structures of a case.
+
+        Args:
+            case: its name; a file of this name holds all structures, others hold one each.
+            paths: from ``files_of``.
+            shape: of the image (z, y, x).
+            geometries: those that the masks may have, by a name for the message; a mask whose axes are stored in
+                another order or direction is turned to the first one's.
+
+        Raises:
+            UserError: a file lies elsewhere than the image or holds unknown classes.
+        """
+        if paths[0].name == case + _ENDING:
+            return self._one_map(paths[0], shape, geometries)
+        return _one_file_each(paths, shape, geometries)
+
+    def _one_map(self, path: Path, shape: tuple[int, ...], geometries: Mapping[str, Geometry]) -> StructureMap:
+        ids = {getattr(structure, f"{self.program}_id"): structure.id for structure in structures()}
+        others = VISTA3D_OTHERS if self.program == "vista3d" else {}
+        if self.program == "totalsegmentator":
+            _check_names(path)
+        mask = _class_map(path, read_on_grid(path, shape, geometries))
+        counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in mask], axis=0)
+        found = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+        unknown = [value for value in found if value and value not in ids and value not in others]
+        if unknown:
+            raise UserError(
+                f"{path} has the class {unknown[0]}, which {self.program} has not; was it written by another "
+                "program, task or version?"
+            )
+        table = np.array([ids.get(value, 0) for value in range(256)], dtype=np.uint8)
+        names = {structure.id: structure.name for structure in structures()}
+        return StructureMap(
+            np.stack([table[plane] for plane in mask]),
+            {names[ids[value]]: count for value, count in found.items() if value in ids},
+            {others[value]: count for value, count in found.items() if value in others},
+        )
+
+
+def _class_map(path: Path, mask: np.ndarray) -> np.ndarray:
+    """The mask as uint8; UserError where it holds anything but whole numbers from 0 to 255."""
+    with np.errstate(invalid="ignore"):
+        labels = mask.astype(np.uint8)
+    if not np.array_equal(labels, mask):
+        raise UserError(f"{path} is no map of classes: it has values other than whole numbers from 0 to 255")
+    return labels
+
+
+def _one_file_each(paths: list[Path], shape: tuple[int, ...], geometries: Mapping[str, Geometry]) -> StructureMap:
+    ids = {structure.name: structure.id for structure in structures() if structure.totalsegmentator_id}
+    by_name = {path.name.removesuffix(_ENDING): path for path in paths}
+    known = sorted(by_name.keys() & ids.keys(), key=ids.__getitem__)
+    if not known:
+        raise UserError(f"{paths[0].parent} holds no structure of TotalSegmentator's task total, version 2")
+    labels = np.zeros(shape, dtype=np.uint8)
+    voxels, overlap = {}, 0
+    for name in known:
+        mask = read_on_grid(by_name[name], shape, geometries) != 0
+        free = mask & (labels == 0)
+        labels[free] = ids[name]
+        overlap += int(mask.sum()) - int(free.sum())
+        if free.any():
+            voxels[name] = int(free.sum())
+    left_out = {
+        name: int((read_on_grid(path, shape, geometries) != 0).sum())
+        for name, path in by_name.items()
+        if name not in ids
+    }
+    return StructureMap(labels, voxels, {name: count for name, count in left_out.items() if count}, overlap)
+
+
+def read_on_grid(path: Path, shape: tuple[int, ...], geometries: Mapping[str, Geometry]) -> np.ndarray:
+    """A mask (z, y, x) that lies as the image does, turned to its order of axes if need be.
+
+    Raises:
+        UserError: it lies elsewhere.
+    """
+    mask, its = read_volume(path)
+    if mask.shape == shape and any(_same(its, geometry) for geometry in geometries.values()):
+        return mask
+    for geometry in geometries.values():
+        turned, turned_geometry = _turned(path, geometry)
+        if turned.shape == shape and _same(turned_geometry, geometry):
+            return turned
+    wanted = "; ".join(f"{name}: {geometry}" for name, geometry in geometries.items())
+    raise UserError(f"{path} does not lie as the image: {mask.shape} voxels, {its}; the image has {shape}, {wanted}")
+
+
+def _turned(path: Path, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
+    import SimpleITK as sitk
+
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
+    image = sitk.DICOMOrient(sitk.ReadImage(str(path)), orientation)
+    return sitk.GetArrayFromImage(image), Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def _same(one: Geometry, other: Geometry) -> bool:
+    return all(
+        np.allclose(getattr(one, what), getattr(other, what), atol=GEOMETRY_TOLERANCE)
+        for what in ("spacing_mm", "origin_mm", "direction")
+    )
+
+
+def _check_names(path: Path) -> None:
+    """Raise UserError where the names that TotalSegmentator writes into a label map's header are others than ours.
+
+    Version 1 and the other tasks use the same numbers for other structures.
+    """
+    import nibabel
+
+    names = {structure.totalsegmentator_id: structure.name for structure in structures()}
+    for extension in nibabel.load(path).header.extensions:  # type: ignore[attr-defined]
+        content = extension.get_content()
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        for key, name in _LABEL.findall(text):
+            if int(key) and names.get(int(key)) != name:
+                raise UserError(
+                    f"{path} says that class {key} is {name}; in TotalSegmentator's task total, version 2, it is "
+                    f"{names.get(int(key), 'none')}. Segment again with version 2"
+                )
