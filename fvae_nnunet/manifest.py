@@ -172,18 +172,19 @@ class Manifest:
         Args:
             case: its identifier.
             inputs: digest of each file that it was made from, by name.
-            outputs: its files, complete and in their final place.
+            outputs: its files, complete and in their final place; known by their paths relative to the folder.
             results: figures to keep.
         """
-        record = {"inputs": inputs, "outputs": {path.name: path.stat().st_size for path in outputs}, **results}
+        sizes = {self._name(path): path.stat().st_size for path in outputs}
+        record = {"inputs": inputs, "outputs": sizes, **results}
         write_json(self._case_path(case), record)
 
     def is_done(self, case: str, *, inputs: dict[str, str], outputs: list[Path]) -> bool:
         """Whether a case was finished from these inputs and each of its files has the recorded size."""
         record = self.read_case(case)
-        return (
-            record is not None
-            and record["inputs"] == inputs
-            and set(record["outputs"]) == {path.name for path in outputs}
-            and all(path.is_file() and path.stat().st_size == record["outputs"][path.name] for path in outputs)
-        )
+        if record is None or record["inputs"] != inputs:
+            return False
+        return record["outputs"] == {self._name(path): path.stat().st_size for path in outputs if path.is_file()}
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()

@@ -136,5 +136,5 @@ class PaintingModel:
             on_step(1, 1)
         return generated, reconstructed
 
-    def generate(self, class_map, *, generator, on_step=None, **sampling):
-        return np.choose(class_map, [-100, ORGAN_HU, self.hu]).astype(np.float32)
+    def generate_runs(self, class_map, *, generator, on_step=None, **sampling):
+        yield np.choose(class_map, [-100, ORGAN_HU, self.hu]).astype(np.float32)

@@ -25,7 +25,7 @@ from fvae_nnunet.synthesis.latent_encoding import LatentSettings, choose_inplane
 from fvae_nnunet.synthesis.latent_windows import choose_window_slices, plan_pieces
 from fvae_nnunet.synthesis.mask_conditions import mask_condition
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.vae import load_vae
 
 HU_WINDOW = (-1000.0, 1000.0)
@@ -66,6 +66,16 @@ def filled(tiny):
     return dataset, fill(dataset, tiny, settings_of())[0]
 
 
+def condition_of(tensors):
+    """(P, K, d, h, w) float32, whatever way it is stored."""
+    if "condition" in tensors:
+        return tensors["condition"].astype(np.float32)
+    dense = np.zeros((len(tensors["classes"]), 3, *tensors["classes"].shape[2:]), np.float32)
+    for number in range(3):
+        dense[:, number] = np.where(tensors["classes"] == number, tensors["shares"].astype(np.float32), 0).sum(1)
+    return dense
+
+
 def float16_of(latent):
     return latent.to(torch.float16).numpy()
 
@@ -87,7 +97,7 @@ def test_latents_of_a_window_are_those_of_the_vae(tiny, filled, encoding):
         # the batch of slices is another one, so sums are rounded in another order: at most the last bit of float16
         stored = tensors["latent"][piece, :, first : first + 8]
         np.testing.assert_allclose(stored.astype(np.float32), latent.numpy(), rtol=2**-10, atol=1e-4)
-        condition = tensors["condition"][piece, :, first : first + 8].astype(np.float32)
+        condition = condition_of(tensors)[piece, :, first : first + 8]
         np.testing.assert_allclose(condition, expected.numpy(), rtol=2**-10, atol=1e-4)
 
 
@@ -200,9 +210,8 @@ def test_few_slices_go_on_with_the_last_one_and_small_slices_with_air(tiny):
     latent = tiny.encode(hu_to_model(torch.from_numpy(padded), HU_WINDOW)[None, None])[0]
     tensors = load_file(latents_path(folder, "phantom_000"))
     np.testing.assert_allclose(tensors["latent"][0].astype(np.float32), latent.numpy(), rtol=2**-10, atol=1e-4)
-    assert (tensors["condition"][0, 0, :, 4:] == 1).all() and (
-        tensors["condition"][0, :, 12:] == tensors["condition"][0, :, 11:12]
-    ).all()
+    condition = condition_of(tensors)
+    assert (condition[0, 0, :, 4:] == 1).all() and (condition[0, :, 12:] == condition[0, :, 11:12]).all()
     assert read_records(folder, ["phantom_000"])["phantom_000"]["windows"] == [[0, 0, 0, 1]]
 
 
@@ -275,6 +284,7 @@ def draws_from(
         cases,
         statistics=Statistics((mean,) * 16, (std,) * 16),
         mask_encoding="onehot",
+        classes=2,
         window=8,
         crop=crop,
         lesion_share=lesion_share,

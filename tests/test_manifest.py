@@ -86,6 +86,22 @@ def test_a_case_is_done_only_whole_and_from_the_same_inputs(tmp_path):
     assert not manifest.is_done("case", inputs=inputs, outputs=[output])
 
 
+def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    manifest = Manifest(tmp_path / "fvae_manifest")
+    files = [tmp_path / folder / "case.nii.gz" for folder in ("labelsTr", "structuresTr")]
+    for size, file in enumerate(files, start=1):
+        file.parent.mkdir()
+        file.write_bytes(b"1" * size)
+    manifest.write_case("case", inputs={}, outputs=files, results={})
+    assert manifest.read_case("case")["outputs"] == {"../labelsTr/case.nii.gz": 1, "../structuresTr/case.nii.gz": 2}
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(b"cut short")
+        assert not manifest.is_done("case", inputs={}, outputs=files)
+        file.write_bytes(whole)
+        assert manifest.is_done("case", inputs={}, outputs=files)
+
+
 def test_equal_records_are_equal_bytes(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": [1.5]})
     write_json(tmp_path / "b.json", {"a": [1.5], "b": 1})

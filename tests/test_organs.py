@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,7 +11,7 @@ from synthesis_for_tests import image_file, phantom_dataset, read
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.organs import OrganSource, body, lungs
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 
 SPACING_MM = (3.0, 1.5, 1.5)
 LABELS = {"liver": (1,), "vessel": (2,), "tumour": (3,)}
@@ -75,21 +77,21 @@ def test_lungs_of_a_phantom_are_the_phantoms_lungs():
 
 
 def test_the_default_is_all_labels_but_the_lesion():
-    source = OrganSource.parse(None, label_values=LABELS, lesion_name="tumour", cases=[])
+    source = OrganSource.parse(None, label_values=LABELS, lesion_names=["tumour"], cases=[], raw_folder=Path())
     assert source.text == "label:liver,vessel" and source.values == (1, 2)
-    again = OrganSource.parse(source.text, label_values=LABELS, lesion_name="tumour", cases=[])
+    again = OrganSource.parse(source.text, label_values=LABELS, lesion_names=["tumour"], cases=[], raw_folder=Path())
     assert again == source
 
 
 def test_a_dataset_without_organ_asks_for_one():
     with pytest.raises(UserError, match="--organ lungs"):
-        OrganSource.parse(None, label_values={"tumour": (1,)}, lesion_name="tumour", cases=[])
+        OrganSource.parse(None, label_values={"tumour": (1,)}, lesion_names=["tumour"], cases=[], raw_folder=Path())
 
 
 @pytest.mark.parametrize("text", ["label:", "label:tumour", "label:spleen", "kidney", "folder:", ""])
 def test_what_is_no_organ_is_refused(text):
     with pytest.raises(UserError, match="--organ"):
-        OrganSource.parse(text, label_values=LABELS, lesion_name="tumour", cases=[])
+        OrganSource.parse(text, label_values=LABELS, lesion_names=["tumour"], cases=[], raw_folder=Path())
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from synthesis_for_tests import (
 )
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_the_lesion_must_be_clear(labels, lesion, message):
     dataset = phantom_dataset(cases=1)
     edit_dataset_json(dataset, labels=labels)
     with pytest.raises(UserError, match=message):
-        open_source_dataset(dataset.name, lesion=lesion)
+        open_source_dataset(dataset.name, lesions=lesion and [lesion])
 
 
 def test_a_region_of_several_values_is_no_lesion():
@@ -187,5 +187,5 @@ def test_a_region_of_several_values_is_no_lesion():
     with pytest.raises(UserError, match="region of 2 values"):
         open_source_dataset(dataset.name)
     # the core is one value, and the organ what of the other regions is not core
-    source = open_source_dataset(dataset.name, lesion="core")
+    source = open_source_dataset(dataset.name, lesions=["core"])
     assert source.lesion_value == 2 and source.organ.values == (1,)

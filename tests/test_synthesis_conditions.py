@@ -12,7 +12,7 @@ from fvae_nnunet.synthesis.case_plan import PlanSettings, plan_lesions
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
 from fvae_nnunet.synthesis.model import LatentDiffusion
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 
 SYNTHESES = 20
 
@@ -33,7 +33,7 @@ def test_a_lesion_mask_brings_the_real_lesions_hu_and_an_empty_mask_the_organs(t
     assert train_ldm.main(command) == 0
 
     model = LatentDiffusion.load(tmp_path)
-    source_dataset = open_source_dataset(dataset.id, organ="lungs", lesion=None, fold=None)
+    source_dataset = open_source_dataset(dataset.id, organ="lungs", fold=None)
     plan = PlanSettings(LesionSizes.of_range(20, 30), 0.0, (1, 1), inside_fraction=0.85, clearance_mm=5.0)
     moved_hu: dict[str, list[float]] = {"lesion mask": [], "empty mask": []}
     gaps_hu = []

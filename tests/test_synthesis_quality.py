@@ -18,7 +18,7 @@ from fvae_nnunet.synthesis import real_lesions
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.real_lesions import RealLesions, borrow, measure_lesion, measure_real_lesions
 from fvae_nnunet.synthesis.segmenter import Judge, Segmenter
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.trainers import nnUNetTrainerFVAEReconOnly
 
 SPACING_MM = (5.0, 1.0, 1.0)

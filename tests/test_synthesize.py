@@ -22,7 +22,7 @@ from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis import case_plan, model, model_folder, painting, segmenter
 from fvae_nnunet.synthesis.case_plan import source_of
 from fvae_nnunet.synthesis.placement import position_of
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.synthetic_folder import read_dataset_json, read_synthetic_cases
 
 SIZE = ["--diameter-mm", "10", "14"]

@@ -31,7 +31,7 @@ from fvae_nnunet.synthesis.latent_encoding import LatentSettings
 from fvae_nnunet.synthesis.model import LatentDiffusion
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.synthesis.slice_consistency import parameters_along_slices
-from fvae_nnunet.synthesis.source_cases import open_source_dataset
+from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.training import WARMUP_STEPS, Plan, denoising_loss, first_denoiser, train
 from fvae_nnunet.synthesis.training_settings import TrainingSettings
 from fvae_nnunet.synthesis.training_state import find_checkpoints
@@ -66,7 +66,14 @@ def latents():
     )
     statistics = Statistics(*latent_statistics(read_records(folder, source.cases).values()))
     draws = LatentDraws(
-        folder, source.cases, statistics=statistics, mask_encoding="onehot", window=4, crop=4, lesion_share=0.5
+        folder,
+        source.cases,
+        statistics=statistics,
+        mask_encoding="onehot",
+        classes=2,
+        window=4,
+        crop=4,
+        lesion_share=0.5,
     )
     model = ModelSettings(
         vae="tiny",

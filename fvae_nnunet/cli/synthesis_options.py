@@ -1,32 +1,33 @@
-"""The options of fvae-synthesize, and the job that they ask for."""
+"""The options of fvae-synthesize."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fvae_nnunet.errors import UserError
-
-if TYPE_CHECKING:
-    from fvae_nnunet.synthesis.case_plan import PlanSettings
-    from fvae_nnunet.synthesis.real_lesions import RealLesions
-    from fvae_nnunet.synthesis.source_cases import SourceDataset
-    from fvae_nnunet.synthesis.synthesize import Job
 
 OUTPUT_PARENT = "fvae_synthetic"
 """In nnUNet_raw, where nnU-Net looks only at folders Dataset*."""
 
-REAL_LESIONS_FILE = "real_lesions.json"
-"""In the output folder, so that it is measured once."""
+_OF_PLACED_LESIONS = (
+    "n", "cases", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share", "lesions_per_case",
+    "inside_fraction", "clearance_mm", "avoid", "at", "margin_mm", "texture", "text", "segmenter", "found_share",
+    "no_filter",
+)  # fmt: skip
+"""Options that do nothing with --list."""
 
 
 def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say what to make and with what; ``job_of`` understands them."""
+    """Options that say what to make and with what; ``synthesis_job`` understands them."""
     parser.add_argument("dataset", metavar="DATASET", help="id or name")
     parser.add_argument("--ldm", required=True, type=Path, metavar="FOLDER", help="model of fvae-train-ldm")
-    parser.add_argument("-n", required=True, type=int, metavar="N", help="how many cases to make")
+    parser.add_argument("-n", type=int, metavar="N", help="how many cases to make, with lesions that are placed")
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE",
+        help="instead of -n, with --mode full: CSV or JSON of volumes to generate from structures, disease masks and "
+        "texts; docs/synthesis.md says what it holds",
+    )  # fmt: skip
     parser.add_argument(
         "-o", type=Path, metavar="FOLDER", help=f"default: {OUTPUT_PARENT}/<dataset's name> in nnUNet_raw"
     )
@@ -40,7 +41,15 @@ def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source cases")
     group.add_argument("--organ", metavar="ORGAN", help="as in fvae-train-ldm; default: as the model was trained")
-    group.add_argument("--lesion", metavar="NAME", help="the lesion's label; default: as the model was trained")
+    group.add_argument(
+        "--lesion",
+        metavar="NAME",
+        help="the label of the lesion that is put in; default: that of the model, if it has one",
+    )
+    group.add_argument(
+        "--place-in", nargs="+", metavar="NAME",
+        help="structures into which lesions are put, for models of structures; default: all of them",
+    )  # fmt: skip
     group.add_argument(
         "--fold", type=int, metavar="F",
         help="use the training cases of this fold of nnU-Net only, so that its validation cases stay unseen; default: "
@@ -130,119 +139,21 @@ def _add_quality_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job_of(arguments: argparse.Namespace) -> tuple[Job, RealLesions]:
-    """What the options ask for, checked, and the real lesions of the dataset."""
-    from fvae_nnunet.nnunet_folders import nnunet_folder
-    from fvae_nnunet.synthesis.case_plan import Avoided
-    from fvae_nnunet.synthesis.model_folder import read_model
-    from fvae_nnunet.synthesis.painting import PaintSettings
-    from fvae_nnunet.synthesis.quality import QualityLimits
-    from fvae_nnunet.synthesis.segmenter import Judge
-    from fvae_nnunet.synthesis.source_cases import open_source_dataset
-    from fvae_nnunet.synthesis.synthesize import Job, check_is_ours
-
-    settings, training = read_model(arguments.ldm)
-    dataset = open_source_dataset(
-        arguments.dataset,
-        organ=arguments.organ or settings.organ,
-        lesion=arguments.lesion or settings.class_names[-1],
-        fold=arguments.fold,
-        plans_name=arguments.p,
-    )
-    channels = len(next(iter(dataset.image_files.values())))
-    if arguments.mode == "full" and channels > 1:
-        raise UserError(f"--mode full: {dataset.name} has {channels} channels, and only the CT would be generated")
-    if not 0 <= arguments.found_share <= 1:
-        raise UserError(f"--found-share is a share between 0 and 1, got {arguments.found_share:g}")
-    plan = _plan(arguments, dataset)
-    paint = PaintSettings(
-        mode=arguments.mode,
-        margin_mm=arguments.margin_mm,
-        texture=arguments.texture,
-        steps=arguments.steps,
-        eta=arguments.eta,
-        guidance=arguments.guidance,
-        text=arguments.text,
-    )
-    sources = _sources(arguments, dataset)
-    avoid = Avoided.open(arguments.avoid, sources) if arguments.avoid else None
-    judge = None
-    if arguments.segmenter:
-        judge = Judge.open(arguments.segmenter, lesion_name=dataset.lesion_name, channels=channels, fold=arguments.fold)
-    output = arguments.o or nnunet_folder("nnUNet_raw") / OUTPUT_PARENT / dataset.name
-    check_is_ours(output)
-    if arguments.fold is not None:
-        unseen = sorted(set(training.get("training_cases") or ()) - set(dataset.cases))
-        if unseen:
-            print(
-                f"warning: the model was trained on {len(unseen)} cases that are no training cases of fold "
-                f"{arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them unseen",
-                file=sys.stderr,
-            )
-    real = _real_lesions(arguments, dataset, output)
-    if plan.borrowed_share and not real.lesions:
-        raise UserError(f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid")
-    return Job(
-        dataset=dataset,
-        sources=sources,
-        output=output,
-        seed=arguments.seed,
-        plan=plan,
-        paint=paint,
-        limits=QualityLimits.of(real, inside_fraction=plan.inside_fraction, found_share=arguments.found_share),
-        filtered=not arguments.no_filter,
-        lenders=real.lesions,
-        avoid=avoid,
-        judge=judge,
-        model_folder=arguments.ldm,
-    ), real
-
-
-def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings:
-    from fvae_nnunet.synthesis.case_plan import PlanSettings, default_inside_fraction
-    from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
-
-    if arguments.sizes and arguments.diameter_mm:
-        raise UserError("--sizes and --diameter-mm exclude each other; give one of them")
-    if arguments.borrowed_share is not None and arguments.shapes != "both":
-        raise UserError(f"--borrowed-share is for --shapes both, not {arguments.shapes}")
-    if len(arguments.lesions_per_case) > 2:
-        raise UserError("--lesions-per-case takes a number, or the least and the greatest")
-    if arguments.at is not None and len(arguments.cases or ()) != 1:
-        raise UserError("--at is a position in one patient; name the case with --cases CASE")
-    both = 0.5 if arguments.borrowed_share is None else arguments.borrowed_share
-    inside = arguments.inside_fraction
-    return PlanSettings(
-        sizes=LesionSizes.of_range(*arguments.diameter_mm)
-        if arguments.diameter_mm
-        else LesionSizes.of_classes(arguments.sizes),
-        borrowed_share={"ellipsoid": 0.0, "borrowed": 1.0, "both": both}[arguments.shapes],
-        lesions_per_case=(arguments.lesions_per_case[0], arguments.lesions_per_case[-1]),
-        inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,
-        clearance_mm=arguments.clearance_mm,
-        at_mm=None if arguments.at is None else (arguments.at[0], arguments.at[1], arguments.at[2]),
-    )
-
-
-def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str, ...]:
-    wanted = dataset.cases if arguments.cases is None else sorted(set(arguments.cases))
-    unknown = [case for case in wanted if case not in dataset.image_files]
-    if unknown:
-        where = dataset.name if arguments.fold is None else f"the training cases of fold {arguments.fold}"
-        raise UserError(f"--cases: {where} has no {', '.join(unknown)}; it has {', '.join(dataset.cases[:5])} ...")
-    return tuple(wanted)
-
-
-def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:
-    from tqdm import tqdm
-
-    from fvae_nnunet.synthesis.real_lesions import measure_real_lesions
-
-    path = output / REAL_LESIONS_FILE
-    with tqdm(total=len(dataset.cases), desc="real lesions", unit="case", dynamic_ncols=True, leave=False) as bar:
-        real = measure_real_lesions(dataset, path, workers=arguments.np, on_case=bar.update)
-    for case, error in real.failed.items():
-        print(f"{case}: its real lesions cannot be measured: {error}", file=sys.stderr)
-    if not real.lesions:
-        print(f"warning: {dataset.name} has no real lesion; HU of synthetic ones are not checked", file=sys.stderr)
-    return real
+def check_way(arguments: argparse.Namespace) -> None:
+    """Raise UserError unless the options ask for -n cases or for a --list, and not for what neither can do."""
+    if (arguments.n is None) == (arguments.list is None):
+        raise UserError("give -n N, how many cases to make, or --list FILE, which volumes to generate; and not both")
+    if arguments.n is not None and arguments.n < 1:
+        raise UserError(f"-n must be at least 1, got {arguments.n}")
+    if arguments.seed < 0:
+        raise UserError(f"--seed must not be negative, got {arguments.seed}")
+    if arguments.list is None:
+        return
+    if arguments.mode != "full":
+        raise UserError("--list generates whole volumes; add --mode full")
+    parser = argparse.ArgumentParser()
+    add_synthesis_options(parser)
+    given = [name for name in _OF_PLACED_LESIONS if getattr(arguments, name) != parser.get_default(name)]
+    if given:
+        option = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} does nothing with --list, whose rows say what is made; leave it out")

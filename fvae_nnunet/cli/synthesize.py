@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import CaseProgress, add_work_options, do_cases, part_of, run_command, workers_of
-from fvae_nnunet.cli.synthesis_options import add_synthesis_options, job_of
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
 
 if TYPE_CHECKING:
     from fvae_nnunet.devices import OnSlices
     from fvae_nnunet.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.synthesis.listed_cases import ListJob
     from fvae_nnunet.synthesis.synthesize import Job
 
 _PROG = "fvae-synthesize"
@@ -24,9 +24,9 @@ _PROG = "fvae-synthesize"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=_PROG,
-        description="Put synthetic lesions into the raw CT of a dataset, with a model of fvae-train-ldm. Writes images "
-        "and labels in nnU-Net's raw format and a record of each case; what quality control rejects is kept aside. "
-        "docs/synthesis.md explains it.",
+        description="Put synthetic lesions into the raw CT of a dataset, or generate whole volumes from a list, with a "
+        "model of fvae-train-ldm. Writes images and labels in nnU-Net's raw format and a record of each case; what "
+        "quality control rejects is kept aside. docs/synthesis.md explains it.",
     )
     add_synthesis_options(parser)
     add_work_options(parser)
@@ -34,25 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.cli.synthesis_job import job_of, list_job_of
     from fvae_nnunet.synthesis.synthesize import case_name
+
+    check_way(arguments)
+    part_of([], arguments)
+    if arguments.list is not None:
+        listed = list_job_of(arguments)
+        return _do(arguments, listed, list(listed.listed))
+    job, real = job_of(arguments)
+    status = _do(arguments, job, [case_name(number) for number in range(arguments.n)])
+    return status or int(not real.failed.keys().isdisjoint(job.sources))
+
+
+def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> int:
+    """Make this call's part of the cases; the exit status."""
     from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER
 
-    if arguments.n < 1:
-        raise UserError(f"-n must be at least 1, got {arguments.n}")
-    if arguments.seed < 0:
-        raise UserError(f"--seed must not be negative, got {arguments.seed}")
-    names = [case_name(number) for number in range(arguments.n)]
-    cases = part_of(names, arguments)
-    job, real = job_of(arguments)
     progress = do_cases(
         arguments,
         _Synthesize(arguments, job),
-        cases=cases,
+        cases=part_of(names, arguments),
         known=names,
         folders=[job.output / MANIFEST_FOLDER],
         progress_type=_Progress,
     )
-    return progress.finish_in(job.output) or int(not real.failed.keys().isdisjoint(job.sources))
+    return progress.finish_in(job.output)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class _Synthesize:
     """What one device does."""
 
     arguments: argparse.Namespace
-    job: Job
+    job: Job | ListJob
 
     def load(self, device: str | None) -> Any:
         import torch
@@ -78,25 +85,26 @@ class _Synthesize:
             text_encoder=self.arguments.text_encoder,
             device=device,
         )
-        judge = self.job.judge
+        judge = getattr(self.job, "judge", None)
         return model, None if judge is None else Segmenter(judge, torch.device(device).type)
 
     def run(
         self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
     ) -> Generator[Outcome, None, None]:
+        from fvae_nnunet.synthesis.listed_cases import ListJob, generate_listed
         from fvae_nnunet.synthesis.synthesize import synthesize_cases
 
         model, segmenter = loaded
-        return synthesize_cases(
-            self.job,
-            model,
-            segmenter,
-            cases=cases,
-            workers=workers_of(self.arguments),
-            seconds=seconds,
-            overwrite=self.arguments.overwrite and first,
-            on_step=on_slices,
-        )
+        how: dict[str, Any] = {
+            "cases": cases,
+            "workers": workers_of(self.arguments),
+            "seconds": seconds,
+            "overwrite": self.arguments.overwrite and first,
+            "on_step": on_slices,
+        }
+        if isinstance(self.job, ListJob):
+            return generate_listed(self.job, model, **how)
+        return synthesize_cases(self.job, model, segmenter, **how)
 
 
 class _Progress(CaseProgress):
@@ -117,10 +125,9 @@ class _Progress(CaseProgress):
             return
         self.accepted += result["accepted"]
         self.rejected += not result["accepted"]
-        sizes = ", ".join(f"{diameter:.0f}" for diameter in result["diameters_mm"])
         verdict = "accepted" if result["accepted"] else "rejected"
         against = f": {'; '.join(result['reasons'])}" if result["reasons"] else ""
-        self.bar.write(f"{outcome.case}: {sizes} mm in {result['source_case']}, {verdict}{against}", file=sys.stdout)
+        self.bar.write(f"{outcome.case}: {result['said']}, {verdict}{against}", file=sys.stdout)
         self.bar.total = max(self.bar.total, self.bar.n + 1)
         self.bar.update()
 

@@ -153,7 +153,7 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         inputs["structures"] = sha256_of_files({path: sha256_of_file(path) for path in structure_files})
     outputs = conversion.outputs(source)
     manifest = conversion.manifest
-    if manifest.is_done(case, inputs=inputs, outputs=outputs[:1]) and _are_whole(conversion, case, outputs):
+    if manifest.is_done(case, inputs=inputs, outputs=outputs):
         return None
 
     volume, header = read_volume(source.image)
@@ -177,19 +177,8 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         record["structure_overlap_voxels"] = found.overlap_voxels
         write_label_map(structures_path(*where), found.labels, geometry)
     write_volume(outputs[0], volume_hu, geometry)
-    # the manifest knows files by name, and label map and structures have the same one
-    record["bytes"] = _bytes(conversion, outputs)
-    manifest.write_case(case, inputs=inputs, outputs=outputs[:1], results=record)
+    manifest.write_case(case, inputs=inputs, outputs=outputs, results=record)
     return record
-
-
-def _are_whole(conversion: Conversion, case: str, outputs: list[Path]) -> bool:
-    record = conversion.manifest.read_case(case) or {}
-    return all(path.is_file() for path in outputs) and record.get("bytes") == _bytes(conversion, outputs)
-
-
-def _bytes(conversion: Conversion, outputs: list[Path]) -> dict[str, int]:
-    return {path.relative_to(conversion.raw).as_posix(): path.stat().st_size for path in outputs}
 
 
 def _digest(content: object) -> str:

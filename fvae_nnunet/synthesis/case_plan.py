@@ -183,7 +183,7 @@ def plan_lesions(
         NothingFits: not even for one.
     """
     organ = source.organ if dataset.organ.kind != "none" else body(source.volume_hu)
-    forbidden = too_close(source.lesion, source.spacing_mm, settings.clearance_mm)
+    forbidden = too_close(source.any_lesion, source.spacing_mm, settings.clearance_mm)
     ignored = dataset.dataset_json["labels"].get("ignore")
     if ignored is not None:
         forbidden |= source.labels == ignored

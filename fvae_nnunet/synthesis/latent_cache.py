@@ -4,8 +4,16 @@
 counts by the same rules as one of a view) and ``<case>.safetensors`` with, float16::
 
     latent     (P, C, d, h, w)    P pieces of slices, see ``latent_windows``; as the VAE gives it, not standardised
-    condition  (P, K, d, h, w)    mask condition, see ``mask_conditions``; not standardised
-    lesion     (P, d, h, w)       share of the voxels of each latent cell that are lesion
+    lesion     (P, d, h, w)       share of the voxels of each latent cell that are lesion, of any class
+
+and, with the mask encoding ``onehot``, ``mask_conditions.ClassShares``::
+
+    classes    (P, k, d, h, w)    uint8
+    shares     (P, k, d, h, w)
+
+or, with ``vae``::
+
+    condition  (P, C, d, h, w)    not standardised
 
 The record of a case says which windows there are and what of them holds lesion::
 
@@ -83,7 +91,9 @@ def encode_cases(
     return run_cases(
         cases,
         read=partial(_read, folder, dataset, vae.spec, settings),
-        compute=lambda _, case: encode(case, vae, settings, len(dataset.class_names)),
+        compute=lambda _, case: encode(
+            case, vae, settings, classes=len(dataset.class_names), organs=len(dataset.organ.class_names)
+        ),
         write=partial(_write, folder),
         workers=workers,
         seconds=StageSeconds(),
@@ -93,14 +103,11 @@ def encode_cases(
 def _read(
     folder: Path, dataset: SourceDataset, spec: VAESpec, settings: LatentSettings, case: str
 ) -> CaseToEncode | None:
-    for path in (dataset.image_files[case][dataset.ct_channel], dataset.label_files[case]):
-        if not path.is_file():
-            raise UserError(f"{path} is missing")
     digests = dataset.digests(case)
     if Manifest(folder).is_done(case, inputs=digests, outputs=[latents_path(folder, case)]):
         return None
     source = dataset.read(case, digests=digests)
-    return prepare(source, spec, settings, len(dataset.class_names))
+    return prepare(source, spec, settings, len(dataset.organ.class_names))
 
 
 def _write(folder: Path, case: str, encoded: EncodedCase) -> dict[str, Any]:

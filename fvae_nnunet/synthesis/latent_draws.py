@@ -18,6 +18,7 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.latent_cache import latents_path, read_records
 from fvae_nnunet.synthesis.latent_scale import standardise
+from fvae_nnunet.synthesis.mask_conditions import ClassShares
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 Place = tuple[int, int]
@@ -96,6 +97,7 @@ class LatentDraws:
         cases: those to draw from.
         statistics: for standardising.
         mask_encoding: conditions of the encoding ``vae`` are standardised too.
+        classes: number of mask classes without the background.
         window: latent slices of a window.
         crop: latent cells of a sample along y and x; smaller where the slices are.
         lesion_share: in [0, 1].
@@ -117,12 +119,13 @@ class LatentDraws:
         *,
         statistics: Statistics,
         mask_encoding: str,
+        classes: int,
         window: int,
         crop: int,
         lesion_share: float,
         texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self._folder, self._statistics, self._encoding = folder, statistics, mask_encoding
+        self._folder, self._statistics, self._encoding, self._classes = folder, statistics, mask_encoding, classes
         self._window, self._crop, self._texts = window, crop, texts
         records = read_records(folder, cases)
         self.cases_with_lesion = sum(bool(record["lesion_slices"]) for record in records.values())
@@ -170,11 +173,13 @@ class LatentDraws:
                 _crop_range(size, self._crop, None if cell is None else cell[axis], random)
                 for axis, size in enumerate(lesion.shape[1:])
             )
-            latent, condition = (
-                file.get_slice(name)[piece : piece + 1, :, run, rows, columns] for name in ("latent", "condition")
-            )
+            names = ("latent", "condition") if self._encoding == "vae" else ("latent", "classes", "shares")
+            latent, *stored = (file.get_slice(name)[piece : piece + 1, :, run, rows, columns] for name in names)
         mean, std = self._statistics.mean, self._statistics.std
-        condition = standardise(condition, mean, std) if self._encoding == "vae" else condition.float()
+        if self._encoding == "vae":
+            condition = standardise(stored[0], mean, std)
+        else:
+            condition = ClassShares(*stored).dense(self._classes)
         return Sample(case, standardise(latent, mean, std)[0], condition[0], lesion[:, rows, columns])
 
     def batch(

@@ -41,8 +41,9 @@ class LatentSettings:
             "precision": str(vae.dtype).removeprefix("torch."),
             "ct_channel": dataset.ct_channel,
             "organ": dataset.organ.recorded,
-            "lesion": dataset.lesion_value,
+            "lesions": list(dataset.lesions.values()),
             "class_names": dataset.class_names,
+            "onehot": "packed",
             **asdict(self),
         }
 
@@ -102,8 +103,8 @@ def choose_inplane_pixels(
     return spec.padded_inplane(min(usual, max(max(shape[1:]) for shape in shapes)))
 
 
-def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, classes: int) -> CaseToEncode:
-    """A case resampled and padded for the VAE, and the pieces of it; ``classes`` counts without the background."""
+def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, organs: int) -> CaseToEncode:
+    """A case resampled and padded for the VAE, and the pieces of it; classes above ``organs`` are lesions."""
     volume_hu, class_map = source.volume_hu, source.class_map
     if settings.spacing_mm is not None:
         from fvae_nnunet.synthesis.crop import resampled
@@ -112,7 +113,7 @@ def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, classes
         volume_hu = np.rint(resampled(volume_hu, shape, order=1)).astype(np.int16)
         class_map = resampled(class_map, shape, order=0)
     volume_hu, class_map = _padded(volume_hu, class_map, spec, settings)
-    pieces = plan_pieces(class_map == classes, settings.window_slices, spec)
+    pieces = plan_pieces(class_map > organs, settings.window_slices, spec)
     return CaseToEncode(volume_hu, class_map, pieces, source.digests)
 
 
@@ -137,8 +138,15 @@ def _padded(
     return volume_hu, np.pad(np.pad(class_map, beyond, mode="edge"), around)
 
 
-def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, classes: int) -> EncodedCase:
+def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, classes: int, organs: int) -> EncodedCase:
     """Latents, conditions and record of a case.
+
+    Args:
+        case: from ``prepare``.
+        vae: encodes.
+        settings: how.
+        classes: number of classes without the background.
+        organs: those above are lesions.
 
     Raises:
         UserError: a latent is not finite or does not fit float16.
@@ -146,32 +154,41 @@ def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, classes
     import torch
 
     from fvae_nnunet.intensity import hu_to_model
-    from fvae_nnunet.synthesis.mask_conditions import mask_condition
+    from fvae_nnunet.synthesis.mask_conditions import class_shares, mask_condition
 
     spec = vae.spec
-    encodings = (settings.mask_encoding, "onehot")
-    parts: dict[str, list[list[np.ndarray]]] = {"latent": [], "condition": [], "lesion": []}
+    pieces: list[dict[str, np.ndarray]] = []
     with torch.no_grad():
         for piece in case.pieces:
-            found: dict[str, list[np.ndarray]] = {name: [] for name in parts}
+            runs: list[dict[str, np.ndarray]] = []
             # slices that do not see each other go through the VAE a few at a time
             step = spec.window_slices if spec.independent_slices else piece.stop - piece.start
             for start in range(piece.start, piece.stop, step):
                 run = slice(start, min(start + step, piece.stop))
                 volume = hu_to_model(torch.from_numpy(case.volume_hu[run]), settings.hu_window)
                 class_map = torch.from_numpy(case.class_map[run])[None]
-                condition, shares = (
-                    mask_condition(class_map, spec, encoding=encoding, classes=classes, vae=vae)
-                    for encoding in encodings
-                )
-                found["latent"].append(_to_float16(vae.encode(volume[None, None])[0]))
-                found["condition"].append(_to_float16(condition[0]))
-                found["lesion"].append(_to_float16(shares[0, classes:]))
-            for name, runs in found.items():
-                parts[name].append([np.concatenate(runs, axis=1)])
-    tensors = {name: np.concatenate(pieces) for name, pieces in parts.items()}
+                shares = class_shares(class_map, spec, classes=classes)
+                found = {
+                    "latent": _to_float16(vae.encode(volume[None, None])[0]),
+                    "lesion": shares.share_above(organs).numpy(),
+                }
+                if settings.mask_encoding == "vae":
+                    condition = mask_condition(class_map, spec, encoding="vae", classes=classes, vae=vae)
+                    found["condition"] = _to_float16(condition[0])
+                else:
+                    found |= {"classes": shares.classes[0].numpy(), "shares": shares.shares[0].numpy()}
+                runs.append(found)
+            pieces.append({name: _joined([run[name] for run in runs], axis=1) for name in runs[0]})
+    tensors = {name: _joined([piece[name][None] for piece in pieces], axis=0) for name in pieces[0]}
     tensors["lesion"] = tensors["lesion"][:, 0]
     return EncodedCase(tensors, _record(case.pieces, tensors, settings.window_slices, spec), case.digests)
+
+
+def _joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
+    """The parts one behind the other; where one has fewer channels (the axis before d, h and w) they are filled up."""
+    channels = max(part.shape[-4] for part in parts)
+    around = [((0, 0),) * (part.ndim - 4) + ((0, channels - part.shape[-4]),) + ((0, 0),) * 3 for part in parts]
+    return np.concatenate([np.pad(part, by) for part, by in zip(parts, around, strict=True)], axis=axis)
 
 
 def _to_float16(tensor: Any) -> np.ndarray:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import hu_to_model, model_to_hu
-from fvae_nnunet.synthesis.latent_scale import standardise, unstandardise
-from fvae_nnunet.synthesis.mask_conditions import cells_of, mask_condition
+from fvae_nnunet.synthesis.latent_codec import LatentCodec
 from fvae_nnunet.synthesis.model_folder import (
     DENOISER_FOLDER,
     SCHEDULER_FOLDER,
@@ -24,10 +22,8 @@ from fvae_nnunet.synthesis.model_folder import (
 )
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 from fvae_nnunet.vae import FrozenVAE, load_vae
-from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.known import DIFFUSERS_PREFIX
 from fvae_nnunet.vae.weights import state_dict_sha256
-from fvae_nnunet.windows import blend_windows
 
 if TYPE_CHECKING:
     from fvae_nnunet.synthesis.denoiser import LatentDenoiser
@@ -40,9 +36,8 @@ __all__ = ["LatentDiffusion", "ModelSettings", "read_model", "save_model"]
 class LatentDiffusion:
     """A denoiser, its noise process and the frozen VAE whose latents it knows.
 
-    Everything takes and gives volumes (z, y, x) in axial order, see ``orientation``. Sizes that the VAE does not admit
-    are padded behind the last slice, row and column (HU with edge values, class maps with background) and cut back. All
-    random numbers come from a generator on the CPU, so another device draws the same.
+    Everything takes and gives volumes (z, y, x) in axial order, see ``orientation``, of any size in-plane (see
+    ``LatentCodec``). All random numbers come from a generator on the CPU, so another device draws the same.
 
     Args:
         denoiser: the network; its training mode is left as it is.
@@ -68,6 +63,7 @@ class LatentDiffusion:
         settings.check_vae(vae)
         settings.check_denoiser(denoiser)
         self.denoiser, self.settings, self.process, self.vae = denoiser, settings, process, vae
+        self.codec = LatentCodec(vae, settings)
         self.training = training or {}
         self._text_encoder = text_encoder or settings.text_encoder
         self._report_encoder: ReportEncoder | None = None
@@ -158,8 +154,7 @@ class LatentDiffusion:
 
     def reconstruct(self, volume_hu: np.ndarray) -> np.ndarray:
         """D(E(volume)): (z, y, x) in HU, at most one window, becomes float32 in HU."""
-        self._check_window(volume_hu)
-        return self._decoded(self._encoded(volume_hu), volume_hu.shape)
+        return self.codec.decode(self.codec.encode(volume_hu), volume_hu.shape)
 
     def inpaint(
         self,
@@ -198,23 +193,34 @@ class LatentDiffusion:
         """
         from fvae_nnunet.synthesis.sampling import Known, LatentWindows
 
-        self._check_window(volume_hu)
         for name, array in (("class map", class_map), ("region", region)):
             if array.shape != volume_hu.shape:
                 raise UserError(f"the {name} has shape {array.shape}, the volume {volume_hu.shape}")
-        spec, settings = self.vae.spec, self.settings
-        latent = self._encoded(volume_hu)
-        reconstructed_hu = self._decoded(latent, volume_hu.shape)
-        cells = cells_of(_padded(region.astype(np.uint8), spec) > 0, spec)[:, None].to(latent.device)
+        codec, spec = self.codec, self.vae.spec
+        latent = codec.encode(volume_hu)
+        reconstructed_hu = codec.decode(latent, volume_hu.shape)
+        cells = codec.cells(region).to(latent.device)
         if not cells.any():
             return reconstructed_hu.copy(), reconstructed_hu
-        windows = LatentWindows.over(spec.padded_slices(len(volume_hu)), settings.window_slices, spec)
-        known = Known(standardise(latent, settings.latent_mean, settings.latent_std), cells)
+        windows = LatentWindows.over(spec.padded_slices(len(volume_hu)), self.settings.window_slices, spec)
+        known = Known(codec.standardised(latent), cells)
         drawn = self._sampled(windows, class_map, steps, eta, guidance, text, generator, known, on_step)
-        mixed = torch.where(cells, self._unstandardised(drawn), latent)
-        return self._decoded(mixed, volume_hu.shape), reconstructed_hu
+        mixed = torch.where(cells, codec.unstandardised(drawn), latent)
+        return codec.decode(mixed, volume_hu.shape), reconstructed_hu
 
-    def generate(
+    def generate(self, class_map: np.ndarray, **sampling: Any) -> np.ndarray:
+        """A whole volume from its class map: float32 (z, y, x) in HU, inside the HU window.
+
+        Arguments and errors are those of ``generate_runs``.
+        """
+        volume_hu = np.empty(class_map.shape, dtype=np.float32)
+        start = 0
+        for run in self.generate_runs(class_map, **sampling):
+            volume_hu[start : start + len(run)] = run
+            start += len(run)
+        return volume_hu
+
+    def generate_runs(
         self,
         class_map: np.ndarray,
         *,
@@ -224,18 +230,19 @@ class LatentDiffusion:
         text: str | None = None,
         generator: torch.Generator,
         on_step: OnStep | None = None,
-    ) -> np.ndarray:
-        """A whole volume from its class map.
+    ) -> Iterator[np.ndarray]:
+        """A whole volume from its class map, a run of slices at a time.
 
         Volumes longer than a window are made of windows that overlap by whole latent slices, all denoised together and
-        decoded one by one; see ``sampling.LatentWindows``.
+        decoded one by one; see ``sampling.LatentWindows``. The volume is never held in float32 as a whole.
 
         Args:
             class_map: uint8 (z, y, x), any number of slices.
             steps, eta, guidance, text, generator, on_step: as for ``inpaint``.
 
         Returns:
-            float32 (z, y, x) in HU, inside the HU window.
+            The runs, in order: float32 (d, y, x) in HU, inside the HU window. The latents are drawn before the first
+            is asked for, each window is decoded when it is needed.
 
         Raises:
             UserError: as ``inpaint``.
@@ -247,14 +254,7 @@ class LatentDiffusion:
         slices = self.vae.spec.padded_slices(len(class_map))
         windows = LatentWindows.over(slices, self.settings.window_slices, self.vae.spec)
         drawn = self._sampled(windows, class_map, steps, eta, guidance, text, generator, None, on_step)
-        latent = self._unstandardised(drawn)
-        decoded = (
-            self._decoded(
-                latent[:, :, window.frames.to(latent.device)], (window.stop - window.start, *class_map.shape[1:])
-            )
-            for window in windows.windows
-        )
-        return np.concatenate(list(blend_windows(decoded, windows.overlap_slices)))[: len(class_map)]
+        return self.codec.decode_windows(self.codec.unstandardised(drawn), windows, class_map.shape)
 
     def _sampled(
         self,
@@ -277,8 +277,7 @@ class LatentDiffusion:
             )
         settings, device = self.settings, self.denoiser.device
         embedding = None if text is None else self.report_encoder.encode(text)[None].to(device)
-        classes = _padded(class_map, self.vae.spec)
-        conditions = [self._condition(classes[:, window.start : window.stop]).to(device) for window in windows.windows]
+        conditions = self.codec.conditions(class_map, windows, device)
         dtype = getattr(torch, settings.precision)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             return sample_latent(
@@ -292,47 +291,3 @@ class LatentDiffusion:
                 known=known,
                 on_step=on_step,
             )
-
-    def _condition(self, class_maps: torch.Tensor) -> torch.Tensor:
-        settings, classes = self.settings, len(self.settings.class_names)
-        highest = int(class_maps.max())
-        if highest > classes:
-            names = ", ".join(f"{number} {name}" for number, name in enumerate(settings.class_names, start=1))
-            raise UserError(f"the class map holds {highest}; this model knows 0 background, {names}")
-        condition = mask_condition(
-            class_maps, self.vae.spec, encoding=settings.mask_encoding, classes=classes, vae=self.vae
-        )
-        if settings.mask_encoding == "onehot":
-            return condition
-        return standardise(condition, settings.latent_mean, settings.latent_std)
-
-    def _unstandardised(self, latent: torch.Tensor) -> torch.Tensor:
-        return unstandardise(latent, self.settings.latent_mean, self.settings.latent_std)
-
-    def _encoded(self, volume_hu: np.ndarray) -> torch.Tensor:
-        """float32 (1, C, d, h, w), not standardised."""
-        padded = _padded(volume_hu.astype(np.float32), self.vae.spec, mode="replicate")
-        return self.vae.encode(hu_to_model(padded, self.settings.hu_window)[:, None]).float()
-
-    def _decoded(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
-        """(1, C, d, h, w), not standardised, becomes float32 HU of the shape (z, y, x)."""
-        volume = self.vae.decode(latent)[0, 0, : shape[0], : shape[1], : shape[2]]
-        if not torch.isfinite(volume).all():
-            raise UserError(f"{self.vae.spec.name}: the decoded volume is not finite in {self.settings.precision}")
-        return model_to_hu(volume, self.settings.hu_window).cpu().numpy()
-
-    def _check_window(self, volume_hu: np.ndarray) -> None:
-        if volume_hu.ndim != 3 or 0 in volume_hu.shape:
-            raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
-        if len(volume_hu) > self.settings.window_slices:
-            raise UserError(f"{len(volume_hu)} slices; this model takes windows of {self.settings.window_slices}")
-        if volume_hu.dtype.kind == "f" and not np.isfinite(volume_hu).all():
-            raise UserError("the volume holds values that are not finite (NaN or infinite)")
-
-
-def _padded(array: np.ndarray, spec: VAESpec, mode: str = "constant") -> torch.Tensor:
-    """(z, y, x) to (1, D, H, W) as the VAE admits it, padded behind."""
-    slices, height, width = array.shape
-    behind = (spec.padded_slices(slices), spec.padded_inplane(height), spec.padded_inplane(width))
-    by = (0, behind[2] - width, 0, behind[1] - height, 0, behind[0] - slices)
-    return F.pad(torch.from_numpy(np.ascontiguousarray(array))[None, None], by, mode=mode)[0]

@@ -29,6 +29,8 @@ KIND = "ldm"
 DENOISER_FOLDER = "denoiser"
 SCHEDULER_FOLDER = "scheduler"
 
+_ADDED_LATER = frozenset({"text_weights_sha256", "lesions"})
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -44,13 +46,14 @@ class ModelSettings:
         inplane_pixels: of the squares that the model was trained on, along y and x.
         spacing_mm: (z, y, x) to which cases were resampled; None: as they are.
         mask_encoding: see ``mask_conditions``.
-        class_names: of the classes 1, 2, ...; the lesion is the last.
+        class_names: of the classes 1, 2, ...; lesions are the last.
         latent_mean, latent_std: of each latent channel.
         prediction: see ``noise_process``.
         text_encoder: hub id or folder; None for a model without text.
         text_width: channels of its embeddings; None for a model without text.
         organ: the option that says where organ masks come from.
         text_weights_sha256: of the text encoder; None: not checked.
+        lesions: how many of the classes are lesions.
     """
 
     vae: str
@@ -70,6 +73,12 @@ class ModelSettings:
     text_width: int | None
     organ: str
     text_weights_sha256: str | None = None
+    lesions: int = 1
+
+    @property
+    def lesion_names(self) -> tuple[str, ...]:
+        """Of the classes that are lesions."""
+        return self.class_names[len(self.class_names) - self.lesions :]
 
     @classmethod
     def from_json(cls, content: dict[str, Any], path: Path) -> ModelSettings:
@@ -79,7 +88,7 @@ class ModelSettings:
             UserError: an entry is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
-        wrong = sorted((known - {"text_weights_sha256"} - content.keys()) | (content.keys() - known))
+        wrong = sorted((known - _ADDED_LATER - content.keys()) | (content.keys() - known))
         if wrong:
             raise UserError(f"{path}: the settings lack or do not know {wrong[0]}; was it written by another version?")
         values: dict[str, Any] = {

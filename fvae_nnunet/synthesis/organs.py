@@ -1,4 +1,4 @@
-"""Where the organ of a case comes from: the dataset's labels, a folder of masks, or a threshold in HU.
+"""Where the organ of a case comes from: the dataset's labels, masks of it or of many structures, or a threshold in HU.
 
 All volumes here are axial: (z, y, x) = (body axis, front-back, left-right), see ``orientation.axial_order``.
 """
@@ -6,16 +6,18 @@ All volumes here are axial: (z, y, x) = (body axis, front-back, left-right), see
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry, find_images, read_volume
+from fvae_nnunet.image_files import Geometry, find_images
+from fvae_nnunet.synthesis.mask_files import read_mask
+from fvae_nnunet.synthesis.structures import NAMES_FILE, TRAINING_FOLDER, Structures
 
-FORMS = "label:NAME[,NAME], folder:PATH, folder:PATH:VALUE[,VALUE], lungs, body or none"
+FORMS = "structures, structures:FOLDER, label:NAME[,NAME], folder:PATH, folder:PATH:VALUE[,VALUE], lungs, body or none"
 
 BODY_ABOVE_HU = -500.0
 """Half way between air (-1000 HU) and water (0 HU): where a blurred skin surface lies."""
@@ -32,9 +34,6 @@ SECOND_LUNG_SHARE = 0.2
 LUNG_CLOSING_MM = 6.0
 """Radius of the ball that closes each lung over vessels and over nodules at the pleura."""
 
-GEOMETRY_TOLERANCE = 1e-3
-"""Masks were often written by programs that keep the header in float32: mm for origin and spacing, 1 for cosines."""
-
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = [[False, True, False], [True, True, True], [False, True, False]]
 
@@ -44,11 +43,13 @@ class OrganSource:
     """Where the organ mask of each case comes from.
 
     Attributes:
-        kind: ``label``, ``folder``, ``lungs``, ``body`` or ``none``.
-        names: of the labels, for ``label``.
+        kind: ``label``, ``folder``, ``structures``, ``lungs``, ``body`` or ``none``.
+        names: of the labels, for ``label``; for ``structures`` of those that lesions are put into, empty: all.
         values: of the labels, or of the masks in the folder; empty for a folder: all but 0.
         folder: of the masks.
         files: case -> its mask, for ``folder``.
+        structures: for ``structures``; each of them is a class of its own.
+        is_own: whether they are in the dataset's own folder.
     """
 
     kind: str
@@ -56,6 +57,8 @@ class OrganSource:
     values: tuple[int, ...] = ()
     folder: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    structures: Structures | None = None
+    is_own: bool = False
 
     @classmethod
     def parse(
@@ -63,32 +66,38 @@ class OrganSource:
         text: str | None,
         *,
         label_values: Mapping[str, tuple[int, ...]],
-        lesion_name: str,
+        lesion_names: Collection[str],
         cases: Iterable[str],
+        raw_folder: Path,
     ) -> OrganSource:
         """Understand what a user gives.
 
         Args:
-            text: one of the forms in ``FORMS``; None: all labels but the lesion's.
-            label_values: name -> values of each foreground label or region of the dataset, the lesion's included.
-            lesion_name: the lesion's label, which is no organ.
+            text: one of the forms in ``FORMS``; None: all labels but those of lesions.
+            label_values: name -> values of each foreground label or region of the dataset, those of lesions included.
+            lesion_names: labels of lesions, which are no organ.
             cases: those that a folder must hold masks of.
+            raw_folder: of the dataset, which may hold structures.
 
         Raises:
             UserError: not one of these forms, no such label, or masks are missing.
         """
-        others = [name for name in label_values if name != lesion_name]
+        others = [name for name in label_values if name not in lesion_names]
         if text is None:
             if not others:
                 raise UserError(
-                    f"the dataset has no label but {lesion_name}, so it does not say where the organ is; give --organ "
-                    f"lungs, --organ folder:PATH with a mask for each case (TotalSegmentator's, for instance), "
-                    f"--organ body or --organ none"
+                    f"the dataset has no label but {', '.join(lesion_names) or 'background'}, so it does not say where "
+                    "the organ is; give --organ lungs, --organ folder:PATH with a mask for each case "
+                    f"(TotalSegmentator's, for instance), --organ structures with masks of many in {TRAINING_FOLDER}, "
+                    "--organ body or --organ none"
                 )
             text = "label:" + ",".join(others)
         if text in ("lungs", "body", "none"):
             return cls(text)
         kind, _, rest = text.partition(":")
+        if text == "structures" or (kind == "structures" and rest):
+            folder = Path(rest).expanduser().resolve() if rest else raw_folder / TRAINING_FOLDER
+            return cls("structures", structures=Structures.open(folder, cases), is_own=not rest)
         if kind == "label" and rest:
             names = tuple(name.strip() for name in rest.split(","))
             for name in names:
@@ -97,8 +106,8 @@ class OrganSource:
                         f"--organ {text}: {name!r} is no label that can be the organ; there are: "
                         f"{', '.join(others) or 'none'}"
                     )
-            lesion = label_values[lesion_name]
-            values = sorted({value for name in names for value in label_values[name]} - set(lesion))
+            lesion = {value for name in lesion_names for value in label_values[name]}
+            values = sorted({value for name in names for value in label_values[name]} - lesion)
             return cls(kind, names, tuple(values))
         match = re.fullmatch(r"(.+?)(?::(\d+(?:,\d+)*))?", rest)
         if kind != "folder" or match is None:
@@ -121,21 +130,48 @@ class OrganSource:
         if self.kind == "folder":
             values = ":" + ",".join(map(str, self.values)) if self.values else ""
             return f"folder:{self.folder}{values}"
+        if self.structures is not None and not self.is_own:
+            return f"structures:{self.structures.folder}"
         return self.kind
 
     @property
     def recorded(self) -> str:
         """What of it decides a mask beside the files that it is made from, for a manifest: no folder's name."""
+        if self.kind == "structures":
+            return ":".join(["structures", *filter(None, [",".join(self.names)])])
         return self.text.replace(str(self.folder), "", 1) if self.kind == "folder" else self.text
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of ``class_map``, from 1."""
+        if self.structures is not None:
+            return self.structures.names
+        return () if self.kind == "none" else ("organ",)
+
+    def within(self, names: Iterable[str]) -> OrganSource:
+        """The same classes, with lesions put into these structures alone.
+
+        Raises:
+            UserError: there are no structures, or not these.
+        """
+        names = tuple(names)
+        if self.structures is None:
+            raise UserError(f"--place-in names structures, and --organ {self.text} gives none")
+        for name in names:
+            if name not in self.structures.names:
+                raise UserError(f"--place-in: there is no structure {name!r}; there are {', '.join(self.class_names)}")
+        return replace(self, names=names)
 
     def files_of(self, case: str) -> list[Path]:
         """The files, beside image and label, that the organ of this case is read from."""
+        if self.structures is not None:
+            return [self.structures.files[case], self.structures.folder / NAMES_FILE]
         return [self.files[case]] if self.kind == "folder" else []
 
-    def mask(
+    def class_map(
         self, case: str, volume_hu: np.ndarray, labels: np.ndarray, *, spacing_mm: tuple[float, ...], geometry: Geometry
     ) -> np.ndarray:
-        """The organ of a case, without the lesion: bool (z, y, x), axial. All False for ``none``.
+        """The classes of a case without its lesions: uint8 (z, y, x), axial; all 0 for ``none``.
 
         Args:
             case: its name.
@@ -144,34 +180,27 @@ class OrganSource:
             geometry: of the image file.
 
         Raises:
-            UserError: the mask cannot be read, has another geometry than the image, or holds no voxel.
+            UserError: the mask cannot be read, has another geometry than the image, or holds an unknown value.
         """
         if self.kind == "none":
-            return np.zeros(volume_hu.shape, dtype=bool)
+            return np.zeros(volume_hu.shape, dtype=np.uint8)
         if self.kind == "label":
-            organ = np.isin(labels, self.values)
-        elif self.kind == "folder":
-            organ = self._read(case, volume_hu.shape, geometry)
-        elif self.kind == "lungs":
-            organ = lungs(volume_hu, spacing_mm=spacing_mm)
-        else:
-            organ = body(volume_hu)
-        return organ
+            return np.isin(labels, self.values).astype(np.uint8)
+        if self.kind == "lungs":
+            return lungs(volume_hu, spacing_mm=spacing_mm).astype(np.uint8)
+        if self.kind == "body":
+            return body(volume_hu).astype(np.uint8)
+        path = self.files_of(case)[0]
+        mask = read_mask(path, shape=volume_hu.shape, geometry=geometry, image=case)
+        if self.structures is not None:
+            return self.structures.class_map(mask, path)
+        return (np.isin(mask, self.values) if self.values else mask != 0).astype(np.uint8)
 
-    def _read(self, case: str, shape: tuple[int, ...], geometry: Geometry) -> np.ndarray:
-        path = self.files[case]
-        mask, its_geometry = read_volume(path)
-        mask = mask.transpose(geometry.axial_order)
-        same = mask.shape == shape and all(
-            np.allclose(getattr(geometry, what), getattr(its_geometry, what), atol=GEOMETRY_TOLERANCE)
-            for what in ("spacing_mm", "origin_mm", "direction")
-        )
-        if not same:
-            raise UserError(
-                f"{path} does not lie as the image of {case}: {mask.shape} voxels, {its_geometry}; the image has "
-                f"{shape} voxels, {geometry}. Resample the mask to the image"
-            )
-        return np.isin(mask, self.values) if self.values else mask != 0
+    def where(self, class_map: np.ndarray) -> np.ndarray:
+        """The organ in a class map, without lesions: bool. Of structures those that lesions are put into."""
+        if not self.names or self.structures is None:
+            return class_map > 0
+        return np.isin(class_map, [self.structures.names.index(name) + 1 for name in self.names])
 
 
 def body(volume_hu: np.ndarray) -> np.ndarray:

@@ -89,19 +89,63 @@ def paint(
     Raises:
         UserError: a lesion has no voxel on the model's coarser grid, HU that do not fit int16, or what the model says.
     """
-    lesion_class = len(model.settings.class_names)
+    lesion_class = source.lesion_class
     if settings.mode == "full":
         class_map = class_map_with(source, lesions, lesion_class)
-        crop = Crop.whole(class_map.shape, source.spacing_mm, model.settings.spacing_mm)
-        generated = model.generate(
-            crop.to_model(class_map, order=0), generator=generator, on_step=on_step, **_sampling(settings)
+        return generated_volume(
+            model,
+            class_map,
+            source.spacing_mm,
+            settings,
+            text=settings.text,
+            generator=generator,
+            on_step=on_step,
         )
-        return round_to_int16(crop.from_model(generated))
     volume_hu = source.volume_hu.copy()
     for number, lesion in enumerate(lesions, start=1):
         class_map = class_map_with(source, lesions[:number], lesion_class)
         _insert(model, volume_hu, class_map, lesion, source.spacing_mm, settings, generator, on_step)
     return volume_hu
+
+
+def generated_volume(
+    model: LatentDiffusion,
+    class_map: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    settings: PaintSettings,
+    *,
+    text: str | None,
+    generator: torch.Generator,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """A whole volume from its class map: int16 HU, same shape (z, y, x).
+
+    Where the model has no spacing of its own, the volume is never held in another dtype.
+
+    Args:
+        model: generates.
+        class_map: uint8 (z, y, x), axial.
+        spacing_mm: of its voxels.
+        settings: how to sample.
+        text: a report, for models that know text; that of the settings is not used.
+        generator: on the CPU; all noise comes from it.
+        on_step: called with the steps done and in all.
+
+    Raises:
+        UserError: what the model says.
+    """
+    crop = Crop.whole(class_map.shape, spacing_mm, model.settings.spacing_mm)
+    on_models_grid = np.empty(crop.model_shape, dtype=np.int16 if crop.model_shape == class_map.shape else np.float32)
+    start = 0
+    for run in model.generate_runs(
+        crop.to_model(class_map, order=0),
+        generator=generator,
+        on_step=on_step,
+        **_sampling(settings) | {"text": text},
+    ):
+        on_models_grid[start : start + len(run)] = round_to_int16(run) if on_models_grid.dtype == np.int16 else run
+        start += len(run)
+    return round_to_int16(crop.from_model(on_models_grid))
 
 
 def _insert(

@@ -85,8 +85,9 @@ def measure_lesion(
 
 
 def surroundings_of(source: SourceCase) -> np.ndarray:
-    """What a lesion of the case is compared with: the organ without real lesions; without an organ all but lesions."""
-    return (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.lesion
+    """What a lesion of the case is compared with: the organ without real lesions of any kind; without an organ all but
+    lesions."""
+    return (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.any_lesion
 
 
 def lesions_of(source: SourceCase) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,7 +117,7 @@ def sample_latent(
     denoiser: LatentDenoiser,
     sampler: Sampler,
     windows: LatentWindows,
-    conditions: list[torch.Tensor],
+    conditions: Sequence[torch.Tensor],
     *,
     generator: torch.Generator,
     guidance: float = 1.0,
@@ -137,7 +137,7 @@ def sample_latent(
         denoiser: the network; it is not changed.
         sampler: the steps.
         windows: of the volume.
-        conditions: of each window, (1, K, d, h, w).
+        conditions: of each window, (1, K, d, h, w); asked for at every step.
         generator: on the CPU. It draws (1, C, frames, h, w) at the start and for each step with fresh noise.
         guidance: 1: none; g: ``without + g * (with - without)`` conditions (Ho and Salimans 2022).
         text: embedding (1, T, width) of a report, all tokens real.

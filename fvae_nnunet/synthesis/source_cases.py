@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS, Geometry, read_volume
+from fvae_nnunet.image_files import Geometry, read_volume
 from fvae_nnunet.intensity import round_to_int16
-from fvae_nnunet.manifest import read_json, sha256_of_file
-from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.manifest import sha256_of_file
 from fvae_nnunet.orientation import AxisOrder
+from fvae_nnunet.synthesis.mask_files import read_header
 from fvae_nnunet.synthesis.organs import OrganSource
 
-_SPLIT_SEED, _SPLITS = 12345, 5  # nnU-Net's own, nnUNetTrainer.do_split
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.model_folder import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,12 @@ class SourceCase:
         case: its name.
         volume_hu: int16.
         labels: the dataset's label values.
-        class_map: uint8; 0 background, else the place (from 1) in ``SourceDataset.class_names``; the lesion is last.
-        organ: bool, with the lesions; all False for an organ source ``none``.
-        lesion: bool.
+        class_map: uint8; 0 background, else the place (from 1) in ``SourceDataset.class_names``; lesions come last.
+        organ: bool, with the lesions; all False for an organ source ``none``. Of structures those into which lesions
+            are put.
+        lesion: bool, of the class that is put in; where none was chosen, of any class.
+        lesion_class: in ``class_map``, of the lesion that is put in; 0: none is.
+        organ_classes: how many classes are no lesion.
         spacing_mm: (z, y, x).
         geometry: of the image file.
         axis_order: ``array.transpose(axis_order)`` of an array as the file holds it (z, y, x as SimpleITK reads it)
@@ -45,10 +48,17 @@ class SourceCase:
     class_map: np.ndarray
     organ: np.ndarray
     lesion: np.ndarray
+    lesion_class: int
+    organ_classes: int
     spacing_mm: tuple[float, float, float]
     geometry: Geometry
     axis_order: AxisOrder
     digests: dict[str, str]
+
+    @property
+    def any_lesion(self) -> np.ndarray:
+        """Lesions of all classes, bool."""
+        return self.class_map > self.organ_classes
 
     def as_in_file(self, axial: np.ndarray) -> np.ndarray:
         """An axial array with its axes in the order of the image file."""
@@ -67,7 +77,8 @@ class SourceDataset:
         label_files: case -> its segmentation.
         ct_channel: the channel that is CT.
         organ: where the organ comes from.
-        lesion_name, lesion_value: the lesion's label.
+        lesions: name -> value of the lesions' labels, in the order of their classes; empty: segmentations are not read.
+        lesion_name: of the lesion that is put in; None where there are none or several of which none was chosen.
         known_labels: every value that a voxel may have.
     """
 
@@ -78,8 +89,8 @@ class SourceDataset:
     label_files: dict[str, Path]
     ct_channel: int
     organ: OrganSource
-    lesion_name: str
-    lesion_value: int
+    lesions: dict[str, int]
+    lesion_name: str | None
     known_labels: tuple[int, ...]
 
     @property
@@ -93,7 +104,50 @@ class SourceDataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The condition classes in the order of their values in ``SourceCase.class_map``, from 1."""
-        return (self.lesion_name,) if self.organ.kind == "none" else ("organ", self.lesion_name)
+        return (*self.organ.class_names, *self.lesions)
+
+    @property
+    def lesion_value(self) -> int:
+        """Of the lesion that is put in."""
+        return self.lesions[self.check_lesion()]
+
+    def check_lesion(self) -> str:
+        """The name of the lesion that is put in; UserError where it is not known which."""
+        if self.lesion_name is None:
+            raise UserError(
+                f"the model knows several lesions; say with --lesion which is put in: {', '.join(self.lesions)}"
+                if self.lesions
+                else "the model knows no lesion that could be put in; generate whole volumes from a --list"
+            )
+        return self.lesion_name
+
+    def with_lesion(self, name: str) -> SourceDataset:
+        """The same classes, with this lesion to be put in; UserError where it is none of them."""
+        if name not in self.lesions:
+            raise UserError(f"--lesion: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
+        return replace(self, lesion_name=name)
+
+    @property
+    def lesion_class(self) -> int:
+        """Of the lesion that is put in, in ``SourceCase.class_map``; 0: none is."""
+        return 0 if self.lesion_name is None else self.class_of(self.lesion_name)
+
+    @property
+    def label_without_lesion(self) -> int:
+        """What a voxel of a lesion has as its label when the lesion is left out: the organ's, where it has one.
+
+        Raises:
+            UserError: the organ has several, so that it is not known.
+        """
+        if self.organ.kind != "label":
+            return 0
+        if len(self.organ.values) > 1:
+            raise UserError(f"--organ {self.organ.text} has several labels; which lies under a lesion is not known")
+        return self.organ.values[0]
+
+    def class_of(self, lesion: str) -> int:
+        """The class of a lesion in ``SourceCase.class_map``."""
+        return len(self.organ.class_names) + list(self.lesions).index(lesion) + 1
 
     def without(self, cases: Iterable[str]) -> SourceDataset:
         """The dataset without some cases; UserError where one is not among them, or none is left."""
@@ -106,37 +160,58 @@ class SourceDataset:
             raise UserError(f"all cases of {self.name} are left out")
         return replace(self, image_files=kept)
 
+    def for_model(self, settings: ModelSettings, folder: Path) -> SourceDataset:
+        """The dataset with its classes in the order of a model, which must be the same.
+
+        A model of one organ and one lesion takes those of this dataset, whatever their names. Structures and several
+        lesions are matched by name; structures that only the dataset has become background.
+
+        Args:
+            settings: of the model.
+            folder: of the model, for messages.
+
+        Raises:
+            UserError: the classes do not fit.
+        """
+        organ, organs = self.organ, settings.class_names[: len(settings.class_names) - settings.lesions]
+        if organ.structures is not None and organs:
+            organ = replace(organ, structures=organ.structures.for_model(organs))
+        found = replace(self, organ=organ)
+        by_name = organ.structures is not None or settings.lesions > 1
+        if len(found.class_names) != len(settings.class_names) or (by_name and organ.class_names != organs):
+            raise UserError(
+                f"{folder} was trained on {_few(settings.class_names)}, and --organ {organ.text} gives "
+                f"{_few(found.class_names)}; give an --organ of the same kind"
+            )
+        return found
+
     def read_size(self, case: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Voxels and spacing in mm of a case's image, (z, y, x), axial, from the head of its file.
 
         Raises:
             UserError: the file cannot be read.
         """
-        import SimpleITK as sitk
-
-        path = self.image_files[case][self.ct_channel]
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-        size, spacing_mm = reader.GetSize()[::-1], reader.GetSpacing()[::-1]
-        order = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()).axial_order
-        return tuple(size[axis] for axis in order), tuple(spacing_mm[axis] for axis in order)
+        size, geometry = read_header(self.image_files[case][self.ct_channel])
+        order = geometry.axial_order
+        return tuple(size[axis] for axis in order), tuple(geometry.spacing_mm[::-1][axis] for axis in order)
 
     def digests(self, case: str) -> dict[str, str]:
-        """sha256 of each file that ``read`` would read, by the role and name of the file."""
-        roles = [("image", self.image_files[case][self.ct_channel]), ("label", self.label_files[case])]
+        """sha256 of each file that ``read`` would read, by its role and name; UserError where one is missing."""
+        roles = [("image", self.image_files[case][self.ct_channel])]
+        roles += [("label", self.label_files[case])] if self.lesions else []
         roles += [("organ", path) for path in self.organ.files_of(case)]
+        for _, path in roles:
+            if not path.is_file():
+                raise UserError(f"{case}: {path} is missing")
         return {f"{role} {path.name}": sha256_of_file(path) for role, path in roles}
 
-    def read(self, case: str, *, digests: dict[str, str] | None = None) -> SourceCase:
+    def read(self, case: str, *, digests: dict[str, str] | None = None, lesions: bool = True) -> SourceCase:
         """Read a case.
 
         Args:
             case: one of ``cases``.
             digests: of its files, where they are known already.
+            lesions: False for the case as if it had none, see ``label_without_lesion``.
 
         Raises:
             UserError: a file is missing or damaged, image and label differ in shape, HU are not finite or do not fit
@@ -144,8 +219,8 @@ class SourceDataset:
         """
         if case not in self.image_files:
             raise UserError(f"{self.name} has no case {case!r} to read; it has {', '.join(self.cases[:5])} ...")
-        image_path, label_path = self.image_files[case][self.ct_channel], self.label_files[case]
-        for path in (image_path, label_path):
+        image_path = self.image_files[case][self.ct_channel]
+        for path in (image_path, *([self.label_files[case]] if self.lesions else [])):
             if not path.is_file():
                 raise UserError(f"{case}: {path} is missing")
         raw, geometry = read_volume(image_path)
@@ -153,43 +228,60 @@ class SourceDataset:
             volume_hu = round_to_int16(raw)
         except UserError as error:
             raise UserError(f"{image_path}: {error}") from error
-        labels, _ = read_volume(label_path)
-        if labels.shape != volume_hu.shape:
-            raise UserError(
-                f"{case}: the image {image_path} has {volume_hu.shape} voxels (z, y, x), its segmentation {label_path} "
-                f"{labels.shape}; run nnUNetv2_plan_and_preprocess --verify_dataset_integrity and repair the dataset"
-            )
-        self._check_labels(label_path, labels)
         order = geometry.axial_order
         spacing_mm = tuple(geometry.spacing_mm[::-1][axis] for axis in order)
+        labels = self._read_labels(case, image_path, volume_hu.shape)
         volume_hu = np.ascontiguousarray(volume_hu.transpose(order))
-        labels = np.ascontiguousarray(labels.transpose(order).astype(_smallest_dtype(self.known_labels)))
-        lesion = labels == self.lesion_value
-        organ = self.organ.mask(case, volume_hu, labels, spacing_mm=spacing_mm, geometry=geometry)
-        class_map = np.zeros(volume_hu.shape, dtype=np.uint8)
+        labels = np.ascontiguousarray(labels.transpose(order))
+        class_map = self.organ.class_map(case, volume_hu, labels, spacing_mm=spacing_mm, geometry=geometry)
+        any_lesion = np.isin(labels, list(self.lesions.values()))
+        organ = self.organ.where(class_map)
         if self.organ.kind != "none":
-            organ = organ | lesion
+            organ |= any_lesion
             if not organ.any():
+                organs = self.organ.recorded if self.organ.names else self.organ.text
                 raise UserError(
-                    f"{case}: the organ ({self.organ.text}) has no voxel; correct {label_path} or the organ mask, give "
-                    "another --organ, or leave the case out"
+                    f"{case}: the organ ({organs}) has no voxel; correct {self.label_files[case]} or the organ mask, "
+                    "give another --organ, or leave the case out"
                 )
-            class_map[organ] = 1
-        class_map[lesion] = len(self.class_names)
+        if not lesions:
+            class_map[any_lesion & (class_map == 0)] = 1 if self.organ.class_names == ("organ",) else 0
+            labels[any_lesion] = self.label_without_lesion
+            any_lesion[...] = False
+        for name, value in self.lesions.items():
+            class_map[labels == value] = self.class_of(name)
         return SourceCase(
             case=case,
             volume_hu=volume_hu,
             labels=labels,
             class_map=class_map,
             organ=organ,
-            lesion=lesion,
+            lesion=any_lesion if self.lesion_name is None else labels == self.lesion_value,
+            lesion_class=self.lesion_class,
+            organ_classes=len(self.organ.class_names),
             spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
             geometry=geometry,
             axis_order=order,
             digests=self.digests(case) if digests is None else digests,
         )
 
-    def _check_labels(self, path: Path, labels: np.ndarray) -> None:
+    def _read_labels(self, case: str, image_path: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """As in the file; all 0 where there are no lesions to read."""
+        dtype = np.min_scalar_type(max(self.known_labels))
+        if not self.lesions:
+            return np.zeros(shape, dtype=dtype)
+        path = self.label_files[case]
+        labels, _ = read_volume(path)
+        if labels.shape != shape:
+            raise UserError(
+                f"{case}: the image {image_path} has {shape} voxels (z, y, x), its segmentation {path} "
+                f"{labels.shape}; run nnUNetv2_plan_and_preprocess --verify_dataset_integrity and repair the dataset"
+            )
+        self.check_labels(path, labels)
+        return labels.astype(dtype)
+
+    def check_labels(self, path: Path, labels: np.ndarray) -> None:
+        """Raise UserError where a label map holds what ``dataset.json`` does not declare."""
         unknown = sorted(set(np.unique(labels).tolist()) - set(self.known_labels))
         if unknown:
             raise UserError(
@@ -198,116 +290,6 @@ class SourceDataset:
             )
 
 
-def open_source_dataset(
-    id_or_name: str,
-    *,
-    organ: str | None = None,
-    lesion: str | None = None,
-    fold: int | None = None,
-    plans_name: str = "nnUNetPlans",
-) -> SourceDataset:
-    """Find a raw dataset and check that lesions can be learnt from it and put into it.
-
-    Args:
-        id_or_name: as nnU-Net's commands take it.
-        organ: where the organ comes from, see ``organs.FORMS``; None: all labels but the lesion's.
-        lesion: name of the lesion's label; None: the only one whose name is a lesion's (``LESION_NAME``), or the only
-            label.
-        fold: keep the training cases of this fold of nnU-Net's splits_final.json, or, where there is no such file
-            yet, of the split that nnU-Net will make; None: all training cases.
-        plans_name: identifier of the plans, which say what channel is CT where dataset.json does not.
-
-    Raises:
-        UserError: something is missing, unknown or not supported.
-    """
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    from fvae_nnunet.evaluation.label_scheme import LabelScheme
-
-    name = dataset_name(id_or_name)
-    raw = nnunet_folder("nnUNet_raw") / name
-    if not (raw / "dataset.json").is_file():
-        raise UserError(f"{raw / 'dataset.json'} is missing; synthesis starts from the raw dataset")
-    dataset_json = read_json(raw / "dataset.json")
-    scheme = LabelScheme.read(raw / "dataset.json")
-    if scheme.file_ending not in SINGLE_FILE_ENDINGS:
-        raise UserError(
-            f"{raw}: images of the format {scheme.file_ending} are not supported; {', '.join(SINGLE_FILE_ENDINGS)} are"
-        )
-    label_values = {name: (label,) if isinstance(label, int) else label for label, name in scheme.names.items()}
-    lesion_name = _lesion_name(raw, label_values, lesion)
-    if len(label_values[lesion_name]) != 1:
-        raise UserError(
-            f"{raw / 'dataset.json'}: {lesion_name} is a region of {len(label_values[lesion_name])} values; a "
-            "synthetic lesion is written as one value. Give a label of one value with --lesion"
-        )
-    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
-    if not files:
-        raise UserError(f"{raw} holds no training images")
-    cases = sorted(files) if fold is None else _training_cases(name, sorted(files), fold)
-    label_files = {case: Path(files[case]["label"]) for case in cases}
-    missing = [path for path in label_files.values() if not path.is_file()]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(cases)} cases of {raw} have no segmentation (first: {missing[0]})")
-    return SourceDataset(
-        name=name,
-        raw_folder=raw,
-        dataset_json=dataset_json,
-        image_files={case: [Path(path) for path in files[case]["images"]] for case in cases},
-        label_files=label_files,
-        ct_channel=_ct_channel(name, dataset_json, plans_name),
-        organ=OrganSource.parse(organ, label_values=label_values, lesion_name=lesion_name, cases=cases),
-        lesion_name=lesion_name,
-        lesion_value=label_values[lesion_name][0],
-        known_labels=scheme.known_labels,
-    )
-
-
-def _lesion_name(raw: Path, label_values: dict[str, tuple[int, ...]], wanted: str | None) -> str:
-    from fvae_nnunet.evaluation.lesions import LESION_NAME
-
-    names = list(label_values)
-    if wanted is not None:
-        if wanted not in names:
-            raise UserError(f"{raw / 'dataset.json'} has no label {wanted!r}; it has {', '.join(names)}")
-        return wanted
-    found = [name for name in names if LESION_NAME.search(name)] or (names if len(names) == 1 else [])
-    if len(found) != 1:
-        which = f"{', '.join(found)} could be" if found else f"none of {', '.join(names)} has the name of"
-        raise UserError(f"{raw / 'dataset.json'}: {which} the lesion's label; name it with --lesion")
-    return found[0]
-
-
-def _ct_channel(name: str, dataset_json: dict[str, Any], plans_name: str) -> int:
-    plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
-    plans = read_json(plans_path) if plans_path.is_file() else {"configurations": {}}
-    channels = find_ct_channels(dataset_json, plans)
-    if len(channels) > 1:
-        raise UserError(
-            f"{name} has {len(channels)} CT channels ({', '.join(map(str, channels))}); a lesion would have to be "
-            "synthesised in all of them alike, which is not supported. One CT channel and others that are not CT is"
-        )
-    return channels[0]
-
-
-def _training_cases(name: str, cases: list[str], fold: int) -> list[str]:
-    """Those of a fold: of nnU-Net's file, or of the split that nnU-Net makes where there is none (five folds)."""
-    path = nnunet_folder("nnUNet_preprocessed") / name / "splits_final.json"
-    if path.is_file():
-        splits = read_json(path)
-    else:
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-        if len(cases) < _SPLITS:
-            raise UserError(f"{name} has {len(cases)} cases, too few for {_SPLITS} folds; leave --fold out")
-        splits = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_SPLITS)
-    if not 0 <= fold < len(splits):
-        raise UserError(f"--fold {fold}: {path} has the folds 0 to {len(splits) - 1}")
-    chosen = sorted(set(map(str, splits[fold]["train"])) & set(cases))
-    if not chosen:
-        raise UserError(f"no training case of fold {fold} in {path} has a raw image")
-    return chosen
-
-
-def _smallest_dtype(labels: tuple[int, ...]) -> np.dtype:
-    return np.min_scalar_type(max(labels))
+def _few(names: Sequence[str]) -> str:
+    """The names, or of more than eight the first and the last."""
+    return ", ".join(names if len(names) <= 8 else (*names[:4], f"... ({len(names)} classes)", *names[-2:]))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import write_volume
 from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
@@ -22,14 +21,12 @@ from fvae_nnunet.synthesis.painting import PaintSettings, paint
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.real_lesions import surroundings_of
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
-from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, REJECTED, CasePaths
+from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, CasePaths
+from fvae_nnunet.synthesis.synthetic_output import describe, noise_of, open_output
 
 if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model import LatentDiffusion
     from fvae_nnunet.synthesis.segmenter import Judge, Segmenter
-
-KIND = "synthetic"
-_OUR_FOLDERS = ("imagesTr", "labelsTr", "records", REJECTED)
 
 
 @dataclass(frozen=True)
@@ -149,29 +146,22 @@ def synthesize_cases(
         on_step: called with the case, sampling steps done and in all.
 
     Raises:
-        UserError: the folder is not ours or was filled with other settings, the model does not fit the dataset, or the
-            disk is full.
+        UserError: the folder is not ours or was filled with other settings, or the disk is full.
     """
-    classes, known = len(job.dataset.class_names), len(model.settings.class_names)
-    if classes != known:
-        raise UserError(
-            f"{job.model_folder} was trained on {', '.join(model.settings.class_names)}, and --organ "
-            f"{job.dataset.organ.text} gives {', '.join(job.dataset.class_names)}; give an --organ of the same kind"
-        )
-    described = _describe(job, model)
-    _open_output(job, described, overwrite=overwrite)
+    described = describe(model, job.model_folder)
+    settings = job.recorded() | {
+        "sources": list(job.sources),
+        "real_lesions_sha256": hashlib.sha256(json.dumps(job.lenders, sort_keys=True).encode()).hexdigest(),
+    }
+    open_output(job.output, settings, described, job.dataset.dataset_json, overwrite=overwrite)
 
     def compute(case: str, planned: _Planned) -> _Painted:
-        import torch
-
-        noise = np.random.SeedSequence([job.seed, planned.number], spawn_key=(1,)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(noise >> np.uint64(1)))
         volume_hu = paint(
             model,
             planned.source,
             planned.lesions,
             job.paint,
-            generator=generator,
+            generator=noise_of([job.seed, planned.number]),
             on_step=None if on_step is None else partial(on_step, case),
         )
         found = None if segmenter is None else _find(job, segmenter, planned.source, volume_hu)
@@ -185,39 +175,6 @@ def synthesize_cases(
         workers=workers,
         seconds=seconds,
     )
-
-
-def _describe(job: Job, model: LatentDiffusion) -> dict[str, Any]:
-    return {
-        "folder": str(job.model_folder),
-        "weights_sha256": model.weights_sha256,
-        "vae": model.settings.vae,
-        "vae_sha256": model.settings.weights_sha256,
-        "training_cases": model.training.get("training_cases"),
-    }
-
-
-def check_is_ours(output: Path) -> None:
-    """Raise UserError where a folder holds images or labels that ``fvae-synthesize`` has not made."""
-    foreign = [name for name in _OUR_FOLDERS if (output / name).exists()]
-    if foreign and Manifest(output / MANIFEST_FOLDER).read() is None:
-        raise UserError(f"{output} holds {foreign[0]}, which fvae-synthesize has not made; choose another folder")
-
-
-def _open_output(job: Job, model: dict[str, Any], *, overwrite: bool) -> None:
-    check_is_ours(job.output)
-    manifest = job.manifest
-    if overwrite:
-        for name in _OUR_FOLDERS:
-            shutil.rmtree(job.output / name, ignore_errors=True)
-        manifest.remove()
-    settings = job.recorded() | {
-        "sources": list(job.sources),
-        "real_lesions_sha256": hashlib.sha256(json.dumps(job.lenders, sort_keys=True).encode()).hexdigest(),
-        "model": {key: model[key] for key in ("weights_sha256", "vae", "vae_sha256")},
-    }
-    manifest.begin(KIND, settings, {"model": model})
-    write_json(job.output / "dataset.json", job.dataset.dataset_json)
 
 
 def _read(job: Job, case: str) -> _Planned | None:
@@ -273,7 +230,8 @@ def _write(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
     result = {"accepted": record["accepted"], "reasons": record["reasons"], "lesions": len(record["lesions"])}
     outputs = [*paths.images, paths.label, paths.record]
     job.manifest.write_case(case, inputs=planned.inputs, outputs=outputs, results=result)
-    return result | {"source_case": source.case, "diameters_mm": [x["diameter_mm"] for x in record["lesions"]]}
+    sizes = ", ".join(f"{lesion['diameter_mm']:.0f}" for lesion in record["lesions"])
+    return result | {"said": f"{sizes} mm in {source.case}"}
 
 
 def _record(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
@@ -302,6 +260,8 @@ def _record(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
         "mode": job.paint.mode,
         "accepted": not (reasons and job.filtered),
         "reasons": reasons,
+        "text": job.paint.text,
+        "findings": None,
         "lesions": [lesion.recorded(source) for lesion in planned.lesions],
         "label": {"name": job.dataset.lesion_name, "value": job.dataset.lesion_value},
         "model": painted.model,

@@ -5,6 +5,8 @@
     dataset.json                      as the source dataset's
     imagesTr/<case>_0000.nii.gz       accepted cases in nnU-Net's raw format, geometry of the source case
     labelsTr/<case>.nii.gz
+    structuresTr/<case>.nii.gz        from a list, with a model of structures: what the volume was made from
+    structuresTr/structures.json      names of its values
     records/<case>.json               how the case was made and what its quality is
     rejected/imagesTr, labelsTr, records    the same for cases that quality control kept aside
     real_lesions.json                 figures of the dataset's real lesions, which quality control compares with
@@ -14,6 +16,7 @@ A record::
 
     {"case": "synthetic_0000", "number": 0, "seed": 0, "dataset": "Dataset007_Pancreas",
      "source_case": "pancreas_001", "mode": "inpaint", "accepted": true, "reasons": [],
+     "text": null, "findings": null,
      "lesions": [{"shape": "ellipsoid", "borrowed_from": null, "diameter_mm": 14.2, "voxels": 830,
                   "centre_voxel": [z, y, x], "centre_mm": [x, y, z], "inside_fraction": 0.97}],
      "label": {"name": "tumour", "value": 2},
@@ -21,7 +24,15 @@ A record::
      "settings": {...}, "quality": {...}}
 
 ``centre_voxel`` counts in the axes of the image's array (z, y, x as SimpleITK reads it), ``centre_mm`` is the same
-point in the patient's space (x, y, z; SimpleITK). ``reasons`` says why a case was rejected, a sentence each.
+point in the patient's space (x, y, z; SimpleITK). ``reasons`` says why a case was rejected, a sentence each. ``text``
+is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the dataset.
+
+Of a volume from a list (``case_list``), ``number`` is null, ``source_case`` is null where it was made from a file of
+structures, ``lesions`` has an entry for each disease that the row gave, all its pieces together (``shape`` is
+``given``, and there is its ``name``), ``label`` is that of the largest of them, and there is, of all diseases in its
+label map::
+
+     "disease_masks": [{"label": 1, "name": "nodule", "voxels": 830, "given": true}]
 """
 
 from __future__ import annotations

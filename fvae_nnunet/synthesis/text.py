@@ -200,13 +200,16 @@ def _written(path: Path, embedding: torch.Tensor) -> torch.Tensor:
 
 
 def read_reports(path: Path) -> dict[str, str]:
-    """Report texts by case, from JSON ``{case: text}`` or from CSV with the columns ``case`` and ``text``.
+    """Report texts by case, from JSON ``{case: text}``, from ``reports.json`` of ``fvae-convert`` or from CSV with the
+    columns ``case`` and ``text``.
 
-    Both in UTF-8. White space around a text is dropped.
+    All in UTF-8. White space around a text is dropped. Cases of ``reports.json`` without a report are left out.
 
     Raises:
         UserError: no such file, another ending or content, a case twice, or an empty text.
     """
+    from fvae_nnunet.case_reports import KIND, read_case_reports
+
     if not path.is_file():
         raise UserError(f"reports: no such file: {path}")
     try:
@@ -214,6 +217,9 @@ def read_reports(path: Path) -> dict[str, str]:
             pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
             if not isinstance(pairs, list) or any(not isinstance(pair, tuple) for pair in pairs):
                 raise UserError(f"reports: {path} must hold one object {{case: text}}")
+            if ("kind", KIND) in pairs:
+                known = read_case_reports(path).cases
+                pairs = [(case, entry.report) for case, entry in known.items() if entry.report is not None]
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)

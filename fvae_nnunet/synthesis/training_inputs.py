@@ -45,7 +45,7 @@ def read_texts(
     """The embeddings of the training cases' reports, kept beside the latents.
 
     Args:
-        reports_file: see ``text.read_reports``; None: no texts.
+        reports_file: see ``text.read_reports``; empty: the dataset's own ``reports.json``; None: no texts.
         text_encoder: hub id or folder; None: the paper's.
         dataset: whose cases they are; reports of others are left alone.
         device: where to compute.
@@ -57,9 +57,10 @@ def read_texts(
         return Texts({})
     from tqdm import tqdm
 
+    from fvae_nnunet.case_reports import find_case_reports
     from fvae_nnunet.synthesis.text import DEFAULT_TEXT_ENCODER, ReportEncoder, read_reports
 
-    path = Path(reports_file).expanduser()
+    path = Path(reports_file).expanduser() if reports_file else find_case_reports(dataset.raw_folder)
     reports = {case: text for case, text in read_reports(path).items() if case in dataset.image_files}
     if not reports:
         raise UserError(f"--reports {path} has no text of any training case of {dataset.name}")
@@ -98,6 +99,7 @@ def draws_and_model(
         dataset.cases,
         statistics=statistics,
         mask_encoding=latent_settings.mask_encoding,
+        classes=len(dataset.class_names),
         window=latent_slices(vae.spec, latent_settings.window_slices),
         crop=latent_settings.inplane_pixels // vae.spec.inplane_stride,
         lesion_share=settings.lesion_share,
@@ -114,6 +116,7 @@ def draws_and_model(
         spacing_mm=latent_settings.spacing_mm,
         mask_encoding=latent_settings.mask_encoding,
         class_names=dataset.class_names,
+        lesions=len(dataset.lesions),
         latent_mean=statistics.mean,
         latent_std=statistics.std,
         prediction=settings.prediction,

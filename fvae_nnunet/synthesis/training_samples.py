@@ -57,7 +57,7 @@ class SamplePictures:
         FigureCanvasAgg(figure)
         for number, axes in enumerate(figure.subplots(ROWS, 3, squeeze=False)):
             places, generator = random_streams(self.seed, 0, 0, number)
-            sample = self.draws.sample(2, places, with_lesion=True)
+            sample = self.draws.sample(2, places, with_lesion=self.draws.cases_with_lesion > 0)
             lesion = sample.lesion.numpy()
             frame = int(lesion.sum(axis=(1, 2)).argmax())
             volumes = self._volumes(denoiser, sample, generator)

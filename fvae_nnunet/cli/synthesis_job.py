@@ -1,0 +1,200 @@
+"""What the options of fvae-synthesize ask for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.case_plan import PlanSettings
+    from fvae_nnunet.synthesis.listed_cases import ListJob
+    from fvae_nnunet.synthesis.model_folder import ModelSettings
+    from fvae_nnunet.synthesis.painting import PaintSettings
+    from fvae_nnunet.synthesis.real_lesions import RealLesions
+    from fvae_nnunet.synthesis.source_cases import SourceDataset
+    from fvae_nnunet.synthesis.synthesize import Job
+
+REAL_LESIONS_FILE = "real_lesions.json"
+"""In the output folder, so that it is measured once."""
+
+
+def job_of(arguments: argparse.Namespace) -> tuple[Job, RealLesions]:
+    """Cases with placed lesions, checked, and the real lesions of the dataset."""
+    from fvae_nnunet.synthesis.case_plan import Avoided
+    from fvae_nnunet.synthesis.quality import QualityLimits
+    from fvae_nnunet.synthesis.segmenter import Judge
+    from fvae_nnunet.synthesis.synthesize import Job
+
+    _, dataset = _model_and_dataset(arguments)
+    if arguments.place_in:
+        dataset = replace(dataset, organ=dataset.organ.within(arguments.place_in))
+    if arguments.lesion is not None:
+        dataset = dataset.with_lesion(arguments.lesion)
+    lesion_name = dataset.check_lesion()
+    channels = len(next(iter(dataset.image_files.values())))
+    if not 0 <= arguments.found_share <= 1:
+        raise UserError(f"--found-share is a share between 0 and 1, got {arguments.found_share:g}")
+    plan = _plan(arguments, dataset)
+    paint = _paint(arguments)
+    sources = _sources(arguments, dataset)
+    avoid = Avoided.open(arguments.avoid, sources) if arguments.avoid else None
+    judge = None
+    if arguments.segmenter:
+        judge = Judge.open(arguments.segmenter, lesion_name=lesion_name, channels=channels, fold=arguments.fold)
+    output = _output(arguments, dataset)
+    real = _real_lesions(arguments, dataset, output)
+    if plan.borrowed_share and not real.lesions:
+        raise UserError(f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid")
+    return Job(
+        dataset=dataset,
+        sources=sources,
+        output=output,
+        seed=arguments.seed,
+        plan=plan,
+        paint=paint,
+        limits=QualityLimits.of(real, inside_fraction=plan.inside_fraction, found_share=arguments.found_share),
+        filtered=not arguments.no_filter,
+        lenders=real.lesions,
+        avoid=avoid,
+        judge=judge,
+        model_folder=arguments.ldm,
+    ), real
+
+
+def list_job_of(arguments: argparse.Namespace) -> ListJob:
+    """The volumes of a list, checked."""
+    from fvae_nnunet.case_reports import FILE_NAME, read_case_reports
+    from fvae_nnunet.synthesis.case_list import read_case_list
+    from fvae_nnunet.synthesis.list_checks import checked_list
+    from fvae_nnunet.synthesis.listed_cases import ListJob
+
+    rows = read_case_list(arguments.list)
+    settings, dataset = _model_and_dataset(arguments)
+    reports = dataset.raw_folder / FILE_NAME
+    findings = read_case_reports(reports).findings if reports.is_file() else ()
+    return ListJob(
+        dataset=dataset,
+        listed=checked_list(arguments.list, rows, dataset, settings, findings),
+        finding_names=findings,
+        output=_output(arguments, dataset),
+        seed=arguments.seed,
+        paint=_paint(arguments),
+        model_folder=arguments.ldm,
+    )
+
+
+def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, SourceDataset]:
+    """The model's settings, and the dataset with its classes."""
+    from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS
+    from fvae_nnunet.synthesis.model_folder import read_model
+    from fvae_nnunet.synthesis.source_dataset import open_source_dataset
+
+    settings, training = read_model(arguments.ldm)
+    lesions = list(settings.lesion_names) or [NO_LESIONS]
+    if len(settings.lesion_names) == 1 and arguments.lesion:
+        lesions = [arguments.lesion]
+    dataset = open_source_dataset(
+        arguments.dataset,
+        organ=arguments.organ or settings.organ,
+        lesions=lesions,
+        fold=arguments.fold,
+        plans_name=arguments.p,
+    ).for_model(settings, arguments.ldm)
+    channels = len(next(iter(dataset.image_files.values())))
+    if arguments.mode == "full" and channels > 1:
+        raise UserError(f"--mode full: {dataset.name} has {channels} channels, and only the CT would be generated")
+    structures = dataset.organ.structures
+    if structures is not None and structures.unknown:
+        print(
+            f"warning: the model does not know {len(structures.unknown)} structures of {structures.folder}, which are "
+            f"background to it: {', '.join(structures.unknown[:5])}{' ...' if len(structures.unknown) > 5 else ''}",
+            file=sys.stderr,
+        )
+    if arguments.fold is not None:
+        unseen = sorted(set(training.get("training_cases") or ()) - set(dataset.cases))
+        if unseen:
+            print(
+                f"warning: the model was trained on {len(unseen)} cases that are no training cases of fold "
+                f"{arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them unseen",
+                file=sys.stderr,
+            )
+    return settings, dataset
+
+
+def _output(arguments: argparse.Namespace, dataset: SourceDataset) -> Path:
+    from fvae_nnunet.nnunet_folders import nnunet_folder
+    from fvae_nnunet.synthesis.synthetic_output import check_is_ours
+
+    output: Path = arguments.o or nnunet_folder("nnUNet_raw") / OUTPUT_PARENT / dataset.name
+    check_is_ours(output)
+    return output
+
+
+def _paint(arguments: argparse.Namespace) -> PaintSettings:
+    from fvae_nnunet.synthesis.painting import PaintSettings
+
+    return PaintSettings(
+        mode=arguments.mode,
+        margin_mm=arguments.margin_mm,
+        texture=arguments.texture,
+        steps=arguments.steps,
+        eta=arguments.eta,
+        guidance=arguments.guidance,
+        text=arguments.text,
+    )
+
+
+def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings:
+    from fvae_nnunet.synthesis.case_plan import PlanSettings, default_inside_fraction
+    from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
+
+    if arguments.sizes and arguments.diameter_mm:
+        raise UserError("--sizes and --diameter-mm exclude each other; give one of them")
+    if arguments.borrowed_share is not None and arguments.shapes != "both":
+        raise UserError(f"--borrowed-share is for --shapes both, not {arguments.shapes}")
+    if len(arguments.lesions_per_case) > 2:
+        raise UserError("--lesions-per-case takes a number, or the least and the greatest")
+    if arguments.at is not None and len(arguments.cases or ()) != 1:
+        raise UserError("--at is a position in one patient; name the case with --cases CASE")
+    both = 0.5 if arguments.borrowed_share is None else arguments.borrowed_share
+    inside = arguments.inside_fraction
+    return PlanSettings(
+        sizes=LesionSizes.of_range(*arguments.diameter_mm)
+        if arguments.diameter_mm
+        else LesionSizes.of_classes(arguments.sizes),
+        borrowed_share={"ellipsoid": 0.0, "borrowed": 1.0, "both": both}[arguments.shapes],
+        lesions_per_case=(arguments.lesions_per_case[0], arguments.lesions_per_case[-1]),
+        inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,
+        clearance_mm=arguments.clearance_mm,
+        at_mm=None if arguments.at is None else (arguments.at[0], arguments.at[1], arguments.at[2]),
+    )
+
+
+def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str, ...]:
+    wanted = dataset.cases if arguments.cases is None else sorted(set(arguments.cases))
+    unknown = [case for case in wanted if case not in dataset.image_files]
+    if unknown:
+        where = dataset.name if arguments.fold is None else f"the training cases of fold {arguments.fold}"
+        raise UserError(f"--cases: {where} has no {', '.join(unknown)}; it has {', '.join(dataset.cases[:5])} ...")
+    return tuple(wanted)
+
+
+def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:
+    from tqdm import tqdm
+
+    from fvae_nnunet.synthesis.real_lesions import measure_real_lesions
+
+    path = output / REAL_LESIONS_FILE
+    with tqdm(total=len(dataset.cases), desc="real lesions", unit="case", dynamic_ncols=True, leave=False) as bar:
+        real = measure_real_lesions(dataset, path, workers=arguments.np, on_case=bar.update)
+    for case, error in real.failed.items():
+        print(f"{case}: its real lesions cannot be measured: {error}", file=sys.stderr)
+    if not real.lesions:
+        print(f"warning: {dataset.name} has no real lesion; HU of synthetic ones are not checked", file=sys.stderr)
+    return real

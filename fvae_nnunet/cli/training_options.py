@@ -1,0 +1,153 @@
+"""The options of fvae-train-ldm."""
+
+from __future__ import annotations
+
+import argparse
+
+from fvae_nnunet.cli.command import add_vae_options
+
+
+def add_ldm_options(parser: argparse.ArgumentParser) -> None:
+    """All of them."""
+    parser.add_argument("dataset", help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
+    _add_data_options(parser)
+    _add_latent_options(parser)
+    _add_training_options(parser)
+    _add_output_options(parser)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("cases")
+    group.add_argument(
+        "--organ", metavar="SOURCE",
+        help="where it is: structures[:FOLDER] (a class for each of many structures; default folder: structuresTr of "
+        "the dataset), label:NAME[,NAME], folder:PATH (masks named as the cases, such as TotalSegmentator's), "
+        "folder:PATH:VALUE[,VALUE] (some of their values), lungs or body (by threshold), or none; default: all labels "
+        "but those of lesions",
+    )  # fmt: skip
+    group.add_argument(
+        "--lesion", nargs="+", metavar="NAME",
+        help="labels of lesions, a class for each, or none; default: the only one with such a name, and all labels of "
+        "a dataset with reports.json, whose labels are diseases",
+    )  # fmt: skip
+    group.add_argument(
+        "--fold", type=int, metavar="F",
+        help="train on the training cases of this fold alone, so that its validation cases are not seen; default: all",
+    )  # fmt: skip
+    group.add_argument("--leave-out", nargs="+", default=[], metavar="CASE", help="cases that are not used")
+    group.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    group.add_argument(
+        "--reports", nargs="?", const="", metavar="FILE",
+        help="report texts: the dataset's reports.json where no file is named, else JSON {case: text}, a reports.json, "
+        "or CSV with the columns case and text; default: no text",
+    )  # fmt: skip
+    group.add_argument(
+        "--text-encoder", metavar="NAME",
+        help="hub id or folder of its transformers encoder; default: microsoft/BiomedVLP-CXR-BERT-specialized",
+    )  # fmt: skip
+
+
+def _add_latent_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("latents")
+    add_vae_options(group)
+    group.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"),
+        help="in which the VAE computes, and later the model; default float32",
+    )  # fmt: skip
+    group.add_argument(
+        "--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"),
+        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's",
+    )  # fmt: skip
+    group.add_argument(
+        "--spacing", nargs=3, type=float, metavar=("Z", "Y", "X"),
+        help="mm to which images are resampled before; default: as they are",
+    )  # fmt: skip
+    group.add_argument(
+        "--window-slices", type=int, metavar="N",
+        help="slices in a window; default: the VAE's own (Wan: 65), for image VAEs 16",
+    )  # fmt: skip
+    group.add_argument(
+        "--inplane-pixels", type=int, metavar="N",
+        help="side of the squares of pixels that are trained on; default by size 512, 256 or 96, but no more than the "
+        "largest slice needs",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-encoding", choices=("onehot", "vae"), default="onehot",
+        help="onehot: the share of each class in a latent cell (default); vae: the map through the VAE, the paper's",
+    )  # fmt: skip
+    group.add_argument("--latents", metavar="NAME", help="name of the cache; default: VAE and mask encoding")
+    group.add_argument("--overwrite-latents", action="store_true", help="encode everything anew")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--size", choices=("paper", "small", "tiny"), default="small",
+        help="of the network: 420 M, 36 M (default) or 1 M parameters",
+    )  # fmt: skip
+    group.add_argument(
+        "--prediction", choices=("epsilon", "v_prediction", "flow"), default="epsilon",
+        help="what the network predicts; default epsilon, the paper's",
+    )  # fmt: skip
+    group.add_argument(
+        "--consistency", choices=("conv", "attention"), default="conv",
+        help="what looks along the slices in stage 2; default conv, the paper's",
+    )  # fmt: skip
+    for stage, what, values in (
+        (1, "of the 2D network", "100000, 20000 or 1000"),
+        (2, "of the consistency along the slices; 0: none", "20000, 4000 or 200"),
+    ):
+        group.add_argument(f"--stage{stage}-steps", type=int, metavar="N", help=f"{what}; default by size {values}")
+    group.add_argument(
+        "--batch", type=int, metavar="N",
+        help="latent slices of a step of stage 1, over all processes and passes; default by size 32, 32 or 16",
+    )  # fmt: skip
+    group.add_argument(
+        "--window-batch",
+        type=int,
+        metavar="N",
+        help="windows of a step of stage 2, likewise; default by size 4, 4 or 2",
+    )
+    group.add_argument(
+        "--accumulate", type=int, default=1, metavar="N",
+        help="passes over which a process gathers its part of a step; saves memory, changes rounding only; default 1",
+    )  # fmt: skip
+    group.add_argument("--lr", type=float, metavar="RATE", help="learning rate; default by size 1e-4, 1e-4 or 1e-3")
+    group.add_argument(
+        "--ema-decay", type=float, default=0.9999, metavar="D", help="of the weights' moving average; default 0.9999"
+    )
+    group.add_argument(
+        "--condition-dropout", type=float, default=0.0, metavar="P",
+        help="share of samples without condition; needed for guidance when sampling; default 0, the paper's",
+    )  # fmt: skip
+    group.add_argument(
+        "--lesion-share", type=float, metavar="P",
+        help="share of samples that hold lesion; default 0.5, without lesions 0",
+    )  # fmt: skip
+    group.add_argument(
+        "--lesion-weight", type=float, default=1.0, metavar="W",
+        help="weight in the loss of a latent cell that is all lesion; others weigh 1; default 1, the paper's",
+    )  # fmt: skip
+    group.add_argument(
+        "--mixed-precision", choices=("no", "bf16", "fp16"), help="default: bf16 where the GPU has it, else no"
+    )
+    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
+    group.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
+    group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o", metavar="FOLDER", help="default: fvae_ldm__<vae> in the dataset's folder in nnUNet_results"
+    )
+    group.add_argument(
+        "--save-every", type=int, default=1000, metavar="N", help="steps between checkpoints; default 1000"
+    )
+    group.add_argument(
+        "--samples-every", type=int, metavar="N",
+        help="steps between pictures of what the model makes; 0: none; default: with each checkpoint",
+    )  # fmt: skip
+    group.add_argument("--tensorboard", action="store_true", help="events for TensorBoard beside progress.csv")
+    group.add_argument("-np", type=int, default=2, metavar="N", help="processes that read and write latents; default 2")
+    group.add_argument("--overwrite", action="store_true", help="train anew, with other settings if need be")

@@ -1,0 +1,62 @@
+"""Masks in files of their own that must lie on an image, voxel on voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import Geometry, read_volume
+
+GEOMETRY_TOLERANCE = 1e-3
+"""Masks were often written by programs that keep the header in float32: mm for origin and spacing, 1 for cosines."""
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
+    """Shape (z, y, x) and geometry of a volume, without its voxels.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    return tuple(reader.GetSize()[::-1]), geometry
+
+
+def lies_as(geometry: Geometry, other: Geometry) -> bool:
+    """Whether two volumes of one shape lie in the same place, to within ``GEOMETRY_TOLERANCE``."""
+    return all(
+        np.allclose(getattr(geometry, what), getattr(other, what), atol=GEOMETRY_TOLERANCE)
+        for what in ("spacing_mm", "origin_mm", "direction")
+    )
+
+
+def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: str) -> np.ndarray:
+    """The mask that belongs to an image, with axial axes, in the file's own dtype.
+
+    Args:
+        path: of the mask.
+        shape: of the image (z, y, x), axial.
+        geometry: of the image.
+        image: what it is called in messages.
+
+    Raises:
+        UserError: it cannot be read, or has another shape or geometry than the image.
+    """
+    mask, its_geometry = read_volume(path)
+    mask = mask.transpose(geometry.axial_order)
+    if mask.shape != tuple(shape) or not lies_as(geometry, its_geometry):
+        raise UserError(
+            f"{path} does not lie as the image of {image}: {mask.shape} voxels, {its_geometry}; the image has "
+            f"{tuple(shape)} voxels, {geometry}. Resample the mask to the image"
+        )
+    return mask

@@ -1,0 +1,102 @@
+"""Finding a raw dataset for synthesis, and checking that it will do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.ct_channels import find_ct_channels
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
+from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS, lesion_labels
+from fvae_nnunet.synthesis.organs import OrganSource
+from fvae_nnunet.synthesis.source_cases import SourceDataset
+from fvae_nnunet.synthesis.structures import MOST_CLASSES
+from fvae_nnunet.synthesis.training_folds import training_cases
+
+
+def open_source_dataset(
+    id_or_name: str,
+    *,
+    organ: str | None = None,
+    lesions: Sequence[str] | None = None,
+    fold: int | None = None,
+    plans_name: str = "nnUNetPlans",
+) -> SourceDataset:
+    """Find a raw dataset and check that lesions can be learnt from it and put into it.
+
+    Args:
+        id_or_name: as nnU-Net's commands take it.
+        organ: where the organ comes from, see ``organs.FORMS``; None: all labels but those of lesions.
+        lesions: names of the lesions' labels, see ``lesion_labels``.
+        fold: keep the training cases of this fold of nnU-Net's splits_final.json, or, where there is no such file
+            yet, of the split that nnU-Net will make; None: all training cases.
+        plans_name: identifier of the plans, which say what channel is CT where dataset.json does not.
+
+    Raises:
+        UserError: something is missing, unknown or not supported.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from fvae_nnunet.evaluation.label_scheme import LabelScheme
+
+    name = dataset_name(id_or_name)
+    raw = nnunet_folder("nnUNet_raw") / name
+    if not (raw / "dataset.json").is_file():
+        raise UserError(f"{raw / 'dataset.json'} is missing; synthesis starts from the raw dataset")
+    dataset_json = read_json(raw / "dataset.json")
+    only_background = list(dataset_json.get("labels", ())) == ["background"]
+    scheme = (
+        LabelScheme({}, (0,), None, dataset_json["file_ending"])
+        if only_background
+        else LabelScheme.read(raw / "dataset.json")
+    )
+    if scheme.file_ending not in SINGLE_FILE_ENDINGS:
+        raise UserError(
+            f"{raw}: images of the format {scheme.file_ending} are not supported; {', '.join(SINGLE_FILE_ENDINGS)} are"
+        )
+    label_values = {name: (label,) if isinstance(label, int) else label for label, name in scheme.names.items()}
+    chosen = lesion_labels(raw, label_values, lesions)
+    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    if not files:
+        raise UserError(f"{raw} holds no training images")
+    cases = sorted(files) if fold is None else training_cases(name, sorted(files), fold)
+    label_files = {case: Path(files[case]["label"]) for case in cases}
+    missing = [path for path in label_files.values() if not path.is_file()]
+    if missing and chosen:
+        raise UserError(
+            f"{len(missing)} of {len(cases)} cases of {raw} have no segmentation (first: {missing[0]}); without any, "
+            f"--lesion {NO_LESIONS} does without lesions"
+        )
+    source = OrganSource.parse(organ, label_values=label_values, lesion_names=chosen, cases=cases, raw_folder=raw)
+    both = set(source.class_names) & chosen.keys()
+    if both or len(source.class_names) + len(chosen) > MOST_CLASSES:
+        wrong = f"{min(both)} is a structure and a lesion" if both else f"more than {MOST_CLASSES} classes"
+        raise UserError(f"{raw}: {wrong}; that cannot be told apart")
+    return SourceDataset(
+        name=name,
+        raw_folder=raw,
+        dataset_json=dataset_json,
+        image_files={case: [Path(path) for path in files[case]["images"]] for case in cases},
+        label_files=label_files,
+        ct_channel=_ct_channel(name, dataset_json, plans_name),
+        organ=source,
+        lesions=chosen,
+        lesion_name=next(iter(chosen)) if len(chosen) == 1 else None,
+        known_labels=scheme.known_labels,
+    )
+
+
+def _ct_channel(name: str, dataset_json: dict[str, Any], plans_name: str) -> int:
+    plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
+    plans = read_json(plans_path) if plans_path.is_file() else {"configurations": {}}
+    channels = find_ct_channels(dataset_json, plans)
+    if len(channels) > 1:
+        raise UserError(
+            f"{name} has {len(channels)} CT channels ({', '.join(map(str, channels))}); a lesion would have to be "
+            "synthesised in all of them alike, which is not supported. One CT channel and others that are not CT is"
+        )
+    return channels[0]
