@@ -1,0 +1,190 @@
+"""fvae-evaluate-generation: how good a folder of generated CT is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+
+METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvae-evaluate-generation",
+        description="Compare generated CT with real ones: Fréchet and kernel distances of features (FVD, FID 2.5D, "
+        "KID) with intervals and the distance by chance, CT-CLIP's cosines with real images and with texts, agreement "
+        "with the masks that were asked for, and copies of training cases. A table, generation.json, a CSV with a row "
+        "for each generated case, and a picture. Feature networks are files that you name. "
+        "docs/generation_quality.md defines each figure and says where the networks come from.",
+    )
+    parser.add_argument(
+        "real", type=Path, metavar="REAL",
+        help="real CT that the generator has not seen: a folder of images, a raw dataset of nnU-Net (its imagesTr)",
+    )  # fmt: skip
+    parser.add_argument("fake", type=Path, metavar="FAKE", help="generated CT: the same, or what fvae-synthesize wrote")
+    parser.add_argument(
+        "--metrics", nargs="+", choices=METRICS, metavar="METRIC",
+        help=f"of {', '.join(METRICS)}; default: all that can be had from what is given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train", type=Path, metavar="FOLDER", help="what the generator was trained on: looks for copies of it"
+    )
+    networks = parser.add_argument_group("feature networks")
+    networks.add_argument("--ct-clip", type=Path, metavar="FILE", help="TorchScript of CT-CLIP's vision part: FVD")
+    networks.add_argument(
+        "--radimagenet", type=Path, metavar="FILE", help="RadImageNet's ResNet-50, weights or TorchScript: FID 2.5D"
+    )
+    networks.add_argument(
+        "--features", nargs="+", default=[], metavar="NAME=FILE",
+        help="other TorchScript networks; FILE with the ending .json beside each says what it gets",
+    )  # fmt: skip
+    networks.add_argument(
+        "--slice-step", type=int, metavar="N", help="only every N-th slice for networks of slices; default 1"
+    )
+    networks.add_argument(
+        "--trust-weights", action="store_true",
+        help="read a pickled --radimagenet file that holds more than tensors; it can run code",
+    )  # fmt: skip
+    texts = parser.add_argument_group("texts")
+    texts.add_argument(
+        "--reports", type=Path, metavar="FILE",
+        help="texts of the generated cases, reports.json, JSON or CSV; default: those of fvae-synthesize's records",
+    )  # fmt: skip
+    texts.add_argument(
+        "--text-encoder", type=Path, metavar="FILE", help="TorchScript of CT-CLIP's text part: text-image cosine"
+    )
+    texts.add_argument(
+        "--tokenizer", metavar="NAME", help="hub id or folder of its tokenizer; default: CT-CLIP's, CXR-BERT's"
+    )
+    masks = parser.add_argument_group("masks")
+    masks.add_argument(
+        "--masks", type=Path, metavar="FOLDER",
+        help="label maps CASE.nii.gz that the images were generated from; default: FAKE's labels",
+    )  # fmt: skip
+    masks.add_argument("--segmentations", type=Path, metavar="FOLDER", help="segmentations CASE.nii.gz of FAKE")
+    masks.add_argument(
+        "--segmenter", type=Path, metavar="MODEL", help="instead: folder of an nnU-Net model that segments FAKE"
+    )
+    masks.add_argument(
+        "--groups", type=Path, metavar="FILE",
+        help='JSON of structures that are taken together, {"ribs": ["rib_left_1", ...], ...}; only these are scored',
+    )  # fmt: skip
+    parser.add_argument("-o", type=Path, metavar="FOLDER", help="results; default: generation_quality in FAKE")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="features, may be shared between runs; default: features in -o"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=1000, metavar="N", help="of bootstrap and chance; default 1000"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of bootstrap and chance; default 0")
+    parser.add_argument("-np", type=int, default=2, metavar="N", help="images read ahead; default 2, 0: none")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+    return run_command(parser, run, argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.devices import chosen_device
+    from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
+    from fvae_nnunet.evaluation.generation.evaluation import Evaluation
+    from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
+    from fvae_nnunet.evaluation.generation.image_sets import read_image_set
+    from fvae_nnunet.evaluation.generation.picture import generation_picture
+    from fvae_nnunet.evaluation.generation.similarity import TextNetwork
+    from fvae_nnunet.evaluation.generation.summary import format_table, write_results
+
+    _check(arguments)
+    device = chosen_device(arguments.device)
+    output = arguments.o or arguments.fake / "generation_quality"
+    text = None
+    if arguments.text_encoder is not None:
+        text = TextNetwork(arguments.text_encoder, tokenizer=arguments.tokenizer, device=device)
+    evaluation = Evaluation(
+        real=read_image_set(arguments.real),
+        fake=read_image_set(arguments.fake, reports=arguments.reports),
+        train=None if arguments.train is None else read_image_set(arguments.train),
+        networks=load_feature_networks(
+            ct_clip=arguments.ct_clip,
+            radimagenet=arguments.radimagenet,
+            others=_named(arguments.features),
+            slice_step=arguments.slice_step,
+            trust=arguments.trust_weights,
+            device=device,
+        ),
+        text=text,
+        masks=arguments.masks,
+        segmentations=arguments.segmentations,
+        segmenter=arguments.segmenter,
+        groups=arguments.groups,
+        metrics=arguments.metrics,
+        output=output,
+        cache=arguments.cache,
+        seed=arguments.seed,
+        resamples=arguments.resamples,
+        processes=arguments.np,
+        device=device,
+    )
+    bars = _Bars()
+    try:
+        evaluated = evaluate_generation(evaluation, bars.begin)
+    finally:
+        bars.close()
+    print(format_table(evaluated.results))
+    path = output / "generation.json"
+    print(f"written: {path} and {write_results(evaluated.results, path)}")
+    title = f"{arguments.fake.resolve().name} (generated) and {arguments.real.resolve().name} (real)"
+    picture = generation_picture(evaluated, output / "generation.png", title=title)
+    if picture is not None:
+        print(f"picture: {picture}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    lacking = [name for name in ("matplotlib", "torchmetrics") if find_spec(name) is None]
+    if lacking:
+        raise UserError(f"this needs {' and '.join(lacking)}; run: pip install 'fvae_nnunet[generation]'")
+    if arguments.np < 0:
+        raise UserError(f"-np must not be negative, got {arguments.np}")
+    if arguments.tokenizer is not None and arguments.text_encoder is None:
+        raise UserError("--tokenizer belongs to --text-encoder; give both")
+    if arguments.text_encoder is not None and arguments.ct_clip is None:
+        raise UserError("--text-encoder is compared with --ct-clip; give both")
+    if arguments.groups is not None and arguments.segmentations is None and arguments.segmenter is None:
+        raise UserError("--groups belongs to --segmentations or --segmenter; give one of them")
+
+
+def _named(features: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for given in features:
+        name, _, file = given.partition("=")
+        if not name or not file:
+            raise UserError(f"--features takes NAME=FILE, got {given!r}")
+        if name in named:
+            raise UserError(f"--features: the name {name} is given twice")
+        named[name] = Path(file)
+    return named
+
+
+class _Bars:
+    """A tqdm bar for one stage after the other."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar: tqdm | None = None
+
+    def begin(self, stage: str, steps: int) -> Callable[[], object]:
+        from tqdm import tqdm
+
+        self.close()
+        self._bar = tqdm(desc=stage, total=steps, dynamic_ncols=True, leave=False)
+        return self._bar.update
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,264 @@
+"""Whether generated images show what their masks asked for: Dice and IoU of the masks and a segmentation of the image.
+
+The segmentation comes from a model that knows real images. What it gets wrong on real images it gets wrong here, too:
+the level to compare with is what it reaches on real images and their reference masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import geometry_differences, run_each
+from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.image_files import find_images, read_volume
+from fvae_nnunet.manifest import read_json
+
+STRUCTURES = "structures.json"
+"""Beside label maps of structures: ``{name: value}``."""
+
+Values = tuple[int, ...]
+Names = dict[str, Values]
+"""Name of a structure -> its values in a label map."""
+
+
+@dataclass(frozen=True)
+class Structures:
+    """What is compared: structure -> its values in the masks and in the segmentations.
+
+    Attributes:
+        values: of every structure that both know.
+        only_in_masks: structures that the segmentations do not know; they are not scored.
+    """
+
+    values: dict[str, tuple[Values, Values]]
+    only_in_masks: tuple[str, ...]
+
+
+def read_names(folder: Path) -> Names | None:
+    """Structures of the label maps in a folder; None where nothing there names them.
+
+    ``structures.json`` in the folder, else ``dataset.json`` in it, or above it if it is called labels....
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    for path in (folder / STRUCTURES, folder / "dataset.json", folder.parent / "dataset.json"):
+        if not path.is_file() or (path.parent != folder and not folder.name.startswith("labels")):
+            continue
+        content = read_json(path)
+        labels = content if path.name == STRUCTURES else content.get("labels")
+        try:
+            names = {str(name): _values(value) for name, value in labels.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{path} names no labels: {error}") from error
+        return {name: values for name, values in names.items() if values != (0,) and name != "ignore"}
+    return None
+
+
+def common_structures(
+    masks: Names | None, segmentations: Names | None, groups: Mapping[str, Sequence[str | int]] | None
+) -> Structures | None:
+    """Which structures are compared.
+
+    Args:
+        masks, segmentations: what their folders name. If only one is known, it holds for both.
+        groups: name -> structures (names) or values that are one structure, such as ribs; these are compared instead.
+
+    Returns:
+        None where nothing is named and there are no groups: every value is a structure then.
+
+    Raises:
+        UserError: a group names unknown structures, or masks and segmentations share no name.
+    """
+    masks, segmentations = masks or segmentations, segmentations or masks
+    if groups is not None:
+        values = {name: tuple(_group(name, members, known) for known in (masks, segmentations))
+                  for name, members in groups.items()}  # fmt: skip
+        return Structures({name: (both[0], both[1]) for name, both in values.items()}, ())
+    if masks is None or segmentations is None:
+        return None
+    shared = {name: (values, segmentations[name]) for name, values in masks.items() if name in segmentations}
+    if not shared:
+        raise UserError(
+            f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10])} and "
+            f"{', '.join(list(segmentations)[:10])}; name them alike, or say with --groups which belong together"
+        )
+    return Structures(shared, tuple(name for name in masks if name not in segmentations))
+
+
+def read_groups(path: Path) -> dict[str, list[str | int]]:
+    """``{"ribs": ["rib_left_1", 93, ...]}``: structures to be taken together, by name or value.
+
+    Raises:
+        UserError: another content.
+    """
+    content = read_json(path) if path.is_file() else None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} must be a JSON object of names and lists of structures")
+    wrong = [name for name, members in content.items() if not isinstance(members, list) or not members]
+    if wrong:
+        raise UserError(f"{path}: {', '.join(wrong)}: a list of structures is expected")
+    return content
+
+
+def _group(name: str, members: Sequence[str | int], known: Names | None) -> Values:
+    unknown = [member for member in members if isinstance(member, str) and member not in (known or {})]
+    if unknown:
+        raise UserError(
+            f"group {name}: unknown structures: {', '.join(map(str, unknown[:10]))}; known: "
+            f"{', '.join(list(known or {})[:20]) or 'none, give values'}"
+        )
+    values: list[int] = []
+    for member in members:
+        values += (known or {})[member] if isinstance(member, str) else (int(member),)
+    return tuple(values)
+
+
+def _values(value: Any) -> Values:
+    return tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def overlap(
+    mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str, tuple[Values, Values]]
+) -> dict[str, dict[str, float]]:
+    """Dice and IoU of each structure of one case; label maps (z, y, x) of one shape with values from 0 to 65535.
+
+    Returns:
+        ``dice``, ``iou``, and ``mask_voxels``, ``segmented_voxels``. Neither holds it: NaN; only one of them: 0.
+    """
+    first, second = np.unique(mask), np.unique(segmentation)
+    pairs = np.searchsorted(first, mask.ravel()) * len(second) + np.searchsorted(second, segmentation.ravel())
+    table = np.bincount(pairs, minlength=len(first) * len(second)).reshape(len(first), len(second))
+    scores = {}
+    for name, (in_mask, in_segmentation) in structures.items():
+        rows, columns = np.isin(first, in_mask), np.isin(second, in_segmentation)
+        n_mask, n_segmented, both = table[rows].sum(), table[:, columns].sum(), table[np.ix_(rows, columns)].sum()
+        either = n_mask + n_segmented - both
+        scores[name] = {
+            "dice": float(2 * both / (n_mask + n_segmented)) if either else float("nan"),
+            "iou": float(both / either) if either else float("nan"),
+            "mask_voxels": int(n_mask),
+            "segmented_voxels": int(n_segmented),
+        }
+    return scores
+
+
+@dataclass(frozen=True)
+class _Task:
+    case: str
+    mask: Path
+    segmentation: Path
+    structures: Structures | None
+
+
+def _run(task: _Task) -> tuple[dict[str, dict[str, float]], list[str]]:
+    volumes, problems = [], []
+    for path in (task.mask, task.segmentation):
+        try:
+            array, geometry = read_volume(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if not (np.issubdtype(array.dtype, np.integer) or np.equal(array, np.rint(array)).all()) or array.min() < 0:
+            problems.append(f"{path} is no label map: it holds values that are no whole numbers from 0")
+        volumes.append((array, geometry))
+    if not problems:
+        (mask, geometry), (segmentation, other) = volumes
+        named = ("mask", mask.shape, geometry), ("segmentation", segmentation.shape, other)
+        problems += geometry_differences(*named)
+    if problems:
+        return {}, problems
+    structures = task.structures.values if task.structures is not None else _every_value(mask)
+    return overlap(mask.astype(np.uint16), segmentation.astype(np.uint16), structures), []
+
+
+def _every_value(mask: np.ndarray) -> dict[str, tuple[Values, Values]]:
+    values = [int(value) for value in np.unique(mask) if value != 0]
+    return {str(value): ((value,), (value,)) for value in values}
+
+
+def mask_adherence(
+    cases: Sequence[str],
+    mask_folder: Path,
+    segmentation_folder: Path,
+    *,
+    groups: Mapping[str, Sequence[str | int]] | None = None,
+    processes: int = 0,
+    seed: int = 0,
+    resamples: int = 9999,
+    on_case: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Dice and IoU of masks and segmentations of some cases.
+
+    Args:
+        cases: all must have both.
+        mask_folder, segmentation_folder: label maps ``CASE.nii.gz`` on one grid.
+        groups: see `common_structures`.
+        processes: how many work beside this one; 0: this one does the work.
+        seed, resamples: of the bootstrap over cases.
+        on_case: called after each.
+
+    Returns:
+        ``structures``: name -> mean ``dice`` and ``iou``, ``low`` and ``high`` of each, and the number ``n`` of cases
+        that hold it; ``mean``: means over structures; ``not_segmented``; ``cases``: name -> structure -> figures.
+
+    Raises:
+        UserError: files that are missing, cannot be read, are no label maps or lie on different grids, a line each.
+    """
+    names = read_names(mask_folder), read_names(segmentation_folder)
+    structures = common_structures(*names, groups)
+    files = [find_images(folder) for folder in (mask_folder, segmentation_folder)]
+    problems = [
+        f"{case}: {folder} has no label map of it"
+        for case in cases
+        for folder, found in zip((mask_folder, segmentation_folder), files, strict=True)
+        if case not in found
+    ]
+    if problems:
+        raise UserError("the masks cannot be compared:\n  " + "\n  ".join(problems[:20]))
+    tasks = [_Task(case, files[0][case], files[1][case], structures) for case in cases]
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for task, (of_case, found) in run_each(_run, tasks, processes):
+        scores[task.case] = of_case
+        problems += [f"{task.case}: {problem}" for problem in found]
+        on_case()
+    if problems:
+        raise UserError("the masks cannot be compared:\n  " + "\n  ".join(sorted(problems)[:20]))
+    scores = {case: scores[case] for case in cases}
+    every = dict.fromkeys(name for of_case in scores.values() for name in of_case)
+    summary = {name: _over_cases(scores, name, seed, resamples) for name in every}
+    scored = [figures for figures in summary.values() if figures["n"]]
+    return {
+        "mask_folder": str(mask_folder),
+        "segmentation_folder": str(segmentation_folder),
+        "structures": summary,
+        "mean": {
+            key: float(np.mean([figures[key] for figures in scored])) if scored else float("nan")
+            for key in ("dice", "iou")
+        },
+        "not_segmented": list(structures.only_in_masks) if structures is not None else [],
+        "cases": scores,
+    }
+
+
+def _over_cases(
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]], name: str, seed: int, resamples: int
+) -> dict[str, float]:
+    summary: dict[str, float] = {}
+    for key in ("dice", "iou"):
+        values = [of_case[name][key] for of_case in scores.values() if name in of_case]
+        known = [value for value in values if not np.isnan(value)]
+        summary["n"] = len(known)
+        summary[key] = float(np.mean(known)) if known else float("nan")
+        if known:
+            interval = bootstrap_interval(known, seed=seed, resamples=resamples)
+            summary[f"{key}_low"], summary[f"{key}_high"] = interval.low, interval.high
+        else:
+            summary[f"{key}_low"] = summary[f"{key}_high"] = float("nan")
+    return summary

@@ -1,0 +1,224 @@
+"""Features of all cases of a folder, computed once: a file for each network, its input and each image.
+
+A cache file is ``<key>.safetensors`` with a float32 (rows, width) for each part of the input. The key is the sha256 of
+the network's file, of every setting of its input and of the image's bytes, so another network, input or image never
+meets an old entry, and a cache may be shared between runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.feature_networks import FeatureNetwork
+from fvae_nnunet.evaluation.generation.image_sets import ImageCase, ImageSet
+from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.manifest import sha256_of_file
+
+CACHE_VERSION = 1
+"""Part of every key; raised when an input is prepared differently."""
+
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class CaseFeatures:
+    """The features of some cases for one part of one network's input.
+
+    Attributes:
+        rows: float64 (rows, width).
+        case_of_row: int (rows,), index of the case, rising.
+        names: of the cases.
+    """
+
+    rows: np.ndarray
+    case_of_row: np.ndarray
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, by_case: dict[str, np.ndarray]) -> CaseFeatures:
+        """From the rows of each case, at least one case with at least one row."""
+        lengths = [len(rows) for rows in by_case.values()]
+        return cls(
+            np.concatenate(list(by_case.values())).astype(np.float64),
+            np.repeat(np.arange(len(lengths)), lengths),
+            tuple(by_case),
+        )
+
+    def means(self) -> np.ndarray:
+        """The mean row of each case, (cases, width)."""
+        sums = np.zeros((len(self.names), self.rows.shape[1]))
+        np.add.at(sums, self.case_of_row, self.rows)
+        return sums / np.bincount(self.case_of_row)[:, None]
+
+
+SetFeatures = dict[tuple[str, str], CaseFeatures]
+"""Name of the network and part of its input -> features of a set of images."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What `extract_features` found.
+
+    Attributes:
+        features: of every network.
+        image_sha256: case -> digest of its image.
+        computed: cases that had not all been in the cache.
+    """
+
+    features: SetFeatures
+    image_sha256: dict[str, str]
+    computed: int
+
+
+def extract_features(
+    images: ImageSet,
+    networks: Sequence[FeatureNetwork],
+    *,
+    cache: Path,
+    readers: int = 2,
+    on_case: Callable[[], object] = lambda: None,
+) -> Extracted:
+    """Features of all cases by all networks, from the cache where they are there.
+
+    A damaged file of the cache is made again.
+
+    Args:
+        images: the cases.
+        networks: may be none; then only the digests are found.
+        cache: folder of the cache; made if needed.
+        readers: images that are read ahead, each by a thread; 0: one after the other. So many volumes are in memory.
+        on_case: called after each case.
+
+    Raises:
+        UserError: images that cannot be read or used, a line for each; the others are in the cache then. Or a network
+            fails.
+    """
+    found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    digests: dict[str, str] = {}
+    problems = []
+    computed = 0
+    for case, outcome in _ahead(images.cases, lambda case: _read(case, networks, cache), readers):
+        try:
+            task = outcome()
+            digests[case.name] = task.sha256
+            computed += task.volume is not None
+            for network in networks:
+                for part, rows in task.rows_of(network, cache).items():
+                    found.setdefault((network.name, part), {})[case.name] = rows
+        except UserError as error:
+            problems.append(f"{case.name}: {error}")
+        on_case()
+    if problems:
+        more = [f"and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
+        raise UserError(f"{images.folder}: no features of\n  " + "\n  ".join(problems[:_MOST_NAMED] + more))
+    _check_widths(found)
+    return Extracted({key: CaseFeatures.of(rows) for key, rows in found.items()}, digests, computed)
+
+
+def _check_widths(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
+    for (network, part), by_case in found.items():
+        widths = {rows.shape[1] for rows in by_case.values()}
+        if len(widths) > 1:
+            raise UserError(f"{network} returns {part} features of different widths: {sorted(widths)}")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A case with what the cache has of it, and its volume where something is missing."""
+
+    path: Path
+    sha256: str
+    cached: dict[str, dict[str, np.ndarray]]
+    volume: np.ndarray | None
+    spacing_mm: tuple[float, float, float]
+
+    def rows_of(self, network: FeatureNetwork, cache: Path) -> dict[str, np.ndarray]:
+        if network.name in self.cached:
+            return self.cached[network.name]
+        assert self.volume is not None
+        try:
+            prepared = network.input.prepare(self.volume, self.spacing_mm)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
+        rows = network.features(prepared)
+        _write(cache / f"{cache_key(network, self.sha256)}.safetensors", rows)
+        return rows
+
+
+def cache_key(network: FeatureNetwork, image_sha256: str) -> str:
+    """Name of the cache's file for an image, without its ending."""
+    content = {"version": CACHE_VERSION, "network": network.settings, "image": image_sha256}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(case: ImageCase, networks: Sequence[FeatureNetwork], cache: Path) -> _Task:
+    path = case.images[0]
+    sha256 = sha256_of_file(path)
+    entries = {network.name: _cached(cache / f"{cache_key(network, sha256)}.safetensors") for network in networks}
+    cached = {name: rows for name, rows in entries.items() if rows is not None}
+    if len(cached) == len(networks):
+        return _Task(path, sha256, cached, None, (1.0, 1.0, 1.0))
+    volume, spacing_mm = read_upright(path)
+    if volume.ndim != 3:
+        raise UserError(f"{path} is no single grey volume: its array has the shape {volume.shape}")
+    return _Task(path, sha256, cached, volume, spacing_mm)
+
+
+def _ahead(
+    cases: Sequence[ImageCase], read: Callable[[ImageCase], _Task], readers: int
+) -> Iterator[tuple[ImageCase, Callable[[], _Task]]]:
+    """Each case with a function that gives what was read of it, in order."""
+    if readers == 0:
+        for case in cases:
+            yield case, lambda case=case: read(case)  # type: ignore[misc]
+        return
+    waiting: deque[tuple[ImageCase, Future[_Task]]] = deque()
+    with ThreadPoolExecutor(readers) as pool:
+        try:
+            for case in cases:
+                waiting.append((case, pool.submit(read, case)))
+                if len(waiting) > readers:
+                    first, future = waiting.popleft()
+                    yield first, future.result
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _cached(path: Path) -> dict[str, np.ndarray] | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except SafetensorError:
+        return None
+
+
+def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
+    """Written whole, also where several processes write the same features."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        temporary.write_bytes(save({part: torch.from_numpy(values) for part, values in rows.items()}))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

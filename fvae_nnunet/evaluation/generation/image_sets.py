@@ -1,0 +1,128 @@
+"""Which images a folder stands for: those of fvae-synthesize, of a raw dataset of nnU-Net, or of a plain folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.case_reports import FILE_NAME as REPORTS_FILE
+from fvae_nnunet.case_reports import KIND as REPORTS_KIND
+from fvae_nnunet.case_reports import read_case_reports
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import find_images
+from fvae_nnunet.manifest import read_json
+from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
+from fvae_nnunet.synthesis.text import read_reports
+
+IMAGES_TR = "imagesTr"
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """One CT.
+
+    Attributes:
+        name: of the case.
+        images: its channels in order; the first one is the CT that is evaluated.
+        source: the case that it was generated from, where a record says so.
+        text: the report or prompt; None where there is none.
+        label: its label map; None where the folder has none.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    source: str | None = None
+    text: str | None = None
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The cases of a folder, by name.
+
+    Attributes:
+        folder: as the user gave it.
+        kind: ``synthetic`` (fvae-synthesize), ``dataset`` (imagesTr of a raw dataset) or ``images``.
+        cases: at least one.
+    """
+
+    folder: Path
+    kind: str
+    cases: tuple[ImageCase, ...]
+
+
+def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
+    """The images of a folder.
+
+    ``fvae-synthesize``'s accepted cases, else ``imagesTr`` of a raw dataset, else the images in the folder itself. Of
+    names that all end in a channel's number only channel 0000 is an image of its own.
+
+    Args:
+        folder: to look into.
+        reports: texts of the cases, ``reports.json`` of a dataset or what `text.read_reports` reads; default: those of
+            the records of synthetic cases, or ``reports.json`` of the dataset.
+
+    Raises:
+        UserError: no such folder or images, damaged records or reports, or reports that name none of the cases.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    if (folder / "records").is_dir():
+        kind = "synthetic"
+        cases = [
+            ImageCase(case.name, case.images, case.record["source_case"], case.record.get("text"), case.label)
+            for case in read_synthetic_cases(folder)
+        ]
+        if not cases:
+            raise UserError(f"{folder} holds no accepted synthetic case; fvae-synthesize makes them")
+    else:
+        kind = "dataset" if (folder / IMAGES_TR).is_dir() else "images"
+        images = folder / IMAGES_TR if kind == "dataset" else folder
+        labels = images.with_name(images.name.replace("images", "labels", 1))
+        cases = [
+            ImageCase(name, channels, label=_label(labels, name, channels[0]))
+            for name, channels in _channels(images).items()
+        ]
+    texts = _texts(reports) if reports is not None else _texts_of_dataset(folder) if kind != "synthetic" else {}
+    if reports is not None and not any(case.name in texts for case in cases):
+        raise UserError(f"{reports} has a text for none of the cases of {folder} ({cases[0].name}, ...)")
+    with_texts = [ImageCase(**vars(case) | {"text": texts.get(case.name, case.text)}) for case in cases]
+    return ImageSet(folder, kind, tuple(with_texts))
+
+
+def _channels(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The files of each case, by channel."""
+    images = find_images(folder)
+    if not all(_CHANNEL.search(name) for name in images):
+        return {name: (path,) for name, path in images.items()}
+    channels: dict[str, dict[str, Path]] = {}
+    for name, path in images.items():
+        channels.setdefault(name[:-5], {})[name[-4:]] = path
+    lacking = [name for name, found in channels.items() if "0000" not in found]
+    if lacking:
+        raise UserError(f"{folder}: {', '.join(lacking[:10])} lack channel 0000, the CT")
+    return {name: tuple(found[number] for number in sorted(found)) for name, found in channels.items()}
+
+
+def _label(folder: Path, case: str, image: Path) -> Path | None:
+    ending = image.name[image.name.index(".", len(case)) :]
+    path = folder / f"{case}{ending}"
+    return path if folder != image.parent and path.is_file() else None
+
+
+def _texts_of_dataset(folder: Path) -> dict[str, str]:
+    places = [folder / REPORTS_FILE] + [folder.parent / REPORTS_FILE] * folder.name.startswith("images")
+    found = next((place for place in places if place.is_file()), None)
+    return {} if found is None else _texts(found)
+
+
+def _texts(path: Path) -> dict[str, str]:
+    if path.suffix == ".json" and path.is_file():
+        content: Any = read_json(path)
+        if isinstance(content, dict) and content.get("kind") == REPORTS_KIND:
+            cases = read_case_reports(path).cases
+            return {name: case.report for name, case in cases.items() if case.report is not None}
+    return read_reports(path)

@@ -1,0 +1,89 @@
+"""Segmentations of generated images by a model that nnU-Net has trained on real ones, kept in a folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.adherence import STRUCTURES
+from fvae_nnunet.evaluation.generation.image_sets import ImageSet
+from fvae_nnunet.image_files import image_ending
+from fvae_nnunet.manifest import Manifest, sha256_of_file, sha256_of_files, write_json
+from fvae_nnunet.prediction import Prediction
+from fvae_nnunet.predictor import Predictor
+from fvae_nnunet.synthesis.segmenter import CHECKPOINT
+from fvae_nnunet.trained_model import TrainedModel, open_model
+
+
+def open_segmenter(folder: Path) -> TrainedModel:
+    """A model folder with all its trained folds.
+
+    Raises:
+        UserError: it is no folder of a trained model, or of one that has seen only reconstructions.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--segmenter {folder} is no folder")
+    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
+    if not trained:
+        raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
+    model = open_model(folder, tuple(int(name) if name.isdigit() else name for name in trained), CHECKPOINT)
+    if model.sees_only_the_view:
+        raise UserError(f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images")
+    return model
+
+
+def segment_cases(
+    images: ImageSet, model: TrainedModel, output: Path, *, device: str, on_case: Callable[[], object] = lambda: None
+) -> None:
+    """Write a label map ``CASE.ending`` for each image, and ``structures.json`` with the model's labels.
+
+    A case that is there from the same image and model is not done again.
+
+    Raises:
+        UserError: images that the model cannot take, the folder is of another model, or cases that failed, a line each.
+    """
+    wrong = [case.name for case in images.cases if len(case.images) != model.channels]
+    if wrong:
+        raise UserError(
+            f"{images.folder}: the segmenter takes {model.channels} channels, {', '.join(wrong[:10])} have not so many"
+        )
+    others = sorted({image_ending(path) for case in images.cases for path in case.images} - {model.file_ending})
+    if others:
+        raise UserError(
+            f"{images.folder}: the segmenter takes {model.file_ending} files, not {', '.join(others)}; convert them"
+        )
+    checkpoints = [model.folder / f"fold_{fold}" / CHECKPOINT for fold in model.folds]
+    manifest = Manifest(output / "fvae_manifest")
+    manifest.begin(
+        "segmentations",
+        {"weights_sha256": sha256_of_files({path: sha256_of_file(path) for path in checkpoints})},
+        {"model": str(model.folder)},
+    )
+    todo = {}
+    for case in images.cases:
+        inputs = {path.name: sha256_of_file(path) for path in case.images}
+        if manifest.is_done(case.name, inputs=inputs, outputs=[output / f"{case.name}{model.file_ending}"]):
+            on_case()
+        else:
+            todo[case.name] = (list(case.images), inputs)
+    labels = model.dataset_json["labels"]
+    write_json(output / STRUCTURES, {name: value for name, value in labels.items() if name != "ignore"})
+    if not todo:
+        return
+    how = Prediction(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
+    predictor = Predictor(model, how, ["generated"])
+    failed: dict[str, Exception] = {}
+    for case_name, (paths, inputs) in todo.items():
+        # a line or two for each case, in the middle of a progress bar
+        with redirect_stdout(io.StringIO()):
+            failed |= predictor.predict({"generated": {case_name: paths}}, output, scratch=output)
+        if case_name not in failed:
+            result = output / f"{case_name}{model.file_ending}"
+            manifest.write_case(case_name, inputs=inputs, outputs=[result], results={})
+        on_case()
+    if failed:
+        lines = [f"{case}: {error}" for case, error in failed.items()]
+        raise UserError("the segmenter failed on\n  " + "\n  ".join(lines))

@@ -1,0 +1,147 @@
+"""Cosines between CT-CLIP's vectors of generated images, their real counterparts and their texts.
+
+Published scores of text-conditioned CT generation: the cosine between a generated volume and the real one that belongs
+to the same report (image-image), and between a generated volume and its report (text-image). Both are given beside what
+unrelated pairs have, because cosines of CT are high whatever is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.feature_networks import as_rows, load_torchscript
+from fvae_nnunet.evaluation.generation.image_sets import ImageSet
+from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.manifest import sha256_of_file
+from fvae_nnunet.synthesis.text import DEFAULT_TEXT_ENCODER
+
+TOKENS = 512
+"""CT-CLIP's length of a text; shorter ones are padded, longer ones cut."""
+
+_DROPPED = str.maketrans("", "", "\"'()")
+"""Left out of texts, as CT-CLIP's published scripts do."""
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows (n, width) of length 1.
+
+    Raises:
+        UserError: a row is zero, it has no direction.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (lengths > 0).all():
+        raise UserError("features of an image or text are all zero, so there is no cosine; is it the right network?")
+    return vectors / lengths
+
+
+def pair_with_real(real: ImageSet, fake: ImageSet) -> dict[str, str]:
+    """Generated case -> the real case that it was generated from, or that has its name; only those that have one."""
+    names = {case.name for case in real.cases}
+    found = {case.name: case.source if case.source in names else case.name for case in fake.cases}
+    return {name: partner for name, partner in found.items() if partner in names}
+
+
+def matched_cosines(
+    ours: np.ndarray, theirs: np.ndarray, partner: Sequence[int], groups: Sequence[Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of each row with its partner, and its mean cosine with all that are not like its partner.
+
+    Args:
+        ours: (n, width).
+        theirs: (m, width).
+        partner: (n,) indices of rows of ``theirs``.
+        groups: (m,) what makes rows of ``theirs`` alike, such as equal texts; default: each is alone.
+
+    Returns:
+        Both (n,); NaN for a row that has no other than its partner's.
+    """
+    cosines = unit(ours) @ unit(theirs).T
+    alike = np.arange(len(theirs)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    other = alike[None, :] != alike[list(partner)][:, None]
+    count = other.sum(axis=1)
+    means = np.where(count > 0, (cosines * other).sum(axis=1) / np.maximum(count, 1), np.nan)
+    return cosines[np.arange(len(ours)), list(partner)], means
+
+
+def summarise_cosines(
+    matched: Mapping[str, float], unrelated: np.ndarray, *, seed: int, resamples: int
+) -> dict[str, Any]:
+    """Mean with its 95 % bootstrap interval over cases, the mean of unrelated pairs, and every case."""
+    values = list(matched.values())
+    interval = bootstrap_interval(values, seed=seed, resamples=resamples)
+    known = unrelated[np.isfinite(unrelated)]
+    return {
+        "mean": float(np.mean(values)),
+        "low": interval.low,
+        "high": interval.high,
+        "unrelated": float(known.mean()) if known.size else float("nan"),
+        "n": len(values),
+        "cases": {case: float(value) for case, value in matched.items()},
+    }
+
+
+class TextNetwork:
+    """CT-CLIP's text part as TorchScript: (input_ids, attention_mask), both int64 (1, 512) -> (1, width).
+
+    Args:
+        path: of the TorchScript.
+        tokenizer: hub id or folder of a BERT tokenizer (``vocab.txt``); default: the one CT-CLIP was trained with.
+        device: where to compute.
+
+    Attributes:
+        sha256: of the file.
+
+    Raises:
+        UserError: the network or the tokenizer cannot be had.
+    """
+
+    def __init__(self, path: Path, *, tokenizer: str | None = None, device: str = "cpu") -> None:
+        self.path, self.tokenizer_name = path, tokenizer or DEFAULT_TEXT_ENCODER
+        self._module = load_torchscript(path, device)
+        self.sha256 = sha256_of_file(path)
+        self._tokenizer = _load_tokenizer(self.tokenizer_name)
+        self._device = device
+
+    def encode(self, texts: Sequence[str], on_text: Callable[[], object] = lambda: None) -> np.ndarray:
+        """float64 (texts, width); ``on_text`` is called after each.
+
+        Raises:
+            UserError: the network fails or returns something else.
+        """
+        import torch
+
+        rows = []
+        for text in texts:
+            tokens = self._tokenizer(
+                text.translate(_DROPPED), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+            )
+            try:
+                with torch.inference_mode():
+                    output = self._module(
+                        tokens["input_ids"].to(self._device), tokens["attention_mask"].to(self._device)
+                    )
+            except RuntimeError as error:
+                lines = str(error).strip().splitlines() or [repr(error)]
+                raise UserError(f"the text encoder {self.path} fails on {TOKENS} tokens: {lines[-1]}") from error
+            rows.append(as_rows(output, 1, f"the text encoder {self.path}"))
+            on_text()
+        return np.concatenate(rows).astype(np.float64)
+
+
+def _load_tokenizer(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("texts need transformers; run: pip install 'fvae_nnunet[text]'") from error
+    try:
+        return transformers.BertTokenizer.from_pretrained(name, do_lower_case=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer {name} cannot be loaded: {' '.join(str(error).split())[:300]}. Copy its vocab.txt and "
+            "tokenizer_config.json into a folder and give that with --tokenizer"
+        ) from error

@@ -1,0 +1,185 @@
+"""The results of `evaluate` as text for the terminal, and as files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.evaluation import METRICS
+from fvae_nnunet.evaluation.generation.network_inputs import PLANES
+from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.manifest import atomic_write, write_json
+
+_METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
+
+_COSINE_NAMES = {
+    "image_image": "CT-CLIP, image-image",
+    "text_image": "CT-CLIP, text-image",
+    "text_real": "CT-CLIP, text-image of real",
+}
+
+_NEAREST_SHOWN = 5
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> Path:
+    """Write ``generation.json`` and beside it a CSV with a row for each generated case.
+
+    Returns:
+        The path of the CSV.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    table = path.with_suffix(".csv")
+    rows = list(_case_rows(results))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    try:
+        with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        write_json(path, dict(results))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with -o") from error
+    return table
+
+
+def _case_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    cosines, masks, memorisation = results["cosines"] or {}, results["masks"], results["memorisation"]
+    nearest = {entry["case"]: entry for entry in memorisation["cases"]} if memorisation else {}
+    for case, described in results["fake"]["cases"].items():
+        row: dict[str, Any] = {"case": case, "image": described["image"], "source": described["source"]}
+        for key in ("image_image", "text_image"):
+            if cosines.get(key):
+                row[f"{key}_cosine"] = cosines[key]["cases"].get(case)
+        if case in nearest:
+            entry = nearest[case]
+            row |= {"nearest_training_case": entry["training_case"], "nearest_cosine": entry["cosine"]}
+            row["above_limit"] = entry["above"]
+        for name, figures in (masks["cases"][case] if masks else {}).items():
+            row |= {f"{key} {name}": figures[key] for key in ("dice", "iou")}
+        yield row
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """All results as text: distances, cosines, masks, memorisation, and warnings."""
+    parts = [
+        _distances(results),
+        _cosines(results["cosines"]),
+        _masks(results["masks"]),
+        _memorisation(results["memorisation"]),
+        [f"warning: {warning}" for warning in results["warnings"]],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _distances(results: Mapping[str, Any]) -> list[str]:
+    found = sorted(results["distances"], key=lambda entry: METRICS.index(entry["metric"]))
+    if not found:
+        return []
+    means = {(metric, network): mean for metric, network, mean in _plane_means(found)}
+    rows = [["distance", "value", "95 %", "by chance", "p", "real", "generated", "features"]]
+    for number, entry in enumerate(found):
+        part = "" if entry["part"] == "volume" else f", {entry['part']}"
+        rows.append([
+            f"{_METRIC_NAMES[entry['metric']]}, {entry['network']}{part}",
+            _number(entry["value"]), _interval(entry["low"], entry["high"]), _number(entry["by_chance"]),
+            f"{entry['p']:.3g}", _sets(entry, "real"), _sets(entry, "fake"), str(entry["width"]),
+        ])  # fmt: skip
+        key = entry["metric"], entry["network"]
+        is_last = all((later["metric"], later["network"]) != key for later in found[number + 1 :])
+        if key in means and is_last:
+            mean = means[key]
+            name = f"{_METRIC_NAMES[key[0]]}, {key[1]}, mean of planes"
+            rows.append([name, _number(mean["value"]), "", _number(mean["by_chance"]), "", "", "", ""])
+    return [
+        *text_table(rows),
+        "by chance: mean distance between random divisions of both sets together; p: how often it is as large",
+    ]
+
+
+def _plane_means(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """(metric, network, means over the planes of value, by_chance) of networks that see slices."""
+    for metric, network in dict.fromkeys((entry["metric"], entry["network"]) for entry in found):
+        planes = [entry for entry in found if (entry["metric"], entry["network"]) == (metric, network)]
+        if {entry["part"] for entry in planes} == set(PLANES):
+            means = {key: float(np.mean([entry[key] for entry in planes])) for key in ("value", "by_chance")}
+            yield metric, network, means
+
+
+def _sets(entry: Mapping[str, Any], name: str) -> str:
+    cases, rows = entry[f"cases_{name}"], entry[f"rows_{name}"]
+    return f"{cases}" if rows == cases else f"{cases} ({rows} slices)"
+
+
+def _cosines(cosines: Mapping[str, Any] | None) -> list[str]:
+    known = {key: entry for key, entry in (cosines or {}).items() if entry is not None}
+    if not known:
+        return []
+    rows = [["cosine", "mean", "95 %", "unrelated pairs", "cases"]]
+    for key, entry in known.items():
+        rows.append([
+            _COSINE_NAMES[key], _number(entry["mean"]), _interval(entry["low"], entry["high"]),
+            _number(entry["unrelated"]), str(entry["n"]),
+        ])  # fmt: skip
+    if "image_image" in known and "text_image" in known:
+        mean = (known["image_image"]["mean"] + known["text_image"]["mean"]) / 2
+        rows.append(["CT-CLIP, mean of both", _number(mean), "", "", ""])
+    return text_table(rows)
+
+
+def _masks(masks: Mapping[str, Any] | None) -> list[str]:
+    if masks is None:
+        return []
+    rows = [["mask", "Dice", "95 %", "IoU", "95 %", "cases"]]
+    for name, entry in masks["structures"].items():
+        rows.append([
+            name, _number(entry["dice"]), _interval(entry["dice_low"], entry["dice_high"]),
+            _number(entry["iou"]), _interval(entry["iou_low"], entry["iou_high"]), str(entry["n"]),
+        ])  # fmt: skip
+    rows.append(["mean over masks", _number(masks["mean"]["dice"]), "", _number(masks["mean"]["iou"]), "", ""])
+    left_out = masks["not_segmented"]
+    note = [f"not scored, for the segmentations do not know them: {', '.join(left_out)}"] if left_out else []
+    return [*text_table(rows), *note]
+
+
+def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
+    if memorisation is None:
+        return []
+    found = memorisation
+    lines = [
+        f"nearest training case ({found['network']}): median cosine {_number(found['median_fake'])} of generated, "
+        f"{_number(found['median_real'])} of {found['n_real']} real images; {_percent(found['above'])} of "
+        f"{found['n']} generated images lie above the real images' {found['limit_quantile']:.0%} limit of "
+        f"{_number(found['limit'])} (about {1 - found['limit_quantile']:.0%} expected without copying)"
+    ]
+    if found["identical"]:
+        lines.append(f"files that equal a training image: {', '.join(found['identical'])}")
+    if found["nearest_is_source"]:
+        lines.append(f"in {found['nearest_is_source']} cases the nearest is the case that they were generated from")
+    rows = [["nearest", "training case", "cosine", ""]]
+    for entry in found["cases"][:_NEAREST_SHOWN]:
+        mark = "identical" if entry["identical"] else "above the limit" if entry["above"] else ""
+        rows.append([entry["case"], entry["training_case"], _number(entry["cosine"]), mark])
+    return [*lines, *text_table(rows, left=2)]
+
+
+def _number(value: float) -> str:
+    """Four significant digits; what is next to nothing as such."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:#.4g}".rstrip(".")
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.0%}"
