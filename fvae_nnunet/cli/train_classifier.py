@@ -1,0 +1,295 @@
+"""fvae-train-classifier: a 3D classifier of findings, trained on real or on real and synthetic cases."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.findings.networks import NETWORKS
+
+if TYPE_CHECKING:
+    from fvae_nnunet.case_reports import CaseReports
+    from fvae_nnunet.findings.cases import Case, CaseSplit
+    from fvae_nnunet.findings.synthetic_cases import SyntheticCases
+    from fvae_nnunet.findings.training_settings import TrainingSettings
+    from fvae_nnunet.findings.volumes import VolumeCache
+
+_CLAIM = "training"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fvae-train-classifier",
+        description="Train a 3D classifier of the findings in a dataset's reports.json, and predict the validation "
+        "cases of the fold and the test cases. The same command again goes on where it stopped; --test afterwards only "
+        "predicts. Compare models with fvae-evaluate-classifier. More: docs/classification.md.",
+    )
+    parser.add_argument("dataset", help="id or name of the dataset, such as 40 or Dataset040_CTRATE")
+    cases = parser.add_argument_group("cases")
+    cases.add_argument(
+        "--fold", type=int, metavar="F",
+        help="train on the training cases of this fold and predict its validation cases; default: train on all",
+    )  # fmt: skip
+    cases.add_argument("--test", action="store_true", help="predict the test cases (imagesTs) too")
+    cases.add_argument(
+        "--synthetic", nargs="+", type=Path, default=[], metavar="FOLDER",
+        help="train on the cases of these folders of fvae-synthesize too; those that know a patient of validation or "
+        "test are left out",
+    )  # fmt: skip
+    cases.add_argument(
+        "--allow-seen", action="store_true",
+        help="also take synthetic cases whose diffusion model was trained on patients of validation or test, or of "
+        "which that is not known; scores may then be too good",
+    )  # fmt: skip
+    cases.add_argument("--findings", nargs="+", metavar="NAME", help="what is learnt; default: all of reports.json")
+    volumes = parser.add_argument_group("volumes")
+    volumes.add_argument(
+        "--shape", nargs=3, type=int, default=(128, 192, 192), metavar=("Z", "Y", "X"),
+        help="voxels around the middle of the image; default 128 192 192",
+    )  # fmt: skip
+    volumes.add_argument(
+        "--spacing", nargs=3, type=float, default=(3.0, 2.0, 2.0), metavar=("Z", "Y", "X"),
+        help="mm between them; default 3 2 2",
+    )  # fmt: skip
+    volumes.add_argument(
+        "--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"),
+        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000",
+    )  # fmt: skip
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--network", choices=NETWORKS, default="densenet121", help="of MONAI; default densenet121; tiny: to try it out"
+    )
+    training.add_argument(
+        "--steps", type=int, default=20_000, metavar="N",
+        help="of the optimizer, the same number however many cases there are; default 20000",
+    )  # fmt: skip
+    training.add_argument("--batch", type=int, default=8, metavar="N", help="cases of a step; default 8")
+    training.add_argument("--lr", type=float, default=3e-4, metavar="RATE", help="learning rate; default 3e-4")
+    training.add_argument(
+        "--positive-weight", choices=("none", "balanced"), default="none",
+        help="balanced: positive cases weigh as much as negative ones in each finding, within a factor of 20; default "
+        "none",
+    )  # fmt: skip
+    training.add_argument(
+        "--precision", choices=("float32", "bfloat16"),
+        help="in which the network computes; default: bfloat16 where the GPU has it, else float32",
+    )  # fmt: skip
+    training.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random; default 0")
+    training.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "-o", type=Path, metavar="FOLDER",
+        help="of the model; default: fvae_classifier__<network>[__synthetic][__fold<F>] in the dataset's folder in "
+        "nnUNet_results",
+    )  # fmt: skip
+    output.add_argument(
+        "--save-every", type=int, default=500, metavar="N", help="steps between checkpoints; default 500"
+    )
+    output.add_argument("-np", type=int, default=2, metavar="N", help="processes that prepare volumes; default 2")
+    output.add_argument("--overwrite", action="store_true", help="train anew, with other settings if need be")
+    return run_command(parser, run, argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.case_reports import find_case_reports, read_case_reports
+    from fvae_nnunet.claims import Claims
+    from fvae_nnunet.devices import chosen_device
+    from fvae_nnunet.findings.cases import split_cases
+    from fvae_nnunet.findings.model_folder import begin_model, remove_model
+    from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+
+    if arguments.np < 0 or arguments.save_every < 1:
+        raise UserError("-np must not be negative, and --save-every is at least 1")
+    if arguments.allow_seen and not arguments.synthetic:
+        raise UserError("--allow-seen does nothing without --synthetic")
+    dataset = dataset_name(arguments.dataset)
+    reports = read_case_reports(find_case_reports(nnunet_folder("nnUNet_raw") / dataset))
+    device = chosen_device(arguments.device)
+    settings = _settings(arguments, reports, device)
+    split = split_cases(dataset, reports, fold=arguments.fold)
+    if arguments.test and not split.test:
+        raise UserError(f"--test: {dataset} has no test case with findings")
+    synthetic = _synthetic(arguments, dataset, reports, split, settings)
+    training = [*split.training, *(synthetic.used if synthetic else ())]
+    _say(split, synthetic, training, settings)
+    output = _output_folder(arguments, dataset)
+    with Claims([output], known=[_CLAIM]) as claims:
+        if next(claims.each([_CLAIM]), None) is None:
+            raise UserError(f"another process is training in {output}; wait for it, or give another -o")
+        if arguments.overwrite:
+            remove_model(output)
+        held_out = {"validation": split.validation, "test": split.test if arguments.test else ()}
+        cache = _prepare(arguments, dataset, settings, [*training, *held_out["validation"], *held_out["test"]])
+        begin_model(output, settings, dataset, arguments.fold, training, split, synthetic, cache)
+        _train_and_predict(arguments, output, settings, training, held_out, cache, device)
+        if split.validation:
+            _say_validation(output, reports)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, reports: CaseReports, device: str) -> TrainingSettings:
+    import torch
+
+    from fvae_nnunet.findings.training_settings import TrainingSettings
+    from fvae_nnunet.findings.volumes import Grid
+
+    findings = tuple(arguments.findings or reports.findings)
+    unknown = [name for name in findings if name not in reports.findings]
+    if unknown or not findings or len(set(findings)) < len(findings):
+        what = f"no finding {unknown[0]!r}" if unknown else "no findings" if not findings else "a finding twice"
+        raise UserError(f"{what}: reports.json has {', '.join(reports.findings) or 'none'}; see docs/conversion.md")
+    precision = arguments.precision
+    if precision is None:
+        precision = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return TrainingSettings(
+        network=arguments.network,
+        grid=Grid(tuple(arguments.shape), tuple(arguments.spacing)),
+        hu_window=tuple(arguments.hu_window),
+        findings=findings,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.lr,
+        positive_weight=arguments.positive_weight,
+        precision=precision,
+        seed=arguments.seed,
+    )
+
+
+def _synthetic(
+    arguments: argparse.Namespace, dataset: str, reports: CaseReports, split: CaseSplit, settings: TrainingSettings
+) -> SyntheticCases | None:
+    if not arguments.synthetic:
+        return None
+    from fvae_nnunet.findings.synthetic_cases import gather_synthetic
+
+    return gather_synthetic(
+        arguments.synthetic,
+        dataset=dataset,
+        reports=reports,
+        held_out_patients=split.held_out_patients,
+        findings=settings.findings,
+        ct_channel=split.ct_channel,
+        allow_seen=arguments.allow_seen,
+    )
+
+
+def _output_folder(arguments: argparse.Namespace, dataset: str) -> Path:
+    from fvae_nnunet.nnunet_folders import nnunet_folder
+
+    if arguments.o is not None:
+        output: Path = arguments.o.expanduser().resolve()
+        return output
+    synthetic = "__synthetic" if arguments.synthetic else ""
+    fold = "" if arguments.fold is None else f"__fold{arguments.fold}"
+    return nnunet_folder("nnUNet_results") / dataset / f"fvae_classifier__{arguments.network}{synthetic}{fold}"
+
+
+def _say(
+    split: CaseSplit, synthetic: SyntheticCases | None, training: Sequence[Case], settings: TrainingSettings
+) -> None:
+    from fvae_nnunet.findings.cases import label_array
+
+    made = len(synthetic.used) if synthetic else 0
+    print(
+        f"{len(split.training)} real and {made} synthetic training cases, {len(split.validation)} validation cases, "
+        f"{len(split.test)} test cases; {len(split.without_findings)} cases without findings are not used"
+    )
+    if synthetic:
+        for reason, number in synthetic.left_out.items():
+            print(f"{number} synthetic cases left out: {reason}")
+        if synthetic.seen:
+            print(
+                f"WARNING: {len(synthetic.seen)} synthetic cases may know patients of validation or test; scores may "
+                "be too good"
+            )
+    labels = label_array(training, settings.findings)
+    one_sided = [
+        name for name, column in zip(settings.findings, labels.T, strict=True) if not {0.0, 1.0} <= set(column.tolist())
+    ]
+    if one_sided:
+        print(f"cannot be learnt, for all training cases have the same value: {', '.join(one_sided)}")
+
+
+def _prepare(
+    arguments: argparse.Namespace, dataset: str, settings: TrainingSettings, cases: Sequence[Case]
+) -> VolumeCache:
+    from tqdm import tqdm
+
+    from fvae_nnunet.findings.volumes import VolumeCache
+    from fvae_nnunet.nnunet_folders import nnunet_folder
+
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset / f"fvae_classifier__{settings.grid.name}"
+    cache = VolumeCache(folder, settings.grid)
+    with tqdm(total=len(cases), desc="volumes", unit="case", dynamic_ncols=True) as bar:
+        cache.complete(cases, workers=arguments.np, on_case=bar.update)
+    return cache
+
+
+def _train_and_predict(
+    arguments: argparse.Namespace,
+    output: Path,
+    settings: TrainingSettings,
+    training: Sequence[Case],
+    held_out: Mapping[str, Sequence[Case]],
+    cache: VolumeCache,
+    device: str,
+) -> None:
+    from tqdm import tqdm
+
+    from fvae_nnunet.findings.cases import label_array
+    from fvae_nnunet.findings.predictions import predictions_path, write_predictions
+    from fvae_nnunet.findings.training import predict, train
+
+    with tqdm(total=settings.steps, desc="training", unit="step", dynamic_ncols=True) as bar:
+
+        def on_step(done: int, loss: float) -> None:
+            if bar.n == 0 and math.isnan(loss):  # what earlier runs did takes no part in the estimate
+                bar.initial = done
+            bar.update(done - bar.n)
+            if not math.isnan(loss):
+                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+
+        network = train(
+            settings,
+            keys=[case.key for case in training],
+            labels=label_array(training, settings.findings),
+            load=cache.load,
+            output=output,
+            device=device,
+            save_every=arguments.save_every,
+            on_step=on_step,
+        )
+    print(f"model in {output}")
+    for part, cases in held_out.items():
+        if not cases:
+            continue
+        with tqdm(total=len(cases), desc=part, unit="case", dynamic_ncols=True) as bar:
+            probabilities = predict(
+                network, settings, keys=[case.key for case in cases], load=cache.load, device=device, on_case=bar.update
+            )
+        path = predictions_path(output, part)
+        write_predictions(path, settings.findings, probabilities)
+        print(f"predictions of {len(cases)} {part} cases in {path}")
+
+
+def _say_validation(output: Path, reports: CaseReports) -> None:
+    from fvae_nnunet.findings.comparison import compare_findings
+    from fvae_nnunet.findings.predictions import predictions_path, read_predictions
+    from fvae_nnunet.findings.truth import scored_cases
+
+    path = predictions_path(output, "validation")
+    scored = scored_cases(reports, [read_predictions(path)])
+    mean: dict[str, Any] = compare_findings(scored, names=["model"], files=[path])["mean"]
+    (entry,) = mean["models"]
+    interval = "" if entry["interval_method"] == "none" else " ({:.3f} to {:.3f})".format(*entry["interval"])
+    print(f"validation: mean AUC {entry['auc']:.3f}{interval} of {mean['findings']} findings")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

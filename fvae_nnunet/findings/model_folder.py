@@ -1,0 +1,78 @@
+"""The folder of a findings classifier.
+
+::
+
+    manifest.json               {"schema": 1, "kind": "findings_classifier", "settings": {...}, "made_with": {...}}
+    network.safetensors         the trained network; until then checkpoint.pt, from which the training goes on
+    progress.csv                see ``training``
+    predictions_validation.csv  see ``predictions``
+    predictions_test.csv
+
+``settings`` hold everything that decides the network: options, dataset, fold, and a digest of the training cases with
+their images and labels. ``made_with`` names the cases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fvae_nnunet.findings.cases import Case, CaseSplit
+from fvae_nnunet.findings.predictions import PARTS, predictions_path
+from fvae_nnunet.findings.synthetic_cases import SyntheticCases
+from fvae_nnunet.findings.training import CHECKPOINT, NETWORK, PROGRESS
+from fvae_nnunet.findings.training_settings import TrainingSettings
+from fvae_nnunet.findings.volumes import VolumeCache
+from fvae_nnunet.manifest import Manifest
+
+KIND = "findings_classifier"
+
+
+def begin_model(
+    output: Path,
+    settings: TrainingSettings,
+    dataset: str,
+    fold: int | None,
+    training: Sequence[Case],
+    split: CaseSplit,
+    synthetic: SyntheticCases | None,
+    cache: VolumeCache,
+) -> None:
+    """Write the manifest, or check that the folder was begun with the same settings on the same cases.
+
+    Raises:
+        UserError: it was not; each difference is named.
+    """
+    recorded = settings.recorded | {
+        "dataset": dataset,
+        "fold": fold,
+        "training_cases": len(training),
+        "synthetic_cases": len(synthetic.used) if synthetic else 0,
+        "training_sha256": _digest(training, settings.findings, cache),
+    }
+    made_with = {
+        "training_cases": [case.key for case in training if not case.synthetic],
+        "validation_cases": [case.key for case in split.validation],
+        "synthetic_cases": [case.key for case in training if case.synthetic],
+        "synthetic_left_out": dict(synthetic.left_out) if synthetic else {},
+        "synthetic_that_may_know_held_out_patients": list(synthetic.seen) if synthetic else [],
+    }
+    Manifest(output).begin(KIND, recorded, made_with)
+
+
+def remove_model(output: Path) -> None:
+    """Delete what a training has left in its folder."""
+    for name in ("manifest.json", CHECKPOINT, NETWORK, PROGRESS):
+        (output / name).unlink(missing_ok=True)
+    for part in PARTS:
+        predictions_path(output, part).unlink(missing_ok=True)
+
+
+def _digest(cases: Sequence[Case], findings: Sequence[str], cache: VolumeCache) -> str:
+    """Of the cases in order: name, digest of the image, and labels."""
+    digest = hashlib.sha256()
+    for case in cases:
+        labels = " ".join(str(case.findings.get(name, "?")) for name in findings)
+        digest.update(f"{case.key} {cache.digest(case.key)} {labels}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,220 @@
+"""The training of a findings classifier, which goes on where it was interrupted as if nothing had happened.
+
+``progress.csv`` in the model folder has a row for each step: step (from 1), loss, learning_rate.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.findings.augmentation import Augmentation
+from fvae_nnunet.findings.networks import build_network
+from fvae_nnunet.findings.training_settings import TrainingSettings, positive_weights
+from fvae_nnunet.intensity import hu_to_model
+from fvae_nnunet.manifest import atomic_write
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHECKPOINT = "checkpoint.pt"
+NETWORK = "network.safetensors"
+PROGRESS = "progress.csv"
+WEIGHT_DECAY = 0.01
+
+Load = Callable[[str], np.ndarray]
+"""Key of a case -> its volume, int16 HU (z, y, x)."""
+
+
+def masked_loss(logits: torch.Tensor, labels: torch.Tensor, positive_weight: torch.Tensor) -> torch.Tensor:
+    """Binary cross entropy, mean over the labels that are known; 0 where none is.
+
+    Args:
+        logits: (B, F).
+        labels: (B, F) 0 or 1, NaN where unknown.
+        positive_weight: (F,).
+    """
+    known = ~torch.isnan(labels)
+    targets = torch.where(known, labels, torch.zeros_like(labels))
+    losses = binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weight, reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+def train(
+    settings: TrainingSettings,
+    *,
+    keys: Sequence[str],
+    labels: np.ndarray,
+    load: Load,
+    output: Path,
+    device: str,
+    save_every: int,
+    on_step: Callable[[int, float], object] = lambda step, loss: None,
+) -> nn.Module:
+    """Train a network, or go on with the one that is in the folder, and write ``network.safetensors``.
+
+    On the CPU an interrupted training ends with the same bytes as an undisturbed one; on a GPU as nearly as its
+    convolutions repeat themselves.
+
+    Args:
+        settings: of the training; the caller makes sure that those of the folder are equal.
+        keys: of the training cases.
+        labels: (n, F) of these: 0 or 1, NaN where unknown.
+        load: gives their volumes.
+        output: model folder.
+        device: of torch.
+        save_every: steps between checkpoints.
+        on_step: called with the number of steps done and the loss of the last, nan for those before this run.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        UserError: the loss is not finite, or the GPU's memory does not suffice.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = build_network(settings.network, findings=len(settings.findings), shape=settings.grid.shape)
+    if (output / NETWORK).is_file():
+        on_step(settings.steps, float("nan"))
+        return load_network(output, settings, device)
+    network.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+    losses = _resume(output, network, optimizer)
+    weight = torch.from_numpy(positive_weights(labels, settings.positive_weight)).to(device)
+    augmentation = Augmentation(settings.grid.shape, device)
+    on_step(len(losses), float("nan"))
+    network.train()
+    batches = _batches(settings, keys, load, first=len(losses))
+    try:
+        for step, (drawn, volumes_hu) in enumerate(batches, start=len(losses)):
+            volumes = window(volumes_hu, settings, device)
+            volumes = torch.stack(
+                [augmentation(one, settings.augmentation_seed(step, place)) for place, one in enumerate(volumes)]
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate_at(step)
+            targets = torch.from_numpy(labels[drawn]).to(device)
+            with _autocast(settings, device):
+                logits = network(volumes)
+            loss = masked_loss(logits.float(), targets, weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise UserError(f"the loss of step {step + 1} is {value}; use a lower --lr, or --precision float32")
+            losses.append(value)
+            if len(losses) % save_every == 0 or len(losses) == settings.steps:
+                _save(output, network, optimizer, losses, settings)
+            on_step(len(losses), value)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError("the GPU's memory does not suffice; use a smaller --batch, --shape or --network") from error
+    finally:
+        batches.close()
+    _save_network(output, network)
+    (output / CHECKPOINT).unlink(missing_ok=True)
+    return network.eval()
+
+
+def load_network(output: Path, settings: TrainingSettings, device: str) -> nn.Module:
+    """The trained network of a model folder, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    network = build_network(settings.network, findings=len(settings.findings), shape=settings.grid.shape)
+    network.load_state_dict(load_file(output / NETWORK))
+    return network.to(device).eval()
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    settings: TrainingSettings,
+    *,
+    keys: Sequence[str],
+    load: Load,
+    device: str,
+    on_case: Callable[[], object] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Probability of each finding, float32 (F,), for each case."""
+    probabilities = {}
+    for key in keys:
+        with _autocast(settings, device):
+            logits = network(window([load(key)], settings, device))
+        probabilities[key] = torch.sigmoid(logits.float())[0].cpu().numpy()
+        on_case()
+    return probabilities
+
+
+def window(volumes_hu: Sequence[np.ndarray], settings: TrainingSettings, device: str) -> torch.Tensor:
+    """Volumes (z, y, x) in HU as the network takes them: (B, 1, z, y, x) float32 in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(volumes_hu)).to(device)
+    return hu_to_model(stacked, settings.hu_window)[:, None]
+
+
+def _autocast(settings: TrainingSettings, device: str) -> torch.autocast:
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def _batches(
+    settings: TrainingSettings, keys: Sequence[str], load: Load, *, first: int
+) -> Generator[tuple[list[int], list[np.ndarray]], None, None]:
+    """Places and volumes of each batch from the first step; the next one is read meanwhile."""
+
+    def read(step: int) -> tuple[list[int], list[np.ndarray]]:
+        drawn = settings.drawn(step, len(keys))
+        return drawn, [load(keys[place]) for place in drawn]
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, first)
+        for step in range(first, settings.steps):
+            ready = ahead.result()
+            if step + 1 < settings.steps:
+                ahead = reader.submit(read, step + 1)
+            yield ready
+
+
+def _resume(output: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """Put the state of the last checkpoint into place; the losses of its steps, none without a checkpoint."""
+    path = output / CHECKPOINT
+    if not path.is_file():
+        return []
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    network.load_state_dict(content["network"])
+    optimizer.load_state_dict(content["optimizer"])
+    losses: list[float] = content["losses"]
+    return losses
+
+
+def _save(
+    output: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Sequence[float],
+    settings: TrainingSettings,
+) -> None:
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "losses": list(losses)}
+    with atomic_write(output / PROGRESS) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss", "learning_rate"])
+        writer.writerows(
+            [step + 1, f"{loss:.6g}", f"{settings.learning_rate_at(step):.6g}"] for step, loss in enumerate(losses)
+        )
+    with atomic_write(output / CHECKPOINT) as temporary:
+        torch.save(state, temporary)
+
+
+def _save_network(output: Path, network: nn.Module) -> None:
+    from safetensors.torch import save
+
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with atomic_write(output / NETWORK) as temporary:
+        temporary.write_bytes(save(state))

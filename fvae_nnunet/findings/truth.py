@@ -1,0 +1,100 @@
+"""What predictions are compared with: the findings of the cases that all of some models have scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fvae_nnunet.case_reports import CaseReports
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.findings.cases import named
+from fvae_nnunet.findings.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class ScoredCases:
+    """Scores of K models beside the truth.
+
+    Attributes:
+        findings: F names.
+        cases: n names.
+        patients: (n,) whose they are.
+        labels: (n, F) 0 or 1.
+        scores: (K, n, F).
+        missing: of each model the cases that it has not scored and that were left out for all.
+        without_findings: scored cases of which nothing is known; left out.
+    """
+
+    findings: tuple[str, ...]
+    cases: tuple[str, ...]
+    patients: tuple[str, ...]
+    labels: np.ndarray
+    scores: np.ndarray
+    missing: tuple[tuple[str, ...], ...]
+    without_findings: tuple[str, ...]
+
+
+def scored_cases(
+    reports: CaseReports,
+    predictions: Sequence[Predictions],
+    *,
+    findings: Sequence[str] | None = None,
+    allow_missing: bool = False,
+) -> ScoredCases:
+    """Put scores and truth side by side.
+
+    The cases are those that any model has scored; if all of them are test cases, all test cases that have findings.
+
+    Args:
+        reports: of the dataset.
+        predictions: of each model.
+        findings: to compare; default: those that every model has scored, in the dataset's order.
+        allow_missing: leave a case that a model has not scored out for all models, instead of refusing.
+
+    Raises:
+        UserError: a case or finding is unknown, cases are missing, or nothing is left; all that is wrong with a file is
+            named.
+    """
+    shared = [name for name in reports.findings if all(name in of.findings for of in predictions)]
+    wanted = list(shared if findings is None else findings)
+    problems = []
+    for of in predictions:
+        if unknown := set(of.findings) - set(reports.findings):
+            problems.append(f"{of.path} has the findings {named(unknown)}, which the reports do not know")
+        if lacking := set(wanted) - set(of.findings):
+            problems.append(f"{of.path} has no column {named(lacking)}")
+        if unknown := set(of.cases) - set(reports.cases):
+            problems.append(f"{of.path} has {len(unknown)} cases that the reports do not know: {named(unknown)}")
+    if problems:
+        raise UserError("\n".join(problems))
+    if not wanted:
+        raise UserError(f"the files have no finding in common; the reports have {', '.join(reports.findings)}")
+    asked = {case for of in predictions for case in of.cases}
+    if asked and all(reports.cases[case].split == "test" for case in asked):
+        asked |= {case for case, report in reports.cases.items() if report.split == "test"}
+    known = {case for case in asked if reports.cases[case].findings is not None}
+    missing = [tuple(sorted(known - set(of.cases))) for of in predictions]
+    if any(missing) and not allow_missing:
+        lines = [f"{of.path}: {named(cases)}" for of, cases in zip(predictions, missing, strict=True) if cases]
+        raise UserError(
+            "cases have no prediction; --allow-missing leaves them out for all models:\n  " + "\n  ".join(lines)
+        )
+    cases = sorted(known.difference(*missing))
+    if not cases:
+        raise UserError("no case has both findings and a prediction of every model")
+    scores = [
+        of.scores[np.ix_([of.cases.index(case) for case in cases], [of.findings.index(name) for name in wanted])]
+        for of in predictions
+    ]
+    values = [reports.cases[case].findings or {} for case in cases]
+    return ScoredCases(
+        tuple(wanted),
+        tuple(cases),
+        tuple(reports.cases[case].patient for case in cases),
+        np.array([[of_case[name] for name in wanted] for of_case in values], dtype=float),
+        np.stack(scores),
+        tuple(missing),
+        tuple(sorted(asked - known)),
+    )

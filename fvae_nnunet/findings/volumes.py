@@ -1,0 +1,203 @@
+"""CT volumes on one small grid for a classifier, made once and kept.
+
+A cache holds ``<key>.npy``, int16 HU (z, y, x) with z rising to the head, y to the back and x to the patient's left,
+and a manifest (see ``manifest``). Windowing comes later, so that one cache serves every HU window. The record of a case
+holds size and time of its image besides the digest: where these are as they were, the image is not read again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.findings.cases import Case, named
+from fvae_nnunet.image_files import check_nifti_is_whole
+from fvae_nnunet.intensity import round_to_int16
+from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
+
+OUTSIDE_HU = -1024
+"""Of what lies outside the image: air, as scanners write it."""
+
+_FWHM_OF_SIGMA = 2 * math.sqrt(2 * math.log(2))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels that a classifier sees, around the middle of the image; (z, y, x).
+
+    Attributes:
+        shape: voxels.
+        spacing_mm: between them.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing_mm):
+            raise UserError(f"--shape and --spacing take three positive numbers each, got {self}")
+
+    @property
+    def extent_mm(self) -> tuple[float, ...]:
+        return tuple(voxels * mm for voxels, mm in zip(self.shape, self.spacing_mm, strict=True))
+
+    @property
+    def name(self) -> str:
+        """For a folder: ``128x192x192_3x2x2mm``."""
+        return f"{'x'.join(map(str, self.shape))}_{'x'.join(f'{mm:g}' for mm in self.spacing_mm)}mm"
+
+
+def read_on_grid(path: Path, grid: Grid) -> np.ndarray:
+    """A CT image on the grid, int16 HU (z, y, x), patient axes as the module says.
+
+    The middle of the grid is the middle of the image; oblique images keep their axes, turned and mirrored to the
+    nearest patient axes. Linear interpolation, after a Gaussian along each axis on which the grid is coarser, so that
+    noise does not alias: its width makes a voxel of the image as wide as one of the grid (full widths at half maximum
+    add in squares; Cardoso et al., MICCAI 2015). What lies outside the image is air.
+
+    Raises:
+        UserError: the file cannot be read, is no single grey volume, or holds what is no HU.
+    """
+    import SimpleITK as sitk
+
+    check_nifti_is_whole(path)
+    try:
+        image = sitk.ReadImage(str(path), sitk.sitkFloat32)
+        if image.GetDimension() != 3:
+            raise UserError(f"{path} is no single grey volume: it has {image.GetDimension()} dimensions")
+        image = sitk.DICOMOrient(image, "LPS")
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    spacing_mm, size = grid.spacing_mm[::-1], grid.shape[::-1]
+    for axis, (own, wanted) in enumerate(zip(image.GetSpacing(), spacing_mm, strict=True)):
+        # the filter needs four voxels; of thinner images there is nothing to blur
+        if wanted > own and image.GetSize()[axis] >= 4:
+            sigma_mm = math.sqrt(wanted**2 - own**2) / _FWHM_OF_SIGMA
+            image = sitk.RecursiveGaussian(image, sigma_mm, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    middle_mm = image.TransformContinuousIndexToPhysicalPoint([(voxels - 1) / 2 for voxels in image.GetSize()])
+    first_mm = np.array(middle_mm) - direction @ (np.array(spacing_mm) * (np.array(size) - 1) / 2)
+    resampled = sitk.Resample(
+        image, size, sitk.Transform(), sitk.sitkLinear, first_mm.tolist(), spacing_mm, image.GetDirection(), OUTSIDE_HU
+    )
+    try:
+        return round_to_int16(sitk.GetArrayFromImage(resampled))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+class VolumeCache:
+    """Volumes of one grid in a folder.
+
+    Args:
+        folder: of the cache.
+        grid: of the volumes.
+    """
+
+    def __init__(self, folder: Path, grid: Grid) -> None:
+        self.folder = folder
+        self.grid = grid
+        self._manifest = Manifest(folder)
+
+    def complete(self, cases: Sequence[Case], *, workers: int, on_case: Callable[[], object] = lambda: None) -> None:
+        """Make what is missing or older than its image.
+
+        Args:
+            cases: that must be there afterwards.
+            workers: processes.
+            on_case: called after each case.
+
+        Raises:
+            UserError: the folder holds volumes of another grid, images cannot be read (all are named; the others are
+                done), or another process is at work on some.
+        """
+        from fvae_nnunet.claims import Claims
+        from fvae_nnunet.pipeline import StageSeconds, run_cases
+
+        self._manifest.begin("classifier volumes", asdict(self.grid) | {"outside_hu": OUTSIDE_HU}, {})
+        images = {case.key: case.image for case in cases}
+        failed: dict[str, str] = {}
+        with Claims([self.folder], known=images) as claims:
+            for outcome in run_cases(
+                claims.each(sorted(images)),
+                read=partial(_read, self.folder, images, self.grid),
+                compute=_as_it_is,
+                write=partial(_write, self.folder, images),
+                workers=workers,
+                seconds=StageSeconds(),
+            ):
+                claims.release(outcome.case)
+                if outcome.error is not None:
+                    known = isinstance(outcome.error, UserError)
+                    failed[outcome.case] = str(outcome.error) if known else repr(outcome.error)
+                on_case()
+            elsewhere = list(claims.elsewhere)
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(images)} images cannot be used; repair them, or take their cases out of the "
+                "dataset's reports:\n  " + "\n  ".join(f"{case}: {reason}" for case, reason in sorted(failed.items()))
+            )
+        if elsewhere:
+            raise UserError(f"another process is preparing {named(elsewhere)}; run it again when that is done")
+
+    def load(self, key: str) -> np.ndarray:
+        """The volume of a case, int16 HU (z, y, x); it must be complete."""
+        volume_hu: np.ndarray = np.load(self.folder / f"{key}.npy")
+        return volume_hu
+
+    def digest(self, key: str) -> str:
+        """sha256 of the image that a complete volume was made from."""
+        record = self._manifest.read_case(key)
+        assert record is not None, key
+        (digest,) = record["inputs"].values()
+        return str(digest)
+
+
+@dataclass(frozen=True)
+class _Made:
+    volume_hu: np.ndarray | None
+    digest: str
+    state: list[int]
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _read(folder: Path, images: Mapping[str, Path], grid: Grid, case: str) -> _Made | None:
+    """None: nothing to do; without volume: the image was touched, but is the same."""
+    manifest, path, state = Manifest(folder), images[case], _state(images[case])
+    record = manifest.read_case(case)
+    outputs = [folder / f"{case}.npy"]
+    if (
+        record is not None
+        and record["state"] == state
+        and manifest.is_done(case, inputs=record["inputs"], outputs=outputs)
+    ):
+        return None
+    digest = sha256_of_file(path)
+    if manifest.is_done(case, inputs={path.name: digest}, outputs=outputs):
+        return _Made(None, digest, state)
+    return _Made(read_on_grid(path, grid), digest, state)
+
+
+def _as_it_is(case: str, made: _Made) -> _Made:
+    return made
+
+
+def _write(folder: Path, images: Mapping[str, Path], case: str, made: _Made) -> dict[str, Any]:
+    path = folder / f"{case}.npy"
+    if made.volume_hu is not None:
+        with atomic_write(path) as temporary:
+            np.save(temporary, made.volume_hu)
+    results = {"state": made.state}
+    Manifest(folder).write_case(case, inputs={images[case].name: made.digest}, outputs=[path], results=results)
+    return results
