@@ -27,6 +27,7 @@ from conversion_for_tests import (
 from fvae_nnunet.case_reports import read_case_reports
 from fvae_nnunet.cli.convert import main
 from fvae_nnunet.conversion.splits import check_leakage
+from fvae_nnunet.image_files import read_volume
 
 TRAIN = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_3_a_1"]
 VALID = ["valid_1_a_1"]
@@ -452,6 +453,18 @@ def test_grounding_that_does_not_fit_is_named_and_the_others_are_done(folders, c
     assert "train_9_a_1: FAILED: " in said and "has no mask train_9_a_1.nii.gz" in said
     assert "train_4_a_1: FAILED: " in said and "so it must be (2, 24, 20, 6)" in said
     assert sorted(read_case_reports(raw / "reports.json").cases) == ["train_2_a_1", "train_3_a_2"]
+
+
+def test_a_case_without_findings_has_an_empty_label_map(folders):
+    root, raw, _ = folders
+    path = _write_rex(root)
+    content = json.loads(path.read_text())
+    content["train"][0] |= {"findings": {}, "categories": {}, "pixels": {}}
+    path.write_text(json.dumps(content))
+    (root / "segmentations" / "train_1_a_1.nii.gz").unlink()
+    assert _convert(root, source="rexgroundingct") == 0
+    assert not read_volume(raw / "labelsTr" / "train_1_a_1.nii.gz")[0].any()
+    assert read_case_reports(raw / "reports.json").cases["train_1_a_1"].disease_masks == ()
 
 
 def test_check_finds_what_somebody_changed(folders, capsys):

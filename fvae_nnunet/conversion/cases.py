@@ -35,7 +35,7 @@ class Source:
         image: the file.
         split: ``train`` or ``test``, where it goes.
         metadata: of the scanner; None where there is none.
-        grounding: its findings and the file of their masks; None to make no label map.
+        grounding: its findings and the file of their masks, None where nothing was found; None to make no label map.
         problem: why it cannot be converted, known before its files are read.
     """
 
@@ -43,7 +43,7 @@ class Source:
     image: Path
     split: str
     metadata: VolumeMetadata | None = None
-    grounding: tuple[GroundedCase, Path] | None = None
+    grounding: tuple[GroundedCase, Path | None] | None = None
     problem: str | None = None
 
 
@@ -148,7 +148,8 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         inputs["metadata"] = _digest(sorted(source.metadata.values.items()))
     if source.grounding is not None:
         grounded, mask_file = source.grounding
-        inputs |= {"mask": sha256_of_file(mask_file), "findings": _digest(grounded)}
+        inputs |= {"findings": _digest(grounded)}
+        inputs |= {} if mask_file is None else {"mask": sha256_of_file(mask_file)}
     if structure_files:
         inputs["structures"] = sha256_of_files({path: sha256_of_file(path) for path in structure_files})
     outputs = conversion.outputs(source)

@@ -143,7 +143,7 @@ def plan_rexgroundingct(
         case = chosen[volume]
         problem, mask = None, root
         try:
-            mask = rexgroundingct.find_mask(root, volume)
+            mask = rexgroundingct.find_mask(root, volume) if case.findings else None
             if volume not in found:
                 raise UserError(f"{volumes} has no volume {volume.file_name}")
         except UserError as error:
@@ -208,7 +208,7 @@ def _add(
     image: Path,
     *,
     split: str,
-    grounding: tuple[GroundedCase, Path] | None = None,
+    grounding: tuple[GroundedCase, Path | None] | None = None,
     problem: str | None = None,
 ) -> None:
     metadata = tables.metadata.rows.get(volume)

@@ -137,7 +137,7 @@ class DiseaseMap:
     overlap_voxels: int
 
 
-def read_disease_map(path: Path, case: GroundedCase, shape: tuple[int, ...]) -> DiseaseMap:
+def read_disease_map(path: Path | None, case: GroundedCase, shape: tuple[int, ...]) -> DiseaseMap:
     """One label map from the masks of a case. Of overlapping findings the one with fewer voxels is on top, of equal
     ones the first: a nodule in a consolidation stays visible.
 
@@ -146,7 +146,7 @@ def read_disease_map(path: Path, case: GroundedCase, shape: tuple[int, ...]) -> 
     image's; the header, whose axes are not those of space, is not used.
 
     Args:
-        path: the file.
+        path: the file; None for a case without findings, whose map is empty.
         case: its findings.
         shape: of the image (z, y, x).
 
@@ -156,6 +156,8 @@ def read_disease_map(path: Path, case: GroundedCase, shape: tuple[int, ...]) -> 
     """
     import nibabel
 
+    if path is None:
+        return DiseaseMap(np.zeros(shape, dtype=np.uint8), (), 0)
     check_nifti_is_whole(path)
     stored = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
     parts = _by_finding(path, stored, len(case.findings), shape[::-1])

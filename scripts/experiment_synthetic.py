@@ -1,0 +1,206 @@
+"""Do synthetic lesions help where real cases are few? Lung phantoms: few real cases, with and without synthetic ones.
+
+    python scripts/experiment_synthetic.py                       # two CPU cores: about an hour
+    python scripts/experiment_synthetic.py --real 8 --trainings 3 --epochs 20
+
+The diffusion model is trained on the same few real cases, and synthetic lesions are put into them, so no case of the
+test set is known to anything. Quality control is written down but rejects nothing: nodules of a phantom are even, and
+the small networks of this experiment do not learn that as well as place, size and brightness. Each arm is trained
+several times, because nnU-Net is not seeded: the difference of two trainings of one arm is the measure for all other
+differences. Ends with the paired comparison of fvae-evaluate, against the first training on real cases alone, and with
+that of the arms, the mean of all trainings of each in every case. Steps that are complete are skipped when the script
+runs again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from steps import Runner, Step, command_environment, script, small_machine_settings
+
+from fvae_nnunet.cli.command import run_command
+
+NUMBER, NAME = "910", "Dataset910_FewNodules"
+CONFIGURATION = "3d_fullres"
+MEASURES = ("Dice", "NSD_2mm", "detection_rate", "false_positives_per_case")
+SHAPE, SPACING_MM = (16, 192, 192), (6, 1, 1)
+ARMS = {"real": "nnUNetTrainer", "synthetic": "nnUNetTrainerFVAESynthRaw"}
+LDM = (
+    "--vae", "tiny", "--organ", "lungs", "--size", "tiny", "--prediction", "v_prediction", "--window-slices", "8",
+    "--lesion-weight", "8", "--lesion-share", "0.6",
+)  # fmt: skip
+DIAMETER_MM = (12, 30)
+"""Of the synthetic lesions: about that of the phantoms' nodules."""
+
+
+def planned(arguments: argparse.Namespace) -> list[Step]:
+    """All steps, in order."""
+    raw, preprocessed = Path("nnUNet_raw") / NAME, Path("nnUNet_preprocessed") / NAME
+    model, synthetic = Path("ldm"), Path("synthetic")
+    data_folder = preprocessed / f"nnUNetPlans_{CONFIGURATION}"
+    device = ("-device", arguments.device)
+    phantoms = script(
+        "phantoms.py", raw, "--kind", "lung", "--n-train", arguments.real, "--n-test", arguments.test,
+        "--seed", arguments.seed, "--shape", *SHAPE, "--spacing", *SPACING_MM,
+    )  # fmt: skip
+    steps = [
+        Step("1-dataset", phantoms, raw / "dataset.json", (raw,)),
+        Step(
+            "2-plan",
+            ("nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", CONFIGURATION, "-npfp", "2", "-np", "2"),
+            data_folder,
+            (preprocessed,),
+        ),
+        Step(
+            "3-diffusion",
+            (
+                "fvae-train-ldm", NUMBER, *LDM, "--samples-every", "0", "-o", str(model),
+                "--stage1-steps", str(arguments.ldm_steps), "--stage2-steps", str(max(1, arguments.ldm_steps // 20)),
+            ),
+            model / "manifest.json",
+            (model,),
+            resumes=True,
+            options=device,
+        ),
+        Step(
+            "4-synthesize",
+            (
+                "fvae-synthesize", NUMBER, "--ldm", str(model), "-n", str(arguments.n), "-o", str(synthetic),
+                "--diameter-mm", *(str(mm) for mm in DIAMETER_MM), "--seed", str(arguments.seed), "--no-filter",
+            ),
+            synthetic / "dataset.json",
+            (synthetic,),
+            resumes=True,
+            shows="cases accepted",
+            options=device,
+        ),
+        Step(
+            "5-preprocess",
+            ("fvae-preprocess", NUMBER, "--synthetic", str(synthetic)),
+            preprocessed / f"nnUNetPlans_{CONFIGURATION}__fvae_synthetic",
+            (),
+            shows="cases done",
+        ),
+    ]  # fmt: skip
+    for training in range(1, arguments.trainings + 1):
+        # trainings of one trainer are kept apart by the name of the plans
+        plans = f"nnUNetPlansSmall{training}"
+        steps.append(
+            Step(
+                f"6-network-{training}",
+                script("small_plans.py", preprocessed, "--name", plans),
+                preprocessed / f"{plans}.json",
+                (),
+            )
+        )
+        for arm, trainer in ARMS.items():
+            named = f"{trainer}_{arguments.epochs}epochs"
+            results = Path("nnUNet_results") / NAME / f"{named}__{plans}__{CONFIGURATION}" / "fold_all"
+            steps.append(
+                Step(
+                    f"7-train-{arm}-{training}",
+                    ("nnUNetv2_train", NUMBER, CONFIGURATION, "all", "-tr", named, "-p", plans),
+                    results / "checkpoint_final.pth",
+                    (results,),
+                    options=device,
+                    after=(f"6-network-{training}", "5-preprocess"),
+                )
+            )
+            predictions = Path(f"predictions_{arm}_{training}")
+            model_of = ("-d", NUMBER, "-c", CONFIGURATION, "-f", "all", "-tr", named, "-p", plans)
+            steps.append(
+                Step(
+                    f"8-predict-{arm}-{training}",
+                    (
+                        "nnUNetv2_predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), *model_of,
+                        "--disable_tta", "-npp", "1", "-nps", "1",
+                    ),
+                    predictions / "predict_from_raw_data_args.json",
+                    (predictions,),
+                    options=device,
+                )
+            )  # fmt: skip
+    names = [f"{arm}_{training}" for arm in ARMS for training in range(1, arguments.trainings + 1)]
+    steps.append(
+        Step(
+            "9-evaluate",
+            (
+                "fvae-evaluate", str(raw / "labelsTs"), *(f"predictions_{name}" for name in names),
+                "--names", *names, "--tolerance", "2", "-o", "comparison.json",
+            ),
+            Path("comparison.json"),
+            (),
+            shows=".",
+            after=tuple(f"8-predict-{arm}-{n}" for arm in ARMS for n in range(1, arguments.trainings + 1)),
+        )
+    )  # fmt: skip
+    return steps
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import torch
+
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    work = arguments.work.resolve()
+    if arguments.fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in folders.values():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    print(f"cd {shlex.quote(str(work))}")
+    runner = Runner(work, command_environment(folders | small_machine_settings(arguments.device)))
+    for step in planned(arguments):
+        runner.run(step)
+    print("\n".join(["", "synthetic - real, mean of all trainings of an arm in each case", *compared(work)]))
+    return 0
+
+
+def compared(work: Path) -> list[str]:
+    """A line for each of `MEASURES` from ``comparison_cases.csv``: the arms' means and their paired difference."""
+    from fvae_nnunet.evaluation.statistics import bootstrap_interval, signed_rank_test
+
+    of_case: dict[tuple[str, str, str], list[float]] = {}
+    with (work / "comparison_cases.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            arm = row["model"].rpartition("_")[0]
+            of_case.setdefault((row["measure"], arm, row["case"]), []).append(float(row["value"] or "nan"))
+    cases = sorted({case for _, _, case in of_case})
+    lines = []
+    for measure in MEASURES:
+        real, synthetic = (np.array([np.mean(of_case[measure, arm, case]) for case in cases]) for arm in ARMS)
+        differences = synthetic - real
+        interval, test = bootstrap_interval(differences, seed=0), signed_rank_test(differences)
+        ends = "no interval" if interval.method == "none" else f"{interval.low:+.4f} to {interval.high:+.4f}"
+        lines.append(
+            f"{measure}: {real.mean():.4f} real, {synthetic.mean():.4f} synthetic, {differences.mean():+.4f} "
+            f"({ends}), p {test.p:.4f}, {len(cases)} cases"
+        )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="experiment_synthetic.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--real", type=int, default=4, metavar="N", help="real training cases; default 4")
+    parser.add_argument("--test", type=int, default=12, metavar="N", help="test cases; default 12")
+    parser.add_argument("-n", type=int, default=60, metavar="N", help="synthetic cases to try; default 60")
+    parser.add_argument("--trainings", type=int, default=2, metavar="N", help="of each arm; default 2")
+    parser.add_argument("--epochs", type=int, default=5, choices=(1, 5, 10, 20, 50, 100), help="of nnU-Net; default 5")
+    parser.add_argument("--ldm-steps", type=int, default=4000, metavar="N", help="of the diffusion; default 4000")
+    parser.add_argument("--seed", type=int, default=0, help="of phantoms and synthesis; default 0")
+    parser.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU, else cpu")
+    parser.add_argument("--work", type=Path, default=Path("experiment_synthetic"), metavar="FOLDER")
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the work folder")
+    return run_command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
