@@ -19,6 +19,7 @@ from typing import Any
 from fvae_nnunet import parcel
 
 _GRACE_S = 5.0
+_AGAIN_S = 0.01
 _PR_SET_PDEATHSIG = 1
 
 
@@ -145,6 +146,7 @@ def obey_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_once)
+    sys.unraisablehook = _exit_again
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
@@ -164,6 +166,18 @@ def limit_threads(threads: int) -> None:
 def _exit_once(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
+
+
+def _exit_again(unraisable: Any) -> None:
+    """Ask once more for an exit that was swallowed: Python does so with all that is raised in callbacks, such as the
+    end of a lock while a module is imported."""
+    if not isinstance(unraisable.exc_value, SystemExit):
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(signal.SIGTERM, _exit_once)
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+    again.start()
 
 
 def _serve(connection: Any, functions: dict[str, Callable[..., Any]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.pipeline import run_cases
+from fvae_nnunet.workers import obey_parent
 
 
 def exit_with_interruption_blocked():
@@ -56,3 +57,18 @@ class Work:
         if case == "wrong":
             raise ValueError("a wrong case")
         return os.getpid()
+
+
+class SignalsAtItsEnd:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def be_ended_inside_a_callback(cleared: str) -> None:
+    obey_parent()
+    try:
+        ended = SignalsAtItsEnd()
+        del ended
+        time.sleep(20)
+    finally:
+        Path(cleared).touch()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from device_work import Work, exit_with_interruption_blocked
+from device_work import Work, be_ended_inside_a_callback, exit_with_interruption_blocked
 
 from fvae_nnunet.claims import Claims
 from fvae_nnunet.cli import preprocess, reconstruct
@@ -231,6 +231,16 @@ def test_a_signal_takes_effect_when_a_process_has_started(number):
         assert signal.getsignal(number) is leave
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends itself signals")
+def test_a_request_to_end_is_not_lost_in_a_callback_that_swallows_it(tmp_path, capfd):
+    cleared = tmp_path / "cleared"
+    process = multiprocessing.get_context("spawn").Process(target=be_ended_inside_a_callback, args=(str(cleared),))
+    process.start()
+    process.join(15)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert cleared.exists() and "Traceback" not in capfd.readouterr().err
 
 
 def test_two_identical_commands_at_once_do_each_case_once(images, alone, tmp_path):

@@ -141,7 +141,8 @@ def plan_rexgroundingct(
     chosen = _without_shared(plan, {volume: chosen[volume] for volume in chosen if volume in named}, leave_out_shared)
     for volume in sorted(chosen):
         case = chosen[volume]
-        problem, mask = None, root
+        problem: str | None = None
+        mask: Path | None = root
         try:
             mask = rexgroundingct.find_mask(root, volume) if case.findings else None
             if volume not in found:
