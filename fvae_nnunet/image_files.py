@@ -23,6 +23,10 @@ SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _BLOCK_BYTES = 1 << 20
 
 
+GEOMETRY_TOLERANCE = 1e-3
+"""Masks were often written by programs that keep the header in float32: mm for origin and spacing, 1 for cosines."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where a volume lies in the patient, as SimpleITK states it: image axes (x, y, z), mm, direction row by row."""
@@ -34,6 +38,13 @@ class Geometry:
     @property
     def axial_order(self) -> AxisOrder:
         return axial_order(np.asarray(self.direction))
+
+    def lies_as(self, other: Geometry) -> bool:
+        """Whether two volumes of one shape lie in the same place, to within ``GEOMETRY_TOLERANCE``."""
+        return all(
+            np.allclose(getattr(self, what), getattr(other, what), atol=GEOMETRY_TOLERANCE)
+            for what in ("spacing_mm", "origin_mm", "direction")
+        )
 
 
 def find_images(folder: Path) -> dict[str, Path]:
@@ -142,19 +153,34 @@ def write_volume(path: Path, volume_hu: np.ndarray, geometry: Geometry) -> None:
         UserError: the values do not fit int16, or the file cannot be written.
         OSError: the disk is full (ENOSPC).
     """
+    _write(path, round_to_int16(volume_hu), geometry)
+
+
+def write_label_map(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+    """Write labels (z, y, x) as uint8, otherwise as ``write_volume``.
+
+    Raises:
+        ValueError: another dtype.
+        UserError, OSError: as ``write_volume``.
+    """
+    if labels.dtype != np.uint8:
+        raise ValueError(f"labels are uint8, got {labels.dtype}")
+    _write(path, labels, geometry)
+
+
+def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     import SimpleITK as sitk
 
-    rounded = round_to_int16(volume_hu)
-    image = sitk.GetImageFromArray(rounded)
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing(geometry.spacing_mm)
     image.SetOrigin(geometry.origin_mm)
     image.SetDirection(geometry.direction)
     with atomic_write(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
-            if not np.array_equal(read_volume(temporary)[0], rounded):
+            if not np.array_equal(read_volume(temporary)[0], array):
                 raise RuntimeError("what was written reads back differently")
         except (RuntimeError, UserError) as error:
-            if shutil.disk_usage(path.parent).free < rounded.nbytes:
+            if shutil.disk_usage(path.parent).free < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise UserError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error

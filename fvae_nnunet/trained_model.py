@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import differences, read_json
+from fvae_nnunet.manifest import differences, read_json, sha256_of_file, sha256_of_files
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 RECORD_KEY = "fvae_nnunet"
@@ -46,6 +47,12 @@ class TrainedModel:
     def sees_only_the_view(self) -> bool:
         """Whether it was trained and validated on the view alone."""
         return self.trainer.startswith("nnUNetTrainerFVAEReconOnly")
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Digest of all checkpoints together; reads them once."""
+        paths = [self.folder / f"fold_{fold}" / self.checkpoint_name for fold in self.folds]
+        return sha256_of_files({path: sha256_of_file(path) for path in paths})
 
     @property
     def file_ending(self) -> str:

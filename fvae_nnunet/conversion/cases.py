@@ -13,12 +13,12 @@ from fvae_nnunet.case_reports import DiseaseMask
 from fvae_nnunet.conversion.ct_rate import VolumeName
 from fvae_nnunet.conversion.headers import true_geometry
 from fvae_nnunet.conversion.hounsfield import to_hu
-from fvae_nnunet.conversion.nnunet_dataset import image_path, label_path, structures_path, write_label_map
+from fvae_nnunet.conversion.nnunet_dataset import image_path, label_path, structures_path
 from fvae_nnunet.conversion.rexgroundingct import GroundedCase, read_disease_map
 from fvae_nnunet.conversion.structures import StructureMasks
 from fvae_nnunet.conversion.tables import VolumeMetadata
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import read_volume, write_volume
+from fvae_nnunet.image_files import read_volume, write_label_map, write_volume
 from fvae_nnunet.manifest import Manifest, read_json, sha256_of_file, sha256_of_files
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 

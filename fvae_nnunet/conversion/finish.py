@@ -14,6 +14,7 @@ from fvae_nnunet.conversion.splits import FILE_NAME as SPLITS_FILE
 from fvae_nnunet.conversion.splits import check_leakage, deal_folds, read_folds, write_folds
 from fvae_nnunet.conversion.structures import structures
 from fvae_nnunet.manifest import write_json
+from fvae_nnunet.synthesis.structures import NAMES_FILE
 
 DESCRIPTIONS = {
     "ct-rate": "CT-RATE (Hamamci et al. 2024, arXiv 2403.17834)",
@@ -64,7 +65,7 @@ def finish_dataset(plan: Plan, conversion: Conversion, preprocessed: Path, folds
         names = {structure.name: structure.id for structure in structures() if structure.name in occurring}
         for split, suffix in SUFFIXES.items():
             if any(report.split == split for report in cases.values()):
-                write_json(raw / f"structures{suffix}" / "structures.json", names)
+                write_json(raw / f"structures{suffix}" / NAMES_FILE, names)
     said = [f"{raw / FILE_NAME}: {len(cases)} cases"]
     if names:
         said.append(f"{len(names)} structures occur")

@@ -6,11 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry
-from fvae_nnunet.manifest import atomic_write, write_json
+from fvae_nnunet.manifest import write_json
 
 ENDING = ".nii.gz"
 SUFFIXES = {"train": "Tr", "test": "Ts"}
@@ -38,28 +35,6 @@ def label_path(raw: Path, split: str, case: str) -> Path:
 
 def structures_path(raw: Path, split: str, case: str) -> Path:
     return raw / f"structures{SUFFIXES[split]}" / f"{case}{ENDING}"
-
-
-def write_label_map(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
-    """Write labels (z, y, x) as uint8 with the image's geometry, compressed, atomically.
-
-    Raises:
-        ValueError: another dtype.
-        OSError: it cannot be written.
-    """
-    import SimpleITK as sitk
-
-    if labels.dtype != np.uint8:
-        raise ValueError(f"labels are uint8, got {labels.dtype}")
-    image = sitk.GetImageFromArray(labels)
-    image.SetSpacing(geometry.spacing_mm)
-    image.SetOrigin(geometry.origin_mm)
-    image.SetDirection(geometry.direction)
-    with atomic_write(path) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-        except RuntimeError as error:
-            raise UserError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error
 
 
 def write_dataset_json(raw: Path, labels: Mapping[str, int], description: str) -> None:

@@ -34,9 +34,6 @@ VISTA3D_OTHERS = {
 }
 """VISTA3D's classes that are no structures here: unions of others, and those it no longer supports."""
 
-GEOMETRY_TOLERANCE = 1e-3
-"""mm for origin and spacing, 1 for cosines: masks were often written with a header in float32."""
-
 _LABEL = re.compile(r'<Label Key="(\d+)"[^>]*>(?:<!\[CDATA\[)?([^<\]]*)')
 _ENDING = ".nii.gz"
 
@@ -193,11 +190,11 @@ def read_on_grid(path: Path, shape: tuple[int, ...], geometries: Mapping[str, Ge
         UserError: it lies elsewhere.
     """
     mask, its = read_volume(path)
-    if mask.shape == shape and any(_same(its, geometry) for geometry in geometries.values()):
+    if mask.shape == shape and any(its.lies_as(geometry) for geometry in geometries.values()):
         return mask
     for geometry in geometries.values():
         turned, turned_geometry = _turned(path, geometry)
-        if turned.shape == shape and _same(turned_geometry, geometry):
+        if turned.shape == shape and turned_geometry.lies_as(geometry):
             return turned
     wanted = "; ".join(f"{name}: {geometry}" for name, geometry in geometries.items())
     raise UserError(f"{path} does not lie as the image: {mask.shape} voxels, {its}; the image has {shape}, {wanted}")
@@ -209,13 +206,6 @@ def _turned(path: Path, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
     orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
     image = sitk.DICOMOrient(sitk.ReadImage(str(path)), orientation)
     return sitk.GetArrayFromImage(image), Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-
-
-def _same(one: Geometry, other: Geometry) -> bool:
-    return all(
-        np.allclose(getattr(one, what), getattr(other, what), atol=GEOMETRY_TOLERANCE)
-        for what in ("spacing_mm", "origin_mm", "direction")
-    )
 
 
 def _check_names(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.case_list import ListedCase
-from fvae_nnunet.synthesis.mask_files import lies_as, read_header
+from fvae_nnunet.synthesis.mask_files import read_header
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.synthesis.source_cases import SourceDataset
 
@@ -77,5 +77,5 @@ def _check_row(row: ListedCase, dataset: SourceDataset, settings: ModelSettings,
         files.insert(0, dataset.image_files[row.source][dataset.ct_channel])
     heads = [read_header(file) for file in files]
     for file, (shape, geometry) in zip(files, heads, strict=True):
-        if shape != heads[0][0] or not lies_as(geometry, heads[0][1]):
+        if shape != heads[0][0] or not geometry.lies_as(heads[0][1]):
             raise UserError(f"{file} does not lie as {files[0]}: {shape} and {heads[0][0]} voxels; resample it")

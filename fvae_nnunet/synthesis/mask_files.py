@@ -10,9 +10,6 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import Geometry, read_volume
 
-GEOMETRY_TOLERANCE = 1e-3
-"""Masks were often written by programs that keep the header in float32: mm for origin and spacing, 1 for cosines."""
-
 
 def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
     """Shape (z, y, x) and geometry of a volume, without its voxels.
@@ -32,14 +29,6 @@ def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
     return tuple(reader.GetSize()[::-1]), geometry
 
 
-def lies_as(geometry: Geometry, other: Geometry) -> bool:
-    """Whether two volumes of one shape lie in the same place, to within ``GEOMETRY_TOLERANCE``."""
-    return all(
-        np.allclose(getattr(geometry, what), getattr(other, what), atol=GEOMETRY_TOLERANCE)
-        for what in ("spacing_mm", "origin_mm", "direction")
-    )
-
-
 def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: str) -> np.ndarray:
     """The mask that belongs to an image, with axial axes, in the file's own dtype.
 
@@ -54,7 +43,7 @@ def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: st
     """
     mask, its_geometry = read_volume(path)
     mask = mask.transpose(geometry.axial_order)
-    if mask.shape != tuple(shape) or not lies_as(geometry, its_geometry):
+    if mask.shape != tuple(shape) or not geometry.lies_as(its_geometry):
         raise UserError(
             f"{path} does not lie as the image of {image}: {mask.shape} voxels, {its_geometry}; the image has "
             f"{tuple(shape)} voxels, {geometry}. Resample the mask to the image"

@@ -13,12 +13,29 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import Geometry, read_volume, write_volume
-from fvae_nnunet.manifest import sha256_of_file, sha256_of_files
 from fvae_nnunet.prediction import Prediction
 from fvae_nnunet.predictor import Predictor
 from fvae_nnunet.trained_model import TrainedModel, open_model
 
 CHECKPOINT = "checkpoint_final.pth"
+
+
+def open_segmenter(folder: Path, fold: int | None = None) -> TrainedModel:
+    """A model folder of ``--segmenter``, with one fold or with all that are trained.
+
+    Raises:
+        UserError: it is no folder of a trained model, or of one that has seen only reconstructions.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--segmenter {folder} is no folder")
+    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
+    folds = tuple(int(name) if name.isdigit() else name for name in trained) if fold is None else (fold,)
+    if not folds:
+        raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
+    model = open_model(folder, folds, CHECKPOINT)
+    if model.sees_only_the_view:
+        raise UserError(f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images")
+    return model
 
 
 @dataclass(frozen=True)
@@ -46,17 +63,7 @@ class Judge:
         Raises:
             UserError: it is no such folder, or a model that cannot judge.
         """
-        if not folder.is_dir():
-            raise UserError(f"--segmenter {folder} is no folder")
-        trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
-        folds = tuple(int(name) if name.isdigit() else name for name in trained) if fold is None else (fold,)
-        if not folds:
-            raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
-        model = open_model(folder, folds, CHECKPOINT)
-        if model.sees_only_the_view:
-            raise UserError(
-                f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images"
-            )
+        model = open_segmenter(folder, fold)
         if model.channels != channels:
             raise UserError(f"--segmenter {folder} takes {model.channels} channels, the dataset has {channels}")
         labels = model.dataset_json["labels"]
@@ -70,9 +77,7 @@ class Judge:
 
     @property
     def weights_sha256(self) -> str:
-        """Of all checkpoints together."""
-        paths = [self.model.folder / f"fold_{fold}" / CHECKPOINT for fold in self.model.folds]
-        return sha256_of_files({path: sha256_of_file(path) for path in paths})
+        return self.model.weights_sha256
 
 
 class Segmenter:

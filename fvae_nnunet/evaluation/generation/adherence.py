@@ -18,9 +18,7 @@ from fvae_nnunet.evaluation.case_files import geometry_differences, run_each
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.image_files import find_images, read_volume
 from fvae_nnunet.manifest import read_json
-
-STRUCTURES = "structures.json"
-"""Beside label maps of structures: ``{name: value}``."""
+from fvae_nnunet.synthesis.structures import NAMES_FILE
 
 Values = tuple[int, ...]
 Names = dict[str, Values]
@@ -48,11 +46,11 @@ def read_names(folder: Path) -> Names | None:
     Raises:
         UserError: the file is damaged.
     """
-    for path in (folder / STRUCTURES, folder / "dataset.json", folder.parent / "dataset.json"):
+    for path in (folder / NAMES_FILE, folder / "dataset.json", folder.parent / "dataset.json"):
         if not path.is_file() or (path.parent != folder and not folder.name.startswith("labels")):
             continue
         content = read_json(path)
-        labels = content if path.name == STRUCTURES else content.get("labels")
+        labels = content if path.name == NAMES_FILE else content.get("labels")
         try:
             names = {str(name): _values(value) for name, value in labels.items()}
         except (AttributeError, TypeError, ValueError) as error:

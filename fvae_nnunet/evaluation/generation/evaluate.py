@@ -35,7 +35,7 @@ from fvae_nnunet.evaluation.generation.memorisation import (
     nearest_training_cases,
     summarise_memorisation,
 )
-from fvae_nnunet.evaluation.generation.segment_cases import open_segmenter, segment_cases
+from fvae_nnunet.evaluation.generation.segment_cases import segment_cases
 from fvae_nnunet.evaluation.generation.similarity import (
     matched_cosines,
     pair_with_real,
@@ -43,6 +43,7 @@ from fvae_nnunet.evaluation.generation.similarity import (
     unit,
 )
 from fvae_nnunet.evaluation.statistics import check_resampling
+from fvae_nnunet.synthesis.segmenter import open_segmenter
 
 SCHEMA = 1
 

@@ -8,31 +8,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.generation.adherence import STRUCTURES
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.image_files import image_ending
-from fvae_nnunet.manifest import Manifest, sha256_of_file, sha256_of_files, write_json
+from fvae_nnunet.manifest import Manifest, sha256_of_file, write_json
 from fvae_nnunet.prediction import Prediction
 from fvae_nnunet.predictor import Predictor
-from fvae_nnunet.synthesis.segmenter import CHECKPOINT
-from fvae_nnunet.trained_model import TrainedModel, open_model
-
-
-def open_segmenter(folder: Path) -> TrainedModel:
-    """A model folder with all its trained folds.
-
-    Raises:
-        UserError: it is no folder of a trained model, or of one that has seen only reconstructions.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--segmenter {folder} is no folder")
-    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
-    if not trained:
-        raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
-    model = open_model(folder, tuple(int(name) if name.isdigit() else name for name in trained), CHECKPOINT)
-    if model.sees_only_the_view:
-        raise UserError(f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images")
-    return model
+from fvae_nnunet.synthesis.structures import NAMES_FILE
+from fvae_nnunet.trained_model import TrainedModel
 
 
 def segment_cases(
@@ -55,13 +37,8 @@ def segment_cases(
         raise UserError(
             f"{images.folder}: the segmenter takes {model.file_ending} files, not {', '.join(others)}; convert them"
         )
-    checkpoints = [model.folder / f"fold_{fold}" / CHECKPOINT for fold in model.folds]
     manifest = Manifest(output / "fvae_manifest")
-    manifest.begin(
-        "segmentations",
-        {"weights_sha256": sha256_of_files({path: sha256_of_file(path) for path in checkpoints})},
-        {"model": str(model.folder)},
-    )
+    manifest.begin("segmentations", {"weights_sha256": model.weights_sha256}, {"model": str(model.folder)})
     todo = {}
     for case in images.cases:
         inputs = {path.name: sha256_of_file(path) for path in case.images}
@@ -70,7 +47,7 @@ def segment_cases(
         else:
             todo[case.name] = (list(case.images), inputs)
     labels = model.dataset_json["labels"]
-    write_json(output / STRUCTURES, {name: value for name, value in labels.items() if name != "ignore"})
+    write_json(output / NAMES_FILE, {name: value for name, value in labels.items() if name != "ignore"})
     if not todo:
         return
     how = Prediction(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
