@@ -17,7 +17,10 @@ from tiny_models import tiny_wan, wan_vae
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import hu_to_model, model_to_hu
 from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+from fvae_nnunet.synthesis.latent_codec import LatentCodec
+from fvae_nnunet.synthesis.latent_encoding import LatentSettings, _padded
 from fvae_nnunet.synthesis.latent_scale import standardise
+from fvae_nnunet.synthesis.mask_conditions import mask_condition
 from fvae_nnunet.synthesis.model import LatentDiffusion, ModelSettings, read_model, save_model
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 from fvae_nnunet.synthesis.sampling import Known, LatentWindows, sample_latent
@@ -433,6 +436,24 @@ def test_guidance_needs_condition_dropout(image_model):
     image_model.generate(classes, guidance=1.0, steps=1, generator=seeded())
     image_model.training = {"condition_dropout": 0.1}
     image_model.generate(classes, guidance=2.0, steps=1, generator=seeded())
+
+
+@pytest.mark.parametrize("slices", [1, 6, 9, 10, 11, 12, 13, 22])
+def test_conditions_behind_the_last_slice_are_those_of_training(slices):
+    """The last latent slice of an organ that goes on to the end is all organ, whatever the number of slices."""
+    vae = CellVAE(**CAUSAL_CELLS)
+    settings = settings_for(vae)
+    codec = LatentCodec(vae, settings)
+    windows = LatentWindows.over(vae.spec.padded_slices(slices), settings.window_slices, vae.spec)
+    class_map = np.ones((slices, 8, 7), np.uint8)
+    in_synthesis = codec.conditions(class_map, windows, vae.device)
+    assert all((window[:, 1, ..., :3] == 1).all() for window in in_synthesis)
+    assert all((window[:, 1, ..., 3] == 0.5).all() for window in in_synthesis), "in-plane there is background"
+    if slices <= settings.window_slices:
+        latents = LatentSettings(HU_WINDOW, settings.window_slices, 8, None, "onehot")
+        _, in_training = _padded(np.zeros(class_map.shape, np.int16), class_map, vae.spec, latents)
+        trained = mask_condition(torch.from_numpy(in_training)[None], vae.spec, encoding="onehot", classes=2)
+        assert torch.equal(in_synthesis[0], trained[:, :, : in_synthesis[0].shape[2]])
 
 
 def test_report_text_conditions(tiny, tmp_path):

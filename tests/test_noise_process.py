@@ -166,7 +166,33 @@ def test_another_schedule_is_refused(tmp_path):
 def test_wrong_settings_are_refused():
     with pytest.raises(UserError, match="known are epsilon, v_prediction, flow"):
         NoiseProcess("x0")
-    with pytest.raises(UserError, match="1 to 1000 steps"):
-        NoiseProcess().sampler(0, 0.0)
+    for process, steps, most in (
+        (NoiseProcess(), 0, 999),
+        (NoiseProcess(), 1000, 999),
+        (NoiseProcess("flow"), 1001, 1000),
+    ):
+        with pytest.raises(UserError, match=f"1 to {most} steps, got {steps}"):
+            process.sampler(steps, 0.0)
     with pytest.raises(UserError, match="between 0 and 1"):
         NoiseProcess().sampler(5, 1.5)
+
+
+def test_sampling_begins_near_pure_noise():
+    """Where the signal of the latent, the square root of alpha_bar, is a quarter at most."""
+    for prediction in ("epsilon", "v_prediction"):
+        process = NoiseProcess(prediction)
+        for steps in range(1, 1000):
+            timestep = int(process.sampler(steps).timesteps[0])
+            if timestep >= 750:
+                process.check_steps(steps)
+                assert ALPHA_BAR[timestep] ** 0.5 < 0.25
+            else:
+                with pytest.raises(UserError, match=f"--steps {steps}: DDIM would not begin near pure noise"):
+                    process.check_steps(steps)
+        with pytest.raises(UserError, match="1 to 999 steps"):
+            process.check_steps(1000)
+        with pytest.raises(UserError, match="--steps 0"):
+            process.check_steps(0)
+    for steps in (1, 3, 1000):
+        assert NoiseProcess("flow").sampler(steps).timesteps[0] == 1000
+        NoiseProcess("flow").check_steps(steps)

@@ -142,12 +142,31 @@ def test_structures_to_avoid(paints, tmp_path):
     dataset = write_dataset(cases=1, shape=(16, 40, 40))
     vessel = np.zeros((16, 40, 40), np.uint8)
     vessel[:, :, 12:] = 3
-    write_image(tmp_path / "vessels" / "case_0.nii.gz", vessel, spacing_mm=(3, 2, 2))
+    where = {"spacing_mm": (3, 2, 2), "origin_mm": (-20, 5, 30)}
+    write_image(tmp_path / "vessels" / "case_0.nii.gz", vessel, **where)
     assert run(dataset, tmp_path / "out", *SIZE, "--avoid", tmp_path / "vessels", "--clearance-mm", "0", n=3) == 0
     for case in read_synthetic_cases(tmp_path / "out"):
         *_, new = new_lesion(dataset, case)
         assert new.any()
         assert not new[vessel > 0].any()
+
+
+def test_structures_to_avoid_must_lie_on_the_image(paints, tmp_path, capsys):
+    dataset = write_dataset(cases=1, shape=(16, 40, 40))
+    mask = tmp_path / "vessels" / "case_0.nii.gz"
+    write_image(mask, np.zeros((16, 40, 40), np.uint8), spacing_mm=(3, 2, 2), origin_mm=(-20, 5, 31))
+    assert run(dataset, tmp_path / "out", *SIZE, "--avoid", mask.parent, n=1) == 1
+    assert f"{mask} does not lie as the image of case_0" in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "imagesTr").glob("*"))
+
+
+def test_guidance_needs_a_model_for_it(paints, tmp_path, capsys):
+    dataset = write_dataset()
+    paints().training["condition_dropout"] = 0.0
+    assert run(dataset, tmp_path / "out", "--guidance", "2") == 1
+    assert "model was trained without --condition-dropout" in capsys.readouterr().err
+    paints().training["condition_dropout"] = 0.1
+    assert run(dataset, tmp_path / "out", "--guidance", "2") == 0
 
 
 @pytest.mark.parametrize("direction", [None, CORONAL])
@@ -254,16 +273,75 @@ def test_empty_organ_and_small_volume_are_one_error_each(paints, tmp_path, capsy
     assert "does not fit into a volume of 3 x 40 x 40" in capsys.readouterr().err
 
 
-def test_a_damaged_case_is_named_and_can_be_left_out(paints, tmp_path, capsys):
+def test_a_case_that_cannot_be_measured_stops_before_anything_is_made(paints, tmp_path, capsys):
     dataset = write_dataset()
-    path = dataset.raw / "imagesTr" / "case_1_0000.nii.gz"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert run(dataset, tmp_path / "out", *SIZE, n=3) == 1
-    captured = capsys.readouterr()
-    assert captured.err.count("case_1_0000.nii.gz") == 2, "once for its lesions, once as a source"
-    assert "2 cases accepted" in captured.out
-    assert run(dataset, tmp_path / "others", *SIZE, "--cases", "case_0", "case_2", n=3) == 0
-    assert len(read_synthetic_cases(tmp_path / "others")) == 3
+    assert run(dataset, tmp_path / "undisturbed", *SIZE, n=5) == 0
+    path, output = dataset.raw / "imagesTr" / "case_1_0000.nii.gz", tmp_path / "out"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    capsys.readouterr()
+    for options in ([], ["-num_parts", 2, "-part_id", 1], ["--cases", "case_0", "case_2"]):
+        assert run(dataset, output, *SIZE, *options, n=5) == 1
+        error = capsys.readouterr().err
+        assert error.count("case_1_0000.nii.gz") == 1
+        assert "of 1 cases cannot be measured" in error
+        assert "--leave-out case_1" in error
+        assert not output.exists()
+    assert run(dataset, tmp_path / "others", *SIZE, "--leave-out", "case_1", n=3) == 0
+    made = read_synthetic_cases(tmp_path / "others")
+    assert {case.record["source_case"] for case in made} == {"case_0", "case_2"}
+    assert made[0].record["settings"]["limits"]["real_lesions"] == 2
+    path.write_bytes(whole)
+    assert run(dataset, output, *SIZE, n=5) == 0
+    assert files_of(output) == files_of(tmp_path / "undisturbed")
+
+
+def test_a_changed_source_makes_its_cases_anew_while_the_real_lesions_stay(paints, tmp_path, capsys):
+    dataset = write_dataset()
+    assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
+
+    def change_a_corner(hu):
+        hu[-1, -1, -1] += 1
+        return hu
+
+    rewrite_image(dataset.raw / "imagesTr" / "case_1_0000.nii.gz", change_a_corner)
+    painting_model = paints()
+    assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
+    sources = [case.record["source_case"] for case in read_synthetic_cases(tmp_path / "out")]
+    assert len(painting_model.calls) == sources.count("case_1") > 0
+    assert run(dataset, tmp_path / "anew", *SIZE, n=4) == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "anew")
+
+
+def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, capsys):
+    dataset, output = write_dataset(), tmp_path / "out"
+    options = [*SIZE, "--cases", "case_0", "case_2"]
+    assert run(dataset, output, *options, n=3) == 0
+    path, before = dataset.raw / "labelsTr" / "case_1.nii.gz", files_of(output)
+    whole = path.read_bytes()
+
+    def move_the_lesion(labels):
+        labels[labels == 2] = 1
+        labels[5:8, 20:24, 20:24] = 2
+        return labels
+
+    def refused(*changes):
+        capsys.readouterr()
+        assert run(dataset, output, *options, *changes, n=3) == 1
+        assert files_of(output) == before
+        return capsys.readouterr().err
+
+    said = f"{output} was begun with other real lesions of {dataset.name}"
+    assert f"{said}, from which limits and shapes come: case_1 is left out now" in refused("--leave-out", "case_1")
+    rewrite_image(path, move_the_lesion)
+    error = refused()
+    assert f"{said}, from which limits and shapes come: case_1 has changed since. Put" in error
+    assert "-o" in error and "--overwrite" in error and "sha256" not in error
+    assert "plan.clearance_mm: 5.0, now 6.0" in refused("--clearance-mm", 6)
+    path.write_bytes(whole)
+    assert run(dataset, output, *options, n=3) == 0
+    assert files_of(output) == before
+    assert "3 already complete" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_model(tmp_path, capsys):
@@ -442,7 +520,9 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--clearance-mm", "-1"], "--clearance-mm must not be negative"),
         (["--margin-mm", "nan"], "--margin-mm must not be negative"),
         (["--found-share", "70"], "--found-share is a share between 0 and 1"),
-        (["--steps", "0"], "--steps must be at least 1"),
+        (["--steps", "0"], "--steps 0: DDIM would not begin near pure noise"),
+        (["--steps", "501"], "--steps 501: DDIM would not begin near pure noise"),
+        (["--eta", "2"], "--eta in 0 to 1"),
         (["--cases", "case_9"], "has no case_9; it has case_0"),
         (["--organ", "none"], "trained on organ, tumour, and --organ none gives tumour"),
         (["--avoid", "."], "holds no image"),
@@ -533,7 +613,7 @@ def test_a_real_tiny_model_and_a_real_segmenter_on_phantoms(planned, tmp_path, m
         "--mode",
         mode,
         "--steps",
-        "2",
+        "4",
         "--diameter-mm",
         "9",
         "12",
@@ -562,7 +642,7 @@ def test_a_real_tiny_model_and_a_real_segmenter_on_phantoms(planned, tmp_path, m
 @pytest.mark.slow
 def test_several_devices_give_the_same_bytes(planned, tmp_path):
     ldm = a_tiny_model(tmp_path / "ldm")
-    options = ["--steps", "2", "--diameter-mm", "9", "12", "--inside-fraction", "0.5"]
+    options = ["--steps", "4", "--diameter-mm", "9", "12", "--inside-fraction", "0.5"]
     assert run(planned, tmp_path / "one", "--ldm", ldm, *options, n=3) == 0
     arguments = [planned.name, "--ldm", str(ldm), "-n", "3", "-o", str(tmp_path / "two"), "-np", "0", *options]
     assert synthesize.main([*arguments, "--devices", "cpu", "cpu"]) == 0

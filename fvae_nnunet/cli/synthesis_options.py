@@ -84,7 +84,7 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--inside-fraction", type=float, metavar="SHARE",
-        help="of each lesion in the organ, at least; default 0.85 in lungs, else 0.80",
+        help="of each lesion in the organ, at least; default 0.85 for --organ lungs and labels of lungs, else 0.80",
     )  # fmt: skip
     group.add_argument(
         "--clearance-mm", type=float, default=5.0, metavar="MM", help="distance to other lesions; default 5"

@@ -139,8 +139,10 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
-        "-o", metavar="FOLDER", help="default: fvae_ldm__<vae> in the dataset's folder in nnUNet_results"
-    )
+        "-o", metavar="FOLDER",
+        help="default: fvae_ldm__<vae>, with --fold F fvae_ldm__<vae>__foldF, in the dataset's folder in "
+        "nnUNet_results",
+    )  # fmt: skip
     group.add_argument(
         "--save-every", type=int, default=1000, metavar="N", help="steps between checkpoints; default 1000"
     )

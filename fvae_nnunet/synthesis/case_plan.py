@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import find_images, read_volume
+from fvae_nnunet.image_files import find_images
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes, draw_diameter_mm
+from fvae_nnunet.synthesis.mask_files import read_mask
 from fvae_nnunet.synthesis.organs import OrganSource, body
 from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, index_of, place, position_of, too_close
 from fvae_nnunet.synthesis.real_lesions import borrow
@@ -130,20 +131,17 @@ class Avoided:
         return cls(files)
 
     def read(self, source: SourceCase) -> np.ndarray:
-        """The mask of a case, axial bool; UserError where its shape is not the image's."""
-        mask, geometry = read_volume(self.files[source.case])
-        axial = mask.transpose(source.axis_order) != 0
-        if axial.shape != source.volume_hu.shape or not np.allclose(
-            geometry.direction, source.geometry.direction, atol=1e-3
-        ):
-            raise UserError(
-                f"{self.files[source.case]} does not lie as the image of {source.case}; resample the mask to the image"
-            )
-        return axial
+        """The mask of a case, axial bool; UserError where it does not lie as the image does."""
+        path, shape = self.files[source.case], source.volume_hu.shape
+        mask: np.ndarray = read_mask(path, shape=shape, geometry=source.geometry, image=source.case) != 0
+        return mask
 
 
 def default_inside_fraction(organ: OrganSource) -> float:
-    """The share that must lie in the organ unless the user gives one: more in lungs, by the organ's name."""
+    """The share that must lie in the organ unless the user gives one: more in lungs, by the organ's label or method.
+
+    A folder of masks does not tell its organ.
+    """
     return INSIDE_FRACTION_LUNG if "lung" in organ.recorded.lower() else INSIDE_FRACTION
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import hu_to_model, model_to_hu
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 class LatentCodec:
     """Everything takes and gives volumes (z, y, x) in axial order.
 
-    Sizes that the VAE does not admit are padded behind the last slice, row and column (HU with edge values, class maps
-    with background) and cut back.
+    Sizes that the VAE does not admit are padded behind the last slice, row and column and cut back: HU with edge
+    values, class maps with the last slice and with background in-plane, as in training.
 
     Args:
         vae: the frozen VAE.
@@ -43,7 +42,7 @@ class LatentCodec:
             UserError: no volume, more slices than a window has, or values that are not finite.
         """
         self._check_window(volume_hu)
-        padded = _padded(volume_hu.astype(np.float32), self.vae.spec, mode="replicate")
+        padded = _padded(volume_hu.astype(np.float32), self.vae.spec, inplane_mode="edge")
         return self.vae.encode(hu_to_model(padded, self.settings.hu_window)[:, None]).float()
 
     def decode(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -150,9 +149,16 @@ class WindowConditions(Sequence[torch.Tensor]):
         return packed.dense(self._classes) if isinstance(packed, ClassShares) else packed
 
 
-def _padded(array: np.ndarray, spec: VAESpec, *, mode: str = "constant", slices: int | None = None) -> torch.Tensor:
+def _padded(
+    array: np.ndarray,
+    spec: VAESpec,
+    *,
+    inplane_mode: Literal["constant", "edge"] = "constant",
+    slices: int | None = None,
+) -> torch.Tensor:
     """(z, y, x) to (1, D, H, W) as the VAE admits it, padded behind; to ``slices`` slices if given."""
     depth, height, width = array.shape
-    behind = (slices or spec.padded_slices(depth), spec.padded_inplane(height), spec.padded_inplane(width))
-    by = (0, behind[2] - width, 0, behind[1] - height, 0, behind[0] - depth)
-    return F.pad(torch.from_numpy(np.ascontiguousarray(array))[None, None], by, mode=mode)[0]
+    beyond = (slices or spec.padded_slices(depth)) - depth
+    inplane = ((0, spec.padded_inplane(height) - height), (0, spec.padded_inplane(width) - width))
+    array = np.pad(array, ((0, beyond), (0, 0), (0, 0)), mode="edge")
+    return torch.from_numpy(np.pad(array, ((0, 0), *inplane), mode=inplane_mode))[None]

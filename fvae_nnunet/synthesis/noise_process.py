@@ -108,19 +108,40 @@ class NoiseProcess:
         shape = (-1,) + (1,) * (latent.ndim - 1)
         return signal.view(shape), noise_level.view(shape)
 
+    def check_steps(self, steps: int) -> None:
+        """See that sampling in so many steps begins where hardly anything but noise is left.
+
+        DDIM's timesteps lie ``1000 // steps`` apart and end at 1 (diffusers' "leading"), so three steps begin at 667,
+        and 501 steps at 501, where half of the latent is left. The flow always begins at pure noise.
+
+        Raises:
+            UserError: it does not, or there are no such steps.
+        """
+        if self.prediction != "flow" and (
+            steps < 1 or (steps - 1) * (TRAINING_STEPS // steps) < 0.75 * TRAINING_STEPS - 1
+        ):
+            raise UserError(
+                f"--steps {steps}: DDIM would not begin near pure noise; take 20, 50, 100 or another number from 4 to "
+                f"{TRAINING_STEPS // 2} that about divides {TRAINING_STEPS}"
+            )
+        self.sampler(steps)
+
     def sampler(self, steps: int, eta: float = 1.0) -> Sampler:
         """The way from noise to a latent in so many steps.
 
         Args:
-            steps: 1 to 1000; the paper takes 20.
+            steps: 1 to 999, of the flow to 1000; the paper takes 20.
             eta: fresh noise in each step, from 0 (none: DDIM, Euler's method) to 1 (of DDIM: as in DDPM; of the flow:
                 all noise is new). The paper takes 1.
 
         Raises:
             UserError: values outside these ranges.
         """
-        if not 1 <= steps <= TRAINING_STEPS:
-            raise UserError(f"sampling takes 1 to {TRAINING_STEPS} steps, got {steps}")
+        most = TRAINING_STEPS - (
+            self.prediction != "flow"
+        )  # DDIM's first timestep would lie behind the last of training
+        if not 1 <= steps <= most:
+            raise UserError(f"sampling takes 1 to {most} steps, got {steps}")
         if not 0 <= eta <= 1:
             raise UserError(f"eta lies between 0 and 1, got {eta:g}")
         self._scheduler.set_timesteps(steps)
