@@ -32,7 +32,9 @@ def find_synthetic_cases(dataset: PreprocessedDataset, synthetic_folder: Path) -
     """
     found = {case.name: case for case in read_synthetic_cases(synthetic_folder)}
     if not found:
-        raise UserError(f"{synthetic_folder} holds no accepted case; fvae-synthesize makes more")
+        raise UserError(
+            f"{synthetic_folder} holds no accepted case; fvae-report --synthetic shows why, fvae-synthesize makes more"
+        )
     labels = dataset.dataset_json["labels"]
     for name, case in found.items():
         record, lesion = case.record, case.record["label"]

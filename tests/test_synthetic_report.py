@@ -190,6 +190,37 @@ def test_several_folders_are_told_apart_and_one_without_rejected_cases_has_no_su
     assert base64.b64encode(b"\xff\xd8\xff").decode() not in path.read_text(), "no gallery, no JPEG"
 
 
+@pytest.mark.parametrize(("format_name", "name"), [("html", "report.html"), ("markdown", "report.md")])
+def test_where_none_was_accepted_the_rejected_ones_are_shown(dataset, tmp_path, format_name, name):
+    for number, reasons in enumerate(REASONS):
+        write_synthetic_folder(
+            tmp_path / "none", dataset, ["phantom_001"], first=number, accepted=False, reasons=reasons, quality=quality
+        )
+    (found,) = synthetic_pictures_sets(tmp_path / "none")
+    ((figure,),) = synthetic_pictures.draw_gallery([found], 2)
+    assert figure.caption == "synthetic_0000 (from phantom_001), synthetic_0001 (from phantom_001)"
+    path = tmp_path / name
+    assert (
+        main(
+            [
+                "--synthetic",
+                str(tmp_path / "none"),
+                "--format",
+                format_name,
+                "-o",
+                str(path),
+                "-np",
+                "0",
+            ]
+        )
+        == 0
+    )
+    text = path.read_text()
+    assert "No case was accepted; these are rejected ones, evenly over their sizes" in text
+    assert "Every rejected case, 2" in text
+    assert "Every accepted case" not in text
+
+
 def test_mistakes_are_one_message(made, dataset, tmp_path, capsys):
     def message(*arguments):
         assert main([*map(str, arguments), "-np", "0", "-o", str(tmp_path / "report.html")]) == 1

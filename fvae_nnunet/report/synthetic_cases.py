@@ -29,13 +29,15 @@ class SyntheticSet:
     Attributes:
         folder: as given.
         accepted, rejected: its cases by name.
-        sources: of the accepted cases' source cases, by name.
+        shown: those of which there are pictures: the accepted ones, or the rejected ones where none was accepted.
+        sources: of the shown cases' source cases, by name.
         channel: number of the CT channel.
     """
 
     folder: Path
     accepted: Sequence[SyntheticCase]
     rejected: Sequence[SyntheticCase]
+    shown: Sequence[SyntheticCase]
     sources: dict[str, SourceFiles]
     channel: int
 
@@ -70,11 +72,12 @@ def _load(folder: Path) -> SyntheticSet:
     accepted, rejected = (read_synthetic_cases(folder, accepted=side) for side in (True, False))
     if not accepted and not rejected:
         raise UserError(f"{folder} (--synthetic) holds no synthetic case; fvae-synthesize makes some")
-    datasets = sorted({case.record["dataset"] for case in accepted})
+    shown = accepted or rejected
+    datasets = sorted({case.record["dataset"] for case in shown})
     files = {dataset: _training_files(dataset, folder) for dataset in datasets}
     channel = ct_channel(folder / "imagesTr")
     sources: dict[str, SourceFiles] = {}
-    for case in accepted:
+    for case in shown:
         source = case.record["source_case"]
         found = files[case.record["dataset"]].get(source)
         if found is None:
@@ -83,7 +86,7 @@ def _load(folder: Path) -> SyntheticSet:
                 f"{case.record['dataset']} in nnUNet_raw; its picture needs it"
             )
         sources[source] = SourceFiles(Path(found["images"][channel]), Path(found["label"]))
-    return SyntheticSet(folder, accepted, rejected, sources, channel)
+    return SyntheticSet(folder, accepted, rejected, shown, sources, channel)
 
 
 def _training_files(dataset: str, folder: Path) -> dict[str, dict[str, Any]]:

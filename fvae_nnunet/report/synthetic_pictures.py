@@ -90,7 +90,7 @@ def draw_gallery(
     processes: int = 0,
     on_sheet: Callable[[int, int], None] | None = None,
 ) -> list[list[Figure]]:
-    """For each folder sheets of pictures of its accepted cases.
+    """For each folder sheets of pictures of its cases (``SyntheticSet.shown``).
 
     Args:
         sets: the folders.
@@ -101,7 +101,7 @@ def draw_gallery(
     Raises:
         UserError: an image cannot be read, or does not have the shape of its source.
     """
-    chosen = [choose_for_gallery(of.accepted, number) for of in sets]
+    chosen = [choose_for_gallery(of.shown, number) for of in sets]
     parts = [
         (at, start, cases[start : start + LESIONS_OF_A_SHEET])
         for at, cases in enumerate(chosen)

@@ -47,7 +47,7 @@ def synthetic_blocks(sets: Sequence[SyntheticSet], galleries: Sequence[Sequence[
             yield Heading(str(of.folder), 3)
         yield Facts(list(_facts(of)))
         level: Literal[3, 4] = 4 if len(sets) > 1 else 3
-        yield from _gallery_blocks(gallery, level)
+        yield from _gallery_blocks(of, gallery, level)
         yield from _quality_blocks(of, level)
         yield from _rejected_blocks(of, level)
 
@@ -87,12 +87,13 @@ def _different(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _gallery_blocks(gallery: Sequence[Figure], level: Literal[3, 4]) -> Iterator[Block]:
+def _gallery_blocks(of: SyntheticSet, gallery: Sequence[Figure], level: Literal[3, 4]) -> Iterator[Block]:
     if not gallery:
         return
     yield Heading("Gallery", level)
+    which = "Accepted cases" if of.accepted else "No case was accepted; these are rejected ones"
     yield Paragraph(
-        "Accepted cases, evenly over their sizes, smallest first. Of each the axial slice with the largest "
+        f"{which}, evenly over their sizes, smallest first. Of each the axial slice with the largest "
         "cross-section of its (largest) new lesion: the slice of the source case with a frame, then its framed part "
         "before and after, and after with the outline of the new lesion. Black to white is −160 to 240 HU, or −1350 to "
         "150 HU for a lesion in the lung."
@@ -140,7 +141,8 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
     ]
     drawing = paired_dots(panels, {"accepted": ACCEPTED_COLOUR, "rejected": REJECTED_COLOUR})
     yield Figure(drawing, "Each dot is a lesion.", f"Dots of every lesion for {', '.join(p.title for p in panels)}")
-    yield Details(f"Every accepted case, {len(of.accepted)}", [_cases_table(of.accepted, figures)])
+    if of.accepted:
+        yield Details(f"Every accepted case, {len(of.accepted)}", [_cases_table(of.accepted, figures)])
 
 
 def _lesions(cases: Sequence[SyntheticCase]) -> dict[str, dict[str, Any]]:
