@@ -212,17 +212,109 @@ def test_a_wrong_row_of_reports_or_labels_fails_its_case(folders, capsys):
     assert "train_3_a_1" not in read_case_reports(raw / "reports.json").cases
 
 
-def test_a_row_that_becomes_wrong_takes_its_case_out_of_the_reports(folders, capsys):
-    root, raw, _ = folders
+def _cases_in(raw):
+    """(train, test): the cases of the images, which must be those of reports.json and of numTraining."""
+    train, test = (
+        {path.name.removesuffix("_0000.nii.gz") for path in (raw / f"images{suffix}").glob("*")}
+        for suffix in ("Tr", "Ts")
+    )
+    reports = read_case_reports(raw / "reports.json").cases
+    assert {case for case, report in reports.items() if report.split == "train"} == train
+    assert {case for case, report in reports.items() if report.split == "test"} == test
+    assert json.loads((raw / "dataset.json").read_text())["numTraining"] == len(train)
+    return train, test
+
+
+def _files(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_row_that_becomes_wrong_stops_the_command_before_any_work(folders, capsys):
+    root, raw, preprocessed = folders
     _write_download(root)
     assert _convert(root) == 0
+    before = _files(raw, preprocessed)
+    reports = root / "dataset" / "radiology_text_reports" / "train_reports.csv"
     rows = [report_row(name) for name in TRAIN[:4]] + [report_row("train_1_b_1", "Another text.")]
-    write_csv(root / "dataset" / "radiology_text_reports" / "train_reports.csv", rows)
+    write_csv(reports, rows)
+    write_fixed(place(root, "valid_fixed", "valid_1_a_1"), chest(77))
     assert _convert(root) == 1
-    assert "train_1_b_1: FAILED: train_reports.csv, line 6: train_1_b_1 is in train_reports.csv, line 4 too" in (
-        capsys.readouterr().err
-    )
-    assert "train_1_b_1" not in read_case_reports(raw / "reports.json").cases
+    said = capsys.readouterr().err
+    assert "1 cases that were converted before are wrong now:\n  train_1_b_1: train_reports.csv, line 6: " in said
+    assert "Repair them, or give --overwrite" in said
+    assert _files(raw, preprocessed) == before
+    assert _convert(root, "--overwrite") == 1
+    assert "train_1_b_1: FAILED: train_reports.csv, line 6" in capsys.readouterr().err
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_2", "train_3_a_1"}, {"valid_1_a_1"})
+    assert main(["check", "40"]) == 0
+    write_csv(reports, rows[:4])
+    assert _convert(root) == 0
+    assert "train_1_b_1" in _cases_in(raw)[0]
+
+
+def test_listed_volumes_that_are_not_there_are_counted_and_left_out(folders, capsys):
+    root, _, _ = folders
+    _write_download(root)
+    place(root, "train_fixed", "train_1_b_1").unlink()
+    (root / "dataset" / "metadata" / "no_chest_train.txt").write_text("train_9_a_1.nii.gz\n")
+    write_csv(root / "dataset" / "metadata" / "train_metadata.csv", [metadata_row(n) for n in [*TRAIN, "train_9_a_1"]])
+    assert _convert(root) == 0
+    said = capsys.readouterr().out
+    assert f"1 of 6 listed volumes are left out: {root} has not got them (first: train_1_b_1)" in said
+    assert _convert(root, "--split", "valid") == 0
+    assert "listed volumes" not in capsys.readouterr().out
+
+
+def test_of_a_scan_that_was_converted_no_other_reconstruction_is_added_later(folders, capsys):
+    root, raw, _ = folders
+    _write_download(root)
+    first = place(root, "train_fixed", "train_1_a_1")
+    content = first.read_bytes()
+    first.unlink()
+    assert _convert(root) == 0
+    assert "train_1_a_2" in _cases_in(raw)[0]
+    first.write_bytes(content)
+    capsys.readouterr()
+    assert _convert(root) == 0
+    said = capsys.readouterr().out
+    assert "1 further reconstructions of the same scans are left out" in said
+    assert "0 cases converted, 5 already complete" in said
+    # also where the volume is not kept after its conversion
+    place(root, "train_fixed", "train_1_a_2").unlink()
+    assert _convert(root) == 0
+    assert _cases_in(raw)[0] == {"train_1_a_2", "train_1_b_1", "train_2_a_2", "train_3_a_1"}
+    assert _convert(root, "--overwrite") == 0
+    assert _cases_in(raw)[0] == {"train_1_a_1", "train_1_b_1", "train_2_a_2", "train_3_a_1"}
+
+
+def test_a_case_that_is_listed_as_no_chest_later_is_removed(folders, capsys):
+    root, raw, preprocessed = folders
+    _write_download(root)
+    assert _convert(root) == 0
+    (root / "dataset" / "metadata" / "no_chest_train.txt").write_text("train_1_b_1.nii.gz\n")
+    capsys.readouterr()
+    assert _convert(root) == 0
+    assert "train_1_b_1: removed from the dataset: the publishers list it as no chest" in capsys.readouterr().out
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_2", "train_3_a_1"}, {"valid_1_a_1"})
+    assert not [path for path in _files(raw, preprocessed) if "train_1_b_1" in path.name]
+    assert main(["check", "40"]) == 0
+
+
+def test_cases_of_another_call_that_was_interrupted_are_not_forgotten(folders, capsys, tmp_path):
+    root, raw, _ = folders
+    _write_download(root)
+    assert _convert(root, "--split", "train") == 0
+    (raw / "reports.json").unlink()  # as if it had been killed before its end
+    assert _convert(root, "--split", "valid") == 1
+    said = capsys.readouterr().err
+    assert "4 cases of an interrupted call (first: train_1_a_1)" in said and "--overwrite" in said
+    assert _convert(root) == 0
+    assert len(_cases_in(raw)[0]) == 4
+    # what somebody removed by hand is no such case
+    for path in (raw / "imagesTr").glob("train_3*"):
+        path.unlink()
+    assert _convert(root, "--split", "valid") == 0
+    assert _cases_in(raw)[0] == {"train_1_a_1", "train_1_b_1", "train_2_a_2"}
 
 
 def test_a_row_of_no_volume_alone_makes_the_exit_status_1(folders, capsys):
@@ -311,6 +403,20 @@ def test_structures_are_merged_beside_the_images(folders, capsys):
         assert image.GetOrigin() == pytest.approx(ORIGIN_MM)
         assert json.loads((raw / folder / "structures.json").read_text()) == {"liver": 5, "vertebrae_L5": 27}
     assert "2 structures occur" in capsys.readouterr().out
+
+
+def test_structures_cannot_be_added_later_and_the_message_says_what_to_do(folders, capsys):
+    root, raw, _ = folders
+    _write_download(root)
+    assert _convert(root) == 0
+    before = _files(raw)
+    for name in (*TRAIN, *VALID):
+        split = name.split("_")[0]
+        write_fixed(place(root, f"ts_seg/ts_total/{split}_fixed", name), np.ones(SHAPE, dtype=np.uint8))
+    assert _convert(root, "--structures") == 1
+    said = capsys.readouterr().err
+    assert 'structures: null, now "totalsegmentator"' in said and "--overwrite" in said
+    assert _files(raw) == before
 
 
 def test_a_case_without_structures_fails(folders, capsys, tmp_path):
@@ -432,11 +538,189 @@ def test_patients_in_both_published_splits_are_refused_or_left_out_of_training(f
     )
     assert not raw.exists()
     assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 0
-    assert "left out of training, as their patients are in test: train_1_a_1" in capsys.readouterr().out
+    assert "left out of training, as their patients are also in val: train_1_a_1" in capsys.readouterr().out
     cases = read_case_reports(raw / "reports.json").cases
     assert {case: report.split for case, report in cases.items()} == {
         "train_2_a_1": "train", "train_3_a_2": "train", "train_1_b_1": "test", "train_4_a_1": "test",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_shared_patients_are_left_out_whatever_split_is_taken(folders, capsys, tmp_path, wrong):
+    root, raw, _ = folders
+    path = _write_rex(root, shared=True)
+    if wrong:
+        content = json.loads(path.read_text())
+        content["val"][0]["categories"]["0"] = "9z"
+        path.write_text(json.dumps(content))
+    assert _convert(root, "--split", "train", "--leave-out-shared", source="rexgroundingct") == 0
+    assert "left out of training, as their patients are also in val: train_1_a_1" in capsys.readouterr().out
+    assert _cases_in(raw) == ({"train_2_a_1", "train_3_a_2"}, set())
+    (tmp_path / "cases.txt").write_text("train_1_a\ntrain_2\ntrain_3\n")
+    options = ("--cases", str(tmp_path / "cases.txt"), "--leave-out-shared", "--overwrite")
+    assert _convert(root, *options, source="rexgroundingct") == 0
+    assert _cases_in(raw) == ({"train_2_a_1", "train_3_a_2"}, set())
+
+
+def test_a_training_case_that_is_shared_is_named_also_where_val_is_not_converted(folders, capsys):
+    root, raw, _ = folders
+    _write_rex(root, shared=True)
+    assert _convert(root, "--split", "train", source="rexgroundingct") == 0
+    assert "training cases whose patients are also in val: train_1_a_1; --leave-out-shared leaves them out" in (
+        capsys.readouterr().out
+    )
+    assert _convert(root, "--split", "val", source="rexgroundingct") == 1
+    said = capsys.readouterr().err
+    assert "1 patients are in both training (Tr) and test (Ts): train_1 (train_1_a_1, train_1_b_1)" in said
+    assert "--leave-out-shared takes their cases out of training" in said
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, set())
+
+
+@pytest.mark.parametrize("split", ["all", "val"])
+def test_shared_patients_of_an_earlier_call_are_removed(folders, capsys, split):
+    root, raw, preprocessed = folders
+    _write_rex(root, shared=True)
+    assert _convert(root, "--split", "train", source="rexgroundingct") == 0
+    write_json(raw / "labelsTr" / "train_1_a_1.json", "of somebody else")
+    (preprocessed / "nnUNetPlans_3d_fullres").mkdir()
+    for case in ("train_1_a_1", "train_2_a_1"):
+        (preprocessed / "nnUNetPlans_3d_fullres" / f"{case}.pkl").touch()
+    capsys.readouterr()
+    assert _convert(root, "--split", split, "--leave-out-shared", source="rexgroundingct") == 0
+    said = capsys.readouterr().out
+    assert "train_1_a_1: removed from the dataset: its patient is also in val" in said
+    assert (
+        "has train_1_a_1, which is no training case any more (1 such): run nnUNetv2_plan_and_preprocess again" in said
+    )
+    assert _cases_in(raw) == ({"train_2_a_1", "train_3_a_2"}, {"train_1_b_1", "train_4_a_1"})
+    assert [path.name for path in _files(raw) if path.name.startswith("train_1_a")] == ["train_1_a_1.json"]
+    folds = json.loads((preprocessed / "splits_final.json").read_text())
+    assert sorted(case for fold in folds for case in fold["val"]) == ["train_2_a_1", "train_3_a_2"]
+    assert main(["check", "40"]) == 0
+
+
+def test_a_file_that_somebody_changed_is_not_removed(folders, capsys):
+    root, raw, preprocessed = folders
+    _write_rex(root, shared=True)
+    assert _convert(root, "--split", "train", source="rexgroundingct") == 0
+    labels = raw / "labelsTr" / "train_1_a_1.nii.gz"
+    write_fixed(labels, np.random.default_rng(0).integers(0, 15, SHAPE).astype(np.uint8))
+    before = _files(raw, preprocessed)
+    assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 1
+    assert f"{labels} is not as it was written, so it is not removed; move it elsewhere" in capsys.readouterr().err
+    assert _files(raw, preprocessed) == before
+    labels.rename(root / "mine.nii.gz")
+    assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 0
+    assert _cases_in(raw) == ({"train_2_a_1", "train_3_a_2"}, {"train_1_b_1", "train_4_a_1"})
+
+
+def test_a_case_in_another_published_split_changes_its_folder(folders, capsys):
+    root, raw, _ = folders
+    path = _write_rex(root)
+    assert _convert(root, source="rexgroundingct") == 0
+    content = json.loads(path.read_text())
+    content["val"].append(content["train"].pop(0))
+    path.write_text(json.dumps(content))
+    mask = root / "segmentations" / "train_1_a_1.nii.gz"
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[:-20])
+    assert _convert(root, source="rexgroundingct") == 1
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, {"train_4_a_1"})
+    mask.write_bytes(whole)
+    assert _convert(root, source="rexgroundingct") == 0
+    assert _cases_in(raw) == ({"train_2_a_1", "train_3_a_2"}, {"train_1_a_1", "train_4_a_1"})
+    assert [path.parent.name for path in raw.glob("labels*/train_1_a_1*")] == ["labelsTs"]
+    assert main(["check", "40"]) == 0
+
+
+def test_wrong_entries_keep_their_published_split(folders, capsys):
+    root, raw, _ = folders
+    path = _write_rex(root)
+    content = json.loads(path.read_text())
+    content["val"].append(content["val"][0] | {"name": "train_4_b_1.nii.gz", "categories": {"0": "9z"}})
+    path.write_text(json.dumps(content))
+    write_fixed(place(root, "train_fixed", "train_4_b_1"), chest())
+    assert _convert(root, "--split", "train", source="rexgroundingct") == 0
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, set())
+    assert _convert(root, "--overwrite", source="rexgroundingct") == 1
+    assert "train_4_b_1: FAILED: dataset.json, val 1: train_4_b_1: " in capsys.readouterr().err
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, {"train_4_a_1"})
+
+
+def test_cases_that_cannot_be_converted_do_not_count_for_the_splits(folders, capsys):
+    root, raw, _ = folders
+    path = _write_rex(root)
+    content = json.loads(path.read_text())
+    for entry in content["train"][:2]:
+        entry["categories"] = {}
+    path.write_text(json.dumps(content))
+    assert _convert(root, source="rexgroundingct") == 1
+    assert "1 training patients do not fill 2 folds" in capsys.readouterr().err
+    assert not raw.exists()
+
+
+def test_entries_of_the_withheld_split_are_counted_and_not_read(folders, capsys):
+    root, _, _ = folders
+    path = _write_rex(root)
+    content = json.loads(path.read_text())
+    content["test"] = [{"name": f"train_{number}_a_1.nii.gz", "findings": {"0": "x"}} for number in (8, 9)]
+    path.write_text(json.dumps(content))
+    assert _convert(root, source="rexgroundingct") == 0
+    assert "2 cases of the split test are left out: their masks are withheld" in capsys.readouterr().out
+
+
+def test_part_of_the_volumes_of_rexgroundingct_will_do(folders, capsys, tmp_path):
+    root, raw, _ = folders
+    _write_rex(root)
+    place(root, "train_fixed", "train_4_a_1").unlink()
+    assert _convert(root, source="rexgroundingct") == 0
+    said = capsys.readouterr().out
+    assert f"1 of 4 listed volumes are left out: {root} has not got them (first: train_4_a_1)" in said
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, set())
+    (tmp_path / "cases.txt").write_text("train_1\ntrain_4\n")
+    assert _convert(root, "--cases", str(tmp_path / "cases.txt"), source="rexgroundingct") == 1
+    assert (
+        "1 of 2 lines name no volume that is there and belongs to --split (first: train_4)" in capsys.readouterr().err
+    )
+    # those that come later are added, those that were converted may go
+    write_fixed(place(root, "train_fixed", "train_4_a_1"), chest(3))
+    place(root, "train_fixed", "train_1_a_1").unlink()
+    assert _convert(root, source="rexgroundingct") == 0
+    assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, {"train_4_a_1"})
+
+
+def test_volumes_of_which_none_is_listed_are_refused(folders, capsys, tmp_path):
+    root, raw, _ = folders
+    _write_rex(root)
+    write_fixed(place(tmp_path / "other", "train_fixed", "train_77_a_1"), chest())
+    assert _convert(root, "--volumes", str(tmp_path / "other"), source="rexgroundingct") == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'other'} has none of the 4 volumes that {root / 'dataset.json'} lists" in said
+    assert "(first: train_1_a_1.nii.gz); --volumes names the download of CT-RATE" in said
+    assert not raw.exists()
+    (tmp_path / "train.json").write_text(
+        json.dumps({"train": json.loads((root / "dataset.json").read_text())["train"]})
+    )
+    options = ("--json", str(tmp_path / "train.json"), "--split", "val")
+    assert _convert(root, *options, source="rexgroundingct") == 1
+    assert "train.json lists no case of --split val" in capsys.readouterr().err
+
+
+def test_of_a_case_that_fails_nothing_is_written(folders, capsys):
+    root, raw, preprocessed = folders
+    path = _write_rex(root)
+    for name in ("train_1_a_1", "train_2_a_1", "train_3_a_2", "train_4_a_1"):
+        write_fixed(place(root, "ts_seg/ts_total/train_fixed", name), 5 * OPACITY)
+    assert _convert(root, "--structures", source="rexgroundingct") == 0
+    before = _files(raw, preprocessed)
+    content = json.loads(path.read_text())
+    content["train"][0] = grounding_entry("train_1_a_1.nii.gz", [("A nodule.", "2d", NODULE)])
+    path.write_text(json.dumps(content))
+    write_grounding(root, "train_1_a_1.nii.gz", [NODULE])
+    write_fixed(place(root, "ts_seg/ts_total/train_fixed", "train_1_a_1"), 200 * OPACITY)
+    assert _convert(root, "--structures", source="rexgroundingct") == 1
+    assert "train_1_a_1: FAILED: " in capsys.readouterr().err
+    assert _files(raw, preprocessed) == before
 
 
 def test_grounding_that_does_not_fit_is_named_and_the_others_are_done(folders, capsys):
@@ -445,6 +729,7 @@ def test_grounding_that_does_not_fit_is_named_and_the_others_are_done(folders, c
     content = json.loads(path.read_text())
     content["train"][0]["categories"]["1"] = "12"
     content["train"].append(content["train"][1] | {"name": "train_9_a_1.nii.gz"})
+    write_fixed(place(root, "train_fixed", "train_9_a_1"), chest())
     path.write_text(json.dumps(content))
     write_grounding(root, "train_4_a_1.nii.gz", [OPACITY.transpose(0, 2, 1), NODULE.transpose(0, 2, 1)])
     assert _convert(root, source="rexgroundingct") == 1

@@ -94,6 +94,11 @@ def test_the_first_reconstruction_is_the_lowest_number_that_is_there():
     assert first_reconstructions(volumes) == _names("train_1_a_2", "train_1_b_1", "train_2_a_1")
 
 
+def test_a_scan_that_was_converted_gets_no_other_reconstruction():
+    volumes = _names("train_1_a_1", "train_1_a_2", "train_2_a_1", "train_2_b_1")
+    assert first_reconstructions(volumes, _names("train_1_a_2", "train_2_b_2")) == _names("train_1_a_2", "train_2_a_1")
+
+
 def test_lists_of_no_chest_hold_names_or_paths(tmp_path):
     path = tmp_path / "no_chest_train.txt"
     path.write_text("train_109_a_1.nii.gz\n\ntrain/train_3/train_3_a/train_3_a_2.nii.gz\n")

@@ -56,7 +56,8 @@ def test_the_published_entries_are_read(tmp_path):
         "train", (Finding("A consolidation", "2b", 240), Finding("A nodule", "2d", 12))
     )
     assert table.rows[VolumeName("train", 2, "b", 2)].split == "val"
-    assert table.rows[VolumeName("train", 3, "a", 1)] == GroundedCase("test", (Finding("Honeycombing", "2f", None),))
+    assert len(table.rows) == 2 and table.withheld == 1
+    assert table.published == {VOLUME: {"train"}, VolumeName("train", 2, "b", 2): {"val"}}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,26 @@ def test_a_volume_in_two_lists_and_an_entry_without_a_name_are_named(tmp_path):
     assert table.homeless == ["dataset.json, train 1: has no name of a volume"]
 
 
+def test_of_the_withheld_entries_only_volumes_that_are_listed_elsewhere_matter(tmp_path):
+    content = {"train": [grounding_entry(NAME, FINDINGS)], "test": [{"name": NAME}, {"name": "x"}, None]}
+    table = read_cases(write_json(tmp_path / "dataset.json", content))
+    assert table.wrong == {VOLUME: "dataset.json, test 0: train_1_a_1 is there twice"}
+    assert not table.rows and not table.homeless and table.withheld == 3
+    assert table.published == {VOLUME: {"train"}}
+
+
+def test_training_cases_of_patients_in_val_are_known_though_entries_are_wrong(tmp_path):
+    names = {"train": ["train_1_a_1", "train_2_a_1", "train_3_a_1"], "val": ["train_1_b_1", "train_2_b_1"]}
+    content = {split: [grounding_entry(f"{n}.nii.gz", FINDINGS) for n in of_split] for split, of_split in names.items()}
+    content["train"][0]["categories"] = content["val"][1]["categories"] = {}
+    table = read_cases(write_json(tmp_path / "dataset.json", content))
+    assert {volume.case for volume in table.wrong} == {"train_1_a_1", "train_2_b_1"}
+    assert {volume.case for volume in table.in_training_and_val} == {"train_1_a_1", "train_2_a_1"}
+
+
 def test_another_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no lists train, val or test"):
+        read_cases(write_json(tmp_path / "dataset.json", {"train": [], "val": None}))
     with pytest.raises(UserError, match="no lists train, val or test"):
         read_cases(write_json(tmp_path / "dataset.json", {"labels": {}}))
     with pytest.raises(UserError, match="is no file"):

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ct_rate.add_argument("--split", choices=("train", "valid", "all"), default="all", help="default all")
     ct_rate.add_argument(
         "--scans", choices=("first", "all"), default="first",
-        help="first: of each scan the reconstruction with the lowest number (default); all: every reconstruction",
+        help="first: of each scan the reconstruction with the lowest number, or the one that was converted before "
+        "(default); all: every reconstruction",
     )  # fmt: skip
     rex = commands.add_parser("rexgroundingct", help="findings of CT-RATE's volumes with masks")
     rex.add_argument("root", type=Path, metavar="ROOT", help="the download: dataset.json and segmentations/")
@@ -45,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rex.add_argument("--json", type=Path, metavar="FILE", help="list of findings; default ROOT/dataset.json")
     rex.add_argument("--split", choices=("train", "val", "all"), default="all", help="default all")
     rex.add_argument(
-        "--leave-out-shared", action="store_true", help="leave training cases out whose patient is also in val"
-    )
+        "--leave-out-shared", action="store_true",
+        help="leave training cases out whose patient is also in val, whatever --split says; those that were converted "
+        "before are removed",
+    )  # fmt: skip
     for command in (ct_rate, rex):
         _add_common_options(command)
     check = commands.add_parser("check", help="check a converted dataset: no patient on both sides of a split")
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source == "check":
         return _check(arguments)
     from fvae_nnunet.conversion.cases import Conversion
-    from fvae_nnunet.conversion.finish import check_plan, finish_dataset
+    from fvae_nnunet.conversion.finish import finish_dataset
     from fvae_nnunet.conversion.nnunet_dataset import new_dataset_name
     from fvae_nnunet.nnunet_folders import nnunet_folder
 
@@ -101,14 +104,17 @@ def run(arguments: argparse.Namespace) -> int:
     raw, preprocessed = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     _refuse_taken_number(raw)
     conversion = Conversion(raw, arguments.source, arguments.values, arguments.geometry, _structures(arguments))
-    plan = _plan(arguments)
+    plan = _plan(arguments, conversion)
     for note in plan.notes:
         print(note)
     _say_homeless(plan)
-    check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
-    progress = _convert(arguments, plan, conversion)
-    print(*finish_dataset(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite), sep="\n")
-    return progress.finish_in(raw) or bool(plan.homeless)
+    progress = _convert(arguments, plan, conversion, preprocessed)
+    status = progress.finish_in(raw)
+    written = finish_dataset(
+        plan, conversion, preprocessed, arguments.folds, failed=progress.failed, overwrite=arguments.overwrite
+    )
+    print(*written, sep="\n")
+    return status or int(bool(plan.homeless))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -119,13 +125,18 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, conversion: Conversion) -> Plan:
     from fvae_nnunet.conversion.plan import plan_ct_rate, plan_rexgroundingct
 
     tables = {name: getattr(arguments, name) for name in ("metadata", "reports", "labels")}
     if arguments.source == "ct-rate":
         return plan_ct_rate(
-            arguments.root, split=arguments.split, scans=arguments.scans, selection=arguments.cases, tables=tables
+            arguments.root,
+            split=arguments.split,
+            scans=arguments.scans,
+            selection=arguments.cases,
+            tables=tables,
+            converted=() if arguments.overwrite else conversion.records,
         )
     return plan_rexgroundingct(
         arguments.root,
@@ -166,20 +177,23 @@ def _say_homeless(plan: Plan) -> None:
         print(f"and {len(plan.homeless) - MOST_ROWS} more such rows", file=sys.stderr)
 
 
-def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion) -> _Progress:
+def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:
     from fvae_nnunet.claims import Claims
-    from fvae_nnunet.conversion.cases import MANIFEST_FOLDER, convert_cases
+    from fvae_nnunet.conversion.cases import MANIFEST_FOLDER, begin_dataset, convert_cases
+    from fvae_nnunet.conversion.finish import check_plan
 
-    progress = _Progress(len(plan.sources), argparse.Namespace(devices=[], verbose=arguments.verbose))
     with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
         claims.refuse_others()
+        check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
+        for removed in begin_dataset(conversion, plan.left_out, overwrite=arguments.overwrite):
+            print(removed)
+        progress = _Progress(len(plan.sources), argparse.Namespace(devices=[], verbose=arguments.verbose))
         outcomes = convert_cases(
             plan.sources,
             conversion,
             cases=claims.each(plan.sources),
             workers=arguments.np,
             seconds=progress.seconds,
-            overwrite=arguments.overwrite,
         )
         with closing(outcomes):
             for outcome in outcomes:

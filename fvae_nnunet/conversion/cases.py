@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -74,11 +75,46 @@ class Conversion:
         program = self.structures.program if self.structures else None
         return {"source": self.kind, "values": self.values, "geometry": self.geometry, "structures": program}
 
+    @property
+    def records(self) -> dict[str, Path]:
+        """Case -> its record in the manifest, of every case that was finished."""
+        return {path.stem: path for path in sorted((self.manifest.folder / "cases").glob("*.json"))}
+
     def outputs(self, source: Source) -> list[Path]:
         """The files of a case."""
         where = (self.raw, source.split, source.volume.case)
         labels = [label_path(*where)] if source.grounding else []
         return [image_path(*where), *labels, *([structures_path(*where)] if self.structures else [])]
+
+
+def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwrite: bool) -> list[str]:
+    """Begin a dataset or go on with one; cases that are in it and left out now are removed.
+
+    Args:
+        conversion: how and where to.
+        left_out: case -> why; of those that were converted before, the files that were written and the record go.
+        overwrite: delete what was converted before.
+
+    Returns:
+        A sentence for each case that was removed.
+
+    Raises:
+        UserError: the folder was made with other settings, holds images that are not ours, or somebody changed a file
+            that would be removed; nothing is removed then.
+    """
+    manifest = conversion.manifest
+    if overwrite and manifest.read() is not None:
+        _delete(conversion)
+    foreign = next((path for path in sorted(conversion.raw.glob("images*/*"))), None)
+    if foreign is not None and manifest.read() is None:
+        raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
+    manifest.begin("conversion", conversion.settings, {})
+    removed = {case: record for case, record in conversion.records.items() if case in left_out}
+    files = {case: _written(conversion, case) for case in removed}
+    for case, record in removed.items():
+        for path in (*files[case], record):
+            path.unlink(missing_ok=True)
+    return [f"{case}: removed from the dataset: {left_out[case]}" for case in removed]
 
 
 def convert_cases(
@@ -88,9 +124,10 @@ def convert_cases(
     cases: Iterable[str],
     workers: int,
     seconds: StageSeconds,
-    overwrite: bool = False,
 ) -> Generator[Outcome, None, None]:
     """Convert cases, in other processes if there are workers; what was finished from the same files is left alone.
+
+    Of a case that fails nothing is written: what was converted of it before stays.
 
     The result of a case is its record: ``rescaled``, ``geometry`` (header or metadata), ``hu`` (lowest and highest),
     ``disease_masks``, ``overlap_voxels``, ``structures`` and ``left_out`` (name -> voxels).
@@ -101,18 +138,7 @@ def convert_cases(
         cases: which, asked for one by one.
         workers: processes; 0 for none.
         seconds: filled with where the time went.
-        overwrite: delete what was converted before.
-
-    Raises:
-        UserError: the folder was made with other settings, or holds images that are not ours.
     """
-    manifest = conversion.manifest
-    if overwrite and manifest.read() is not None:
-        _delete(conversion)
-    foreign = next((path for path in sorted(conversion.raw.glob("images*/*"))), None)
-    if foreign is not None and manifest.read() is None:
-        raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
-    manifest.begin("conversion", conversion.settings, {})
     return run_cases(
         cases,
         read=partial(_convert, sources, conversion),
@@ -125,11 +151,28 @@ def convert_cases(
 
 def _delete(conversion: Conversion) -> None:
     """Delete the files of every case that has a record, and the records."""
-    for path in (conversion.manifest.folder / "cases").glob("*.json"):
-        where = (conversion.raw, read_json(path)["split"], path.stem)
+    for case, record in conversion.records.items():
+        where = (conversion.raw, read_json(record)["split"], case)
         for file in (image_path(*where), label_path(*where), structures_path(*where)):
             file.unlink(missing_ok=True)
     conversion.manifest.remove()
+
+
+def _written(conversion: Conversion, case: str) -> list[Path]:
+    """The files that the record of a case names, to be removed.
+
+    Raises:
+        UserError: one of them has another size than was recorded: somebody else wrote it.
+    """
+    folder, outputs = conversion.manifest.folder, read_json(conversion.records[case])["outputs"]
+    sizes = {Path(os.path.normpath(folder / name)): size for name, size in outputs.items()}
+    for path, size in sizes.items():
+        if path.is_file() and path.stat().st_size != size:
+            raise UserError(
+                f"{case} is left out or in another split now, but {path} is not as it was written, so it is not "
+                "removed; move it elsewhere"
+            )
+    return list(sizes)
 
 
 def _as_it_is(case: str, record: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +199,8 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
     manifest = conversion.manifest
     if manifest.is_done(case, inputs=inputs, outputs=outputs):
         return None
+    before = manifest.read_case(case)
+    moved = _written(conversion, case) if before is not None and before["split"] != source.split else []
 
     volume, header = read_volume(source.image)
     geometry, geometry_from = true_geometry(header, volume.shape, source.metadata, mode=conversion.geometry)
@@ -170,14 +215,19 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         diseases = read_disease_map(mask_file, grounded, volume.shape)
         record["disease_masks"] = [asdict(mask) for mask in diseases.masks]
         record["overlap_voxels"] = diseases.overlap_voxels
-        write_label_map(label_path(*where), diseases.labels, geometry)
     if conversion.structures is not None:
         geometries = {"its own header": header} | ({"the metadata": geometry} if geometry != header else {})
         found = conversion.structures.read(case, structure_files, volume.shape, geometries)
         record |= {"structures": found.voxels, "left_out": found.left_out}
         record["structure_overlap_voxels"] = found.overlap_voxels
+
+    if source.grounding is not None:
+        write_label_map(label_path(*where), diseases.labels, geometry)
+    if conversion.structures is not None:
         write_label_map(structures_path(*where), found.labels, geometry)
     write_volume(outputs[0], volume_hu, geometry)
+    for path in moved:
+        path.unlink(missing_ok=True)
     manifest.write_case(case, inputs=inputs, outputs=outputs, results=record)
     return record
 

@@ -135,15 +135,20 @@ def find_volumes(root: Path, splits: Iterable[str]) -> dict[VolumeName, Path]:
     return dict(sorted(found.items()))
 
 
-def first_reconstructions(volumes: Iterable[VolumeName]) -> list[VolumeName]:
-    """The volume with the lowest reconstruction number of each scan, sorted.
+def first_reconstructions(volumes: Iterable[VolumeName], converted: Iterable[VolumeName] = ()) -> list[VolumeName]:
+    """The volume with the lowest reconstruction number of each scan, sorted; none other of a scan already converted.
 
     CT-RATE has on average two reconstructions of a scan (kernels of lung and soft tissue): the same anatomy twice.
+
+    Args:
+        volumes: to choose from.
+        converted: in the dataset already; they need not be among ``volumes``.
     """
+    volumes = sorted(volumes)
     chosen: dict[str, VolumeName] = {}
-    for volume in sorted(volumes):
+    for volume in [*sorted(converted), *volumes]:
         chosen.setdefault(volume.scan, volume)
-    return sorted(chosen.values())
+    return [volume for volume in volumes if chosen[volume.scan] == volume]
 
 
 def read_no_chest(paths: Iterable[Path]) -> set[VolumeName]:
@@ -180,6 +185,7 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
     unknown = [line for line in lines if line not in by_name]
     if unknown:
         raise UserError(
-            f"--cases {path}: {len(unknown)} of {len(lines)} lines name no volume that is there (first: {unknown[0]})"
+            f"--cases {path}: {len(unknown)} of {len(lines)} lines name no volume that is there and belongs to "
+            f"--split (first: {unknown[0]})"
         )
     return set().union(*(by_name[line] for line in lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,13 @@ from fvae_nnunet.conversion.plan import Plan
 from fvae_nnunet.conversion.splits import FILE_NAME as SPLITS_FILE
 from fvae_nnunet.conversion.splits import check_leakage, deal_folds, read_folds, write_folds
 from fvae_nnunet.conversion.structures import structures
-from fvae_nnunet.manifest import write_json
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import read_json, write_json
 from fvae_nnunet.synthesis.structures import NAMES_FILE
+from fvae_nnunet.views import SEPARATOR
+
+MOST_NAMED = 20
+"""Wrong cases that a message names."""
 
 DESCRIPTIONS = {
     "ct-rate": "CT-RATE (Hamamci et al. 2024, arXiv 2403.17834)",
@@ -23,7 +28,9 @@ DESCRIPTIONS = {
 
 
 def check_plan(plan: Plan, conversion: Conversion, preprocessed: Path, folds: int, *, overwrite: bool) -> None:
-    """Raise UserError where the splits cannot be made, before any work.
+    """Raise UserError, before any work, where the splits cannot be made or what was converted before is in doubt.
+
+    Cases that cannot be converted do not count for the splits.
 
     Args:
         plan: what is to be converted.
@@ -32,30 +39,37 @@ def check_plan(plan: Plan, conversion: Conversion, preprocessed: Path, folds: in
         folds: how many; 0 for none.
         overwrite: what is there does not count.
     """
-    cases = _cases_before(conversion, overwrite) | plan.reports
+    before = _cases_before(conversion, overwrite)
+    if not overwrite:
+        _refuse_doubtful(plan, conversion, before)
+    cases = {case: report for case, report in before.items() if case not in plan.left_out}
+    cases |= {case: report for case, report in plan.reports.items() if plan.sources[case].problem is None}
     check_leakage(cases)
     if folds and _has_training(cases):
         path = preprocessed / SPLITS_FILE
         deal_folds(cases, folds, read_folds(path) if path.exists() and not overwrite else None)
 
 
-def finish_dataset(plan: Plan, conversion: Conversion, preprocessed: Path, folds: int, *, overwrite: bool) -> list[str]:
+def finish_dataset(
+    plan: Plan, conversion: Conversion, preprocessed: Path, folds: int, *, failed: Collection[str], overwrite: bool
+) -> list[str]:
     """Write what belongs to the dataset as a whole, for the cases that are complete; sentences on what was written.
 
     Cases of earlier calls stay. Arguments as for ``check_plan``; ``overwrite`` deals the folds anew.
+
+    Args:
+        failed: cases that could not be converted; they stay as an earlier call converted them.
 
     Raises:
         UserError: the splits leak, or there are too few patients.
     """
     raw, manifest = conversion.raw, conversion.manifest
-    cases = dict(_cases_before(conversion, overwrite=overwrite))
+    cases = _cases_before(conversion, overwrite)
     names: dict[str, int] = {}
     for case, report in plan.reports.items():
         record = manifest.read_case(case)
-        if record is not None and plan.sources[case].problem is None:
-            cases[case] = replace(report, disease_masks=recorded_masks(record))
-        else:
-            cases.pop(case, None)
+        if record is not None and not (case in failed and case in cases):
+            cases[case] = replace(report, split=record["split"], disease_masks=recorded_masks(record))
     cases = {case: cases[case] for case in sorted(cases) if image_path(raw, cases[case].split, case).is_file()}
     findings = plan.findings or (read_case_reports(raw / FILE_NAME).findings if (raw / FILE_NAME).exists() else ())
     write_case_reports(raw / FILE_NAME, CaseReports(findings, cases))
@@ -69,6 +83,7 @@ def finish_dataset(plan: Plan, conversion: Conversion, preprocessed: Path, folds
     said = [f"{raw / FILE_NAME}: {len(cases)} cases"]
     if names:
         said.append(f"{len(names)} structures occur")
+    said += _still_preprocessed(raw, preprocessed)
     check_leakage(cases)
     if folds and _has_training(cases):
         path = preprocessed / SPLITS_FILE
@@ -82,5 +97,45 @@ def _has_training(cases: Mapping[str, CaseReport]) -> bool:
 
 
 def _cases_before(conversion: Conversion, overwrite: bool) -> dict[str, CaseReport]:
+    """Those of ``reports.json`` that have their image."""
     path = conversion.raw / FILE_NAME
-    return dict(read_case_reports(path).cases) if path.exists() and not overwrite else {}
+    if overwrite or not path.exists():
+        return {}
+    cases = read_case_reports(path).cases
+    return {case: report for case, report in cases.items() if image_path(conversion.raw, report.split, case).is_file()}
+
+
+def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, CaseReport]) -> None:
+    """Raise UserError where converted cases are wrong now, or are those of another call that was interrupted."""
+    records = conversion.records
+    wrong = [
+        f"{case}: {source.problem}"
+        for case, source in plan.sources.items()
+        if source.problem is not None and case in records
+    ]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} cases that were converted before are wrong now:\n  "
+            + "\n  ".join(wrong[:MOST_NAMED])
+            + (f"\n  and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else "")
+            + "\nNothing was done. Repair them, or give --overwrite to convert everything anew without them"
+        )
+    unknown = sorted(records.keys() - before.keys() - plan.sources.keys() - plan.left_out.keys())
+    stray = [case for case in unknown if image_path(conversion.raw, read_json(records[case])["split"], case).is_file()]
+    if stray:
+        raise UserError(
+            f"{conversion.raw} has {len(stray)} cases of an interrupted call (first: {stray[0]}), which are not among "
+            "the cases of this one. Run that call again to its end, or give --overwrite to convert everything anew"
+        )
+
+
+def _still_preprocessed(raw: Path, preprocessed: Path) -> list[str]:
+    """A sentence where nnU-Net has preprocessed cases that are no training cases any more."""
+    there = {path.stem for path in preprocessed.glob("*/*.pkl") if SEPARATOR not in path.parent.name}
+    stale = sorted(case for case in there if not image_path(raw, "train", case).is_file())
+    if not stale:
+        return []
+    return [
+        f"{preprocessed} has {stale[0]}, which is no training case any more ({len(stale)} such): run "
+        "nnUNetv2_plan_and_preprocess again, else nnU-Net's fold all trains on it"
+    ]

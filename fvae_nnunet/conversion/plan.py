@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fvae_nnunet.case_reports import CaseReport
 from fvae_nnunet.conversion import ct_rate, rexgroundingct
 from fvae_nnunet.conversion.cases import Source
 from fvae_nnunet.conversion.ct_rate import VolumeName
-from fvae_nnunet.conversion.rexgroundingct import GroundedCase
+from fvae_nnunet.conversion.rexgroundingct import GroundedCase, GroundedCases
 from fvae_nnunet.conversion.splits import shared_patients
 from fvae_nnunet.conversion.tables import (
     FINDINGS,
@@ -37,6 +37,7 @@ class Plan:
     Attributes:
         sources: case -> what it is made from.
         reports: case -> what is known about it, still without disease masks.
+        left_out: case -> why it must not be in the dataset, whatever else was asked for.
         findings: names; empty where there are no labels.
         labels: classes of the label maps; empty where there are none.
         notes: sentences for the user.
@@ -47,6 +48,7 @@ class Plan:
     labels: Mapping[str, int] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     reports: dict[str, CaseReport] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     homeless: list[str] = field(default_factory=list)
 
@@ -62,18 +64,34 @@ class _Tables:
         wrong = (table.wrong.get(volume) for table in (self.metadata, self.reports, self.labels))
         return "; ".join(reason for reason in wrong if reason) or None
 
+    @property
+    def volumes(self) -> set[VolumeName]:
+        """Those that have a row."""
+        every = (self.metadata, self.reports, self.labels)
+        return {volume for table in every for volume in (*table.rows, *table.wrong)}
+
 
 def plan_ct_rate(
-    root: Path, *, split: str, scans: str, selection: Path | None, tables: Mapping[str, list[Path] | None]
+    root: Path,
+    *,
+    split: str,
+    scans: str,
+    selection: Path | None,
+    tables: Mapping[str, list[Path] | None],
+    converted: Collection[str] = (),
 ) -> Plan:
     """CT-RATE: ``train`` goes to Tr, ``valid`` to Ts; volumes that the publishers list as no chest are left out.
+
+    So are volumes of the tables that are not there.
 
     Args:
         root: the download.
         split: ``train``, ``valid`` or ``all``.
-        scans: ``first``: the lowest reconstruction number of each scan; ``all``: every reconstruction.
+        scans: ``first``: the lowest reconstruction number of each scan, or the one that was converted; ``all``: every
+            reconstruction.
         selection: a list of volumes, scans or patients; None for all.
         tables: ``metadata``, ``reports``, ``labels`` -> files, or None for the published ones that are there.
+        converted: cases that are in the dataset already.
 
     Raises:
         UserError: files are missing or are none of this dataset's.
@@ -84,6 +102,8 @@ def plan_ct_rate(
     read = _read_tables(folder, splits, tables)
     plan = _begin(read)
     no_chest = ct_rate.read_no_chest(ct_rate.published_files(folder, ct_rate.NO_CHEST_FILES, splits))
+    plan.left_out = {volume.case: "the publishers list it as no chest" for volume in no_chest}
+    _say_absent(plan, {volume for volume in read.volumes - no_chest if volume.split in splits}, found, root)
     chosen = [volume for volume in found if volume not in no_chest]
     if len(chosen) < len(found):
         plan.notes.append(f"{len(found) - len(chosen)} volumes are left out: the publishers list them as no chest")
@@ -91,9 +111,11 @@ def plan_ct_rate(
         named = ct_rate.read_selection(selection, chosen)
         chosen = [volume for volume in chosen if volume in named]
     if scans == "first":
-        before, chosen = len(chosen), ct_rate.first_reconstructions(chosen)
-        if len(chosen) < before:
-            plan.notes.append(f"{before - len(chosen)} further reconstructions of the same scans are left out")
+        there = {volume for case in converted if (volume := VolumeName.parse(case))} - no_chest
+        every, chosen = chosen, ct_rate.first_reconstructions(chosen, there)
+        further = {*every} - {*chosen} - there
+        if further:
+            plan.notes.append(f"{len(further)} further reconstructions of the same scans are left out")
     for volume in chosen:
         _add(plan, read, volume, found[volume], split="test" if volume.split == "valid" else "train")
     _say_what_is_missing(plan, read)
@@ -112,51 +134,59 @@ def plan_rexgroundingct(
 ) -> Plan:
     """ReXGroundingCT: ``train`` goes to Tr, ``val`` to Ts; ``test``, whose masks are withheld, is left out.
 
+    So are cases whose volume is not there.
+
     Args:
         root: the download of the masks.
         volumes: that of CT-RATE.
         json_file: the list of findings; None for ``dataset.json``.
         split: ``train``, ``val`` or ``all``.
         selection, tables: as for ``plan_ct_rate``.
-        leave_out_shared: leave training cases out whose patient is in Ts; else that is an error.
+        leave_out_shared: leave training cases out whose patient is also in ``val``, whatever ``split`` and
+            ``selection``; else both together are an error.
 
     Raises:
-        UserError: as ``plan_ct_rate``, or patients are in Tr and Ts.
+        UserError: as ``plan_ct_rate``, no listed volume is there, or patients are in Tr and Ts.
     """
     if not root.is_dir():
         raise UserError(f"{root} is no folder")
-    grounded = rexgroundingct.read_cases(json_file or root / "dataset.json")
+    json_file = json_file or root / "dataset.json"
+    grounded = rexgroundingct.read_cases(json_file)
     found = ct_rate.find_volumes(volumes, ct_rate.SPLITS)
     read = _read_tables(ct_rate.data_folder(volumes), ct_rate.SPLITS, tables)
     plan = replace(_begin(read), labels=rexgroundingct.LABELS)
     plan.homeless += grounded.homeless
-    withheld = sum(case.split == "test" for case in grounded.rows.values())
-    if withheld:
-        plan.notes.append(f"{withheld} cases of the split test are left out: their masks are withheld")
-    wanted = rexgroundingct.SPLITS if split == "all" else (split,)
-    chosen = {volume: case for volume, case in grounded.rows.items() if case.split in wanted}
-    named = {*chosen, *grounded.wrong}
+    if grounded.withheld:
+        plan.notes.append(f"{grounded.withheld} cases of the split test are left out: their masks are withheld")
+    wanted = set(rexgroundingct.SPLITS if split == "all" else (split,))
+    listed = {volume for volume, splits in grounded.published.items() if splits & wanted}
+    if not listed:
+        raise UserError(f"{json_file} lists no case of --split {split}")
+    chosen = listed & found.keys()
+    if not chosen:
+        raise UserError(
+            f"{volumes} has none of the {len(listed)} volumes that {json_file} lists (first: {min(listed).file_name}); "
+            "--volumes names the download of CT-RATE"
+        )
+    _say_absent(plan, listed, found, volumes)
     if selection is not None:
-        named &= ct_rate.read_selection(selection, named)
-    chosen = _without_shared(plan, {volume: chosen[volume] for volume in chosen if volume in named}, leave_out_shared)
+        chosen &= ct_rate.read_selection(selection, chosen)
+    chosen = _without_shared(plan, grounded, chosen, leave_out_shared)
     for volume in sorted(chosen):
-        case = chosen[volume]
-        problem: str | None = None
-        mask: Path | None = root
-        try:
-            mask = rexgroundingct.find_mask(root, volume) if case.findings else None
-            if volume not in found:
-                raise UserError(f"{volumes} has no volume {volume.file_name}")
-        except UserError as error:
-            problem = str(error)
-        target = "test" if case.split == "val" else "train"
-        image = found.get(volume, volumes)
-        _add(plan, read, volume, image, split=target, grounding=(case, mask), problem=problem)
-    for volume in sorted(named & grounded.wrong.keys()):
-        _add(plan, read, volume, volumes, split="train", problem=grounded.wrong[volume])
+        case, problem = grounded.rows.get(volume), grounded.wrong.get(volume)
+        mask = None
+        if case is not None and case.findings:
+            try:
+                mask = rexgroundingct.find_mask(root, volume)
+            except UserError as error:
+                problem = str(error)
+        target = "test" if "val" in grounded.published[volume] else "train"
+        grounding = None if case is None else (case, mask)
+        _add(plan, read, volume, found[volume], split=target, grounding=grounding, problem=problem)
     if not read.files["reports"]:
         plan.notes.append("there is no table of reports: a case's text is that of its findings, one after the other")
-        for volume, case in chosen.items():
+        for volume in chosen & grounded.rows.keys():
+            case = grounded.rows[volume]
             text = " ".join(_sentence(finding.text) for finding in case.findings) or None
             plan.reports[volume.case] = replace(plan.reports[volume.case], report=text)
     _say_what_is_missing(plan, read)
@@ -167,24 +197,48 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
-def _without_shared(
-    plan: Plan, cases: Mapping[VolumeName, GroundedCase], leave_out: bool
-) -> dict[VolumeName, GroundedCase]:
-    """The cases without those training cases whose patient is in test; UserError unless that is wanted."""
-    patients = {volume.case: volume.patient for volume in cases}
-    train, test = ([volume.case for volume, case in cases.items() if case.split == name] for name in ("train", "val"))
-    shared = shared_patients(train, test, patients)
-    if shared and not leave_out:
-        named = "; ".join(f"{patient} ({', '.join(of_patient)})" for patient, of_patient in shared.items())
+def _without_shared(plan: Plan, grounded: GroundedCases, chosen: set[VolumeName], leave_out: bool) -> set[VolumeName]:
+    """The chosen volumes without those of ``train`` whose patient ``val`` lists too, if they are to be left out.
+
+    Else they stay, and the plan says so.
+
+    Raises:
+        UserError: they are not to be left out, and cases of both splits would be converted.
+    """
+    shared = grounded.in_training_and_val
+    if leave_out:
+        plan.left_out = {volume.case: "its patient is also in val" for volume in shared}
+        if chosen & shared:
+            plan.notes.append(f"left out of training, as their patients are also in val: {_cases(chosen & shared)}")
+        return chosen - shared
+    right = chosen & grounded.rows.keys()
+    train, test = ([v.case for v in right if grounded.rows[v].split == split] for split in rexgroundingct.SPLITS)
+    both = shared_patients(train, test, {volume.case: volume.patient for volume in right})
+    if both:
+        named = "; ".join(f"{patient} ({', '.join(of_patient)})" for patient, of_patient in both.items())
         raise UserError(
-            f"{len(shared)} patients are in the published splits train and val: {named}. "
+            f"{len(both)} patients are in the published splits train and val: {named}. "
             "--leave-out-shared leaves their cases out of training"
         )
-    kept = {volume: case for volume, case in cases.items() if case.split == "val" or volume.patient not in shared}
-    if len(kept) < len(cases):
-        left_out = ", ".join(volume.case for volume in cases if volume not in kept)
-        plan.notes.append(f"left out of training, as their patients are in test: {left_out}")
-    return kept
+    if right & shared:
+        plan.notes.append(
+            f"training cases whose patients are also in val: {_cases(right & shared)}; --leave-out-shared leaves "
+            "them out"
+        )
+    return chosen
+
+
+def _cases(volumes: Iterable[VolumeName]) -> str:
+    return ", ".join(volume.case for volume in sorted(volumes))
+
+
+def _say_absent(plan: Plan, listed: Collection[VolumeName], found: Collection[VolumeName], root: Path) -> None:
+    absent = {*listed} - {*found}
+    if absent:
+        plan.notes.append(
+            f"{len(absent)} of {len(listed)} listed volumes are left out: {root} has not got them "
+            f"(first: {min(absent).case})"
+        )
 
 
 def _read_tables(folder: Path, splits: Iterable[str], given: Mapping[str, list[Path] | None]) -> _Tables:

@@ -13,7 +13,7 @@ The masks of ``test`` are withheld. The volumes themselves are CT-RATE's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,37 @@ class Finding:
 
 @dataclass(frozen=True)
 class GroundedCase:
-    """The findings of a volume in the order of its mask, and the published split, ``train``, ``val`` or ``test``."""
+    """The findings of a volume in the order of its mask, and the published split, ``train`` or ``val``."""
 
     split: str
     findings: tuple[Finding, ...]
 
 
-def read_cases(path: Path) -> Table[GroundedCase]:
+@dataclass
+class GroundedCases(Table[GroundedCase]):
+    """The entries of ``dataset.json``.
+
+    Attributes:
+        published: volume -> those of ``SPLITS`` that list it, also where its entry is wrong.
+        withheld: how many entries ``test`` has; they are only looked at for volumes that the other splits list too.
+    """
+
+    published: dict[VolumeName, set[str]] = field(default_factory=dict)
+    withheld: int = 0
+
+    @property
+    def in_training_and_val(self) -> set[VolumeName]:
+        """The volumes of ``train``, right or wrong, whose patients ``val`` has too."""
+        in_val = {volume.patient for volume, splits in self.published.items() if "val" in splits}
+        return {volume for volume, splits in self.published.items() if "val" not in splits and volume.patient in in_val}
+
+    def refuse_second_entry(self, volume: VolumeName, place: str) -> None:
+        """Which of two entries is right cannot be known."""
+        self.rows.pop(volume, None)
+        self.wrong[volume] = f"{place}: {volume.case} is there twice"
+
+
+def read_cases(path: Path) -> GroundedCases:
     """The entries of ``dataset.json`` by volume; wrong ones are named.
 
     Raises:
@@ -80,24 +104,33 @@ def read_cases(path: Path) -> Table[GroundedCase]:
     if not path.is_file():
         raise UserError(f"{path} is no file; give ReXGroundingCT's dataset.json with --json")
     content = read_json(path)
-    if not isinstance(content, dict) or not any(isinstance(content.get(split), list) for split in (*SPLITS, "test")):
+    lists = {name: content[name] for name in (*SPLITS, "test") if name in content} if isinstance(content, dict) else {}
+    if not lists or not all(isinstance(entries, list) for entries in lists.values()):
         raise UserError(f"{path} has no lists train, val or test; is it ReXGroundingCT's dataset.json?")
-    table: Table[GroundedCase] = Table()
-    for split in (*SPLITS, "test"):
-        for number, entry in enumerate(content.get(split, [])):
-            place = f"{path.name}, {split} {number}"
-            volume = VolumeName.parse(str(entry.get("name"))) if isinstance(entry, dict) else None
+    cases = GroundedCases(withheld=len(lists.get("test", [])))
+    for split in SPLITS:
+        for number, entry in enumerate(lists.get(split, [])):
+            place, volume = f"{path.name}, {split} {number}", _volume(entry)
             if volume is None:
-                table.homeless.append(f"{place}: has no name of a volume")
-            elif volume in table.rows or volume in table.wrong:
-                table.rows.pop(volume, None)
-                table.wrong[volume] = f"{place}: {volume.case} is there twice"
+                cases.homeless.append(f"{place}: has no name of a volume")
+                continue
+            if volume in cases.published:
+                cases.refuse_second_entry(volume, place)
             else:
                 try:
-                    table.rows[volume] = GroundedCase(split, tuple(_findings(entry)))
+                    cases.rows[volume] = GroundedCase(split, tuple(_findings(entry)))
                 except UserError as error:
-                    table.wrong[volume] = f"{place}: {volume.case}: {error}"
-    return table
+                    cases.wrong[volume] = f"{place}: {volume.case}: {error}"
+            cases.published.setdefault(volume, set()).add(split)
+    for number, entry in enumerate(lists.get("test", [])):
+        volume = _volume(entry)
+        if volume is not None and volume in cases.published:
+            cases.refuse_second_entry(volume, f"{path.name}, test {number}")
+    return cases
+
+
+def _volume(entry: object) -> VolumeName | None:
+    return VolumeName.parse(str(entry.get("name"))) if isinstance(entry, dict) else None
 
 
 def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:

@@ -32,7 +32,11 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
     """
     patients = {case: report.patient for case, report in cases.items()}
     of_split = {split: [case for case, report in cases.items() if report.split == split] for split in ("train", "test")}
-    _refuse(shared_patients(of_split["train"], of_split["test"], patients), "training (Tr) and test (Ts)")
+    _refuse(
+        shared_patients(of_split["train"], of_split["test"], patients),
+        "training (Tr) and test (Ts)",
+        ". Of ReXGroundingCT, --leave-out-shared takes their cases out of training",
+    )
     for number, fold in enumerate(folds or []):
         unknown = sorted({*fold["train"], *fold["val"]} - patients.keys())
         if unknown:
@@ -43,11 +47,11 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
         _refuse(shared_patients(fold["train"], fold["val"], patients), f"training and validation of fold {number}")
 
 
-def _refuse(shared: Mapping[str, list[str]], where: str) -> None:
+def _refuse(shared: Mapping[str, list[str]], where: str, way_out: str = "") -> None:
     if shared:
         named = "; ".join(f"{patient} ({', '.join(cases)})" for patient, cases in list(shared.items())[:10])
         more = f" and {len(shared) - 10} more" if len(shared) > 10 else ""
-        raise UserError(f"{len(shared)} patients are in both {where}: {named}{more}")
+        raise UserError(f"{len(shared)} patients are in both {where}: {named}{more}{way_out}")
 
 
 def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:
@@ -67,7 +71,10 @@ def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] |
     if folds < 2:
         raise UserError(f"--folds must be at least 2, got {folds}")
     if before is not None and len(before) != folds:
-        raise UserError(f"there are {len(before)} folds already, not {folds}; remove {FILE_NAME} to deal anew")
+        raise UserError(
+            f"there are {len(before)} folds already, not {folds}; give --folds {len(before)}, or remove {FILE_NAME} to "
+            "deal anew"
+        )
     of_patient: dict[str, list[str]] = {}
     for case in sorted(case for case, report in cases.items() if report.split == "train"):
         of_patient.setdefault(cases[case].patient, []).append(case)
@@ -144,7 +151,10 @@ def check_dataset(dataset: str) -> list[str]:
             (there - named, "has an image that reports.json does not know,"),
         ):
             if wrong:
-                raise UserError(f"{raw / folder} {what} {min(wrong)} ({len(wrong)} such)")
+                raise UserError(
+                    f"{raw / folder} {what} {min(wrong)} ({len(wrong)} such); run the conversion again, or remove what "
+                    "is left over"
+                )
     check_leakage(cases)
     patients = {
         split: {report.patient for report in cases.values() if report.split == split} for split in ("train", "test")
