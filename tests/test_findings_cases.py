@@ -66,10 +66,22 @@ def test_nnunets_split_counts_where_there_is_one(reports, folders):
     assert [case.key for case in split.validation] == training[:2] == ["p000_0", "p000_1"]
     with pytest.raises(UserError, match=r"--fold 1: .*splits_final.json has the folds 0 to 0"):
         split_cases(NAME, reports, fold=1)
+
+
+def test_a_fold_that_cannot_be_trained_is_refused_with_its_number_and_reason(reports, folders):
+    training = sorted(case for case, report in reports.cases.items() if report.split == "train")
+    clean = {"train": training[2:], "val": training[:2]}
+    advice = "put all cases of a patient on one side"
     # p000 has two scans
-    write_splits(folders, [{"train": training[1:], "val": training[:1]}])
-    with pytest.raises(UserError, match="p000"):
-        split_cases(NAME, reports, fold=0)
+    write_splits(folders, [clean, {"train": training[1:], "val": training[:1]}])
+    with pytest.raises(UserError, match=rf"validation of fold 1: 1 patients are in both: p000 \(p000_0, .*{advice}"):
+        split_cases(NAME, reports, fold=1)
+    assert split_cases(NAME, reports, fold=0).validation
+    for strange in ("elsewhere", "p010_0"):  # the second is a test case
+        write_splits(folders, [clean, {"train": [*training[2:], strange], "val": training[:2]}])
+        with pytest.raises(UserError, match=rf"fold 1 has 1 cases that are no training cases .*: {strange}") as error:
+            split_cases(NAME, reports, fold=1)
+        assert advice not in str(error.value)
 
 
 def test_a_patient_in_training_and_test_is_refused(reports):

@@ -2,17 +2,28 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from generation_for_tests import hu_volume, write_image, write_synthetic
+from generation_for_tests import VOLUME, MeanAndSpread, hu_volume, save_script, write_image, write_synthetic
 
 from fvae_nnunet.case_reports import CaseReport, CaseReports, write_case_reports
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.generation.adherence import common_structures, mask_adherence, overlap, read_names
+from fvae_nnunet.evaluation.generation.adherence import (
+    common_structures,
+    mask_adherence,
+    overlap,
+    read_groups,
+    read_names,
+)
+from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
+from fvae_nnunet.evaluation.generation.evaluation import Evaluation
+from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
 from fvae_nnunet.evaluation.generation.image_sets import ImageCase, ImageSet, read_image_set
 from fvae_nnunet.evaluation.generation.memorisation import (
     CaseVectors,
+    Nearest,
     nearest_training_cases,
     summarise_memorisation,
 )
@@ -23,6 +34,8 @@ from fvae_nnunet.evaluation.generation.similarity import (
     summarise_cosines,
     unit,
 )
+from fvae_nnunet.evaluation.generation.summary import format_table
+from fvae_nnunet.synthesis.case_list import read_case_list
 
 # -- images
 
@@ -49,6 +62,26 @@ def test_folders_of_images_with_and_without_channels(tmp_path):
         read_image_set(tmp_path / "raw")
     with pytest.raises(UserError, match="is no folder"):
         read_image_set(tmp_path / "none")
+
+
+def test_the_current_folder_is_a_folder_like_others(tmp_path, monkeypatch):
+    write_image(tmp_path / "plain" / "a.nii.gz", hu_volume(0))
+    monkeypatch.chdir(tmp_path / "plain")
+    assert names_of(read_image_set(Path())) == [("a", ["a.nii.gz"])]
+    assert read_image_set(Path()).cases[0].label is None
+    write_image(tmp_path / "raw" / "imagesTs" / "a_0000.nii.gz", hu_volume(0))
+    for folder, kind in (("labelsTs", "label"), ("structuresTs", "structures")):
+        write_image(tmp_path / "raw" / folder / "a.nii.gz", boxes((1, np.s_[0, 0, 0])))
+        (case,) = read_image_set(tmp_path / "raw" / "imagesTs").cases
+        assert getattr(case, kind) == tmp_path / "raw" / folder / "a.nii.gz"
+    report = CaseReport("p", "test", "a.nii.gz", report="nothing new")
+    write_case_reports(tmp_path / "raw" / "reports.json", CaseReports((), {"a": report}))
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 1}}))
+    monkeypatch.chdir(tmp_path / "raw" / "imagesTs")
+    assert read_image_set(Path()) == read_image_set(tmp_path / "raw" / "imagesTs")
+    assert read_image_set(Path()).cases[0].text == "nothing new"
+    monkeypatch.chdir(tmp_path / "raw" / "labelsTs")
+    assert read_names(Path()) == {"tumour": (1,)}
 
 
 def test_texts_come_from_records_reports_of_the_dataset_or_a_file(tmp_path):
@@ -105,6 +138,17 @@ def test_generated_cases_belong_to_their_source_or_their_namesake(tmp_path):
     assert pair_with_real(real, cases(s3=None)) == {}
 
 
+def test_the_shown_volume_from_structures_of_a_test_case_pairs_with_it(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "synthesis_volumes.md").read_text()
+    shown = [line.strip() for line in page[page.index("    case,source,") :].split("\n\n")[0].splitlines()]
+    (tmp_path / "list.csv").write_text("\n".join(shown))
+    listed = {row.case: row.structures for row in read_case_list(tmp_path / "list.csv")}
+    fake = ImageSet(tmp_path, "synthetic", tuple(ImageCase(case, ()) for case in listed))
+    tested = {path.name.removesuffix(".nii.gz") for path in listed.values() if path is not None}
+    real = ImageSet(tmp_path, "images", tuple(ImageCase(case, ()) for case in tested))
+    assert tested and pair_with_real(real, fake) == {case: case for case in tested}
+
+
 def test_texts_are_cleaned_padded_to_512_tokens_and_encoded_alone(tmp_path):
     from generation_for_tests import TextLength, save_script
 
@@ -144,14 +188,53 @@ def test_copies_lie_above_the_limit_of_real_images():
     fake = vectors([f"s{n}" for n in range(4)], np.stack([np.cos(close), np.sin(close)], 1))
     nearest = [nearest_training_cases(images, train, leave_out_identical=True) for images in (fake, real)]
     found = summarise_memorisation(*nearest, {"s0": "t0", "s1": "t1", "s2": None})
-    assert found["limit"] == pytest.approx(np.cos(np.deg2rad(10 + 0.05 * 35)), abs=1e-4)
-    assert found["above"] == 0.5 and found["n"] == 4 and found["n_real"] == 41
+    # the second nearest of 41: at most (41 + 1) / 20 lie above
+    assert found["limit"] == pytest.approx(np.cos(angles[1])) and found["expected_above"] == pytest.approx(2 / 42)
+    assert found["above"] == 0.25 and found["n"] == 4 and found["n_real"] == 41
     assert [(one["case"], one["above"]) for one in found["cases"]] == [
-        ("s0", True), ("s1", True), ("s2", False), ("s3", False),
+        ("s0", True), ("s1", False), ("s2", False), ("s3", False),
     ]  # fmt: skip
     assert found["nearest_is_source"] == 1 and found["identical"] == []
-    alone = summarise_memorisation(nearest[0], [], {})
-    assert np.isnan(alone["limit"]) and np.isnan(alone["above"]) and not any(one["above"] for one in alone["cases"])
+    for few in (0, 18):
+        none = summarise_memorisation(nearest[0], nearest[1][:few], {})
+        assert all(np.isnan(none[key]) for key in ("limit", "above", "expected_above"))
+        assert not any(one["above"] for one in none["cases"])
+    assert summarise_memorisation(nearest[0], nearest[1][:19], {})["limit"] == nearest[1][0].cosine
+
+
+@pytest.mark.parametrize("n", [19, 20, 30, 39, 80])
+def test_without_copies_at_most_5_percent_lie_above_the_limit(n):
+    rng = np.random.default_rng(n)
+    shares, generated = [], 20
+    for _ in range(3000):
+        drawn = [Nearest("c", "t", cosine, False) for cosine in rng.normal(size=n + generated)]
+        found = summarise_memorisation(drawn[:generated], drawn[generated:], {})
+        shares.append(found["above"])
+    standard_error = np.std(shares) / np.sqrt(len(shares))
+    assert 0.03 < np.mean(shares) < 0.05 + 4 * standard_error
+    assert abs(np.mean(shares) - found["expected_above"]) < 4 * standard_error and found["expected_above"] <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("n_real", "limit", "few"),
+    [
+        (18, "no limit for copies, that takes at least 19 real images", ["18 real", "2 generated"]),
+        (19, "(5.0% expected without copying)", ["19 real", "2 generated"]),
+        (20, "(4.8% expected without copying)", ["2 generated"]),
+    ],
+)
+def test_too_few_images_for_a_memorisation_check_are_told(tmp_path, n_real, limit, few):
+    for name, seeds in (("real", range(n_real)), ("fake", range(30, 32)), ("train", range(40, 43))):
+        for seed in seeds:
+            write_image(tmp_path / name / f"{seed}.nii.gz", hu_volume(seed))
+    sets = {name: read_image_set(tmp_path / name) for name in ("real", "fake", "train")}
+    networks = load_feature_networks(ct_clip=save_script(MeanAndSpread(), tmp_path / "net.pt", VOLUME))
+    evaluation = Evaluation(**sets, networks=networks, metrics=["memorisation"], output=tmp_path / "out", processes=0)
+    results = evaluate_generation(evaluation).results
+    assert limit in format_table(results)
+    assert results["warnings"] == [
+        f"{of_set} cases are few: little can be read from the memorisation check" for of_set in few
+    ]
 
 
 # -- masks
@@ -194,6 +277,21 @@ def test_structures_meet_by_name_and_groups_take_several_together():
         common_structures(masks, found, {"ribs": ["rib 3"]})
     with pytest.raises(UserError, match="no structure of one name"):
         common_structures(masks, {"liver": (1,)}, None)
+    # a folder that names only background is not one without names
+    for named in ((masks, {}), ({}, masks), ({}, None), (None, {})):
+        with pytest.raises(UserError, match=r"no structure of one name: .*none.*--masks"):
+            common_structures(*named, None)
+
+
+@pytest.mark.parametrize("wrong", [None, [5, 51], 5.7, True, {}])
+def test_groups_hold_names_and_whole_numbers(tmp_path, wrong):
+    path = tmp_path / "groups.json"
+    path.write_text(json.dumps({"ribs": ["rib 1", 93]}))
+    assert read_groups(path) == {"ribs": ["rib 1", 93]}
+    path.write_text(json.dumps({"ribs": ["rib 1", 93], "heart": [51, wrong]}))
+    with pytest.raises(UserError, match="heart: structures are names or whole numbers, not") as error:
+        read_groups(path)
+    assert str(error.value).endswith(f"not {json.dumps(wrong)}")
 
 
 def test_names_of_label_maps(tmp_path):
@@ -206,9 +304,12 @@ def test_names_of_label_maps(tmp_path):
     assert read_names(tmp_path / "structuresTr") is None
     (tmp_path / "structuresTr" / "structures.json").write_text(json.dumps({"aorta": 6}))
     assert read_names(tmp_path / "structuresTr") == {"aorta": (6,)}
-    (tmp_path / "structuresTr" / "structures.json").write_text(json.dumps({"aorta": "six"}))
-    with pytest.raises(UserError, match="names no labels"):
-        read_names(tmp_path / "structuresTr")
+    for wrong in ("six", 5.7, True, [1, None]):
+        (tmp_path / "structuresTr" / "structures.json").write_text(json.dumps({"aorta": wrong}))
+        with pytest.raises(UserError, match="names no labels"):
+            read_names(tmp_path / "structuresTr")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0}}))
+    assert read_names(tmp_path / "labelsTr") == {}
 
 
 @pytest.fixture
@@ -228,6 +329,67 @@ def test_masks_of_all_cases_with_means_and_intervals(mask_folders):
     assert found["structures"]["2"]["dice"] == 0 and np.isnan(found["structures"]["2"]["dice_low"])
     assert found["mean"] == {"dice": pytest.approx(0.375), "iou": pytest.approx(1 / 3)}
     assert found["cases"]["b"]["1"]["dice"] == 0.5
+
+
+def test_without_names_every_value_of_any_mask_counts_in_all_cases(mask_folders):
+    masks, found = mask_folders
+    box, other = np.s_[0:2, 0:2, 0:2], np.s_[3, 3, 3]
+    for case in "ab":
+        write_image(masks / f"{case}.nii.gz", boxes((1, box), *[(2, other)] * (case == "a")))
+        # 2 is a false positive in b; 3 is in no mask and was not asked for
+        write_image(found / f"{case}.nii.gz", boxes((1, box), (2, other), (3, np.s_[3, 0, 0])))
+    unnamed = mask_adherence(["a", "b"], masks, found, resamples=20)
+    assert list(unnamed["structures"]) == ["1", "2"]
+    assert (unnamed["structures"]["2"]["dice"], unnamed["structures"]["2"]["n"]) == (0.5, 2)
+    assert unnamed["cases"]["b"]["2"] == {"dice": 0.0, "iou": 0.0, "mask_voxels": 0, "segmented_voxels": 1}
+    (masks / "structures.json").write_text(json.dumps({"1": 1, "2": 2}))
+    named = mask_adherence(["a", "b"], masks, found, resamples=20)
+    assert named["cases"] == unnamed["cases"] and named["mean"] == unnamed["mean"]
+    (masks / "structures.json").unlink()
+    write_image(found / "b.nii.gz", boxes((1, box)))
+    unnamed = mask_adherence(["a", "b"], masks, found, resamples=20)
+    assert np.isnan(unnamed["cases"]["b"]["2"]["dice"]) and unnamed["structures"]["2"]["n"] == 1
+
+
+@pytest.mark.parametrize("names", [None, {"heart": 1}])
+def test_masks_without_structures_are_refused(mask_folders, names):
+    masks, found = mask_folders
+    for case in "ab":
+        write_image(masks / f"{case}.nii.gz", boxes())
+    if names:
+        (masks / "structures.json").write_text(json.dumps(names))
+    with pytest.raises(UserError, match=f"masks hold {'none of heart' if names else 'no structure'}; .*--masks"):
+        mask_adherence(["a", "b"], masks, found)
+
+
+def adherence_by_default(fake, found):
+    evaluation = Evaluation(read_image_set(found), read_image_set(fake), segmentations=found, processes=0, resamples=20)
+    return evaluate_generation(evaluation).results["masks"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_structures_are_the_masks_where_labels_name_none(tmp_path, named):
+    """What ``fvae-synthesize --list`` writes for a dataset without labels: empty label maps beside structures."""
+    fake = write_synthetic(tmp_path / "fake", {"s0": hu_volume(0), "s1": hu_volume(1)})
+    structures = boxes((5, np.s_[0:2, 0:3]), (51, np.s_[3, 4:, 4:]))
+    for case in ("s0", "s1"):
+        write_image(fake / "labelsTr" / f"{case}.nii.gz", boxes())
+        for folder in (fake / "structuresTr", tmp_path / "found"):
+            write_image(folder / f"{case}.nii.gz", structures)
+    names = json.dumps({"liver": 5, "heart": 51})
+    (fake / "structuresTr" / "structures.json").write_text(names)
+    if named:
+        (tmp_path / "found" / "structures.json").write_text(names)
+    content = json.loads((fake / "dataset.json").read_text())
+    with pytest.raises(UserError, match=r"labelsTr and in .*structuresTr; say which .* --masks"):
+        adherence_by_default(fake, tmp_path / "found")
+    (fake / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0}}))
+    masks = adherence_by_default(fake, tmp_path / "found")
+    assert masks["mask_folder"] == str(fake / "structuresTr")
+    assert {name: figures["dice"] for name, figures in masks["structures"].items()} == {"liver": 1.0, "heart": 1.0}
+    (fake / "structuresTr" / "s1.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"only masks in .*labelsTr, where nothing but the background has a name"):
+        adherence_by_default(fake, tmp_path / "found")
 
 
 def test_masks_that_cannot_be_compared_are_named(mask_folders):

@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     masks = parser.add_argument_group("masks")
     masks.add_argument(
         "--masks", type=Path, metavar="FOLDER",
-        help="label maps CASE.nii.gz that the images were generated from; default: FAKE's labels",
+        help="label maps CASE.nii.gz that the images were generated from; default: FAKE's labels, or its structures "
+        "where the labels name none",
     )  # fmt: skip
     masks.add_argument("--segmentations", type=Path, metavar="FOLDER", help="segmentations CASE.nii.gz of FAKE")
     masks.add_argument(

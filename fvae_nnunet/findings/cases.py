@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.case_reports import CaseReports
-from fvae_nnunet.conversion.splits import FILE_NAME, check_leakage, deal_folds, read_folds
+from fvae_nnunet.conversion.splits import FILE_NAME, deal_folds, read_folds, shared_patients
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
@@ -73,10 +73,9 @@ def split_cases(dataset: str, reports: CaseReports, *, fold: int | None) -> Case
     """
     raw = nnunet_folder("nnUNet_raw") / dataset
     of_split = {split: [case for case, report in reports.cases.items() if report.split == split] for split in _FOLDERS}
+    _check_patients(reports, of_split["train"], of_split["test"], f"{raw}, imagesTr and imagesTs")
     training, validation = of_split["train"], list[str]()
-    if fold is None:
-        _check_leakage(reports, None, raw)
-    else:
+    if fold is not None:
         training, validation = _fold(dataset, reports, fold)
     channel, images = _images(raw, of_split)
     known = {
@@ -141,14 +140,22 @@ def _fold(dataset: str, reports: CaseReports, fold: int) -> tuple[list[str], lis
     source = path if path.is_file() else f"{dataset} (without {path})"
     if not 0 <= fold < len(folds):
         raise UserError(f"--fold {fold}: {source} has the folds 0 to {len(folds) - 1}")
-    _check_leakage(reports, [folds[fold]], source)
-    return folds[fold]["train"], folds[fold]["val"]
-
-
-def _check_leakage(reports: CaseReports, folds: list[dict[str, list[str]]] | None, source: object) -> None:
-    try:
-        check_leakage(reports.cases, folds)
-    except UserError as error:
+    training, validation = folds[fold]["train"], folds[fold]["val"]
+    known = {case for case, report in reports.cases.items() if report.split == "train"}
+    if strange := {*training, *validation} - known:
         raise UserError(
-            f"{source}: {error}. Scores would be too good; put all cases of a patient on one side"
-        ) from error
+            f"{source}: fold {fold} has {len(strange)} cases that are no training cases of reports.json: "
+            f"{named(strange)}. Take them out, or complete the conversion"
+        )
+    _check_patients(reports, training, validation, f"{source}, training and validation of fold {fold}")
+    return training, validation
+
+
+def _check_patients(reports: CaseReports, one: Iterable[str], other: Iterable[str], where: str) -> None:
+    shared = shared_patients(one, other, {case: report.patient for case, report in reports.cases.items()})
+    if shared:
+        raise UserError(
+            f"{where}: {len(shared)} patients are in both: "
+            f"{named(f'{patient} ({named(cases)})' for patient, cases in shared.items())}. Scores would be too good; "
+            "put all cases of a patient on one side"
+        )

@@ -6,6 +6,7 @@ the level to compare with is what it reaches on real images and their reference 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from fvae_nnunet.synthesis.structures import NAMES_FILE
 Values = tuple[int, ...]
 Names = dict[str, Values]
 """Name of a structure -> its values in a label map."""
+CaseScores = dict[str, dict[str, float]]
+"""Structure -> ``dice``, ``iou``, ``mask_voxels``, ``segmented_voxels``, of one case."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,14 @@ class Structures:
 
 
 def read_names(folder: Path) -> Names | None:
-    """Structures of the label maps in a folder; None where nothing there names them.
+    """Structures of the label maps in a folder; None where nothing there names them, empty if only background is named.
 
     ``structures.json`` in the folder, else ``dataset.json`` in it, or above it if it is called labels....
 
     Raises:
         UserError: the file is damaged.
     """
+    folder = folder.absolute()
     for path in (folder / NAMES_FILE, folder / "dataset.json", folder.parent / "dataset.json"):
         if not path.is_file() or (path.parent != folder and not folder.name.startswith("labels")):
             continue
@@ -53,7 +57,7 @@ def read_names(folder: Path) -> Names | None:
         labels = content if path.name == NAMES_FILE else content.get("labels")
         try:
             names = {str(name): _values(value) for name, value in labels.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, ValueError) as error:
             raise UserError(f"{path} names no labels: {error}") from error
         return {name: values for name, values in names.items() if values != (0,) and name != "ignore"}
     return None
@@ -69,12 +73,15 @@ def common_structures(
         groups: name -> structures (names) or values that are one structure, such as ribs; these are compared instead.
 
     Returns:
-        None where nothing is named and there are no groups: every value is a structure then.
+        None where nothing is named and there are no groups: every value that a mask holds is a structure then.
 
     Raises:
         UserError: a group names unknown structures, or masks and segmentations share no name.
     """
-    masks, segmentations = masks or segmentations, segmentations or masks
+    masks, segmentations = (
+        segmentations if masks is None else masks,
+        masks if segmentations is None else segmentations,
+    )
     if groups is not None:
         values = {name: tuple(_group(name, members, known) for known in (masks, segmentations))
                   for name, members in groups.items()}  # fmt: skip
@@ -84,8 +91,9 @@ def common_structures(
     shared = {name: (values, segmentations[name]) for name, values in masks.items() if name in segmentations}
     if not shared:
         raise UserError(
-            f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10])} and "
-            f"{', '.join(list(segmentations)[:10])}; name them alike, or say with --groups which belong together"
+            f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10]) or 'none'} and "
+            f"{', '.join(list(segmentations)[:10]) or 'none'}; name other masks with --masks, name them alike, or say "
+            "with --groups which belong together"
         )
     return Structures(shared, tuple(name for name in masks if name not in segmentations))
 
@@ -99,9 +107,14 @@ def read_groups(path: Path) -> dict[str, list[str | int]]:
     content = read_json(path) if path.is_file() else None
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} must be a JSON object of names and lists of structures")
-    wrong = [name for name, members in content.items() if not isinstance(members, list) or not members]
-    if wrong:
-        raise UserError(f"{path}: {', '.join(wrong)}: a list of structures is expected")
+    for name, members in content.items():
+        if not isinstance(members, list) or not members:
+            raise UserError(f"{path}: {name}: a list of structures is expected")
+        wrong = [member for member in members if not isinstance(member, str | int) or isinstance(member, bool)]
+        if wrong:
+            raise UserError(
+                f"{path}: {name}: structures are names or whole numbers, not {', '.join(map(json.dumps, wrong[:10]))}"
+            )
     return content
 
 
@@ -114,17 +127,18 @@ def _group(name: str, members: Sequence[str | int], known: Names | None) -> Valu
         )
     values: list[int] = []
     for member in members:
-        values += (known or {})[member] if isinstance(member, str) else (int(member),)
+        values += (known or {})[member] if isinstance(member, str) else (member,)
     return tuple(values)
 
 
 def _values(value: Any) -> Values:
-    return tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
+    values = tuple(value) if isinstance(value, list) else (value,)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+        raise ValueError(f"{json.dumps(value)} is no whole number and no list of them")
+    return values
 
 
-def overlap(
-    mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str, tuple[Values, Values]]
-) -> dict[str, dict[str, float]]:
+def overlap(mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str, tuple[Values, Values]]) -> CaseScores:
     """Dice and IoU of each structure of one case; label maps (z, y, x) of one shape with values from 0 to 65535.
 
     Returns:
@@ -155,7 +169,7 @@ class _Task:
     structures: Structures | None
 
 
-def _run(task: _Task) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _run(task: _Task) -> tuple[CaseScores, list[str]]:
     volumes, problems = [], []
     for path in (task.mask, task.segmentation):
         try:
@@ -172,13 +186,23 @@ def _run(task: _Task) -> tuple[dict[str, dict[str, float]], list[str]]:
         problems += geometry_differences(*named)
     if problems:
         return {}, problems
-    structures = task.structures.values if task.structures is not None else _every_value(mask)
-    return overlap(mask.astype(np.uint16), segmentation.astype(np.uint16), structures), []
+    mask, segmentation = mask.astype(np.uint16), segmentation.astype(np.uint16)
+    structures = task.structures.values if task.structures is not None else _every_value(mask, segmentation)
+    return overlap(mask, segmentation, structures), []
 
 
-def _every_value(mask: np.ndarray) -> dict[str, tuple[Values, Values]]:
-    values = [int(value) for value in np.unique(mask) if value != 0]
-    return {str(value): ((value,), (value,)) for value in values}
+def _every_value(mask: np.ndarray, segmentation: np.ndarray) -> dict[str, tuple[Values, Values]]:
+    values = np.union1d(np.unique(mask), np.unique(segmentation))
+    return {str(value): ((int(value),), (int(value),)) for value in values if value != 0}
+
+
+def _of_masks(scores: Mapping[str, CaseScores]) -> dict[str, CaseScores]:
+    """The scores of every value that a mask of any case holds, in all cases."""
+    asked = {name for of_case in scores.values() for name, figures in of_case.items() if figures["mask_voxels"]}
+    nowhere = {"dice": float("nan"), "iou": float("nan"), "mask_voxels": 0, "segmented_voxels": 0}
+    return {
+        case: {name: of_case.get(name, nowhere) for name in sorted(asked, key=int)} for case, of_case in scores.items()
+    }
 
 
 def mask_adherence(
@@ -207,7 +231,8 @@ def mask_adherence(
         that hold it; ``mean``: means over structures; ``not_segmented``; ``cases``: name -> structure -> figures.
 
     Raises:
-        UserError: files that are missing, cannot be read, are no label maps or lie on different grids, a line each.
+        UserError: files that are missing, cannot be read, are no label maps or lie on different grids, a line each; no
+            mask holds a structure.
     """
     names = read_names(mask_folder), read_names(segmentation_folder)
     structures = common_structures(*names, groups)
@@ -221,7 +246,7 @@ def mask_adherence(
     if problems:
         raise UserError("the masks cannot be compared:\n  " + "\n  ".join(problems[:20]))
     tasks = [_Task(case, files[0][case], files[1][case], structures) for case in cases]
-    scores: dict[str, dict[str, dict[str, float]]] = {}
+    scores: dict[str, CaseScores] = {}
     for task, (of_case, found) in run_each(_run, tasks, processes):
         scores[task.case] = of_case
         problems += [f"{task.case}: {problem}" for problem in found]
@@ -229,8 +254,15 @@ def mask_adherence(
     if problems:
         raise UserError("the masks cannot be compared:\n  " + "\n  ".join(sorted(problems)[:20]))
     scores = {case: scores[case] for case in cases}
-    every = dict.fromkeys(name for of_case in scores.values() for name in of_case)
-    summary = {name: _over_cases(scores, name, seed, resamples) for name in every}
+    if structures is None:
+        scores = _of_masks(scores)
+    if not any(figures["mask_voxels"] for of_case in scores.values() for figures in of_case.values()):
+        what = "no structure" if structures is None else f"none of {', '.join(list(structures.values)[:10])}"
+        raise UserError(
+            f"the masks in {mask_folder} hold {what}; name the folder of the masks that the images were generated "
+            "from with --masks"
+        )
+    summary = {name: _over_cases(scores, name, seed, resamples) for name in scores[cases[0]]}
     scored = [figures for figures in summary.values() if figures["n"]]
     return {
         "mask_folder": str(mask_folder),
@@ -245,12 +277,10 @@ def mask_adherence(
     }
 
 
-def _over_cases(
-    scores: Mapping[str, Mapping[str, Mapping[str, float]]], name: str, seed: int, resamples: int
-) -> dict[str, float]:
+def _over_cases(scores: Mapping[str, CaseScores], name: str, seed: int, resamples: int) -> dict[str, float]:
     summary: dict[str, float] = {}
     for key in ("dice", "iou"):
-        values = [of_case[name][key] for of_case in scores.values() if name in of_case]
+        values = [of_case[name][key] for of_case in scores.values()]
         known = [value for value in values if not np.isnan(value)]
         summary["n"] = len(known)
         summary[key] = float(np.mean(known)) if known else float("nan")

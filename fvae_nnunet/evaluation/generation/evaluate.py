@@ -48,7 +48,7 @@ from fvae_nnunet.synthesis.segmenter import open_segmenter
 SCHEMA = 1
 
 FEW_CASES = 20
-"""With fewer cases than this in a set the report warns of its intervals."""
+"""With fewer cases than this in a set the report warns of its intervals and of the memorisation check."""
 
 ENOUGH_VARIANCE = 0.99
 """If resamples are computed in components that hold less of the variance than this, the report says so."""
@@ -279,9 +279,13 @@ def _warnings(
                 f"{entry['metric']}, {entry['network']}: interval, chance and p are from "
                 f"{entry['resampled_variance']:.0%} of the variance"
             )
+    unsure = ["intervals and p values"] if found else []
+    unsure += ["the memorisation check"] if memorisation is not None else []
     for name, images in (("real", evaluation.real), ("generated", evaluation.fake)):
-        if found and len(images.cases) < FEW_CASES:
-            warnings.append(f"{len(images.cases)} {name} cases are few: intervals and p values say little")
+        if unsure and len(images.cases) < FEW_CASES:
+            warnings.append(
+                f"{len(images.cases)} {name} cases are few: little can be read from {' and from '.join(unsure)}"
+            )
     if memorisation is not None and memorisation["real_in_training"]:
         count = len(memorisation["real_in_training"])
         warnings.append(

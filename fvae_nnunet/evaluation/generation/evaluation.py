@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.adherence import read_names
 from fvae_nnunet.evaluation.generation.feature_networks import CT_CLIP, FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.evaluation.generation.similarity import TextNetwork
@@ -23,7 +24,7 @@ class Evaluation:
         train: images it was trained on; None: no memorisation check.
         networks: of features; see `feature_networks`.
         text: CT-CLIP's text part; None: no text-image cosine.
-        masks: folder of the masks that the images were generated from; None: the label maps beside FAKE's images.
+        masks: folder of the masks that the images were generated from; None: see `mask_folder`.
         segmentations: folder of segmentations of FAKE.
         segmenter: folder of an nnU-Net model that makes them.
         groups: JSON of structures that are taken together, see `adherence.read_groups`.
@@ -94,12 +95,22 @@ class Evaluation:
         ]
 
     def mask_folder(self) -> Path:
-        """Where the masks are; UserError where they are nowhere."""
+        """Where the masks are; if no folder was given, FAKE's labels or its structures, whichever name one.
+
+        Raises:
+            UserError: neither does, or both do, and only the user knows which the segmentations show.
+        """
         if self.masks is not None:
             return self.masks
-        labels = [case.label for case in self.fake.cases]
-        if labels[0] is None or None in labels:
-            raise UserError(
-                f"{self.fake.folder} has no label maps of all its images; name the folder of the masks with --masks"
-            )
-        return labels[0].parent
+        kinds = [case.label for case in self.fake.cases], [case.structures for case in self.fake.cases]
+        folders = [files[0].parent for files in kinds if files[0] is not None and None not in files]
+        naming = [folder for folder in folders if read_names(folder) != {}]
+        if len(naming) == 1:
+            return naming[0]
+        if naming:
+            what = f"the masks in {' and in '.join(map(str, naming))}; say which of them the segmentations show"
+        elif folders:
+            what = f"only masks in {folders[0]}, where nothing but the background has a name; name others"
+        else:
+            what = "no masks of all its images; name their folder"
+        raise UserError(f"{self.fake.folder} has {what} with --masks")

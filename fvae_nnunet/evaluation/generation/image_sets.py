@@ -11,7 +11,7 @@ from fvae_nnunet.case_reports import FILE_NAME as REPORTS_FILE
 from fvae_nnunet.case_reports import KIND as REPORTS_KIND
 from fvae_nnunet.case_reports import read_case_reports
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import find_images
+from fvae_nnunet.image_files import find_images, image_ending
 from fvae_nnunet.manifest import read_json
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
 from fvae_nnunet.synthesis.text import read_reports
@@ -29,7 +29,9 @@ class ImageCase:
         images: its channels in order; the first one is the CT that is evaluated.
         source: the case that it was generated from, where a record says so.
         text: the report or prompt; None where there is none.
-        label: its label map; None where the folder has none.
+        label: its label map; None where there is none.
+        structures: its map of anatomical structures, such as ``fvae-synthesize --list`` and ``fvae-convert`` write;
+            None where there is none.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ImageCase:
     source: str | None = None
     text: str | None = None
     label: Path | None = None
+    structures: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class ImageSet:
     """The cases of a folder, by name.
 
     Attributes:
-        folder: as the user gave it.
+        folder: absolute.
         kind: ``synthetic`` (fvae-synthesize), ``dataset`` (imagesTr of a raw dataset) or ``images``.
         cases: at least one.
     """
@@ -70,22 +73,28 @@ def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
+    folder = folder.absolute()  # "." has no name, by which what lies beside images... is found
     if (folder / "records").is_dir():
         kind = "synthetic"
         cases = [
-            ImageCase(case.name, case.images, case.record["source_case"], case.record.get("text"), case.label)
+            ImageCase(
+                case.name, case.images, case.record["source_case"], case.record.get("text"),
+                label=case.label, structures=_mask("structures", case.name, case.images[0]),
+            )
             for case in read_synthetic_cases(folder)
-        ]
+        ]  # fmt: skip
         if not cases:
             raise UserError(f"{folder} holds no accepted synthetic case; fvae-synthesize makes them")
     else:
         kind = "dataset" if (folder / IMAGES_TR).is_dir() else "images"
         images = folder / IMAGES_TR if kind == "dataset" else folder
-        labels = images.with_name(images.name.replace("images", "labels", 1))
         cases = [
-            ImageCase(name, channels, label=_label(labels, name, channels[0]))
+            ImageCase(
+                name, channels,
+                label=_mask("labels", name, channels[0]), structures=_mask("structures", name, channels[0]),
+            )
             for name, channels in _channels(images).items()
-        ]
+        ]  # fmt: skip
     texts = _texts(reports) if reports is not None else _texts_of_dataset(folder) if kind != "synthetic" else {}
     if reports is not None and not any(case.name in texts for case in cases):
         raise UserError(f"{reports} has a text for none of the cases of {folder} ({cases[0].name}, ...)")
@@ -107,10 +116,13 @@ def _channels(folder: Path) -> dict[str, tuple[Path, ...]]:
     return {name: tuple(found[number] for number in sorted(found)) for name, found in channels.items()}
 
 
-def _label(folder: Path, case: str, image: Path) -> Path | None:
-    ending = image.name[image.name.index(".", len(case)) :]
-    path = folder / f"{case}{ending}"
-    return path if folder != image.parent and path.is_file() else None
+def _mask(kind: str, case: str, image: Path) -> Path | None:
+    """The case's mask in the folder of a kind beside that of the images: of imagesTr labelsTr or structuresTr."""
+    images = image.parent
+    if "images" not in images.name:
+        return None
+    path = images.with_name(images.name.replace("images", kind, 1)) / f"{case}{image_ending(image)}"
+    return path if path.is_file() else None
 
 
 def _texts_of_dataset(folder: Path) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Whether generated images are copies of training cases: each one's nearest training case in feature space.
 
-How near is near is answered by real images that were not trained on. Their nearest training cases give the limit: the
-cosine that 95 % of them stay below. Of a generator that copies nothing, about 5 % of the images lie above. Where real
-images were trained on themselves, their own file is left out, and the limit is that of the training cases among each
-other.
+How near is near is answered by n real images that were not trained on: of the cosines with their nearest training cases
+the limit is the m-th largest, m = (n + 1) / 20 rounded down. An image that is one more draw of the same distribution
+lies above it with probability m / (n + 1), whatever the distribution, for it is as likely as each of them to be among
+the m nearest of all n + 1. That is at most 5 %; the empirical 95 % quantile would let more than that through, a quarter
+with three images. With fewer than 19 there is no limit. Where real images were trained on themselves, their own file is
+left out, and the limit is that of the training cases among each other.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ import numpy as np
 
 from fvae_nnunet.evaluation.generation.similarity import unit
 
-LIMIT_QUANTILE = 0.95
+ONE_ABOVE_IN = 20
+"""At most one in so many images lies above the limit if nothing is copied."""
+
+LEAST_REAL = ONE_ABOVE_IN - 1
+"""With fewer real images there is no limit."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,18 @@ def summarise_memorisation(
         sources: generated case -> the case it was generated from.
 
     Returns:
-        ``limit`` and ``above`` (share) are NaN without real images.
+        ``limit``, ``above`` (share) and ``expected_above`` (share if nothing is copied) are NaN with fewer than
+        `LEAST_REAL` real images. ``cases``: of those above, or identical to a training case, ``above`` is true.
     """
-    limit = float(np.quantile([one.cosine for one in real], LIMIT_QUANTILE)) if real else float("nan")
+    of_real = sorted((one.cosine for one in real), reverse=True)
+    allowed = (len(real) + 1) // ONE_ABOVE_IN
+    limit = of_real[allowed - 1] if allowed else float("nan")
     above = [one for one in fake if one.cosine > limit or one.identical]
     ranked = sorted(fake, key=lambda one: (-one.cosine, one.case))
     return {
         "limit": limit,
-        "limit_quantile": LIMIT_QUANTILE,
-        "above": len(above) / len(fake) if real and fake else float("nan"),
+        "above": len(above) / len(fake) if allowed and fake else float("nan"),
+        "expected_above": allowed / (len(real) + 1) if allowed else float("nan"),
         "n": len(fake),
         "n_real": len(real),
         "median_fake": float(np.median([one.cosine for one in fake])) if fake else float("nan"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.evaluation import METRICS
+from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.manifest import atomic_write, write_json
@@ -153,11 +154,16 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
     if memorisation is None:
         return []
     found = memorisation
+    if math.isnan(found["limit"]):
+        limit = f"no limit for copies, that takes at least {LEAST_REAL} real images"
+    else:
+        limit = (
+            f"{_percent(found['above'])} of {found['n']} generated images lie above the real images' limit of "
+            f"{_number(found['limit'])} ({found['expected_above']:.1%} expected without copying)"
+        )
     lines = [
         f"nearest training case ({found['network']}): median cosine {_number(found['median_fake'])} of generated, "
-        f"{_number(found['median_real'])} of {found['n_real']} real images; {_percent(found['above'])} of "
-        f"{found['n']} generated images lie above the real images' {found['limit_quantile']:.0%} limit of "
-        f"{_number(found['limit'])} (about {1 - found['limit_quantile']:.0%} expected without copying)"
+        f"{_number(found['median_real'])} of {found['n_real']} real images; {limit}"
     ]
     if found["identical"]:
         lines.append(f"files that equal a training image: {', '.join(found['identical'])}")
