@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -132,8 +132,36 @@ class Manifest:
             raise UserError(f"{self.path} has not schema {SCHEMA}; it was written by another version of fvae_nnunet")
         return content
 
-    def begin(self, kind: str, settings: dict[str, Any], made_with: dict[str, Any]) -> None:
+    def refuse_foreign(self, folder: Path, names: Iterable[str], *, kind: str, command: str) -> None:
+        """Raise UserError where a folder holds one of these, not empty, without a manifest that says whose it is.
+
+        Args:
+            folder: that shall be written to.
+            names: of the files and folders in it that will be written over or deleted.
+            kind: that the manifest must have.
+            command: that makes such folders, for the message.
+        """
+        paths = [folder / name for name in names]
+        found = [path.name for path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
+        content = self.read() if found else None
+        if found and (content is None or content.get("kind") != kind):
+            raise UserError(f"{folder} holds {found[0]}, which {command} has not made; choose another folder (-o)")
+
+    def begin(
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        made_with: dict[str, Any],
+        *,
+        way_out: str = "Use the same settings, another name or folder, or --overwrite to make it anew",
+    ) -> None:
         """Start the folder with these settings, or check that it was started with the same.
+
+        Args:
+            kind: of the folder.
+            settings: see the module.
+            made_with: see the module.
+            way_out: what to do where the settings are others, the end of the message.
 
         Raises:
             UserError: the folder was made with other settings; the message names each difference.
@@ -147,11 +175,7 @@ class Manifest:
             return
         changed = differences(content["settings"], settings)
         if changed:
-            raise UserError(
-                f"{self.folder} was made with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nUse the same settings, another name or folder, or --overwrite to make it anew"
-            )
+            raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{way_out}")
 
     def remove(self) -> None:
         """Delete the manifest and all records, so that every case is made again."""

@@ -230,6 +230,17 @@ def test_a_fold_is_validated_and_leaves_its_synthetic_cases_out(dataset, tmp_pat
     assert train_classifier.main(["40", *options, "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_folder_of_others_is_left_as_it_is(dataset, tmp_path, capsys, options):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "progress.csv").write_text("mine")
+    assert train_classifier.main(["40", *TINY, "--steps", "2", "-o", str(theirs), *options]) == 1
+    assert "theirs holds progress.csv, which fvae-train-classifier has not made" in capsys.readouterr().err
+    assert [path.name for path in theirs.iterdir()] == ["progress.csv"]
+    assert (theirs / "progress.csv").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -58,6 +58,36 @@ def test_the_same_settings_go_on_and_others_are_refused(tmp_path):
         manifest.begin("view", {"vae": "wan2.1", "hu_window": (-1000.0, 1000.0)}, {})
 
 
+def test_the_caller_says_the_way_out_of_other_settings(tmp_path):
+    manifest = Manifest(tmp_path / "latents")
+    manifest.begin("latents", {"pixels": 48}, {})
+    with pytest.raises(UserError, match=r"pixels: 48, now 32\nUse the same settings, another name or folder, or"):
+        manifest.begin("latents", {"pixels": 32}, {})
+    with pytest.raises(UserError, match=r"pixels: 48, now 32\nUse --latents$"):
+        manifest.begin("latents", {"pixels": 32}, {}, way_out="Use --latents")
+
+
+def test_only_folders_of_the_same_kind_are_ours(tmp_path):
+    manifest, names = Manifest(tmp_path / "training"), ("training", "samples", "progress.csv")
+
+    def check():
+        manifest.refuse_foreign(tmp_path, names, kind="training", command="train")
+
+    check()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "samples").mkdir()
+    check()
+    (tmp_path / "samples" / "a.png").touch()
+    with pytest.raises(UserError, match="holds samples, which train has not made; choose another folder"):
+        check()
+    manifest.begin("view", {}, {})
+    with pytest.raises(UserError, match="holds training, which train has not made"):
+        check()
+    manifest.remove()
+    manifest.begin("training", {}, {})
+    check()
+
+
 def test_another_schema_is_refused(tmp_path):
     write_json(tmp_path / "manifest.json", {"schema": 99})
     with pytest.raises(UserError, match="schema 1"):

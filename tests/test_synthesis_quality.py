@@ -16,7 +16,14 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import Geometry, read_volume
 from fvae_nnunet.synthesis import real_lesions
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
-from fvae_nnunet.synthesis.real_lesions import RealLesions, borrow, measure_lesion, measure_real_lesions
+from fvae_nnunet.synthesis.real_lesions import (
+    RealLesions,
+    borrow,
+    measure_lesion,
+    measure_real_lesions,
+    read_real_lesions,
+    write_real_lesions,
+)
 from fvae_nnunet.synthesis.segmenter import Judge, Segmenter
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.trainers import nnUNetTrainerFVAEReconOnly
@@ -104,6 +111,7 @@ def measure(dataset, path, workers=0):
     seen = []
     found = measure_real_lesions(dataset, path, workers=workers, on_case=lambda: seen.append(1))
     assert len(seen) == len(dataset.cases)
+    write_real_lesions(path, dataset, found)
     return found
 
 
@@ -150,14 +158,27 @@ def test_processes_give_the_same_real_lesions(blocks, tmp_path):
     assert (tmp_path / "here.json").read_bytes() == (tmp_path / "there.json").read_bytes()
 
 
-def test_a_case_that_cannot_be_read_is_named_and_nothing_is_kept(blocks, tmp_path):
-    path = blocks.raw / "labelsTr" / "case_2.nii.gz"
-    path.write_bytes(path.read_bytes()[:-40])
-    found = measure(open_source_dataset(blocks.name), tmp_path / "real.json")
-    assert [lesion["case"] for lesion in found.lesions] == ["case_0", "case_1"]
-    assert list(found.failed) == ["case_2"]
-    assert "case_2.nii.gz" in str(found.failed["case_2"])
-    assert not (tmp_path / "real.json").exists()
+def test_cases_that_cannot_be_measured_are_named(blocks, tmp_path):
+    for case in (1, 2):
+        path = blocks.raw / "labelsTr" / f"case_{case}.nii.gz"
+        path.write_bytes(path.read_bytes()[:-40])
+    dataset, path = open_source_dataset(blocks.name), tmp_path / "real.json"
+    with pytest.raises(UserError) as caught:
+        measure(dataset, path)
+    first, *failed, last = str(caught.value).splitlines()
+    assert first.startswith("2 cases cannot be measured")
+    assert [line.split(":")[0] for line in failed] == ["  case_1", "  case_2"]
+    assert last.endswith("(--leave-out case_1 case_2)")
+    assert [lesion["case"] for lesion in measure(dataset.without(["case_1", "case_2"]), path).lesions] == ["case_0"]
+
+
+def test_measuring_writes_nothing(blocks, tmp_path):
+    dataset, path = open_source_dataset(blocks.name), tmp_path / "folder" / "real.json"
+    found = measure_real_lesions(dataset, path, workers=0, on_case=lambda: None)
+    assert list(tmp_path.iterdir()) == []
+    write_real_lesions(path, dataset, found)
+    assert read_real_lesions(path, dataset) == found
+    assert read_real_lesions(path, open_source_dataset(blocks.name, organ="none")) == RealLesions((), {})
 
 
 def test_lesions_of_a_few_voxels_are_no_models(blocks, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """fvae-synthesize from the options to the files, with a model that paints and once with a real tiny one."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -284,7 +285,7 @@ def test_a_case_that_cannot_be_measured_stops_before_anything_is_made(paints, tm
         assert run(dataset, output, *SIZE, *options, n=5) == 1
         error = capsys.readouterr().err
         assert error.count("case_1_0000.nii.gz") == 1
-        assert "of 1 cases cannot be measured" in error
+        assert "1 cases cannot be measured" in error
         assert "--leave-out case_1" in error
         assert not output.exists()
     assert run(dataset, tmp_path / "others", *SIZE, "--leave-out", "case_1", n=3) == 0
@@ -332,11 +333,11 @@ def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, ca
         return capsys.readouterr().err
 
     said = f"{output} was begun with other real lesions of {dataset.name}"
-    assert f"{said}, from which limits and shapes come: case_1 is left out now" in refused("--leave-out", "case_1")
+    assert f"{said}, from which limits and shapes come (left out now: case_1)" in refused("--leave-out", "case_1")
     rewrite_image(path, move_the_lesion)
     error = refused()
-    assert f"{said}, from which limits and shapes come: case_1 has changed since. Put" in error
-    assert "-o" in error and "--overwrite" in error and "sha256" not in error
+    assert f"{said}, from which limits and shapes come (changed since: case_1)" in error
+    assert "Use the same files and cases again, another folder (-o), or --overwrite" in error
     assert "plan.clearance_mm: 5.0, now 6.0" in refused("--clearance-mm", 6)
     path.write_bytes(whole)
     assert run(dataset, output, *options, n=3) == 0
@@ -524,6 +525,8 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--steps", "501"], "--steps 501: DDIM would not begin near pure noise"),
         (["--eta", "2"], "--eta in 0 to 1"),
         (["--cases", "case_9"], "has no case_9; it has case_0"),
+        (["--leave-out", "case_9"], "there is no training case 'case_9' to leave out"),
+        (["--leave-out", "case_1", "--cases", "case_1"], "--cases and --leave-out both name case_1"),
         (["--organ", "none"], "trained on organ, tumour, and --organ none gives tumour"),
         (["--avoid", "."], "holds no image"),
         (["--seed", "-1"], "--seed must not be negative"),
@@ -537,6 +540,21 @@ def test_wrong_options_are_one_error(paints, tmp_path, capsys, monkeypatch, argu
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "imagesTr").exists()
+
+
+def test_a_model_that_needs_a_text_is_not_used_without(paints, tmp_path, capsys):
+    dataset, painting_model = write_dataset(cases=1), paints()
+    painting_model.settings = dataclasses.replace(painting_model.settings, text_encoder="bert", text_width=8)
+    painting_model.training["samples_without_text"] = False
+    assert run(dataset, tmp_path / "out", *SIZE, n=1) == 1
+    error = capsys.readouterr().err
+    assert "every case of the training of model had a report" in error
+    assert "give one with --text" in error
+    assert not (tmp_path / "out").exists()
+    assert run(dataset, tmp_path / "out", *SIZE, "--text", "A nodule.", n=1) == 0
+    assert painting_model.calls[0].text == "A nodule."
+    painting_model.training["samples_without_text"] = True
+    assert run(dataset, tmp_path / "other", *SIZE, n=1) == 0
 
 
 def test_a_folder_of_others_is_not_touched(paints, tmp_path, capsys):

@@ -252,6 +252,19 @@ def test_all_wrong_rows_are_named_before_anything_is_made(paints, tmp_path, caps
     assert "line 2: it has not as many cells as the head" in error and "line 3: " in error
 
 
+def test_rows_without_a_text_are_refused_where_the_model_needs_one(paints, tmp_path, capsys):
+    dataset = write_structures_dataset(1)
+    rows = [{"case": "a", "source": "case_0", "text": "Nodule."}, {"case": "b", "source": "case_0"}]
+    paints().training["samples_without_text"] = False
+    assert run(dataset, rows, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "1 wrong:\n  entry 2: it has no text, and every case of the model's training had one" in error
+    assert not (tmp_path / "out").exists()
+    assert run(dataset, rows[:1], tmp_path / "out") == 0
+    paints().training["samples_without_text"] = True
+    assert run(dataset, rows, tmp_path / "out") == 0
+
+
 def test_bad_voxels_fail_their_case_alone(paints, tmp_path, capsys):
     dataset = write_structures_dataset(2)
     write_mask(tmp_path / "empty.nii.gz", (slice(0, 0),))
@@ -276,6 +289,7 @@ def test_bad_voxels_fail_their_case_alone(paints, tmp_path, capsys):
         (["-n", "3"], "and not both"),
         (["--shapes", "ellipsoid"], "--shapes does nothing with --list"),
         (["--text", "x"], "--text does nothing with --list"),
+        (["--leave-out", "case_0"], "--leave-out does nothing with --list"),
         (["--seed", "-1"], "--seed must not be negative"),
         (["-num_parts", "2", "-part_id", "2"], "-part_id counts from 0"),
     ],
@@ -284,6 +298,12 @@ def test_options_that_do_not_go_with_a_list(paints, tmp_path, capsys, arguments,
     dataset = write_structures_dataset(1)
     assert run(dataset, [{"case": "a", "source": "case_0"}], tmp_path / "out", *arguments) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_help_names_the_page_on_lists(capsys):
+    with pytest.raises(SystemExit):
+        synthesize.main(["--help"])
+    assert "docs/synthesis_volumes.md says what it holds" in " ".join(capsys.readouterr().out.split())
 
 
 def test_models_of_one_organ_take_lists_too(paints, tmp_path):

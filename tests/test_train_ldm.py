@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +15,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from synthesis_for_tests import edit_dataset_json, label_file, phantom_dataset, read, rewrite
 
 from fvae_nnunet.cli import train_ldm
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
+from fvae_nnunet.synthesis import sampling
 from fvae_nnunet.synthesis.latent_cache import (
     cache_folder,
     complete_cache,
@@ -29,10 +32,12 @@ from fvae_nnunet.synthesis.latent_cache import (
 from fvae_nnunet.synthesis.latent_draws import LatentDraws, Statistics
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings
 from fvae_nnunet.synthesis.model import LatentDiffusion
-from fvae_nnunet.synthesis.model_folder import ModelSettings
+from fvae_nnunet.synthesis.model_folder import ModelSettings, needs_text
 from fvae_nnunet.synthesis.slice_consistency import parameters_along_slices
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.training import WARMUP_STEPS, Plan, denoising_loss, first_denoiser, train
+from fvae_nnunet.synthesis.training_processes import connect
+from fvae_nnunet.synthesis.training_samples import SamplePictures
 from fvae_nnunet.synthesis.training_settings import TrainingSettings
 from fvae_nnunet.synthesis.training_state import find_checkpoints
 from fvae_nnunet.vae import load_vae
@@ -100,7 +105,8 @@ def run(latents, output, settings=SETTINGS, *, stop_after=None, **options):
     """Train; with ``stop_after`` until a crash behind that step, whose checkpoint is written."""
     draws, model = latents
     plan = Plan(output, settings, model, {"training_cases": []}, **({"save_every": 1000} | options))
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=settings.accumulate)
+    AcceleratorState._reset_state()
+    accelerator = connect(device="cpu", mixed_precision=settings.mixed_precision, accumulate=settings.accumulate)
     if stop_after is None:
         train(plan, draws, accelerator)
         return weights_of(output)
@@ -116,6 +122,10 @@ def run(latents, output, settings=SETTINGS, *, stop_after=None, **options):
 
 def weights_of(folder):
     return load_file(folder / "denoiser" / "diffusion_pytorch_model.safetensors")
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rows_of(folder):
@@ -155,14 +165,45 @@ def test_a_longer_stage_1_goes_on_from_the_shorter_one(latents, undisturbed, tmp
     settings = replace(SETTINGS, steps=(2, 0))
     run(latents, tmp_path / "model", settings)
     assert_equal(run(latents, tmp_path / "model"), weights_of(undisturbed))
-    with pytest.raises(UserError, match=r"trained for 4 \+ 3 steps, and no checkpoint in it leads to 3 \+ 3"):
-        run(latents, tmp_path / "model", replace(SETTINGS, steps=(3, 3)))
+
+
+@pytest.mark.parametrize("steps", [(4, 0), (4, 2), (3, 3), (3, 9)])
+def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(latents, tmp_path, steps):
+    run(latents, tmp_path / "model", save_every=2)
+    before = files_of(tmp_path / "model")
+    with pytest.raises(UserError, match=rf"trained for 4 \+ 3 steps already, and {steps[0]} \+ {steps[1]} would"):
+        run(latents, tmp_path / "model", replace(SETTINGS, steps=steps))
+    assert files_of(tmp_path / "model") == before
+
+
+def test_a_longer_stage_1_needs_its_checkpoint(latents, tmp_path):
+    run(latents, tmp_path / "model")
+    run(latents, tmp_path / "model", replace(SETTINGS, steps=(5, 0)))
+    assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path / "model")] == [4, 5], "stage 2 is dropped"
+    run(latents, tmp_path / "model", replace(SETTINGS, steps=(5, 1)), save_every=1)
+    for checkpoint in find_checkpoints(tmp_path / "model")[:-1]:
+        shutil.rmtree(checkpoint.folder)
+    with pytest.raises(UserError, match="no checkpoint of stage 1 any more, so stage 1 stays at 5 steps"):
+        run(latents, tmp_path / "model", replace(SETTINGS, steps=(6, 1)))
 
 
 def test_the_same_again_changes_nothing(latents, undisturbed):
     before, rows = weights_of(undisturbed), rows_of(undisturbed)
     assert_equal(run(latents, undisturbed), before)
     assert rows_of(undisturbed) == rows
+
+
+def test_bf16_learns_and_keeps_its_weights_in_float32(latents, tmp_path):
+    settings = replace(SETTINGS, steps=(60, 2), learning_rate=3e-3, mixed_precision="bf16")
+    weights = run(latents, tmp_path / "model", settings)
+    trained = load_file(find_checkpoints(tmp_path / "model")[-1].folder / "state" / "weights.safetensors")
+    assert {tensor.dtype for tensors in (weights, trained) for tensor in tensors.values()} == {torch.float32}
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "model")]
+    assert np.isfinite(losses).all() and np.mean(losses[50:60]) < 0.8 * np.mean(losses[:10])
+    exact = run(latents, tmp_path / "exact", replace(settings, steps=(1, 0), mixed_precision="no"))
+    first = [float(row["loss"]) for row in rows_of(tmp_path / "exact")]
+    assert first[0] != losses[0] and first[0] == pytest.approx(losses[0], rel=0.02), "bf16 rounds, and no more"
+    assert exact.keys() <= weights.keys()
 
 
 @pytest.mark.parametrize("consistency", ["conv", "attention"])
@@ -311,6 +352,46 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_0000002", "checkpoint_0000003"]
 
 
+@pytest.mark.parametrize(
+    "name", ["training/notes.txt", "samples/s.png", "denoiser/weights.pt", "checkpoint_12/w.pt", "progress.csv"]
+)
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
+def test_a_folder_of_others_is_not_touched(trained, tmp_path, capsys, name, overwrite):
+    dataset, _ = trained
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = files_of(tmp_path)
+    assert train_ldm.main(command(dataset, "--organ", "lungs", "-o", str(tmp_path), *overwrite)) == 1
+    error = f"{tmp_path} holds {name.split('/')[0]}, which fvae-train-ldm has not made; choose another folder (-o)"
+    assert error in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_overwrite_leaves_what_is_not_of_a_training(trained, tmp_path):
+    dataset, _ = trained
+    options = command(dataset, "--organ", "lungs", "-o", str(tmp_path))
+    (tmp_path / "log.txt").write_text("mine")
+    (tmp_path / "samples").mkdir()
+    assert train_ldm.main(options) == 0
+    shutil.copytree(tmp_path / "checkpoint_0000003", tmp_path / "checkpoint_best")
+    assert train_ldm.main([*options, "--overwrite"]) == 0
+    assert (tmp_path / "log.txt").read_text() == "mine" and (tmp_path / "checkpoint_best" / "manifest.json").exists()
+
+
+def test_latents_of_other_settings_name_the_options_that_help(trained, tmp_path, capsys):
+    dataset, _ = trained
+    latents = {path.name for path in (dataset.preprocessed / "fvae_latents").iterdir()}
+    options = ("--organ", "lungs", "--inplane-pixels", "16", "-o", str(tmp_path))
+    assert train_ldm.main(command(dataset, *options)) == 1
+    error = capsys.readouterr().err
+    assert "inplane_pixels: 32, now 16" in error and error.rstrip().endswith(
+        "Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it"
+    )
+    assert train_ldm.main(command(dataset, *options, "--latents", "other")) == 0
+    assert {path.name for path in (dataset.preprocessed / "fvae_latents").iterdir()} == {*latents, "other"}
+
+
 def test_pictures_and_tensorboard_are_written(trained, tmp_path):
     dataset, _ = trained
     options = ("--organ", "lungs", "--samples-every", "2", "--tensorboard", "-o", str(tmp_path / "model"))
@@ -319,18 +400,24 @@ def test_pictures_and_tensorboard_are_written(trained, tmp_path):
     assert list((tmp_path / "model" / "tensorboard").glob("events*"))
 
 
-def test_reports_condition_the_model(trained, tmp_path):
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The folder of a text encoder of width 8."""
     import transformers
 
-    dataset, _ = trained
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "nodule"]
-    encoder = tmp_path / "encoder"
+    folder = tmp_path_factory.mktemp("encoder")
     config = transformers.BertConfig(
         vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
-    transformers.BertModel(config).save_pretrained(encoder)
-    (encoder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizer(str(encoder / "vocab.txt")).save_pretrained(encoder)
+    transformers.BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_reports_condition_the_model(trained, encoder, tmp_path):
+    dataset, _ = trained
     reports = tmp_path / "reports.json"
     reports.write_text(json.dumps({"phantom_000": "a nodule", "phantom_001": "a", "elsewhere": "nodule"}))
     text = ("--reports", str(reports), "--text-encoder", str(encoder), "-o", str(tmp_path / "model"))
@@ -341,6 +428,59 @@ def test_reports_condition_the_model(trained, tmp_path):
     reports.write_text(json.dumps({"elsewhere": "nodule"}))
     with pytest.raises(UserError, match="no text of any training case"):
         train_ldm.run(_parsed(dataset, *text))
+
+
+@pytest.mark.parametrize(
+    ("cases", "options", "needed"),
+    [(5, (), True), (4, (), False), (5, ("--condition-dropout", "0.1"), False), (0, (), False)],
+    ids=["all", "some", "dropped", "none"],
+)
+def test_a_model_that_has_seen_no_case_without_text_needs_one(
+    trained, encoder, tmp_path, capsys, cases, options, needed
+):
+    dataset, _ = trained
+    (tmp_path / "reports.json").write_text(json.dumps({f"phantom_{number:03d}": "a nodule" for number in range(cases)}))
+    if cases:
+        options += ("--reports", str(tmp_path / "reports.json"), "--text-encoder", str(encoder))
+    options += ("--organ", "lungs", "-o", str(tmp_path / "model"))
+    assert train_ldm.main(command(dataset, *options, steps=("--stage1-steps", "1", "--stage2-steps", "0"))) == 0
+    assert ("every case has a report" in capsys.readouterr().out) == needed
+    model = LatentDiffusion.load(tmp_path / "model")
+    assert needs_text(model.settings, model.training) == needed
+    options = {"steps": 4, "generator": torch.Generator().manual_seed(0)}
+    if needed:
+        with pytest.raises(UserError, match="had a report; give a text"):
+            model.generate(np.ones((4, 32, 32), np.uint8), **options)
+    else:
+        assert np.isfinite(model.generate(np.ones((4, 32, 32), np.uint8), **options)).all()
+
+
+def test_pictures_are_made_with_the_cases_own_text(latents, tmp_path, monkeypatch):
+    draws, settings = copy.copy(latents[0]), replace(latents[1], text_width=8)
+    draws.texts = {"phantom_000": torch.ones(2, 8).half()}
+    cases, texts = [], []
+    draw, sample_latent = draws.sample, sampling.sample_latent
+
+    def seen_draw(*arguments, **options):
+        sample = draw(*arguments, **options)
+        cases.append(sample.case)
+        return sample
+
+    def seen_sample(*arguments, text, **options):
+        texts.append(None if text is None else text[0])
+        return sample_latent(*arguments, text=text, **options)
+
+    draws.sample = seen_draw
+    monkeypatch.setattr(sampling, "sample_latent", seen_sample)
+    plan = Plan(None, SETTINGS, settings, {}, save_every=1)
+    pictures = SamplePictures(tmp_path, draws, settings, load_vae("tiny"), seed=5)
+    assert pictures(first_denoiser(plan).eval(), 3).is_file()
+    assert set(cases) == {"phantom_000", "phantom_001"}, "the cases with lesion; else choose another seed"
+    assert len(texts) == 2 * len(cases)
+    for case, *given in zip(cases, texts[::2], texts[1::2]):
+        for text in given:
+            expected = draws.texts.get(case)
+            assert text is None if expected is None else torch.equal(text, expected.float())
 
 
 def _parsed(dataset, *options):
@@ -423,3 +563,18 @@ def test_two_processes_of_accelerate_make_the_model_of_one(tmp_path):
         assert float(first["loss"]) == pytest.approx(float(second["loss"]), rel=1e-3)
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
+
+
+def test_the_window_of_a_picture_follows_what_is_beside_the_lesion():
+    from fvae_nnunet.evaluation.picture import LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
+    from fvae_nnunet.synthesis.training_samples import _hu_window
+
+    lesion = np.zeros((6, 6))
+    lesion[2:4, 2:4] = 0.5
+    slice_hu = np.full((48, 48), -1000.0)
+    slice_hu[8:40, 8:40] = 40
+    assert _hu_window(slice_hu, lesion) == SOFT_TISSUE_HU_WINDOW, "although most of the slice is air"
+    assert _hu_window(slice_hu, np.zeros((6, 6))) == LUNG_HU_WINDOW
+    slice_hu[8:40, 8:40] = -850
+    slice_hu[16:32, 16:32] = 40
+    assert _hu_window(slice_hu, lesion) == LUNG_HU_WINDOW, "although the lesion is not"

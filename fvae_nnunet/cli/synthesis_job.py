@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
 from fvae_nnunet.errors import UserError
@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.source_cases import SourceDataset
     from fvae_nnunet.synthesis.synthesize import Job
 
-REAL_LESIONS_FILE = "real_lesions.json"
-"""In the output folder, so that it is measured once."""
 
-
-def job_of(arguments: argparse.Namespace) -> tuple[Job, RealLesions]:
-    """Cases with placed lesions, checked, and the real lesions of the dataset."""
+def job_of(arguments: argparse.Namespace) -> Job:
+    """Cases with placed lesions, checked."""
     from fvae_nnunet.synthesis.case_plan import Avoided
+    from fvae_nnunet.synthesis.model_folder import needs_text
     from fvae_nnunet.synthesis.quality import QualityLimits
     from fvae_nnunet.synthesis.segmenter import Judge
     from fvae_nnunet.synthesis.synthesize import Job
 
-    _, dataset = _model_and_dataset(arguments)
+    settings, training, dataset = _model_and_dataset(arguments)
+    if arguments.text is None and needs_text(settings, training):
+        raise UserError(
+            f"every case of the training of {arguments.ldm} had a report, so it does not know what no report means; "
+            "give one with --text"
+        )
+    dataset = dataset.without(arguments.leave_out)
     if arguments.place_in:
         dataset = replace(dataset, organ=dataset.organ.within(arguments.place_in))
     if arguments.lesion is not None:
@@ -60,11 +64,11 @@ def job_of(arguments: argparse.Namespace) -> tuple[Job, RealLesions]:
         paint=paint,
         limits=QualityLimits.of(real, inside_fraction=plan.inside_fraction, found_share=arguments.found_share),
         filtered=not arguments.no_filter,
-        lenders=real.lesions,
+        real=real,
         avoid=avoid,
         judge=judge,
         model_folder=arguments.ldm,
-    ), real
+    )
 
 
 def list_job_of(arguments: argparse.Namespace) -> ListJob:
@@ -73,14 +77,17 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
     from fvae_nnunet.synthesis.case_list import read_case_list
     from fvae_nnunet.synthesis.list_checks import checked_list
     from fvae_nnunet.synthesis.listed_cases import ListJob
+    from fvae_nnunet.synthesis.model_folder import needs_text
 
     rows = read_case_list(arguments.list)
-    settings, dataset = _model_and_dataset(arguments)
+    settings, training, dataset = _model_and_dataset(arguments)
     reports = dataset.raw_folder / FILE_NAME
     findings = read_case_reports(reports).findings if reports.is_file() else ()
     return ListJob(
         dataset=dataset,
-        listed=checked_list(arguments.list, rows, dataset, settings, findings),
+        listed=checked_list(
+            arguments.list, rows, dataset, settings, findings, texts_needed=needs_text(settings, training)
+        ),
         finding_names=findings,
         output=_output(arguments, dataset),
         seed=arguments.seed,
@@ -89,8 +96,8 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
     )
 
 
-def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, SourceDataset]:
-    """The model's settings, and the dataset with its classes."""
+def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, dict[str, Any], SourceDataset]:
+    """The model's settings, how it was trained, and the dataset with its classes."""
     from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS
     from fvae_nnunet.synthesis.model_folder import read_model
     from fvae_nnunet.synthesis.noise_process import NoiseProcess
@@ -128,7 +135,7 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, So
                 f"{arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them unseen",
                 file=sys.stderr,
             )
-    return settings, dataset
+    return settings, training, dataset
 
 
 def _output(arguments: argparse.Namespace, dataset: SourceDataset) -> Path:
@@ -181,6 +188,9 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
 
 
 def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str, ...]:
+    both = sorted(set(arguments.cases or ()) & set(arguments.leave_out))
+    if both:
+        raise UserError(f"--cases and --leave-out both name {', '.join(both)}")
     wanted = dataset.cases if arguments.cases is None else sorted(set(arguments.cases))
     unknown = [case for case in wanted if case not in dataset.image_files]
     if unknown:
@@ -192,13 +202,10 @@ def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str
 def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:
     from tqdm import tqdm
 
-    from fvae_nnunet.synthesis.real_lesions import measure_real_lesions
+    from fvae_nnunet.synthesis.real_lesions import FILE_NAME, measure_real_lesions
 
-    path = output / REAL_LESIONS_FILE
     with tqdm(total=len(dataset.cases), desc="real lesions", unit="case", dynamic_ncols=True, leave=False) as bar:
-        real = measure_real_lesions(dataset, path, workers=arguments.np, on_case=bar.update)
-    for case, error in real.failed.items():
-        print(f"{case}: its real lesions cannot be measured: {error}", file=sys.stderr)
+        real = measure_real_lesions(dataset, output / FILE_NAME, workers=arguments.np, on_case=bar.update)
     if not real.lesions:
         print(f"warning: {dataset.name} has no real lesion; HU of synthetic ones are not checked", file=sys.stderr)
     return real

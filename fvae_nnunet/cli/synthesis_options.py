@@ -11,9 +11,9 @@ OUTPUT_PARENT = "fvae_synthetic"
 """In nnUNet_raw, where nnU-Net looks only at folders Dataset*."""
 
 _OF_PLACED_LESIONS = (
-    "n", "cases", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share", "lesions_per_case",
-    "inside_fraction", "clearance_mm", "avoid", "at", "margin_mm", "texture", "text", "segmenter", "found_share",
-    "no_filter",
+    "n", "cases", "leave_out", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share",
+    "lesions_per_case", "inside_fraction", "clearance_mm", "avoid", "at", "margin_mm", "texture", "text", "segmenter",
+    "found_share", "no_filter",
 )  # fmt: skip
 """Options that do nothing with --list."""
 
@@ -26,7 +26,7 @@ def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", type=Path, metavar="FILE",
         help="instead of -n, with --mode full: CSV or JSON of volumes to generate from structures, disease masks and "
-        "texts; docs/synthesis.md says what it holds",
+        "texts; docs/synthesis_volumes.md says what it holds",
     )  # fmt: skip
     parser.add_argument(
         "-o", type=Path, metavar="FOLDER", help=f"default: {OUTPUT_PARENT}/<dataset's name> in nnUNet_raw"
@@ -56,6 +56,10 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "all training cases",
     )  # fmt: skip
     group.add_argument("--cases", nargs="+", metavar="CASE", help="make synthetic cases from these; default: from all")
+    group.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="CASE",
+        help="cases that are not used, neither as sources nor for shapes and quality control",
+    )  # fmt: skip
     group.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
 
 
@@ -116,7 +120,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, default=20, metavar="N", help="of sampling; default 20")
     group.add_argument("--eta", type=float, default=1.0, metavar="ETA", help="1 (default): DDPM-like, 0: deterministic")
     group.add_argument("--guidance", type=float, default=1.0, metavar="G", help="classifier-free; default 1: none")
-    group.add_argument("--text", metavar="TEXT", help="report of the lesion, for a model that was trained with text")
+    group.add_argument(
+        "--text", metavar="TEXT",
+        help="report of the lesion, for a model that was trained with text; needed if each of its cases had one",
+    )  # fmt: skip
     group.add_argument("--text-encoder", metavar="PATH", help="where it is; default: where it was in training")
     group.add_argument("--weights", metavar="PATH", help="weights of the VAE; default: the hub's cache or the hub")
     group.add_argument("--vae-code", metavar="FOLDER", help="checkout of the VAE's own repository")

@@ -42,9 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list is not None:
         listed = list_job_of(arguments)
         return _do(arguments, listed, list(listed.listed))
-    job, real = job_of(arguments)
-    status = _do(arguments, job, [case_name(number) for number in range(arguments.n)])
-    return status or int(not real.failed.keys().isdisjoint(job.sources))
+    return _do(arguments, job_of(arguments), [case_name(number) for number in range(arguments.n)])
 
 
 def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> int:

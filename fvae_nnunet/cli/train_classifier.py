@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.claims import Claims
     from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.findings.cases import split_cases
-    from fvae_nnunet.findings.model_folder import begin_model, remove_model
+    from fvae_nnunet.findings.model_folder import begin_model, check_is_ours, remove_model
     from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
 
     if arguments.np < 0 or arguments.save_every < 1:
@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     training = [*split.training, *(synthetic.used if synthetic else ())]
     _say(split, synthetic, training, settings)
     output = _output_folder(arguments, dataset)
+    check_is_ours(output)
     with Claims([output], known=[_CLAIM]) as claims:
         if next(claims.each([_CLAIM]), None) is None:
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")

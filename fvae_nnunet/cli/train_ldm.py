@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.training_inputs import Texts
     from fvae_nnunet.synthesis.training_settings import TrainingSettings
 
-TRAINING_FOLDER = "training"
 _CLAIM = "training"
 
 
@@ -46,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.synthesis.training import train
     from fvae_nnunet.synthesis.training_inputs import draws_and_model, read_texts
     from fvae_nnunet.synthesis.training_processes import connect
+    from fvae_nnunet.synthesis.training_state import check_is_ours
     from fvae_nnunet.vae.registry import is_control
     from fvae_nnunet.views import default_view_name
 
@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     ).without(arguments.leave_out)
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
+    check_is_ours(output)
     accelerator = connect(
         device=arguments.device, mixed_precision=arguments.mixed_precision, accumulate=arguments.accumulate
     )
@@ -71,10 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
         draws, model = draws_and_model(settings, dataset, loaded.vae, latent_settings, cache, texts)
-        plan = _plan(arguments, output, settings, model, _record(arguments, dataset, settings))
+        plan = _plan(arguments, output, settings, model, _record(arguments, dataset, settings, texts))
         if is_main:
             _begin(arguments, plan, dataset, loaded, texts)
-            _say(dataset, draws, settings, cache)
+            _say(dataset, draws, plan, cache)
         show_samples = None
         if is_main and plan.samples_every:
             from fvae_nnunet.synthesis.training_samples import SamplePictures
@@ -196,12 +197,15 @@ def _encode(
     accelerator.wait_for_everyone()
 
 
-def _record(arguments: argparse.Namespace, dataset: SourceDataset, settings: TrainingSettings) -> dict[str, Any]:
+def _record(
+    arguments: argparse.Namespace, dataset: SourceDataset, settings: TrainingSettings, texts: Texts
+) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
         "fold": arguments.fold,
         "training_cases": dataset.cases,
         "lesions": list(dataset.lesions),
+        "samples_without_text": settings.condition_dropout > 0 or not texts.embeddings.keys() >= set(dataset.cases),
         **settings.recorded,
     }
 
@@ -238,13 +242,12 @@ def _plan(
 
 def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, loaded: LoadedVAE, texts: Texts) -> None:
     """Start the folder of the training, or check that it was started with the same settings."""
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.synthesis.training_state import remove_training
+    from fvae_nnunet.synthesis.training_state import KIND, remove_training, training_manifest
 
     if arguments.overwrite:
         remove_training(plan.output)
-    Manifest(plan.output / TRAINING_FOLDER).begin(
-        "ldm_training",
+    training_manifest(plan.output).begin(
+        KIND,
         {
             "training": plan.settings.recorded,
             "model": asdict(plan.model),
@@ -256,7 +259,10 @@ def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, lo
     )
 
 
-def _say(dataset: SourceDataset, draws: LatentDraws, settings: TrainingSettings, cache: Path) -> None:
+def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) -> None:
+    from fvae_nnunet.synthesis.model_folder import needs_text
+
+    settings = plan.settings
     lesions = ", ".join(dataset.lesions) or "lesions"
     organs = len(dataset.organ.class_names)
     print(
@@ -267,6 +273,8 @@ def _say(dataset: SourceDataset, draws: LatentDraws, settings: TrainingSettings,
         if draws.share[stage] != settings.lesion_share and settings.steps[stage - 1]:
             which = "without" if draws.share[stage] else "with"
             print(f"stage {stage}: no {what} {which} {lesions}; --lesion-share has no effect")
+    if needs_text(plan.model, plan.record):
+        print("every case has a report: fvae-synthesize will need texts, unless --condition-dropout is above 0")
 
 
 if __name__ == "__main__":

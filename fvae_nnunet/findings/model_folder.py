@@ -27,6 +27,13 @@ from fvae_nnunet.findings.volumes import VolumeCache
 from fvae_nnunet.manifest import Manifest
 
 KIND = "findings_classifier"
+_FILES = ("manifest.json", CHECKPOINT, NETWORK, PROGRESS)
+
+
+def check_is_ours(output: Path) -> None:
+    """Raise UserError where a folder holds what a training writes, and ``fvae-train-classifier`` has not made it."""
+    names = (*_FILES, *(predictions_path(output, part).name for part in PARTS))
+    Manifest(output).refuse_foreign(output, names, kind=KIND, command="fvae-train-classifier")
 
 
 def begin_model(
@@ -63,7 +70,7 @@ def begin_model(
 
 def remove_model(output: Path) -> None:
     """Delete what a training has left in its folder."""
-    for name in ("manifest.json", CHECKPOINT, NETWORK, PROGRESS):
+    for name in _FILES:
         (output / name).unlink(missing_ok=True)
     for part in PARTS:
         predictions_path(output, part).unlink(missing_ok=True)

@@ -41,7 +41,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest, atomic_write
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis.latent_encoding import CaseToEncode, EncodedCase, LatentSettings, encode, prepare
-from fvae_nnunet.synthesis.source_cases import SourceDataset
+from fvae_nnunet.synthesis.source_cases import SourceDataset, refuse_failed
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 
 if TYPE_CHECKING:
@@ -156,7 +156,12 @@ def complete_cache(
     failed: dict[str, Exception] = {}
     while cases:
         with Claims([folder], known=dataset.cases) as claims:
-            Manifest(folder).begin("latents", settings.recorded_with(vae, dataset), made_with)
+            Manifest(folder).begin(
+                "latents",
+                settings.recorded_with(vae, dataset),
+                made_with,
+                way_out="Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it",
+            )
             outcomes = encode_cases(
                 folder, dataset, vae, settings, cases=claims.each(cases), workers=min(workers, len(cases))
             )
@@ -170,18 +175,7 @@ def complete_cache(
         cases = claims.elsewhere
         if cases:
             time.sleep(_LOOK_AGAIN_S)
-    if failed:
-        unexpected = next((error for error in failed.values() if not isinstance(error, UserError)), None)
-        raise UserError(
-            f"{len(failed)} cases cannot be encoded:\n  "
-            + "\n  ".join(_said(case, error) for case, error in failed.items())
-            + f"\nThe others are in the cache. Repair these, or leave them out (--leave-out {' '.join(failed)})"
-        ) from unexpected
-
-
-def _said(case: str, error: Exception) -> str:
-    said = str(error) if isinstance(error, UserError) else repr(error)
-    return said if said.startswith(case) else f"{case}: {said}"
+    refuse_failed(failed, "encoded", "The others are in the cache.")
 
 
 def remove_cache(folder: Path) -> None:

@@ -107,6 +107,7 @@ class LatentDraws:
         share: stage -> the probability with which a sample holds lesion: ``lesion_share`` unless the data have only one
             kind.
         cases_with_lesion: their number.
+        texts: as given.
 
     Raises:
         UserError: a case is not in the cache, or no case has a lesion though ``lesion_share`` is above 0.
@@ -126,7 +127,7 @@ class LatentDraws:
         texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._folder, self._statistics, self._encoding, self._classes = folder, statistics, mask_encoding, classes
-        self._window, self._crop, self._texts = window, crop, texts
+        self._window, self._crop, self.texts = window, crop, texts or {}
         records = read_records(folder, cases)
         self.cases_with_lesion = sum(bool(record["lesion_slices"]) for record in records.values())
         if lesion_share > 0 and not self.cases_with_lesion:
@@ -223,10 +224,10 @@ class LatentDraws:
         )
 
     def _embeddings(self, cases: Sequence[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not self._texts:
+        if not self.texts:
             return None, None
-        width = next(iter(self._texts.values())).shape[1]
-        found = [self._texts.get(case, torch.zeros(0, width)).float() for case in cases]
+        width = next(iter(self.texts.values())).shape[1]
+        found = [self.texts.get(case, torch.zeros(0, width)).float() for case in cases]
         longest = max(1, *(len(text) for text in found))
         text, mask = torch.zeros(len(cases), longest, width), torch.zeros(len(cases), longest, dtype=torch.bool)
         for row, embedding in enumerate(found):

@@ -21,6 +21,8 @@ def checked_list(
     dataset: SourceDataset,
     settings: ModelSettings,
     finding_names: Sequence[str],
+    *,
+    texts_needed: bool = False,
 ) -> dict[str, ListedCase]:
     """The rows by case.
 
@@ -30,6 +32,7 @@ def checked_list(
         dataset: with the classes of the model.
         settings: of the model.
         finding_names: of the dataset.
+        texts_needed: see ``model_folder.needs_text``.
 
     Raises:
         UserError: rows are wrong by themselves or do not fit the dataset or the model, or their files do not lie on
@@ -41,6 +44,8 @@ def checked_list(
             wrong.append(row)
             continue
         try:
+            if texts_needed and row.text is None:
+                raise UserError("it has no text, and every case of the model's training had one")
             _check_row(row, dataset, settings, finding_names)
         except UserError as error:
             wrong.append(f"{row.where}: {error}")

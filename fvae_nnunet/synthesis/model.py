@@ -17,6 +17,7 @@ from fvae_nnunet.synthesis.model_folder import (
     DENOISER_FOLDER,
     SCHEDULER_FOLDER,
     ModelSettings,
+    needs_text,
     read_model,
     save_model,
 )
@@ -188,8 +189,8 @@ class LatentDiffusion:
             Generated and reconstructed volume, float32 in HU, inside the HU window.
 
         Raises:
-            UserError: shapes differ, too many slices, values that are not finite, unknown classes, or a text or a
-                guidance that this model was not trained for.
+            UserError: shapes differ, too many slices, values that are not finite, unknown classes, or a text, no text
+                or a guidance that this model was not trained for.
         """
         from fvae_nnunet.synthesis.sampling import Known, LatentWindows
 
@@ -276,6 +277,8 @@ class LatentDiffusion:
                 "use guidance 1"
             )
         settings, device = self.settings, self.denoiser.device
+        if text is None and needs_text(settings, self.training):
+            raise UserError("every case of this model's training had a report; give a text")
         embedding = None if text is None else self.report_encoder.encode(text)[None].to(device)
         conditions = self.codec.conditions(class_map, windows, device)
         dtype = getattr(torch, settings.precision)

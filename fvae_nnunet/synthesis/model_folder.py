@@ -150,7 +150,8 @@ def save_model(
         denoiser: the network, saved in its own precision.
         settings: for its use.
         training: of JSON values, for the reader: how it was trained, on which cases (``training_cases``), and with
-            which ``condition_dropout``, without which guidance is refused.
+            which ``condition_dropout``, without which guidance is refused, and whether there were
+            ``samples_without_text``, without which a text is needed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -179,6 +180,15 @@ def save_model(
         write_json(folder / "manifest.json", content)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def needs_text(settings: ModelSettings, training: dict[str, Any]) -> bool:
+    """Whether a model does not know what it is to have no text: every sample of its training had one.
+
+    Args:
+        settings, training: from ``read_model``.
+    """
+    return settings.text_encoder is not None and not training.get("samples_without_text", True)
 
 
 def read_model(folder: Path) -> tuple[ModelSettings, dict[str, Any]]:

@@ -27,7 +27,10 @@ from fvae_nnunet.manifest import read_json, write_json
 from fvae_nnunet.pipeline import StageSeconds, run_cases
 from fvae_nnunet.synthesis.placement import box_around, grown
 from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion, equivalent_diameter_mm
-from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
+from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset, refuse_failed
+
+FILE_NAME = "real_lesions.json"
+"""In the folder of synthetic cases, so that they are measured once."""
 
 RING_MM = 6.0
 """How far the surroundings of a lesion reach that it is compared with."""
@@ -43,16 +46,20 @@ class RealLesions:
 
     Attributes:
         lesions: as the module says, by case and number.
-        failed: cases that could not be read, and why; they are left out.
+        digests: case -> sha256 of each of its files, by name; also of cases without lesions.
     """
 
     lesions: tuple[dict[str, Any], ...]
-    failed: dict[str, Exception]
+    digests: dict[str, dict[str, str]]
 
     def values(self, measure: str) -> np.ndarray:
         """One of ``MEASURES`` of all lesions that have it (n,)."""
         found = [lesion[measure] for lesion in self.lesions if lesion[measure] is not None]
         return np.asarray(found, dtype=float)
+
+    def of_case(self, case: str) -> list[dict[str, Any]]:
+        """Those of one case."""
+        return [lesion for lesion in self.lesions if lesion["case"] == case]
 
 
 def measure_lesion(
@@ -116,21 +123,19 @@ def measure_real_lesions(
 
     Args:
         dataset: which.
-        path: of the JSON; written where it is missing or older, and no case failed.
+        path: of the JSON; nothing is written.
         workers: processes that read; 0: none.
         on_case: called after each case.
+
+    Raises:
+        UserError: cases cannot be measured; all of them are named.
     """
-    known = read_json(path) if path.is_file() else {}
-    asked = {"dataset": dataset.name, "lesion": dataset.lesion_name, "organ": dataset.organ.recorded}
-    same = all(known.get(key) == value for key, value in asked.items())
-    before = known["digests"] if same else {}
-    lesions: dict[str, list[dict[str, Any]]] = {case: [] for case in before}
-    for lesion in known["lesions"] if same else ():
-        lesions[lesion["case"]].append(lesion)
+    before = read_real_lesions(path, dataset)
+    lesions = {case: before.of_case(case) for case in before.digests}
     digests, found, failed = {}, {}, {}
     for outcome in run_cases(
         dataset.cases,
-        read=partial(_measure, dataset, before, lesions),
+        read=partial(_measure, dataset, before.digests, lesions),
         compute=lambda case, measured: measured,
         write=_as_it_is,
         workers=workers,
@@ -141,11 +146,25 @@ def measure_real_lesions(
             failed[outcome.case] = outcome.error
         else:
             digests[outcome.case], found[outcome.case] = outcome.result
-    all_lesions = [lesion for case in sorted(found) for lesion in found[case]]
-    content = asked | {"digests": digests, "lesions": all_lesions}
-    if not failed and content != known:
-        write_json(path, content)
-    return RealLesions(tuple(all_lesions), failed)
+    refuse_failed(failed, "measured", "Limits and borrowed shapes come from all real lesions, so nothing was made.")
+    return RealLesions(tuple(lesion for case in sorted(found) for lesion in found[case]), digests)
+
+
+def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
+    """What a file says of this dataset with this lesion and organ; nothing where it is missing or about others."""
+    content = read_json(path) if path.is_file() else {}
+    if any(content.get(key) != value for key, value in _subject(dataset).items()):
+        return RealLesions((), {})
+    return RealLesions(tuple(content["lesions"]), content["digests"])
+
+
+def write_real_lesions(path: Path, dataset: SourceDataset, real: RealLesions) -> None:
+    """Write the file of the real lesions of a dataset."""
+    write_json(path, _subject(dataset) | {"digests": real.digests, "lesions": real.lesions})
+
+
+def _subject(dataset: SourceDataset) -> dict[str, Any]:
+    return {"dataset": dataset.name, "lesion": dataset.lesion_name, "organ": dataset.organ.recorded}
 
 
 def _measure(

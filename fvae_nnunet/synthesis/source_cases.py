@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,7 +242,7 @@ class SourceDataset:
                 organs = self.organ.recorded if self.organ.names else self.organ.text
                 raise UserError(
                     f"{case}: the organ ({organs}) has no voxel; correct {self.label_files[case]} or the organ mask, "
-                    "give another --organ, or leave the case out"
+                    "give another --organ, or leave the case out (--leave-out; of a --list: its rows)"
                 )
         if not lesions:
             class_map[any_lesion & (class_map == 0)] = 1 if self.organ.class_names == ("organ",) else 0
@@ -288,6 +288,29 @@ class SourceDataset:
                 f"{path} holds the labels {', '.join(f'{value:g}' for value in unknown[:5])}, which dataset.json does "
                 f"not declare (it has {', '.join(map(str, self.known_labels))})"
             )
+
+
+def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) -> None:
+    """Raise UserError where cases have failed, with the reason of each and the ways out.
+
+    Args:
+        failed: case -> why.
+        done: what cannot be done with them: ``encoded``.
+        consequence: a sentence on the other cases.
+    """
+    if not failed:
+        return
+    unexpected = next((error for error in failed.values() if not isinstance(error, UserError)), None)
+    raise UserError(
+        f"{len(failed)} cases cannot be {done}:\n  "
+        + "\n  ".join(_said(case, error) for case, error in failed.items())
+        + f"\n{consequence} Repair these, or leave them out (--leave-out {' '.join(failed)})"
+    ) from unexpected
+
+
+def _said(case: str, error: Exception) -> str:
+    said = str(error) if isinstance(error, UserError) else repr(error)
+    return said if said.startswith(case) else f"{case}: {said}"
 
 
 def _few(names: Sequence[str]) -> str:

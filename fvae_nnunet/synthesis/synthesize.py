@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import write_volume
 from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, plan_lesions, source_of
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
-from fvae_nnunet.synthesis.real_lesions import surroundings_of
+from fvae_nnunet.synthesis.real_lesions import (
+    FILE_NAME,
+    RealLesions,
+    read_real_lesions,
+    surroundings_of,
+    write_real_lesions,
+)
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
 from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, CasePaths
 from fvae_nnunet.synthesis.synthetic_output import describe, noise_of, open_output
@@ -27,6 +34,8 @@ from fvae_nnunet.synthesis.synthetic_output import describe, noise_of, open_outp
 if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model import LatentDiffusion
     from fvae_nnunet.synthesis.segmenter import Judge, Segmenter
+
+_REAL_LESIONS = "real_lesions_sha256"
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Job:
         plan, paint: what lesions, and how.
         limits: what they must keep.
         filtered: whether cases that do not keep them are put aside.
-        lenders: the dataset's real lesions, as ``real_lesions.RealLesions.lesions``; shapes are borrowed from them.
+        real: the dataset's real lesions; limits are taken and shapes borrowed from them.
         avoid: masks of structures to keep clear of.
         judge: the segmenter's model.
         model_folder: for the record.
@@ -55,7 +64,7 @@ class Job:
     paint: PaintSettings
     limits: QualityLimits
     filtered: bool
-    lenders: tuple[dict[str, Any], ...]
+    real: RealLesions
     avoid: Avoided | None
     judge: Judge | None
     model_folder: Path
@@ -151,9 +160,12 @@ def synthesize_cases(
     described = describe(model, job.model_folder)
     settings = job.recorded() | {
         "sources": list(job.sources),
-        "real_lesions_sha256": hashlib.sha256(json.dumps(job.lenders, sort_keys=True).encode()).hexdigest(),
+        _REAL_LESIONS: hashlib.sha256(json.dumps(job.real.lesions, sort_keys=True).encode()).hexdigest(),
     }
+    if not overwrite:
+        _refuse_other_real_lesions(job, settings)
     open_output(job.output, settings, described, job.dataset.dataset_json, overwrite=overwrite)
+    write_real_lesions(job.output / FILE_NAME, job.dataset, job.real)
 
     def compute(case: str, planned: _Planned) -> _Painted:
         volume_hu = paint(
@@ -177,6 +189,29 @@ def synthesize_cases(
     )
 
 
+def _refuse_other_real_lesions(job: Job, settings: dict[str, Any]) -> None:
+    """Raise UserError where nothing but the real lesions differs from what the folder was begun with."""
+    content = job.manifest.read()
+    before = {} if content is None else content["settings"]
+    now = json.loads(json.dumps(settings))
+    options = now.keys() - {_REAL_LESIONS, "limits"}
+    if before.get(_REAL_LESIONS) == now[_REAL_LESIONS] or any(before.get(key) != now[key] for key in options):
+        return
+    old, new = read_real_lesions(job.output / FILE_NAME, job.dataset), job.real
+    others = sorted(case for case in old.digests.keys() | new.digests.keys() if old.of_case(case) != new.of_case(case))
+    which = {
+        "changed since": [case for case in others if case in old.digests and case in new.digests],
+        "left out now": [case for case in others if case not in new.digests],
+        "not among them": [case for case in others if case not in old.digests],
+    }
+    said = "; ".join(f"{what}: {', '.join(cases)}" for what, cases in which.items() if cases)
+    raise UserError(
+        f"{job.output} was begun with other real lesions of {job.dataset.name}, from which limits and shapes come"
+        f"{f' ({said})' if said else ''}. Use the same files and cases again, another folder (-o), or --overwrite to "
+        "make all cases anew"
+    )
+
+
 def _read(job: Job, case: str) -> _Planned | None:
     number = number_of(case)
     name = source_of(number, job.sources, job.seed)
@@ -189,7 +224,7 @@ def _read(job: Job, case: str) -> _Planned | None:
         job.dataset,
         source,
         job.plan,
-        lenders=job.lenders,
+        lenders=job.real.lesions,
         avoid=None if job.avoid is None else job.avoid.read(source),
     )
     return _Planned(number, source, inputs, lesions)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest, write_json
 from fvae_nnunet.synthesis.structures import NAMES_FILE, TRAINING_FOLDER, Structures
 from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, REJECTED
@@ -25,9 +24,7 @@ _OUR_FOLDERS = ("imagesTr", "labelsTr", TRAINING_FOLDER, "records", REJECTED)
 
 def check_is_ours(output: Path) -> None:
     """Raise UserError where a folder holds images or labels that ``fvae-synthesize`` has not made."""
-    foreign = [name for name in _OUR_FOLDERS if (output / name).exists()]
-    if foreign and Manifest(output / MANIFEST_FOLDER).read() is None:
-        raise UserError(f"{output} holds {foreign[0]}, which fvae-synthesize has not made; choose another folder")
+    Manifest(output / MANIFEST_FOLDER).refuse_foreign(output, _OUR_FOLDERS, kind=KIND, command="fvae-synthesize")
 
 
 def open_output(

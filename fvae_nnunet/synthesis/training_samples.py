@@ -44,7 +44,8 @@ class SamplePictures:
     seed: int
 
     def __call__(self, denoiser: LatentDenoiser, step: int) -> Path:
-        """Write a picture of ``ROWS`` lesions: decoded, with the lesion generated anew, and all generated.
+        """Write a picture of ``ROWS`` lesions: decoded, with the lesion generated anew, and all generated, with the
+        case's report as their text.
 
         The slices are those with most lesion, its outline in red; the headlines give the mean HU inside.
         """
@@ -61,7 +62,7 @@ class SamplePictures:
             lesion = sample.lesion.numpy()
             frame = int(lesion.sum(axis=(1, 2)).argmax())
             volumes = self._volumes(denoiser, sample, generator)
-            window = _hu_window(volumes[0])
+            window = _hu_window(volumes[0][frame], lesion[frame])
             for axis, name, latent_hu in zip(axes, ("real", "lesion generated", "all generated"), volumes, strict=True):
                 if name == "real":
                     name = f"{sample.case}, {window[0]:.0f} to {window[1]:.0f} HU"
@@ -78,6 +79,8 @@ class SamplePictures:
         from fvae_nnunet.synthesis.sampling import Known, LatentWindows, sample_latent
 
         device = denoiser.device
+        embedding = self.draws.texts.get(sample.case)
+        text = None if embedding is None else embedding[None].float().to(device)
         latent, condition = sample.latent[None].to(device), sample.condition[None].to(device)
         around = torch.nn.functional.max_pool3d(
             (sample.lesion > 0).float()[None, None],
@@ -88,7 +91,7 @@ class SamplePictures:
         windows = LatentWindows.over(self.settings.window_slices, self.settings.window_slices, self.vae.spec)
         sampler = NoiseProcess(self.settings.prediction).sampler(STEPS, 1.0)
         made = [latent] + [
-            sample_latent(denoiser, sampler, windows, [condition], generator=generator, known=known)
+            sample_latent(denoiser, sampler, windows, [condition], generator=generator, text=text, known=known)
             for known in (Known(latent, (around > 0).to(device)), None)
         ]
         return [self._decoded(one) for one in made]
@@ -103,15 +106,25 @@ class SamplePictures:
         return volume[(offset or stride) - 1 :: stride]
 
 
-def _hu_window(volume_hu: np.ndarray) -> tuple[float, float]:
+def _hu_window(slice_hu: np.ndarray, lesion: np.ndarray) -> tuple[float, float]:
+    """That of lung or of soft tissue, by the cells next to the lesion; without lesion, by the whole slice."""
+    from scipy import ndimage
+
     from fvae_nnunet.evaluation.picture import LUNG_BELOW_HU, LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
 
-    return LUNG_HU_WINDOW if np.median(volume_hu) < LUNG_BELOW_HU else SOFT_TISSUE_HU_WINDOW
+    beside = ndimage.binary_dilation(lesion > 0, np.ones((3, 3))) & (lesion == 0)
+    shown = slice_hu[_in_pixels(beside, slice_hu)] if beside.any() else slice_hu
+    return LUNG_HU_WINDOW if np.median(shown) < LUNG_BELOW_HU else SOFT_TISSUE_HU_WINDOW
+
+
+def _in_pixels(cells: np.ndarray, slice_hu: np.ndarray) -> np.ndarray:
+    """Values of latent cells (h, w) for each pixel of a slice."""
+    (rows, columns), (height, width) = cells.shape, slice_hu.shape
+    return cells.repeat(height // rows, axis=0).repeat(width // columns, axis=1)
 
 
 def _show(axis: Axes, slice_hu: np.ndarray, lesion: np.ndarray, window: tuple[float, float], name: str) -> None:
-    height, width = slice_hu.shape
-    mask = np.kron(lesion, np.ones((height // lesion.shape[0], width // lesion.shape[1])))
+    mask = _in_pixels(lesion, slice_hu)
     axis.imshow(slice_hu, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
     inside = ""
     if mask.any():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.manifest import Manifest, read_json, write_json
 from fvae_nnunet.synthesis.model_folder import DENOISER_FOLDER, ModelSettings, save_model
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ KEPT = 2
 """Checkpoints that stay, beside the one at the end of stage 1."""
 
 _STATE = "state"
-_FOLDERS = ("training", "samples", "tensorboard", "denoiser", "scheduler")
+KIND = "ldm_training"
+_FOLDERS = ("samples", "tensorboard", "denoiser", "scheduler")
+_FILES = ("manifest.json", "progress.csv")
 
 
 @dataclass(frozen=True)
@@ -81,38 +83,61 @@ class Checkpoint:
         return content
 
 
+def training_manifest(output: Path) -> Manifest:
+    """The manifest that says with which settings a folder is trained."""
+    return Manifest(output / "training")
+
+
+def check_is_ours(output: Path) -> None:
+    """Raise UserError where a folder holds what a training writes, and ``fvae-train-ldm`` has not made it."""
+    names = ("training", *_FOLDERS, *_FILES, *(folder.name for folder in _checkpoint_folders(output)))
+    training_manifest(output).refuse_foreign(output, names, kind=KIND, command="fvae-train-ldm")
+
+
+def _checkpoint_folders(output: Path) -> list[Path]:
+    """Those of checkpoints, whole or not."""
+    name = re.compile(r"checkpoint_\d+|\.checkpoint_\d+\.partial")
+    return [path for path in output.glob("*checkpoint_*") if name.fullmatch(path.name)]
+
+
 def find_checkpoints(output: Path) -> list[Checkpoint]:
     """The checkpoints of a training, in order of their steps."""
     found = [
         Checkpoint.read(folder)
-        for folder in output.glob("checkpoint_*")
-        if re.fullmatch(r"checkpoint_\d+", folder.name) and (folder / _STATE / "state.json").is_file()
+        for folder in _checkpoint_folders(output)
+        if not folder.name.startswith(".") and (folder / _STATE / "state.json").is_file()
     ]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def choose_checkpoint(output: Path, steps: tuple[int, int]) -> Checkpoint | None:
-    """The last checkpoint from which a training of these steps can go on, or None where there is no checkpoint.
+    """The checkpoint from which a training of these steps goes on, or None where there is no checkpoint.
 
-    In stage 1 any that has not more steps than stage 1 shall have; in stage 2 only one whose stage 1 was as long.
+    The last one, but where stage 2 has begun and stage 1 shall be longer, the last one of stage 1.
 
     Raises:
-        UserError: there are checkpoints, and none of them fits.
+        UserError: more steps are done already, or stage 1 shall be longer and has no checkpoint any more.
     """
     found = find_checkpoints(output)
-    usable = [
-        checkpoint
-        for checkpoint in found
-        if (checkpoint.stage == 1 and checkpoint.step <= steps[0])
-        or (checkpoint.stage == 2 and checkpoint.steps[0] == steps[0] and checkpoint.step <= sum(steps))
-    ]
-    if found and not usable:
-        last = found[-1]
+    if not found:
+        return None
+    last = found[-1]
+    done = (last.step, 0) if last.stage == 1 else (last.steps[0], last.step - last.steps[0])
+    if steps < done:
         raise UserError(
-            f"{output} was trained for {last.steps[0]} + {last.steps[1]} steps, and no checkpoint in it leads to "
-            f"{steps[0]} + {steps[1]}; use the same --stage1-steps, another -o, or --overwrite"
+            f"{output} was trained for {done[0]} + {done[1]} steps already, and {steps[0]} + {steps[1]} would take "
+            "some of them back; give as many --stage1-steps and --stage2-steps at least, another -o, or --overwrite to "
+            "train anew"
         )
-    return usable[-1] if usable else None
+    if last.stage == 1 or steps[0] == done[0]:
+        return last
+    of_stage_1 = [checkpoint for checkpoint in found if checkpoint.stage == 1]
+    if not of_stage_1:
+        raise UserError(
+            f"{output} has no checkpoint of stage 1 any more, so stage 1 stays at {done[0]} steps; use the same "
+            "--stage1-steps, another -o, or --overwrite to train anew"
+        )
+    return of_stage_1[-1]
 
 
 def save_checkpoint(
@@ -175,8 +200,9 @@ def forget_after(output: Path, step: int) -> None:
 
 
 def remove_training(output: Path) -> None:
-    """Delete what a training has left in its folder: its manifest, checkpoints, records, pictures and model."""
-    for path in [*output.glob("checkpoint_*"), *output.glob(".checkpoint_*"), *(output / name for name in _FOLDERS)]:
+    """Delete what a training has left in its folder: checkpoints, records, pictures, model; its manifest last."""
+    for path in [*_checkpoint_folders(output), *(output / name for name in _FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in ("manifest.json", "progress.csv"):
+    for name in _FILES:
         (output / name).unlink(missing_ok=True)
+    training_manifest(output).remove()

@@ -38,7 +38,12 @@ def segment_cases(
             f"{images.folder}: the segmenter takes {model.file_ending} files, not {', '.join(others)}; convert them"
         )
     manifest = Manifest(output / "fvae_manifest")
-    manifest.begin("segmentations", {"weights_sha256": model.weights_sha256}, {"model": str(model.folder)})
+    manifest.begin(
+        "segmentations",
+        {"weights_sha256": model.weights_sha256},
+        {"model": str(model.folder)},
+        way_out=f"Use another folder (-o), or remove {output}",
+    )
     todo = {}
     for case in images.cases:
         inputs = {path.name: sha256_of_file(path) for path in case.images}
