@@ -112,6 +112,8 @@ def _draw_components(panel: Axes, part: tuple[str, str], extracted: Mapping[str,
     panel.set_xlabel(f"component 1 ({shares[0]:.0%})", fontsize=8)
     panel.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
     panel.tick_params(labelsize=7)
+    panel.locator_params(nbins=5)
+    panel.ticklabel_format(scilimits=(-2, 3))
 
 
 def _features(extracted: Mapping[str, Extracted], name: str) -> Mapping[tuple[str, str], Any]:
