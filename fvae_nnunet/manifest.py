@@ -185,6 +185,11 @@ class Manifest:
     def _case_path(self, case: str) -> Path:
         return self.folder / "cases" / f"{case}.json"
 
+    @property
+    def cases(self) -> list[str]:
+        """Identifiers of the finished cases, sorted."""
+        return sorted(path.stem for path in (self.folder / "cases").glob("*.json"))
+
     def read_case(self, case: str) -> dict[str, Any] | None:
         """The record of a finished case, or None."""
         path = self._case_path(case)
@@ -202,6 +207,15 @@ class Manifest:
         sizes = {self._name(path): path.stat().st_size for path in outputs}
         record = {"inputs": inputs, "outputs": sizes, **results}
         write_json(self._case_path(case), record)
+
+    def forget_case(self, case: str) -> None:
+        """Delete the record of a case; its files stay."""
+        self._case_path(case).unlink(missing_ok=True)
+
+    def outputs(self, case: str) -> dict[Path, int]:
+        """The files of a finished case and the sizes that they had; none where it is not finished."""
+        recorded = (self.read_case(case) or {"outputs": {}})["outputs"]
+        return {Path(os.path.normpath(self.folder / name)): size for name, size in recorded.items()}
 
     def is_done(self, case: str, *, inputs: dict[str, str], outputs: list[Path]) -> bool:
         """Whether a case was finished from these inputs and each of its files has the recorded size."""

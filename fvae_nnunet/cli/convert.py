@@ -136,7 +136,7 @@ def _plan(arguments: argparse.Namespace, conversion: Conversion) -> Plan:
             scans=arguments.scans,
             selection=arguments.cases,
             tables=tables,
-            converted=() if arguments.overwrite else conversion.records,
+            converted=() if arguments.overwrite else conversion.manifest.cases,
         )
     return plan_rexgroundingct(
         arguments.root,

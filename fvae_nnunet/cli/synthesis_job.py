@@ -99,13 +99,13 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
 def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, dict[str, Any], SourceDataset]:
     """The model's settings, how it was trained, and the dataset with its classes."""
     from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS
-    from fvae_nnunet.synthesis.model_folder import read_model
+    from fvae_nnunet.synthesis.model_folder import allows_guidance, read_model
     from fvae_nnunet.synthesis.noise_process import NoiseProcess
     from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 
     settings, training = read_model(arguments.ldm)
     NoiseProcess(settings.prediction).check_steps(arguments.steps)
-    if arguments.guidance != 1 and not training.get("condition_dropout", 1):
+    if arguments.guidance != 1 and not allows_guidance(training):
         raise UserError(f"--guidance: {arguments.ldm} was trained without --condition-dropout; leave the option out")
     lesions = list(settings.lesion_names) or [NO_LESIONS]
     if len(settings.lesion_names) == 1 and arguments.lesion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from fvae_nnunet.conversion.structures import StructureMasks
 from fvae_nnunet.conversion.tables import VolumeMetadata
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import read_volume, write_label_map, write_volume
-from fvae_nnunet.manifest import Manifest, read_json, sha256_of_file, sha256_of_files
+from fvae_nnunet.manifest import Manifest, sha256_of_file, sha256_of_files
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 
 MANIFEST_FOLDER = "fvae_manifest"
@@ -75,11 +74,6 @@ class Conversion:
         program = self.structures.program if self.structures else None
         return {"source": self.kind, "values": self.values, "geometry": self.geometry, "structures": program}
 
-    @property
-    def records(self) -> dict[str, Path]:
-        """Case -> its record in the manifest, of every case that was finished."""
-        return {path.stem: path for path in sorted((self.manifest.folder / "cases").glob("*.json"))}
-
     def outputs(self, source: Source) -> list[Path]:
         """The files of a case."""
         where = (self.raw, source.split, source.volume.case)
@@ -109,11 +103,11 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
     if foreign is not None and manifest.read() is None:
         raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
     manifest.begin("conversion", conversion.settings, {})
-    removed = {case: record for case, record in conversion.records.items() if case in left_out}
-    files = {case: _written(conversion, case) for case in removed}
-    for case, record in removed.items():
-        for path in (*files[case], record):
+    removed = {case: _written(manifest, case) for case in manifest.cases if case in left_out}
+    for case, files in removed.items():
+        for path in files:
             path.unlink(missing_ok=True)
+        manifest.forget_case(case)
     return [f"{case}: removed from the dataset: {left_out[case]}" for case in removed]
 
 
@@ -151,21 +145,20 @@ def convert_cases(
 
 def _delete(conversion: Conversion) -> None:
     """Delete the files of every case that has a record, and the records."""
-    for case, record in conversion.records.items():
-        where = (conversion.raw, read_json(record)["split"], case)
-        for file in (image_path(*where), label_path(*where), structures_path(*where)):
+    manifest = conversion.manifest
+    for case in manifest.cases:
+        for file in manifest.outputs(case):
             file.unlink(missing_ok=True)
-    conversion.manifest.remove()
+    manifest.remove()
 
 
-def _written(conversion: Conversion, case: str) -> list[Path]:
+def _written(manifest: Manifest, case: str) -> list[Path]:
     """The files that the record of a case names, to be removed.
 
     Raises:
         UserError: one of them has another size than was recorded: somebody else wrote it.
     """
-    folder, outputs = conversion.manifest.folder, read_json(conversion.records[case])["outputs"]
-    sizes = {Path(os.path.normpath(folder / name)): size for name, size in outputs.items()}
+    sizes = manifest.outputs(case)
     for path, size in sizes.items():
         if path.is_file() and path.stat().st_size != size:
             raise UserError(
@@ -200,7 +193,7 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
     if manifest.is_done(case, inputs=inputs, outputs=outputs):
         return None
     before = manifest.read_case(case)
-    moved = _written(conversion, case) if before is not None and before["split"] != source.split else []
+    moved = _written(manifest, case) if before is not None and before["split"] != source.split else []
 
     volume, header = read_volume(source.image)
     geometry, geometry_from = true_geometry(header, volume.shape, source.metadata, mode=conversion.geometry)

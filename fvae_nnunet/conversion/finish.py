@@ -14,7 +14,7 @@ from fvae_nnunet.conversion.splits import FILE_NAME as SPLITS_FILE
 from fvae_nnunet.conversion.splits import check_leakage, deal_folds, read_folds, write_folds
 from fvae_nnunet.conversion.structures import structures
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.manifest import write_json
 from fvae_nnunet.synthesis.structures import NAMES_FILE
 from fvae_nnunet.views import SEPARATOR
 
@@ -107,11 +107,11 @@ def _cases_before(conversion: Conversion, overwrite: bool) -> dict[str, CaseRepo
 
 def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, CaseReport]) -> None:
     """Raise UserError where converted cases are wrong now, or are those of another call that was interrupted."""
-    records = conversion.records
+    converted = set(conversion.manifest.cases)
     wrong = [
         f"{case}: {source.problem}"
         for case, source in plan.sources.items()
-        if source.problem is not None and case in records
+        if source.problem is not None and case in converted
     ]
     if wrong:
         raise UserError(
@@ -120,8 +120,8 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
             + (f"\n  and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else "")
             + "\nNothing was done. Repair them, or give --overwrite to convert everything anew without them"
         )
-    unknown = sorted(records.keys() - before.keys() - plan.sources.keys() - plan.left_out.keys())
-    stray = [case for case in unknown if image_path(conversion.raw, read_json(records[case])["split"], case).is_file()]
+    unknown = sorted(converted - before.keys() - plan.sources.keys() - plan.left_out.keys())
+    stray = [case for case in unknown if any(image_path(conversion.raw, split, case).is_file() for split in SUFFIXES)]
     if stray:
         raise UserError(
             f"{conversion.raw} has {len(stray)} cases of an interrupted call (first: {stray[0]}), which are not among "

@@ -112,8 +112,13 @@ def hu_window_around(raw_hu: np.ndarray, lesion: np.ndarray, spacing_mm: Sequenc
         slice(max(0, side.start - margin), side.stop + margin)
         for side, margin in zip(bounding_box(lesion), margins, strict=True)
     )
-    around = raw_hu[box][~lesion[box]]
-    return LUNG_HU_WINDOW if around.size and np.median(around) < LUNG_BELOW_HU else SOFT_TISSUE_HU_WINDOW
+    return hu_window_in(raw_hu[box][~lesion[box]])
+
+
+def hu_window_in(surroundings_hu: np.ndarray) -> tuple[float, float]:
+    """`LUNG_HU_WINDOW` where these voxels are mostly lung, else, or of none, `SOFT_TISSUE_HU_WINDOW`."""
+    is_lung = surroundings_hu.size and np.median(surroundings_hu) < LUNG_BELOW_HU
+    return LUNG_HU_WINDOW if is_lung else SOFT_TISSUE_HU_WINDOW
 
 
 def require_matplotlib() -> None:

@@ -27,13 +27,12 @@ from fvae_nnunet.findings.volumes import VolumeCache
 from fvae_nnunet.manifest import Manifest
 
 KIND = "findings_classifier"
-_FILES = ("manifest.json", CHECKPOINT, NETWORK, PROGRESS)
+_FILES = ("manifest.json", CHECKPOINT, NETWORK, PROGRESS, *(predictions_path(Path(), part).name for part in PARTS))
 
 
 def check_is_ours(output: Path) -> None:
     """Raise UserError where a folder holds what a training writes, and ``fvae-train-classifier`` has not made it."""
-    names = (*_FILES, *(predictions_path(output, part).name for part in PARTS))
-    Manifest(output).refuse_foreign(output, names, kind=KIND, command="fvae-train-classifier")
+    Manifest(output).refuse_foreign(output, _FILES, kind=KIND, command="fvae-train-classifier")
 
 
 def begin_model(
@@ -72,8 +71,6 @@ def remove_model(output: Path) -> None:
     """Delete what a training has left in its folder."""
     for name in _FILES:
         (output / name).unlink(missing_ok=True)
-    for part in PARTS:
-        predictions_path(output, part).unlink(missing_ok=True)
 
 
 def _digest(cases: Sequence[Case], findings: Sequence[str], cache: VolumeCache) -> str:

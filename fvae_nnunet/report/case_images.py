@@ -154,7 +154,8 @@ def _view(name: str, folder: Path, channel: int) -> View:
 
 
 def _records(folder: Path) -> dict[str, Mapping[str, Any]]:
-    return {path.stem: read_json(path) for path in sorted((folder / "cases").glob("*.json"))}
+    manifest = Manifest(folder)
+    return {case: manifest.read_case(case) or {} for case in manifest.cases}
 
 
 def _lacks(folder: str, images: Mapping[str, Path] | View, results: Results) -> list[str]:

@@ -17,6 +17,7 @@ from fvae_nnunet.synthesis.model_folder import (
     DENOISER_FOLDER,
     SCHEDULER_FOLDER,
     ModelSettings,
+    allows_guidance,
     needs_text,
     read_model,
     save_model,
@@ -271,7 +272,7 @@ class LatentDiffusion:
     ) -> torch.Tensor:
         from fvae_nnunet.synthesis.sampling import sample_latent
 
-        if guidance != 1 and not self.training.get("condition_dropout", 1):
+        if guidance != 1 and not allows_guidance(self.training):
             raise UserError(
                 f"guidance {guidance:g} needs a model that was trained with --condition-dropout; this one was not, "
                 "use guidance 1"

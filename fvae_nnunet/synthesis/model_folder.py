@@ -191,6 +191,11 @@ def needs_text(settings: ModelSettings, training: dict[str, Any]) -> bool:
     return settings.text_encoder is not None and not training.get("samples_without_text", True)
 
 
+def allows_guidance(training: dict[str, Any]) -> bool:
+    """Whether a model has seen samples without condition, which guidance needs; ``training`` from ``read_model``."""
+    return bool(training.get("condition_dropout", 1))
+
+
 def read_model(folder: Path) -> tuple[ModelSettings, dict[str, Any]]:
     """Settings and training record of a model folder.
 

@@ -137,9 +137,8 @@ class NoiseProcess:
         Raises:
             UserError: values outside these ranges.
         """
-        most = TRAINING_STEPS - (
-            self.prediction != "flow"
-        )  # DDIM's first timestep would lie behind the last of training
+        # DDIM in 1000 steps would begin at timestep 1000, which training does not have
+        most = TRAINING_STEPS if self.prediction == "flow" else TRAINING_STEPS - 1
         if not 1 <= steps <= most:
             raise UserError(f"sampling takes 1 to {most} steps, got {steps}")
         if not 0 <= eta <= 1:

@@ -110,11 +110,10 @@ def _hu_window(slice_hu: np.ndarray, lesion: np.ndarray) -> tuple[float, float]:
     """That of lung or of soft tissue, by the cells next to the lesion; without lesion, by the whole slice."""
     from scipy import ndimage
 
-    from fvae_nnunet.evaluation.picture import LUNG_BELOW_HU, LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
+    from fvae_nnunet.evaluation.picture import hu_window_in
 
     beside = ndimage.binary_dilation(lesion > 0, np.ones((3, 3))) & (lesion == 0)
-    shown = slice_hu[_in_pixels(beside, slice_hu)] if beside.any() else slice_hu
-    return LUNG_HU_WINDOW if np.median(shown) < LUNG_BELOW_HU else SOFT_TISSUE_HU_WINDOW
+    return hu_window_in(slice_hu[_in_pixels(beside, slice_hu)] if beside.any() else slice_hu)
 
 
 def _in_pixels(cells: np.ndarray, slice_hu: np.ndarray) -> np.ndarray:
