@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fvae_nnunet.errors import UserError
 
 
-def find_ct_channels(dataset_json: dict[str, Any], plans: dict[str, Any]) -> list[int]:
-    """The channels named CT in dataset.json or normalised as CT by the plans.
+def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+    """The names of the channels in their order, which alone counts for nnU-Net, whatever the keys are.
+
+    From ``channel_names``, or ``modality`` as older datasets call it; an empty list without either.
+    """
+    return [str(name) for name in dataset_json.get("channel_names", dataset_json.get("modality", {})).values()]
+
+
+def is_called_ct(name: str) -> bool:
+    """Whether nnU-Net takes a channel of this name for CT."""
+    return name.casefold() == "ct"
+
+
+def find_ct_channels(
+    dataset_json: dict[str, Any], plans: dict[str, Any], channels: Sequence[int] | None = None
+) -> list[int]:
+    """The channels named CT in dataset.json or normalised as CT by the plans, in order; or those that are asked for.
+
+    Args:
+        dataset_json: the content of dataset.json.
+        plans: the content of the plans file.
+        channels: take these, whatever they are called.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one that is asked for is not there.
     """
-    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
+    names = channel_names(dataset_json)
+    if channels is not None:
+        unknown = [channel for channel in channels if not 0 <= channel < len(names)]
+        if unknown:
+            raise UserError(f"there is no channel {unknown[0]}; the channels are {_listed(names, range(len(names)))}")
+        return sorted(set(channels))
     schemes = [
-        scheme for conf in plans["configurations"].values() for scheme in [conf.get("normalization_schemes")] if scheme
+        conf["normalization_schemes"] for conf in plans["configurations"].values() if "normalization_schemes" in conf
     ]
-    channels = [
-        int(channel)
-        for channel, name in names.items()
-        if str(name).casefold() == "ct" or any(scheme[int(channel)] == "CTNormalization" for scheme in schemes)
+    found = [
+        channel
+        for channel, name in enumerate(names)
+        if is_called_ct(name) or any(scheme[channel : channel + 1] == ["CTNormalization"] for scheme in schemes)
     ]
-    if not channels:
+    if not found:
         raise UserError(
-            f"no channel is CT (channel_names: {', '.join(map(str, names.values()))}); "
-            "the reconstruction needs HU. If a channel is CT, name it CT in dataset.json and plan again"
+            f"no channel is CT (channel_names: {', '.join(names)}); the reconstruction needs HU. If a channel is CT, "
+            "name it CT in dataset.json and plan again (fvae-preprocess and fvae-predict: or say which with --channels)"
         )
-    return sorted(channels)
+    return found
+
+
+def said_channels(dataset_json: dict[str, Any], reconstructed: Sequence[int]) -> str:
+    """Which channels are reconstructed and which are copied: ``channels reconstructed: 0 (CT); copied: 1 (PET)``."""
+    names = channel_names(dataset_json)
+    copied = [channel for channel in range(len(names)) if channel not in reconstructed]
+    return f"channels reconstructed: {_listed(names, reconstructed)}; copied: {_listed(names, copied) or 'none'}"
+
+
+def _listed(names: Sequence[str], channels: Sequence[int]) -> str:
+    return ", ".join(f"{channel} ({names[channel]})" for channel in channels)

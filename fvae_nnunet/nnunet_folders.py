@@ -23,13 +23,34 @@ def nnunet_folder(variable: str) -> Path:
     return Path(value)
 
 
+def dataset_id(name: str) -> int:
+    """The id of ``DatasetNNN_Something``: all digits up to the underscore, for nnU-Net takes ids above 999.
+
+    Raises:
+        UserError: it is no name of a dataset.
+    """
+    match = re.match(r"Dataset(\d+)_", name)
+    if match is None:
+        raise UserError(f"{name!r} is no dataset's name such as Dataset007_Pancreas")
+    return int(match[1])
+
+
+def dataset_argument(name: str) -> str:
+    """The dataset as a printed nnU-Net command names it: by its id, or by its name where nnU-Net would take the id for
+    another dataset's too (it takes 100 for Dataset1001_X, since that begins with Dataset100)."""
+    number = dataset_id(name)
+    folders = [os.environ.get(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")]
+    names = {path.name for folder in folders if folder for path in Path(folder).glob(f"Dataset{number:03d}*")}
+    return name if names - {name} else str(number)
+
+
 def dataset_name(id_or_name: str) -> str:
     """The name ``DatasetNNN_Something`` of a dataset that is given by name or by id, as nnU-Net's commands take it.
 
     Raises:
         UserError: it is neither, or no dataset or more than one dataset answers to it.
     """
-    if not re.fullmatch(r"\d+|Dataset\d{3}_.+", id_or_name):
+    if not re.fullmatch(r"\d+|Dataset\d{3,}_.+", id_or_name):
         raise UserError(f"{id_or_name!r} is neither a dataset id such as 7 nor a name such as Dataset007_Pancreas")
     pattern = f"Dataset{int(id_or_name):03d}_*" if id_or_name.isdigit() else id_or_name
     places = {variable: nnunet_folder(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed")}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.ct_channels import find_ct_channels
+from fvae_nnunet.ct_channels import channel_names, find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import differences, read_json, sha256_of_file, sha256_of_files
 from fvae_nnunet.nnunet_folders import nnunet_folder
@@ -60,13 +61,24 @@ class TrainedModel:
 
     @property
     def channels(self) -> int:
-        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {})))
+        return len(channel_names(self.dataset_json))
 
-    @property
-    def ct_channels(self) -> list[int]:
-        """The channels that the view reconstructs; UserError where none is recorded and none is CT."""
+    def reconstructed_channels(self, channels: Sequence[int] | None = None) -> list[int]:
+        """The channels that the view reconstructs: as recorded, else those that are asked for or called CT.
+
+        Raises:
+            UserError: others are recorded than are asked for, or none is recorded and none is CT.
+        """
         recorded = (self.view or {}).get("ct_channels")
-        return find_ct_channels(self.dataset_json, self.plans) if recorded is None else recorded
+        if recorded is None or channels is not None:
+            found = find_ct_channels(self.dataset_json, self.plans, channels)
+            if recorded not in (None, found):
+                raise UserError(
+                    f"--channels: the model in {self.folder} was trained with a view of the channels "
+                    f"{', '.join(map(str, recorded))}; leave the option out"
+                )
+            return found
+        return list(recorded)
 
     @property
     def reconstruction(self) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
-from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
 from fvae_nnunet.synthetic_dataset import SyntheticDataset
 from fvae_nnunet.views import BlendedArray, ViewDataset
 
@@ -91,7 +91,7 @@ def take_training_batch(
     nnunet_folder("nnUNet_results")
     plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
     if not plans_path.is_file():
-        raise UserError(f"{plans_path} is missing; run first: nnUNetv2_plan_and_preprocess -d {int(name[7:10])}")
+        raise UserError(f"{plans_path} is missing; run first: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}")
     known = read_json(plans_path)["configurations"]
     if configuration not in known:
         raise UserError(f"{plans_path} has no configuration {configuration!r}; there are: {', '.join(known)}")
@@ -109,7 +109,7 @@ def take_training_batch(
             if not Path(trainer.preprocessed_dataset_folder).is_dir():
                 raise UserError(
                     f"{trainer.preprocessed_dataset_folder} is missing; run first: nnUNetv2_preprocess -d "
-                    f"{int(name[7:10])} -plans_name {plans_name} -c {configuration}"
+                    f"{dataset_id(name)} -plans_name {plans_name} -c {configuration}"
                 )
             return _taken(trainer, seed)
         finally:

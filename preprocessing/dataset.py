@@ -9,7 +9,7 @@ from typing import Any
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
-from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PreprocessedDataset:
         data_folders: nnU-Net's folder of preprocessed data for each configuration.
         image_files: for each case the files of its channels, in order.
         label_files: for each case the file of its segmentation.
-        ct_channels: the channels that hold CT in HU.
+        ct_channels: the channels that are reconstructed.
     """
 
     name: str
@@ -42,7 +42,11 @@ class PreprocessedDataset:
 
 
 def open_preprocessed_dataset(
-    id_or_name: str, *, plans_name: str = "nnUNetPlans", configurations: list[str] | None = None
+    id_or_name: str,
+    *,
+    plans_name: str = "nnUNetPlans",
+    configurations: list[str] | None = None,
+    channels: list[int] | None = None,
 ) -> PreprocessedDataset:
     """Find a preprocessed dataset and check that its view can be made.
 
@@ -50,6 +54,7 @@ def open_preprocessed_dataset(
         id_or_name: as nnU-Net's commands take it.
         plans_name: identifier of the plans.
         configurations: which ones; None for all that are preprocessed.
+        channels: to reconstruct; None for those that are called CT.
 
     Raises:
         UserError: something is missing, unknown or not supported; the message says what to run.
@@ -60,8 +65,7 @@ def open_preprocessed_dataset(
     name = dataset_name(id_or_name)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
     raw = nnunet_folder("nnUNet_raw") / name
-    dataset_id = int(name[7:10])
-    plan_command = f"nnUNetv2_plan_and_preprocess -d {dataset_id}"
+    plan_command = f"nnUNetv2_plan_and_preprocess -d {dataset_id(name)}"
     plans_path = preprocessed / f"{plans_name}.json"
     if not plans_path.is_file():
         raise UserError(f"{plans_path} is missing; run first: {plan_command}")
@@ -79,7 +83,7 @@ def open_preprocessed_dataset(
         if wanted not in known:
             raise UserError(f"{plans_path} has no configuration {wanted!r}; there are: {', '.join(known)}")
     folders = {name: preprocessed / manager.get_configuration(name).data_identifier for name in configurations or known}
-    preprocess_command = f"nnUNetv2_preprocess -d {dataset_id} -plans_name {plans_name} -c"
+    preprocess_command = f"nnUNetv2_preprocess -d {dataset_id(name)} -plans_name {plans_name} -c"
     for configuration, folder in folders.items():
         if configurations and not folder.is_dir():
             raise UserError(f"{folder} is missing; run first: {preprocess_command} {configuration}")
@@ -127,5 +131,5 @@ def open_preprocessed_dataset(
         data_folders=folders,
         image_files={str(case): [Path(path) for path in files[case]["images"]] for case in files},
         label_files={str(case): Path(files[case]["label"]) for case in files},
-        ct_channels=find_ct_channels(dataset_json, plans),
+        ct_channels=find_ct_channels(dataset_json, plans, channels),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
+from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.noise import mean_of_known
 from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
 from fvae_nnunet.parcel import compact
@@ -207,7 +208,7 @@ def _write_case(
         if data.shape != raw.shape:
             raise UserError(
                 f"the view has shape {data.shape} and nnU-Net's array {raw.shape}; preprocess the dataset again: "
-                f"nnUNetv2_preprocess -d {int(dataset.name[7:10])} -plans_name {dataset.plans_name} -c {name}"
+                f"nnUNetv2_preprocess -d {dataset_id(dataset.name)} -plans_name {dataset.plans_name} -c {name}"
             )
         cparams = raw.schunk.cparams
         compressed = blosc2.asarray(

@@ -35,6 +35,7 @@ from small_plans import small_plans
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest, differences, read_json, sha256_of_file, versions, write_json
+from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.views import VIEW_VARIABLE, view_folder
 
 FOLDS = 3
@@ -113,7 +114,7 @@ def view_command(arm: Arm, args: argparse.Namespace, budget: Budget) -> list[str
         "taef2": ["--vae", "taef2", "--weights", str(args.taef2)],
         f"control-{args.control}": ["--vae", f"control:{args.control}", "--match", "tiny"],
     }[arm.view]
-    dataset = str(int(args.dataset.name[7:10]))
+    dataset = str(dataset_id(args.dataset.name))
     return ["fvae-preprocess", dataset, "-c", budget.configuration, *options, "--view", arm.view, "-np", "0"]
 
 
@@ -129,7 +130,7 @@ def prepare(args: argparse.Namespace, budget: Budget, chosen: Sequence[Arm], env
     ending = read_json(raw / "dataset.json")["file_ending"]
     cases = sorted(path.name.removesuffix(ending) for path in (raw / "labelsTr").glob(f"*{ending}"))
     data_folder = preprocessed / f"{PLANS}_{configuration}"
-    dataset, workers = str(int(name[7:10])), str(os.cpu_count() or 1)
+    dataset, workers = str(dataset_id(name)), str(os.cpu_count() or 1)
     if not all((data_folder / f"{case}.pkl").is_file() for case in cases):
         plan = ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", configuration, "-npfp", workers, "-np", workers]
         _call(plan, environment)

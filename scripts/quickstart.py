@@ -23,6 +23,7 @@ from hold_out_cases import held_out
 from steps import Runner, Step, command_environment, cores, script, small_machine_settings
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.views import VIEW_VARIABLE, default_view_name
 
 PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
@@ -53,7 +54,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
     else:
         name, ending, tested = _described(args.dataset, args.test_cases)
         test_case, n_test, hu_window = tested[0], len(tested), HU_WINDOWS["pancreas"]
-    number = str(int(name[7:10]))
+    number = str(dataset_id(name))
     raw, preprocessed = Path("nnUNet_raw") / name, Path("nnUNet_preprocessed") / name
     plans = "nnUNetPlansSmall" if args.network == "small" else "nnUNetPlans"
     view = default_view_name(args.vae)
@@ -154,7 +155,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
 
 def _described(dataset: Path, test_cases: int | None) -> tuple[str, str, list[str]]:
     """Name, file ending and test cases of a real dataset."""
-    if not re.fullmatch(r"Dataset\d{3}_\w+", dataset.name) or not (dataset / "dataset.json").is_file():
+    if not re.fullmatch(r"Dataset\d{3,}_\w+", dataset.name) or not (dataset / "dataset.json").is_file():
         raise UserError(
             f"{dataset} is no folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)"
         )

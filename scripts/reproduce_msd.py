@@ -135,8 +135,8 @@ def setting_of(args: argparse.Namespace, *, device: str) -> Setting:
     """What the options mean; UserError where they cannot be met."""
     task = args.task.expanduser().absolute()
     check_task_name(task)
-    if not 1 <= (args.overwrite_id or 1) <= 999:
-        raise UserError(f"-overwrite_id: nnU-Net's ids are 1 to 999, got {args.overwrite_id}")
+    if args.overwrite_id is not None and args.overwrite_id < 1:
+        raise UserError(f"-overwrite_id: nnU-Net's ids begin with 1, got {args.overwrite_id}")
     if min(args.tolerance) < 0:
         raise UserError(f"--tolerance must not be negative, got {min(args.tolerance):g}")
     arms = parse_arms(

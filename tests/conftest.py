@@ -39,7 +39,7 @@ class Dataset:
 
     @property
     def id(self) -> str:
-        return str(int(self.name[7:10]))
+        return str(int(self.name[len("Dataset") : self.name.index("_")]))
 
     @property
     def raw(self) -> Path:

@@ -376,7 +376,7 @@ def test_vae_and_fold_select_one_training(lung: Path, tmp_path: Path, capsys: py
         (("--vaes", "tiny", "control:gaussian"), "write control:NAME@STRENGTH"),
         (("--vaes", "tiny", "control:gaussian@wan2.1"), "wan2.1 is neither a number nor one of --vaes"),
         (("--vaes", "control:blur@1"), "unknown control 'control:blur'"),
-        (("--vaes", "tiny", "-overwrite_id", "1000"), "nnU-Net's ids are 1 to 999"),
+        (("--vaes", "tiny", "-overwrite_id", "0"), "nnU-Net's ids begin with 1"),
         (("--vaes", "tiny", "--tolerance", "-1"), "must not be negative"),
     ],
 )

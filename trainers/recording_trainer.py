@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet import __version__
 from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.nnunet_folders import dataset_id
 
 
 class RecordingTrainer(nnUNetTrainer):
@@ -29,7 +30,7 @@ class RecordingTrainer(nnUNetTrainer):
     def repair_command(self) -> str:
         """Start of the command that makes a view of the data in use."""
         return (
-            f"fvae-preprocess {int(self.plans_manager.dataset_name[7:10])} "
+            f"fvae-preprocess {dataset_id(self.plans_manager.dataset_name)} "
             f"-c {self.configuration_name} -p {self.plans_manager.plans_name}"
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.synthetic_dataset import (
     SyntheticData,
     SyntheticDataset,
@@ -65,7 +66,7 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         return check_synthetic(Path(self.preprocessed_dataset_folder), preprocessing, commands)
 
     def _synthesize_command(self) -> str:
-        return f"fvae-synthesize {int(self.plans_manager.dataset_name[7:10])} --ldm MODEL_FOLDER"
+        return f"fvae-synthesize {dataset_id(self.plans_manager.dataset_name)} --ldm MODEL_FOLDER"
 
     def _say_synthetic(self, data: SyntheticData, used: dict[str, str], seen: list[str]) -> None:
         """Record, and say in the log, which synthetic cases are used and what is wrong with their model."""
@@ -93,7 +94,7 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
                 f"fvae_nnunet WARNING: the diffusion model was trained on {len(seen)} validation cases of this fold "
                 f"(first: {seen[0]}), so that what they look like has leaked into training and validation scores may "
                 f"be too good; train a model for this fold: fvae-train-ldm "
-                f"{int(self.plans_manager.dataset_name[7:10])} --fold {self.fold}"
+                f"{dataset_id(self.plans_manager.dataset_name)} --fold {self.fold}"
             )
 
 

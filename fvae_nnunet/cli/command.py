@@ -111,6 +111,19 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
 
 
+def add_channels_option(parser: argparse.ArgumentParser) -> None:
+    """``--channels``: which are reconstructed."""
+    parser.add_argument(
+        "--channels", nargs="+", type=int, metavar="N",
+        help="numbers of the channels that are reconstructed; they must be in HU; default: all that are called CT",
+    )  # fmt: skip
+
+
+def channels_option(arguments: argparse.Namespace) -> str:
+    """``--channels`` as given, with a space before it, to repeat it in a printed command; empty where it was not."""
+    return f" --channels {' '.join(map(str, arguments.channels))}" if arguments.channels else ""
+
+
 def add_work_options(parser: argparse.ArgumentParser) -> None:
     """Options that say how the work is spread; the result does not depend on them."""
     group = parser.add_argument_group("work")

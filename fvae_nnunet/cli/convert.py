@@ -165,7 +165,11 @@ def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
 
 def _refuse_taken_number(raw: Path) -> None:
     """nnU-Net refuses to work with two datasets of one number."""
-    taken = [folder.name for folder in raw.parent.glob(f"{raw.name[:10]}_*") if folder.name != raw.name]
+    from fvae_nnunet.nnunet_folders import dataset_id
+
+    taken = [
+        folder.name for folder in raw.parent.glob(f"Dataset{dataset_id(raw.name):03d}_*") if folder.name != raw.name
+    ]
     if taken:
         raise UserError(f"{raw.parent} holds {taken[0]}, which has the same number; choose another --dataset")
 

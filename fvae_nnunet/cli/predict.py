@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import CaseProgress, part_of, run_command
+from fvae_nnunet.cli.command import CaseProgress, add_channels_option, part_of, run_command
 from fvae_nnunet.cli.recorded_view import (
     add_recorded_reconstruction_options,
     given_reconstruction_options,
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     _add_model_options(parser)
     _add_nnunet_options(parser)
+    add_channels_option(parser)
     add_recorded_reconstruction_options(parser)
     # what part_of and CaseProgress ask for besides
     parser.set_defaults(np=0, devices=(), overwrite=False)
@@ -136,7 +137,7 @@ def _predict(
     from fvae_nnunet.predictor import Predictor
 
     predictor = Predictor(model, how, inputs)
-    reconstructed = model.ct_channels if "view" in inputs else []
+    reconstructed = model.reconstructed_channels(arguments.channels) if "view" in inputs else []
     as_they_are = [channel for channel in range(model.channels) if channel not in reconstructed]
     damaged = damaged_cases(cases, as_they_are, workers=how.preprocessing_processes)
     _say(arguments, damaged)
@@ -187,7 +188,7 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
     inputs: tuple[str, ...] = arguments.tta or (("view",) if model.sees_only_the_view else ("raw",))
     if "raw" in inputs and model.sees_only_the_view:
         print(f"warning: the model has seen only the view ({model.trainer}), and the input is raw", file=sys.stderr)
-    if "view" not in inputs and given_reconstruction_options(arguments):
+    if "view" not in inputs and (given_reconstruction_options(arguments) or arguments.channels):
         raise UserError(
             "the input is raw, so no VAE is used; leave --vae and its options out, or use --tta view or --tta raw,view"
         )
@@ -216,6 +217,7 @@ def _reconstruct(
     arguments: argparse.Namespace, model: TrainedModel, cases: CaseFiles, folder: Path
 ) -> tuple[CaseFiles, dict[str, Any]]:
     """Reconstruct the CT channels into ``folder``; the files of the cases that it worked for, and what made them."""
+    from fvae_nnunet.ct_channels import said_channels
     from fvae_nnunet.folder_reconstruction import reconstruct_folder
     from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
     from fvae_nnunet.prediction import case_of
@@ -224,7 +226,8 @@ def _reconstruct(
         raise UserError(
             f"the model's images end in {model.file_ending}; only {', '.join(SINGLE_FILE_ENDINGS)} can be reconstructed"
         )
-    channels = model.ct_channels
+    channels = model.reconstructed_channels(arguments.channels)
+    print(said_channels(model.dataset_json, channels))
     loaded = load_recorded(arguments, model)
     files_to_do = [files[channel] for files in cases.values() for channel in channels]
     images = {path.name.removesuffix(model.file_ending): path for path in files_to_do}

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from fvae_nnunet.cli.command import (
     CaseProgress,
     LoadedVAE,
+    add_channels_option,
     add_reconstruction_options,
     add_work_options,
+    channels_option,
     do_cases,
     load,
     match_noise,
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
     parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
+    add_channels_option(parser)
     parser.add_argument(
         "--synthetic", type=Path, metavar="FOLDER",
         help="instead of a view: preprocess the accepted synthetic cases of this folder of fvae-synthesize; no VAE",
@@ -59,10 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_views(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.ct_channels import said_channels
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.views import default_view_name, view_folder
 
-    dataset = open_preprocessed_dataset(arguments.dataset, plans_name=arguments.p, configurations=arguments.c)
+    dataset = open_preprocessed_dataset(
+        arguments.dataset, plans_name=arguments.p, configurations=arguments.c, channels=arguments.channels
+    )
+    print(said_channels(dataset.dataset_json, dataset.ct_channels))
     cases = part_of(dataset.cases, arguments)
     view = arguments.view or default_view_name(arguments.vae)
     folders = [view_folder(data, view) for data in dataset.data_folders.values()]
@@ -143,6 +150,7 @@ def _refuse_view_options(arguments: argparse.Namespace) -> None:
     """UserError where options that make a view stand beside ``--synthetic``."""
     of_views = argparse.ArgumentParser(add_help=False)
     of_views.add_argument("--view")
+    add_channels_option(of_views)
     of_views.add_argument("--devices")
     add_reconstruction_options(of_views)
     defaults = vars(of_views.parse_args([]))
@@ -161,8 +169,10 @@ def _reason(error: Exception, verbose: bool) -> str:
 
 
 def _training_command(dataset: PreprocessedDataset, trainer: str) -> str:
+    from fvae_nnunet.nnunet_folders import dataset_argument
+
     plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
-    return f"nnUNetv2_train {int(dataset.name[7:10])} {next(iter(dataset.data_folders))} 0 -tr {trainer}{plans}"
+    return f"nnUNetv2_train {dataset_argument(dataset.name)} {next(iter(dataset.data_folders))} 0 -tr {trainer}{plans}"
 
 
 @dataclass(frozen=True)
@@ -183,14 +193,16 @@ class _MakeViews:
 
         dataset = self.dataset
         if first:
-            _say_channels(dataset.dataset_json, dataset.ct_channels)
             _warn_of_clipping(dataset.plans, dataset.ct_channels, loaded.settings.hu_window)
         folders = open_views(
             dataset,
             loaded.vae,
             view=self.view,
             settings=loaded.settings,
-            made_with={"weights": loaded.vae.weights_source, "options": f"{loaded.options} --view {self.view}"},
+            made_with={
+                "weights": loaded.vae.weights_source,
+                "options": f"{loaded.options}{channels_option(self.arguments)} --view {self.view}",
+            },
             overwrite=self.arguments.overwrite and first,
         )
         return make_views(
@@ -209,6 +221,7 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.nnunet_folders import dataset_id
     from fvae_nnunet.preprocessing.make_views import read_axial_ct
     from fvae_nnunet.views import check_view, preprocessing_settings, view_folder
 
@@ -218,7 +231,7 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
     made = [name for name, folder in folders.items() if Manifest(folder).path.exists()]
     configuration = (made or list(folders))[0]  # the records of all configurations hold the same noise
     folder = folders[configuration]
-    command = f"fvae-preprocess {int(dataset.name[7:10])} -c {configuration} -p {dataset.plans_name}"
+    command = f"fvae-preprocess {dataset_id(dataset.name)} -c {configuration} -p {dataset.plans_name}"
     settings = preprocessing_settings(dataset.plans, PlansManager(dataset.plans).get_configuration(configuration))
     match_noise(
         arguments,
@@ -228,13 +241,6 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
         read_axial=partial(read_axial_ct, dataset),
         command=command,
     )
-
-
-def _say_channels(dataset_json: dict[str, Any], ct_channels: list[int]) -> None:
-    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    copied = [f"{channel} ({name})" for channel, name in names.items() if int(channel) not in ct_channels]
-    if copied:
-        print(f"channels {', '.join(map(str, ct_channels))} are CT and reconstructed; copied: {', '.join(copied)}")
 
 
 def _warn_of_clipping(plans: dict[str, Any], ct_channels: list[int], hu_window: tuple[float, float]) -> None:

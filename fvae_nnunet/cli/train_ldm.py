@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.claims import Claims
+    from fvae_nnunet.nnunet_folders import dataset_id
     from fvae_nnunet.synthesis.latent_cache import cache_folder
     from fvae_nnunet.synthesis.source_dataset import open_source_dataset
     from fvae_nnunet.synthesis.training import train
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         train(plan, draws, accelerator, show_samples)
     if is_main:
         what = "make lesions with" if len(dataset.lesions) == 1 else "generate with"
-        print(f"model in {output}; {what}: fvae-synthesize {int(dataset.name[7:10])} --ldm {output}")
+        print(f"model in {output}; {what}: fvae-synthesize {dataset_id(dataset.name)} --ldm {output}")
     accelerator.end_training()
     return 0
 

@@ -19,9 +19,9 @@ def new_dataset_name(text: str) -> str:
     Raises:
         UserError: neither, or a number that nnU-Net does not take.
     """
-    match = re.fullmatch(r"(?:Dataset)?(\d{1,3})_([A-Za-z0-9][A-Za-z0-9_-]*)", text)
+    match = re.fullmatch(r"(?:Dataset)?(\d+)_([A-Za-z0-9][A-Za-z0-9_-]*)", text)
     if match is None or int(match[1]) == 0:
-        raise UserError(f"--dataset {text!r}: a number from 1 to 999 and a name are expected, such as 40_CTRATE")
+        raise UserError(f"--dataset {text!r}: a number from 1 and a name are expected, such as 40_CTRATE")
     return f"Dataset{int(match[1]):03d}_{match[2]}"
 
 

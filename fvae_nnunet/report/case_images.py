@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.ct_channels import channel_names, is_called_ct
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
 from fvae_nnunet.image_files import find_images, image_ending
@@ -128,8 +129,8 @@ def ct_channel(folder: Path) -> int:
     for place in (folder.resolve().parent, folder):
         if (place / "dataset.json").is_file():
             content = read_json(place / "dataset.json")
-            names = content.get("channel_names", {}) if isinstance(content, dict) else {}
-            return next((int(channel) for channel, name in names.items() if str(name).casefold() == "ct"), 0)
+            names = channel_names(content) if isinstance(content, dict) else []
+            return next((channel for channel, name in enumerate(names) if is_called_ct(name)), 0)
     return 0
 
 

@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.ct_channels import channel_names
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
 
@@ -110,7 +111,7 @@ def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[Synthet
         UserError: the folder is not one of synthetic cases, files of a case are missing, or a record is incomplete.
     """
     dataset_json = read_dataset_json(folder)
-    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+    channels = len(channel_names(dataset_json))
     ending = dataset_json["file_ending"]
     cases = []
     for path in sorted((folder if accepted else folder / REJECTED).joinpath("records").glob("*.json")):
