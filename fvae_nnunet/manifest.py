@@ -4,7 +4,11 @@ A manifest folder holds ``manifest.json``, written once, with every setting that
 ``cases/<case>.json``, one record per finished case. Several processes may fill one folder: the settings are compared,
 never merged, and no two cases share a file. A case counts as done only when its record is there, equals what it would
 be made from now, and names the size of each of its files on disk. The record is written last, so an interrupted case
-is simply not there.
+is simply not there. Records hold a digest of each file, too (see ``recorded_files``), which is looked at where somebody
+asks for it: ``damage``.
+
+Files are known by their paths relative to the manifest folder, as in ``../imagesTr/case.nii.gz``. None may lie outside
+of ``root``: a folder that comes from elsewhere cannot have other files read or deleted.
 
 ``manifest.json``::
 
@@ -21,45 +25,36 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.recorded_files import RecordedFile, put_in_place
+from fvae_nnunet.recorded_files import atomic_write as atomic_write
+from fvae_nnunet.recorded_files import sha256_of_file as sha256_of_file
 
 SCHEMA = 1
-_BLOCK_BYTES = 1 << 20
 
+MANIFEST_FOLDER = "fvae_manifest"
+"""Manifest folder inside a folder whose other files it records; elsewhere it lies among them."""
 
-@contextmanager
-def atomic_write(target: Path) -> Iterator[Path]:
-    """A path beside ``target``, same ending, that takes its place when the block ends and is removed when it fails.
-
-    One process at a time may write a target; what a killed one left behind is written over by the next.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial{''.join(target.suffixes[-2:])}")
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+SAMPLED_CASES = 8
+"""Most cases whose files are read whole when a training opens the folder."""
 
 
 def write_json(target: Path, content: Any) -> None:
     """Write ``content`` as JSON with sorted keys, so that equal content gives equal bytes.
 
-    Atomic, also when several processes write the same target.
+    Atomic, also when several processes write the same target; on the disk when it is in its place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        temporary.replace(target)
+        put_in_place(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,15 +65,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no valid JSON ({error}); remove it and run the command again") from error
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex digest of all bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sha256_of_files(digests: Mapping[Path, str]) -> str:
@@ -182,7 +168,14 @@ class Manifest:
         if self.path.exists():
             shutil.rmtree(self.folder)
 
+    @property
+    def root(self) -> Path:
+        """The folder whose files are recorded: its own, or the one above where it is called ``fvae_manifest``."""
+        return self.folder.parent if self.folder.name == MANIFEST_FOLDER else self.folder
+
     def _case_path(self, case: str) -> Path:
+        if case in ("", ".", "..") or any(mark in case for mark in ("/", "\\", "\0")):
+            raise UserError(f"{case!r} cannot be the name of a case: it is no file name")
         return self.folder / "cases" / f"{case}.json"
 
     @property
@@ -191,38 +184,127 @@ class Manifest:
         return sorted(path.stem for path in (self.folder / "cases").glob("*.json"))
 
     def read_case(self, case: str) -> dict[str, Any] | None:
-        """The record of a finished case, or None."""
-        path = self._case_path(case)
-        return read_json(path) if path.exists() else None
+        """The record of a finished case, or None.
 
-    def write_case(self, case: str, *, inputs: dict[str, str], outputs: list[Path], results: dict[str, Any]) -> None:
+        Raises:
+            UserError: the record is damaged, or a file that it names is not in the folder that it records.
+        """
+        path = self._case_path(case)
+        if not path.exists():
+            return None
+        record: Any = read_json(path)
+        known = isinstance(record, dict) and isinstance(record.get("inputs"), dict)
+        if not known or not isinstance(record.get("outputs"), dict):
+            raise UserError(f"{path} is no record of a case; remove it and run the command again")
+        for name in record["outputs"]:
+            self._place(name, path)
+        return dict(record)
+
+    def write_case(
+        self,
+        case: str,
+        *,
+        inputs: dict[str, str],
+        outputs: Iterable[Path] | Mapping[Path, RecordedFile],
+        results: dict[str, Any],
+    ) -> None:
         """Record that a case is finished.
 
         Args:
             case: its identifier.
             inputs: digest of each file that it was made from, by name.
-            outputs: its files, complete and in their final place; known by their paths relative to the folder.
+            outputs: its files, complete and in their final place, known by their paths relative to the folder; with
+                what is to be recorded of them (``write_bytes`` gives it), or they are read.
             results: figures to keep.
         """
-        sizes = {self._name(path): path.stat().st_size for path in outputs}
-        record = {"inputs": inputs, "outputs": sizes, **results}
-        write_json(self._case_path(case), record)
+        recorded = outputs if isinstance(outputs, Mapping) else {path: RecordedFile.of(path) for path in outputs}
+        record = {"inputs": inputs, "outputs": {self._name(path): file.to_json() for path, file in recorded.items()}}
+        write_json(self._case_path(case), record | results)
 
     def forget_case(self, case: str) -> None:
         """Delete the record of a case; its files stay."""
         self._case_path(case).unlink(missing_ok=True)
 
-    def outputs(self, case: str) -> dict[Path, int]:
-        """The files of a finished case and the sizes that they had; none where it is not finished."""
-        recorded = (self.read_case(case) or {"outputs": {}})["outputs"]
-        return {Path(os.path.normpath(self.folder / name)): size for name, size in recorded.items()}
+    def outputs(self, case: str) -> dict[Path, RecordedFile]:
+        """The files of a finished case as they were recorded; none where it is not finished.
 
-    def is_done(self, case: str, *, inputs: dict[str, str], outputs: list[Path]) -> bool:
+        Raises:
+            UserError: as ``read_case``.
+        """
+        path = self._case_path(case)
+        recorded = (self.read_case(case) or {"outputs": {}})["outputs"]
+        return {
+            self._place(name, path): RecordedFile.from_json(content, f"{path}: {name}")
+            for name, content in recorded.items()
+        }
+
+    def is_whole(self, case: str, outputs: Iterable[Path]) -> bool:
+        """Whether a case is finished, with just these files, and each has the recorded size."""
+        recorded = {self._name(path): file.has_size_of(path) for path, file in self.outputs(case).items()}
+        return recorded == {self._name(path): True for path in outputs}
+
+    def is_done(self, case: str, *, inputs: dict[str, str], outputs: Iterable[Path]) -> bool:
         """Whether a case was finished from these inputs and each of its files has the recorded size."""
         record = self.read_case(case)
-        if record is None or record["inputs"] != inputs:
-            return False
-        return record["outputs"] == {self._name(path): path.stat().st_size for path in outputs if path.is_file()}
+        return record is not None and record["inputs"] == inputs and self.is_whole(case, outputs)
+
+    def damage(self, case: str) -> dict[Path, str]:
+        """What is wrong with the files of a finished case; reads them whole. See ``RecordedFile.damage``."""
+        found = {path: file.damage(path) for path, file in self.outputs(case).items()}
+        return {path: what for path, what in found.items() if what is not None}
+
+    def has_digests(self, case: str) -> bool:
+        """Whether the files of a finished case can be checked: records of version 0.1.0 have sizes only."""
+        return all(file.sha256 is not None for file in self.outputs(case).values())
+
+    def check_sample(self, cases: Sequence[str], repair: str) -> str:
+        """Read the files of a few finished cases and compare them with their records; a sentence on what was checked.
+
+        Which ones follows from the cases alone: up to ``SAMPLED_CASES`` of them, evenly spread.
+
+        Args:
+            cases: finished ones.
+            repair: the command that checks all and makes damaged ones again, for the message.
+
+        Raises:
+            UserError: a file is not as it was written.
+        """
+        sample = cases[:: max(1, -(-len(cases) // SAMPLED_CASES))]
+        for case in sample:
+            for path, what in self.damage(case).items():
+                raise UserError(f"{path} {what}. Check all files and make damaged ones again with: {repair}")
+        without = [case for case in sample if not self.has_digests(case)]
+        if without:
+            return (
+                f"digests of {len(sample) - len(without)} of {len(cases)} cases checked; the records of "
+                f"{len(without)} that were to be checked, made by version 0.1.0, have none, so only sizes are known"
+            )
+        return f"digests of {len(sample)} of {len(cases)} cases checked: all as recorded"
+
+    def content_sha256(self, cases: Iterable[str]) -> str:
+        """Hex digest of what is recorded of the files of these cases: another one where they were made anew and differ.
+
+        Reads the records only.
+        """
+        recorded = {
+            case: {self._name(path): file.to_json() for path, file in self.outputs(case).items()}
+            for case in sorted(cases)
+        }
+        return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
+
+    def _place(self, name: Any, record: Path) -> Path:
+        """The file of that name in a record; UserError where it is not inside ``root``."""
+        root = Path(os.path.normpath(self.root.absolute()))
+        if isinstance(name, str) and name and "\0" not in name:
+            place = Path(os.path.normpath(self.folder / name))
+            if root in place.absolute().parents and place != Path(os.path.normpath(self.folder)):
+                return place
+        raise UserError(
+            f"{record} names {name!r}, which is no file in {self.root}; whoever wrote it wants other files read or "
+            "deleted. Do not use this folder, or remove the record and make the case again"
+        )
 
     def _name(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.folder)).as_posix()
+        name = Path(os.path.relpath(path, self.folder)).as_posix()
+        self._place(name, self.folder)
+        return name

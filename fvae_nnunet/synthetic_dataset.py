@@ -119,7 +119,7 @@ def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequ
             + f"\nMake them anew with: {repair} --overwrite"
         )
     accepted = read_json(folder / ACCEPTED_CASES)
-    missing = [case for case in sorted(accepted["cases"]) if not _is_complete(manifest, case)]
+    missing = [case for case in sorted(accepted["cases"]) if not manifest.is_whole(case, synthetic_files(folder, case))]
     if missing:
         raise UserError(
             f"in {folder}, {len(missing)} of {len(accepted['cases'])} synthetic cases are missing or incomplete "
@@ -131,13 +131,6 @@ def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequ
         {name: case["borrowed_from"] for name, case in accepted["cases"].items()},
         accepted["models"],
         content["settings"],
-    )
-
-
-def _is_complete(manifest: Manifest, case: str) -> bool:
-    record = manifest.read_case(case)
-    return record is not None and manifest.is_done(
-        case, inputs=record["inputs"], outputs=synthetic_files(manifest.folder, case)
     )
 
 

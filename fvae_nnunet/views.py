@@ -141,8 +141,7 @@ def check_view(
     missing, stale = [], []
     for case in cases:
         record = manifest.read_case(case)
-        array = folder / f"{case}.b2nd"
-        if record is None or not array.is_file() or array.stat().st_size != record["outputs"][array.name]:
+        if record is None or not manifest.is_whole(case, [folder / f"{case}.b2nd"]):
             missing.append(case)
         elif any(
             record["inputs"].get(name) != digest for name, digest in preprocessed_inputs(data_folder, case).items()

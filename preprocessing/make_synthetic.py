@@ -14,6 +14,7 @@ from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.manifest import Manifest, sha256_of_file, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
+from fvae_nnunet.recorded_files import put_in_place
 from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
 from fvae_nnunet.synthetic_dataset import (
     ACCEPTED_CASES,
@@ -183,7 +184,7 @@ def _write_case(
                 manager, manager.get_configuration(name), dataset.dataset_json,
             )  # fmt: skip
             for target in targets:
-                (unfinished / target.name).replace(target)
+                put_in_place(unfinished / target.name, target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         own_lesion_voxels[name] = preprocessor.own_lesion_voxels

@@ -13,7 +13,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import check_nifti_is_whole
-from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
+from fvae_nnunet.manifest import Manifest, sha256_of_file
 from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.noise import mean_of_known
 from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
@@ -22,6 +22,7 @@ from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 from fvae_nnunet.reconstruction import fidelity, reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.recorded_files import write_bytes
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_folder
 
@@ -220,12 +221,11 @@ def _write_case(
             contiguous=True,
         ).to_cframe()
         target = folders[name] / f"{case}.b2nd"
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(compressed)
+        written = write_bytes(target, compressed)
         Manifest(folders[name]).write_case(
             case,
             inputs=view.raw.raw_digests | preprocessed_inputs(data_folder, case),
-            outputs=[target],
+            outputs={target: written},
             results=mean,
         )
     return mean

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from segmentations_for_tests import ellipsoid, write
 
-from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
-from fvae_nnunet.manifest import Manifest, sha256_of_file
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file
 
 SHAPE = (12, 24, 26)
 SPACING_MM = (3.0, 0.9, 0.7)

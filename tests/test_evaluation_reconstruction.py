@@ -19,8 +19,7 @@ from fvae_nnunet.evaluation.reconstruction_quality import evaluate_view, ssim_3d
 from fvae_nnunet.evaluation.reconstruction_summary import format_table, summarise
 from fvae_nnunet.evaluation.seams import seam_score
 from fvae_nnunet.evaluation.view_folder import evaluate_view_folder
-from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
-from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
 
 WINDOW_HU = (-1000.0, 1000.0)
 SPACING_MM = (2.0, 1.0, 1.0)

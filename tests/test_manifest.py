@@ -1,10 +1,14 @@
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest, atomic_write, differences, sha256_of_file, write_json
+from fvae_nnunet.recorded_files import RecordedFile, put_in_place, write_bytes
+from fvae_nnunet.verification import forget_damaged
 
 
 def test_atomic_write_leaves_nothing_when_it_fails(tmp_path):
@@ -123,7 +127,11 @@ def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):
         file.parent.mkdir()
         file.write_bytes(b"1" * size)
     manifest.write_case("case", inputs={}, outputs=files, results={})
-    assert manifest.read_case("case")["outputs"] == {"../labelsTr/case.nii.gz": 1, "../structuresTr/case.nii.gz": 2}
+    recorded = manifest.read_case("case")["outputs"]
+    assert {name: file["bytes"] for name, file in recorded.items()} == {
+        "../labelsTr/case.nii.gz": 1,
+        "../structuresTr/case.nii.gz": 2,
+    }
     for file in files:
         whole = file.read_bytes()
         file.write_bytes(b"cut short")
@@ -137,3 +145,155 @@ def test_equal_records_are_equal_bytes(tmp_path):
     write_json(tmp_path / "b.json", {"a": [1.5], "b": 1})
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5], "b": 1}
+
+
+def _made(folder, cases, size=64):
+    """A manifest in ``folder`` with a file for each case."""
+    manifest = Manifest(folder)
+    for number, case in enumerate(cases):
+        written = write_bytes(folder / f"{case}.b2nd", bytes([number]) * size)
+        manifest.write_case(case, inputs={}, outputs={folder / f"{case}.b2nd": written}, results={})
+    return manifest
+
+
+def test_a_digest_is_that_of_the_file_whoever_takes_it(tmp_path):
+    written = write_bytes(tmp_path / "a", b"12345")
+    assert written == RecordedFile.of(tmp_path / "a") == RecordedFile(5, hashlib.sha256(b"12345").hexdigest())
+
+
+def test_every_flipped_bit_is_found_and_the_case_is_made_again(tmp_path):
+    manifest = _made(tmp_path, ["a", "b"], size=8)
+    whole = (tmp_path / "a.b2nd").read_bytes()
+    record = (tmp_path / "cases" / "a.json").read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        (tmp_path / "a.b2nd").write_bytes(flipped)
+        (tmp_path / "cases" / "a.json").write_bytes(record)
+        assert manifest.is_done("a", inputs={}, outputs=[tmp_path / "a.b2nd"])
+        verified = forget_damaged([manifest], ["a", "b", "not there"])
+        assert verified.damaged == (f"a: {tmp_path / 'a.b2nd'} holds other bytes than were written (sha256)",)
+        assert manifest.cases == ["b"]
+
+
+def test_cut_short_empty_and_missing_files_are_told(tmp_path):
+    manifest = _made(tmp_path, ["cut", "empty", "missing", "whole"])
+    (tmp_path / "cut.b2nd").write_bytes(b"12345")
+    (tmp_path / "empty.b2nd").write_bytes(b"")
+    (tmp_path / "missing.b2nd").unlink()
+    verified = forget_damaged([manifest], manifest.cases)
+    assert [line.rpartition(".b2nd ")[2] for line in verified.damaged] == [
+        "has 5 bytes, 64 were written",
+        "has 0 bytes, 64 were written",
+        "is missing",
+    ]
+    assert manifest.cases == ["whole"]
+    assert str(verified) == "verified: the files of 4 finished cases were read, 3 files are damaged"
+
+
+def test_records_of_the_first_version_count_but_are_called_unverified(tmp_path):
+    manifest = _made(tmp_path, ["new", "old"])
+    write_json(tmp_path / "cases" / "old.json", {"inputs": {}, "outputs": {"old.b2nd": 64}})
+    assert manifest.is_done("old", inputs={}, outputs=[tmp_path / "old.b2nd"])
+    (tmp_path / "old.b2nd").write_bytes(b"x" * 64)
+    verified = forget_damaged([manifest], manifest.cases)
+    assert (verified.checked, verified.damaged, verified.without_digest) == (1, (), ("old",))
+    assert "--overwrite makes them anew" in str(verified)
+    assert manifest.check_sample(["new", "old"], "repair").startswith(
+        "digests of 1 of 2 cases checked; the records of 1"
+    )
+    (tmp_path / "old.b2nd").write_bytes(b"x" * 63)
+    assert forget_damaged([manifest], manifest.cases).damaged != ()
+
+
+def test_a_damaged_record_is_made_again_too(tmp_path):
+    manifest = _made(tmp_path, ["a"])
+    for content in (
+        "[1]",
+        '{"inputs": {}, "outputs": {"a.b2nd": "big"}}',
+        '{"inputs": {}, "outputs": {"a.b2nd": true}}',
+    ):
+        (tmp_path / "cases" / "a.json").write_text(content)
+        assert len(forget_damaged([manifest], ["a"]).damaged) == 1
+        assert manifest.cases == []
+
+
+def test_a_sample_is_read_when_a_training_opens_the_folder(tmp_path):
+    cases = [f"case_{number:02d}" for number in range(20)]
+    manifest = _made(tmp_path, cases)
+    assert manifest.check_sample(cases, "repair") == "digests of 7 of 20 cases checked: all as recorded"
+    for case in cases:
+        (tmp_path / f"{case}.b2nd").write_bytes(b"x" * 64)
+    with pytest.raises(UserError, match=r"case_00\.b2nd holds other bytes .* again with: fvae-preprocess --verify"):
+        manifest.check_sample(cases, "fvae-preprocess --verify")
+    assert manifest.check_sample([], "repair").startswith("digests of 0 of 0")
+
+
+def test_content_made_anew_is_told_by_its_digest(tmp_path):
+    manifest = _made(tmp_path, ["a", "b"])
+    before = manifest.content_sha256(["b", "a"])
+    assert before == manifest.content_sha256(["a", "b"]) != manifest.content_sha256(["a"])
+    manifest.write_case("a", inputs={}, outputs=[tmp_path / "a.b2nd"], results={"psnr_db": 1})
+    assert manifest.content_sha256(["a", "b"]) == before
+    (tmp_path / "a.b2nd").write_bytes(b"other")
+    manifest.write_case("a", inputs={}, outputs=[tmp_path / "a.b2nd"], results={})
+    assert manifest.content_sha256(["a", "b"]) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "..", ".", "", "a/../../../b", "../fvae_manifest2/../../x", "a\0b"]
+)
+def test_a_record_names_no_file_outside_of_its_folder(tmp_path, name):
+    for folder in (tmp_path / "view", tmp_path / "images" / "fvae_manifest"):
+        manifest = Manifest(folder)
+        write_json(folder / "cases" / "a.json", {"inputs": {}, "outputs": {name: 5}})
+        with pytest.raises(UserError, match=r"a\.json names .*, which is no file in"):
+            manifest.outputs("a")
+        with pytest.raises(UserError, match="no file in"):
+            manifest.is_done("a", inputs={}, outputs=[])
+
+
+def test_a_file_beside_the_manifest_folder_is_inside_only_where_that_is_a_subfolder(tmp_path):
+    file = tmp_path / "data" / "a.nii.gz"
+    write_bytes(file, b"1")
+    Manifest(tmp_path / "data" / "fvae_manifest").write_case("a", inputs={}, outputs=[file], results={})
+    assert list(Manifest(tmp_path / "data" / "fvae_manifest").outputs("a")) == [file]
+    with pytest.raises(UserError, match="no file in"):
+        Manifest(tmp_path / "data" / "view").write_case("a", inputs={}, outputs=[file], results={})
+
+
+@pytest.mark.parametrize("case", ["../a", "a/b", "..", "", "a\\b", "a\0"])
+def test_names_of_cases_are_names_of_files(tmp_path, case):
+    with pytest.raises(UserError, match="cannot be the name of a case"):
+        Manifest(tmp_path).read_case(case)
+    with pytest.raises(UserError, match="cannot be the name of a case"):
+        Manifest(tmp_path).write_case(case, inputs={}, outputs=[], results={})
+
+
+def test_files_are_on_the_disk_before_they_take_their_place(tmp_path, monkeypatch):
+    happened = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushed(descriptor):
+        happened.append(("flush", Path(f"/proc/self/fd/{descriptor}").resolve().name))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        happened.append(("rename", Path(target).name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    folder = tmp_path / "target"
+    write_bytes(folder / "a.bin", b"1")
+    write_json(folder / "b.json", {})
+    unfinished = folder / "unfinished"
+    (unfinished / "state").mkdir(parents=True)
+    (unfinished / "state" / "weights").write_bytes(b"1")
+    put_in_place(unfinished, folder / "checkpoint")
+    for name in ("a.bin", "b.json", "checkpoint"):
+        place = happened.index(("rename", name))
+        assert happened[place - 1][0] == "flush" and happened[place + 1] == ("flush", "target")
+    names = [name for what, name in happened[: happened.index(("rename", "checkpoint"))] if what == "flush"]
+    assert {"weights", "state", "unfinished"} <= set(names)
+    assert names[0].startswith(".a.bin")

@@ -19,9 +19,8 @@ from views_for_tests import make_view
 from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.controls import CONTROLS, Control
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
 from fvae_nnunet.image_files import read_volume
-from fvae_nnunet.manifest import Manifest, read_json, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, read_json, write_json
 from fvae_nnunet.noise import evenly_spread, homogeneous_region, noise_sd_hu
 from fvae_nnunet.noise_matching import NoiseSample, match_strength, noise_of_view
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset

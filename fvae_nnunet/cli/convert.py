@@ -183,8 +183,9 @@ def _say_homeless(plan: Plan) -> None:
 
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:
     from fvae_nnunet.claims import Claims
-    from fvae_nnunet.conversion.cases import MANIFEST_FOLDER, begin_dataset, convert_cases
+    from fvae_nnunet.conversion.cases import begin_dataset, convert_cases
     from fvae_nnunet.conversion.finish import check_plan
+    from fvae_nnunet.manifest import MANIFEST_FOLDER
 
     with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
         claims.refuse_others()

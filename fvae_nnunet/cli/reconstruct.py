@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
     from fvae_nnunet.image_files import find_images
+    from fvae_nnunet.manifest import MANIFEST_FOLDER
 
     images = find_images(arguments.i)
     cases = part_of(list(images), arguments)
@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> None:
-    from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER, check_folder, read_axial
-    from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.folder_reconstruction import check_folder, read_axial
+    from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
 
     folder = Path(arguments.match)
     if folder.resolve() == arguments.o.resolve():

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> int:
     """Make this call's part of the cases; the exit status."""
-    from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER
+    from fvae_nnunet.manifest import MANIFEST_FOLDER
 
     progress = do_cases(
         arguments,

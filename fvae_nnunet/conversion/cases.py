@@ -19,11 +19,8 @@ from fvae_nnunet.conversion.structures import StructureMasks
 from fvae_nnunet.conversion.tables import VolumeMetadata
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import read_volume, write_label_map, write_volume
-from fvae_nnunet.manifest import Manifest, sha256_of_file, sha256_of_files
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file, sha256_of_files
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
-
-MANIFEST_FOLDER = "fvae_manifest"
-"""Subfolder of the dataset; nnU-Net looks only at the folders it knows."""
 
 
 @dataclass(frozen=True)
@@ -156,16 +153,16 @@ def _written(manifest: Manifest, case: str) -> list[Path]:
     """The files that the record of a case names, to be removed.
 
     Raises:
-        UserError: one of them has another size than was recorded: somebody else wrote it.
+        UserError: one of them is not as it was recorded: somebody else wrote it.
     """
-    sizes = manifest.outputs(case)
-    for path, size in sizes.items():
-        if path.is_file() and path.stat().st_size != size:
+    files = manifest.outputs(case)
+    for path, file in files.items():
+        if path.is_file() and file.damage(path):
             raise UserError(
                 f"{case} is left out or in another split now, but {path} is not as it was written, so it is not "
                 "removed; move it elsewhere"
             )
-    return list(sizes)
+    return list(files)
 
 
 def _as_it_is(case: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from typing import Any
 
 from fvae_nnunet.ct_channels import channel_names, is_called_ct
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.folder_reconstruction import MANIFEST_FOLDER
 from fvae_nnunet.image_files import find_images, image_ending
-from fvae_nnunet.manifest import Manifest, read_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, read_json
 from fvae_nnunet.report.results import Results
 
 

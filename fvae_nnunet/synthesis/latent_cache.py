@@ -38,8 +38,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, atomic_write
+from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.nnunet_folders import nnunet_folder
+from fvae_nnunet.recorded_files import write_bytes
 from fvae_nnunet.synthesis.latent_encoding import CaseToEncode, EncodedCase, LatentSettings, encode, prepare
 from fvae_nnunet.synthesis.source_cases import SourceDataset, refuse_failed
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
@@ -114,10 +115,9 @@ def _write(folder: Path, case: str, encoded: EncodedCase) -> dict[str, Any]:
     from safetensors.numpy import save
 
     target = latents_path(folder, case)
-    with atomic_write(target) as temporary:
-        # save_file would make a file that nobody else may read
-        temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in encoded.tensors.items()}))
-    Manifest(folder).write_case(case, inputs=encoded.digests, outputs=[target], results=encoded.record)
+    # save_file would make a file that nobody else may read
+    written = write_bytes(target, save({name: np.ascontiguousarray(array) for name, array in encoded.tensors.items()}))
+    Manifest(folder).write_case(case, inputs=encoded.digests, outputs={target: written}, results=encoded.record)
     return encoded.record
 
 
@@ -196,8 +196,8 @@ def read_records(folder: Path, cases: Iterable[str]) -> dict[str, dict[str, Any]
     """
     records = {}
     for case in cases:
-        record, path = Manifest(folder).read_case(case), latents_path(folder, case)
-        if record is None or not path.is_file() or path.stat().st_size != record["outputs"][path.name]:
+        record = Manifest(folder).read_case(case)
+        if record is None or not Manifest(folder).is_whole(case, [latents_path(folder, case)]):
             raise UserError(f"{folder} does not hold the latents of {case}; run fvae-train-ldm again")
         records[case] = record
     return records

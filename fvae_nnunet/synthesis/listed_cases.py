@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.image_files import write_volume
-from fvae_nnunet.manifest import Manifest, sha256_of_file, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.synthesis.case_list import ListedCase
 from fvae_nnunet.synthesis.painting import PaintSettings, generated_volume
@@ -24,7 +24,7 @@ from fvae_nnunet.synthesis.placement import position_of
 from fvae_nnunet.synthesis.shapes import equivalent_diameter_mm
 from fvae_nnunet.synthesis.source_cases import SourceDataset
 from fvae_nnunet.synthesis.structures import TRAINING_FOLDER
-from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, CasePaths
+from fvae_nnunet.synthesis.synthetic_folder import CasePaths
 from fvae_nnunet.synthesis.synthetic_output import describe, noise_of, open_output
 from fvae_nnunet.synthesis.volume_inputs import VolumeInputs, read_volume_inputs
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import write_volume
-from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, atomic_write, sha256_of_file, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, plan_lesions, source_of
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
@@ -28,7 +28,7 @@ from fvae_nnunet.synthesis.real_lesions import (
     write_real_lesions,
 )
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
-from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, CasePaths
+from fvae_nnunet.synthesis.synthetic_folder import CasePaths
 from fvae_nnunet.synthesis.synthetic_output import describe, noise_of, open_output
 
 if TYPE_CHECKING:

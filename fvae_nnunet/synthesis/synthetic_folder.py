@@ -45,7 +45,6 @@ from fvae_nnunet.ct_channels import channel_names
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
 
-MANIFEST_FOLDER = "fvae_manifest"
 REJECTED = "rejected"
 NEEDED = ("case", "dataset", "source_case", "lesions", "label", "model")
 """What every record says."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.manifest import Manifest, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.synthesis.structures import NAMES_FILE, TRAINING_FOLDER, Structures
-from fvae_nnunet.synthesis.synthetic_folder import MANIFEST_FOLDER, REJECTED
+from fvae_nnunet.synthesis.synthetic_folder import REJECTED
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from pathlib import Path
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.image_files import image_ending
-from fvae_nnunet.manifest import Manifest, sha256_of_file, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file, write_json
 from fvae_nnunet.prediction import Prediction
 from fvae_nnunet.predictor import Predictor
 from fvae_nnunet.synthesis.structures import NAMES_FILE
@@ -37,7 +37,7 @@ def segment_cases(
         raise UserError(
             f"{images.folder}: the segmenter takes {model.file_ending} files, not {', '.join(others)}; convert them"
         )
-    manifest = Manifest(output / "fvae_manifest")
+    manifest = Manifest(output / MANIFEST_FOLDER)
     manifest.begin(
         "segmentations",
         {"weights_sha256": model.weights_sha256},
