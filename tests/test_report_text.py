@@ -114,6 +114,36 @@ def test_masked_training_leaves_a_usable_encoder(tmp_path):
     assert ReportEncoder(tmp_path).weights_sha256 == encoder.weights_sha256
 
 
+def test_a_pooler_that_is_drawn_at_each_load_does_not_count(tmp_path, monkeypatch):
+    """transformers before 4.50 draws it anew and names its keys as the file would, below ``bert.``."""
+    import transformers
+
+    save_tiny_bert(tmp_path, heads=True)
+    expected = ReportEncoder(tmp_path).weights_sha256
+    load = transformers.AutoModel.from_pretrained
+
+    def load_as_before(*args, **options):
+        model, loading = load(*args, **options)
+        torch.nn.init.normal_(model.pooler.dense.weight)
+        assert set(loading["missing_keys"]) == {"pooler.dense.bias", "pooler.dense.weight"}
+        return model, loading | {"missing_keys": [f"bert.{key}" for key in loading["missing_keys"]]}
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", load_as_before)
+    assert ReportEncoder(tmp_path).weights_sha256 == expected
+
+
+def test_a_tokenizer_without_its_packages_names_them(bert, monkeypatch):
+    import transformers
+
+    def lacking(*args, **options):
+        raise ImportError("requires the protobuf library but it was not found in your environment")
+
+    monkeypatch.setattr("fvae_nnunet.optional_packages._is_installed", lambda name: name == "sentencepiece")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lacking)
+    with pytest.raises(UserError, match=r"text encoder .*bert needs protobuf; run: pip install protobuf"):
+        ReportEncoder(bert)
+
+
 def test_unusable_encoders_are_refused(bert, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="neither a folder here nor a hub id"):
         ReportEncoder(tmp_path / "missing")
@@ -131,7 +161,7 @@ def test_unusable_encoders_are_refused(bert, tmp_path, monkeypatch):
         save_tiny_bert(tmp_path / "good")
         ReportEncoder(tmp_path / "good").encode("  ")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'fvae_nnunet\[text\]'"):
+    with pytest.raises(UserError, match="report text needs transformers; run: pip install transformers"):
         ReportEncoder(bert)
 
 

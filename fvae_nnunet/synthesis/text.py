@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.vae.weights import state_dict_sha256
 
 DEFAULT_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
@@ -41,10 +42,10 @@ class ReportEncoder:
     Attributes:
         width: channels of an embedding.
         max_tokens: longer texts are cut, with a warning; at most 512.
-        weights_sha256: digest of the weights, see ``vae.weights``.
+        weights_sha256: digest of the weights that its files hold, see ``vae.weights``.
 
     Raises:
-        UserError: transformers is not installed, or the encoder cannot be had or used.
+        UserError: transformers or a package that it needs is not installed, or the encoder cannot be had or used.
     """
 
     def __init__(
@@ -113,11 +114,8 @@ class ReportEncoder:
 
 def _load(name: str) -> tuple[Any, Any, set[str]]:
     """Tokenizer, model, and the names of parameters that its files do not hold (a pooler, which is not used)."""
-    transformers: Any
-    try:
+    with needed_for("report text"):
         import transformers
-    except ImportError as error:
-        raise UserError("report text needs transformers: pip install 'fvae_nnunet[text]'") from error
     folder = Path(name).expanduser()
     if folder.is_dir():
         name = str(folder)
@@ -126,18 +124,19 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
     options: dict[str, Any] = {"local_files_only": folder.is_dir() or _is_cached(name)}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # heads that the encoder does not need are no cause for alarm
+    model_class: Any = transformers.AutoModel
     try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
-        if config.get("is_encoder_decoder"):
-            raise UserError(f"the text encoder {name} is an encoder with a decoder; name an encoder such as a BERT")
-        if config.get("model_type") == CXR_BERT:
-            tokenizer = transformers.BertTokenizer.from_pretrained(name, **options)
-            bert = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
-            options, model_class = options | {"config": bert}, transformers.BertModel
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-            model_class = transformers.AutoModel
-        model, loading = model_class.from_pretrained(name, output_loading_info=True, **options)
+        with needed_for(f"the text encoder {name}"):
+            config, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
+            if config.get("is_encoder_decoder"):
+                raise UserError(f"the text encoder {name} is an encoder with a decoder; name an encoder such as a BERT")
+            if config.get("model_type") == CXR_BERT:
+                tokenizer = transformers.BertTokenizer.from_pretrained(name, **options)
+                bert = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
+                options, model_class = options | {"config": bert}, transformers.BertModel
+            else:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+            model, loading = model_class.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first_lines = " ".join(str(error).split())[:300]
         raise UserError(
@@ -147,11 +146,16 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    missing = set(loading["missing_keys"])
+    missing = loading["missing_keys"]
     lacking = sorted(key for key in missing if "pooler" not in key)
     if lacking:
         raise UserError(f"the text encoder {name} lacks {lacking[0]} ({len(lacking)} such keys); is it an encoder?")
-    return tokenizer, model, missing
+    # some releases name them as the file would, with ``bert.`` before
+    return (
+        tokenizer,
+        model,
+        {key for key in model.state_dict() if any(f".{name}".endswith(f".{key}") for name in missing)},
+    )
 
 
 def _is_cached(hub_id: str) -> bool:

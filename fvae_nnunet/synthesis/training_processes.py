@@ -9,6 +9,7 @@ import torch
 
 from fvae_nnunet.devices import chosen_device
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.optional_packages import needed_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,11 +27,9 @@ def connect(*, device: str | None, mixed_precision: str | None, accumulate: int)
         UserError: accelerate is not installed or configured for more than plain data parallelism, there is no such
             device, or it cannot compute so.
     """
-    try:
+    with needed_for("training"):
         from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.utils import DistributedType
-    except ImportError as error:
-        raise UserError("training needs accelerate: pip install 'fvae_nnunet[synthesis]'") from error
     device = chosen_device(device)
     if mixed_precision is None:
         mixed_precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"

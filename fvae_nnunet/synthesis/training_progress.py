@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.optional_packages import needed_for
 
 FILE = "progress.csv"
 COLUMNS = ("step", "stage", "loss", "lesion_loss", "gradient_norm", "learning_rate", "seconds")
@@ -40,10 +40,8 @@ class Progress:
 
         self._writer: Any = None
         if tensorboard:
-            try:
+            with needed_for("--tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError("--tensorboard needs it: pip install tensorboard") from error
             self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=done + 1)
         rows = [row for row in read_progress(output) if int(row["step"]) <= done]
         with atomic_write(output / FILE) as temporary, temporary.open("w", newline="") as file:

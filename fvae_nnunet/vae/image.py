@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.folders import ModelFolder
 from fvae_nnunet.vae.module_vae import ModuleVAE, batch_as_slices, grey, slices_as_batch
@@ -107,8 +108,6 @@ def load_image_vae(
     Raises:
         UserError: another kind of model, other numbers of channels than 1 or 3, or weights that do not fit.
     """
-    import diffusers
-
     if folder.class_name == "AutoencoderKLWan":
         raise UserError(f"{name}: {folder.path} holds a Wan VAE; use --vae wan2.1 or wan2.2 with --weights")
     if folder.class_name not in ("AutoencoderKL", "AutoencoderTiny"):
@@ -117,14 +116,17 @@ def load_image_vae(
             "known are AutoencoderKL and AutoencoderTiny"
         )
     try:
-        model, loading = getattr(diffusers, folder.class_name).from_pretrained(
-            folder.path,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            local_files_only=True,
-            use_safetensors=folder.weights_file.suffix == ".safetensors",
-            output_loading_info=True,
-        )
+        with needed_for(name):
+            import diffusers
+
+            model, loading = getattr(diffusers, folder.class_name).from_pretrained(
+                folder.path,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                local_files_only=True,
+                use_safetensors=folder.weights_file.suffix == ".safetensors",
+                output_loading_info=True,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         first_lines = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: the weights in {folder.path} cannot be loaded: {first_lines}") from error

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
 
 if TYPE_CHECKING:
@@ -48,10 +49,8 @@ def load_radimagenet(path: Path, *, trust: bool = False) -> tuple[torch.nn.Modul
     Raises:
         UserError: the file cannot be read or holds another network, or torchvision is not installed.
     """
-    try:
+    with needed_for("RadImageNet's ResNet-50"):
         from torchvision.models import resnet50
-    except ImportError as error:
-        raise UserError("RadImageNet's ResNet-50 needs torchvision; run: pip install torchvision") from error
     state = torchvision_names(read_state_dict(path, trust=trust))
     network = resnet50(weights=None)
     from_keras = "conv1.bias" in state

@@ -18,6 +18,7 @@ from fvae_nnunet.evaluation.generation.feature_networks import as_rows, load_tor
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.manifest import sha256_of_file
+from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.synthesis.text import DEFAULT_TEXT_ENCODER
 
 TOKENS = 512
@@ -135,11 +136,10 @@ class TextNetwork:
 
 def _load_tokenizer(name: str) -> Any:
     try:
-        import transformers
-    except ImportError as error:
-        raise UserError("texts need transformers; run: pip install 'fvae_nnunet[text]'") from error
-    try:
-        return transformers.BertTokenizer.from_pretrained(name, do_lower_case=True)
+        with needed_for(f"the tokenizer {name}"):
+            import transformers
+
+            return transformers.BertTokenizer.from_pretrained(name, do_lower_case=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer {name} cannot be loaded: {' '.join(str(error).split())[:300]}. Copy its vocab.txt and "
