@@ -1,13 +1,15 @@
 """The strength at which a control removes as much noise as a view, so that the two are compared fairly.
 
 How much noise a view leaves is read from its records (``reconstruction.fidelity``): noise in the view divided by noise
-in the raw image, median over the cases. The control is measured in the same way on some of these cases.
+in the raw image, median over the cases. The control is measured in the same way on some of these cases. One strength
+cannot match fine and coarse noise apart, so it is all noise that is matched; what is left of each part is given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy import optimize
@@ -15,7 +17,7 @@ from scipy import optimize
 from fvae_nnunet.controls import Control, find_control
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.noise import evenly_spread, homogeneous_region, mean_of_known, measured_slices, noise_sd_hu
+from fvae_nnunet.noise import Noise, evenly_spread, homogeneous_region, measure_noise, measured_slices, noise_figures
 from fvae_nnunet.reconstruction import reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
 
@@ -30,35 +32,62 @@ STRENGTH_DIGITS = 4
 
 
 @dataclass(frozen=True)
+class Left:
+    """What is left of noise, divided by what there was: of all, of the fine part, of the coarse part (``noise.Noise``).
+
+    A part is NaN where there was none.
+    """
+
+    total: float
+    fine: float
+    coarse: float
+
+    @classmethod
+    def of(cls, before: Noise, after: Noise) -> Left:
+        """With noise before."""
+        return cls(
+            after.total_hu / before.total_hu,
+            after.fine_hu / before.fine_hu if before.fine_hu else math.nan,
+            after.coarse_hu / before.coarse_hu if before.coarse_hu else math.nan,
+        )
+
+    @classmethod
+    def median(cls, cases: Iterable[Left]) -> Left:
+        """Of each part over the cases that had it."""
+        known = [np.array(part)[np.isfinite(part)] for part in zip(*(astuple(left) for left in cases), strict=True)]
+        return cls(*(float(np.median(part)) if part.size else math.nan for part in known))
+
+
+@dataclass(frozen=True)
 class NoiseOfView:
     """What a view does to noise.
 
     Attributes:
-        ratios: noise in the view divided by noise in the raw image, for each case that has soft tissue.
+        left: what the view leaves, for each case that has soft tissue.
         sample: at most ``MATCHED_CASES`` of them, evenly spread from the smallest to the largest ratio, so that the
             median of the sample is about that of all; with the noise of their raw images in HU.
     """
 
-    ratios: dict[str, float]
+    left: dict[str, Left]
     sample: dict[str, float]
 
     @property
-    def ratio(self) -> float:
-        """The median over the cases."""
-        return float(np.median(list(self.ratios.values())))
+    def median(self) -> Left:
+        """Over the cases."""
+        return Left.median(self.left.values())
 
 
 @dataclass(frozen=True)
 class Match:
-    """A strength, and the ratio that the control reaches with it in each case of the sample."""
+    """A strength, and what the control leaves with it in each case of the sample."""
 
     strength: float
-    ratios: list[float]
+    left: list[Left]
 
     @property
-    def ratio(self) -> float:
-        """The median over the sample."""
-        return float(np.median(self.ratios))
+    def median(self) -> Left:
+        """Over the sample."""
+        return Left.median(self.left)
 
 
 def noise_of_view(manifest: Manifest, cases: Iterable[str], *, remake: str) -> NoiseOfView:
@@ -72,25 +101,29 @@ def noise_of_view(manifest: Manifest, cases: Iterable[str], *, remake: str) -> N
     Raises:
         UserError: a case is missing, was recorded without noise, or no case has soft tissue.
     """
-    raw_hu, ratios = {}, {}
+    raw_hu, left = {}, {}
     for case in sorted(cases):
         record = manifest.read_case(case)
         if record is None:
             raise UserError(f"{manifest.folder} is not complete: {case} is missing. Complete it with: {remake}")
-        if "noise_view_hu" not in record:
+        if not record.keys() >= noise_figures(None, None).keys():
             raise UserError(
-                f"{manifest.folder} was made by an older version, which did not record noise ({case}); make it anew "
-                f"with: {remake} --overwrite"
+                f"{manifest.folder} was made by an older version, which did not record noise, or fine noise only "
+                f"({case}); make it anew with: {remake} --overwrite"
             )
         # without noise in the raw image there is none to remove
         if record["noise_raw_hu"]:
-            raw_hu[case] = record["noise_raw_hu"]
-            ratios[case] = record["noise_view_hu"] / record["noise_raw_hu"]
-    if not ratios:
+            raw, view = (
+                Noise(*(record[f"noise_{part}{volume}_hu"] for part in ("", "fine_", "coarse_")))
+                for volume in ("raw", "view")
+            )
+            raw_hu[case] = raw.total_hu
+            left[case] = Left.of(raw, view)
+    if not left:
         raise UserError(f"no case of {manifest.folder} has noise in soft tissue, so there is nothing to match")
-    ranked = sorted(ratios, key=lambda case: (ratios[case], case))
+    ranked = sorted(left, key=lambda case: (left[case].total, case))
     sample = {ranked[place]: raw_hu[ranked[place]] for place in evenly_spread(len(ranked), MATCHED_CASES)}
-    return NoiseOfView(ratios, sample)
+    return NoiseOfView(left, sample)
 
 
 class NoiseSample:
@@ -112,32 +145,32 @@ class NoiseSample:
         settings: Reconstruction,
     ) -> None:
         self._settings = settings
-        self._cases: list[tuple[float, list[tuple[np.ndarray, np.ndarray]]]] = []
+        self._cases: list[tuple[Noise, list[tuple[np.ndarray, np.ndarray]]]] = []
         for case, recorded_hu in raw_noise_hu.items():
-            slices_and_regions, noise_hu = [], []
+            slices_and_regions, noise = [], []
             for volume_hu in read_axial(case):
                 slices_hu = measured_slices(volume_hu)
                 clipped_hu = np.clip(slices_hu.astype(np.float32), *settings.hu_window)
                 region = homogeneous_region(clipped_hu)
                 if region.any():
                     slices_and_regions.append((slices_hu, region))
-                    noise_hu.append(noise_sd_hu(clipped_hu, region))
-            if not np.isclose(mean_of_known(noise_hu) or 0, recorded_hu, rtol=1e-3):
+                    noise.append(measure_noise(clipped_hu, region))
+            if not noise or not np.isclose(_mean(noise).total_hu, recorded_hu, rtol=1e-3):
                 raise UserError(f"the raw image of {case} has changed since the view was made; make the view anew")
-            self._cases.append((recorded_hu, slices_and_regions))
+            self._cases.append((_mean(noise), slices_and_regions))
 
-    def ratios(self, control: Control, on_case: Callable[[], object] | None = None) -> list[float]:
-        """Noise that the control leaves divided by noise in the raw image, case by case."""
-        ratios = []
-        for raw_hu, slices_and_regions in self._cases:
-            left_hu = [
-                noise_sd_hu(reconstruct_to_int16(control, slices_hu, self._settings), region)
+    def left(self, control: Control, on_case: Callable[[], object] | None = None) -> list[Left]:
+        """What the control leaves of the noise, case by case."""
+        cases = []
+        for raw, slices_and_regions in self._cases:
+            filtered = [
+                measure_noise(reconstruct_to_int16(control, slices_hu, self._settings), region)
                 for slices_hu, region in slices_and_regions
             ]
-            ratios.append(float(np.mean(left_hu)) / raw_hu)
+            cases.append(Left.of(raw, _mean(filtered)))
             if on_case is not None:
                 on_case()
-        return ratios
+        return cases
 
 
 def match_strength(
@@ -150,7 +183,7 @@ def match_strength(
 
     Args:
         name: a key of ``CONTROLS``, not the identity.
-        target_ratio: ``NoiseOfView.ratio``.
+        target_ratio: ``NoiseOfView.median.total``.
         sample: where to measure.
         on_case: called when a case has been filtered and measured.
 
@@ -163,11 +196,11 @@ def match_strength(
     def match_of(strength: float) -> Match:
         rounded = float(f"{strength:.{STRENGTH_DIGITS}g}")
         if rounded not in tried:
-            tried[rounded] = Match(rounded, sample.ratios(Control(name, rounded), on_case))
+            tried[rounded] = Match(rounded, sample.left(Control(name, rounded), on_case))
         return tried[rounded]
 
     def excess(strength: float) -> float:
-        difference = match_of(strength).ratio - target_ratio
+        difference = match_of(strength).median.total - target_ratio
         return 0.0 if abs(difference) <= RATIO_TOLERANCE else difference
 
     if target_ratio >= 1 - RATIO_TOLERANCE:
@@ -177,13 +210,17 @@ def match_strength(
         if strong >= denoiser.largest_strength:
             raise UserError(
                 f"{name} cannot remove as much noise as the view, which leaves {target_ratio:.3f} of it: even with "
-                f"--strength {strong:g} ({denoiser.unit}) {match_of(strong).ratio:.3f} are left"
+                f"--strength {strong:g} ({denoiser.unit}) {match_of(strong).median.total:.3f} are left"
             )
         weak, strong = strong, min(2 * strong, denoiser.largest_strength)
     match = match_of(optimize.brentq(excess, weak, strong, rtol=10.0**-STRENGTH_DIGITS / 2))
     if excess(match.strength) != 0:
         raise UserError(
             f"{name}: no strength leaves {target_ratio:.3f} of the noise; near --strength {match.strength:g} it jumps "
-            f"to {match.ratio:.3f}"
+            f"to {match.median.total:.3f}"
         )
     return match
+
+
+def _mean(channels: list[Noise]) -> Noise:
+    return Noise(*np.mean([astuple(noise) for noise in channels], axis=0).tolist())

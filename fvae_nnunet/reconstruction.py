@@ -11,7 +11,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16, truncate_to_int16
-from fvae_nnunet.noise import homogeneous_region, measured_slices, noise_sd_hu
+from fvae_nnunet.noise import homogeneous_region, measure_noise, measured_slices, noise_figures
 from fvae_nnunet.orientation import AxisOrder
 from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.schemes import reconstructed_slices
@@ -109,14 +109,18 @@ class Fidelity:
     Attributes:
         psnr_db: peak signal-to-noise ratio; the peak is the width of the window. Infinite if equal.
         mean_absolute_error_hu: mean absolute difference.
-        noise_raw_hu, noise_view_hu: standard deviation of the noise (see ``noise``) in the clipped raw volume and in
-            the reconstruction, in the same place; None where there is no soft tissue.
+        noise_raw_hu, noise_view_hu: standard deviation of the noise (``noise.Noise``) in the clipped raw volume and in
+            the reconstruction, in the same place; None where there is no soft tissue. And of its two parts.
     """
 
     psnr_db: float
     mean_absolute_error_hu: float
     noise_raw_hu: float | None
     noise_view_hu: float | None
+    noise_fine_raw_hu: float | None
+    noise_fine_view_hu: float | None
+    noise_coarse_raw_hu: float | None
+    noise_coarse_view_hu: float | None
 
 
 def fidelity(
@@ -141,7 +145,5 @@ def fidelity(
     raw_hu = np.clip(measured_slices(volume_hu.transpose(axis_order)).astype(np.float32), lower, upper)
     view_hu = measured_slices(reconstruction_hu.transpose(axis_order))
     region = homogeneous_region(raw_hu)
-    noise_raw_hu, noise_view_hu = (
-        noise_sd_hu(slices_hu, region) if region.any() else None for slices_hu in (raw_hu, view_hu)
-    )
-    return Fidelity(float(psnr_db), absolute / volume_hu.size, noise_raw_hu, noise_view_hu)
+    raw, view = (measure_noise(slices_hu, region) if region.any() else None for slices_hu in (raw_hu, view_hu))
+    return Fidelity(float(psnr_db), absolute / volume_hu.size, **noise_figures(raw, view))

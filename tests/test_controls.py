@@ -120,7 +120,7 @@ def test_the_identity_leaves_every_hu_of_the_window_and_clips_the_rest() -> None
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_noise_falls_with_strength(name: str) -> None:
-    """Down to a tenth, where total variation leaves little but stairs."""
+    """Down to a fifth; below, the stairs of total variation and smeared anatomy count as coarse noise."""
     raw_hu = noisy_hu()
     region = homogeneous_region(raw_hu)
     left_hu = [
@@ -128,8 +128,8 @@ def test_noise_falls_with_strength(name: str) -> None:
         for share in (0, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)
     ]
     assert left_hu[0] == pytest.approx(20, rel=0.1)
-    assert left_hu[-1] < 4
-    assert all(later < earlier for earlier, later in zip(left_hu, left_hu[1:]) if earlier > 2)
+    assert left_hu[-1] < 5.5
+    assert all(later < earlier for earlier, later in zip(left_hu, left_hu[1:]) if earlier > 4.5)
 
 
 def test_the_noise_left_by_mixed_medians_dips_by_less_than_a_hundredth() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from fvae_nnunet.controls import CONTROLS, Control
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import read_volume
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, read_json, write_json
-from fvae_nnunet.noise import evenly_spread, homogeneous_region, noise_sd_hu
-from fvae_nnunet.noise_matching import NoiseSample, match_strength, noise_of_view
+from fvae_nnunet.noise import Noise, evenly_spread, homogeneous_region, measure_noise, noise_figures, noise_sd_hu
+from fvae_nnunet.noise_matching import Left, NoiseSample, match_strength, noise_of_view
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 from fvae_nnunet.preprocessing.make_views import read_axial_ct
 from fvae_nnunet.reconstruction import fidelity
@@ -89,6 +90,7 @@ def test_noise_is_recorded_of_both_volumes_on_at_most_32_axial_slices() -> None:
     region = homogeneous_region(clipped_hu)
     assert found.noise_raw_hu == noise_sd_hu(clipped_hu, region) == pytest.approx(20, rel=0.1)
     assert found.noise_view_hu == noise_sd_hu(view_hu[places], region) == pytest.approx(5, rel=0.2)
+    assert np.hypot(found.noise_fine_view_hu, found.noise_coarse_view_hu) == pytest.approx(found.noise_view_hu)
     for order in ((1, 0, 2), (2, 1, 0)):
         turned = [volume.transpose(np.argsort(order)) for volume in (raw_hu, view_hu)]
         again = fidelity(*turned, HU_WINDOW, axis_order=order)
@@ -106,7 +108,8 @@ def test_the_record_of_an_image_holds_its_noise_however_it_is_stored(images: Pat
     region = homogeneous_region(raw_hu)
     assert found["a"]["noise_raw_hu"] == pytest.approx(noise_sd_hu(raw_hu, region), rel=1e-5)
     assert found["a"]["noise_view_hu"] == pytest.approx(noise_sd_hu(view_hu, region), rel=1e-5)
-    for figure in ("noise_raw_hu", "noise_view_hu"):
+    assert found["a"]["noise_fine_view_hu"] == pytest.approx(measure_noise(view_hu, region).fine_hu, rel=1e-5)
+    for figure in noise_figures(None, None):
         # the slices run the other way
         assert found["turned"][figure] == pytest.approx(found["a"][figure], rel=1e-5)
         assert found["air"][figure] is None
@@ -126,6 +129,12 @@ def test_each_control_reaches_the_ratio_of_the_view(
     assert measured_ratio(images, tmp_path / "matched") == pytest.approx(target, abs=0.0021)
     said = f"{name} matched to {tmp_path / 'view'}: the view leaves {target:.3f} of the noise (median of 4 cases; from"
     assert said in out
+    parts = re.findall(r"(0\.\d+) of the noise \(.*?\), (\d\.\d+) of the fine and (\d\.\d+) of the coarse", out)
+    (view_total, view_fine, view_coarse), (total, fine, coarse) = [[float(part) for part in found] for found in parts]
+    assert total == pytest.approx(view_total, abs=0.0021)
+    assert view_fine < view_total < view_coarse
+    # more of the one part is less of the other
+    assert (fine - view_fine) * (coarse - view_coarse) <= 1e-4
     assert f"--strength {strength_of(tmp_path / 'matched'):g} (" in out
     if name == "control:gaussian":
         assert strength_of(tmp_path / "matched") == pytest.approx(0.6, abs=0.005)
@@ -164,7 +173,7 @@ def sample_of(cases: dict[str, list[np.ndarray]]) -> NoiseSample:
 
 
 def test_what_no_strength_reaches_is_said_with_what_is_left() -> None:
-    message = r"nlm cannot remove .* 0\.001 of it: even with --strength 2 \(h in halves .*\) 0\.0\d\d are left"
+    message = r"nlm cannot remove .* 0\.001 of it: even with --strength 2 \(h in halves .*\) 0\.[1-9]\d\d are left"
     with pytest.raises(UserError, match=message):
         match_strength("control:nlm", 0.001, sample_of({"a": [noisy_hu("a")]}))
 
@@ -175,18 +184,28 @@ def test_several_channels_count_as_their_mean() -> None:
     ratios = []
     for case in ("a", "c"):
         alone = sample_of({case: [noisy_hu(case)]})
-        ratios.append((NOISE_HU[case], *alone.ratios(Control("control:gaussian", match.strength))))
+        (left,) = alone.left(Control("control:gaussian", match.strength))
+        ratios.append((NOISE_HU[case], left.total))
     expected = sum(noise * ratio for noise, ratio in ratios) / sum(noise for noise, _ in ratios)
-    assert match.ratio == pytest.approx(expected, abs=0.01)
-    assert match.ratio == pytest.approx(0.5, abs=0.002)
+    assert match.median.total == pytest.approx(expected, abs=0.01)
+    assert match.median.total == pytest.approx(0.5, abs=0.002)
+
+
+def test_what_is_left_is_the_median_of_the_cases_that_had_it() -> None:
+    raw, without_coarse = Noise(10, 8, 6), Noise(10, 10, 0)
+    assert Left.of(raw, Noise(5, 4, 3)) == Left(0.5, 0.5, 0.5)
+    cases = [Left.of(raw, Noise(5, 2, 3)), Left.of(raw, Noise(7, 4, 6)), Left.of(without_coarse, Noise(2, 2, 0))]
+    assert Left.median(cases) == Left(0.5, 0.25, 0.75)
 
 
 def view_with(folder: Path, ratios: list[float | None]) -> Manifest:
     manifest = Manifest(folder)
     for index, ratio in enumerate(ratios):
-        noise = {"noise_raw_hu": None, "noise_view_hu": None}
+        noise = noise_figures(None, None)
         if ratio is not None:
-            noise = {"noise_raw_hu": 10.0 + index, "noise_view_hu": (10.0 + index) * ratio}
+            raw_hu = 10.0 + index
+            raw, view = (Noise(hu, 0.8 * hu, 0.6 * hu) for hu in (raw_hu, raw_hu * ratio))
+            noise = noise_figures(raw, view)
         manifest.write_case(f"case_{index:02d}", inputs={}, outputs=[], results=noise)
     return manifest
 
@@ -196,11 +215,11 @@ def test_the_sample_is_spread_over_the_ratios_so_that_its_median_is_that_of_all(
     ratios = [*rng.permutation(np.linspace(0.2, 0.8, 100)), None]
     cases = [f"case_{index:02d}" for index in range(len(ratios))]
     found = noise_of_view(view_with(tmp_path, ratios), reversed(cases), remake="make")
-    assert len(found.ratios) == 100
-    assert found.ratio == pytest.approx(0.5)
+    assert len(found.left) == 100
+    assert found.median.total == found.median.fine == found.median.coarse == pytest.approx(0.5)
     sampled = [ratios[int(case[5:])] for case in found.sample]
     np.testing.assert_allclose(sampled, np.linspace(0.2, 0.8, 100)[[6, 18, 31, 43, 56, 68, 81, 93]])
-    assert np.median(sampled) == pytest.approx(found.ratio, abs=0.004)
+    assert np.median(sampled) == pytest.approx(found.median.total, abs=0.004)
     assert found.sample[cases[ratios.index(sampled[0])]] == 10 + ratios.index(sampled[0])
 
 
@@ -217,6 +236,13 @@ def forget_noise(output: Path) -> None:
         write_json(path, {key: value for key, value in read_json(path).items() if not key.startswith("noise")})
 
 
+def forget_coarse_noise(output: Path) -> None:
+    """As versions did that saw fine noise only."""
+    for path in records(output).values():
+        known = read_json(path)
+        write_json(path, {key: known[key] for key in known if not key.startswith(("noise_fine", "noise_coarse"))})
+
+
 def lose_a_case(output: Path) -> None:
     (output / "b.nii.gz").unlink()
 
@@ -224,7 +250,8 @@ def lose_a_case(output: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (forget_noise, [], "older version, which did not record noise (a); make it anew with: fvae-reconstruct -i"),
+        (forget_noise, [], "older version, which did not record noise, or fine noise only (a); make it anew with: "),
+        (forget_coarse_noise, [], "fine noise only (a); make it anew with: fvae-reconstruct -i"),
         (lose_a_case, [], "1 of 4 images are missing, incomplete or older than the raw ones (first: b)"),
         (shutil.rmtree, [], "was not written by fvae-reconstruct. Make it with: fvae-reconstruct -i"),
         (None, ["--hu-window", "-160", "240"], "another HU window; add --hu-window -1000 1000"),
@@ -295,7 +322,7 @@ def test_parts_of_a_dataset_are_matched_alike_and_the_view_goes_on(
         manifest = Manifest(clone.preprocessed / f"nnUNetPlans_{folder}")
         record = [manifest.read_case(case) for case in dataset.cases]
         medians.append(np.median([case["noise_view_hu"] / case["noise_raw_hu"] for case in record]))
-    assert medians[0] == medians[1] < 0.9
+    assert medians[0] == medians[1] < 0.95
     assert medians[2] == pytest.approx(medians[0], abs=0.002)
 
     capsys.readouterr()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fvae_nnunet.devices import Work
     from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.noise_matching import Match, NoiseOfView
+    from fvae_nnunet.noise_matching import Left, Match, NoiseOfView
     from fvae_nnunet.pipeline import Outcome
     from fvae_nnunet.reconstruction_settings import Reconstruction
     from fvae_nnunet.vae.base import FrozenVAE
@@ -261,7 +261,7 @@ def match_noise(
     view = noise_of_view(manifest, cases, remake=f"{command} {content['made_with']['options']}")
     with tqdm(desc="matching", unit="case", dynamic_ncols=True, leave=False) as bar:
         sample = NoiseSample(view.sample, read_axial, settings)
-        match = match_strength(arguments.vae, view.ratio, sample, on_case=bar.update)
+        match = match_strength(arguments.vae, view.median.total, sample, on_case=bar.update)
     print(_said(arguments, view, match))
     arguments.strength, arguments.match = match.strength, None
 
@@ -269,18 +269,23 @@ def match_noise(
 def _said(arguments: argparse.Namespace, view: NoiseOfView, match: Match) -> str:
     from fvae_nnunet.controls import find_control
 
+    def left(median: Left, cases: Iterable[Left], of: str) -> str:
+        totals = [case.total for case in cases]
+        return (
+            f"{median.total:.3f} of the noise (median of {of}; from {min(totals):.3f} to {max(totals):.3f}), "
+            f"{median.fine:.3f} of the fine and {median.coarse:.3f} of the coarse"
+        )
+
     meaning = find_control(arguments.vae).explained(match.strength, arguments.hu_window)
     if match.strength == 0:
         outcome = "the view removes no noise by this measure; the matched control is the identity (--strength 0)"
     else:
         outcome = (
-            f"--strength {match.strength:g} ({meaning}) leaves {match.ratio:.3f} (median of {', '.join(view.sample)}; "
-            f"from {min(match.ratios):.3f} to {max(match.ratios):.3f})"
+            f"--strength {match.strength:g} ({meaning}) leaves {left(match.median, match.left, ', '.join(view.sample))}"
         )
-    ratios = view.ratios.values()
     return (
-        f"{arguments.vae} matched to {arguments.match}: the view leaves {view.ratio:.3f} of the noise (median of "
-        f"{len(ratios)} cases; from {min(ratios):.3f} to {max(ratios):.3f}); {outcome}"
+        f"{arguments.vae} matched to {arguments.match}: the view leaves "
+        f"{left(view.median, view.left.values(), f'{len(view.left)} cases')}; {outcome}"
     )
 
 

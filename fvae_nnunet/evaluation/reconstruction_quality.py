@@ -18,7 +18,7 @@ from fvae_nnunet.evaluation.boundary import NO_SURFACE, SLOPE_NOISE_PART, EdgePa
 from fvae_nnunet.evaluation.label_scheme import Label
 from fvae_nnunet.evaluation.seams import seam_score
 from fvae_nnunet.intensity import check_hu_window
-from fvae_nnunet.noise import homogeneous_region, noise_sd_hu
+from fvae_nnunet.noise import homogeneous_region, measure_noise, noise_figures
 
 TISSUES_HU = {
     "air": (-math.inf, -950.0),
@@ -88,7 +88,7 @@ def evaluate_view(
     whole = _errors(difference_hu)
     mse_hu2 = float(np.square(difference_hu).mean(dtype=np.float64))
     region = homogeneous_region(raw_hu)
-    noise_raw_hu, noise_view_hu = noise_sd_hu(raw_hu, region), noise_sd_hu(view_hu, region)
+    raw_noise, view_noise = (measure_noise(volume_hu, region) for volume_hu in (raw_hu, view_hu))
     inner = sorted({border for border in borders if 0 < border < len(raw_hu)})
     volume = {
         "psnr_db": math.inf if mse_hu2 == 0 else 10 * math.log10((upper - lower) ** 2 / mse_hu2),
@@ -97,9 +97,10 @@ def evaluate_view(
         "mse_normalised": mse_hu2 / (upper - lower) ** 2,
         "mae_hu": whole.mae_hu,
         "bias_hu": whole.bias_hu,
-        "noise_raw_hu": noise_raw_hu,
-        "noise_view_hu": noise_view_hu,
-        "noise_ratio": noise_view_hu / noise_raw_hu if noise_raw_hu else math.nan,
+        **noise_figures(raw_noise, view_noise),
+        "noise_ratio": _ratio(view_noise.total_hu, raw_noise.total_hu),
+        "noise_fine_ratio": _ratio(view_noise.fine_hu, raw_noise.fine_hu),
+        "noise_coarse_ratio": _ratio(view_noise.coarse_hu, raw_noise.coarse_hu),
         "noise_voxels": int(region.sum()),
         "seam_score": seam_score(raw_hu, view_hu, inner) if 0 < len(inner) < len(raw_hu) - 1 else math.nan,
     }
@@ -143,6 +144,10 @@ def ssim_3d(raw: np.ndarray, view: np.ndarray, *, data_range: float) -> float:
         total += float(inside.sum(dtype=np.float64))
         count += inside.size
     return total / count
+
+
+def _ratio(view: float, raw: float) -> float:
+    return view / raw if raw else math.nan
 
 
 def _errors(difference_hu: np.ndarray) -> Errors:

@@ -18,6 +18,8 @@ RECORDED = {
     "mean_absolute_error_hu": ("MAE (HU)", ".2f"),
     "noise_raw_hu": ("noise, raw (HU)", ".2f"),
     "noise_view_hu": ("noise, view (HU)", ".2f"),
+    "noise_coarse_raw_hu": ("coarse noise, raw (HU)", ".2f"),
+    "noise_coarse_view_hu": ("coarse noise, view (HU)", ".2f"),
 }
 """What a manifest keeps of a case: its name and format in tables."""
 
