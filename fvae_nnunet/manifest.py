@@ -84,13 +84,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, a line each: ``hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]``."""
+def differences(before: Any, now: Any, name: str = "", *, common_only: bool = False) -> list[str]:
+    """What differs between two JSON values, a line each: ``hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]``.
+
+    With ``common_only``, what only one of them has is none.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
+        keys = before.keys() & now.keys() if common_only else before.keys() | now.keys()
         return [
             line
-            for key in sorted(before.keys() | now.keys())
-            for line in differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for key in sorted(keys)
+            for line in differences(
+                before.get(key), now.get(key), f"{name}.{key}" if name else key, common_only=common_only
+            )
         ]
     return [] if before == now else [f"{name}: {json.dumps(before)}, now {json.dumps(now)}"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,10 @@ from fvae_nnunet.manifest import differences, read_json, sha256_of_file, sha256_
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 RECORD_KEY = "fvae_nnunet"
-"""Of the record in a checkpoint, see ``trainers.view_trainers``."""
+"""Of the record in a checkpoint, see ``trainers.recording_trainer``."""
+
+COMPARED = ("trainer", "view", "view_probability", "view_blend", "view_in_validation", "synthetic_probability")
+"""What of their records the folds of one model must have in common."""
 
 NOT_OF_THE_IMAGE = ("ct_channels", "preprocessing")
 """What a view's settings hold besides those of the reconstruction of one image."""
@@ -34,6 +38,7 @@ class TrainedModel:
         trainer: the class that trained it; where the checkpoints do not say, by the folder's name.
         view: settings of the view that it was trained with, as in the view's manifest; None where the checkpoints have
             no such record: nnU-Net's own trainers, and ours when no sample came from a view.
+        saw_only_the_view: whether it was trained on the view alone; None where the checkpoints do not say.
     """
 
     folder: Path
@@ -43,11 +48,7 @@ class TrainedModel:
     plans: dict[str, Any]
     trainer: str
     view: dict[str, Any] | None
-
-    @property
-    def sees_only_the_view(self) -> bool:
-        """Whether it was trained and validated on the view alone."""
-        return self.trainer.startswith("nnUNetTrainerFVAEReconOnly")
+    saw_only_the_view: bool | None
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -115,7 +116,12 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
     records = {fold: _record(folder, fold, checkpoint_name) for fold in folds}
     first, *others = folds
     for fold in others:
-        changed = differences(records[first], records[fold])
+        # older versions recorded less
+        changed = differences(
+            {name: value for name, value in records[first].items() if name in COMPARED},
+            records[fold],
+            common_only=True,
+        )
         if changed:
             raise UserError(
                 f"fold {first} and fold {fold} in {folder} were not trained alike:\n  "
@@ -128,15 +134,14 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
         checkpoint_name=checkpoint_name,
         dataset_json=read_json(folder / "dataset.json"),
         plans=read_json(folder / "plans.json"),
-        trainer=records[first]["trainer"] or folder.name.split("__")[0],
+        trainer=records[first]["trainer"],
         view=records[first]["view"],
+        saw_only_the_view=saw_only_the_view(records[first]),
     )
 
 
 def _record(folder: Path, fold: int | str, checkpoint_name: str) -> dict[str, Any]:
-    """The trainer and the view that a fold's checkpoint names; None for what it does not name."""
-    import torch
-
+    """The record of a fold's checkpoint, in which ``trainer`` and ``view`` always stand."""
     path = folder / f"fold_{fold}" / checkpoint_name
     if not path.is_file():
         there = sorted(found.parent.name.removeprefix("fold_") for found in folder.glob(f"fold_*/{checkpoint_name}"))
@@ -144,12 +149,44 @@ def _record(folder: Path, fold: int | str, checkpoint_name: str) -> dict[str, An
             f"{path} is missing; folds with a {checkpoint_name}: {', '.join(there) or 'none'}. Choose with "
             "-f (and -chk)"
         )
+    return {"trainer": folder.name.split("__")[0], "view": None, **read_record(path)}
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """What our trainers have recorded in a checkpoint, as JSON values; empty where it is not theirs.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import torch
+
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    record = json.loads(json.dumps(checkpoint.get(RECORD_KEY) or {}))
-    return {"trainer": record.get("trainer"), "view": record.get("view")}
+        raise UserError(f"{checkpoint} cannot be read: {error}") from error
+    record: dict[str, Any] = json.loads(json.dumps(content.get(RECORD_KEY) or {}))
+    return record
+
+
+def saw_only_the_view(record: Mapping[str, Any]) -> bool | None:
+    """Whether a model was trained on the view alone, by the record of its checkpoint; None where that does not say.
+
+    Records of version 0.1.0 hold no shares, so there the names of this package's trainers decide.
+    """
+    if "view_probability" in record:
+        return (
+            record["view_probability"] == 1
+            and list(record["view_blend"]) == [1, 1]
+            and record["synthetic_probability"] == 0
+        )
+    trainer = record.get("trainer") or ""
+    if trainer.startswith("nnUNetTrainerFVAEReconOnly"):
+        return True
+    if record.get("online"):
+        return bool(record["online"]["probability"] == 1 and record["online"]["blend"] == [1, 1])
+    if not record.get("view") or re.fullmatch(r"nnUNetTrainerFVAE(Blend|Synth)?(_\d+epochs?)?", trainer):
+        return False
+    return None
 
 
 def _models_beside(folder: Path) -> str:

@@ -38,6 +38,7 @@ def load_training_vae(
     repair: str,
     *,
     device: torch.device,
+    view: str | None = None,
     hu_window: tuple[float, float] | None = None,
     precision: str | None = None,
 ) -> TrainingVAE:
@@ -51,6 +52,7 @@ def load_training_vae(
         data_folder: nnU-Net's preprocessed data.
         repair: start of the command that makes a view of it, for messages.
         device: where to compute; controls compute on the CPU.
+        view: that the trainer names; goes before the variables.
         hu_window: None for the view's, without a view the paper's.
         precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on CUDA and float32 elsewhere. Controls
             have only float32.
@@ -58,7 +60,7 @@ def load_training_vae(
     Raises:
         UserError: no VAE is named, it cannot be loaded, or its weights are not those of the view.
     """
-    named = os.environ.get(VAE_VARIABLE)
+    named = None if view else os.environ.get(VAE_VARIABLE)
     if named:
         if is_control(named):
             raise UserError(
@@ -69,7 +71,7 @@ def load_training_vae(
         recorded: dict[str, Any] = {}
         options = argparse.Namespace(weights=None, vae_code=None, trust_weights=False)
     else:
-        view = _find_view(data_folder, repair)
+        view = _find_view(data_folder, repair, view)
         content = Manifest(view_folder(data_folder, view)).read() or {}
         recorded, named_by = content["settings"], f"the view {view!r}"
         options, name = _options(content), recorded["vae"]
@@ -104,9 +106,9 @@ def load_training_vae(
     return TrainingVAE(vae, settings, named_by)
 
 
-def _find_view(data_folder: Path, repair: str) -> str:
+def _find_view(data_folder: Path, repair: str, of_trainer: str | None) -> str:
     try:
-        return find_view(data_folder, repair)
+        return find_view(data_folder, repair, of_trainer)
     except UserError as error:
         raise UserError(
             f"{error}\nOr name a VAE without a view: export {VAE_VARIABLE}=tiny (fvae-setup --vaes lists them; "

@@ -82,11 +82,16 @@ def preprocessed_inputs(data_folder: Path, case: str) -> dict[str, str]:
     return {"preprocessed": digest.hexdigest()}
 
 
-def find_view(data_folder: Path, repair: str) -> str:
-    """The name of the view to train with: ``nnUNet_fvae_view``, or else the only one that there is.
+def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> str:
+    """The name of the view to train with: the trainer's own, or ``nnUNet_fvae_view``, or else the only one there is.
+
+    Args:
+        data_folder: nnU-Net's preprocessed data.
+        repair: start of the command that makes a view of it, for messages.
+        of_trainer: what the trainer's class attribute ``view`` says.
 
     Raises:
-        UserError: there is none, or several and the variable does not say which, or not the one that it names.
+        UserError: there is none, or several and nothing says which, or not the one that is asked for.
     """
     synthetic = sibling_folder(data_folder, SYNTHETIC_NAME)
     names = sorted(
@@ -94,12 +99,12 @@ def find_view(data_folder: Path, repair: str) -> str:
         for folder in data_folder.parent.glob(f"{data_folder.name}{SEPARATOR}*")
         if folder != synthetic and Manifest(folder).path.is_file()
     )
-    wanted = os.environ.get(VIEW_VARIABLE)
+    wanted = of_trainer or os.environ.get(VIEW_VARIABLE)
     if wanted:
         if wanted in names:
             return wanted
         raise UserError(
-            f"{VIEW_VARIABLE} asks for the view {wanted!r} of {data_folder}; "
+            f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {wanted!r} of {data_folder}; "
             f"there is {', '.join(names) or 'none'}. Make it with: {repair} --view {wanted}"
         )
     if len(names) == 1:

@@ -168,9 +168,8 @@ def test_training_records_the_vae_frees_it_resumes_and_predicts_as_nnunet(clone,
     }  # fmt: skip
     assert record["online"]["blend"] == [1.0, 1.0] and record["online"]["posterior"] == "mode"
     model = open_model(output.parent, (0,), "checkpoint_final.pth")
-    assert (
-        model.reconstructed_channels() == [0] and model.reconstruction["vae"] == "tiny" and not model.sees_only_the_view
-    )
+    assert model.reconstructed_channels() == [0] and model.reconstruction["vae"] == "tiny"
+    assert model.saw_only_the_view is False
 
     again = trainer_of(nnUNetTrainerFVAEOnline, clone, continue_training=True)
     again.num_epochs = 2

@@ -198,6 +198,27 @@ def test_recon_only_on_raw_is_possible_with_a_warning(recon_only, images, tmp_pa
     assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
 
 
+class nnUNetTrainerQRecon(nnUNetTrainerFVAEReconOnly):
+    pass
+
+
+def test_a_subclass_of_any_name_predicts_on_what_its_record_says(dataset, images, tmp_path, capsys):
+    model = save_model(nnUNetTrainerQRecon, dataset)
+    assert run(model, images, tmp_path / "out", "-num_parts", "2") == 0
+    assert "1 cases predicted on view" in capsys.readouterr().out
+    assert run(model, images, tmp_path / "raw", "--tta", "raw", "-num_parts", "2") == 0
+    assert "warning: the model has seen only the view (nnUNetTrainerQRecon)" in capsys.readouterr().err
+
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["fvae_nnunet"]["view_probability"]
+    torch.save(checkpoint, path)
+    assert run(model, images, tmp_path / "old", "-num_parts", "2") == 0
+    out, err = capsys.readouterr()
+    assert "predicted on raw" in out
+    assert "do not say whether the model has seen raw images besides the view" in err and "use --tta view" in err
+
+
 def test_the_folder_by_name_and_by_path_are_one_model(recon_only, images, tmp_path):
     assert run(recon_only, images, tmp_path / "path") == 0
     arguments = [*model_options(recon_only), "-i", str(images), "-o", str(tmp_path / "name"), *HERE]

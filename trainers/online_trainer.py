@@ -23,6 +23,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
     depends on ``draw_seed``, rank, epoch and iteration alone. See docs/online.md.
 
     Attributes:
+        view: name of the view whose VAE it is; goes before all variables.
         view_probability: chance of a training sample to be reconstructed.
         view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
         posterior: ``mode``, or ``sample`` for a draw from the encoder's posterior, so that each view is new.
@@ -93,6 +94,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             Path(self.preprocessed_dataset_folder),
             self.repair_command(),
             device=self.device,
+            view=self.view,
             hu_window=self.hu_window,
             precision=self.vae_precision,
         )
@@ -101,16 +103,24 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         if self.posterior == "sample" and not reconstruction.has_posterior():
             raise UserError(f"{vae.spec.name} has no posterior to draw from; leave posterior at 'mode'")
         compiled = self._do_i_compile() and compile_vae(vae)
+        made_with = {
+            **loaded.settings.recorded_with(vae),
+            "ct_channels": [channel.index for channel in patches.channels],
+        }
+        drawn_with = {
+            "probability": self.view_probability,
+            "blend": list(self.view_blend),
+            "posterior": self.posterior,
+            "draw_seed": self.draw_seed,
+        }
+        self.refuse_to_go_on(
+            self.changed_since_checkpoint({"view": made_with, "online": drawn_with}),
+            f"Use that VAE and these settings (the variables of docs/online.md, the class {type(self).__name__})",
+        )
         if self.view_settings is None:
-            self.view_settings = {
-                **loaded.settings.recorded_with(vae),
-                "ct_channels": [channel.index for channel in patches.channels],
-            }
+            self.view_settings = made_with
             self.online_settings = {
-                "probability": self.view_probability,
-                "blend": list(self.view_blend),
-                "posterior": self.posterior,
-                "draw_seed": self.draw_seed,
+                **drawn_with,
                 "vae_named_by": loaded.named_by,
                 "weights": vae.weights_source,
                 "compiled": compiled,

@@ -1,8 +1,12 @@
-"""Checkpoints that predict without this package and yet say which trainer and view made them."""
+"""What our trainers have in common: checkpoints that predict without this package and yet say what made them."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +14,95 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet import __version__
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import atomic_write, differences
 from fvae_nnunet.nnunet_folders import dataset_id
+from fvae_nnunet.trained_model import RECORD_KEY, read_record, saw_only_the_view
+
+RAW_VARIABLE = "nnUNet_raw"
+
+OF_NNUNET = {"view_probability": 0.0, "synthetic_probability": 0.0}
+"""What stands in the record that a checkpoint of nnU-Net's own trainers does not have."""
 
 
 class RecordingTrainer(nnUNetTrainer):
-    """What our trainers have in common.
+    """nnU-Net's trainer, whose checkpoints say what it has seen, and which goes on only with the same.
 
     Attributes:
+        view: name of the view to use; None for the one that ``nnUNet_fvae_view`` names, or the only one.
+        view_probability, view_blend, view_in_validation, synthetic_probability: see the subclasses; here nothing but
+            raw images.
         view_settings: what the view is made with, as in a view's manifest; None as long as there is none.
+        view_name, view_cases: which view is used, and a digest of each of its cases.
+        continued: the record of the checkpoint that was loaded; None as long as there is none.
     """
 
+    view: str | None = None
+    view_probability = 0.0
+    view_blend = (1.0, 1.0)
+    view_in_validation = False
+    synthetic_probability = 0.0
     view_settings: dict[str, Any] | None = None
+    view_name: str | None = None
+    view_cases: Mapping[str, str] = {}
+    continued: dict[str, Any] | None = None
 
     def training_record(self) -> dict[str, Any]:
         """What a checkpoint holds under ``fvae_nnunet``."""
-        return {"version": __version__, "trainer": type(self).__name__, "view": self.view_settings}
+        return {
+            "version": __version__,
+            "trainer": type(self).__name__,
+            "base": next(base.__name__ for base in type(self).__mro__ if base.__module__.startswith(f"{__package__}.")),
+            **self._shares(),
+            "view": self.view_settings,
+            "view_name": self.view_name,
+            "view_cases": dict(self.view_cases),
+        }
+
+    def _shares(self) -> dict[str, Any]:
+        return {
+            "view_probability": self.view_probability,
+            "view_blend": list(self.view_blend),
+            "view_in_validation": self.view_in_validation,
+            "synthetic_probability": self.synthetic_probability,
+        }
 
     def repair_command(self) -> str:
         """Start of the command that makes a view of the data in use."""
         return (
             f"fvae-preprocess {dataset_id(self.plans_manager.dataset_name)} "
             f"-c {self.configuration_name} -p {self.plans_manager.plans_name}"
+        )
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        self.refuse_to_go_on(
+            self.changed_since_checkpoint(self._shares()), f"Set them back in the class {type(self).__name__}"
+        )
+        return super().get_tr_and_val_datasets()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        if saw_only_the_view(self.training_record()):
+            self.print_to_log_file(
+                "fvae_nnunet: this model has seen only the view; nnUNetv2_predict, which "
+                "nnUNetv2_find_best_configuration prints, would give it raw images. This reconstructs them on the way:"
+            )
+            self.print_to_log_file(self.predict_command(), add_timestamp=False)
+
+    def predict_command(self) -> str:
+        """The ``fvae-predict`` command for this model, with all folds that are trained."""
+        folds = ["all"]
+        if self.fold != "all":
+            trained = Path(self.output_folder_base).glob("fold_*/checkpoint_final.pth")
+            names = {path.parent.name.removeprefix("fold_") for path in trained} | {str(self.fold)}
+            folds = sorted(names - {"all"}, key=int)
+        raw = Path(os.environ.get(RAW_VARIABLE, ""), self.plans_manager.dataset_name, "imagesTs")
+        return shlex.join(
+            [
+                *("fvae-predict", "-i", str(raw) if raw.is_dir() else "imagesTs", "-o", "predictions"),
+                *("-d", self.plans_manager.dataset_name, "-c", self.configuration_name, "-tr", type(self).__name__),
+                *("-p", self.plans_manager.plans_name, "-f", *folds),
+            ]
         )
 
     def save_checkpoint(self, filename: str) -> None:
@@ -47,8 +118,42 @@ class RecordingTrainer(nnUNetTrainer):
         super().save_checkpoint(buffer)  # type: ignore[arg-type]
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint["fvae_nnunet"] = self.training_record()
+        checkpoint[RECORD_KEY] = self.training_record()
         if type(self).build_network_architecture is nnUNetTrainer.build_network_architecture:
             checkpoint["trainer_name"] = nnUNetTrainer.__name__
         with atomic_write(Path(filename)) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """nnU-Net's; what the checkpoint was trained with is compared when the data is opened."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if isinstance(filename_or_checkpoint, str):
+            self.continued = read_record(Path(filename_or_checkpoint)) or OF_NNUNET
+
+    def changed_since_checkpoint(self, now: Mapping[str, Any]) -> list[str]:
+        """What of a part of the record differs from that of the loaded checkpoint, as ``manifest.differences``.
+
+        Only what stands in both is compared: an older version recorded less.
+        """
+        return differences(self.continued or {}, json.loads(json.dumps(now)), common_only=True)
+
+    def changed_cases_since_checkpoint(self, key: str, now: Mapping[str, str]) -> list[str]:
+        """The cases in both records under ``key`` with another digest than that of the loaded checkpoint, sorted."""
+        before = (self.continued or {}).get(key) or {}
+        return sorted(case for case, digest in now.items() if before.get(case, digest) != digest)
+
+    def refuse_to_go_on(self, changed: list[str], way_out: str) -> None:
+        """UserError where something has changed since the loaded checkpoint was written.
+
+        Args:
+            changed: a line for each difference.
+            way_out: how to go on, the start of a sentence.
+        """
+        if changed:
+            raise UserError(
+                f"the model in {self.output_folder} was trained with something else than what would go on now:\n  "
+                + "\n  ".join(changed)
+                + f"\n{way_out} to go on. Or begin anew: without --c, which writes over this model, or in a subclass "
+                "of another name, which has a folder of its own (docs/own_trainer.md); -pretrained_weights begins with "
+                "the weights of this one"
+            )

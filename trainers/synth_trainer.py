@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.synthetic_dataset import (
     SyntheticData,
@@ -28,10 +30,12 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
     Attributes:
         synthetic_probability: chance of a training sample to be a synthetic case.
         synthetic_settings: which synthetic cases are used; None as long as there are none.
+        synthetic_cases: a digest of each.
     """
 
     synthetic_probability = 0.3
     synthetic_settings: dict[str, Any] | None = None
+    synthetic_cases: Mapping[str, str] = {}
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         training, validation = super().get_tr_and_val_datasets()
@@ -56,7 +60,25 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         return SyntheticDataset(training, synthetic, used, probability=self.synthetic_probability), validation
 
     def training_record(self) -> dict[str, Any]:
-        return {**super().training_record(), "synthetic": self.synthetic_settings}
+        return {
+            **super().training_record(),
+            "synthetic": self.synthetic_settings,
+            "synthetic_cases": dict(self.synthetic_cases),
+        }
+
+    def _refuse_other_cases(self, digests: dict[str, str]) -> None:
+        """UserError where the loaded checkpoint was trained with other synthetic cases."""
+        before = (self.continued or {}).get("synthetic_cases") or digests
+        anew = self.changed_cases_since_checkpoint("synthetic_cases", digests)
+        found = {
+            "no longer there": sorted(before.keys() - digests.keys()),
+            "new": sorted(digests.keys() - before.keys()),
+            "made anew": anew,
+        }
+        changed = [
+            f"{len(cases)} synthetic cases are {how} (first: {cases[0]})" for how, cases in found.items() if cases
+        ]
+        self.refuse_to_go_on(changed, "Bring back the synthetic cases that it was trained with")
 
     def _open_synthetic(self) -> SyntheticData:
         preprocessing = synthetic_preprocessing_settings(
@@ -72,7 +94,10 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         """Record, and say in the log, which synthetic cases are used and what is wrong with their model."""
         if self.synthetic_settings is not None:
             return
+        digests = {case: Manifest(data.folder).content_sha256([case])[:16] for case in sorted(used)}
+        self._refuse_other_cases(digests)
         left_out = len(data.source_cases) - len(used)
+        self.synthetic_cases = digests
         self.synthetic_settings = {
             "probability": self.synthetic_probability,
             "synthetic_folder": data.settings["synthetic_folder"],

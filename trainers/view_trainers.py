@@ -9,14 +9,23 @@ from typing import Any
 import torch
 
 from fvae_nnunet import __version__
+from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
-from fvae_nnunet.views import ViewDataset, check_view, find_view, preprocessing_settings, view_folder
+from fvae_nnunet.views import (
+    VIEW_VARIABLE,
+    ViewDataset,
+    check_view,
+    find_view,
+    preprocessing_settings,
+    view_folder,
+)
 
 
 class nnUNetTrainerFVAE(RecordingTrainer):
     """Raw and view mixed: each sample of a training batch is, by chance, the case's view instead of the raw image.
 
     Attributes:
+        view: name of the view to use; None for the one that ``nnUNet_fvae_view`` names, or the only one.
         view_probability: chance of a training sample to come from the view.
         view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
         view_in_validation: validate on the view too, during and after training.
@@ -57,12 +66,16 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         """The folder of the view to use, after checking that it holds these cases and fits the data and plans."""
         data_folder = Path(self.preprocessed_dataset_folder)
         repair = self.repair_command()
-        view = find_view(data_folder, repair)
+        view = find_view(data_folder, repair, self.view)
         folder = view_folder(data_folder, view)
         preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
-        settings = check_view(folder, data_folder, cases, preprocessing, repair)["settings"]
+        content = check_view(folder, data_folder, cases, preprocessing, repair)["settings"]
+        settings = {key: value for key, value in content.items() if key != "preprocessing"}
+        digests = {case: Manifest(folder).content_sha256([case])[:16] for case in cases}
+        self._refuse_another_view(view, settings, digests)
+        self.view_cases = {**self.view_cases, **digests}
         if self.view_settings is None:
-            self.view_settings = {key: value for key, value in settings.items() if key != "preprocessing"}
+            self.view_name, self.view_settings = view, settings
             self.print_to_log_file(
                 f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
                 f"drawn with probability {self.view_probability:g}, weight {self.view_blend[0]:g} to "
@@ -70,6 +83,19 @@ class nnUNetTrainerFVAE(RecordingTrainer):
                 f"made with {json.dumps(self.view_settings)}"
             )
         return folder
+
+    def _refuse_another_view(self, view: str, settings: dict[str, Any], digests: dict[str, str]) -> None:
+        """UserError where the loaded checkpoint was trained with another view, or with other content of the same."""
+        changed = self.changed_since_checkpoint({"view_name": view, "view": settings})
+        others = self.changed_cases_since_checkpoint("view_cases", digests)
+        if others:
+            changed.append(
+                f"the view {view!r} was made anew: {len(others)} of {len(digests)} cases are not those of before "
+                f"(first: {others[0]})"
+            )
+        before = (self.continued or {}).get("view_name")
+        named = f" (export {VIEW_VARIABLE}={before})" if before not in (None, view) and self.view is None else ""
+        self.refuse_to_go_on(changed, f"Bring back the view that it was trained with{named}")
 
 
 class nnUNetTrainerFVAEReconOnly(nnUNetTrainerFVAE):
@@ -87,7 +113,10 @@ class nnUNetTrainerFVAEBlend(nnUNetTrainerFVAE):
 
 
 def with_epochs(base: type[RecordingTrainer], epochs: int) -> type[RecordingTrainer]:
-    """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``."""
+    """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``.
+
+    It counts as defined in the module of ``base``: assign it there to that name.
+    """
 
     class Variant(base):  # type: ignore[misc,valid-type]
         def __init__(
@@ -102,4 +131,5 @@ def with_epochs(base: type[RecordingTrainer], epochs: int) -> type[RecordingTrai
             self.num_epochs = epochs
 
     Variant.__name__ = Variant.__qualname__ = f"{base.__name__}_{epochs}epoch{'' if epochs == 1 else 's'}"
+    Variant.__module__ = base.__module__
     return Variant

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tta", type=_inputs, metavar="INPUTS",
         help="what to predict on: raw, view, or raw,view: the mean of the probabilities of both; default: view for "
-        "models of nnUNetTrainerFVAEReconOnly, else raw",
+        "models that have seen nothing else, by the record in their checkpoints, else raw",
     )  # fmt: skip
     _add_model_options(parser)
     _add_nnunet_options(parser)
@@ -185,9 +185,15 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
 
 def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str, ...]:
     """What to predict on, after a word to those who ask for what the model has not seen."""
-    inputs: tuple[str, ...] = arguments.tta or (("view",) if model.sees_only_the_view else ("raw",))
-    if "raw" in inputs and model.sees_only_the_view:
+    inputs: tuple[str, ...] = arguments.tta or (("view",) if model.saw_only_the_view else ("raw",))
+    if "raw" in inputs and model.saw_only_the_view:
         print(f"warning: the model has seen only the view ({model.trainer}), and the input is raw", file=sys.stderr)
+    if arguments.tta is None and model.saw_only_the_view is None:
+        print(
+            f"warning: the checkpoints of {model.trainer} were written by an older version and do not say whether the "
+            "model has seen raw images besides the view; the input is raw. If it has not, use --tta view",
+            file=sys.stderr,
+        )
     if "view" not in inputs and (given_reconstruction_options(arguments) or arguments.channels):
         raise UserError(
             "the input is raw, so no VAE is used; leave --vae and its options out, or use --tta view or --tta raw,view"

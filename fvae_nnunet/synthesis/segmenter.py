@@ -33,7 +33,7 @@ def open_segmenter(folder: Path, fold: int | None = None) -> TrainedModel:
     if not folds:
         raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
     model = open_model(folder, folds, CHECKPOINT)
-    if model.sees_only_the_view:
+    if model.saw_only_the_view:
         raise UserError(f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images")
     return model
 
