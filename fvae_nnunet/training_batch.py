@@ -15,6 +15,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json
 from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
+from fvae_nnunet.registration import EXTERNAL_TRAINERS, external_trainers
 from fvae_nnunet.synthetic_dataset import SyntheticDataset
 from fvae_nnunet.views import BlendedArray, ViewDataset
 
@@ -95,7 +96,8 @@ def take_training_batch(
     known = read_json(plans_path)["configurations"]
     if configuration not in known:
         raise UserError(f"{plans_path} has no configuration {configuration!r}; there are: {', '.join(known)}")
-    with _environment(nnUNet_n_proc_DA="0", nnUNet_compile="f", nnUNet_wandb_enabled="0"):
+    ours = {EXTERNAL_TRAINERS: external_trainers()}
+    with _environment(nnUNet_n_proc_DA="0", nnUNet_compile="f", nnUNet_wandb_enabled="0", **ours):
         import torch
         from nnunetv2.run.run_training import get_trainer_from_args
 

@@ -25,6 +25,7 @@ from typing import Any
 from fvae_nnunet.claims import BEAT_S, CRASHED_AFTER_S, Claims
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import read_json, sha256_of_file, write_json
+from fvae_nnunet.registration import EXTERNAL_TRAINERS, external_trainers
 
 SCRIPTS = Path(__file__).resolve().parent
 TAIL_LINES = 30
@@ -238,6 +239,7 @@ def small_machine_settings(device: str) -> dict[str, str]:
 
 
 def command_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the commands: this one's with these variables, and its own programs found first."""
+    """The environment of the commands: this one's with these variables, its own programs and our trainers found."""
     search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    return {**os.environ, **variables, "PATH": search_path, "PYTHONUNBUFFERED": "1"}
+    ours = {EXTERNAL_TRAINERS: external_trainers(), "PATH": search_path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **variables, **ours}

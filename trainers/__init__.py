@@ -1,8 +1,9 @@
-"""Trainers for ``nnUNetv2_train -tr``; nnU-Net finds them through the stub that ``fvae-setup`` writes."""
+"""Trainers for ``nnUNetv2_train -tr``; nnU-Net finds them through a stub, see ``fvae_nnunet.registration``."""
 
 from __future__ import annotations
 
 from fvae_nnunet.trainers.online_trainer import nnUNetTrainerFVAEOnline
+from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
 from fvae_nnunet.trainers.synth_trainer import nnUNetTrainerFVAESynth, nnUNetTrainerFVAESynthRaw
 from fvae_nnunet.trainers.view_trainers import (
     nnUNetTrainerFVAE,
@@ -13,6 +14,13 @@ from fvae_nnunet.trainers.view_trainers import (
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 """Training lengths that nnU-Net offers as variants of its own trainer."""
+
+
+class nnUNetTrainerFVAEProbe(RecordingTrainer):
+    """nnU-Net's trainer; looked up by ``fvae_nnunet.registration`` only, so that no other module has its name."""
+
+
+PROBE = nnUNetTrainerFVAEProbe
 
 __all__ = [
     "EPOCHS",

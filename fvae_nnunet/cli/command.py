@@ -32,14 +32,22 @@ Progress = TypeVar("Progress", bound="CaseProgress")
 def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
     """Parse and run; the exit status.
 
-    A UserError, and a disk that is full or must not be written, become a message on stderr and status 1, an
-    interruption becomes status 130.
+    A UserError, a missing nnU-Net, and a disk that is full or must not be written, become a message on stderr and
+    status 1, an interruption becomes status 130.
     """
     arguments = parser.parse_args(argv)
     try:
         return runner(arguments)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        from fvae_nnunet.registration import without_nnunet
+
+        missing = without_nnunet(error)
+        if missing is None:
+            raise
+        print(f"{parser.prog}: {missing}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):

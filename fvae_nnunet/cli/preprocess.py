@@ -80,8 +80,7 @@ def _run_views(arguments: argparse.Namespace) -> int:
     summary, status = progress.finish("fvae-preprocess", "run the same command again for the rest")
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders)}"
     if status == 0 and not progress.elsewhere:
-        _ensure_trainer()
-        summary = f"{summary}; train with: {_training_command(dataset, 'nnUNetTrainerFVAE')}"
+        summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE')}"
     print(summary)
     return status
 
@@ -139,8 +138,8 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
     if not failed and not claims.elsewhere and arguments.num_parts == 1:
-        _ensure_trainer()
-        summary = f"{summary}; train with: {_training_command(dataset, 'nnUNetTrainerFVAESynthRaw')}"
+        command = _training_command(dataset, "nnUNetTrainerFVAESynthRaw")
+        summary = f"{summary}; train with: {_before_training()}{command}"
         summary += " (with views: nnUNetTrainerFVAESynth)"
     print(summary)
     return 1 if failed else 0
@@ -255,13 +254,18 @@ def _warn_of_clipping(plans: dict[str, Any], ct_channels: list[int], hu_window: 
             )
 
 
-def _ensure_trainer() -> None:
-    from fvae_nnunet.registration import is_found_by_nnunet, register
+def _before_training() -> str:
+    """What has to stand before the training command, so that nnU-Net finds the trainer; makes it find it if need be."""
+    from fvae_nnunet.registration import export_line, has_external_trainers, is_found_by_nnunet, register
 
     if is_found_by_nnunet():
-        return
+        return ""
     print("nnU-Net does not find nnUNetTrainerFVAE yet")
+    if has_external_trainers():
+        print("the export below lets it; it belongs into your shell's start-up file, beside that of nnUNet_raw")
+        return f"{export_line()} && "
     try:
         print(f"wrote {register()}, so that it does (fvae-setup --remove takes it back)")
     except UserError as error:
         print(error)
+    return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     from fvae_nnunet.vae import KnownVAE
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fvae-setup",
-        description="Make nnU-Net find the trainers of fvae_nnunet (a stub file in nnU-Net's trainer folder) and show "
-        "versions, device, nnU-Net's folders and the VAEs that can be used.",
+        description="Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds "
+        "the trainers of fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it "
+        "find them; before 2.8, write a small file into nnU-Net's trainer folder.",
     )
-    parser.add_argument("--remove", action="store_true", help="take the stub out of nnU-Net's trainer folder")
-    parser.add_argument("--show", action="store_true", help="only show; write nothing")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--export", action="store_true", help='only print that line: eval "$(fvae-setup --export)"')
+    what.add_argument(
+        "--write", action="store_true",
+        help="write the file with any nnU-Net, for where environment variables do not get through",
+    )  # fmt: skip
+    what.add_argument("--remove", action="store_true", help="take the file out of nnU-Net's trainer folder")
+    what.add_argument("--show", action="store_true", help="only show; write nothing")
+    what.add_argument(
         "--vaes", action="store_true",
         help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser",
     )  # fmt: skip
@@ -33,17 +41,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.registration import remove
 
+    if arguments.export:
+        _print_export()
+        return 0
     if arguments.remove:
         removed = remove()
-        print(f"removed {removed}" if removed else "nothing to remove")
+        print("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
         return 0
     if arguments.vaes:
         _explain_vaes()
         return 0
+    if not arguments.show:
+        _mend()
     _show_installation()
     _show_folders()
     _show_vaes()
-    return _show_trainers(write=not arguments.show)
+    return _show_trainers(write=arguments.write, only_show=arguments.show)
+
+
+def _print_export() -> None:
+    from fvae_nnunet.registration import EXTERNAL_TRAINERS, export_line, has_external_trainers
+
+    if not has_external_trainers():
+        raise UserError(f"this nnU-Net is older than 2.8 and has no {EXTERNAL_TRAINERS}; run fvae-setup instead")
+    print(export_line())
+
+
+def _mend() -> None:
+    from fvae_nnunet.registration import mend
+
+    removed = mend()
+    for path in removed:
+        print(f"removed {path}, left over from an nnU-Net that was uninstalled")
 
 
 def _show_installation() -> None:
@@ -109,16 +138,22 @@ def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:
     return f"from the hub: {vae.hub_id}{size}" if vae.hub_id else f"with --weights{size}"
 
 
-def _show_trainers(*, write: bool) -> int:
-    from fvae_nnunet.registration import EXTERNAL_TRAINERS, is_found_by_nnunet, register, stub_path
+def _show_trainers(*, write: bool, only_show: bool) -> int:
+    from fvae_nnunet.registration import export_line, found_through, has_external_trainers, register, why_not_found
 
-    found = is_found_by_nnunet()
-    if not found and write:
+    reason = why_not_found()
+    if write or (reason and not only_show and not has_external_trainers()):
         print(f"wrote {register()}; fvae-setup --remove takes it back")
-        found = is_found_by_nnunet()
-    if found:
-        where = stub_path() if stub_path().exists() else os.environ.get(EXTERNAL_TRAINERS)
-        print(f"nnU-Net finds nnUNetTrainerFVAE through {where}")
-    else:
-        print("nnU-Net does not find nnUNetTrainerFVAE" + ("" if write else "; run: fvae-setup"))
-    return 0 if found else 1
+        reason = why_not_found()
+    if reason is None:
+        print(f"nnU-Net finds the trainers of fvae_nnunet through {found_through() or 'a file of yours'}")
+        return 0
+    print(f"nnU-Net does not find the trainers of fvae_nnunet ({reason})")
+    if has_external_trainers():
+        print(
+            "paste this line, and put it into your shell's start-up file beside that of nnUNet_raw (or run fvae-setup "
+            f"--write, which writes a file into nnU-Net's folder):\n{export_line()}"
+        )
+    elif only_show:
+        print("run: fvae-setup")
+    return 1
