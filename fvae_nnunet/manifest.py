@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.recorded_files import RecordedFile, put_in_place
+from fvae_nnunet.recorded_files import RecordedFile, damage_of, write_shared
 from fvae_nnunet.recorded_files import atomic_write as atomic_write
 from fvae_nnunet.recorded_files import sha256_of_file as sha256_of_file
 
@@ -50,13 +49,7 @@ def write_json(target: Path, content: Any) -> None:
 
     Atomic, also when several processes write the same target; on the disk when it is in its place.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        put_in_place(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_shared(target, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -237,8 +230,17 @@ class Manifest:
         Raises:
             UserError: as ``read_case``.
         """
-        path = self._case_path(case)
-        recorded = (self.read_case(case) or {"outputs": {}})["outputs"]
+        return self._files((self.read_case(case) or {"outputs": {}})["outputs"], self._case_path(case))
+
+    def files(self) -> dict[Path, RecordedFile]:
+        """The files that ``manifest.json`` itself records, under ``outputs``, such as a model's weights; maybe none.
+
+        Raises:
+            UserError: one is not inside ``root``, or as ``read``.
+        """
+        return self._files((self.read() or {}).get("outputs", {}), self.path)
+
+    def _files(self, recorded: dict[str, Any], path: Path) -> dict[Path, RecordedFile]:
         return {
             self._place(name, path): RecordedFile.from_json(content, f"{path}: {name}")
             for name, content in recorded.items()
@@ -256,8 +258,7 @@ class Manifest:
 
     def damage(self, case: str) -> dict[Path, str]:
         """What is wrong with the files of a finished case; reads them whole. See ``RecordedFile.damage``."""
-        found = {path: file.damage(path) for path, file in self.outputs(case).items()}
-        return {path: what for path, what in found.items() if what is not None}
+        return damage_of(self.outputs(case))
 
     def has_digests(self, case: str) -> bool:
         """Whether the files of a finished case can be checked: records of version 0.1.0 have sizes only."""

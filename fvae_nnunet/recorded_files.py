@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,6 +80,12 @@ class RecordedFile:
         return None if same else "holds other bytes than were written (sha256)"
 
 
+def damage_of(files: Mapping[Path, RecordedFile]) -> dict[Path, str]:
+    """What is wrong with files, by path; those that are as recorded are not in it. Reads them whole."""
+    found = {path: file.damage(path) for path, file in files.items()}
+    return {path: what for path, what in found.items() if what is not None}
+
+
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """A path beside ``target``, same ending, that takes its place when the block ends and is removed when it fails.
@@ -101,6 +108,17 @@ def write_bytes(target: Path, content: bytes) -> RecordedFile:
     with atomic_write(target) as temporary:
         temporary.write_bytes(content)
     return RecordedFile(len(content), hashlib.sha256(content).hexdigest())
+
+
+def write_shared(target: Path, content: bytes) -> None:
+    """Write a file that several processes may write at the same time, also on several machines; atomically, too."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        put_in_place(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put_in_place(unfinished: Path, target: Path) -> None:

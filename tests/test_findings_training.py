@@ -16,7 +16,7 @@ from fvae_nnunet.cli import evaluate_classifier, train_classifier
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.augmentation import Augmentation
 from fvae_nnunet.findings.networks import NETWORKS, build_network
-from fvae_nnunet.findings.training import masked_loss, train, window
+from fvae_nnunet.findings.training import forget_damaged_network, masked_loss, train, window
 from fvae_nnunet.findings.training_settings import TrainingSettings, positive_weights
 from fvae_nnunet.findings.volumes import Grid
 
@@ -142,10 +142,53 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path):
         trained(tmp_path / "interrupted", stop_after=5)
     assert not (tmp_path / "interrupted" / "network.safetensors").exists()
     trained(tmp_path / "interrupted")
-    files = ("network.safetensors", "progress.csv")
-    assert sorted(path.name for path in (tmp_path / "interrupted").iterdir()) == sorted(files)
+    files = ("network.safetensors", "progress.csv", "cases/network.json")
+    made = (path for path in (tmp_path / "interrupted").rglob("*") if path.is_file())
+    assert sorted(path.relative_to(tmp_path / "interrupted").as_posix() for path in made) == sorted(files)
     for name in files:
         assert (tmp_path / "interrupted" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, capsys):
+    trained(tmp_path / "undisturbed")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "damaged", stop_after=5)
+    checkpoints = sorted((tmp_path / "damaged").glob("checkpoint*.pt"))
+    assert [path.name for path in checkpoints] == ["checkpoint_0000002.pt", "checkpoint_0000004.pt"]
+    _flip_a_bit(checkpoints[1])
+    trained(tmp_path / "damaged")
+    assert f"damaged checkpoint, left aside: {checkpoints[1]} holds other bytes" in capsys.readouterr().out
+    network = [tmp_path / folder / "network.safetensors" for folder in ("damaged", "undisturbed")]
+    assert network[0].read_bytes() == network[1].read_bytes()
+    assert not list((tmp_path / "damaged").glob("checkpoint*"))
+
+
+def test_without_a_whole_checkpoint_the_training_stops(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "damaged", stop_after=5)
+    for path in (tmp_path / "damaged").glob("checkpoint*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole any more"):
+        trained(tmp_path / "damaged")
+
+
+def test_a_damaged_network_is_refused_and_made_again_on_request(tmp_path):
+    trained(tmp_path / "model")
+    path = tmp_path / "model" / "network.safetensors"
+    whole = path.read_bytes()
+    assert forget_damaged_network(tmp_path / "model") == []
+    _flip_a_bit(path)
+    with pytest.raises(UserError, match=r"network\.safetensors holds other bytes than were written"):
+        trained(tmp_path / "model")
+    assert len(forget_damaged_network(tmp_path / "model")) == 1 and not path.exists()
+    trained(tmp_path / "model")
+    assert path.read_bytes() == whole
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):

@@ -351,9 +351,10 @@ def test_a_damaged_entry_is_made_again(folder, networks, tmp_path):
     first = extract_features(images, networks, cache=tmp_path / "cache")
     damaged = tmp_path / "cache" / f"{cache_key(networks[0], first.image_sha256['case_1'])}.safetensors"
     whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:-3])
-    assert extract_features(images, networks, cache=tmp_path / "cache").computed == 1
-    assert damaged.read_bytes() == whole
+    for content in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        damaged.write_bytes(content)
+        assert extract_features(images, networks, cache=tmp_path / "cache").computed == 1
+        assert damaged.read_bytes() == whole
 
 
 def test_keys_know_network_input_and_image(networks):

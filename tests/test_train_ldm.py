@@ -161,6 +161,33 @@ def test_a_resumed_training_equals_an_undisturbed_one_to_the_bit(latents, undist
             assert all(torch.equal(one[key]["exp_avg_sq"], other[key]["exp_avg_sq"]) for key in one) and one
 
 
+@pytest.mark.parametrize("name", ["state/optimizer.pt", "denoiser", "state/state.json"])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_goes_on(latents, undisturbed, tmp_path, capsys, name):
+    for step in (2, 4):
+        run(latents, tmp_path / "model", stop_after=step)
+    last = tmp_path / "model" / "checkpoint_0000004"
+    path = next((last / name).glob("*.safetensors")) if name == "denoiser" else last / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 128
+    path.write_bytes(content)
+    assert_equal(run(latents, tmp_path / "model"), weights_of(undisturbed))
+    said = capsys.readouterr().out
+    assert "damaged checkpoint, left aside: " in said and str(path) in said and "goes on from step 2" in said
+    for optimizer in (tmp_path / "model").glob("checkpoint_*/state/optimizer.pt"):
+        optimizer.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole any more, so .*--overwrite trains anew"):
+        run(latents, tmp_path / "model")
+
+
+def test_a_damaged_model_is_not_used(latents, undisturbed, tmp_path):
+    model = shutil.copytree(undisturbed, tmp_path / "model")
+    LatentDiffusion.load(model)
+    weights = next((model / "denoiser").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"safetensors holds other bytes than were written \(sha256\); copy the model"):
+        LatentDiffusion.load(model)
+
+
 def test_a_longer_stage_1_goes_on_from_the_shorter_one(latents, undisturbed, tmp_path):
     settings = replace(SETTINGS, steps=(2, 0))
     run(latents, tmp_path / "model", settings)

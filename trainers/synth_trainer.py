@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
             return
         digests = {case: Manifest(data.folder).content_sha256([case])[:16] for case in sorted(used)}
         self._refuse_other_cases(digests)
+        repair = f"{self.repair_command()} --synthetic {shlex.quote(data.settings['synthetic_folder'])} --verify"
+        checked = Manifest(data.folder).check_sample(sorted(used), repair)
         left_out = len(data.source_cases) - len(used)
         self.synthetic_cases = digests
         self.synthetic_settings = {
@@ -111,8 +114,8 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         self.print_to_log_file(
             f"fvae_nnunet {__version__}: {len(used)} synthetic cases from {len(set(used.values()))} source cases in "
             f"{data.folder}, drawn with probability {self.synthetic_probability:g}, not in validation; {left_out} left "
-            f"out, because their image or a lesion's shape is not of a training case of fold {self.fold}; made with "
-            f"{json.dumps(self.synthetic_settings['models'])}"
+            f"out, because their image or a lesion's shape is not of a training case of fold {self.fold}; {checked}; "
+            f"made with {json.dumps(self.synthetic_settings['models'])}"
         )
         if seen:
             self.print_to_log_file(

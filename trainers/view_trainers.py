@@ -69,17 +69,18 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         view = find_view(data_folder, repair, self.view)
         folder = view_folder(data_folder, view)
         preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
-        content = check_view(folder, data_folder, cases, preprocessing, repair)["settings"]
-        settings = {key: value for key, value in content.items() if key != "preprocessing"}
+        content = check_view(folder, data_folder, cases, preprocessing, repair)
+        settings = {key: value for key, value in content["settings"].items() if key != "preprocessing"}
         digests = {case: Manifest(folder).content_sha256([case])[:16] for case in cases}
         self._refuse_another_view(view, settings, digests)
         self.view_cases = {**self.view_cases, **digests}
         if self.view_settings is None:
+            checked = Manifest(folder).check_sample(cases, f"{repair} {content['made_with']['options']} --verify")
             self.view_name, self.view_settings = view, settings
             self.print_to_log_file(
                 f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
                 f"drawn with probability {self.view_probability:g}, weight {self.view_blend[0]:g} to "
-                f"{self.view_blend[1]:g}, {'also' if self.view_in_validation else 'not'} in validation; "
+                f"{self.view_blend[1]:g}, {'also' if self.view_in_validation else 'not'} in validation; {checked}; "
                 f"made with {json.dumps(self.view_settings)}"
             )
         return folder

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         "-part_id", type=int, default=0, metavar="I", help="which of the parts this call does, from 0; default 0"
     )
     group.add_argument("--overwrite", action="store_true", help="make everything anew, with other settings if need be")
+    add_verify_option(group)
     group.add_argument("--verbose", action="store_true", help="show the traceback of a failed case")
 
 
@@ -339,6 +341,8 @@ def do_cases(
     from fvae_nnunet.pipeline import Outcome
 
     arguments.devices = available_devices(arguments.devices or [])
+    folders = list(folders)
+    verify_finished(arguments, folders, cases)
     with Claims(folders, known=known) as claims:
         if arguments.overwrite:
             claims.refuse_others()

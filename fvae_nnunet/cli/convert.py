@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import CaseProgress, run_command
+from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.conversion.choices import GEOMETRIES, PROGRAMS, VALUES
 from fvae_nnunet.errors import UserError
 
@@ -87,6 +88,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--overwrite", action="store_true", help="convert everything anew, with other settings if need be"
     )
+    add_verify_option(work)
     work.add_argument("--verbose", action="store_true", help="show the traceback of a failed case")
 
 
@@ -190,6 +192,7 @@ def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, 
     with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
         claims.refuse_others()
         check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
+        verify_finished(arguments, [conversion.manifest.folder], plan.sources)
         for removed in begin_dataset(conversion, plan.left_out, overwrite=arguments.overwrite):
             print(removed)
         progress = _Progress(len(plan.sources), argparse.Namespace(devices=[], verbose=arguments.verbose))

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.errors import UserError
 
 METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--resamples", type=int, default=1000, metavar="N", help="of bootstrap and chance; default 1000"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of bootstrap and chance; default 0")
+    add_verify_option(parser)
     parser.add_argument("-np", type=int, default=2, metavar="N", help="images read ahead; default 2, 0: none")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
     return run_command(parser, run, argv)
@@ -97,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.generation.picture import generation_picture
     from fvae_nnunet.evaluation.generation.similarity import TextNetwork
     from fvae_nnunet.evaluation.generation.summary import format_table, write_results
+    from fvae_nnunet.manifest import MANIFEST_FOLDER
 
     _check(arguments)
     device = chosen_device(arguments.device)
@@ -129,6 +132,9 @@ def run(arguments: argparse.Namespace) -> int:
         processes=arguments.np,
         device=device,
     )
+    if arguments.segmenter is not None:
+        segmentations = output / "segmentations" / MANIFEST_FOLDER
+        verify_finished(arguments, [segmentations], [case.name for case in evaluation.fake.cases])
     bars = _Bars()
     try:
         evaluated = evaluate_generation(evaluation, bars.begin)

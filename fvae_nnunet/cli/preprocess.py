@@ -26,6 +26,7 @@ from fvae_nnunet.cli.command import (
     run_command,
     workers_of,
 )
+from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,9 +102,11 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
     dataset = open_preprocessed_dataset(arguments.dataset, plans_name=arguments.p, configurations=arguments.c)
     synthetic = find_synthetic_cases(dataset, arguments.synthetic)
     cases = part_of(sorted(synthetic), arguments)
+    data_folders = [synthetic_data_folder(data) for data in dataset.data_folders.values()]
+    verify_finished(arguments, data_folders, cases)
     done, skipped, failed = 0, 0, []
     with (
-        Claims([synthetic_data_folder(data) for data in dataset.data_folders.values()], known=synthetic) as claims,
+        Claims(data_folders, known=synthetic) as claims,
         tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar,
     ):
         if arguments.overwrite:

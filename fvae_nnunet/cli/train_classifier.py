@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import NETWORKS
 
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     output.add_argument("-np", type=int, default=2, metavar="N", help="processes that prepare volumes; default 2")
     output.add_argument("--overwrite", action="store_true", help="train anew, with other settings if need be")
+    add_verify_option(output)
     return run_command(parser, run, argv)
 
 
@@ -102,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.findings.cases import split_cases
     from fvae_nnunet.findings.model_folder import begin_model, check_is_ours, remove_model
+    from fvae_nnunet.findings.training import forget_damaged_network
     from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
 
     if arguments.np < 0 or arguments.save_every < 1:
@@ -125,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         if arguments.overwrite:
             remove_model(output)
+        for damaged in forget_damaged_network(output) if arguments.verify else ():
+            print(f"DAMAGED, is trained anew: {damaged}", file=sys.stderr)
         held_out = {"validation": split.validation, "test": split.test if arguments.test else ()}
         cache = _prepare(arguments, dataset, settings, [*training, *held_out["validation"], *held_out["test"]])
         begin_model(output, settings, dataset, arguments.fold, training, split, synthetic, cache)
@@ -223,12 +228,16 @@ def _prepare(
     from tqdm import tqdm
 
     from fvae_nnunet.findings.volumes import VolumeCache
+    from fvae_nnunet.manifest import Manifest
     from fvae_nnunet.nnunet_folders import nnunet_folder
 
     folder = nnunet_folder("nnUNet_preprocessed") / dataset / f"fvae_classifier__{settings.grid.name}"
     cache = VolumeCache(folder, settings.grid)
+    verify_finished(arguments, [folder], [case.key for case in cases])
     with tqdm(total=len(cases), desc="volumes", unit="case", dynamic_ncols=True) as bar:
         cache.complete(cases, workers=arguments.np, on_case=bar.update)
+    keys = [case.key for case in cases]
+    print(f"volumes: {Manifest(folder).check_sample(keys, 'the same command and --verify')}")
     return cache
 
 

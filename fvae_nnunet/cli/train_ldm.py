@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import LoadedVAE, load, run_command
 from fvae_nnunet.cli.training_options import add_ldm_options
+from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.claims import Claims
+    from fvae_nnunet.manifest import Manifest
     from fvae_nnunet.nnunet_folders import dataset_id
+    from fvae_nnunet.recorded_files import damage_of
     from fvae_nnunet.synthesis.latent_cache import cache_folder
     from fvae_nnunet.synthesis.source_dataset import open_source_dataset
     from fvae_nnunet.synthesis.training import train
@@ -68,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
     cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
+    if is_main and arguments.verify:
+        for path, what in damage_of(Manifest(output).files()).items():
+            print(f"DAMAGED, is made again: {path} {what}", file=sys.stderr)
     with Claims([output], known=[_CLAIM]) as claims:
         if is_main and next(claims.each([_CLAIM]), None) is None:
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
@@ -181,6 +187,8 @@ def _encode(
 
     if arguments.overwrite_latents and accelerator.is_main_process:
         remove_cache(cache)
+    if accelerator.is_main_process:
+        verify_finished(arguments, [cache], dataset.cases)
     accelerator.wait_for_everyone()
     share = (accelerator.process_index, accelerator.num_processes)
     total = len(dataset.cases[share[0] :: share[1]])
@@ -261,6 +269,7 @@ def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, lo
 
 
 def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) -> None:
+    from fvae_nnunet.manifest import Manifest
     from fvae_nnunet.synthesis.model_folder import needs_text
 
     settings = plan.settings
@@ -270,6 +279,7 @@ def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) ->
         f"{dataset.name}: {len(dataset.cases)} cases, {draws.cases_with_lesion} with {lesions}; {organs} organ "
         f"classes, {len(dataset.lesions)} of lesions; {cache}"
     )
+    print(f"latents: {Manifest(cache).check_sample(dataset.cases, 'the same command and --verify')}")
     for stage, what in ((1, "slices"), (2, "windows")):
         if draws.share[stage] != settings.lesion_share and settings.steps[stage - 1]:
             which = "without" if draws.share[stage] else "with"

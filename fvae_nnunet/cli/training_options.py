@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fvae_nnunet.cli.command import add_vae_options
+from fvae_nnunet.cli.verify import add_verify_option
 
 
 def add_ldm_options(parser: argparse.ArgumentParser) -> None:
@@ -153,3 +154,4 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tensorboard", action="store_true", help="events for TensorBoard beside progress.csv")
     group.add_argument("-np", type=int, default=2, metavar="N", help="processes that read and write latents; default 2")
     group.add_argument("--overwrite", action="store_true", help="train anew, with other settings if need be")
+    add_verify_option(group)

@@ -3,7 +3,9 @@
 ::
 
     manifest.json               {"schema": 1, "kind": "findings_classifier", "settings": {...}, "made_with": {...}}
-    network.safetensors         the trained network; until then checkpoint.pt, from which the training goes on
+    network.safetensors         the trained network
+    checkpoint_<step>.pt        until then: the last two checkpoints, from which the training goes on
+    cases/                      records of these files with their digests, see ``manifest``
     progress.csv                see ``training``
     predictions_validation.csv  see ``predictions``
     predictions_test.csv
@@ -15,24 +17,26 @@ their images and labels. ``made_with`` names the cases.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.findings.cases import Case, CaseSplit
 from fvae_nnunet.findings.predictions import PARTS, predictions_path
 from fvae_nnunet.findings.synthetic_cases import SyntheticCases
-from fvae_nnunet.findings.training import CHECKPOINT, NETWORK, PROGRESS
+from fvae_nnunet.findings.training import CHECKPOINTS, NETWORK, PROGRESS, RECORDS
 from fvae_nnunet.findings.training_settings import TrainingSettings
 from fvae_nnunet.findings.volumes import VolumeCache
 from fvae_nnunet.manifest import Manifest
 
 KIND = "findings_classifier"
-_FILES = ("manifest.json", CHECKPOINT, NETWORK, PROGRESS, *(predictions_path(Path(), part).name for part in PARTS))
+_FILES = ("manifest.json", NETWORK, PROGRESS, *(predictions_path(Path(), part).name for part in PARTS))
 
 
 def check_is_ours(output: Path) -> None:
     """Raise UserError where a folder holds what a training writes, and ``fvae-train-classifier`` has not made it."""
-    Manifest(output).refuse_foreign(output, _FILES, kind=KIND, command="fvae-train-classifier")
+    names = (*_FILES, RECORDS, *(path.name for path in output.glob(CHECKPOINTS)))
+    Manifest(output).refuse_foreign(output, names, kind=KIND, command="fvae-train-classifier")
 
 
 def begin_model(
@@ -69,8 +73,9 @@ def begin_model(
 
 def remove_model(output: Path) -> None:
     """Delete what a training has left in its folder."""
-    for name in _FILES:
-        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / RECORDS, ignore_errors=True)
+    for path in (*output.glob(CHECKPOINTS), *(output / name for name in _FILES)):
+        path.unlink(missing_ok=True)
 
 
 def _digest(cases: Sequence[Case], findings: Sequence[str], cache: VolumeCache) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,14 +21,22 @@ from fvae_nnunet.findings.augmentation import Augmentation
 from fvae_nnunet.findings.networks import build_network
 from fvae_nnunet.findings.training_settings import TrainingSettings, positive_weights
 from fvae_nnunet.intensity import hu_to_model
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.manifest import Manifest, atomic_write
+from fvae_nnunet.recorded_files import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINTS = "checkpoint*.pt"
+KEPT = 2
+"""Checkpoints that stay until the training is at its end."""
+
 NETWORK = "network.safetensors"
 PROGRESS = "progress.csv"
+RECORDS = "cases"
+"""Folder of the manifest's records, here of checkpoints and network."""
+
+_TRAINED = "network"
 WEIGHT_DECAY = 0.01
 
 Load = Callable[[str], np.ndarray]
@@ -58,6 +67,7 @@ def train(
     device: str,
     save_every: int,
     on_step: Callable[[int, float], object] = lambda step, loss: None,
+    say: Callable[[str], object] = print,
 ) -> nn.Module:
     """Train a network, or go on with the one that is in the folder, and write ``network.safetensors``.
 
@@ -73,12 +83,13 @@ def train(
         device: of torch.
         save_every: steps between checkpoints.
         on_step: called with the number of steps done and the loss of the last, nan for those before this run.
+        say: gets a sentence for each checkpoint that is damaged and left aside.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        UserError: the loss is not finite, or the GPU's memory does not suffice.
+        UserError: the loss is not finite, the GPU's memory does not suffice, or no checkpoint is whole.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -88,7 +99,7 @@ def train(
         return load_network(output, settings, device)
     network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
-    losses = _resume(output, network, optimizer)
+    losses = _resume(output, network, optimizer, say)
     weight = torch.from_numpy(positive_weights(labels, settings.positive_weight)).to(device)
     augmentation = Augmentation(settings.grid.shape, device)
     on_step(len(losses), float("nan"))
@@ -121,14 +132,22 @@ def train(
     finally:
         batches.close()
     _save_network(output, network)
-    (output / CHECKPOINT).unlink(missing_ok=True)
+    for name in _checkpoints(output):
+        Manifest(output).forget_case(name)
+    for path in output.glob(CHECKPOINTS):
+        path.unlink()
     return network.eval()
 
 
 def load_network(output: Path, settings: TrainingSettings, device: str) -> nn.Module:
-    """The trained network of a model folder, in evaluation mode."""
+    """The trained network of a model folder, in evaluation mode; UserError where its file is damaged.
+
+    Networks of version 0.1.0 have no record and cannot be checked.
+    """
     from safetensors.torch import load_file
 
+    for path, what in Manifest(output).damage(_TRAINED).items():
+        raise UserError(f"{path} {what}; copy it again, or train anew with --overwrite")
     network = build_network(settings.network, findings=len(settings.findings), shape=settings.grid.shape)
     network.load_state_dict(load_file(output / NETWORK))
     return network.to(device).eval()
@@ -182,16 +201,39 @@ def _batches(
             yield ready
 
 
-def _resume(output: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    """Put the state of the last checkpoint into place; the losses of its steps, none without a checkpoint."""
-    path = output / CHECKPOINT
-    if not path.is_file():
-        return []
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    losses: list[float] = content["losses"]
-    return losses
+def forget_damaged_network(output: Path) -> list[str]:
+    """Delete a network that is not as it was written, so that it is trained anew; what was wrong with it."""
+    damaged = Manifest(output).damage(_TRAINED)
+    if damaged:
+        (output / NETWORK).unlink(missing_ok=True)
+        Manifest(output).forget_case(_TRAINED)
+    return [f"{path} {what}" for path, what in damaged.items()]
+
+
+def _checkpoints(output: Path) -> list[str]:
+    """Names of the checkpoints of a folder, in order of their steps."""
+    return [name for name in Manifest(output).cases if name != _TRAINED]
+
+
+def _resume(
+    output: Path, network: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], object]
+) -> list[float]:
+    """Put the state of the last whole checkpoint into place; the losses of its steps, none without a checkpoint."""
+    found = _checkpoints(output)
+    for name in reversed(found):
+        damaged = Manifest(output).damage(name)
+        if not damaged:
+            content: dict[str, Any] = torch.load(output / f"{name}.pt", map_location="cpu", weights_only=True)
+            network.load_state_dict(content["network"])
+            optimizer.load_state_dict(content["optimizer"])
+            losses: list[float] = content["losses"]
+            return losses
+        say(f"damaged checkpoint, left aside: {'; '.join(f'{path} {what}' for path, what in damaged.items())}")
+    if found:
+        raise UserError(
+            f"no checkpoint in {output} is whole any more, so the training cannot go on; --overwrite trains anew"
+        )
+    return []
 
 
 def _save(
@@ -208,13 +250,19 @@ def _save(
         writer.writerows(
             [step + 1, f"{loss:.6g}", f"{settings.learning_rate_at(step):.6g}"] for step, loss in enumerate(losses)
         )
-    with atomic_write(output / CHECKPOINT) as temporary:
-        torch.save(state, temporary)
+    name = f"checkpoint_{len(losses):07d}"
+    content = io.BytesIO()
+    torch.save(state, content)
+    path = output / f"{name}.pt"
+    Manifest(output).write_case(name, inputs={}, outputs={path: write_bytes(path, content.getvalue())}, results={})
+    for older in _checkpoints(output)[:-KEPT]:
+        Manifest(output).forget_case(older)
+        (output / f"{older}.pt").unlink(missing_ok=True)
 
 
 def _save_network(output: Path, network: nn.Module) -> None:
     from safetensors.torch import save
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with atomic_write(output / NETWORK) as temporary:
-        temporary.write_bytes(save(state))
+    path = output / NETWORK
+    Manifest(output).write_case(_TRAINED, inputs={}, outputs={path: write_bytes(path, save(state))}, results={})

@@ -20,6 +20,7 @@ from fvae_nnunet.synthesis.model_folder import (
     allows_guidance,
     needs_text,
     read_model,
+    refuse_damaged,
     save_model,
 )
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
@@ -96,6 +97,7 @@ class LatentDiffusion:
         from fvae_nnunet.synthesis.denoiser import LatentDenoiser
 
         settings, training = read_model(folder)
+        refuse_damaged(folder)
         try:
             denoiser, loading = LatentDenoiser.from_pretrained(
                 folder / DENOISER_FOLDER, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True

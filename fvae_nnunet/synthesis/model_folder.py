@@ -2,7 +2,8 @@
 
 ::
 
-    manifest.json   {"schema": 1, "kind": "ldm", "settings": {...}, "made_with": {..., "training": {...}}}
+    manifest.json   {"schema": 1, "kind": "ldm", "settings": {...}, "made_with": {..., "training": {...}},
+                     "outputs": {"denoiser/config.json": {"bytes": 1234, "sha256": "..."}, ...}}
     denoiser/       ``LatentDenoiser`` in diffusers' format
     scheduler/      the noise schedule in diffusers' format
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import SCHEMA, Manifest, versions, write_json
+from fvae_nnunet.recorded_files import RecordedFile, damage_of, put_in_place
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 if TYPE_CHECKING:
@@ -169,17 +171,28 @@ def save_model(
             # safetensors makes files that nobody else may read
             shutil.copymode(partial / DENOISER_FOLDER / "config.json", weights)
         NoiseProcess(settings.prediction).save(partial / SCHEDULER_FOLDER)
+        content["outputs"] = {
+            path.relative_to(partial).as_posix(): RecordedFile.of(path).to_json()
+            for path in partial.rglob("*")
+            if path.is_file()
+        }
         if not folder.is_dir():
             write_json(partial / "manifest.json", content)
-            partial.replace(folder)
+            put_in_place(partial, folder)
             return
         (folder / "manifest.json").unlink(missing_ok=True)
         for name in (DENOISER_FOLDER, SCHEDULER_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
-            (partial / name).replace(folder / name)
+            put_in_place(partial / name, folder / name)
         write_json(folder / "manifest.json", content)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_damaged(folder: Path) -> None:
+    """UserError where a file of a model is not as it was written; models of version 0.1.0 cannot be checked."""
+    for path, what in damage_of(Manifest(folder).files()).items():
+        raise UserError(f"{path} {what}; copy the model again, or make it again with fvae-train-ldm")
 
 
 def needs_text(settings: ModelSettings, training: dict[str, Any]) -> bool:

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import os
-import socket
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.optional_packages import needed_for
+from fvae_nnunet.recorded_files import write_shared
+from fvae_nnunet.tensor_files import load_tensors, save_tensors
 from fvae_nnunet.vae.weights import state_dict_sha256
 
 DEFAULT_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
@@ -84,7 +85,11 @@ class ReportEncoder:
         if self._cache is None:
             return self._embed(tokens)
         path = self._cache / f"{self._key(tokens)}.safetensors"
-        return _read(path) if path.is_file() else _written(path, self._embed(tokens))
+        embedding = _cached(path)
+        if embedding is None:
+            embedding = self._embed(tokens)
+            write_shared(path, save_tensors({"embedding": embedding}))
+        return embedding
 
     def encode_batch(self, texts: Sequence[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (B, T, width), zero behind each text, and bool (B, T), True for its tokens.
@@ -178,29 +183,12 @@ def _is_cached(hub_id: str) -> bool:
     return False
 
 
-def _read(path: Path) -> torch.Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def _cached(path: Path) -> torch.Tensor | None:
+    """None where it is not there, or not as it was written."""
     try:
-        return load_file(path)["embedding"]
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and run the command again") from error
-
-
-def _written(path: Path, embedding: torch.Tensor) -> torch.Tensor:
-    """Written whole, also where several processes write the same text."""
-    from safetensors.torch import save
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        # save_file would make a file that nobody else may read
-        temporary.write_bytes(save({"embedding": embedding.contiguous()}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return embedding
+        return load_tensors(path)["embedding"] if path.is_file() else None
+    except UserError:
+        return None
 
 
 def read_reports(path: Path) -> dict[str, str]:

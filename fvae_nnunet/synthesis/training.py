@@ -182,8 +182,11 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
     """
     settings, total = plan.settings, sum(plan.settings.steps)
     settings.check_shares(accelerator.num_processes)
-    checkpoint = choose_checkpoint(plan.output, settings.steps)
+    say = print if accelerator.is_main_process else _say_nothing
+    checkpoint = choose_checkpoint(plan.output, settings.steps, say)
     done = checkpoint.step if checkpoint else 0
+    if checkpoint is not None:
+        say(f"goes on from step {done}")
     accelerator.wait_for_everyone()
     progress = None
     if accelerator.is_main_process:
@@ -208,6 +211,10 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
     finally:
         if progress is not None:
             progress.close()
+
+
+def _say_nothing(text: str) -> None:
+    """In the other processes than the main one."""
 
 
 def _run_stage(

@@ -4,21 +4,27 @@
 
     weights.safetensors   the weights that are trained in this stage, by name
     optimizer.pt          state of the optimizer and, with fp16, of the loss scale
-    state.json            {"step", "stage", "steps": [stage 1, stage 2], "averaged": steps of the moving average}
+    state.json            {"step", "stage", "steps": [stage 1, stage 2], "averaged": steps of the moving average,
+                           "files": {name: {"bytes", "sha256"}} of the others and of the model's manifest,
+                           "sha256": of all this}
 
 Random numbers need no state, see ``latent_draws``. The step counts both stages.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest, read_json, write_json
+from fvae_nnunet.recorded_files import RecordedFile, damage_of, put_in_place
 from fvae_nnunet.synthesis.model_folder import DENOISER_FOLDER, ModelSettings, save_model
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ KEPT = 2
 """Checkpoints that stay, beside the one at the end of stage 1."""
 
 _STATE = "state"
+_RECORDED = ("manifest.json", f"{_STATE}/weights.safetensors", f"{_STATE}/optimizer.pt")
 KIND = "ldm_training"
 _FOLDERS = ("samples", "tensorboard", "denoiser", "scheduler")
 _FILES = ("manifest.json", "progress.csv")
@@ -55,9 +62,35 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        content = read_json(folder / _STATE / "state.json")
-        steps = content["steps"]
-        return cls(folder, content["step"], content["stage"], (steps[0], steps[1]), content["averaged"])
+        """UserError where its state is missing or cannot be read."""
+        path = folder / _STATE / "state.json"
+        try:
+            content = read_json(path)
+            # those of version 0.1.0 have no digest
+            if content.pop("sha256", None) not in (None, _digest(content)):
+                raise UserError(f"{path} holds other values than were written (sha256)")
+            first, second = content["steps"]
+            return cls(folder, content["step"], content["stage"], (first, second), content["averaged"])
+        except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError) as error:
+            what = type(error).__name__
+            raise UserError(f"{path} is missing or does not say which step it is ({what})") from error
+
+    def damage(self) -> str | None:
+        """The first file that is not as it was written, and what is wrong; None where all are. Reads all of it.
+
+        Checkpoints of version 0.1.0 cannot be checked.
+        """
+        try:
+            recorded = read_json(self.folder / _STATE / "state.json").get("files", {})
+            files = {
+                self.folder / name: RecordedFile.from_json(recorded[name], f"{self.folder}: {name}")
+                for name in _RECORDED
+                if name in recorded
+            }
+            damaged = damage_of(files) or damage_of(Manifest(self.folder).files())
+        except UserError as error:
+            return str(error)
+        return next((f"{path} {what}" for path, what in damaged.items()), None)
 
     def load_averaged(self) -> LatentDenoiser:
         """The network with the averaged weights, on the CPU."""
@@ -101,26 +134,55 @@ def _checkpoint_folders(output: Path) -> list[Path]:
 
 
 def find_checkpoints(output: Path) -> list[Checkpoint]:
-    """The checkpoints of a training, in order of their steps."""
-    found = [
-        Checkpoint.read(folder)
-        for folder in _checkpoint_folders(output)
-        if not folder.name.startswith(".") and (folder / _STATE / "state.json").is_file()
-    ]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    """The checkpoints of a training whose state can be read, in order of their steps."""
+    return [found for found in _read_checkpoints(output) if isinstance(found, Checkpoint)]
 
 
-def choose_checkpoint(output: Path, steps: tuple[int, int]) -> Checkpoint | None:
+def _read_checkpoints(output: Path) -> list[Checkpoint | str]:
+    """In order of their steps; of one that cannot be read what is wrong with it."""
+    found: list[Checkpoint | str] = []
+    for folder in sorted(folder for folder in _checkpoint_folders(output) if not folder.name.startswith(".")):
+        try:
+            found.append(Checkpoint.read(folder))
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def choose_checkpoint(output: Path, steps: tuple[int, int], say: Callable[[str], object] = print) -> Checkpoint | None:
     """The checkpoint from which a training of these steps goes on, or None where there is no checkpoint.
 
-    The last one, but where stage 2 has begun and stage 1 shall be longer, the last one of stage 1.
+    The last one, but where stage 2 has begun and stage 1 shall be longer, the last one of stage 1. One that is damaged
+    is named and left aside, and the one before takes its place.
+
+    Args:
+        output: of the training.
+        steps: of stage 1 and stage 2.
+        say: gets a sentence for each damaged checkpoint.
 
     Raises:
-        UserError: more steps are done already, or stage 1 shall be longer and has no checkpoint any more.
+        UserError: more steps are done already, stage 1 shall be longer and has no checkpoint any more, or all
+            checkpoints are damaged.
     """
-    found = find_checkpoints(output)
-    if not found:
-        return None
+    read = _read_checkpoints(output)
+    found = [checkpoint for checkpoint in read if isinstance(checkpoint, Checkpoint)]
+    for problem in (problem for problem in read if isinstance(problem, str)):
+        say(f"damaged checkpoint, left aside: {problem}")
+    while found:
+        chosen = _choose(output, steps, found)
+        damage = chosen.damage()
+        if damage is None:
+            return chosen
+        say(f"damaged checkpoint, left aside: {chosen.folder.name} of step {chosen.step}: {damage}")
+        found.remove(chosen)
+    if read:
+        raise UserError(
+            f"no checkpoint in {output} is whole any more, so the training cannot go on; --overwrite trains anew"
+        )
+    return None
+
+
+def _choose(output: Path, steps: tuple[int, int], found: list[Checkpoint]) -> Checkpoint:
     last = found[-1]
     done = (last.step, 0) if last.stage == 1 else (last.steps[0], last.step - last.steps[0])
     if steps < done:
@@ -179,11 +241,11 @@ def save_checkpoint(
         # save_file would make a file that nobody else may read
         (state / "weights.safetensors").write_bytes(save(weights))
         torch.save({"optimizer": optimizer, "scaler": scaler}, state / "optimizer.pt")
-        write_json(
-            state / "state.json", {"step": step, "stage": stage, "steps": list(steps), "averaged": averaged_steps}
-        )
+        files = {name: RecordedFile.of(partial / name).to_json() for name in _RECORDED}
+        content = {"step": step, "stage": stage, "steps": list(steps), "averaged": averaged_steps, "files": files}
+        write_json(state / "state.json", content | {"sha256": _digest(content)})
         shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     older = [checkpoint for checkpoint in find_checkpoints(output) if checkpoint.step <= step]
@@ -192,11 +254,15 @@ def save_checkpoint(
             shutil.rmtree(checkpoint.folder)
 
 
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def forget_after(output: Path, step: int) -> None:
     """Delete the checkpoints behind a step, which a training that goes on from there will write anew."""
-    for checkpoint in find_checkpoints(output):
-        if checkpoint.step > step:
-            shutil.rmtree(checkpoint.folder)
+    for folder in _checkpoint_folders(output):
+        if not folder.name.startswith(".") and int(folder.name.rpartition("_")[2]) > step:
+            shutil.rmtree(folder)
 
 
 def remove_training(output: Path) -> None:

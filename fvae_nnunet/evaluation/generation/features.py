@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +23,8 @@ from fvae_nnunet.evaluation.generation.feature_networks import FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageCase, ImageSet
 from fvae_nnunet.image_files import read_upright
 from fvae_nnunet.manifest import sha256_of_file
+from fvae_nnunet.recorded_files import write_shared
+from fvae_nnunet.tensor_files import load_tensors, save_tensors
 
 CACHE_VERSION = 1
 """Part of every key; raised when an input is prepared differently."""
@@ -92,7 +92,7 @@ def extract_features(
 ) -> Extracted:
     """Features of all cases by all networks, from the cache where they are there.
 
-    A damaged file of the cache is made again.
+    A file of the cache that is damaged is made again: each holds a digest of its features, which is always checked.
 
     Args:
         images: the cases.
@@ -200,25 +200,12 @@ def _ahead(
 
 
 def _cached(path: Path) -> dict[str, np.ndarray] | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if not path.is_file():
-        return None
     try:
-        return load_file(path)
-    except SafetensorError:
+        return {part: rows.numpy() for part, rows in load_tensors(path).items()} if path.is_file() else None
+    except UserError:
         return None
 
 
 def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
     """Written whole, also where several processes write the same features."""
-    from safetensors.torch import save
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        temporary.write_bytes(save({part: torch.from_numpy(values) for part, values in rows.items()}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_shared(path, save_tensors({part: torch.from_numpy(values) for part, values in rows.items()}))

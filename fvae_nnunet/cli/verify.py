@@ -1,0 +1,51 @@
+"""What the option ``--verify`` does in all commands that go on with what they made before."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.manifest import Manifest
+
+
+def add_verify_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--verify``."""
+    parser.add_argument(
+        "--verify", action="store_true",
+        help="read what is there already and make again what is not as it was written (sha256)",
+    )  # fmt: skip
+
+
+def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], cases: Iterable[str]) -> None:
+    """Where ``--verify`` is given: read the files of finished cases, name damaged ones and forget their cases.
+
+    Args:
+        arguments: the options.
+        folders: of the manifests.
+        cases: that this call is to do.
+
+    Raises:
+        UserError: everything is to be made anew anyway.
+    """
+    if not arguments.verify:
+        return
+    if getattr(arguments, "overwrite", False):
+        raise UserError("--overwrite makes everything anew, so there is nothing to verify; leave one of them out")
+    from tqdm import tqdm
+
+    from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.verification import forget_damaged
+
+    manifests: list[Manifest] = [Manifest(folder) for folder in folders]
+    cases = list(cases)
+    with tqdm(total=len(cases) * len(manifests), desc="verify", unit="case", leave=False, dynamic_ncols=True) as bar:
+        verified = forget_damaged(manifests, cases, threads=arguments.np, on_case=bar.update)
+    for line in verified.damaged:
+        print(f"DAMAGED, is made again: {line}", file=sys.stderr)
+    print(verified)
