@@ -18,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+# `python -m pytest` puts the project's folder first, where the package is without preprocessing and trainers
+_PROJECT = Path(__file__).parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _PROJECT]
+
 _ROOT = Path(tempfile.mkdtemp(prefix="fvae_nnunet_tests_"))
 for _variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     (_ROOT / _variable).mkdir()

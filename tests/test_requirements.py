@@ -16,7 +16,7 @@ PACKAGE = ("fvae_nnunet", "trainers", "preprocessing")
 CHECKS = ("tests", "scripts")
 
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "sklearn": "scikit-learn"}
-NOT_IMPORTED = {"tensorboard"}  # torch.utils.tensorboard imports it
+NOT_IMPORTED = {"tensorboard", "setuptools"}  # torch.utils.tensorboard imports the one, pip the other
 OF_A_CHECKOUT = {"causalvideovae"}  # a test runs it where an environment variable names the checkout
 
 
