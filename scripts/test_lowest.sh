@@ -13,7 +13,6 @@ for python in ${PYTHON:-python3.10 "$HOME"/.pyenv/versions/3.10.*/bin/python pyt
 done
 [ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check uv
-export UV_LINK_MODE=copy  # what is tested must not be a link into uv's cache
 "$venv/bin/uv" pip compile --quiet --python "$venv/bin/python" --resolution lowest-direct --extra test \
     --output-file "$venv/lowest.txt" setup.cfg
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --requirement "$venv/lowest.txt"
