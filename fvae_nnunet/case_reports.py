@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import write_json
 
 FILE_NAME = "reports.json"
 SCHEMA = 1

@@ -104,7 +104,7 @@ def check_folder(folder: Path, images: dict[str, Path], repair: str) -> dict[str
         UserError: the folder is another one, or images are missing, incomplete or older.
     """
     manifest = Manifest(folder / MANIFEST_FOLDER)
-    content = manifest.read()
+    content = manifest.read({"made_with": {"options": str}})
     if content is None:
         raise UserError(f"{folder} was not written by fvae-reconstruct. Make it with: {repair}")
     lacking = [

@@ -31,11 +31,16 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.json_files import check_shape, read_json
 from fvae_nnunet.recorded_files import RecordedFile, damage_of, write_shared
 from fvae_nnunet.recorded_files import atomic_write as atomic_write
 from fvae_nnunet.recorded_files import sha256_of_file as sha256_of_file
+from fvae_nnunet.recorded_settings import SETTINGS
 
 SCHEMA = 1
+_MANIFEST = {"kind": str, "settings": SETTINGS, "made_with": dict}
+_MAKE_CASE_ANEW = "Remove it, and the case is made anew"
+_RECORD = {"inputs": {"*": str}, "outputs": dict}
 
 MANIFEST_FOLDER = "fvae_manifest"
 """Manifest folder inside a folder whose other files it records; elsewhere it lies among them."""
@@ -50,14 +55,6 @@ def write_json(target: Path, content: Any) -> None:
     Atomic, also when several processes write the same target; on the disk when it is in its place.
     """
     write_shared(target, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError naming the file where it cannot be parsed."""
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); remove it and run the command again") from error
 
 
 def sha256_of_files(digests: Mapping[Path, str]) -> str:
@@ -104,17 +101,23 @@ class Manifest:
     def path(self) -> Path:
         return self.folder / "manifest.json"
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self, needs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The content of ``manifest.json``, or None where there is none.
 
+        Args:
+            needs: what it must hold besides ``settings`` and ``made_with``; a shape of ``json_files``.
+
         Raises:
-            UserError: it is damaged, or of a schema that this version does not know.
+            UserError: it is damaged, lacks something, holds settings that cannot be, or is of a schema that this
+                version does not know.
         """
         if not self.path.exists():
             return None
-        content = read_json(self.path)
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        content: dict[str, Any] = read_json(self.path, {"schema": object})
+        if content["schema"] != SCHEMA:
             raise UserError(f"{self.path} has not schema {SCHEMA}; it was written by another version of fvae_nnunet")
+        check_shape(self.path, content, _MANIFEST)
+        check_shape(self.path, content, needs or {})
         return content
 
     def refuse_foreign(self, folder: Path, names: Iterable[str], *, kind: str, command: str) -> None:
@@ -182,22 +185,23 @@ class Manifest:
         """Identifiers of the finished cases, sorted."""
         return sorted(path.stem for path in (self.folder / "cases").glob("*.json"))
 
-    def read_case(self, case: str) -> dict[str, Any] | None:
+    def read_case(self, case: str, needs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The record of a finished case, or None.
 
+        Args:
+            case: its identifier.
+            needs: what it must hold besides ``inputs`` and ``outputs``; a shape of ``json_files``.
+
         Raises:
-            UserError: the record is damaged, or a file that it names is not in the folder that it records.
+            UserError: the record is damaged or incomplete, or a file that it names is not in the recorded folder.
         """
         path = self._case_path(case)
         if not path.exists():
             return None
-        record: Any = read_json(path)
-        known = isinstance(record, dict) and isinstance(record.get("inputs"), dict)
-        if not known or not isinstance(record.get("outputs"), dict):
-            raise UserError(f"{path} is no record of a case; remove it and run the command again")
+        record: dict[str, Any] = read_json(path, _RECORD | dict(needs or {}), way_out=_MAKE_CASE_ANEW)
         for name in record["outputs"]:
             self._place(name, path)
-        return dict(record)
+        return record
 
     def write_case(
         self,

@@ -22,10 +22,13 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, differences, read_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import Manifest, differences
 from fvae_nnunet.views import SYNTHETIC_NAME, DatasetAround, preprocessing_settings, sibling_folder
 
 ACCEPTED_CASES = "accepted_cases.json"
+_ACCEPTED = {"cases": {"*": {"source_case": str, "borrowed_from": [str]}}, "models": [dict]}
+_MANIFEST = {"settings": {"preprocessing": dict}, "made_with": {"options": str}}
 
 
 def synthetic_data_folder(data_folder: Path) -> Path:
@@ -103,7 +106,7 @@ def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequ
     """
     folder = synthetic_data_folder(data_folder)
     manifest = Manifest(folder)
-    content = manifest.read()
+    content = manifest.read(_MANIFEST)
     if content is None or not (folder / ACCEPTED_CASES).is_file():
         synthesize, preprocess = make
         raise UserError(
@@ -118,7 +121,7 @@ def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequ
             + "\n  ".join(changed)
             + f"\nMake them anew with: {repair} --overwrite"
         )
-    accepted = read_json(folder / ACCEPTED_CASES)
+    accepted = read_json(folder / ACCEPTED_CASES, _ACCEPTED)
     missing = [case for case in sorted(accepted["cases"]) if not manifest.is_whole(case, synthetic_files(folder, case))]
     if missing:
         raise UserError(

@@ -13,7 +13,8 @@ from typing import Any
 
 from fvae_nnunet.ct_channels import channel_names, find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import differences, read_json, sha256_of_file, sha256_of_files
+from fvae_nnunet.manifest import differences, sha256_of_file, sha256_of_files
+from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 RECORD_KEY = "fvae_nnunet"
@@ -132,8 +133,8 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
         folder=folder,
         folds=tuple(folds),
         checkpoint_name=checkpoint_name,
-        dataset_json=read_json(folder / "dataset.json"),
-        plans=read_json(folder / "plans.json"),
+        dataset_json=read_dataset_json(folder / "dataset.json"),
+        plans=read_plans(folder / "plans.json"),
         trainer=records[first]["trainer"],
         view=records[first]["view"],
         saw_only_the_view=saw_only_the_view(records[first]),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_files import read_dataset_json, read_plans, read_splits
 from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
 from fvae_nnunet.registration import EXTERNAL_TRAINERS, external_trainers
 from fvae_nnunet.synthetic_dataset import SyntheticDataset
@@ -93,7 +93,10 @@ def take_training_batch(
     plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
     if not plans_path.is_file():
         raise UserError(f"{plans_path} is missing; run first: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}")
-    known = read_json(plans_path)["configurations"]
+    known = read_plans(plans_path)["configurations"]
+    read_dataset_json(plans_path.with_name("dataset.json"))
+    if (splits_path := plans_path.with_name("splits_final.json")).is_file():
+        read_splits(splits_path)
     if configuration not in known:
         raise UserError(f"{plans_path} has no configuration {configuration!r}; there are: {', '.join(known)}")
     ours = {EXTERNAL_TRAINERS: external_trainers()}

@@ -22,6 +22,7 @@ from fvae_nnunet.views import find_view, view_folder
 VAE_VARIABLE = "nnUNet_fvae_vae"
 WEIGHTS_VARIABLE = "nnUNet_fvae_weights"
 CODE_VARIABLE = "nnUNet_fvae_code"
+_VIEW = {"settings": {"vae": str, "weights_sha256": str, "window_slices": object, "overlap_slices": object}}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def load_training_vae(
         options = argparse.Namespace(weights=None, vae_code=None, trust_weights=False)
     else:
         view = _find_view(data_folder, repair, view)
-        content = Manifest(view_folder(data_folder, view)).read() or {}
+        content = Manifest(view_folder(data_folder, view)).read(_VIEW) or {}
         recorded, named_by = content["settings"], f"the view {view!r}"
         options, name = _options(content), recorded["vae"]
         if name.startswith("diffusers:"):

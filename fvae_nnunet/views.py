@@ -132,7 +132,7 @@ def check_view(
         UserError: the view was made with other plans, or cases are missing, incomplete or older than the data.
     """
     manifest = Manifest(folder)
-    content = manifest.read()
+    content = manifest.read({"settings": {"preprocessing": dict}, "made_with": {"options": str}})
     if content is None:
         raise UserError(f"{folder} holds no view. Make it with: {repair}")
     repair = f"{repair} {content['made_with']['options']}"

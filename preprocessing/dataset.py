@@ -8,7 +8,7 @@ from typing import Any
 
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
 
 
@@ -71,7 +71,7 @@ def open_preprocessed_dataset(
         raise UserError(f"{plans_path} is missing; run first: {plan_command}")
     if not (raw / "dataset.json").is_file():
         raise UserError(f"{raw / 'dataset.json'} is missing; the raw dataset is needed to reconstruct its images")
-    plans, dataset_json = read_json(plans_path), read_json(raw / "dataset.json")
+    plans, dataset_json = read_plans(plans_path), read_dataset_json(raw / "dataset.json")
     manager = PlansManager(plans)
 
     known = [

@@ -37,7 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 DATASET, PLANS = "Dataset950_Benchmark", "nnUNetPlans"

@@ -34,7 +34,8 @@ from small_plans import small_plans
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, differences, read_json, sha256_of_file, versions, write_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import Manifest, differences, sha256_of_file, versions, write_json
 from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.views import VIEW_VARIABLE, view_folder
 

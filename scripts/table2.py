@@ -17,7 +17,8 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.comparison_tables import FEW_CASES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.manifest import atomic_write, read_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import atomic_write
 from fvae_nnunet.report.numbers import NOT_THERE, PERCENTILE_MARK, number, p_value
 from fvae_nnunet.report.paper import paper_tables
 

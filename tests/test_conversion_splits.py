@@ -3,8 +3,9 @@ import json
 import pytest
 
 from fvae_nnunet.case_reports import CaseReport
-from fvae_nnunet.conversion.splits import check_leakage, deal_folds, read_folds, write_folds
+from fvae_nnunet.conversion.splits import check_leakage, deal_folds, write_folds
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet_files import read_splits
 
 
 def _cases(patients, split="train"):
@@ -90,15 +91,15 @@ def test_folds_with_unknown_or_test_cases_are_refused():
 
 def test_the_file_is_nnunets_and_a_leaking_one_is_kept_as_it_is(tmp_path):
     path = tmp_path / "splits_final.json"
-    assert write_folds(path, CASES, 5) == read_folds(path)
+    assert write_folds(path, CASES, 5) == read_splits(path)
     content = json.loads(path.read_text())
     assert isinstance(content, list) and set(content[0]) == {"train", "val"}
     leaking = [{"train": ["p1_0", "p2_0"], "val": ["p1_1"]}, {"train": ["p1_1"], "val": ["p1_0", "p2_0"]}]
     path.write_text(json.dumps(leaking))
     with pytest.raises(UserError, match="the folds that are there leak: p1 is validated in fold 0 and in fold 1"):
         write_folds(path, CASES, 2)
-    assert read_folds(path) == leaking
+    assert read_splits(path) == leaking
     check_leakage(CASES, write_folds(path, CASES, 2, anew=True))
     path.write_text('{"train": []}')
-    with pytest.raises(UserError, match="no file of splits"):
-        read_folds(path)
+    with pytest.raises(UserError, match="its content must be a list, not"):
+        read_splits(path)

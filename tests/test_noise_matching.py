@@ -21,7 +21,8 @@ from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.controls import CONTROLS, Control
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import read_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, read_json, write_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.noise import Noise, evenly_spread, homogeneous_region, measure_noise, noise_figures, noise_sd_hu
 from fvae_nnunet.noise_matching import Left, NoiseSample, match_strength, noise_of_view
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset

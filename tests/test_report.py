@@ -16,7 +16,8 @@ from fvae_nnunet.cli import evaluate
 from fvae_nnunet.cli.report import main
 from fvae_nnunet.evaluation.reconstruction_summary import summarise
 from fvae_nnunet.image_files import read_volume, write_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, read_json, write_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.report.case_images import load_views
 from fvae_nnunet.report.case_pictures import choose_cases
 from fvae_nnunet.report.results import load_results

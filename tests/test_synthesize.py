@@ -18,13 +18,13 @@ from test_prediction import save_model
 
 from fvae_nnunet.cli import synthesize
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis import case_plan, model, model_folder, painting, segmenter
 from fvae_nnunet.synthesis.case_plan import source_of
 from fvae_nnunet.synthesis.placement import position_of
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
-from fvae_nnunet.synthesis.synthetic_folder import read_dataset_json, read_synthetic_cases
+from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases, synthetic_dataset_json
 
 SIZE = ["--diameter-mm", "10", "14"]
 
@@ -76,7 +76,7 @@ def test_a_case_from_end_to_end(paints, tmp_path, direction):
     assert run(dataset, tmp_path / "out", *SIZE, "--margin-mm", "4", "--no-filter", n=4) == 0
     cases = read_synthetic_cases(tmp_path / "out")
     assert [case.name for case in cases] == [f"synthetic_{i:04d}" for i in range(4)]
-    assert read_dataset_json(tmp_path / "out") == read_json(dataset.raw / "dataset.json")
+    assert synthetic_dataset_json(tmp_path / "out") == read_json(dataset.raw / "dataset.json")
     for case in cases:
         raw, synthetic, labels, its_labels, new = new_lesion(dataset, case)
         (lesion,) = case.record["lesions"]

@@ -15,7 +15,7 @@ from painted_cases import CORONAL, PaintingModel, rewrite_image, write_dataset, 
 from structures_for_tests import CLASSES, FINDINGS, SHAPE, SPACING_MM, blocks, write_structures_dataset
 
 from fvae_nnunet.cli import synthesize
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 from fvae_nnunet.synthesis import model, model_folder
 from fvae_nnunet.synthesis.case_list import ListedCase, read_case_list
 from fvae_nnunet.synthesis.latent_codec import LatentCodec

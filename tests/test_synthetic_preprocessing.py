@@ -12,7 +12,8 @@ from synthetic_for_tests import ball_in, preprocess, write_synthetic_folder
 
 from fvae_nnunet.cli import preprocess as command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, read_json, write_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import Manifest, write_json
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 from fvae_nnunet.preprocessing.make_synthetic import find_synthetic_cases
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
@@ -245,7 +246,7 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
     assert "describes synthetic_0007" in error(case="synthetic_0007")
     path = folder / "records" / "synthetic_0001.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "label"})
-    with pytest.raises(UserError, match=r"synthetic_0001\.json lacks label"):
+    with pytest.raises(UserError, match=r"synthetic_0001\.json is damaged or incomplete: it lacks label"):
         read_synthetic_cases(folder)
     (folder / "imagesTr" / "synthetic_0000_0000.nii.gz").unlink()
     with pytest.raises(UserError, match=r"synthetic_0000_0000\.nii\.gz is missing, though"):

@@ -13,7 +13,8 @@ from report_for_tests import HOSTILE, Page, markdown_tables
 from synthetic_for_tests import LESION_HU, MODEL, RADIUS_MM, ball_in, plain_quality, write_synthetic_folder
 
 from fvae_nnunet.cli.report import main
-from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.manifest import write_json
 from fvae_nnunet.report import synthetic_pictures
 from fvae_nnunet.report.synthetic_pictures import choose_for_gallery
 from fvae_nnunet.report.synthetic_section import kind_of_reason

@@ -21,7 +21,7 @@ from synthesis_for_tests import edit_dataset_json, label_file, phantom_dataset, 
 
 from fvae_nnunet.cli import train_ldm
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 from fvae_nnunet.synthesis import sampling
 from fvae_nnunet.synthesis.latent_cache import (
     cache_folder,

@@ -272,7 +272,8 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
     from batchgenerators.utilities.file_and_folder_operations import save_json
 
     from fvae_nnunet import __version__
-    from fvae_nnunet.manifest import atomic_write, read_json
+    from fvae_nnunet.json_files import read_json
+    from fvae_nnunet.manifest import atomic_write
     from fvae_nnunet.predictor import ARGUMENTS_FILE
 
     path = arguments.o / ARGUMENTS_FILE

@@ -189,7 +189,7 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
     manifest = conversion.manifest
     if manifest.is_done(case, inputs=inputs, outputs=outputs):
         return None
-    before = manifest.read_case(case)
+    before = manifest.read_case(case, CASE_RECORD)
     moved = _written(manifest, case) if before is not None and before["split"] != source.split else []
 
     volume, header = read_volume(source.image)
@@ -224,6 +224,14 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
 
 def _digest(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+CASE_RECORD = {
+    "split": str,
+    "disease_masks?": [{"label": int, "name": str, "text": str, "voxels": int}],
+    "structures?": {"*": int},
+}
+"""What is used again of the record of a case; a shape of ``json_files``."""
 
 
 def recorded_masks(record: Mapping[str, Any]) -> tuple[DiseaseMask, ...] | None:

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from fvae_nnunet.case_reports import FILE_NAME, CaseReport, CaseReports, read_case_reports, write_case_reports
-from fvae_nnunet.conversion.cases import Conversion, recorded_masks
+from fvae_nnunet.conversion.cases import CASE_RECORD, Conversion, recorded_masks
 from fvae_nnunet.conversion.nnunet_dataset import SUFFIXES, image_path, write_dataset_json
 from fvae_nnunet.conversion.plan import Plan
 from fvae_nnunet.conversion.splits import FILE_NAME as SPLITS_FILE
-from fvae_nnunet.conversion.splits import check_leakage, deal_folds, read_folds, write_folds
+from fvae_nnunet.conversion.splits import check_leakage, deal_folds, write_folds
 from fvae_nnunet.conversion.structures import structures
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import write_json
+from fvae_nnunet.nnunet_files import read_splits
 from fvae_nnunet.synthesis.structures import NAMES_FILE
 from fvae_nnunet.views import SEPARATOR
 
@@ -47,7 +48,7 @@ def check_plan(plan: Plan, conversion: Conversion, preprocessed: Path, folds: in
     check_leakage(cases)
     if folds and _has_training(cases):
         path = preprocessed / SPLITS_FILE
-        deal_folds(cases, folds, read_folds(path) if path.exists() and not overwrite else None)
+        deal_folds(cases, folds, read_splits(path) if path.exists() and not overwrite else None)
 
 
 def finish_dataset(
@@ -67,7 +68,7 @@ def finish_dataset(
     cases = _cases_before(conversion, overwrite)
     names: dict[str, int] = {}
     for case, report in plan.reports.items():
-        record = manifest.read_case(case)
+        record = manifest.read_case(case, CASE_RECORD)
         if record is not None and not (case in failed and case in cases):
             cases[case] = replace(report, split=record["split"], disease_masks=recorded_masks(record))
     cases = {case: cases[case] for case in sorted(cases) if image_path(raw, cases[case].split, case).is_file()}
@@ -75,7 +76,9 @@ def finish_dataset(
     write_case_reports(raw / FILE_NAME, CaseReports(findings, cases))
     write_dataset_json(raw, plan.labels, DESCRIPTIONS[conversion.kind])
     if conversion.structures is not None:
-        occurring = {name for case in cases for name in (manifest.read_case(case) or {}).get("structures", {})}
+        occurring = {
+            name for case in cases for name in (manifest.read_case(case, CASE_RECORD) or {}).get("structures", {})
+        }
         names = {structure.name: structure.id for structure in structures() if structure.name in occurring}
         for split, suffix in SUFFIXES.items():
             if any(report.split == split for report in cases.values()):

@@ -24,7 +24,7 @@ from fvae_nnunet.conversion.ct_rate import VolumeName
 from fvae_nnunet.conversion.tables import Table
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import check_nifti_is_whole
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 
 SPLITS = ("train", "val")
 """Those with masks."""

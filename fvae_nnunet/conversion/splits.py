@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fvae_nnunet.case_reports import CaseReport, find_case_reports, read_case_reports
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.nnunet_files import read_splits
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 FILE_NAME = "splits_final.json"
@@ -103,18 +104,6 @@ def _digest(patient: str) -> str:
     return hashlib.sha256(patient.encode()).hexdigest()
 
 
-def read_folds(path: Path) -> list[Fold]:
-    """nnU-Net's ``splits_final.json``; UserError where it is none."""
-    content = read_json(path)
-    good = isinstance(content, list) and all(
-        isinstance(fold, dict) and isinstance(fold.get("train"), list) and isinstance(fold.get("val"), list)
-        for fold in content
-    )
-    if not good:
-        raise UserError(f"{path} is no file of splits: a list of objects with train and val is expected")
-    return content
-
-
 def write_folds(path: Path, cases: Mapping[str, CaseReport], folds: int, *, anew: bool = False) -> list[Fold]:
     """Write ``splits_final.json``, keeping the folds of patients that have one, and check it.
 
@@ -127,7 +116,7 @@ def write_folds(path: Path, cases: Mapping[str, CaseReport], folds: int, *, anew
     Raises:
         UserError: as ``deal_folds`` and ``check_leakage``; nothing is written then.
     """
-    before = read_folds(path) if path.exists() and not anew else None
+    before = read_splits(path) if path.exists() and not anew else None
     dealt = deal_folds(cases, folds, before)
     check_leakage(cases, dealt)
     write_json(path, dealt)
@@ -164,7 +153,7 @@ def check_dataset(dataset: str) -> list[str]:
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
     if not path.exists():
         return [*said, f"no {path}: nnU-Net would deal its folds by case, not by patient"]
-    folds = read_folds(path)
+    folds = read_splits(path)
     check_leakage(cases, folds)
     validated = Counter(case for fold in folds for case in fold["val"])
     twice = sorted(case for case, times in validated.items() if times > 1)

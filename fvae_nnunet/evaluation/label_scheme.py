@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 
 Label = int | tuple[int, ...]
 """A label's value, or the values of a region."""

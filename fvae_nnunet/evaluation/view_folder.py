@@ -249,7 +249,8 @@ def _run_task(task: _Task) -> _Outcome:
 
 def _settings_of(view_folder: Path) -> dict[str, Any]:
     """The settings in the manifest beside the view; empty where there is none."""
-    return (Manifest(view_folder / MANIFEST_FOLDER).read() or {}).get("settings", {})
+    needs = {"settings": {"hu_window": object, "window_slices": object, "overlap_slices": object}}
+    return (Manifest(view_folder / MANIFEST_FOLDER).read(needs) or {}).get("settings", {})
 
 
 def _windows_of(view_settings: dict[str, Any]) -> Windows | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.case_reports import CaseReports
-from fvae_nnunet.conversion.splits import FILE_NAME, deal_folds, read_folds, shared_patients
+from fvae_nnunet.conversion.splits import FILE_NAME, deal_folds, shared_patients
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_files import read_dataset_json, read_splits
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 FOLDS = 5
@@ -118,7 +118,7 @@ def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> tuple[int, dict
     """The CT channel, and its file of each case."""
     if not (raw / "dataset.json").is_file():
         raise UserError(f"{raw / 'dataset.json'} is missing; the classifier reads the raw dataset")
-    dataset_json = read_json(raw / "dataset.json")
+    dataset_json = read_dataset_json(raw / "dataset.json")
     channels = find_ct_channels(dataset_json, {"configurations": {}})
     if len(channels) > 1:
         raise UserError(f"{raw} has {len(channels)} CT channels; the classifier takes one")
@@ -136,7 +136,7 @@ def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> tuple[int, dict
 def _fold(dataset: str, reports: CaseReports, fold: int) -> tuple[list[str], list[str]]:
     """Training and validation cases."""
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
-    folds = read_folds(path) if path.is_file() else deal_folds(reports.cases, FOLDS)
+    folds = read_splits(path) if path.is_file() else deal_folds(reports.cases, FOLDS)
     source = path if path.is_file() else f"{dataset} (without {path})"
     if not 0 <= fold < len(folds):
         raise UserError(f"--fold {fold}: {source} has the folds 0 to {len(folds) - 1}")

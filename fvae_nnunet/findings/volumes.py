@@ -175,7 +175,7 @@ def _state(path: Path) -> list[int]:
 def _read(folder: Path, images: Mapping[str, Path], grid: Grid, case: str) -> _Made | None:
     """None: nothing to do; without volume: the image was touched, but is the same."""
     manifest, path, state = Manifest(folder), images[case], _state(images[case])
-    record = manifest.read_case(case)
+    record = manifest.read_case(case, {"state": [int]})
     outputs = [folder / f"{case}.npy"]
     if (
         record is not None

@@ -10,7 +10,8 @@ from typing import Any
 from fvae_nnunet.ct_channels import channel_names, is_called_ct
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images, image_ending
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, read_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
+from fvae_nnunet.nnunet_files import read_dataset_json
 from fvae_nnunet.report.results import Results
 
 
@@ -127,8 +128,7 @@ def ct_channel(folder: Path) -> int:
     """The first channel that dataset.json above or in a folder of images calls CT; 0 where none says so."""
     for place in (folder.resolve().parent, folder):
         if (place / "dataset.json").is_file():
-            content = read_json(place / "dataset.json")
-            names = channel_names(content) if isinstance(content, dict) else []
+            names = channel_names(read_dataset_json(place / "dataset.json"))
             return next((channel for channel, name in enumerate(names) if is_called_ct(name)), 0)
     return 0
 

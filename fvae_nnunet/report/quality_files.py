@@ -12,10 +12,31 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.case_files import SPACING_TOLERANCE
 from fvae_nnunet.evaluation.reconstruction_summary import SCHEMA
-from fvae_nnunet.manifest import differences, read_json
+from fvae_nnunet.json_files import check_shape, read_json
+from fvae_nnunet.manifest import differences
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.checks import read_header
 from fvae_nnunet.report.results import Results
+
+_FIGURES = {"*": (float, None)}
+_SUMMARY = {"*": {"n": int, "*": (float, None)}}
+_QUALITY = {
+    "view_settings": (dict, None),
+    "settings": {"tissues_hu": dict},
+    "labels": [{"key": str, "name": str}],
+    "cases": [
+        {
+            "case": str,
+            "shape": [int],
+            "spacing_mm": [float],
+            "volume": _FIGURES,
+            "tissues": {"*": _FIGURES},
+            "labels": {"*": _FIGURES},
+        }
+    ],
+    "summary": {"volume": _SUMMARY, "tissues": {"*": _SUMMARY}, "labels": {"*": _SUMMARY}},
+}
+"""What a report uses of the file; a shape of ``json_files``."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ def load_quality(given: Sequence[tuple[str, Path]], views: Sequence[View], resul
         elif content.get("schema") != SCHEMA:
             problems.append(f"{called} has not schema {SCHEMA}; run fvae-evaluate-reconstruction of this version again")
         else:
+            check_shape(path, content, _QUALITY, way_out="Run fvae-evaluate-reconstruction again")
             of_each_view = [_misfits(called, content, view, results) for view in views if view.name == name]
             fewest: list[str] = min(of_each_view, key=len, default=[])
             problems += fewest

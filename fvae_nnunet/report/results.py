@@ -11,10 +11,56 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.comparison import SCHEMA
 from fvae_nnunet.evaluation.scores import nsd_key
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import check_shape, read_json
 from fvae_nnunet.report.single_model import as_comparison
 
-_ENTRIES = ("settings", "reference", "models", "labels", "measures", "lesions")
+_INTERVAL = {"interval": [float], "interval_method": str, "n": int, "items": int, "nan": int, "missing": int}
+_COMPARISON = {
+    "made_with": {"*": str},
+    "settings": {
+        "confidence": float,
+        "resamples": int,
+        "seed": int,
+        "tolerances_mm": [float],
+        "empty_masks": str,
+        "file_ending": str,
+        "lesions": {"labels": [str], "size_classes": [str], "detection_overlap": float},
+    },
+    "reference": {"folder": str, "sha256": str, "cases": [str]},
+    "models": [{"name": str, "folder": str, "sha256": str, "missing": [str]}],
+    "labels": [{"key": str, "name": str}],
+    "measures": [
+        {
+            "label": str,
+            "label_name": str,
+            "key": str,
+            "name": str,
+            "unit": str,
+            "higher_is_better": bool,
+            "mean_over": str,
+            "models": [{"model": str, "mean": float, "values": {"*": float}, "best_first": [str], **_INTERVAL}],
+            "comparisons": [
+                {
+                    "first": str,
+                    "second": str,
+                    "mean_difference": float,
+                    "p": float,
+                    "p_holm": float,
+                    "wins": int,
+                    "ties": int,
+                    "losses": int,
+                    "differences": {"*": float},
+                    "most_improved_first": [str],
+                    "bland_altman": {"means": {"*": float}, "bias": float, "sd": float, "limits": [float]},
+                    **_INTERVAL,
+                }
+            ],
+        }
+    ],
+    "lesions": {"*": {"*": {"*": dict}}},
+}
+"""What a report uses of ``comparison.json``; a shape of ``json_files``."""
+_WAY_OUT = "Run fvae-evaluate again"
 
 
 @dataclass(frozen=True)
@@ -129,16 +175,19 @@ def load_results(paths: Sequence[Path]) -> list[Results]:
 def _content(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is no file; fvae-evaluate writes comparison.json and summary.json")
-    content = read_json(path)
-    content = content if isinstance(content, dict) else {}
+    content = read_json(path, {}, way_out=_WAY_OUT)
     if content.get("kind") == "comparison":
-        if content.get("schema") != SCHEMA or any(entry not in content for entry in _ENTRIES):
+        if content.get("schema") != SCHEMA:
             raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
+        check_shape(path, content, _COMPARISON, way_out=_WAY_OUT)
         return content
     if "metric_per_case" in content:
         if "fvae" not in content:
             raise UserError(f"{path} is nnU-Net's own summary.json, without NSD; run fvae-evaluate on the predictions")
-        return as_comparison(content)
+        try:
+            return as_comparison(content)
+        except (LookupError, TypeError, AttributeError, StopIteration) as error:
+            raise UserError(f"{path} is damaged or incomplete: it lacks {error}. {_WAY_OUT}") from error
     kind = f", but {content['kind']!r}" if "kind" in content else ""
     raise UserError(f"{path} is no comparison.json or summary.json of fvae-evaluate{kind}")
 

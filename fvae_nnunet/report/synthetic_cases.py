@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_files import read_dataset_json
 from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
 from fvae_nnunet.report.case_images import ct_channel
 from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
@@ -99,6 +99,6 @@ def _training_files(dataset: str, folder: Path) -> dict[str, dict[str, Any]]:
             f"{raw / 'dataset.json'} is missing; the pictures of {folder} need the images of the source cases"
         )
     found: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
-        str(raw), read_json(raw / "dataset.json")
+        str(raw), read_dataset_json(raw / "dataset.json")
     )
     return found

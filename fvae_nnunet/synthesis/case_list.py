@@ -29,7 +29,6 @@ come after ``labels``, and these after the source's own lesions.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.json_files import read_json
 
 FIELDS = ("case", "source", "structures", "keep_lesions", "diseases", "labels", "text", "findings", "seed")
 NO_FINDING = "none"
@@ -151,12 +151,7 @@ def _cell(name: str, cell: str) -> Any:
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix != ".json":
         raise UserError(f"--list {path} must end in .json or .csv")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"--list {path} cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"--list {path} must be a list of objects")
+    rows = read_json(path, [{}], way_out="Correct it; docs/synthesis_volumes.md says what it holds")
     for row in rows:
         _check_fields(path, row)
     return [(f"entry {number}", row) for number, row in enumerate(rows, start=1)]

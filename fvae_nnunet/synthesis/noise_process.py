@@ -12,13 +12,13 @@ out for both at once, because where a part of the latent is known its noise has 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.json_files import read_json
 
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 TRAINING_STEPS = 1000
@@ -69,7 +69,7 @@ class NoiseProcess:
         path = folder / "scheduler_config.json"
         if not path.is_file():
             raise UserError(f"{folder} has no scheduler_config.json; it is no noise schedule of fvae-train-ldm")
-        content = json.loads(path.read_text())
+        content = read_json(path, {"_class_name": str, "prediction_type?": str})
         flow = content["_class_name"] == "FlowMatchEulerDiscreteScheduler"
         process = cls("flow" if flow else content.get("prediction_type", "epsilon"))
         for name, value in process._scheduler.config.items():

@@ -23,7 +23,8 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.surface_dice import bounding_box
 from fvae_nnunet.image_files import read_volume
-from fvae_nnunet.manifest import read_json, write_json
+from fvae_nnunet.json_files import check_shape, read_json
+from fvae_nnunet.manifest import write_json
 from fvae_nnunet.pipeline import StageSeconds, run_cases
 from fvae_nnunet.synthesis.placement import box_around, grown
 from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion, equivalent_diameter_mm
@@ -152,9 +153,11 @@ def measure_real_lesions(
 
 def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
     """What a file says of this dataset with this lesion and organ; nothing where it is missing or about others."""
-    content = read_json(path) if path.is_file() else {}
+    way_out = "Remove it, and the lesions are measured again"
+    content = read_json(path, {}, way_out=way_out) if path.is_file() else {}
     if any(content.get(key) != value for key, value in _subject(dataset).items()):
         return RealLesions((), {})
+    check_shape(path, content, {"digests": {"*": {"*": str}}, "lesions": [{"case": str}]}, way_out=way_out)
     return RealLesions(tuple(content["lesions"]), content["digests"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
 from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS, lesion_labels
 from fvae_nnunet.synthesis.organs import OrganSource
@@ -47,8 +47,8 @@ def open_source_dataset(
     raw = nnunet_folder("nnUNet_raw") / name
     if not (raw / "dataset.json").is_file():
         raise UserError(f"{raw / 'dataset.json'} is missing; synthesis starts from the raw dataset")
-    dataset_json = read_json(raw / "dataset.json")
-    only_background = list(dataset_json.get("labels", ())) == ["background"]
+    dataset_json = read_dataset_json(raw / "dataset.json")
+    only_background = list(dataset_json["labels"]) == ["background"]
     scheme = (
         LabelScheme({}, (0,), None, dataset_json["file_ending"])
         if only_background
@@ -92,7 +92,7 @@ def open_source_dataset(
 
 def _ct_channel(name: str, dataset_json: dict[str, Any], plans_name: str) -> int:
     plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
-    plans = read_json(plans_path) if plans_path.is_file() else {"configurations": {}}
+    plans = read_plans(plans_path) if plans_path.is_file() else {"configurations": {}}
     channels = find_ct_channels(dataset_json, plans)
     if len(channels) > 1:
         raise UserError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 
 NAMES_FILE = "structures.json"
 TRAINING_FOLDER = "structuresTr"

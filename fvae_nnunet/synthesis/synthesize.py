@@ -231,7 +231,7 @@ def _read(job: Job, case: str) -> _Planned | None:
 
 
 def _is_done(job: Job, case: str, inputs: dict[str, str]) -> bool:
-    record = job.manifest.read_case(case)
+    record = job.manifest.read_case(case, {"accepted": bool})
     if record is None:
         return False
     paths = job.paths(case, accepted=record["accepted"])

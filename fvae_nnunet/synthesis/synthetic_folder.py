@@ -43,11 +43,20 @@ from typing import Any
 
 from fvae_nnunet.ct_channels import channel_names
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
+from fvae_nnunet.nnunet_files import read_dataset_json
 
 REJECTED = "rejected"
-NEEDED = ("case", "dataset", "source_case", "lesions", "label", "model")
-"""What every record says."""
+NEEDED = {
+    "case": str,
+    "dataset": str,
+    "source_case": (str, None),
+    "lesions": [{"diameter_mm?": float, "borrowed_from?": (str, None)}],
+    "label": ({"value?": int}, None),
+    "model": dict,
+}
+"""What every record says; a shape of ``json_files``."""
+_WAY_OUT = "Remove it and run fvae-synthesize again"
 
 
 @dataclass(frozen=True)
@@ -93,14 +102,13 @@ class CasePaths:
         )
 
 
-def read_dataset_json(folder: Path) -> dict[str, Any]:
+def synthetic_dataset_json(folder: Path) -> dict[str, Any]:
     """``dataset.json`` of a folder of synthetic cases; UserError where the folder is none."""
     path = folder / "dataset.json"
     has_records = (folder / "records").is_dir() or (folder / REJECTED / "records").is_dir()
     if not has_records or not path.is_file():
         raise UserError(f"{folder} is no folder of synthetic cases; fvae-synthesize makes one")
-    content: dict[str, Any] = read_json(path)
-    return content
+    return read_dataset_json(path)
 
 
 def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[SyntheticCase]:
@@ -109,7 +117,7 @@ def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[Synthet
     Raises:
         UserError: the folder is not one of synthetic cases, files of a case are missing, or a record is incomplete.
     """
-    dataset_json = read_dataset_json(folder)
+    dataset_json = synthetic_dataset_json(folder)
     channels = len(channel_names(dataset_json))
     ending = dataset_json["file_ending"]
     cases = []
@@ -118,10 +126,8 @@ def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[Synthet
         missing = [file for file in (*paths.images, paths.label) if not file.is_file()]
         if missing:
             raise UserError(f"{missing[0]} is missing, though {path} describes it; run fvae-synthesize again")
-        record = read_json(path)
-        lacking = [key for key in NEEDED if key not in record]
-        if lacking or record["case"] != path.stem:
-            wrong = f"lacks {', '.join(lacking)}" if lacking else f"describes {record['case']}"
-            raise UserError(f"{path} {wrong}; remove it and run fvae-synthesize again")
+        record = read_json(path, NEEDED, way_out=_WAY_OUT)
+        if record["case"] != path.stem:
+            raise UserError(f"{path} describes {record['case']}. {_WAY_OUT}")
         cases.append(SyntheticCase(record, paths.images, paths.label))
     return cases

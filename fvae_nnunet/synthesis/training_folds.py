@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.nnunet_files import read_splits
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 _SPLIT_SEED, _SPLITS = 12345, 5  # nnU-Net's own, nnUNetTrainer.do_split
@@ -22,7 +22,7 @@ def training_cases(dataset: str, cases: list[str], fold: int) -> list[str]:
     """
     path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
     if path.is_file():
-        splits = read_json(path)
+        splits = read_splits(path)
     else:
         from nnunetv2.utilities.crossval_split import generate_crossval_split
 

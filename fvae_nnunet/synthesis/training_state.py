@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, read_json, write_json
+from fvae_nnunet.json_files import Rule, read_json
+from fvae_nnunet.manifest import Manifest, write_json
 from fvae_nnunet.recorded_files import RecordedFile, damage_of, put_in_place
 from fvae_nnunet.synthesis.model_folder import DENOISER_FOLDER, ModelSettings, save_model
 
@@ -36,6 +37,13 @@ KEPT = 2
 """Checkpoints that stay, beside the one at the end of stage 1."""
 
 _STATE = "state"
+_STATE_OF_IT = {
+    "step": int,
+    "stage": int,
+    "steps": Rule("two numbers of steps", lambda value: [type(steps) for steps in value] == [int, int]),
+    "averaged": int,
+    "files?": dict,
+}
 _RECORDED = ("manifest.json", f"{_STATE}/weights.safetensors", f"{_STATE}/optimizer.pt")
 KIND = "ldm_training"
 _FOLDERS = ("samples", "tensorboard", "denoiser", "scheduler")
@@ -64,16 +72,12 @@ class Checkpoint:
     def read(cls, folder: Path) -> Checkpoint:
         """UserError where its state is missing or cannot be read."""
         path = folder / _STATE / "state.json"
-        try:
-            content = read_json(path)
-            # those of version 0.1.0 have no digest
-            if content.pop("sha256", None) not in (None, _digest(content)):
-                raise UserError(f"{path} holds other values than were written (sha256)")
-            first, second = content["steps"]
-            return cls(folder, content["step"], content["stage"], (first, second), content["averaged"])
-        except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError) as error:
-            what = type(error).__name__
-            raise UserError(f"{path} is missing or does not say which step it is ({what})") from error
+        content = read_json(path, _STATE_OF_IT)
+        # those of version 0.1.0 have no digest
+        if content.pop("sha256", None) not in (None, _digest(content)):
+            raise UserError(f"{path} holds other values than were written (sha256)")
+        first, second = content["steps"]
+        return cls(folder, content["step"], content["stage"], (first, second), content["averaged"])
 
     def damage(self) -> str | None:
         """The first file that is not as it was written, and what is wrong; None where all are. Reads all of it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import urllib.error
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.json_files import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -63,12 +63,7 @@ def open_folder(folder: Path) -> ModelFolder:
     weights_file = next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None)
     if weights_file is None:
         raise UserError(f"weights: {path} has {CONFIG_FILE} but no {WEIGHTS_FILES[0]}{_other_weights(path)}")
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"weights: {path / CONFIG_FILE} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"weights: {path / CONFIG_FILE} is not the configuration of a model")
+    config = read_json(path / CONFIG_FILE, {}, way_out="Download the model's folder again")
     return ModelFolder(path, config, weights_file)
 
 

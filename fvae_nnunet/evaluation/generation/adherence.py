@@ -18,7 +18,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.case_files import geometry_differences, run_each
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.image_files import find_images, read_volume
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 from fvae_nnunet.synthesis.structures import NAMES_FILE
 
 Values = tuple[int, ...]
@@ -53,11 +53,10 @@ def read_names(folder: Path) -> Names | None:
     for path in (folder / NAMES_FILE, folder / "dataset.json", folder.parent / "dataset.json"):
         if not path.is_file() or (path.parent != folder and not folder.name.startswith("labels")):
             continue
-        content = read_json(path)
-        labels = content if path.name == NAMES_FILE else content.get("labels")
+        labels = read_json(path) if path.name == NAMES_FILE else read_json(path, {"labels": dict})["labels"]
         try:
             names = {str(name): _values(value) for name, value in labels.items()}
-        except (AttributeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{path} names no labels: {error}") from error
         return {name: values for name, values in names.items() if values != (0,) and name != "ignore"}
     return None

@@ -12,7 +12,7 @@ from fvae_nnunet.case_reports import KIND as REPORTS_KIND
 from fvae_nnunet.case_reports import read_case_reports
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images, image_ending
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
 from fvae_nnunet.synthesis.text import read_reports
 

@@ -16,7 +16,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import check_hu_window, hu_to_model
-from fvae_nnunet.manifest import read_json
+from fvae_nnunet.json_files import read_json
 
 PLANES = ("axial", "coronal", "sagittal")
 

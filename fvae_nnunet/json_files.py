@@ -1,0 +1,120 @@
+"""JSON files, checked where they are read: what is damaged or incomplete is a sentence with the file and the way out.
+
+A shape says what content must be, as far as it is used:
+
+- a type (``float``: any number; ``object``: anything), ``None``, or a tuple: one of these;
+- ``[shape]``: a list of such;
+- ``{"name": shape, "other?": shape, "*": shape}``: an object that has ``name``, may have ``other``, and holds nothing
+  but such in its further entries, which without ``*`` are free;
+- a ``Rule``: a value for which something holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+
+REPAIR = "Bring it back from a copy, or make anew what it belongs to"
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object",
+          list: "a list", None: "null"}  # fmt: skip
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A value that must be something.
+
+    Attributes:
+        expected: what, for the message: ``"text"``, ``"two numbers, the lower first"``.
+        holds: whether a JSON value is that; it may raise TypeError where it cannot be.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def read_json(path: Path, shape: Any = object, *, way_out: str = REPAIR) -> Any:
+    """The content of a JSON file in UTF-8.
+
+    Args:
+        path: of the file.
+        shape: see the module.
+        way_out: what to do where the file is damaged: a sentence without its full stop.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or has another shape.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no valid JSON (not UTF-8: {error.reason}). {way_out}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no valid JSON ({error}). {way_out}") from error
+    check_shape(path, content, shape, way_out=way_out)
+    return content
+
+
+def check_shape(path: Path, content: Any, shape: Any, *, way_out: str = REPAIR) -> None:
+    """Raise UserError, which names the first thing that is wrong, unless the content of a file has a shape."""
+    wrong = next(_problems(content, shape, ""), None)
+    if wrong is not None:
+        raise UserError(f"{path} is damaged or incomplete: {wrong}. {way_out}")
+
+
+def _problems(value: Any, shape: Any, place: str) -> Iterator[str]:
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            yield _not(value, "an object", place)
+            return
+        named = {name.removesuffix("?"): name for name in shape if name != "*"}
+        for name, written in named.items():
+            if name in value:
+                yield from _problems(value[name], shape[written], _inside(place, name))
+            elif written == name:
+                yield f"{place or 'it'} lacks {name}"
+        for name in value if "*" in shape else ():
+            if name not in named:
+                yield from _problems(value[name], shape["*"], _inside(place, name))
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            yield _not(value, "a list", place)
+            return
+        for number, entry in enumerate(value):
+            yield from _problems(entry, shape[0], f"{place}[{number}]")
+    elif isinstance(shape, tuple):
+        of_each = [list(_problems(value, one, place)) for one in shape]
+        if all(of_each):
+            yield from of_each[0]
+    elif not _holds(value, shape):
+        yield _not(value, shape.expected if isinstance(shape, Rule) else _NAMES[shape], place)
+
+
+def _holds(value: Any, shape: Any) -> bool:
+    if isinstance(shape, Rule):
+        try:
+            return shape.holds(value)
+        except TypeError:
+            return False
+    if shape is None:
+        return value is None
+    if isinstance(value, bool) and shape in (int, float):
+        return False
+    return isinstance(value, int | float if shape is float else shape)
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _not(value: Any, expected: str, place: str) -> str:
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]} ..."
+    return f"{place or 'its content'} must be {expected}, not {shown}"
