@@ -46,8 +46,9 @@ def folders(tmp_path):
     return tmp_path
 
 
-def run(folders, *options, real="real", fake="fake"):
+def run(folders, *options, real="real", fake="fake", trust=True):
     words = [str(folders / real), str(folders / fake), "-np", "0", "-device", "cpu", "--resamples", "20", *options]
+    words += ["--trust-weights"] if trust else []
     return evaluate_generation.main([str(word) for word in words])
 
 
@@ -203,6 +204,13 @@ def test_missing_packages_are_named_before_anything_is_computed(folders, capsys,
     monkeypatch.setattr("fvae_nnunet.cli.evaluate_generation.find_spec", lambda name: None)
     assert run(folders, "--ct-clip", folders / "ct_clip.pt") == 1
     assert "needs matplotlib and torchmetrics; run: pip install 'fvae_nnunet[generation]'" in capsys.readouterr().err
+
+
+def test_torchscript_needs_consent(folders, capsys):
+    text = ["--text-encoder", folders / "text.pt", "--tokenizer", folders]
+    for options in (["--features", f"mine={folders / 'slices.pt'}"], [*text, "--ct-clip", folders / "ct_clip.pt"]):
+        assert run(folders, *options, trust=False) == 1
+        assert "is TorchScript, a program that can read and write your files" in capsys.readouterr().err
 
 
 def test_real_and_generated_must_be_two_folders(folders, capsys):

@@ -154,7 +154,7 @@ def test_texts_are_cleaned_padded_to_512_tokens_and_encoded_alone(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mass", "no"]))
     path = save_script(TextLength(), tmp_path / "text.pt")
-    network = TextNetwork(path, tokenizer=str(tmp_path))
+    network = TextNetwork(path, tokenizer=str(tmp_path), trust=True)
     done = []
     encoded = network.encode(["no mass", "(mass)", "mass " * 600], lambda: done.append(1))
     assert encoded.tolist() == [[4.0, 1.0], [3.0, 1.0], [512.0, 1.0]] and len(done) == 3
@@ -228,7 +228,7 @@ def test_too_few_images_for_a_memorisation_check_are_told(tmp_path, n_real, limi
         for seed in seeds:
             write_image(tmp_path / name / f"{seed}.nii.gz", hu_volume(seed))
     sets = {name: read_image_set(tmp_path / name) for name in ("real", "fake", "train")}
-    networks = load_feature_networks(ct_clip=save_script(MeanAndSpread(), tmp_path / "net.pt", VOLUME))
+    networks = load_feature_networks(ct_clip=save_script(MeanAndSpread(), tmp_path / "net.pt", VOLUME), trust=True)
     evaluation = Evaluation(**sets, networks=networks, metrics=["memorisation"], output=tmp_path / "out", processes=0)
     results = evaluate_generation(evaluation).results
     assert limit in format_table(results)

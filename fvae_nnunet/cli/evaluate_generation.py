@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     networks.add_argument(
         "--trust-weights", action="store_true",
-        help="read a pickled --radimagenet file that holds more than tensors; it can run code",
+        help="run the TorchScript files, which can read and write files, and read a pickled --radimagenet file that "
+        "holds more than tensors, which can run code",
     )  # fmt: skip
     texts = parser.add_argument_group("texts")
     texts.add_argument(
@@ -106,7 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.o or arguments.fake / "generation_quality"
     text = None
     if arguments.text_encoder is not None:
-        text = TextNetwork(arguments.text_encoder, tokenizer=arguments.tokenizer, device=device)
+        text = TextNetwork(
+            arguments.text_encoder, tokenizer=arguments.tokenizer, trust=arguments.trust_weights, device=device
+        )
     evaluation = Evaluation(
         real=read_image_set(arguments.real),
         fake=read_image_set(arguments.fake, reports=arguments.reports),

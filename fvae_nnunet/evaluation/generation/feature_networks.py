@@ -114,7 +114,7 @@ def load_feature_networks(
         radimagenet: state dict or TorchScript of RadImageNet's ResNet-50.
         others: name -> TorchScript. `network_inputs.read_network_input` says what each gets; default: as CT-CLIP.
         slice_step: in the place of ``SliceInput.step``.
-        trust: read a pickled state dict that holds more than tensors.
+        trust: run TorchScript, and read a pickled state dict that holds more than tensors.
         device: where they compute.
 
     Raises:
@@ -122,16 +122,16 @@ def load_feature_networks(
     """
     networks = []
     if ct_clip is not None:
-        networks.append(_load(CT_CLIP, ct_clip, VolumeInput(), device))
+        networks.append(_load(CT_CLIP, ct_clip, VolumeInput(), device, trust))
     if radimagenet is not None:
         if is_torchscript(radimagenet):
-            networks.append(_load(RADIMAGENET, radimagenet, SliceInput(), device))
+            networks.append(_load(RADIMAGENET, radimagenet, SliceInput(), device, trust))
         else:
             module, scale = load_radimagenet(radimagenet, trust=trust)
             seen = read_network_input(radimagenet, SliceInput(scale=scale))
             sha256 = sha256_of_file(radimagenet)
             networks.append(FeatureNetwork(RADIMAGENET, radimagenet, sha256, seen, module.to(device), device))
-    networks += [_load(name, path, VolumeInput(), device) for name, path in (others or {}).items()]
+    networks += [_load(name, path, VolumeInput(), device, trust) for name, path in (others or {}).items()]
     names = [network.name for network in networks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -146,22 +146,32 @@ def load_feature_networks(
     ]
 
 
-def _load(name: str, path: Path, default: NetworkInput, device: str) -> FeatureNetwork:
-    module = load_torchscript(path, device)
+def _load(name: str, path: Path, default: NetworkInput, device: str, trust: bool) -> FeatureNetwork:
+    module = load_torchscript(path, device, trust=trust)
     return FeatureNetwork(name, path, sha256_of_file(path), read_network_input(path, default), module, device)
 
 
-def load_torchscript(path: Path, device: str) -> torch.nn.Module:
+def load_torchscript(path: Path, device: str, *, trust: bool) -> torch.nn.Module:
     """A TorchScript module, frozen.
 
+    Args:
+        path: of the file.
+        device: torch's name of where it computes.
+        trust: the user trusts its author: when it runs it can read and write files (``torch.save``, ``from_file``).
+
     Raises:
-        UserError: no such file, or it is no TorchScript.
+        UserError: no such file, it is no TorchScript, or is not trusted.
     """
     if not path.is_file():
         raise UserError(f"{path} is no file")
     if not is_torchscript(path):
         raise UserError(
             f"{path} is no TorchScript file (torch.jit.save); docs/generation_quality.md says how to write one"
+        )
+    if not trust:
+        raise UserError(
+            f"{path} is TorchScript, a program that can read and write your files when it runs. If you trust where it "
+            "comes from, --trust-weights runs it"
         )
     try:
         with warnings.catch_warnings():

@@ -92,18 +92,19 @@ class TextNetwork:
     Args:
         path: of the TorchScript.
         tokenizer: hub id or folder of a BERT tokenizer (``vocab.txt``); default: the one CT-CLIP was trained with.
+        trust: see ``load_torchscript``.
         device: where to compute.
 
     Attributes:
         sha256: of the file.
 
     Raises:
-        UserError: the network or the tokenizer cannot be had.
+        UserError: the network is not trusted, or it or the tokenizer cannot be had.
     """
 
-    def __init__(self, path: Path, *, tokenizer: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, path: Path, *, tokenizer: str | None = None, trust: bool = False, device: str = "cpu") -> None:
         self.path, self.tokenizer_name = path, tokenizer or DEFAULT_TEXT_ENCODER
-        self._module = load_torchscript(path, device)
+        self._module = load_torchscript(path, device, trust=trust)
         self.sha256 = sha256_of_file(path)
         self._tokenizer = _load_tokenizer(self.tokenizer_name)
         self._device = device
