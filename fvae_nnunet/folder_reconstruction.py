@@ -17,6 +17,7 @@ from fvae_nnunet.parcel import compact
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.reconstruction import Fidelity, fidelity, reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.vae.base import FrozenVAE
 
 
@@ -44,6 +45,7 @@ def reconstruct_folder(
     seconds: StageSeconds,
     made_with: dict[str, object],
     overwrite: bool = False,
+    reader: str | None = None,
     on_slices: Callable[[str, int, int], object] | None = None,
 ) -> Generator[Outcome, None, None]:
     """Write the reconstruction of each image under its own name: int16 HU, same geometry, same ending.
@@ -60,6 +62,7 @@ def reconstruct_folder(
         seconds: filled with where the time went.
         made_with: for the reader of the manifest.
         overwrite: make finished images again, with other settings if need be.
+        reader: nnU-Net's reader with which the images are read, see ``image_files.read_volume``.
         on_slices: called with case, slices done and slices of the case.
 
     Raises:
@@ -74,7 +77,8 @@ def reconstruct_folder(
     foreign = [target.name for target in targets.values() if target.exists()]
     if foreign and not overwrite and manifest.read() is None:
         raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or --overwrite")
-    manifest.begin("reconstruction", settings.recorded_with(vae), made_with)
+    turned = {"reader": reader} if reader is not None and reader.endswith("WithReorient") else {}
+    manifest.begin("reconstruction", settings.recorded_with(vae) | turned, made_with)
 
     def compute(case: str, raw: _Volume) -> _Reconstructed:
         order = raw.geometry.axial_order
@@ -84,7 +88,7 @@ def reconstruct_folder(
 
     return run_cases(
         sorted(images) if cases is None else cases,
-        read=partial(_read, images, targets, manifest),
+        read=partial(_read, images, targets, manifest, reader),
         compute=compute,
         write=partial(_write, images, targets, manifest, settings.hu_window),
         workers=workers,
@@ -128,11 +132,15 @@ def read_axial(path: Path) -> np.ndarray:
     return compact(volume_hu).transpose(geometry.axial_order)
 
 
-def _read(images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, case: str) -> _Volume | None:
+def _read(
+    images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, reader: str | None, case: str
+) -> _Volume | None:
+    # before its digest: that of a header would not change with the file that it points to
+    check_image_file(images[case], voxels_too=False)
     digest = sha256_of_file(images[case])
     if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
         return None
-    volume_hu, geometry = read_volume(images[case])
+    volume_hu, geometry = read_volume(images[case], reader=reader)
     return _Volume(compact(volume_hu), geometry, digest)
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import errno
-import gzip
-import math
 import os
 import shutil
-import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.ordinary_files import check_name
 from fvae_nnunet.orientation import AxisOrder, axial_order
+from fvae_nnunet.stored_images import GZIP_MAGIC, check_image_file
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-_BLOCK_BYTES = 1 << 20
-
+_OTHER_ENDINGS = (".hdr", ".img", ".img.gz", ".dcm", ".ima", ".gipl", ".gipl.gz", ".mnc", ".vtk")
 
 GEOMETRY_TOLERANCE = 1e-3
 """Masks were often written by programs that keep the header in float32: mm for origin and spacing, 1 for cosines."""
@@ -29,11 +29,20 @@ GEOMETRY_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in the patient, as SimpleITK states it: image axes (x, y, z), mm, direction row by row."""
+    """Where a volume lies in the patient, as SimpleITK states it: image axes (x, y, z), mm, direction row by row.
+
+    Attributes:
+        spacing_mm, origin_mm, direction: the columns of the direction have length 1; they are not at right angles where
+            a NIfTI file is sheared.
+        nifti_header: of the file that it was read from, so that what is written in its place is placed exactly alike.
+        file_orientation: that a file is turned back to when it is written; None where it was not turned.
+    """
 
     spacing_mm: tuple[float, ...]
     origin_mm: tuple[float, ...]
     direction: tuple[float, ...]
+    nifti_header: bytes | None = field(default=None, compare=False, repr=False)
+    file_orientation: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def axial_order(self) -> AxisOrder:
@@ -50,21 +59,23 @@ class Geometry:
 def find_images(folder: Path) -> dict[str, Path]:
     """The images directly in a folder by case name (the file's name without its ending), sorted.
 
+    What only looks like one (a folder, a link to nowhere, an ending in capitals) is there too, and reading it says
+    what is wrong.
+
     Raises:
-        UserError: no such folder, no image in it, two images of one name, or a format of two files.
+        UserError: no such folder, no image in it, two images of one name, a name that is no UTF-8, or a format that is
+            not read here.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((ending for ending in IMAGE_ENDINGS if path.name.endswith(ending)), None)
-        if ending is None or path.name.startswith("."):
-            continue
-        if ending not in SINGLE_FILE_ENDINGS:
+    for path in _entries(folder):
+        if image_ending(path) not in SINGLE_FILE_ENDINGS:
             raise UserError(
-                f"{path}: a header with a separate data file cannot be written in one step; convert it to .nrrd or .mha"
+                f"{path}: images of this format, or with a separate data file, are not read here; convert it to "
+                ".nii.gz, .nrrd or .mha, or move it away"
             )
-        case = path.name[: -len(ending)]
+        case = path.name[: -len(image_ending(path))]
         if case in images:
             raise UserError(f"{images[case].name} and {path.name} in {folder} are two images of one name")
         images[case] = path
@@ -73,58 +84,169 @@ def find_images(folder: Path) -> dict[str, Path]:
     return images
 
 
-def image_ending(path: Path) -> str:
-    """The file ending of an image, such as ``.nii.gz``."""
-    return next(ending for ending in IMAGE_ENDINGS if path.name.endswith(ending))
+def find_files(folder: Path, ending: str) -> dict[str, Path]:
+    """The files of one ending directly in a folder by their names without it, sorted; hidden ones are left out.
 
-
-def check_nifti_is_whole(path: Path) -> None:
-    """Raise UserError where a NIfTI file is damaged or shorter than its header promises; other formats pass.
-
-    SimpleITK reads such a file without complaint and fills what is missing with zeros (seen with 2.5.7); of the other
-    formats it refuses what is cut short.
+    Raises:
+        UserError: no such folder, a name that is no UTF-8, or other files that look like images and would be left out.
     """
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    others = [path.name for path in _entries(folder) if not path.name.endswith(ending)]
+    if others:
+        raise UserError(
+            f"{folder} holds images that do not end in {ending} and would be left out: {', '.join(others)}; rename or "
+            "convert them, or move them away"
+        )
+    names = sorted(path.name for path in folder.iterdir())
+    found = [name for name in names if name.endswith(ending) and not name.startswith(".")]
+    return {name.removesuffix(ending): folder / name for name in found}
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is called as an image, sorted."""
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and _ending(path) is not None:
+            check_name(path)
+            yield path
+
+
+def _ending(path: Path) -> str | None:
+    endings = (*IMAGE_ENDINGS, *_OTHER_ENDINGS)
+    return next((ending for ending in endings if path.name.lower().endswith(ending)), None)
+
+
+def image_ending(path: Path) -> str:
+    """The file ending of an image in small letters, such as ``.nii.gz``."""
+    return _ending(path) or path.suffix
+
+
+def read_image(path: Path, *, reader: str | None = None) -> Any:
+    """A single grey volume as a ``SimpleITK.Image``, after the checks of ``stored_images.check_image_file``.
+
+    Args:
+        path: of the file.
+        reader: which of nnU-Net's readers it is read with, see ``image_readers``: SimpleITK or nibabel, and turned to
+            RAS where the reader does so. None: as nnU-Net chooses a reader: nibabel for ``.nii`` and for NIfTI that
+            SimpleITK does not read (sheared, NIfTI-2).
+
+    Raises:
+        UserError: the file cannot be read, or holds no 3-dimensional grey image.
+    """
+    return _read(path, reader)[0]
+
+
+def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
+    """The image, and its header where it is NIfTI."""
+    import SimpleITK as sitk
+
+    header = check_image_file(path)
+    try:
+        if header is not None and _nibabel_first(path, reader):
+            image = _through_nibabel(path)
+        else:
+            image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        if header is None or reader is not None:
+            raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+        image = _through_nibabel(path)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(
+            f"{path} is no single grey volume: {image.GetDimension()} dimensions, "
+            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
+        )
+    return image, header
+
+
+def _nibabel_first(path: Path, reader: str | None) -> bool:
+    return path.name.endswith(".nii") if reader is None else reader.startswith("Nibabel")
+
+
+def _load_nifti(path: Path) -> Any:
     import nibabel
 
     try:
-        array = nibabel.load(path).dataobj  # type: ignore[attr-defined]
-        promised = array.offset + math.prod(array.shape) * array.dtype.itemsize
-        if path.name.endswith(".gz"):
-            held = 0
-            with gzip.open(path) as file:
-                while block := file.read(_BLOCK_BYTES):
-                    held += len(block)
-        else:
-            held = path.stat().st_size
-    except (nibabel.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if held < promised:
-        raise UserError(f"{path} is cut short: {held} bytes of the {promised} that its header promises")
+        return nibabel.load(path)  # type: ignore[attr-defined]
+    except nibabel.filebasedimages.ImageFileError as error:
+        with path.open("rb") as file:
+            plain = path.name.endswith(".gz") and file.read(2) != GZIP_MAGIC
+        way_out = ". nibabel, with which it is read, needs it compressed as its name says: gzip it" if plain else ""
+        raise UserError(f"{path} cannot be read: {error}{way_out}") from error
 
 
-def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
+def _through_nibabel(path: Path) -> Any:
+    import SimpleITK as sitk
+
+    loaded = _load_nifti(path)
+    array = np.asanyarray(loaded.dataobj)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or array.dtype.kind not in "iuf":
+        raise UserError(f"{path} is no single grey volume: shape {array.shape}, voxels of {array.dtype}")
+    dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T, dtype=dtype))
+    return _placed(image, _geometry_of(loaded.affine))
+
+
+def _geometry_of(affine: np.ndarray) -> Geometry:
+    """Of an affine of nibabel: (x, y, z) to mm, axes to the right, the front and the head."""
+    edges = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
+    spacing_mm = np.linalg.norm(edges, axis=0)
+    origin_mm = affine[:3, 3] * [-1, -1, 1]
+    direction = (edges / spacing_mm).ravel()
+    return Geometry(tuple(spacing_mm.tolist()), tuple(origin_mm.tolist()), tuple(direction.tolist()))
+
+
+def _placed(image: Any, geometry: Geometry) -> Any:
+    image.SetSpacing(geometry.spacing_mm)
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    return image
+
+
+def read_volume(path: Path, *, reader: str | None = None) -> tuple[np.ndarray, Geometry]:
     """The HU array (z, y, x) of a 3-dimensional grey image, in the file's own dtype, and its geometry.
+
+    With a reader that turns its images (``...WithReorient``) both are of the turned image, and ``write_volume`` turns
+    back.
+
+    Args:
+        path, reader: as for ``read_image``.
 
     Raises:
         UserError: the file cannot be read, or holds no 3-dimensional grey image.
     """
     import SimpleITK as sitk
 
-    check_nifti_is_whole(path)
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path} cannot be read: {reason}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(
-            f"{path} is no single grey volume: {image.GetDimension()} dimensions, "
-            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
-        )
-    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    image, header = _read(path, reader)
+    orientation = None
+    if reader is not None and reader.endswith("WithReorient"):
+        orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+        image = sitk.DICOMOrient(image, "RAS")
+    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), header, orientation)
     return sitk.GetArrayFromImage(image), geometry
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
+    """Shape (z, y, x) and geometry of a volume, without its voxels.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import SimpleITK as sitk
+
+    header = check_image_file(path, voxels_too=False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        if header is None or not _nibabel_first(path, None):
+            reader.ReadImageInformation()
+            return reader.GetSize()[::-1], Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    except RuntimeError as error:
+        if header is None:
+            raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    loaded = _load_nifti(path)
+    return loaded.shape[::-1], _geometry_of(loaded.affine)
 
 
 def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -135,11 +257,7 @@ def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """
     import SimpleITK as sitk
 
-    check_nifti_is_whole(path)
-    try:
-        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    image = sitk.DICOMOrient(read_image(path), "LPS")
     x_mm, y_mm, z_mm = image.GetSpacing()
     return sitk.GetArrayFromImage(image), (z_mm, y_mm, x_mm)
 
@@ -171,16 +289,32 @@ def write_label_map(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
 def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(geometry.spacing_mm)
-    image.SetOrigin(geometry.origin_mm)
-    image.SetDirection(geometry.direction)
+    check_name(path)
+    image = _placed(sitk.GetImageFromArray(array), geometry)
+    if geometry.file_orientation is not None:
+        image = sitk.DICOMOrient(image, geometry.file_orientation)
+        array = sitk.GetArrayFromImage(image)
     with atomic_write(path) as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            if geometry.nifti_header is not None and path.name.endswith((".nii", ".nii.gz")):
+                _write_nifti(temporary, array, geometry.nifti_header)
+            else:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
             if not np.array_equal(read_volume(temporary)[0], array):
                 raise RuntimeError("what was written reads back differently")
         except (RuntimeError, UserError) as error:
             if shutil.disk_usage(path.parent).free < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise UserError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _write_nifti(path: Path, array: np.ndarray, header: bytes) -> None:
+    """Write an array (z, y, x) with a header of the same kind of file, its geometry to the bit."""
+    import nibabel
+
+    kind = nibabel.Nifti1Image if len(header) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Image
+    own = kind.header_class(header, check=False)
+    own.set_data_dtype(array.dtype)
+    for key, value in {"vox_offset": 0, "scl_slope": 1, "scl_inter": 0, "cal_min": 0, "cal_max": 0}.items():
+        own[key] = value
+    kind(array.T, None, own).to_filename(path)

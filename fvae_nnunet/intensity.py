@@ -13,6 +13,10 @@ PAPER_HU_WINDOW = (-1000.0, 1000.0)
 """Lower and upper end in HU, as in the paper's reconstruction scripts."""
 
 
+POSSIBLE_HU = (-10_000.0, 32_767.0)
+"""What lies outside is no HU of a scanner: the padding of some goes down to -8192, their extended scale up to 30710."""
+
+
 def check_hu_window(hu_window: tuple[float, float]) -> tuple[float, float]:
     """The window as two floats; UserError unless both are finite and lower < upper."""
     lower, upper = (float(end) for end in hu_window)

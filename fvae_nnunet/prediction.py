@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import check_nifti_is_whole
+from fvae_nnunet.image_files import find_files
+from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.trained_model import TrainedModel
 
 CaseFiles = dict[str, list[Path]]
@@ -58,27 +59,25 @@ def find_cases(folder: Path, model: TrainedModel) -> CaseFiles:
     """The cases in a folder of images ``CASE_0000.ending``, one file for each channel, in nnU-Net's order.
 
     Raises:
-        UserError: no such folder or images, names without a channel's number, or channels missing or one too many.
+        UserError: no such folder or images, images that would be left out (see ``image_files.find_files``), names
+            without a channel's number, or channels missing or one too many.
     """
-    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
-
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
     ending = model.file_ending
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(ending))
-    if not names:
+    files = find_files(folder, ending)
+    if not files:
         raise UserError(f"{folder} holds no image with the ending {ending} of the model's training images")
-    unnumbered = [name for name in names if not re.fullmatch(r".+_\d{4}", name.removesuffix(ending))]
+    unnumbered = [path.name for name, path in files.items() if not re.fullmatch(r".+_\d{4}", name)]
     if unnumbered:
         raise UserError(
             f"nnU-Net's images are called CASE_0000{ending}; in {folder} there is no channel number in: "
             f"{', '.join(unnumbered)}"
         )
-    lists = create_lists_from_splitted_dataset_folder(str(folder), ending, num_processes=1)
-    cases = {case_of(Path(files[0]), model): [Path(file) for file in files] for files in lists}
-    for case, files in cases.items():
+    cases: CaseFiles = {}
+    for path in sorted(files.values(), key=lambda path: (case_of(path, model), path.name)):
+        cases.setdefault(case_of(path, model), []).append(path)
+    for case, channels in cases.items():
         needed = [f"{case}_{channel:04d}{ending}" for channel in range(model.channels)]
-        found = [path.name for path in files]
+        found = [path.name for path in channels]
         if found != needed:
             raise UserError(f"{case} needs {', '.join(needed)} in {folder}; there is {', '.join(found)}")
     return cases
@@ -90,15 +89,15 @@ def case_of(image: Path, model: TrainedModel) -> str:
 
 
 def damaged_cases(cases: CaseFiles, channels: Collection[int], *, workers: int) -> dict[str, UserError]:
-    """The cases with a NIfTI file that is damaged or cut short among these channels, and what is wrong with it.
+    """The cases with a file among these channels that ``check_image_file`` refuses, and what is wrong with it.
 
-    For the files that nnU-Net reads: SimpleITK fills what is missing with zeros, and nnU-Net predicts on them.
+    For the files that nnU-Net reads: it would predict on what its readers make up.
     """
 
     def error_of(case: str) -> UserError | None:
         try:
             for channel in channels:
-                check_nifti_is_whole(cases[case][channel])
+                check_image_file(cases[case][channel])
         except UserError as error:
             return error
         return None

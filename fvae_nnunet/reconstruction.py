@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import round_to_int16, truncate_to_int16
+from fvae_nnunet.intensity import POSSIBLE_HU, round_to_int16, truncate_to_int16
 from fvae_nnunet.noise import homogeneous_region, measure_noise, measured_slices, noise_figures
 from fvae_nnunet.orientation import AxisOrder
 from fvae_nnunet.reconstruction_settings import Reconstruction
@@ -111,6 +111,8 @@ class Fidelity:
         mean_absolute_error_hu: mean absolute difference.
         noise_raw_hu, noise_view_hu: standard deviation of the noise (``noise.Noise``) in the clipped raw volume and in
             the reconstruction, in the same place; None where there is no soft tissue. And of its two parts.
+        lowest_hu, highest_hu: of the raw volume as it is, not clipped.
+        impossible_voxels: of the raw volume outside ``intensity.POSSIBLE_HU``.
     """
 
     psnr_db: float
@@ -121,6 +123,9 @@ class Fidelity:
     noise_fine_view_hu: float | None
     noise_coarse_raw_hu: float | None
     noise_coarse_view_hu: float | None
+    lowest_hu: float
+    highest_hu: float
+    impossible_voxels: int
 
 
 def fidelity(
@@ -130,20 +135,30 @@ def fidelity(
     *,
     axis_order: AxisOrder = (0, 1, 2),
 ) -> Fidelity:
-    """PSNR, mean absolute error and noise of a reconstruction; both arrays of one shape, in HU.
+    """PSNR, mean absolute error and noise of a reconstruction, and the raw volume's range; arrays of one shape, in HU.
 
     Noise is measured on at most ``noise.MEASURED_SLICES`` axial slices; ``axis_order`` as for ``reconstruct_volume``.
     """
     lower, upper = hu_window
-    squared, absolute = 0.0, 0.0
+    squared, absolute, impossible = 0.0, 0.0, 0
+    lowest_hu, highest_hu = float(volume_hu.min()), float(volume_hu.max())
     for raw_slice, reconstructed_slice in zip(volume_hu, reconstruction_hu, strict=True):
         difference = reconstructed_slice.astype(np.float64) - np.clip(raw_slice.astype(np.float64), lower, upper)
         squared += float(np.square(difference).sum())
         absolute += float(np.abs(difference).sum())
+        if lowest_hu < POSSIBLE_HU[0] or highest_hu > POSSIBLE_HU[1]:
+            impossible += int(np.count_nonzero((raw_slice < POSSIBLE_HU[0]) | (raw_slice > POSSIBLE_HU[1])))
     mean_square = squared / volume_hu.size
     psnr_db = float("inf") if mean_square == 0 else 10 * np.log10((upper - lower) ** 2 / mean_square)
     raw_hu = np.clip(measured_slices(volume_hu.transpose(axis_order)).astype(np.float32), lower, upper)
     view_hu = measured_slices(reconstruction_hu.transpose(axis_order))
     region = homogeneous_region(raw_hu)
     raw, view = (measure_noise(slices_hu, region) if region.any() else None for slices_hu in (raw_hu, view_hu))
-    return Fidelity(float(psnr_db), absolute / volume_hu.size, **noise_figures(raw, view))
+    return Fidelity(
+        float(psnr_db),
+        absolute / volume_hu.size,
+        **noise_figures(raw, view),
+        lowest_hu=lowest_hu,
+        highest_hu=highest_hu,
+        impossible_voxels=impossible,
+    )

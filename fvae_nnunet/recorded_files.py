@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.ordinary_files import check_file
 
 _BLOCK_BYTES = 1 << 20
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex digest of all bytes of a file."""
+    """Hex digest of all bytes of a file; UserError where there is none, or a pipe, which could not be read."""
+    check_file(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

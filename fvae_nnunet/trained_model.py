@@ -13,6 +13,7 @@ from typing import Any
 
 from fvae_nnunet.ct_channels import channel_names, find_ct_channels
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_readers import reader_of
 from fvae_nnunet.manifest import differences, sha256_of_file, sha256_of_files
 from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import nnunet_folder
@@ -60,6 +61,11 @@ class TrainedModel:
     @property
     def file_ending(self) -> str:
         return self.dataset_json["file_ending"]
+
+    @property
+    def reader(self) -> str | None:
+        """The name of nnU-Net's reader of its images."""
+        return reader_of(self.plans, self.dataset_json)
 
     @property
     def channels(self) -> int:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.manifest import Manifest, sha256_of_file, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 from fvae_nnunet.recorded_files import put_in_place
+from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
 from fvae_nnunet.synthetic_dataset import (
     ACCEPTED_CASES,
@@ -168,7 +168,7 @@ def _write_case(
 
     record, images, label = synthetic[case].record, synthetic[case].images, synthetic[case].label
     for path in (*images, label):
-        check_nifti_is_whole(path)
+        check_image_file(path)
     manager = PlansManager(dataset.plans)
     inputs, configurations = pending
     own_lesion_voxels = {}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.manifest import Manifest, sha256_of_file
 from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.noise import mean_of_known
@@ -23,6 +22,7 @@ from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 from fvae_nnunet.reconstruction import fidelity, reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_folder
 
@@ -98,7 +98,7 @@ def make_views(
     The reconstruction is made in HU at the image's own resolution, rounded to int16, and then goes through nnU-Net's
     own steps. Channels that are not CT are copied. A case that is complete and was made from the same files is left
     alone (its outcome has neither result nor error). The result of a case is its ``Fidelity`` as a dictionary, the mean
-    over the CT channels.
+    over the CT channels (of its range the extremes, of the voxels the sum).
 
     Args:
         dataset: what to reconstruct.
@@ -140,6 +140,9 @@ def make_views(
 
 def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str) -> _RawCase | None:
     files = dataset.image_files[case]
+    for path in files:
+        # before their digests: that of a header would not change with the file that it points to
+        check_image_file(path, voxels_too=False)
     raw_digests = {path.name: sha256_of_file(path) for path in files}
     pending = [
         configuration
@@ -163,13 +166,18 @@ def read_axial_ct(dataset: PreprocessedDataset, case: str) -> list[np.ndarray]:
 
 
 def _read_channels(dataset: PreprocessedDataset, case: str) -> tuple[list[np.ndarray], AxisOrder]:
+    from nibabel.filebasedimages import ImageFileError
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     files = dataset.image_files[case]
-    for path in files:
-        check_nifti_is_whole(path)
+    for path in (*files, dataset.label_files[case]):
+        check_image_file(path)
     reader = PlansManager(dataset.plans).image_reader_writer_class()
-    image, properties = reader.read_images([str(path) for path in files])
+    try:
+        image, properties = reader.read_images([str(path) for path in files])
+    except (RuntimeError, AssertionError, OSError, ValueError, ImageFileError) as error:
+        names = ", ".join(map(str, files))
+        raise UserError(f"nnU-Net's {type(reader).__name__} cannot read {names}: {error}") from error
     return [compact(channel) for channel in image], axial_order_of_nnunet(properties)
 
 
@@ -191,6 +199,9 @@ def _write_case(
         for channel, reconstruction in view.reconstructions.items()
     ]
     mean = {key: mean_of_known([result[key] for result in results]) for key in results[0]}
+    mean["lowest_hu"] = min(result["lowest_hu"] for result in results)
+    mean["highest_hu"] = max(result["highest_hu"] for result in results)
+    mean["impossible_voxels"] = sum(result["impossible_voxels"] for result in results)
     image = np.stack([view.reconstructions.get(channel, raw) for channel, raw in enumerate(view.raw.channels)])
 
     manager = PlansManager(dataset.plans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import shlex
 import sys
 import traceback
@@ -36,6 +37,10 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
     A UserError, a missing nnU-Net, and a disk that is full or must not be written, become a message on stderr and
     status 1, an interruption becomes status 130.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # names of files may hold what the terminal's encoding has no letter for
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser.parse_args(argv)
     try:
         return runner(arguments)
@@ -420,6 +425,12 @@ class CaseProgress:
                 f"{outcome.case}: PSNR {result['psnr_db']:.2f} dB, "
                 f"mean absolute error {result['mean_absolute_error_hu']:.2f} HU{noise}", file=sys.stdout,
             )  # fmt: skip
+            if result.get("impossible_voxels"):
+                self.bar.write(
+                    f"{outcome.case}: warning: HU from {result['lowest_hu']:g} to {result['highest_hu']:g}; "
+                    f"{result['impossible_voxels']} voxels lie where no CT has any and were clipped to the window. Is "
+                    "the image in HU?", file=sys.stderr,
+                )  # fmt: skip
         self.bar.total = max(self.bar.total, self.bar.n + 1)
         self.bar.update()
 

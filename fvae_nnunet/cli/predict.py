@@ -226,11 +226,16 @@ def _reconstruct(
     from fvae_nnunet.ct_channels import said_channels
     from fvae_nnunet.folder_reconstruction import reconstruct_folder
     from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
+    from fvae_nnunet.image_readers import READERS
     from fvae_nnunet.prediction import case_of
 
     if model.file_ending not in SINGLE_FILE_ENDINGS:
         raise UserError(
             f"the model's images end in {model.file_ending}; only {', '.join(SINGLE_FILE_ENDINGS)} can be reconstructed"
+        )
+    if model.reader not in (None, *READERS):
+        raise UserError(
+            f"the model's images are read by {model.reader}; only those of {', '.join(READERS)} can be reconstructed"
         )
     channels = model.reconstructed_channels(arguments.channels)
     print(said_channels(model.dataset_json, channels))
@@ -250,6 +255,7 @@ def _reconstruct(
         workers=arguments.npp,
         seconds=progress.seconds,
         made_with=made_with,
+        reader=model.reader,
         on_slices=progress.on_slices,
     )
     with closing(outcomes):

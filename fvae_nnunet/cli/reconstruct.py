@@ -100,6 +100,16 @@ class _Reconstruct:
             seconds=seconds,
             made_with={"weights": loaded.vae.weights_source, "options": loaded.options},
             overwrite=self.arguments.overwrite and first,
+            reader=_reader(self.arguments.i),
             on_slices=on_slices,
         ):
             yield replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome
+
+
+def _reader(images: Path) -> str | None:
+    """The reader that the dataset.json beside or above the images asks for, as for imagesTs of a raw dataset."""
+    from fvae_nnunet.image_readers import reader_beside
+
+    places = (images, images.resolve().parent)
+    found = next((path / "dataset.json" for path in places if (path / "dataset.json").is_file()), None)
+    return None if found is None else reader_beside(found)

@@ -23,8 +23,8 @@ from fvae_nnunet.case_reports import DiseaseMask
 from fvae_nnunet.conversion.ct_rate import VolumeName
 from fvae_nnunet.conversion.tables import Table
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import check_nifti_is_whole
 from fvae_nnunet.json_files import read_json
+from fvae_nnunet.stored_images import check_image_file
 
 SPLITS = ("train", "val")
 """Those with masks."""
@@ -191,7 +191,7 @@ def read_disease_map(path: Path | None, case: GroundedCase, shape: tuple[int, ..
 
     if path is None:
         return DiseaseMap(np.zeros(shape, dtype=np.uint8), (), 0)
-    check_nifti_is_whole(path)
+    check_image_file(path)
     stored = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
     parts = _by_finding(path, stored, len(case.findings), shape[::-1])
     counts = [int(np.count_nonzero(part > 0)) for part in parts]

@@ -20,7 +20,7 @@ import numpy as np
 
 from fvae_nnunet.conversion.choices import PROGRAMS
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry, read_volume
+from fvae_nnunet.image_files import Geometry, read_image, read_volume
 
 VISTA3D_OTHERS = {
     2: "kidney",
@@ -204,7 +204,7 @@ def _turned(path: Path, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
     import SimpleITK as sitk
 
     orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
-    image = sitk.DICOMOrient(sitk.ReadImage(str(path)), orientation)
+    image = sitk.DICOMOrient(read_image(path), orientation)
     return sitk.GetArrayFromImage(image), Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 

@@ -22,7 +22,8 @@ from fvae_nnunet.evaluation.lesions import (
 from fvae_nnunet.evaluation.scores import HD95_KEY, ScoredCase, ScoredFolder, Scores, nsd_key
 from fvae_nnunet.evaluation.segmentation_summary import summarise
 from fvae_nnunet.evaluation.surface_dice import surface_distances
-from fvae_nnunet.image_files import read_volume
+from fvae_nnunet.image_files import find_files, read_volume
+from fvae_nnunet.image_readers import reader_beside
 
 EMPTY_MASKS = ("nan", "flare")
 """What a label scores that neither reference nor prediction holds: NaN, left out of the mean (nnU-Net's), or 1."""
@@ -140,8 +141,8 @@ def score_folders(
         raise UserError("\n  ".join(f"{folder} is no folder" for folder in absent))
     scheme = _common_scheme(reference_folder, prediction_folders, dataset_json)
     lesion_rule = LesionRule(choose_lesion_labels(scheme.names, lesion_labels), detection_overlap)
-    references = _cases(reference_folder, scheme.file_ending)
-    predictions = {folder: _cases(folder, scheme.file_ending) for folder in prediction_folders}
+    references = find_files(reference_folder, scheme.file_ending).keys()
+    predictions = {folder: find_files(folder, scheme.file_ending).keys() for folder in prediction_folders}
     empty = [folder for folder, cases in {reference_folder: references, **predictions}.items() if not cases]
     if empty:
         raise UserError(
@@ -162,11 +163,14 @@ def score_folders(
                 f"{folder} holds predictions that have no reference in {reference_folder}: "
                 f"{', '.join(strangers)}; move them away or add their references"
             )
+    readers = {
+        folder: reader_beside(dataset_json or find_dataset_json(reference_folder, folder)) for folder in predictions
+    }
     tasks = {
         folder: [
             _Task(
                 case, reference_folder / f"{case}{scheme.file_ending}", folder / f"{case}{scheme.file_ending}",
-                scheme, tuple(tolerances_mm), empty_masks, lesion_rule,
+                scheme, tuple(tolerances_mm), empty_masks, lesion_rule, readers[folder],
                 called="prediction" if len(predictions) == 1 else f"prediction in {folder}", check_only=bool(problems),
             )
             for case in sorted(references & cases)
@@ -228,11 +232,6 @@ def _mask(segmentation: np.ndarray, label: Label, counted: np.ndarray | None) ->
     return mask if counted is None else mask & counted
 
 
-def _cases(folder: Path, ending: str) -> set[str]:
-    names = (path.name for path in folder.iterdir())
-    return {name.removesuffix(ending) for name in names if name.endswith(ending) and not name.startswith(".")}
-
-
 @dataclass(frozen=True)
 class _Task:
     case: str
@@ -242,6 +241,7 @@ class _Task:
     tolerances_mm: tuple[float, ...]
     empty_masks: str
     lesion_rule: LesionRule
+    reader: str | None
     called: str
     check_only: bool
 
@@ -262,7 +262,7 @@ def _run_task(task: _Task) -> _Outcome:
     problems, volumes = [], []
     for path in (task.reference, task.prediction):
         try:
-            segmentation, geometry = read_volume(path)
+            segmentation, geometry = read_volume(path, reader=task.reader)
         except UserError as error:
             problems.append(str(error))
             continue

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fvae_nnunet.errors import UserError
+
 _INSIDE = 255
 """The code of a 2 x 2 x 2 neighbourhood that lies wholly in the mask."""
 
@@ -65,7 +67,17 @@ def surface_distances(
 
     Returns:
         None if one mask or both are empty: there is no distance to a surface that is not there.
+
+    Raises:
+        UserError: the masks have not one shape of three axes, or the spacing is not three positive numbers.
     """
+    if reference.shape != prediction.shape or reference.ndim != 3:
+        raise UserError(
+            f"surfaces are compared of two masks of one shape (z, y, x), got {reference.shape} and {prediction.shape}; "
+            "give a single slice an axis more: mask[None]"
+        )
+    if len(spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
+        raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
     if not (reference.any() and prediction.any()):
         return None
     box = bounding_box(reference | prediction)
@@ -92,6 +104,9 @@ def surface_dice(
 
     Returns:
         One value in [0, 1] for each tolerance: NaN if both masks are empty, 0 if one is.
+
+    Raises:
+        UserError: as ``surface_distances``.
     """
     surfaces = surface_distances(reference, prediction, spacing_mm=spacing_mm)
     if surfaces is None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case, named
-from fvae_nnunet.image_files import check_nifti_is_whole
+from fvae_nnunet.image_files import read_image
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
 
@@ -67,14 +67,7 @@ def read_on_grid(path: Path, grid: Grid) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    check_nifti_is_whole(path)
-    try:
-        image = sitk.ReadImage(str(path), sitk.sitkFloat32)
-        if image.GetDimension() != 3:
-            raise UserError(f"{path} is no single grey volume: it has {image.GetDimension()} dimensions")
-        image = sitk.DICOMOrient(image, "LPS")
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    image = sitk.DICOMOrient(sitk.Cast(read_image(path), sitk.sitkFloat32), "LPS")
     spacing_mm, size = grid.spacing_mm[::-1], grid.shape[::-1]
     for axis, (own, wanted) in enumerate(zip(image.GetSpacing(), spacing_mm, strict=True)):
         # the filter needs four voxels; of thinner images there is nothing to blur

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.case_files import geometry_differences, run_each
-from fvae_nnunet.image_files import Geometry
+from fvae_nnunet.image_files import read_header
 from fvae_nnunet.manifest import sha256_of_file, sha256_of_files
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.results import Results
@@ -158,21 +158,3 @@ def _misfits(files: Mapping[str, Path]) -> list[str]:
     if problems:
         return problems
     return [problem for other in headers[1:] for problem in geometry_differences(headers[0], other)]
-
-
-def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
-    """Shape (z, y, x) and geometry, without reading the voxels.
-
-    Raises:
-        UserError: the header cannot be read.
-    """
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    return tuple(reader.GetSize()[::-1]), geometry

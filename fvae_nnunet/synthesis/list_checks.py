@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.image_files import read_header
 from fvae_nnunet.synthesis.case_list import ListedCase
-from fvae_nnunet.synthesis.mask_files import read_header
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.synthesis.source_cases import SourceDataset
 

@@ -11,24 +11,6 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import Geometry, read_volume
 
 
-def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
-    """Shape (z, y, x) and geometry of a volume, without its voxels.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    return tuple(reader.GetSize()[::-1]), geometry
-
-
 def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: str) -> np.ndarray:
     """The mask that belongs to an image, with axial axes, in the file's own dtype.
 

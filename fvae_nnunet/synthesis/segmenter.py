@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry, read_volume, write_volume
+from fvae_nnunet.image_files import Geometry, read_image, read_volume, write_volume
 from fvae_nnunet.prediction import Prediction
 from fvae_nnunet.predictor import Predictor
 from fvae_nnunet.trained_model import TrainedModel, open_model
@@ -132,4 +132,4 @@ def _provide(path: Path, image: np.ndarray | Path, geometry: Geometry) -> None:
     else:
         import SimpleITK as sitk
 
-        sitk.WriteImage(sitk.ReadImage(str(image)), str(path))
+        sitk.WriteImage(read_image(image), str(path))

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry, read_volume
+from fvae_nnunet.image_files import Geometry, read_header, read_volume
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.manifest import sha256_of_file
 from fvae_nnunet.orientation import AxisOrder
-from fvae_nnunet.synthesis.mask_files import read_header
 from fvae_nnunet.synthesis.organs import OrganSource
 
 if TYPE_CHECKING:
