@@ -157,6 +157,17 @@ def test_hd95_of_equal_masks_is_zero_and_has_no_value_without_both():
     assert surface_distances(mask, mask, spacing_mm=(3, 1, 1)).hausdorff_mm() == 0
     for masks in ((mask, nothing), (nothing, mask), (nothing, nothing)):
         assert surface_distances(*masks, spacing_mm=(3, 1, 1)) is None
+
+
+@pytest.mark.parametrize("shapes", [((4, 4), (4, 4)), ((4, 4, 4), (4, 4, 5)), ((1, 4, 4, 4), (1, 4, 4, 4))])
+@pytest.mark.parametrize("filled", [False, True])
+def test_surfaces_of_slices_and_of_two_shapes_are_refused_also_where_they_are_empty(shapes, filled):
+    masks = [np.full(shape, filled) for shape in shapes]
+    with pytest.raises(UserError, match=r"two masks of one shape \(z, y, x\)") as refused:
+        surface_dice(*masks, spacing_mm=(3, 1, 1), tolerances_mm=(2,))
+    assert str(shapes[0]) in str(refused.value)
+    with pytest.raises(UserError, match="three positive numbers"):
+        surface_dice(np.ones((2, 2, 2), bool), np.ones((2, 2, 2), bool), spacing_mm=(1, 1), tolerances_mm=(2,))
     for policy in ("nan", "flare"):
         for masks in ((mask, nothing), (nothing, mask), (nothing, nothing)):
             metrics = evaluate_case(

@@ -12,9 +12,9 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.case_files import SPACING_TOLERANCE
 from fvae_nnunet.evaluation.reconstruction_summary import SCHEMA
+from fvae_nnunet.image_files import read_header
 from fvae_nnunet.json_files import check_shape, read_json
 from fvae_nnunet.manifest import differences
-from fvae_nnunet.image_files import read_header
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.results import Results
 
