@@ -6,7 +6,6 @@ python scripts/table2.py comparison.json --paper pancreas --vaes wan2.1=wan2.1 -
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.comparison_tables import FEW_CASES
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.recorded_files import write_bytes
 from fvae_nnunet.report.numbers import NOT_THERE, PERCENTILE_MARK, number, p_value
 from fvae_nnunet.report.paper import paper_tables
 
@@ -173,15 +173,11 @@ def run(args: argparse.Namespace) -> int:
     vaes = dict(text.split("=", 1) for text in args.vaes if "=" in text)
     rows = table_rows(comparison, paper, args.paper, vaes)
     shown = [list(HEADINGS), *text_rows(rows)]
-    with atomic_write(args.o.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_bytes(args.o.with_suffix(".csv"), csv_bytes(rows))
     alignment = [":--"] * LEFT + ["--:"] * (len(HEADINGS) - LEFT)
     lines = [f"| {' | '.join(row)} |" for row in [shown[0], alignment, *shown[1:]]]
     markdown = [f"# {args.title}", "", *lines, "", *(f"- {note}" for note in notes(comparison, paper))]
-    with atomic_write(args.o) as temporary:
-        temporary.write_text("\n".join(markdown) + "\n", encoding="utf-8")
+    write_bytes(args.o, ("\n".join(markdown) + "\n").encode())
     print("\n".join([args.title, "", *text_table(shown, LEFT), "", *notes(comparison, paper)]))
     return 0
 

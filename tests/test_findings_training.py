@@ -245,6 +245,19 @@ def test_from_the_dataset_to_the_comparison(dataset, tmp_path, capsys):
     assert (tmp_path / "out" / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_same_training_gives_the_same_bytes_and_names_no_folder_of_the_machine(dataset, tmp_path):
+    outputs = [tmp_path / "one" / "a", tmp_path / "elsewhere" / "two" / "b"]
+    for output in outputs:
+        options = [*TINY, "--steps", "3", "--save-every", "2", "-o", str(output), "--synthetic", "synthetic"]
+        assert train_classifier.main(["40", "--test", *options]) == 0
+    one, other = (
+        {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        for output in outputs
+    )
+    assert one == other and "network.safetensors" in one and "predictions_test.csv" in one
+    assert all(str(tmp_path).encode() not in content for content in one.values())
+
+
 def test_a_fold_is_validated_and_leaves_its_synthetic_cases_out(dataset, tmp_path, capsys):
     from fvae_nnunet.findings.cases import split_cases
 

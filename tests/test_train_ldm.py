@@ -22,6 +22,7 @@ from synthesis_for_tests import edit_dataset_json, label_file, phantom_dataset, 
 from fvae_nnunet.cli import train_ldm
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import read_json
+from fvae_nnunet.portable_names import portable_name, portable_options
 from fvae_nnunet.synthesis import sampling
 from fvae_nnunet.synthesis.latent_cache import (
     cache_folder,
@@ -370,6 +371,48 @@ def test_the_command_makes_a_model_that_says_what_it_is(trained):
     assert model.denoiser.config["consistency"] == "conv"
 
 
+def test_the_same_training_gives_the_same_bytes_and_names_no_folder_of_the_machine(trained, tmp_path):
+    dataset, _ = trained
+    masks = shutil.copytree(dataset.raw / "labelsTr", tmp_path / "machine" / "masks")
+    outputs = [tmp_path / "machine" / "a", tmp_path / "other" / "place" / "b"]
+    for output in outputs:
+        for stage2 in ("1", "2"):
+            # the second time it goes on, with a network that was loaded from a file
+            steps = ("--stage1-steps", "2", "--stage2-steps", stage2)
+            options = ("--organ", f"folder:{masks}:1", "--latents", "of_masks", "-o", str(output))
+            assert train_ldm.main(command(dataset, *options, steps=steps)) == 0
+    one, other = ({name: content for name, content in files_of(output).items()} for output in outputs)
+    times = {name for name in one if name == "progress.csv"}
+    assert {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)} <= times
+    for name, content in one.items():
+        assert b"machine" not in content and str(dataset.raw.parent).encode() not in content, name
+        assert b"_name_or_path" not in content, name
+    assert LatentDiffusion.load(outputs[0]).settings.organ == "folder:masks:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("microsoft/BiomedVLP-CXR-BERT-specialized", "microsoft/BiomedVLP-CXR-BERT-specialized"),
+        ("hub Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "hub Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        ("/home/me/encoder", "encoder"),
+        ("~/encoder", "encoder"),
+        ("../weights/vae.pth", "vae.pth"),
+        ("folder:/data/masks:1,2", "folder:masks:1,2"),
+        ("structures:/data/totalseg", "structures:totalseg"),
+        ("diffusers:/data/vae", "diffusers:vae"),
+        ("label:liver,tumour", "label:liver,tumour"),
+        ("lungs", "lungs"),
+        ("--weights '/home/my self/vae.pth' --vae wan2.1", None),
+    ],
+)
+def test_names_are_kept_and_places_are_not(text, expected):
+    if expected is None:
+        assert portable_options(text) == "--weights vae.pth --vae wan2.1"
+    else:
+        assert portable_name(text) == expected
+
+
 def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
     dataset, folder = trained
     assert train_ldm.main(command(dataset, "--organ", "lungs", "--fold", "1", "--lr", "0.5")) == 1
@@ -450,7 +493,7 @@ def test_reports_condition_the_model(trained, encoder, tmp_path):
     text = ("--reports", str(reports), "--text-encoder", str(encoder), "-o", str(tmp_path / "model"))
     assert train_ldm.main(command(dataset, "--organ", "lungs", *text)) == 0
     model = LatentDiffusion.load(tmp_path / "model")
-    assert model.settings.text_width == 8 and model.settings.text_encoder == str(encoder)
+    assert model.settings.text_width == 8 and model.settings.text_encoder == encoder.name
     assert model.denoiser.config["text_width"] == 8
     reports.write_text(json.dumps({"elsewhere": "nodule"}))
     with pytest.raises(UserError, match="no text of any training case"):

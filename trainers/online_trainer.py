@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fvae_nnunet import __version__
+from fvae_nnunet.portable_names import portable_name
 from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             self.online_settings = {
                 **drawn_with,
                 "vae_named_by": loaded.named_by,
-                "weights": vae.weights_source,
+                "weights": portable_name(vae.weights_source),
                 "compiled": compiled,
             }
             self.print_to_log_file(

@@ -12,6 +12,7 @@ from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.nnunet_folders import dataset_id
+from fvae_nnunet.portable_names import portable_name
 from fvae_nnunet.synthetic_dataset import (
     SyntheticData,
     SyntheticDataset,
@@ -103,7 +104,7 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         self.synthetic_cases = digests
         self.synthetic_settings = {
             "probability": self.synthetic_probability,
-            "synthetic_folder": data.settings["synthetic_folder"],
+            "synthetic_folder": portable_name(data.settings["synthetic_folder"]),
             "cases": sorted(used),
             "left_out": left_out,
             "models": [

@@ -110,6 +110,11 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
     lesions = list(settings.lesion_names) or [NO_LESIONS]
     if len(settings.lesion_names) == 1 and arguments.lesion:
         lesions = [arguments.lesion]
+    kind, _, place = settings.organ.partition(":")
+    if arguments.organ is None and kind in ("folder", "structures") and place and not Path(place).is_absolute():
+        raise UserError(
+            f"{arguments.ldm} was trained with organ masks of the folder {place}; say where it is: --organ {kind}:PATH"
+        )
     dataset = open_source_dataset(
         arguments.dataset,
         organ=arguments.organ or settings.organ,

@@ -251,6 +251,7 @@ def _plan(
 
 def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, loaded: LoadedVAE, texts: Texts) -> None:
     """Start the folder of the training, or check that it was started with the same settings."""
+    from fvae_nnunet.portable_names import portable_name, portable_options
     from fvae_nnunet.synthesis.training_state import KIND, remove_training, training_manifest
 
     if arguments.overwrite:
@@ -264,7 +265,7 @@ def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, lo
             "cases": dataset.cases,
             "reports_sha256": texts.digest,
         },
-        {"weights": loaded.vae.weights_source, "options": loaded.options},
+        {"weights": portable_name(loaded.vae.weights_source), "options": portable_options(loaded.options)},
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.scores import HD95_KEY
 from fvae_nnunet.evaluation.text_table import text_table
@@ -56,11 +56,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
     try:
         with ExitStack() as written:
             for table, rows in tables.items():
-                temporary = written.enter_context(atomic_write(table))
-                with temporary.open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                written.enter_context(atomic_write(table)).write_bytes(csv_bytes(rows))
             write_json(path, comparison)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error

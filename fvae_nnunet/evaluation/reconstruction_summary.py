@@ -31,7 +31,6 @@ sample (n - 1) and NaN for fewer than two. PSNR of equal volumes is ``Infinity``
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,8 +38,10 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import atomic_write, write_json
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.recorded_files import write_bytes
 
 SCHEMA = 1
 
@@ -91,10 +92,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> Path:
     names = {label["key"]: label["name"] for label in results["labels"]}
     rows = [{"case": case["case"]} | dict(_columns(case, names)) for case in results["cases"]]
     try:
-        with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_bytes(table, csv_bytes(rows))
         write_json(path, dict(results))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error

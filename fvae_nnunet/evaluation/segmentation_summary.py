@@ -19,20 +19,21 @@ of `CaseLesions`.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fvae_nnunet
+from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.label_scheme import VOLUME_ENDINGS, Label
 from fvae_nnunet.evaluation.lesion_summary import lesion_records, lesion_table, summarise_lesions
 from fvae_nnunet.evaluation.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.scores import HD95_KEY, ScoredCase, Scores, nsd_key
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.manifest import atomic_write, write_json
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.recorded_files import write_bytes
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
@@ -120,10 +121,7 @@ def write_summary(summary: dict[str, Any], path: Path) -> Path:
         for key, name in names.items()
     ]
     try:
-        with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_bytes(table, csv_bytes(rows))
         write_json(path, summary)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fvae_nnunet.csv_tables import csv_line, plain_text
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.recorded_files import write_bytes
 
 PARTS = ("test", "validation")
 """Sets of cases that a model folder may hold predictions of, the one first that is taken where nothing is said."""
@@ -43,10 +44,8 @@ def predictions_path(folder: Path, part: str) -> Path:
 
 def write_predictions(path: Path, findings: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
     """Write the scores (F,) of each case, atomically, cases in alphabetical order."""
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", *findings])
-        writer.writerows([case, *(f"{score:.8g}" for score in scores[case])] for case in sorted(scores))
+    lines = [["case", *findings], *([case, *(f"{score:.8g}" for score in scores[case])] for case in sorted(scores))]
+    write_bytes(path, "".join(map(csv_line, lines)).encode())
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -60,7 +59,7 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(f"{path} is no file of predictions; a CSV with the columns case and the findings is expected")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+            rows = [[plain_text(cell) for cell in row] for row in csv.reader(file)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no CSV in UTF-8: {error}") from error
     header = [name.strip() for name in rows[0]] if rows else []

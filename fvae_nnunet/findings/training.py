@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.augmentation import Augmentation
 from fvae_nnunet.findings.networks import build_network
 from fvae_nnunet.findings.training_settings import TrainingSettings, positive_weights
 from fvae_nnunet.intensity import hu_to_model
-from fvae_nnunet.manifest import Manifest, atomic_write
+from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.recorded_files import write_bytes
 
 if TYPE_CHECKING:
@@ -244,12 +244,11 @@ def _save(
     settings: TrainingSettings,
 ) -> None:
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "losses": list(losses)}
-    with atomic_write(output / PROGRESS) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "loss", "learning_rate"])
-        writer.writerows(
-            [step + 1, f"{loss:.6g}", f"{settings.learning_rate_at(step):.6g}"] for step, loss in enumerate(losses)
-        )
+    rows = (
+        {"step": step + 1, "loss": f"{loss:.6g}", "learning_rate": f"{settings.learning_rate_at(step):.6g}"}
+        for step, loss in enumerate(losses)
+    )
+    write_bytes(output / PROGRESS, csv_bytes(rows))
     name = f"checkpoint_{len(losses):07d}"
     content = io.BytesIO()
     torch.save(state, content)

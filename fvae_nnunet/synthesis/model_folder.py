@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import SCHEMA, Manifest, versions, write_json
+from fvae_nnunet.manifest import SCHEMA, Manifest, read_json, versions, write_json
 from fvae_nnunet.recorded_files import RecordedFile, damage_of, put_in_place
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
@@ -51,9 +51,9 @@ class ModelSettings:
         class_names: of the classes 1, 2, ...; lesions are the last.
         latent_mean, latent_std: of each latent channel.
         prediction: see ``noise_process``.
-        text_encoder: hub id or folder; None for a model without text.
+        text_encoder: hub id, or name of the folder without its place; None for a model without text.
         text_width: channels of its embeddings; None for a model without text.
-        organ: the option that says where organ masks come from.
+        organ: the option that says where organ masks come from, a folder without its place.
         text_weights_sha256: of the text encoder; None: not checked.
         lesions: how many of the classes are lesions.
     """
@@ -167,6 +167,9 @@ def save_model(
     try:
         partial.chmod(0o755)
         denoiser.save_pretrained(partial / DENOISER_FOLDER)
+        config = partial / DENOISER_FOLDER / "config.json"
+        # where a denoiser was loaded from, which is nobody's business
+        write_json(config, {name: value for name, value in read_json(config).items() if name != "_name_or_path"})
         for weights in (partial / DENOISER_FOLDER).glob("*.safetensors"):
             # safetensors makes files that nobody else may read
             shutil.copymode(partial / DENOISER_FOLDER / "config.json", weights)

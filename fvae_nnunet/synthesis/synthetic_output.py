@@ -65,7 +65,7 @@ def open_output(
 def describe(model: LatentDiffusion, folder: Path) -> dict[str, Any]:
     """The model as records state it."""
     return {
-        "folder": str(folder),
+        "folder": folder.resolve().name,
         "weights_sha256": model.weights_sha256,
         "vae": model.settings.vae,
         "vae_sha256": model.settings.weights_sha256,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.portable_names import portable_name
 from fvae_nnunet.synthesis.latent_cache import cache_folder, latent_statistics, read_records
 from fvae_nnunet.synthesis.latent_draws import LatentDraws, Statistics
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings
@@ -120,9 +121,9 @@ def draws_and_model(
         latent_mean=statistics.mean,
         latent_std=statistics.std,
         prediction=settings.prediction,
-        text_encoder=texts.encoder,
+        text_encoder=None if texts.encoder is None else portable_name(texts.encoder),
         text_width=texts.width,
         text_weights_sha256=texts.weights_sha256,
-        organ=dataset.organ.text,
+        organ=portable_name(dataset.organ.text),
     )
     return draws, model

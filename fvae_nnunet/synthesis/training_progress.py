@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.csv_tables import csv_bytes, csv_line
 from fvae_nnunet.optional_packages import needed_for
+from fvae_nnunet.recorded_files import write_bytes
 
 FILE = "progress.csv"
 COLUMNS = ("step", "stage", "loss", "lesion_loss", "gradient_norm", "learning_rate", "seconds")
@@ -44,12 +45,8 @@ class Progress:
                 from torch.utils.tensorboard import SummaryWriter
             self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=done + 1)
         rows = [row for row in read_progress(output) if int(row["step"]) <= done]
-        with atomic_write(output / FILE) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_bytes(output / FILE, csv_bytes(rows, COLUMNS))
         self._file = (output / FILE).open("a", newline="")
-        self._rows = csv.writer(self._file)
         self._began = time.perf_counter()
         self._smooth: float | None = None
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
@@ -58,7 +55,7 @@ class Progress:
         """Record a step: ``loss``, ``lesion_loss``, ``gradient_norm``, ``learning_rate``; None: not known."""
         figures = [values.get(name) for name in COLUMNS[2:-1]]
         shown = ["" if figure is None else f"{figure:.6g}" for figure in figures]
-        self._rows.writerow([step, stage, *shown, f"{time.perf_counter() - self._began:.2f}"])
+        self._file.write(csv_line([step, stage, *shown, f"{time.perf_counter() - self._began:.2f}"]))
         if self._writer is not None:
             for name, value in values.items():
                 if value is not None:

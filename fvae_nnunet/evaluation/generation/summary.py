@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.manifest import atomic_write, write_json
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.recorded_files import write_bytes
 
 _METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 
@@ -38,13 +39,8 @@ def write_results(results: Mapping[str, Any], path: Path) -> Path:
         UserError: one of them cannot be written.
     """
     table = path.with_suffix(".csv")
-    rows = list(_case_rows(results))
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     try:
-        with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_bytes(table, csv_bytes(_case_rows(results)))
         write_json(path, dict(results))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with -o") from error

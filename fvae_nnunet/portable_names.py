@@ -1,0 +1,23 @@
+"""What of a path may stand in a model that is shared: its own name, and nothing of the machine that it lies on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+
+def portable_name(text: str) -> str:
+    """A path without the folders that lead to it; anything else, such as a hub id, as it is.
+
+    A word before and values behind the path stay: ``folder:/data/masks:1,2`` becomes ``folder:masks:1,2``.
+    """
+    kind, path, values = re.fullmatch(r"([a-z]{2,}:)?(.*?)((?::\d+(?:,\d+)*)?)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    place = Path(path)
+    is_path = place.is_absolute() or path.startswith(("~", "./", "../")) or (len(place.parts) > 1 and place.exists())
+    return f"{kind or ''}{place.name}{values}" if is_path else text
+
+
+def portable_options(options: str) -> str:
+    """Options of a command, each path in them as ``portable_name`` has it."""
+    return shlex.join(portable_name(word) for word in shlex.split(options))
