@@ -32,7 +32,7 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import check_shape, read_json
-from fvae_nnunet.recorded_files import RecordedFile, damage_of, write_shared
+from fvae_nnunet.recorded_files import RecordedFile, damage_of, flush, write_shared
 from fvae_nnunet.recorded_files import atomic_write as atomic_write
 from fvae_nnunet.recorded_files import sha256_of_file as sha256_of_file
 from fvae_nnunet.recorded_settings import SETTINGS
@@ -217,10 +217,16 @@ class Manifest:
             case: its identifier.
             inputs: digest of each file that it was made from, by name.
             outputs: its files, complete and in their final place, known by their paths relative to the folder; with
-                what is to be recorded of them (``write_bytes`` gives it), or they are read.
+                what is to be recorded of them (``write_bytes`` gives it), or they are flushed and read.
             results: figures to keep.
         """
-        recorded = outputs if isinstance(outputs, Mapping) else {path: RecordedFile.of(path) for path in outputs}
+        if isinstance(outputs, Mapping):
+            recorded = outputs
+        else:
+            outputs = list(outputs)
+            for path in outputs:
+                flush(path)
+            recorded = {path: RecordedFile.of(path) for path in outputs}
         record = {"inputs": inputs, "outputs": {self._name(path): file.to_json() for path, file in recorded.items()}}
         write_json(self._case_path(case), record | results)
 
@@ -265,7 +271,7 @@ class Manifest:
         return damage_of(self.outputs(case))
 
     def has_digests(self, case: str) -> bool:
-        """Whether the files of a finished case can be checked: records of version 0.1.0 have sizes only."""
+        """Whether the files of a finished case can be checked: records of older versions have sizes only."""
         return all(file.sha256 is not None for file in self.outputs(case).values())
 
     def check_sample(self, cases: Sequence[str], repair: str) -> str:
@@ -288,7 +294,7 @@ class Manifest:
         if without:
             return (
                 f"digests of {len(sample) - len(without)} of {len(cases)} cases checked; the records of "
-                f"{len(without)} that were to be checked, made by version 0.1.0, have none, so only sizes are known"
+                f"{len(without)} that were to be checked, made by an older version, have none, so only sizes are known"
             )
         return f"digests of {len(sample)} of {len(cases)} cases checked: all as recorded"
 

@@ -1,6 +1,6 @@
 """Files that count only once they are on the disk, and what is recorded of them to tell later whether they are whole.
 
-What is recorded of a file is ``{"bytes": 1234, "sha256": "..."}``; records of version 0.1.0 hold the number of bytes
+What is recorded of a file is ``{"bytes": 1234, "sha256": "..."}``; records of older versions hold the number of bytes
 alone, so that of their files only the size can be checked.
 """
 
@@ -38,7 +38,7 @@ class RecordedFile:
 
     Attributes:
         bytes: its size.
-        sha256: hex digest; None in records of version 0.1.0.
+        sha256: hex digest; None in records of older versions.
     """
 
     bytes: int

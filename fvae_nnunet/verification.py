@@ -17,7 +17,7 @@ class Verified:
     Attributes:
         checked: finished cases whose files were read and compared.
         damaged: a sentence for each file that is not as it was written; the record of its case is gone.
-        without_digest: finished cases, recorded by version 0.1.0, of which only sizes were compared.
+        without_digest: finished cases, recorded by an older version, of which only sizes were compared.
     """
 
     checked: int
@@ -29,7 +29,7 @@ class Verified:
         without = ""
         if self.without_digest:
             without = (
-                f"; {len(self.without_digest)} more were recorded by version 0.1.0, without digests: only sizes were "
+                f"; {len(self.without_digest)} more were recorded by an older version, without digests: only sizes were "
                 "compared, --overwrite makes them anew"
             )
         return f"verified: the files of {self.checked} finished cases were read{damaged}{without}"

@@ -142,7 +142,7 @@ def train(
 def load_network(output: Path, settings: TrainingSettings, device: str) -> nn.Module:
     """The trained network of a model folder, in evaluation mode; UserError where its file is damaged.
 
-    Networks of version 0.1.0 have no record and cannot be checked.
+    Networks of an older version have no record and cannot be checked.
     """
     from safetensors.torch import load_file
 

@@ -193,7 +193,7 @@ def save_model(
 
 
 def refuse_damaged(folder: Path) -> None:
-    """UserError where a file of a model is not as it was written; models of version 0.1.0 cannot be checked."""
+    """UserError where a file of a model is not as it was written; models of an older version cannot be checked."""
     for path, what in damage_of(Manifest(folder).files()).items():
         raise UserError(f"{path} {what}; copy the model again, or make it again with fvae-train-ldm")
 

@@ -73,7 +73,7 @@ class Checkpoint:
         """UserError where its state is missing or cannot be read."""
         path = folder / _STATE / "state.json"
         content = read_json(path, _STATE_OF_IT)
-        # those of version 0.1.0 have no digest
+        # those of an older version have no digest
         if content.pop("sha256", None) not in (None, _digest(content)):
             raise UserError(f"{path} holds other values than were written (sha256)")
         first, second = content["steps"]
@@ -82,7 +82,7 @@ class Checkpoint:
     def damage(self) -> str | None:
         """The first file that is not as it was written, and what is wrong; None where all are. Reads all of it.
 
-        Checkpoints of version 0.1.0 cannot be checked.
+        Checkpoints of an older version cannot be checked.
         """
         try:
             recorded = read_json(self.folder / _STATE / "state.json").get("files", {})
