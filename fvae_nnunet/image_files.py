@@ -148,7 +148,7 @@ def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         if header is None or reader is not None:
-            raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+            raise _unread(path, error, header) from error
         image = _through_nibabel(path)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(
@@ -156,6 +156,15 @@ def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
             f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
         )
     return image, header
+
+
+def _unread(path: Path, error: RuntimeError, header: bytes | None) -> UserError:
+    """What SimpleITK said, in a sentence."""
+    way_out = "" if header is None else (
+        ". If it is sheared or NIfTI-2, nnU-Net's NibabelIO reads it: name it in dataset.json as "
+        "overwrite_image_reader_writer and plan again, or resample the image"
+    )  # fmt: skip
+    return UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}{way_out}")
 
 
 def _nibabel_first(path: Path, reader: str | None) -> bool:
@@ -227,8 +236,11 @@ def read_volume(path: Path, *, reader: str | None = None) -> tuple[np.ndarray, G
     return sitk.GetArrayFromImage(image), geometry
 
 
-def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
-    """Shape (z, y, x) and geometry of a volume, without its voxels.
+def read_header(path: Path, *, reader: str | None = None) -> tuple[tuple[int, ...], Geometry]:
+    """Shape (z, y, x) and geometry of a volume as it lies in the file, without its voxels.
+
+    Args:
+        path, reader: as for ``read_image``.
 
     Raises:
         UserError: it cannot be read.
@@ -236,15 +248,15 @@ def read_header(path: Path) -> tuple[tuple[int, ...], Geometry]:
     import SimpleITK as sitk
 
     header = check_image_file(path, voxels_too=False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    file = sitk.ImageFileReader()
+    file.SetFileName(str(path))
     try:
-        if header is None or not _nibabel_first(path, None):
-            reader.ReadImageInformation()
-            return reader.GetSize()[::-1], Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+        if header is None or not _nibabel_first(path, reader):
+            file.ReadImageInformation()
+            return file.GetSize()[::-1], Geometry(file.GetSpacing(), file.GetOrigin(), file.GetDirection())
     except RuntimeError as error:
-        if header is None:
-            raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+        if header is None or reader is not None:
+            raise _unread(path, error, header) from error
     loaded = _load_nifti(path)
     return loaded.shape[::-1], _geometry_of(loaded.affine)
 

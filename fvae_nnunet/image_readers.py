@@ -26,5 +26,5 @@ def reader_beside(dataset_json: Path) -> str | None:
     None also for a reader that is not one of ``READERS``.
     """
     plans = dataset_json.with_name("plans.json")
-    named = reader_of(read_json(plans) if plans.is_file() else {}, read_json(dataset_json))
+    named = reader_of(read_json(plans, dict) if plans.is_file() else {}, read_json(dataset_json, dict))
     return named if named in READERS else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from fvae_nnunet.errors import UserError
 
@@ -64,3 +65,23 @@ def dataset_name(id_or_name: str) -> str:
         f"no dataset {id_or_name} in {' or '.join(str(place) for place in places.values())}; "
         f"there are: {', '.join(known) or 'none'}"
     )
+
+
+def training_files(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """``{"images": [...], "label": ...}`` for each training case of a raw dataset, as nnU-Net finds them.
+
+    Raises:
+        UserError: there are none, or nnU-Net would pass over something that is called as an image.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from fvae_nnunet.image_files import find_files
+    from fvae_nnunet.ordinary_files import check_file
+
+    if "dataset" not in dataset_json:
+        for path in find_files(raw / "imagesTr", dataset_json["file_ending"]).values():
+            check_file(path)
+    files: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    if not files:
+        raise UserError(f"{raw} holds no training images")
+    return {str(case): files[case] for case in files}

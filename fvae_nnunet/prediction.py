@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import find_files
+from fvae_nnunet.image_files import find_files, read_header
+from fvae_nnunet.image_readers import READERS
 from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.trained_model import TrainedModel
 
@@ -88,16 +89,20 @@ def case_of(image: Path, model: TrainedModel) -> str:
     return image.name.removesuffix(model.file_ending)[:-5]
 
 
-def damaged_cases(cases: CaseFiles, channels: Collection[int], *, workers: int) -> dict[str, UserError]:
-    """The cases with a file among these channels that ``check_image_file`` refuses, and what is wrong with it.
+def damaged_cases(
+    cases: CaseFiles, channels: Collection[int], *, reader: str | None, workers: int
+) -> dict[str, UserError]:
+    """The cases with a file among these channels that is refused, and what is wrong with it.
 
-    For the files that nnU-Net reads: it would predict on what its readers make up.
+    For the files that nnU-Net reads, with this reader: it would predict on what the reader makes up.
     """
 
     def error_of(case: str) -> UserError | None:
         try:
             for channel in channels:
                 check_image_file(cases[case][channel])
+                if reader in READERS:
+                    read_header(cases[case][channel], reader=reader)
         except UserError as error:
             return error
         return None

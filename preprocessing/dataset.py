@@ -9,7 +9,7 @@ from typing import Any
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
-from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
+from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder, training_files
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ def open_preprocessed_dataset(
         UserError: something is missing, unknown or not supported; the message says what to run.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     name = dataset_name(id_or_name)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
@@ -100,9 +99,7 @@ def open_preprocessed_dataset(
         if not any(folder.glob("*.b2nd")) and any(folder.glob("*.npz")):
             raise UserError(f"{folder} holds .npz of an older nnU-Net; run again: {preprocess_command} {configuration}")
 
-    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
-    if not files:
-        raise UserError(f"{raw} holds no training images")
+    files = training_files(raw, dataset_json)
     unprocessed = [
         f"{case} ({configuration})"
         for configuration, folder in folders.items()

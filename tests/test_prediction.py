@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -272,6 +273,55 @@ def test_a_damaged_image_is_named_and_has_no_result_and_the_others_are_done(
     assert "nnU-Net stopped" not in err
     assert sorted(labels(output)) == [f"{path.name[: -len('_0000.nii.gz')]}.nii.gz" for path in others]
     assert is_clean(output)
+
+
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+def test_sheared_images_are_predicted_on_the_view_by_models_of_nibabels_readers(recon_only, images, tmp_path, reader):
+    model = tmp_path / recon_only.parent.name / recon_only.name
+    shutil.copytree(recon_only, model)
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": reader}))
+    affines = {}
+    for path in images.iterdir():
+        image = nibabel.load(path)
+        affine = image.affine.copy()
+        affine[1, 2] += 0.4
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+        affines[path.name.replace("_0000", "")] = affine
+    assert run(model, images, tmp_path / "out") == 0
+    for name, affine in affines.items():
+        np.testing.assert_allclose(nibabel.load(tmp_path / "out" / name).affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["raw", "view"])
+def test_what_is_no_image_is_named_and_the_others_are_done(recon_only, images, tmp_path, capsys, tta):
+    nans = nibabel.Nifti1Image(np.full((48, 48, 24), np.nan, np.float32), np.diag([2, 2, 3, 1]))
+    nibabel.save(nans, images / "nan_0000.nii.gz")
+    os.mkfifo(images / "pipe_0000.nii.gz")
+    (images / "link_0000.nii.gz").symlink_to("/nowhere/image.nii.gz")
+    assert run(recon_only, images, tmp_path / "out", "--tta", tta) == 1
+    err = capsys.readouterr().err
+    assert f"{images / 'nan_0000.nii.gz'}: 55296 of 55296 voxels are not finite" in err
+    assert f"{images / 'pipe_0000.nii.gz'} is a pipe" in err
+    assert f"{images / 'link_0000.nii.gz'} is a link that leads nowhere (to /nowhere/image.nii.gz)" in err
+    assert "3 of 5 cases failed" in err
+    assert len(labels(tmp_path / "out")) == 2
+    first = sorted(images.iterdir())[-1]
+    first.rename(images / first.name.upper())
+    assert run(recon_only, images, tmp_path / "out", "--tta", tta) == 1
+    assert f"would be left out: {first.name.upper()}" in capsys.readouterr().err
+
+
+def test_an_image_that_the_models_reader_does_not_read_is_said_before_nnunet_tries(
+    recon_only, images, tmp_path, capsys
+):
+    path = sorted(images.iterdir())[0]
+    nibabel.save(nibabel.Nifti2Image(np.asarray(nibabel.load(path).dataobj), np.diag([2, 2, 3, 1])), path)
+    assert run(recon_only, images, tmp_path / "out", "--tta", "raw") == 1
+    err = capsys.readouterr().err
+    assert "nnU-Net's NibabelIO reads it" in err
+    assert "nnU-Net stopped" not in err
+    assert len(labels(tmp_path / "out")) == 1
 
 
 def test_where_nnunet_stops_at_an_image_the_others_are_done(mixed, images, tmp_path, capsys):

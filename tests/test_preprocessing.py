@@ -1,7 +1,9 @@
+import re
 import shutil
 from pathlib import Path
 
 import blosc2
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -102,6 +104,36 @@ def test_a_non_axial_first_image_is_reconstructed_in_axial_slices(clone):
     make_view(clone, vae, configurations=["3d_fullres"])
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).shape == (48, 24, 48)
     assert {window[3:] for window in vae.windows} == {(48, 48)}
+
+
+def test_a_sheared_dataset_is_read_with_the_reader_of_its_plans(clone):
+    clone.write_plans(clone.plans | {"image_reader_writer": "NibabelIO"})
+    for path in [*(clone.raw / "imagesTr").iterdir(), *(clone.raw / "labelsTr").iterdir()]:
+        image = nibabel.load(path)
+        affine = image.affine.copy()
+        affine[1, 2] += 0.4
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    clone.preprocess("3d_fullres")
+    assert_view_is_nnunets_own(make_view(clone, configurations=["3d_fullres"]), clone)
+
+
+def test_images_and_labels_that_nnunet_misreads_or_passes_over_are_named(clone):
+    images, labels = (sorted((clone.raw / folder).iterdir()) for folder in ("imagesTr", "labelsTr"))
+    for path in (images[0], labels[1]):
+        array = np.asarray(nibabel.load(path).dataobj).astype(np.float32)
+        array[0, 0, 0] = np.nan
+        nibabel.save(nibabel.Nifti1Image(array, nibabel.load(path).affine), path)
+    for path in (images[0], labels[1]):
+        with pytest.raises(UserError, match=f"{re.escape(str(path))}: 1 of 55296 voxels are not finite"):
+            make_view(clone, configurations=["3d_fullres"])
+        shutil.copy(labels[2] if path in labels else images[2], path)
+    link = clone.raw / "imagesTr" / "late_0000.nii.gz"
+    link.symlink_to("/nowhere.nii.gz")
+    with pytest.raises(UserError, match=r"late_0000\.nii\.gz is a link that leads nowhere"):
+        open_preprocessed_dataset(clone.name)
+    link.rename(clone.raw / "imagesTr" / "late_0000.NII.GZ")
+    with pytest.raises(UserError, match=r"would be left out: late_0000\.NII\.GZ"):
+        open_preprocessed_dataset(clone.name)
 
 
 def test_finished_cases_are_left_alone_and_damaged_or_changed_ones_made_again(clone):

@@ -139,7 +139,7 @@ def _predict(
     predictor = Predictor(model, how, inputs)
     reconstructed = model.reconstructed_channels(arguments.channels) if "view" in inputs else []
     as_they_are = [channel for channel in range(model.channels) if channel not in reconstructed]
-    damaged = damaged_cases(cases, as_they_are, workers=how.preprocessing_processes)
+    damaged = damaged_cases(cases, as_they_are, reader=model.reader, workers=how.preprocessing_processes)
     _say(arguments, damaged)
     failed = dict.fromkeys(damaged, "damaged image")
     with scratch_folder(arguments.o) as scratch:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet_files import read_dataset_json
-from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder, training_files
 from fvae_nnunet.report.case_images import ct_channel
 from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
 
@@ -91,14 +91,9 @@ def _load(folder: Path) -> SyntheticSet:
 
 def _training_files(dataset: str, folder: Path) -> dict[str, dict[str, Any]]:
     """nnU-Net's list of the raw training cases of a dataset."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
     raw = nnunet_folder("nnUNet_raw") / dataset_name(dataset)
     if not (raw / "dataset.json").is_file():
         raise UserError(
             f"{raw / 'dataset.json'} is missing; the pictures of {folder} need the images of the source cases"
         )
-    found: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
-        str(raw), read_dataset_json(raw / "dataset.json")
-    )
-    return found
+    return training_files(raw, read_dataset_json(raw / "dataset.json"))

@@ -10,7 +10,7 @@ from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
 from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
-from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder, training_files
 from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS, lesion_labels
 from fvae_nnunet.synthesis.organs import OrganSource
 from fvae_nnunet.synthesis.source_cases import SourceDataset
@@ -39,8 +39,6 @@ def open_source_dataset(
     Raises:
         UserError: something is missing, unknown or not supported.
     """
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
     from fvae_nnunet.evaluation.label_scheme import LabelScheme
 
     name = dataset_name(id_or_name)
@@ -60,9 +58,7 @@ def open_source_dataset(
         )
     label_values = {name: (label,) if isinstance(label, int) else label for label, name in scheme.names.items()}
     chosen = lesion_labels(raw, label_values, lesions)
-    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
-    if not files:
-        raise UserError(f"{raw} holds no training images")
+    files = training_files(raw, dataset_json)
     cases = sorted(files) if fold is None else training_cases(name, sorted(files), fold)
     label_files = {case: Path(files[case]["label"]) for case in cases}
     missing = [path for path in label_files.values() if not path.is_file()]
