@@ -312,9 +312,7 @@ def test_what_is_no_image_is_named_and_the_others_are_done(recon_only, images, t
     assert f"would be left out: {first.name.upper()}" in capsys.readouterr().err
 
 
-def test_an_image_that_the_models_reader_does_not_read_is_said_before_nnunet_tries(
-    recon_only, images, tmp_path, capsys
-):
+def test_what_the_models_reader_does_not_read_is_said_before_nnunet_tries(recon_only, images, tmp_path, capsys):
     path = sorted(images.iterdir())[0]
     nibabel.save(nibabel.Nifti2Image(np.asarray(nibabel.load(path).dataobj), np.diag([2, 2, 3, 1])), path)
     assert run(recon_only, images, tmp_path / "out", "--tta", "raw") == 1
