@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 from scipy import ndimage, special
@@ -84,6 +86,89 @@ def test_blur_leaves_a_symmetric_edge_in_place_and_takes_its_sharpness(spacing_m
     one_voxel_mm2 = np.square(direction * spacing_mm).sum()
     expected = np.sqrt((edge_mm**2 + one_voxel_mm2) / (edge_mm**2 + (1 + 1.2**2) * one_voxel_mm2))
     assert found.sharpness_ratio == pytest.approx(expected, rel=0.05)
+
+
+SOLID_FIELD_MM = (20.0, 22.4, 22.4)
+
+
+@lru_cache
+def solid(kind, thickness_mm, spacing_mm, centre_mm=(2.4, 0.21, -0.17), samples_per_mm=4):
+    """Part of each voxel that a solid fills: a sphere, a sheet across y or a vessel along z; its blur of 0.6 mm too."""
+    grids = []
+    for field_mm, edge_mm, middle_mm in zip(SOLID_FIELD_MM, spacing_mm, centre_mm):
+        parts = round(samples_per_mm * edge_mm)
+        count = round(field_mm / edge_mm) * parts
+        grids.append(((np.arange(count) + 0.5) * edge_mm / parts - field_mm / 2 - middle_mm, parts))
+    z, y, x = np.ix_(*[grid.astype(np.float32) for grid, _ in grids])
+    axes = {"sphere": (z, y, x), "sheet": (y,), "vessel": (y, x)}[kind]
+    outwards_mm = np.sqrt(sum(axis**2 for axis in axes)) - thickness_mm / 2
+    filled = np.clip(0.5 - outwards_mm * samples_per_mm, 0, 1)
+    filled = np.broadcast_to(filled, [len(grid) for grid, _ in grids])
+    pairs = [length for grid, parts in grids for length in (len(grid) // parts, parts)]
+    filled = filled.reshape(pairs).mean((1, 3, 5))
+    return filled, ndimage.gaussian_filter(filled, [0, *(0.6 / edge for edge in spacing_mm[1:])], mode="nearest")
+
+
+@pytest.mark.parametrize("slice_mm", [1.0, 5.0])
+@pytest.mark.parametrize("kind", ["sphere", "sheet", "vessel"])
+@pytest.mark.parametrize(
+    "thickness_mm, least_mm, most_mm",
+    [(1.5, 0.02, 0.25), (2, 0.04, 0.25), (2.8, 0.1, 0.3), (4, 0.19, 0.34), (6, 0.26, 0.34), (12, 0.26, 0.34)],
+)
+def test_thin_structures_shift_to_the_right_side(kind, thickness_mm, least_mm, most_mm, slice_mm):
+    """Exact partial volumes, 0.3 mm on each side; what blur leaves of it in thin ones: the docstring of the module."""
+    spacing_mm = (slice_mm, 0.7, 0.7)
+    filled, raw = solid(kind, thickness_mm, spacing_mm)
+    if not (filled >= 0.5).any():
+        pytest.skip("a ball of 1.5 or 2 mm fills no half of a voxel of 5 mm")
+    for growth_mm in (0.3, -0.3):
+        _, view = solid(kind, thickness_mm + 2 * growth_mm, spacing_mm)
+        for contrast_hu in (100, -100):
+            found = measured(contrast_hu * raw, contrast_hu * view, filled >= 0.5, spacing_mm)
+            assert found.edge_points > 0.8 * found.surface_points
+            assert least_mm < found.shift_median_mm * np.sign(growth_mm) < most_mm
+
+
+@pytest.mark.parametrize("neighbour_hu", [100, 400])
+@pytest.mark.parametrize("gap_mm", [1.5, 3])
+@pytest.mark.parametrize("moves_too", [False, True])
+def test_a_neighbour_that_is_as_bright_or_brighter_is_no_edge_of_the_structure(neighbour_hu, gap_mm, moves_too):
+    spacing_mm, thickness_mm = (5.0, 0.7, 0.7), 2.8
+    beside_mm = (2.4, 0.21 + thickness_mm / 2 + gap_mm + 2, -0.17)
+    filled, raw = solid("vessel", thickness_mm, spacing_mm)
+    _, beside = solid("vessel", 4, spacing_mm, beside_mm)
+    for growth_mm in (0.3, -0.3):
+        _, view = solid("vessel", thickness_mm + 2 * growth_mm, spacing_mm)
+        _, then = solid("vessel", 4 + 2 * growth_mm * moves_too, spacing_mm, beside_mm)
+        raw_hu, view_hu = -50 + 100 * raw + neighbour_hu * beside, -50 + 100 * view + neighbour_hu * then
+        found = measured(raw_hu, view_hu, filled >= 0.5, spacing_mm)
+        assert found.shift_median_mm == pytest.approx(0.63 * growth_mm, abs=0.06)
+
+
+def test_a_structure_between_a_darker_and_a_brighter_one_has_edges_of_both_senses():
+    spacing_mm = (5.0, 0.7, 0.7)
+    filled, raw = solid("vessel", 6, spacing_mm)
+    y_mm = (np.arange(32) - 15.5)[:, None] * 0.7
+    background_hu = 10 + 110 * special.erf(y_mm / 1.2)
+    for growth_mm in (0.3, -0.3):
+        _, view = solid("vessel", 6 + 2 * growth_mm, spacing_mm)
+        raw_hu, view_hu = (background_hu + (50 - background_hu) * part for part in (raw, view))
+        found = measured(raw_hu, view_hu, filled >= 0.5, spacing_mm)
+        assert found.edge_points > 0.95 * found.surface_points
+        assert found.shift_median_mm == pytest.approx(growth_mm, abs=0.04)
+
+
+def test_noise_does_not_turn_the_sign_of_a_thin_vessels_shift():
+    spacing_mm, rng = (1.0, 0.7, 0.7), np.random.default_rng(0)
+    filled, raw = solid("vessel", 2.8, spacing_mm)
+    region = np.zeros(raw.shape, bool)
+    region[:, :6] = True
+    for growth_mm in (0.3, -0.3):
+        _, view = solid("vessel", 2.8 + 2 * growth_mm, spacing_mm)
+        raw_hu, view_hu = (-50 + 100 * part + rng.normal(0, 15, raw.shape) for part in (raw, view))
+        found = measured(raw_hu, view_hu, filled >= 0.5, spacing_mm, region)
+        assert found.edge_points > 0.5 * found.surface_points
+        assert found.shift_median_mm == pytest.approx(0.63 * growth_mm, abs=0.08)
 
 
 def test_the_same_volume_has_no_shift_at_all():
