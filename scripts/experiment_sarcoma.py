@@ -21,7 +21,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from small_plans import small_plans
+from steps import command_environment
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
@@ -362,10 +362,9 @@ def _run_file(args: argparse.Namespace, arm: str, fold: int, seed: int) -> Path:
 def _environment(args: argparse.Namespace) -> dict[str, str]:
     """For the commands: nnU-Net's folders; on a CPU every run has its share of the cores and loads its own data."""
     folders = {name: str(args.work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     threads = str(max(1, (os.cpu_count() or 1) // args.parallel))
     cpu = {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": threads}
-    return {**os.environ, **folders, **(cpu if args.device == "cpu" else {}), "PATH": search_path}
+    return command_environment(folders | (cpu if args.device == "cpu" else {}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

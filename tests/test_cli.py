@@ -292,12 +292,13 @@ def test_preprocess_prints_the_way_out_where_nnunets_folder_is_read_only(clone, 
     from fvae_nnunet import registration
 
     def refuse():
-        raise UserError("cannot be written. export nnUNet_extTrainer=/stub")
+        raise UserError("cannot be written. Install nnU-Net in an environment of your own")
 
     monkeypatch.setattr(registration, "is_found_by_nnunet", lambda: False)
+    monkeypatch.setattr(registration, "has_external_trainers", lambda: False)
     monkeypatch.setattr(registration, "register", refuse)
     assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0")) == 0
-    assert "export nnUNet_extTrainer=/stub" in capsys.readouterr().out
+    assert "cannot be written. Install nnU-Net in an environment of your own" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small tmpfs needs root on Linux")
