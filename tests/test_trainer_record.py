@@ -78,6 +78,7 @@ def test_the_record_holds_shares_base_and_view(clone):
     [
         (Mine, True, "nnUNetTrainerFVAEReconOnly"),
         (nnUNetTrainerFVAEReconOnly_5epochs, True, "nnUNetTrainerFVAEReconOnly"),
+        (with_epochs(nnUNetTrainerFVAEReconOnly, 300), True, "nnUNetTrainerFVAEReconOnly"),
         (AllView, True, "nnUNetTrainerFVAE"),
         (OnlineAllView, True, "nnUNetTrainerFVAEOnline"),
         (SynthAllView, False, "nnUNetTrainerFVAESynth"),

@@ -43,6 +43,5 @@ for _base in (
 ):
     for _epochs in EPOCHS:
         _variant = with_epochs(_base, _epochs)
-        _variant.__module__ = __name__
         globals()[_variant.__name__] = _variant
         __all__.append(_variant.__name__)

@@ -52,6 +52,7 @@ class RecordingTrainer(nnUNetTrainer):
         return {
             "version": __version__,
             "trainer": type(self).__name__,
+            # modules of this package; the variants of length are made in the package itself
             "base": next(base.__name__ for base in type(self).__mro__ if base.__module__.startswith(f"{__package__}.")),
             **self._shares(),
             "view": self.view_settings,

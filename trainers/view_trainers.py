@@ -114,10 +114,7 @@ class nnUNetTrainerFVAEBlend(nnUNetTrainerFVAE):
 
 
 def with_epochs(base: type[RecordingTrainer], epochs: int) -> type[RecordingTrainer]:
-    """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``.
-
-    It counts as defined in the module of ``base``: assign it there to that name.
-    """
+    """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``."""
 
     class Variant(base):  # type: ignore[misc,valid-type]
         def __init__(
@@ -132,5 +129,5 @@ def with_epochs(base: type[RecordingTrainer], epochs: int) -> type[RecordingTrai
             self.num_epochs = epochs
 
     Variant.__name__ = Variant.__qualname__ = f"{base.__name__}_{epochs}epoch{'' if epochs == 1 else 's'}"
-    Variant.__module__ = base.__module__
+    Variant.__module__ = __package__
     return Variant
