@@ -151,16 +151,16 @@ folds = [cases[:2], cases[2:]]
 PYTHON
 step "train without a view" "not 0" train WalkMixed 0
 prints "has no reconstructed view. Make it with: fvae-preprocess $ID -c 3d_fullres -p $PLANS"
-step "fvae-preprocess" 0 fvae-preprocess $ID -p $PLANS --vae tiny -np 1
+step "fvae-preprocess" 0 fvae-preprocess $ID -p $PLANS --vae tiny -np 0
 prints "4 cases done"
 prints "nnUNetv2_train $ID 3d_fullres 0 -tr nnUNetTrainerFVAE -p $PLANS"
-step "fvae-preprocess again" 0 fvae-preprocess $ID -p $PLANS --vae tiny -np 1
+step "fvae-preprocess again" 0 fvae-preprocess $ID -p $PLANS --vae tiny -np 0
 prints "4 already complete"
 step "fvae-train-ldm" 0 fvae-train-ldm $ID --vae tiny --size tiny --stage1-steps 2 --stage2-steps 1 --batch 2 \
     --samples-every 0 -device cpu -o "$work/ldm"
-step "fvae-synthesize" 0 fvae-synthesize $ID --ldm "$work/ldm" -n 3 --diameter-mm 6 12 --steps 2 --no-filter -device cpu -np 1
+step "fvae-synthesize" 0 fvae-synthesize $ID --ldm "$work/ldm" -n 3 --diameter-mm 6 12 --steps 20 --no-filter -device cpu -np 0
 step "fvae-preprocess --synthetic" 0 fvae-preprocess $ID -p $PLANS -c 3d_fullres \
-    --synthetic "$nnUNet_raw/fvae_synthetic/$NAME" -np 1
+    --synthetic "$nnUNet_raw/fvae_synthetic/$NAME" -np 0
 prints "3 synthetic cases done"
 
 say "== training"
@@ -193,7 +193,7 @@ prints "Epoch 1"
 export WALK_EPOCHS=3
 step "--c with another probability" "not 0" env WALK_PROBABILITY=0.9 bash -c 'train WalkMixed 0 --c'
 prints "view_probability: 0.5, now 0.9"
-step "another view" 0 fvae-preprocess $ID -p $PLANS --vae tiny --hu-window -300 300 --view narrow -np 1
+step "another view" 0 fvae-preprocess $ID -p $PLANS --vae tiny --hu-window -300 300 --view narrow -np 0
 step "--c with another view" "not 0" env nnUNet_fvae_view=narrow bash -c 'train WalkRecon 0 --c'
 prints 'view_name: "tiny", now "narrow"'
 prints "view.hu_window: [-1000.0, 1000.0], now [-300.0, 300.0]"
