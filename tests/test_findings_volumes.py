@@ -12,6 +12,7 @@ from findings_for_tests import write_image
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.findings.volumes import Grid, VolumeCache, read_on_grid
+from fvae_nnunet.manifest import Manifest
 
 
 def ramp_mm(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -99,6 +100,16 @@ def test_only_what_changed_is_made_again(tmp_path):
     assert [after[case.key] == before[case.key] for case in cases] == [True, False, False]
     assert [int(cache.load(case.key).max()) for case in cases] == [0, 77, 20]
     assert cache.digest("case_1") != digest
+
+
+def test_a_touched_image_does_not_make_a_damaged_volume_whole(tmp_path):
+    cases, cache = cases_in(tmp_path), VolumeCache(tmp_path / "cache", Grid((2, 2, 2), (6.0, 4.0, 4.0)))
+    cache.complete(cases, workers=0)
+    path = cache.folder / "case_0.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    os.utime(cases[0].image, (1, 1))
+    cache.complete(cases, workers=0)
+    assert list(Manifest(cache.folder).damage("case_0")) == [path]
 
 
 def test_unreadable_images_are_all_named_and_the_others_done(tmp_path):

@@ -422,6 +422,22 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_0000002", "checkpoint_0000003"]
 
 
+def test_damaged_latents_are_named_and_encoded_again(trained, tmp_path, capsys):
+    dataset, _ = trained
+    folder = dataset.preprocessed / "fvae_latents" / "tiny_onehot"
+    path = sorted(folder.glob("*.safetensors"))[-1]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    options = ("--organ", "lungs", "-o", str(tmp_path / "model"))
+    assert train_ldm.main(command(dataset, *options)) == 1
+    assert f"{path.name} holds other bytes" in capsys.readouterr().err
+    assert train_ldm.main(command(dataset, *options, "--verify")) == 0
+    said = capsys.readouterr()
+    assert f"DAMAGED, is made again: {path.stem}: {path} holds other bytes" in said.err
+    assert "latents: digests of 5 of 5 cases checked: all as recorded" in said.out
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     "name", ["training/notes.txt", "samples/s.png", "denoiser/weights.pt", "checkpoint_12/w.pt", "progress.csv"]
 )

@@ -108,7 +108,12 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
             "cases": sorted(used),
             "left_out": left_out,
             "models": [
-                {key: value for key, value in model.items() if key != "training_cases"} for model in data.models
+                {
+                    key: portable_name(value) if key == "folder" else value
+                    for key, value in model.items()
+                    if key != "training_cases"
+                }
+                for model in data.models
             ],
             "validation_cases_seen_by_model": seen,
         }

@@ -7,6 +7,7 @@ holds size and time of its image besides the digest: where these are as they wer
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case, named
 from fvae_nnunet.image_files import read_image
 from fvae_nnunet.intensity import round_to_int16
-from fvae_nnunet.manifest import Manifest, atomic_write, sha256_of_file
+from fvae_nnunet.manifest import Manifest, sha256_of_file
+from fvae_nnunet.recorded_files import write_bytes
 
 OUTSIDE_HU = -1024
 """Of what lies outside the image: air, as scanners write it."""
@@ -188,9 +190,11 @@ def _as_it_is(case: str, made: _Made) -> _Made:
 
 def _write(folder: Path, images: Mapping[str, Path], case: str, made: _Made) -> dict[str, Any]:
     path = folder / f"{case}.npy"
+    outputs = Manifest(folder).outputs(case)
     if made.volume_hu is not None:
-        with atomic_write(path) as temporary:
-            np.save(temporary, made.volume_hu)
+        content = io.BytesIO()
+        np.save(content, made.volume_hu)
+        outputs = {path: write_bytes(path, content.getvalue())}
     results = {"state": made.state}
-    Manifest(folder).write_case(case, inputs={images[case].name: made.digest}, outputs=[path], results=results)
+    Manifest(folder).write_case(case, inputs={images[case].name: made.digest}, outputs=outputs, results=results)
     return results
