@@ -14,6 +14,7 @@ write. One case is read ahead; each time the device finds nothing to do, one mor
 from __future__ import annotations
 
 import errno
+import signal
 import threading
 import time
 from collections import deque
@@ -84,6 +85,16 @@ def _fatal(error: BaseException) -> UserError | None:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return _Fatal(f"no space left on the disk ({error.filename or error}); free some and run it again")
     return None
+
+
+def _how_it_died(exitcode: int | None, step: str) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "its worker process was killed, most likely for lack of memory; use fewer processes (-np)"
+    how = signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit status {exitcode}"
+    return (
+        f"its worker process ended ({how}) while it was to {step} the case; what a library said stands above, if it "
+        "said anything. Check the files of the case, or use fewer processes (-np)"
+    )
 
 
 class _Clock:
@@ -288,9 +299,7 @@ class _Pipeline:
                     result = worker.receive()
                 except WorkerDied:
                     worker.stop()
-                    self._fail(name, case, UserError(
-                        "its worker process died, most likely for lack of memory; use fewer processes (-np)"
-                    ))  # fmt: skip
+                    self._fail(name, case, UserError(_how_it_died(worker.process.exitcode, name)))
                 except Exception as error:
                     self._fail(name, case, error)
                 else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_files, read_header
 from fvae_nnunet.image_readers import READERS
+from fvae_nnunet.ordinary_files import check_name
 from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.trained_model import TrainedModel
 
@@ -130,7 +131,11 @@ def scratch_folder(output: Path) -> Iterator[Path]:
     In the output folder, because there is room and right to write, and a finished file can be moved from it. Only a
     process that is killed on the spot (SIGKILL, loss of power) leaves it behind. ``output`` is made if needed, and
     removed again if nothing came into it.
+
+    Raises:
+        UserError: nnU-Net's writers cannot take the folder's name.
     """
+    check_name(output)
     existed = output.is_dir()
     output.mkdir(parents=True, exist_ok=True)
     try:

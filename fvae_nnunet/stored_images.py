@@ -86,7 +86,9 @@ def check_image_file(path: Path, *, voxels_too: bool = True) -> bytes | None:
             if voxels is not None and voxels_too:
                 file.seek(0)
                 _check_voxels(path, file, voxels)
-    except (EOFError, OSError, zlib.error, ValueError) as error:
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}. It is damaged; copy it again") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return header
 
@@ -121,7 +123,9 @@ def _check_voxels(path: Path, file: IO[bytes], voxels: _Voxels) -> None:
         if voxels.packing == "" and held == promised:
             break
     if held < promised:
-        raise UserError(f"{path} is cut short: {held} bytes of voxels of the {promised} that its header promises")
+        raise UserError(
+            f"{path} is cut short: {held} bytes of voxels of the {promised} that its header promises; copy it again"
+        )
     if not_finite:
         raise UserError(
             f"{path}: {not_finite} of {voxels.count} voxels are not finite (NaN or infinite); give them values, "

@@ -52,7 +52,9 @@ def run_each(
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
-        raise UserError("a process was killed, most likely for lack of memory; use a smaller -np") from error
+        raise UserError(
+            "a process was killed, for lack of memory or by a library (what it said stands above); use a smaller -np"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

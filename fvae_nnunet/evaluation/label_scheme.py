@@ -12,8 +12,8 @@ from fvae_nnunet.json_files import read_json
 Label = int | tuple[int, ...]
 """A label's value, or the values of a region."""
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
-"""File endings of volumes that carry their spacing and that SimpleITK reads."""
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
+"""File endings of volumes of one file that carry their spacing and that SimpleITK reads."""
 
 
 @dataclass(frozen=True)
