@@ -67,8 +67,9 @@ class Reconstruction:
             if overlap_slices:
                 raise UserError(f"--scheme {scheme} has no overlap; leave --overlap out")
             window, overlap_slices = _window_of_scheme(spec, scheme, window_slices), 0
-        if scheme == "paper" and check_hu_window(hu_window) != PAPER_HU_WINDOW:
-            raise UserError("--scheme paper has the HU window -1000 1000; leave --hu-window out")
+        if scheme == "paper" and check_hu_window(hu_window) not in PAPER_SCRIPTS[spec.name].hu_windows:
+            windows = " or ".join(f"{lower:g} {upper:g}" for lower, upper in PAPER_SCRIPTS[spec.name].hu_windows)
+            raise UserError(f"--scheme paper has the HU window {windows} for {spec.name}; leave --hu-window out")
         slice_windows(1, window, overlap_slices)
         return cls(check_hu_window(hu_window), window, overlap_slices, scheme, truncate, posterior_seed)
 

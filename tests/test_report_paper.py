@@ -71,6 +71,7 @@ def test_the_tables_alone_need_neither_results_nor_matplotlib(tmp_path, monkeypa
     assert ["Wan 2.1", "30.93", "4.06", "0.76", "77.97"] in page.table("VAE", "PSNR (dB)")
     assert any("the paper's own" in paragraph for paragraph in page.texts["p"])
     assert "tolerance of the NSD is not stated" in text and "no intervals" in text
+    assert "standard deviation in every cell" in text and "0 to 255" in text
     # LiTS has no NSD here, so no column for it
     assert ["real CT", "94.7", "57.2"] in page.tables[4]
     assert "written:" in capsys.readouterr().out

@@ -275,7 +275,9 @@ def test_infinities_are_not_hidden_by_the_clamp():
         ("tiny", {"scheme": "paper"}, "no script for tiny"),
         ("wan2.1", {"scheme": "paper", "window_slices": 33}, "windows of 65 slices"),
         ("wan2.1", {"scheme": "paper", "overlap_slices": 8}, "has no overlap"),
-        ("wan2.1", {"scheme": "paper", "hu_window": (-160, 240)}, "HU window -1000 1000"),
+        ("wan2.1", {"scheme": "paper", "hu_window": (-160, 240)}, "HU window -1000 1000 for wan2.1; leave"),
+        ("wan2.1", {"scheme": "paper", "hu_window": (-175, 250)}, "HU window -1000 1000 for wan2.1; leave"),
+        ("leanvae", {"scheme": "paper", "hu_window": (-160, 240)}, "HU window -1000 1000 or -175 250 for leanvae"),
         ("wan2.1", {"scheme": "stream", "overlap_slices": 8}, "has no overlap"),
         ("wan2.1", {"truncate": True}, "belongs to --scheme paper"),
         ("wan2.1", {"scheme": "stream", "window_slices": 0}, "at least one slice"),
@@ -285,6 +287,14 @@ def test_settings_that_a_scheme_excludes_are_refused(name, options, message):
     spec = replace(IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65).spec, name=name)
     with pytest.raises(UserError, match=message):
         Reconstruction.for_vae(spec, **options)
+
+
+def test_the_second_script_for_leanvae_has_the_window_of_soft_tissue():
+    spec = replace(IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65).spec, name="leanvae")
+    default = Reconstruction.for_vae(spec, scheme="paper")
+    second = Reconstruction.for_vae(spec, scheme="paper", hu_window=(-175, 250))
+    assert default.hu_window == (-1000, 1000)
+    assert second == replace(default, hu_window=(-175.0, 250.0))
 
 
 def test_a_vae_without_a_stream_says_so():

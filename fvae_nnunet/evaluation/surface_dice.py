@@ -45,7 +45,8 @@ class SurfaceDistances:
         """The smallest distance within which so many percent of each surface, by area, lie from the other.
 
         The larger of the two directions' percentiles, `compute_robust_hausdorff` of surface-distance. At this tolerance
-        the NSD is at least ``percent / 100``. MONAI and medpy take the percentile over border voxels, not by area.
+        the NSD is at least ``percent / 100``. MONAI takes the percentiles over border voxels, not by area; medpy takes
+        one percentile of both directions together, in which an error of one mask counts half.
         """
         percentiles_mm = []
         for distances_mm, areas_mm2 in zip(self.distances_mm, self.areas_mm2, strict=True):

@@ -3,7 +3,7 @@
 ``paper_tables.json``: for each task (``lung``, ``pancreas``, ``lits``, ``kits19``) the rows of Table 1
 (``reconstruction``: PSNR in dB with its standard deviation, SSIM, MSE) and of Table 2 (``segmentation``: DSC and NSD of
 each label in %), as the paper gives them. null: the paper has no such number, or it was not at hand when the file was
-made.
+made. The paper has a standard deviation in every cell; those of the PSNR of Wan were at hand.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ _NOT_STATED = (
     "The tolerance of the NSD is not stated; the paper defines it “in voxels or millimetres”. It need not be one of "
     "those used elsewhere in this report.",
     "Which cases were for training and which for testing is not stated. Numbers of other splits hardly compare.",
-    "There are no intervals, no tests and no repeated trainings.",
-    "The data range behind PSNR and MSE is not stated. PSNR depends on it.",
+    "There are no intervals of differences, no tests and no repeated trainings. The paper gives a standard deviation "
+    "in every cell of both tables; but for the PSNR of Wan they were not at hand.",
+    "The data range behind PSNR and MSE is not stated. They fit grey values of 0 to 255: with that peak every PSNR is "
+    "that of the MSE beside it, and a little more, as a mean of logarithms is. A PSNR whose peak is the width of the "
+    "HU window compares with it, if the same window was scaled; an MSE in HU² must be multiplied by (255 / width)².",
     "A dash: no such number here.",
 )
 

@@ -67,7 +67,8 @@ KNOWN = (
     ),
     KnownVAE(
         name="cv-vae", description="video VAE, 8x8x4, 4 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
-        weights="the authors' folder vae3d", licence="none stated", download_mb=730, hub_id="AILab-CVC/CV-VAE",
+        weights="the authors' folder vae3d", licence="weights Apache-2.0; code without a licence",
+        download_mb=730, hub_id="AILab-CVC/CV-VAE",
         code="AILab-CVC/CV-VAE", needs_code=True,
     ),
     KnownVAE(

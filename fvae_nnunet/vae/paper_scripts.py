@@ -1,15 +1,18 @@
 """How the reconstruction scripts released with the paper run each VAE; the facts behind the scheme ``paper``.
 
-Source: github.com/qic999/Foundation-VAE, folder Reconstruction (commit f891011). All scripts clip to -1000 to 1000 HU,
-feed slices as (x, y) in the file's axis order, repeat them into three channels, take windows without overlap and pad a
-short one to full length with its last slice, average the channels, clamp, and cut to int16. MedVAE and MAISI have none.
+Source: github.com/qic999/Foundation-VAE, folder Reconstruction (commit f891011). All scripts clip to -1000 to 1000 HU
+(LeanVAE has a second one, ``recon_ct_window_175_250.py``, with -175 to 250 HU and else the same values), feed slices as
+(x, y) in the file's axis order, repeat them into three channels, take windows without overlap and pad a short one to
+full length with its last slice, average the channels, clamp, and cut to int16. MedVAE and MAISI have none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from fvae_nnunet.intensity import PAPER_HU_WINDOW
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class PaperScript:
         unit_interval: grey values take the way over [0, 1], on the way out in the model's precision.
         rounds_unit_interval: on the way in they are rounded to the model's precision in [0, 1] already, not in [-1, 1].
         samples: the latent is drawn from the posterior (without a seed), not its mode.
+        hu_windows: those that a script has; the first is that of all scripts.
     """
 
     window_slices: int
@@ -29,6 +33,7 @@ class PaperScript:
     unit_interval: bool
     rounds_unit_interval: bool
     samples: bool
+    hu_windows: tuple[tuple[float, float], ...] = (PAPER_HU_WINDOW,)
 
 
 def _script(
@@ -47,6 +52,6 @@ PAPER_SCRIPTS = {
     "iv-vae": _script(torch.bfloat16, samples=True),
     "cv-vae": _script(torch.float16, samples=True),
     "wf-vae": _script(torch.bfloat16, samples=True, rounds_unit_interval=False),
-    "leanvae": _script(torch.float32, samples=False),
+    "leanvae": replace(_script(torch.float32, samples=False), hu_windows=(PAPER_HU_WINDOW, (-175.0, 250.0))),
 }
 """By the name of the VAE."""
