@@ -17,7 +17,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -125,26 +124,20 @@ def _by_simpleitk(image_filter: Any, plane: np.ndarray) -> np.ndarray:
 
 
 def _tv(plane: np.ndarray, weight: float) -> np.ndarray:
-    return _restoration().denoise_tv_chambolle(
+    from skimage import restoration
+
+    return restoration.denoise_tv_chambolle(
         plane.astype(np.float64), weight=weight, eps=TV_RELATIVE_CHANGE, max_num_iter=TV_ITERATIONS
     )
 
 
 def _nlm(plane: np.ndarray, h: float) -> np.ndarray:
+    from skimage import restoration
+
     # its fast mode sums over the whole slice, for which float32 is too coarse
-    return _restoration().denoise_nl_means(
+    return restoration.denoise_nl_means(
         plane.astype(np.float64), patch_size=NLM_PATCH_PIXELS, patch_distance=NLM_DISTANCE_PIXELS, h=h, fast_mode=True
     )
-
-
-def _restoration() -> Any:
-    try:
-        from skimage import restoration
-    except ImportError as error:
-        raise UserError(
-            "control:tv and control:nlm need scikit-image; run: pip install 'fvae_nnunet[controls]'"
-        ) from error
-    return restoration
 
 
 CONTROLS: dict[str, Denoiser] = {
@@ -198,8 +191,6 @@ class Control(FrozenVAE):
                 f"{name}: the strength ({denoiser.unit}) must lie between 0 and {denoiser.largest_strength:g}, "
                 f"got {strength:g}"
             )
-        if denoiser.package == "scikit-image":
-            _restoration()
         self.spec = VAESpec(name=name, inplane_stride=1, latent_channels=1, window_slices=32)
         self.strength = float(strength)
         text = json.dumps({"filter": name, "strength": self.strength, **denoiser.parameters}, sort_keys=True)
@@ -253,8 +244,3 @@ def load_control(name: str, strength: float | None) -> Control:
             "a view does"
         )
     return Control(name, 0.0 if strength is None else strength)
-
-
-def is_installed(name: str) -> bool:
-    """Whether what the control needs is installed; UserError for an unknown name."""
-    return find_control(name).package != "scikit-image" or find_spec("skimage") is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import Rule, check_shape, read_json
+from fvae_nnunet.nnunet_folders import dataset_id
 
 _POSITIVE = Rule("a number above 0", lambda value: not isinstance(value, bool) and 0 < value < float("inf"))
 _CONFIGURATION = {
@@ -61,6 +62,23 @@ def read_plans(path: Path) -> dict[str, Any]:
             content, shape = ({"configurations": {name: part}} for part in (configuration, _CONFIGURATION))
             check_shape(path, content, shape, way_out=way_out)
     return plans
+
+
+def find_plans(preprocessed: Path, plans_name: str) -> Path:
+    """The plans file of a folder of preprocessed data.
+
+    Raises:
+        UserError: there is none of this name; the message says which there are, or what to run.
+    """
+    path = preprocessed / f"{plans_name}.json"
+    if path.is_file():
+        return path
+    others = ("dataset", "dataset_fingerprint", "splits_final")
+    names = sorted(other.stem for other in preprocessed.glob("*.json") if other.stem not in others)
+    if names:
+        raise UserError(f"{path} is missing; there are the plans {', '.join(names)}: choose with -p")
+    command = f"nnUNetv2_plan_and_preprocess -d {dataset_id(preprocessed.name)}"
+    raise UserError(f"{path} is missing; run first: {command}")
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:

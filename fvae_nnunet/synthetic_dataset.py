@@ -99,7 +99,7 @@ def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequ
     Args:
         data_folder: nnU-Net's preprocessed data that they belong to.
         preprocessing: ``synthetic_preprocessing_settings`` of the plans in use.
-        make: the command that makes synthetic cases, and the start of the one that preprocesses them, for messages.
+        make: the commands that make synthetic cases and preprocess them, and the start of the latter, for messages.
 
     Raises:
         UserError: there are none, they were made for other plans, or cases are missing or incomplete.
@@ -108,12 +108,12 @@ def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequ
     manifest = Manifest(folder)
     content = manifest.read(_MANIFEST)
     if content is None or not (folder / ACCEPTED_CASES).is_file():
-        synthesize, preprocess = make
+        synthesize, preprocess, _ = make
         raise UserError(
             f"{data_folder} has no synthetic cases beside it. Make some with: {synthesize}\n"
-            f"and preprocess them with: {preprocess} --synthetic FOLDER"
+            f"and preprocess them with: {preprocess}"
         )
-    repair = f"{make[1]} {content['made_with']['options']}"
+    repair = f"{make[2]} {content['made_with']['options']}"
     changed = differences(content["settings"]["preprocessing"], preprocessing)
     if changed:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet_files import read_dataset_json, read_plans, read_splits
+from fvae_nnunet.nnunet_files import find_plans, read_dataset_json, read_plans, read_splits
 from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder
 from fvae_nnunet.registration import EXTERNAL_TRAINERS, external_trainers
 from fvae_nnunet.synthetic_dataset import SyntheticDataset
@@ -90,9 +91,7 @@ def take_training_batch(
     """
     name = dataset_name(id_or_name)
     nnunet_folder("nnUNet_results")
-    plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
-    if not plans_path.is_file():
-        raise UserError(f"{plans_path} is missing; run first: nnUNetv2_plan_and_preprocess -d {dataset_id(name)}")
+    plans_path = find_plans(nnunet_folder("nnUNet_preprocessed") / name, plans_name)
     known = read_plans(plans_path)["configurations"]
     read_dataset_json(plans_path.with_name("dataset.json"))
     if (splits_path := plans_path.with_name("splits_final.json")).is_file():
@@ -114,7 +113,7 @@ def take_training_batch(
             if not Path(trainer.preprocessed_dataset_folder).is_dir():
                 raise UserError(
                     f"{trainer.preprocessed_dataset_folder} is missing; run first: nnUNetv2_preprocess -d "
-                    f"{dataset_id(name)} -plans_name {plans_name} -c {configuration}"
+                    f"{dataset_id(name)} -plans_name {shlex.quote(plans_name)} -c {configuration}"
                 )
             return _taken(trainer, seed)
         finally:

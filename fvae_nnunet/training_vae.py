@@ -66,7 +66,7 @@ def load_training_vae(
         if is_control(named):
             raise UserError(
                 f"{VAE_VARIABLE}={named}: the strength of a plain denoiser is taken from a view; make one with "
-                f"{repair} --vae {named} --strength S, and export nnUNet_fvae_view instead of {VAE_VARIABLE}"
+                f"{repair} --vae {named} and a --strength, and unset {VAE_VARIABLE}"
             )
         name, named_by = named, VAE_VARIABLE
         recorded: dict[str, Any] = {}

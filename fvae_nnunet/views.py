@@ -7,6 +7,7 @@ preprocesses images) and a manifest (see ``manifest``). Segmentations and proper
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -82,6 +83,16 @@ def preprocessed_inputs(data_folder: Path, case: str) -> dict[str, str]:
     return {"preprocessed": digest.hexdigest()}
 
 
+def view_names(data_folder: Path) -> list[str]:
+    """The views of nnU-Net's preprocessed ``data_folder`` that were begun, sorted."""
+    synthetic = sibling_folder(data_folder, SYNTHETIC_NAME)
+    return sorted(
+        folder.name.split(SEPARATOR, 1)[1]
+        for folder in data_folder.parent.glob(f"{glob.escape(data_folder.name)}{SEPARATOR}*")
+        if folder != synthetic and Manifest(folder).path.is_file()
+    )
+
+
 def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> str:
     """The name of the view to train with: the trainer's own, or ``nnUNet_fvae_view``, or else the only one there is.
 
@@ -93,19 +104,14 @@ def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> 
     Raises:
         UserError: there is none, or several and nothing says which, or not the one that is asked for.
     """
-    synthetic = sibling_folder(data_folder, SYNTHETIC_NAME)
-    names = sorted(
-        folder.name.split(SEPARATOR, 1)[1]
-        for folder in data_folder.parent.glob(f"{data_folder.name}{SEPARATOR}*")
-        if folder != synthetic and Manifest(folder).path.is_file()
-    )
+    names = view_names(data_folder)
     wanted = of_trainer or os.environ.get(VIEW_VARIABLE)
     if wanted:
         if wanted in names:
             return wanted
         raise UserError(
             f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {wanted!r} of {data_folder}; "
-            f"there is {', '.join(names) or 'none'}. Make it with: {repair} --view {wanted}"
+            f"there is {', '.join(names) or 'none'}. {_way_to(wanted, names, repair)}"
         )
     if len(names) == 1:
         return names[0]
@@ -114,6 +120,23 @@ def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> 
             f"{data_folder} has the views {', '.join(names)}; choose one: export {VIEW_VARIABLE}={names[0]}"
         )
     raise UserError(f"{data_folder} has no reconstructed view. Make it with: {repair}")
+
+
+def _way_to(view: str, names: list[str], repair: str) -> str:
+    """What to do where a view is missing: how it is made if it has a VAE's name, else what else there is."""
+    from fvae_nnunet.controls import CONTROLS
+    from fvae_nnunet.vae import known_vaes
+
+    for name in (vae.name for vae in known_vaes()):
+        if default_view_name(name) == view:
+            return f"Make it with: {repair} --vae {name} --view {view}"
+    for name, control in CONTROLS.items():
+        if default_view_name(name) == view:
+            strength = ", with the --strength that it is to have" if control.has_strength else ""
+            return f"Make it with: {repair} --vae {name} --view {view}{strength}"
+    if names:
+        return f"Choose one that there is: export {VIEW_VARIABLE}={names[0]}"
+    return f"Make one of the default VAE with: {repair} (fvae-setup --vaes names others)"
 
 
 def check_view(
@@ -134,7 +157,7 @@ def check_view(
     manifest = Manifest(folder)
     content = manifest.read({"settings": {"preprocessing": dict}, "made_with": {"options": str}})
     if content is None:
-        raise UserError(f"{folder} holds no view. Make it with: {repair}")
+        raise UserError(f"{folder} holds no view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], repair)}")
     repair = f"{repair} {content['made_with']['options']}"
     changed = differences(content["settings"]["preprocessing"], preprocessing)
     if changed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
+from fvae_nnunet.nnunet_files import find_plans, read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder, training_files
 
 
@@ -64,10 +65,7 @@ def open_preprocessed_dataset(
     name = dataset_name(id_or_name)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
     raw = nnunet_folder("nnUNet_raw") / name
-    plan_command = f"nnUNetv2_plan_and_preprocess -d {dataset_id(name)}"
-    plans_path = preprocessed / f"{plans_name}.json"
-    if not plans_path.is_file():
-        raise UserError(f"{plans_path} is missing; run first: {plan_command}")
+    plans_path = find_plans(preprocessed, plans_name)
     if not (raw / "dataset.json").is_file():
         raise UserError(f"{raw / 'dataset.json'} is missing; the raw dataset is needed to reconstruct its images")
     plans, dataset_json = read_plans(plans_path), read_dataset_json(raw / "dataset.json")
@@ -82,14 +80,15 @@ def open_preprocessed_dataset(
         if wanted not in known:
             raise UserError(f"{plans_path} has no configuration {wanted!r}; there are: {', '.join(known)}")
     folders = {name: preprocessed / manager.get_configuration(name).data_identifier for name in configurations or known}
-    preprocess_command = f"nnUNetv2_preprocess -d {dataset_id(name)} -plans_name {plans_name} -c"
+    preprocess_all = f"nnUNetv2_preprocess -d {dataset_id(name)} -plans_name {shlex.quote(plans_name)}"
+    preprocess_command = f"{preprocess_all} -c"
     for configuration, folder in folders.items():
         if configurations and not folder.is_dir():
             raise UserError(f"{folder} is missing; run first: {preprocess_command} {configuration}")
     by_folder = {folder: configuration for configuration, folder in reversed(folders.items()) if folder.is_dir()}
     folders = {configuration: folder for folder, configuration in reversed(by_folder.items())}
     if not folders:
-        raise UserError(f"no configuration of {plans_path} is preprocessed; run first: {plan_command}")
+        raise UserError(f"no configuration of {plans_path} is preprocessed; run first: {preprocess_all}")
     for configuration, folder in folders.items():
         used = manager.get_configuration(configuration).configuration["preprocessor_name"]
         if used != "DefaultPreprocessor":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
@@ -220,7 +221,8 @@ def _write_case(
         if data.shape != raw.shape:
             raise UserError(
                 f"the view has shape {data.shape} and nnU-Net's array {raw.shape}; preprocess the dataset again: "
-                f"nnUNetv2_preprocess -d {dataset_id(dataset.name)} -plans_name {dataset.plans_name} -c {name}"
+                f"nnUNetv2_preprocess -d {dataset_id(dataset.name)} "
+                f"-plans_name {shlex.quote(dataset.plans_name)} -c {name}"
             )
         cparams = raw.schunk.cparams
         compressed = blosc2.asarray(

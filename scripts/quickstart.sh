@@ -35,6 +35,6 @@ mkdir -p -- "$(dirname -- "$work")"
 "$environment/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$environment"
 echo "installing fvae_nnunet into $environment (the first time this downloads nnU-Net and PyTorch)"
 rm -rf "$project/build"  # what an earlier installation left would be packed again
-"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$project[picture]" ||
+"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$project" ||
     fail "the installation failed; the reason stands above"
 exec "$environment/bin/python" "$project/scripts/quickstart.py" "$@"

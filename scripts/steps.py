@@ -190,7 +190,7 @@ class Runner:
     def _execute(self, step: Step) -> int:
         program = shutil.which(step.command[0], path=self.environment["PATH"])
         if program is None:
-            raise UserError(f"{step.command[0]} is not installed in this environment; run: pip install '.[picture]'")
+            raise UserError(f"{step.command[0]} is not installed here; in a clone of fvae_nnunet run: pip install .")
         with (
             self.log_of(step).open("w") as log,
             subprocess.Popen(

@@ -7,7 +7,7 @@ machine. It can be stopped at any time and goes on from its checkpoint, if the s
     python scripts/train_tiny_vae.py --minutes 60 --out fvae_nnunet/vae/tiny --checkpoint tiny.ckpt --bfloat16
 
 The seed fixes the weights at the start and the order of the crops. The number of steps depends on the machine, so two
-runs give similar weights, not equal ones. Needs torch 2.9 or newer (torch.optim.Muon) and the extra `train-tiny`.
+runs give similar weights, not equal ones. Needs torch 2.9 or newer (torch.optim.Muon).
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def test_what_names_no_vae_is_refused_with_a_way_out(clone, monkeypatch):
     message = error()
     assert "has no reconstructed view" in message and "export nnUNet_fvae_vae=tiny" in message
     monkeypatch.setenv("nnUNet_fvae_vae", "control:gaussian")
-    assert f"fvae-preprocess {clone.id} -c 3d_fullres -p nnUNetPlans --vae control:gaussian --strength S" in error()
+    assert f"fvae-preprocess {clone.id} -c 3d_fullres -p nnUNetPlans --vae control:gaussian and a --strength" in error()
     monkeypatch.setenv("nnUNet_fvae_vae", "wan2.3")
     assert "Did you mean wan2" in error()
 

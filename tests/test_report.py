@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -422,12 +421,6 @@ def test_results_of_another_tool_or_version_are_refused(project, capsys):
     err = capsys.readouterr().err
     assert "nnunet.json is nnU-Net's own summary.json, without NSD; run fvae-evaluate" in err
     assert "future.json has not schema 1" in err
-
-
-def test_without_matplotlib_the_error_says_what_to_install(project, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert report("comparison.json") == 1
-    assert "pip install 'fvae_nnunet[picture]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

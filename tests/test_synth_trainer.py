@@ -186,7 +186,8 @@ def test_what_is_missing_incomplete_or_of_other_plans_stops_with_the_command(clo
 
     command = f"fvae-preprocess {clone.id} -c 3d_fullres -p nnUNetPlans --synthetic"
     message = error()
-    assert f"fvae-synthesize {clone.id} --ldm MODEL_FOLDER" in message and f"{command} FOLDER" in message
+    assert f"fvae-train-ldm {clone.id} --fold 0 && fvae-synthesize {clone.id} --ldm " in message
+    assert f"{command} " in message and f"fvae_synthetic/{clone.name}" in message
     folder = tmp_path / "with a space"
     write_synthetic_folder(folder, clone, CASES)
     made = preprocess(clone, folder, configurations=["3d_fullres"])["3d_fullres"]

@@ -111,7 +111,17 @@ def test_the_only_view_is_found_and_several_need_the_variable(clone, monkeypatch
     monkeypatch.setenv("nnUNet_fvae_view", "two")
     assert find_view(data_folder, "") == "two"
     monkeypatch.setenv("nnUNet_fvae_view", "three")
-    with pytest.raises(UserError, match=r"asks for the view 'three'.*one, two.*--view three"):
+    with pytest.raises(
+        UserError, match=r"asks for the view 'three'.*there is one, two.*: export nnUNet_fvae_view=one$"
+    ):
+        find_view(data_folder, "fvae-preprocess 7")
+    monkeypatch.setenv("nnUNet_fvae_view", "wan2.1")
+    with pytest.raises(
+        UserError, match=r"there is one, two\. Make it .*: fvae-preprocess 7 --vae wan2\.1 --view wan2\.1$"
+    ):
+        find_view(data_folder, "fvae-preprocess 7")
+    monkeypatch.setenv("nnUNet_fvae_view", "control-tv")
+    with pytest.raises(UserError, match=r"preprocess 7 --vae control:tv --view control-tv, with the --strength"):
         find_view(data_folder, "fvae-preprocess 7")
 
 

@@ -70,10 +70,8 @@ class RecordingTrainer(nnUNetTrainer):
 
     def repair_command(self) -> str:
         """Start of the command that makes a view of the data in use."""
-        return (
-            f"fvae-preprocess {dataset_id(self.plans_manager.dataset_name)} "
-            f"-c {self.configuration_name} -p {self.plans_manager.plans_name}"
-        )
+        number, plans = str(dataset_id(self.plans_manager.dataset_name)), self.plans_manager.plans_name
+        return shlex.join(["fvae-preprocess", number, "-c", self.configuration_name, "-p", plans])
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         self.refuse_to_go_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from fvae_nnunet.synthetic_dataset import (
     check_synthetic,
     synthetic_preprocessing_settings,
 )
+from fvae_nnunet.trainers.recording_trainer import RAW_VARIABLE
 from fvae_nnunet.trainers.view_trainers import nnUNetTrainerFVAE
 
 
@@ -86,11 +88,22 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         preprocessing = synthetic_preprocessing_settings(
             self.plans_manager.plans, self.configuration_manager, self.dataset_json
         )
-        commands = (self._synthesize_command(), self.repair_command())
+        commands = (self._synthesize_command(), self._preprocess_command(), self.repair_command())
         return check_synthetic(Path(self.preprocessed_dataset_folder), preprocessing, commands)
 
     def _synthesize_command(self) -> str:
-        return f"fvae-synthesize {dataset_id(self.plans_manager.dataset_name)} --ldm MODEL_FOLDER"
+        """Trains a model for this fold, or finds that it is trained, and makes cases of its training cases."""
+        name = self.plans_manager.dataset_name
+        fold = [] if self.fold == "all" else ["--fold", str(self.fold)]
+        of_fold = f"__fold{self.fold}" if fold else ""
+        model = Path(self.output_folder_base).parent / f"fvae_ldm__wan2.1{of_fold}"
+        train = ["fvae-train-ldm", str(dataset_id(name)), *fold]
+        synthesize = ["fvae-synthesize", str(dataset_id(name)), "--ldm", str(model), *fold, "-n", "200"]
+        return f"{shlex.join(train)} && {shlex.join(synthesize)}"
+
+    def _preprocess_command(self) -> str:
+        folder = Path(os.environ.get(RAW_VARIABLE, ""), "fvae_synthetic", self.plans_manager.dataset_name)
+        return f"{self.repair_command()} --synthetic {shlex.quote(str(folder))}"
 
     def _say_synthetic(self, data: SyntheticData, used: dict[str, str], seen: list[str]) -> None:
         """Record, and say in the log, which synthetic cases are used and what is wrong with their model."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
+import select
 import shlex
 import sys
 import traceback
@@ -35,15 +37,37 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
     """Parse and run; the exit status.
 
     A UserError, a missing nnU-Net, and a disk that is full or must not be written, become a message on stderr and
-    status 1, an interruption becomes status 130.
+    status 1, an interruption becomes status 130, and a reader who has gone (``| head``) a quiet end with status 141.
+    What the terminal's encoding cannot show is escaped.
     """
     for stream in (sys.stdout, sys.stderr):
-        # names of files may hold what the terminal's encoding has no letter for
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = parser.parse_args(argv)
     try:
-        return runner(arguments)
+        try:
+            return _status(parser, runner, argv)
+        finally:
+            _flush_output()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
+            _discard_output()
+            return 141
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        if error.filename is None:
+            _discard_output()
+        print(f"{parser.prog}: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    from fvae_nnunet.progress_bar import messages_beside_bars, show_bars
+
+    show_bars(not getattr(arguments, "disable_progress_bar", False))
+    try:
+        with messages_beside_bars():
+            return runner(arguments)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -55,14 +79,39 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
             raise
         print(f"{parser.prog}: {missing}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"{parser.prog}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _has_lost_its_reader() -> bool:
+    """Whether it is our output that nobody reads, and not another pipe."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+        except (AttributeError, OSError, ValueError):  # no poll (Windows), no stream, or one without a file
+            continue
+        if poll.poll(0):
+            return True
+    return False
+
+
+def _discard_output() -> None:
+    """Let what cannot be written vanish, so that Python does not try again when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def add_vae_options(group: argparse._ArgumentGroup) -> None:
@@ -257,10 +306,9 @@ def match_noise(
     Raises:
         UserError: options that do not go together, no such view, an incomplete or older one, or it cannot be matched.
     """
-    from tqdm import tqdm
-
     from fvae_nnunet.controls import find_control
     from fvae_nnunet.noise_matching import NoiseSample, match_strength, noise_of_view
+    from fvae_nnunet.progress_bar import progress_bar
 
     _check_control_options(arguments)
     if not find_control(arguments.vae).has_strength:
@@ -274,7 +322,7 @@ def match_noise(
             + " ".join(f"{end:g}" for end in hu_window)
         )
     view = noise_of_view(manifest, cases, remake=f"{command} {content['made_with']['options']}")
-    with tqdm(desc="matching", unit="case", dynamic_ncols=True, leave=False) as bar:
+    with progress_bar(desc="matching", unit="case", leave=False) as bar:
         sample = NoiseSample(view.sample, read_axial, settings)
         match = match_strength(arguments.vae, view.median.total, sample, on_case=bar.update)
     print(_said(arguments, view, match))
@@ -383,13 +431,12 @@ class CaseProgress:
     """A tqdm bar over cases with an estimate of the time left, a line for each case, and the failures."""
 
     def __init__(self, total: int, arguments: argparse.Namespace) -> None:
-        from tqdm import tqdm
-
         from fvae_nnunet.pipeline import StageSeconds
+        from fvae_nnunet.progress_bar import progress_bar
 
         self.seconds = StageSeconds()
         self.devices = max(1, len(arguments.devices))
-        self.bar = tqdm(total=total, unit="case", dynamic_ncols=True)
+        self.bar = progress_bar(total=total, unit="case")
         self.verbose = arguments.verbose
         self.psnr_db: list[float] = []
         self.skipped = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import CaseProgress, run_command
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
 from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.conversion.choices import GEOMETRIES, PROGRAMS, VALUES
 from fvae_nnunet.errors import UserError
@@ -27,7 +28,7 @@ MOST_ROWS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=PROG,
         description="Convert CT-RATE or ReXGroundingCT, as they are published, to a dataset in nnUNet_raw: int16 HU, "
         "label maps, maps of organ structures, reports.json, and folds by patient in nnUNet_preprocessed.",
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (ct_rate, rex):
         _add_common_options(command)
     check = commands.add_parser("check", help="check a converted dataset: no patient on both sides of a split")
-    check.add_argument("dataset", metavar="DATASET", help="id or name")
+    add_dataset(check)
     return run_command(parser, run, argv)
 
 
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.np < 0:
         raise UserError(f"-np must not be negative, got {arguments.np}")
-    dataset = new_dataset_name(arguments.dataset)
+    dataset = new_dataset_name(dataset_of(arguments))
     raw, preprocessed = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     _refuse_taken_number(raw)
     conversion = Conversion(raw, arguments.source, arguments.values, arguments.geometry, _structures(arguments))
@@ -123,7 +124,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.conversion.splits import check_dataset
     from fvae_nnunet.nnunet_folders import dataset_name
 
-    print(*check_dataset(dataset_name(arguments.dataset)), sep="\n")
+    print(*check_dataset(dataset_name(dataset_of(arguments))), sep="\n")
     return 0
 
 

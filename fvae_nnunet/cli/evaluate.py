@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.outputs import is_json_of, is_summary, refuse_other_output
+from fvae_nnunet.cli.parsers import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-evaluate",
         description="Compare predicted segmentations with references: DSC, NSD and HD95 for each case and label, and "
         "the detection of lesions by size, as a table, a summary.json in nnU-Net's shape with these added, and a CSV "
@@ -62,19 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.comparison import compare, model_names
-    from fvae_nnunet.evaluation.comparison_tables import format_comparison, write_comparison
+    from fvae_nnunet.evaluation.comparison_tables import comparison_csvs, format_comparison, write_comparison
     from fvae_nnunet.evaluation.segmentation import score_folders
     from fvae_nnunet.evaluation.segmentation_summary import format_table, summarise, write_summary
     from fvae_nnunet.evaluation.statistics import check_resampling
+    from fvae_nnunet.progress_bar import progress_bar
 
     folders, is_comparison = arguments.prediction_folders, len(arguments.prediction_folders) > 1
     path = arguments.o or (Path("comparison.json") if is_comparison else folders[0] / "summary.json")
     if path.suffix != ".json":
         raise UserError(f"-o must name a file that ends in .json, got {path}")
+    refuse_other_output(
+        path,
+        is_ours=is_json_of("comparison") if is_comparison else is_summary,
+        beside=comparison_csvs(path) if is_comparison else [path.with_suffix(".csv")],
+        command="fvae-evaluate",
+    )
     options = {name: getattr(arguments, name) for name in ("names", "all_pairs", "seed", "resamples")}
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     if given and not is_comparison:
@@ -83,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     # what is wrong with these is said before hours of scoring
     model_names(folders, arguments.names)
     check_resampling(given.get("seed", 0), given.get("resamples", 1))
-    with tqdm(unit="case", dynamic_ncols=True) as bar:
+    with progress_bar(unit="case") as bar:
 
         def on_case(done: int, total: int) -> None:
             bar.total = total
@@ -103,11 +110,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if is_comparison:
         comparison = compare(scores, **given)
-        print(format_comparison(comparison))
-        tables = write_comparison(comparison, path)
+        try:
+            tables = write_comparison(comparison, path)
+        finally:  # what hours of scoring found is not lost on a full disk
+            print(format_comparison(comparison))
     else:
         summary = summarise(scores)
-        print(format_table(summary))
-        tables = [write_summary(summary, path)]
+        try:
+            tables = [write_summary(summary, path)]
+        finally:
+            print(format_table(summary))
     print(f"written: {path} and {', '.join(map(str, tables))}")
     return 0

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
+from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-evaluate-classifier",
         description="AUC of each finding and their mean, with 95 % intervals; with two or more models the paired "
         "differences from the first, with tests. Prints tables and writes findings_comparison.json and a picture. "
@@ -45,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.case_reports import find_case_reports, read_case_reports
     from fvae_nnunet.evaluation.comparison import model_names
-    from fvae_nnunet.evaluation.picture import require_matplotlib
-    from fvae_nnunet.findings.comparison import compare_findings
+    from fvae_nnunet.findings.comparison import KIND, compare_findings
     from fvae_nnunet.findings.comparison_text import format_findings
     from fvae_nnunet.findings.forest_plot import forest_plot
     from fvae_nnunet.findings.predictions import read_predictions
@@ -56,7 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.o.suffix != ".json":
         raise UserError(f"-o must name a file that ends in .json, got {arguments.o}")
-    require_matplotlib()
+    refuse_other_output(
+        arguments.o,
+        is_ours=is_json_of(KIND),
+        beside=[arguments.o.with_suffix(".png")],
+        command="fvae-evaluate-classifier",
+    )
     path = Path(arguments.reports)
     if not path.is_file() and path.suffix != ".json":
         path = find_case_reports(nnunet_folder("nnUNet_raw") / dataset_name(arguments.reports))
@@ -78,9 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         resamples=arguments.resamples,
     )
-    print(format_findings(comparison))
-    picture = forest_plot(comparison, arguments.o.with_suffix(".png"))
-    write_json(arguments.o, comparison)
+    try:
+        write_json(arguments.o, comparison)
+        picture = forest_plot(comparison, arguments.o.with_suffix(".png"))
+    finally:
+        print(format_findings(comparison))
     print(f"written: {arguments.o} and {picture}")
     return 0
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
+from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.optional_packages import needed_for
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-evaluate-generation",
         description="Compare generated CT with real ones: Fréchet and kernel distances of features (FVD, FID 2.5D, "
         "KID) with intervals and the distance by chance, CT-CLIP's cosines with real images and with texts, agreement "
@@ -105,6 +111,13 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     device = chosen_device(arguments.device)
     output = arguments.o or arguments.fake / "generation_quality"
+    path = output / "generation.json"
+    refuse_other_output(
+        path,
+        is_ours=is_json_of("generation_quality"),
+        beside=[path.with_suffix(".csv"), path.with_suffix(".png")],
+        command="fvae-evaluate-generation",
+    )
     text = None
     if arguments.text_encoder is not None:
         text = TextNetwork(
@@ -143,20 +156,21 @@ def run(arguments: argparse.Namespace) -> int:
         evaluated = evaluate_generation(evaluation, bars.begin)
     finally:
         bars.close()
-    print(format_table(evaluated.results))
-    path = output / "generation.json"
-    print(f"written: {path} and {write_results(evaluated.results, path)}")
     title = f"{arguments.fake.resolve().name} (generated) and {arguments.real.resolve().name} (real)"
-    picture = generation_picture(evaluated, output / "generation.png", title=title)
+    try:
+        table = write_results(evaluated.results, path)
+        picture = generation_picture(evaluated, path.with_suffix(".png"), title=title)
+    finally:
+        print(format_table(evaluated.results))
+    print(f"written: {path} and {table}")
     if picture is not None:
         print(f"picture: {picture}")
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    lacking = [name for name in ("matplotlib", "torchmetrics") if find_spec(name) is None]
-    if lacking:
-        raise UserError(f"this needs {' and '.join(lacking)}; run: pip install 'fvae_nnunet[generation]'")
+    with needed_for("fvae-evaluate-generation"):
+        import torchmetrics  # noqa: F401
     if arguments.np < 0:
         raise UserError(f"-np must not be negative, got {arguments.np}")
     if arguments.tokenizer is not None and arguments.text_encoder is None:
@@ -183,15 +197,13 @@ class _Bars:
     """A tqdm bar for one stage after the other."""
 
     def __init__(self) -> None:
-        from tqdm import tqdm
-
         self._bar: tqdm | None = None
 
     def begin(self, stage: str, steps: int) -> Callable[[], object]:
-        from tqdm import tqdm
+        from fvae_nnunet.progress_bar import progress_bar
 
         self.close()
-        self._bar = tqdm(desc=stage, total=steps, dynamic_ncols=True, leave=False)
+        self._bar = progress_bar(desc=stage, total=steps, leave=False)
         return self._bar.update
 
     def close(self) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
+from fvae_nnunet.cli.parsers import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-evaluate-reconstruction",
         description="Compare reconstructed CT images (of fvae-reconstruct) with the raw ones: PSNR, SSIM, MSE, errors "
         "in HU by tissue and label, noise before and after, shift and sharpness of the boundaries of labels, seams at "
@@ -53,15 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.reconstruction_summary import format_table, write_results
     from fvae_nnunet.evaluation.view_folder import evaluate_view_folder, write_pictures
+    from fvae_nnunet.progress_bar import progress_bar
 
     path = arguments.o or arguments.view_folder / "reconstruction_quality.json"
     if path.suffix != ".json":
         raise UserError(f"-o must name a file that ends in .json, got {path}")
+    folder = path.with_name(f"{path.stem}_pictures")
+    refuse_other_output(
+        path,
+        is_ours=is_json_of("reconstruction_quality"),
+        beside=[path.with_suffix(".csv"), folder],
+        command="fvae-evaluate-reconstruction",
+    )
     if arguments.pictures < 0:
         raise UserError(f"--pictures must not be negative, got {arguments.pictures}")
     windows = None
@@ -69,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         windows = (arguments.window_slices, arguments.overlap_slices or 0)
     elif arguments.overlap_slices is not None:
         raise UserError("--overlap belongs to --window-slices; give both")
-    with tqdm(unit="case", dynamic_ncols=True) as bar:
+    with progress_bar(unit="case") as bar:
 
         def on_case(done: int, total: int) -> None:
             bar.total = total
@@ -85,9 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
             processes=arguments.np,
             on_case=on_case,
         )
-    print(format_table(results))
-    print(f"written: {path} and {write_results(results, path)}")
-    if arguments.pictures:
-        folder = path.with_name(f"{path.stem}_pictures")
-        print(f"pictures: {', '.join(map(str, write_pictures(results, folder, count=arguments.pictures)))}")
+    try:
+        table = write_results(results, path)
+        pictures = write_pictures(results, folder, count=arguments.pictures) if arguments.pictures else []
+    finally:
+        print(format_table(results))
+    print(f"written: {path} and {table}")
+    if pictures:
+        print(f"pictures: {', '.join(map(str, pictures))}")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import CaseProgress, add_channels_option, part_of, run_command
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option, add_plans, dataset_of
 from fvae_nnunet.cli.recorded_view import (
     add_recorded_reconstruction_options,
     given_reconstruction_options,
@@ -29,7 +30,7 @@ _PROG = "fvae-predict"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=_PROG,
         description="nnUNetv2_predict for models that were trained on a reconstructed view: reconstructs the CT images "
         "into a temporary folder and predicts on it; the result is that of fvae-reconstruct and nnUNetv2_predict.",
@@ -56,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", type=Path, metavar="FOLDER", help="folder of the trained model, instead of -d -c -tr -p")
-    group.add_argument("-d", metavar="DATASET", help="id or name of the dataset")
+    add_dataset_option(group, "id or name of the dataset")
     group.add_argument("-c", metavar="CONFIGURATION", help="such as 3d_fullres")
     group.add_argument("-tr", metavar="TRAINER", help="default nnUNetTrainer")
-    group.add_argument("-p", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    add_plans(group, default=None)
     group.add_argument(
         "-f", nargs="+", type=_fold, default=(0, 1, 2, 3, 4), metavar="FOLD", help="folds; default 0 1 2 3 4"
     )
@@ -87,7 +88,6 @@ def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
         "-part_id", type=int, default=0, metavar="I", help="which of the parts this call does, from 0; default 0"
     )
     group.add_argument("--not_on_device", action="store_true", help="for large cases: keep the results off the GPU")
-    group.add_argument("--disable_progress_bar", action="store_true", help="no bars; for jobs without a terminal")
     group.add_argument("--verbose", action="store_true", help="nnU-Net's messages, and the traceback of a failed case")
 
 
@@ -176,7 +176,7 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
     if not (arguments.d and arguments.c):
         raise UserError("which model? Give -d and -c (and -tr, -p, as for nnUNetv2_predict), or -m")
     return model_folder(
-        arguments.d,
+        dataset_of(arguments),
         configuration=arguments.c,
         trainer=arguments.tr or "nnUNetTrainer",
         plans_name=arguments.p or "nnUNetPlans",
@@ -243,9 +243,6 @@ def _reconstruct(
     files_to_do = [files[channel] for files in cases.values() for channel in channels]
     images = {path.name.removesuffix(model.file_ending): path for path in files_to_do}
     progress = CaseProgress(len(images), arguments)
-    if arguments.disable_progress_bar:
-        progress.bar.clear()
-        progress.bar.disable = True
     made_with: dict[str, object] = {"weights": loaded.vae.weights_source, "options": loaded.options}
     outcomes = reconstruct_folder(
         images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import traceback
 from collections.abc import Generator, Iterator, Sequence
@@ -26,6 +27,7 @@ from fvae_nnunet.cli.command import (
     run_command,
     workers_of,
 )
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset, add_plans, datasets_of
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 
@@ -36,17 +38,17 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-preprocess",
         description="After nnUNetv2_plan_and_preprocess: reconstruct every CT case with a frozen VAE and write the "
         "view beside nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. Or, with --synthetic, put "
         "the cases of fvae-synthesize through nnU-Net's preprocessing, for -tr nnUNetTrainerFVAESynth.",
     )
-    parser.add_argument("dataset", help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
+    add_dataset(parser, several=True)
     parser.add_argument(
         "-c", nargs="+", metavar="CONFIGURATION", help="default: all configurations that are preprocessed"
     )
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    add_plans(parser)
     parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
     add_channels_option(parser)
     parser.add_argument(
@@ -59,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return _run_views(arguments) if arguments.synthetic is None else _run_synthetic(arguments)
+    do = _run_views if arguments.synthetic is None else _run_synthetic
+    return max(do(argparse.Namespace(**vars(arguments) | {"dataset": name})) for name in datasets_of(arguments))
 
 
 def _run_views(arguments: argparse.Namespace) -> int:
@@ -81,14 +84,12 @@ def _run_views(arguments: argparse.Namespace) -> int:
     summary, status = progress.finish("fvae-preprocess", "run the same command again for the rest")
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders)}"
     if status == 0 and not progress.elsewhere:
-        summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE')}"
+        summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE', view)}"
     print(summary)
     return status
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from fvae_nnunet.claims import Claims
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.preprocessing.make_synthetic import (
@@ -96,6 +97,7 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
         open_synthetic_data,
         preprocess_synthetic,
     )
+    from fvae_nnunet.progress_bar import progress_bar
     from fvae_nnunet.synthetic_dataset import synthetic_data_folder
 
     _refuse_view_options(arguments)
@@ -107,7 +109,7 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
     done, skipped, failed = 0, 0, []
     with (
         Claims(data_folders, known=synthetic) as claims,
-        tqdm(total=len(cases), unit="case", dynamic_ncols=True) as bar,
+        progress_bar(total=len(cases), unit="case") as bar,
     ):
         if arguments.overwrite:
             claims.refuse_others()
@@ -170,11 +172,16 @@ def _reason(error: Exception, verbose: bool) -> str:
     return "\n".join([text, *traceback.format_exception(error)]) if verbose else text
 
 
-def _training_command(dataset: PreprocessedDataset, trainer: str) -> str:
+def _training_command(dataset: PreprocessedDataset, trainer: str, view: str | None = None) -> str:
+    """For 3d_fullres if it is there, with the view's name where it is needed to choose it."""
     from fvae_nnunet.nnunet_folders import dataset_argument
+    from fvae_nnunet.views import VIEW_VARIABLE, view_names
 
-    plans = "" if dataset.plans_name == "nnUNetPlans" else f" -p {dataset.plans_name}"
-    return f"nnUNetv2_train {dataset_argument(dataset.name)} {next(iter(dataset.data_folders))} 0 -tr {trainer}{plans}"
+    configuration = "3d_fullres" if "3d_fullres" in dataset.data_folders else next(iter(dataset.data_folders))
+    several = view is not None and len(view_names(dataset.data_folders[configuration])) > 1
+    words = ["nnUNetv2_train", dataset_argument(dataset.name), configuration, "0", "-tr", trainer]
+    words += [] if dataset.plans_name == "nnUNetPlans" else ["-p", dataset.plans_name]
+    return (f"{VIEW_VARIABLE}={view} " if several else "") + shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,9 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
     made = [name for name, folder in folders.items() if Manifest(folder).path.exists()]
     configuration = (made or list(folders))[0]  # the records of all configurations hold the same noise
     folder = folders[configuration]
-    command = f"fvae-preprocess {dataset_id(dataset.name)} -c {configuration} -p {dataset.plans_name}"
+    command = shlex.join(
+        ["fvae-preprocess", str(dataset_id(dataset.name)), "-c", configuration, "-p", dataset.plans_name]
+    )
     settings = preprocessing_settings(dataset.plans, PlansManager(dataset.plans).get_configuration(configuration))
     match_noise(
         arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fvae_nnunet.cli.command import (
     run_command,
     workers_of,
 )
+from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-reconstruct",
         description="Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The result "
         "has the same name, format and geometry, as int16 HU. For test images of nnUNetTrainerFVAEReconOnly.",
@@ -64,7 +66,7 @@ def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> Non
     folder = Path(arguments.match)
     if folder.resolve() == arguments.o.resolve():
         raise UserError(f"--match {folder} is the folder to write to (-o)")
-    command = f"fvae-reconstruct -i {arguments.i} -o {folder}"
+    command = shlex.join(["fvae-reconstruct", "-i", str(arguments.i), "-o", str(folder)])
     match_noise(
         arguments,
         Manifest(folder / MANIFEST_FOLDER),

@@ -7,14 +7,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.outputs import holds, refuse_other_output
+from fvae_nnunet.cli.parsers import CommandParser
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LARGE_PAGE_BYTES = 15_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-report",
         description="Show results of fvae-evaluate as one HTML page that needs no network: what was compared, tables "
         "with intervals, plots and tables of every case, the best and worst cases as pictures, the quality of views, "
@@ -67,13 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.report.make import Contents, make_report, write_html, write_markdown
+    from fvae_nnunet.report.make import MADE_BY, Contents, make_report, write_html, write_markdown
 
     ending = ".html" if arguments.format == "html" else ".md"
     path = arguments.o or Path(f"report{ending}")
     if path.suffix != ending:
         other = "; for Markdown add --format markdown" if path.suffix == ".md" else ""
         raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
+    refuse_other_output(path, is_ours=holds(MADE_BY), command="fvae-report")
     contents = Contents(
         results=arguments.results,
         images=arguments.images,
@@ -120,13 +127,13 @@ def _named(option: str, values: Sequence[str]) -> list[tuple[str, Path]]:
 @contextmanager
 def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar that appears with the first report."""
-    from tqdm import tqdm
+    from fvae_nnunet.progress_bar import progress_bar
 
     bar: tqdm | None = None
 
     def on_progress(done: int, total: int) -> None:
         nonlocal bar
-        bar = bar or tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True)
+        bar = bar or progress_bar(desc=what, total=total, unit=unit)
         bar.update(done - bar.n)
         if done == total:
             bar.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-setup",
         description="Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds "
         "the trainers of fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it "
@@ -106,7 +107,7 @@ def _show_vaes() -> None:
         print(f"  {vae.name:{width}}  {_where(vae, on_this_machine=is_available_offline(vae.name))}; {vae.description}")
     print("plain denoisers, for comparison (--vae NAME with --strength or --match):")
     for name, denoiser in CONTROLS.items():
-        print(f"  {name:{width}}  {_needs(name)}; {denoiser.description}")
+        print(f"  {name:{width}}  {denoiser.description}")
 
 
 def _explain_vaes() -> None:
@@ -122,13 +123,7 @@ def _explain_vaes() -> None:
         print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
     for name, denoiser in CONTROLS.items():
         print(f"{name}: plain denoiser, for comparison: {denoiser.description}")
-        print(f"  strength: {denoiser.unit}; {_needs(name)}")
-
-
-def _needs(control: str) -> str:
-    from fvae_nnunet.vae import is_available_offline
-
-    return "on this machine" if is_available_offline(control) else "needs: pip install 'fvae_nnunet[controls]'"
+        print(f"  strength: {denoiser.unit}")
 
 
 def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fvae_nnunet.cli.parsers import dataset_of
 from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
 from fvae_nnunet.errors import UserError
 
@@ -116,7 +117,7 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
             f"{arguments.ldm} was trained with organ masks of the folder {place}; say where it is: --organ {kind}:PATH"
         )
     dataset = open_source_dataset(
-        arguments.dataset,
+        dataset_of(arguments),
         organ=arguments.organ or settings.organ,
         lesions=lesions,
         fold=arguments.fold,
@@ -205,11 +206,10 @@ def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str
 
 
 def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:
-    from tqdm import tqdm
-
+    from fvae_nnunet.progress_bar import progress_bar
     from fvae_nnunet.synthesis.real_lesions import FILE_NAME, measure_real_lesions
 
-    with tqdm(total=len(dataset.cases), desc="real lesions", unit="case", dynamic_ncols=True, leave=False) as bar:
+    with progress_bar(total=len(dataset.cases), desc="real lesions", unit="case", leave=False) as bar:
         real = measure_real_lesions(dataset, output / FILE_NAME, workers=arguments.np, on_case=bar.update)
     if not real.lesions:
         print(f"warning: {dataset.name} has no real lesion; HU of synthetic ones are not checked", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fvae_nnunet.cli.parsers import add_dataset, add_plans
 from fvae_nnunet.errors import UserError
 
 OUTPUT_PARENT = "fvae_synthetic"
@@ -20,7 +21,7 @@ _OF_PLACED_LESIONS = (
 
 def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what to make and with what; ``synthesis_job`` understands them."""
-    parser.add_argument("dataset", metavar="DATASET", help="id or name")
+    add_dataset(parser)
     parser.add_argument("--ldm", required=True, type=Path, metavar="FOLDER", help="model of fvae-train-ldm")
     parser.add_argument("-n", type=int, metavar="N", help="how many cases to make, with lesions that are placed")
     parser.add_argument(
@@ -60,7 +61,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "--leave-out", nargs="+", default=[], metavar="CASE",
         help="cases that are not used, neither as sources nor for shapes and quality control",
     )  # fmt: skip
-    group.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    add_plans(group)
 
 
 def _add_lesion_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import CaseProgress, add_work_options, do_cases, part_of, run_command, workers_of
+from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _PROG = "fvae-synthesize"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=_PROG,
         description="Put synthetic lesions into the raw CT of a dataset, or generate whole volumes from a list, with a "
         "model of fvae-train-ldm. Writes images and labels in nnU-Net's raw format and a record of each case; what "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
 from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import NETWORKS
@@ -25,13 +26,13 @@ _CLAIM = "training"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-train-classifier",
         description="Train a 3D classifier of the findings in a dataset's reports.json, and predict the validation "
         "cases of the fold and the test cases. The same command again goes on where it stopped; --test afterwards only "
         "predicts. Compare models with fvae-evaluate-classifier. More: docs/classification.md.",
     )
-    parser.add_argument("dataset", help="id or name of the dataset, such as 40 or Dataset040_CTRATE")
+    add_dataset(parser)
     cases = parser.add_argument_group("cases")
     cases.add_argument(
         "--fold", type=int, metavar="F",
@@ -111,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("-np must not be negative, and --save-every is at least 1")
     if arguments.allow_seen and not arguments.synthetic:
         raise UserError("--allow-seen does nothing without --synthetic")
-    dataset = dataset_name(arguments.dataset)
+    dataset = dataset_name(dataset_of(arguments))
     reports = read_case_reports(find_case_reports(nnunet_folder("nnUNet_raw") / dataset))
     device = chosen_device(arguments.device)
     settings = _settings(arguments, reports, device)
@@ -225,16 +226,15 @@ def _say(
 def _prepare(
     arguments: argparse.Namespace, dataset: str, settings: TrainingSettings, cases: Sequence[Case]
 ) -> VolumeCache:
-    from tqdm import tqdm
-
     from fvae_nnunet.findings.volumes import VolumeCache
     from fvae_nnunet.manifest import Manifest
     from fvae_nnunet.nnunet_folders import nnunet_folder
+    from fvae_nnunet.progress_bar import progress_bar
 
     folder = nnunet_folder("nnUNet_preprocessed") / dataset / f"fvae_classifier__{settings.grid.name}"
     cache = VolumeCache(folder, settings.grid)
     verify_finished(arguments, [folder], [case.key for case in cases])
-    with tqdm(total=len(cases), desc="volumes", unit="case", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(cases), desc="volumes", unit="case") as bar:
         cache.complete(cases, workers=arguments.np, on_case=bar.update)
     keys = [case.key for case in cases]
     print(f"volumes: {Manifest(folder).check_sample(keys, 'the same command and --verify')}")
@@ -250,13 +250,12 @@ def _train_and_predict(
     cache: VolumeCache,
     device: str,
 ) -> None:
-    from tqdm import tqdm
-
     from fvae_nnunet.findings.cases import label_array
     from fvae_nnunet.findings.predictions import predictions_path, write_predictions
     from fvae_nnunet.findings.training import predict, train
+    from fvae_nnunet.progress_bar import progress_bar
 
-    with tqdm(total=settings.steps, desc="training", unit="step", dynamic_ncols=True) as bar:
+    with progress_bar(total=settings.steps, desc="training", unit="step") as bar:
 
         def on_step(done: int, loss: float) -> None:
             if bar.n == 0 and math.isnan(loss):  # what earlier runs did takes no part in the estimate
@@ -279,7 +278,7 @@ def _train_and_predict(
     for part, cases in held_out.items():
         if not cases:
             continue
-        with tqdm(total=len(cases), desc=part, unit="case", dynamic_ncols=True) as bar:
+        with progress_bar(total=len(cases), desc=part, unit="case") as bar:
             probabilities = predict(
                 network, settings, keys=[case.key for case in cases], load=cache.load, device=device, on_case=bar.update
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import LoadedVAE, load, run_command
+from fvae_nnunet.cli.parsers import CommandParser, dataset_of
 from fvae_nnunet.cli.training_options import add_ldm_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
@@ -29,7 +31,7 @@ _CLAIM = "training"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fvae-train-ldm",
         description="Train a latent diffusion model that makes lesions from masks, in the latent space of a frozen "
         "VAE, on the training cases of a raw dataset; for fvae-synthesize. The same command again goes on where it "
@@ -57,7 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     if is_control(arguments.vae):
         raise UserError(f"{arguments.vae} is a plain denoiser and has no latent; --vae must name a VAE")
     dataset = open_source_dataset(
-        arguments.dataset, organ=arguments.organ, lesions=arguments.lesion, fold=arguments.fold, plans_name=arguments.p
+        dataset_of(arguments),
+        organ=arguments.organ,
+        lesions=arguments.lesion,
+        fold=arguments.fold,
+        plans_name=arguments.p,
     ).without(arguments.leave_out)
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
@@ -93,7 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
         train(plan, draws, accelerator, show_samples)
     if is_main:
         what = "make lesions with" if len(dataset.lesions) == 1 else "generate with"
-        print(f"model in {output}; {what}: fvae-synthesize {dataset_id(dataset.name)} --ldm {output}")
+        fold = [] if arguments.fold is None else ["--fold", str(arguments.fold)]
+        how = ["-n", "100"] if len(dataset.lesions) == 1 else ["--mode", "full", "--list", "list.csv"]
+        command = ["fvae-synthesize", str(dataset_id(dataset.name)), "--ldm", str(output), *fold, *how]
+        print(f"model in {output}; {what}: {shlex.join(command)}")
     accelerator.end_training()
     return 0
 
@@ -181,8 +190,7 @@ def _encode(
     settings: LatentSettings,
     cache: Path,
 ) -> None:
-    from tqdm import tqdm
-
+    from fvae_nnunet.progress_bar import progress_bar
     from fvae_nnunet.synthesis.latent_cache import complete_cache, remove_cache
 
     if arguments.overwrite_latents and accelerator.is_main_process:
@@ -192,7 +200,7 @@ def _encode(
     accelerator.wait_for_everyone()
     share = (accelerator.process_index, accelerator.num_processes)
     total = len(dataset.cases[share[0] :: share[1]])
-    with tqdm(total=total, desc="latents", unit="case", disable=not accelerator.is_main_process) as bar:
+    with progress_bar(total=total, desc="latents", unit="case", disable=not accelerator.is_main_process) as bar:
         complete_cache(
             cache,
             dataset,
@@ -226,17 +234,9 @@ def _plan(
     model: ModelSettings,
     record: dict[str, Any],
 ) -> Plan:
-    from fvae_nnunet.evaluation.picture import require_matplotlib
     from fvae_nnunet.synthesis.training import Plan
 
     samples_every = arguments.save_every if arguments.samples_every is None else arguments.samples_every
-    if samples_every:
-        try:
-            require_matplotlib()
-        except UserError:
-            if arguments.samples_every is not None:
-                raise
-            samples_every = 0
     return Plan(
         output=output,
         settings=settings,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from fvae_nnunet.cli.command import add_vae_options
+from fvae_nnunet.cli.parsers import add_dataset, add_plans
 from fvae_nnunet.cli.verify import add_verify_option
 
 
 def add_ldm_options(parser: argparse.ArgumentParser) -> None:
     """All of them."""
-    parser.add_argument("dataset", help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
+    add_dataset(parser)
     _add_data_options(parser)
     _add_latent_options(parser)
     _add_training_options(parser)
@@ -36,7 +37,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="train on the training cases of this fold alone, so that its validation cases are not seen; default: all",
     )  # fmt: skip
     group.add_argument("--leave-out", nargs="+", default=[], metavar="CASE", help="cases that are not used")
-    group.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier; default nnUNetPlans")
+    add_plans(group)
     group.add_argument(
         "--reports", nargs="?", const="", metavar="FILE",
         help="report texts: the dataset's reports.json where no file is named, else JSON {case: text}, a reports.json, "

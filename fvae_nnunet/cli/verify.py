@@ -37,14 +37,13 @@ def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], case
         return
     if getattr(arguments, "overwrite", False):
         raise UserError("--overwrite makes everything anew, so there is nothing to verify; leave one of them out")
-    from tqdm import tqdm
-
     from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.progress_bar import progress_bar
     from fvae_nnunet.verification import forget_damaged
 
     manifests: list[Manifest] = [Manifest(folder) for folder in folders]
     cases = list(cases)
-    with tqdm(total=len(cases) * len(manifests), desc="verify", unit="case", leave=False, dynamic_ncols=True) as bar:
+    with progress_bar(total=len(cases) * len(manifests), desc="verify", unit="case", leave=False) as bar:
         verified = forget_damaged(manifests, cases, threads=arguments.np, on_case=bar.update)
     for line in verified.damaged:
         print(f"DAMAGED, is made again: {line}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fvae_nnunet.evaluation.picture import LABEL_COLOURS, largest_cross_sections, require_matplotlib
+from fvae_nnunet.evaluation.picture import LABEL_COLOURS, largest_cross_sections
 from fvae_nnunet.manifest import atomic_write
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ CHANGED_COLOUR = "#ff9f1c"
 
 SYNTHETIC_COLOUR = "#d0359b"
 """Of the frame around a synthetic case."""
+
+MADE_BY = "fvae-show-batch of fvae_nnunet"
+"""In the PNG, by which it is known again."""
 
 DIFFERENCE_SHARE = 0.25
 """The difference panels show this share of the grey range to both sides."""
@@ -38,7 +41,6 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
     Raises:
         UserError: matplotlib is not installed.
     """
-    require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +62,7 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
             title=f"Grey: {batch.grey}. Difference: a quarter of that range to both sides.", title_fontsize=9,
         )  # fmt: skip
         with atomic_write(Path(path)) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": MADE_BY})
     return Path(path)
 
 

@@ -31,6 +31,11 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines + _notes(comparison))
 
 
+def comparison_csvs(path: Path) -> list[Path]:
+    """The CSVs beside a ``comparison.json``: of comparisons, models and cases."""
+    return [path.with_suffix(".csv"), *(path.with_name(f"{path.stem}_{of}.csv") for of in ("models", "cases"))]
+
+
 def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
     """Write ``comparison.json`` and beside it three CSVs; each file appears whole or not at all.
 
@@ -43,10 +48,11 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
     Raises:
         UserError: one of them cannot be written.
     """
+    of_comparisons, of_models, of_cases = comparison_csvs(path)
     tables = {
-        path.with_suffix(".csv"): list(_flat(comparison, "comparisons")),
-        path.with_name(f"{path.stem}_models.csv"): list(_flat(comparison, "models")),
-        path.with_name(f"{path.stem}_cases.csv"): [
+        of_comparisons: list(_flat(comparison, "comparisons")),
+        of_models: list(_flat(comparison, "models")),
+        of_cases: [
             _measure_columns(measure) | {"model": entry["model"], "case": case, "value": value}
             for measure in comparison["measures"]
             for entry in measure["models"]

@@ -121,14 +121,6 @@ def hu_window_in(surroundings_hu: np.ndarray) -> tuple[float, float]:
     return LUNG_HU_WINDOW if is_lung else SOFT_TISSUE_HU_WINDOW
 
 
-def require_matplotlib() -> None:
-    """UserError with the command that installs matplotlib, if it is not there."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UserError("pictures need matplotlib; run: pip install 'fvae_nnunet[picture]'") from error
-
-
 def case_picture(
     raw_hu: np.ndarray,
     view_hu: np.ndarray,
@@ -263,7 +255,6 @@ class _Column:
 
 
 def _check(raw_hu: np.ndarray, others: Mapping[str, np.ndarray], hu_window: tuple[float, float]) -> None:
-    require_matplotlib()
     for name, array in others.items():
         if array.shape != raw_hu.shape:
             raise UserError(f"{name} has shape {array.shape}, raw_hu {raw_hu.shape}; a picture needs equal shapes")

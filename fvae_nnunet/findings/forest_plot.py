@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.evaluation.picture import require_matplotlib
 from fvae_nnunet.manifest import atomic_write
 from fvae_nnunet.report.plots import SERIES_COLOURS, names_in_plot
 
@@ -31,7 +30,6 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
     Raises:
         UserError: matplotlib is not installed.
     """
-    require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

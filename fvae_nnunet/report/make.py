@@ -11,7 +11,6 @@ from pathlib import Path
 
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.picture import require_matplotlib
 from fvae_nnunet.manifest import atomic_write
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
@@ -33,6 +32,9 @@ from fvae_nnunet.report.synthetic_pictures import draw_gallery
 from fvae_nnunet.report.synthetic_section import synthetic_blocks
 
 OnProgress = Callable[[int, int], None]
+
+MADE_BY = "Made by fvae-report of fvae_nnunet"
+"""In every report, by which it is known again."""
 
 _OUR_IMAGE = re.compile(r"figure_\d+\.(png|jpg)")
 
@@ -94,8 +96,7 @@ def make_report(
         )
     paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
     if has_figures:
-        require_matplotlib()
-    results = load_results(contents.results)
+        results = load_results(contents.results)
     images = images_of_results(contents.images, results) if contents.images else []
     channel = ct_channel(contents.images[0]) if contents.images else 0
     views = load_views(contents.views, results, channel)
@@ -123,7 +124,7 @@ def make_report(
         contents.title or _title(results, bool(views or qualities), bool(synthetic)),
         _lead(results, len({view.name for view in views} | measured), sum(len(of.accepted) for of in synthetic)),
         blocks,
-        f"Made by fvae-report of fvae_nnunet {fvae_nnunet.__version__}.",
+        f"{MADE_BY} {fvae_nnunet.__version__}.",
     )
 
 

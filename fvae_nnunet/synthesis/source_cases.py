@@ -274,7 +274,7 @@ class SourceDataset:
         if labels.shape != shape:
             raise UserError(
                 f"{case}: the image {image_path} has {shape} voxels (z, y, x), its segmentation {path} "
-                f"{labels.shape}; run nnUNetv2_plan_and_preprocess --verify_dataset_integrity and repair the dataset"
+                f"{labels.shape}; repair the dataset"
             )
         self.check_labels(path, labels)
         return labels.astype(dtype)

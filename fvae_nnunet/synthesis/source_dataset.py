@@ -9,7 +9,7 @@ from typing import Any
 from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
-from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
+from fvae_nnunet.nnunet_files import find_plans, read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder, training_files
 from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS, lesion_labels
 from fvae_nnunet.synthesis.organs import OrganSource
@@ -87,8 +87,9 @@ def open_source_dataset(
 
 
 def _ct_channel(name: str, dataset_json: dict[str, Any], plans_name: str) -> int:
-    plans_path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
-    plans = read_plans(plans_path) if plans_path.is_file() else {"configurations": {}}
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    planned = plans_name != "nnUNetPlans" or (preprocessed / f"{plans_name}.json").is_file()
+    plans = read_plans(find_plans(preprocessed, plans_name)) if planned else {"configurations": {}}
     channels = find_ct_channels(dataset_json, plans)
     if len(channels) > 1:
         raise UserError(

@@ -56,9 +56,8 @@ def read_texts(
     """
     if reports_file is None:
         return Texts({})
-    from tqdm import tqdm
-
     from fvae_nnunet.case_reports import find_case_reports
+    from fvae_nnunet.progress_bar import progress_bar
     from fvae_nnunet.synthesis.text import DEFAULT_TEXT_ENCODER, ReportEncoder, read_reports
 
     path = Path(reports_file).expanduser() if reports_file else find_case_reports(dataset.raw_folder)
@@ -71,7 +70,9 @@ def read_texts(
         device=device,
         dtype=torch.float16,
     )
-    embeddings = {case: encoder.encode(text) for case, text in tqdm(sorted(reports.items()), desc="texts", leave=False)}
+    embeddings = {
+        case: encoder.encode(text) for case, text in progress_bar(sorted(reports.items()), desc="texts", leave=False)
+    }
     digest = hashlib.sha256(json.dumps(reports, sort_keys=True).encode()).hexdigest()
     return Texts(embeddings, encoder.name, encoder.width, encoder.weights_sha256, digest)
 

@@ -37,7 +37,7 @@ class Progress:
     """
 
     def __init__(self, output: Path, *, done: int, total: int, tensorboard: bool) -> None:
-        from tqdm import tqdm
+        from fvae_nnunet.progress_bar import progress_bar
 
         self._writer: Any = None
         if tensorboard:
@@ -49,7 +49,7 @@ class Progress:
         self._file = (output / FILE).open("a", newline="")
         self._began = time.perf_counter()
         self._smooth: float | None = None
-        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+        self.bar = progress_bar(total=total, initial=done, unit="step")
 
     def add(self, step: int, stage: int, **values: float | None) -> None:
         """Record a step: ``loss``, ``lesion_loss``, ``gradient_norm``, ``learning_rate``; None: not known."""

@@ -130,7 +130,7 @@ def _refuse_code(name: str, code: Path | None) -> None:
 
 
 def is_available_offline(name: str) -> bool:
-    """Whether ``load_vae(name)`` would find its weights, or a control's library, on this machine.
+    """Whether ``load_vae(name)`` would find its weights on this machine; a control has none.
 
     Looks at files only, never at the network.
 
@@ -138,9 +138,9 @@ def is_available_offline(name: str) -> bool:
         UserError: unknown name.
     """
     if is_control(name):
-        from fvae_nnunet.controls import is_installed
+        from fvae_nnunet.controls import find_control
 
-        return is_installed(name)
+        return find_control(name) is not None
     if name == "tiny":
         return has_model(TINY_FOLDER)
     if name.startswith(DIFFUSERS_PREFIX):

@@ -10,7 +10,6 @@ import numpy as np
 
 from fvae_nnunet.evaluation.generation.evaluate import Evaluated
 from fvae_nnunet.evaluation.generation.features import Extracted
-from fvae_nnunet.evaluation.picture import require_matplotlib
 from fvae_nnunet.image_files import read_upright
 from fvae_nnunet.manifest import atomic_write
 
@@ -43,7 +42,6 @@ def generation_picture(evaluated: Evaluated, path: Path, *, title: str) -> Path 
     Raises:
         UserError: matplotlib is not installed, or an image cannot be read.
     """
-    require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,0 +1,60 @@
+"""How all commands are parsed: options in full, and nnU-Net's ways to name a dataset and its plans."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fvae_nnunet import __version__
+from fvae_nnunet.errors import UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Takes options in full only, and has ``--version`` and ``--disable_progress_bar``; so do its subcommands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | options)
+        self.add_argument("--version", action="version", version=f"fvae_nnunet {__version__}")
+        self.add_argument(
+            "--disable_progress_bar", action="store_true",
+            help="no bars; without a terminal there are lines in their place in any case",
+        )  # fmt: skip
+
+
+def add_dataset(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """The dataset as a word, and as ``-d``; ``dataset_of`` or ``datasets_of`` understands them."""
+    parser.add_argument(
+        "dataset", nargs="?", metavar="DATASET", help="id or name of the dataset, such as 7 or Dataset007_Pancreas"
+    )
+    add_dataset_option(parser, "the same; several are done one after the other" if several else "the same")
+
+
+def add_dataset_option(group: argparse._ActionsContainer, help_text: str) -> None:
+    """``-d``, as nnU-Net's commands have it."""
+    group.add_argument("-d", nargs="+", metavar="DATASET", help=help_text)
+
+
+def add_plans(group: argparse._ActionsContainer, default: str | None = "nnUNetPlans") -> None:
+    """``-p`` (as nnUNetv2_train) and ``-plans_name`` (as nnUNetv2_preprocess)."""
+    group.add_argument(
+        "-p", "-plans_name", default=default, metavar="PLANS", help="plans identifier; default nnUNetPlans"
+    )
+
+
+def datasets_of(arguments: argparse.Namespace) -> list[str]:
+    """The datasets that are named, in order; UserError where there is none, or both ways are used."""
+    by_word = getattr(arguments, "dataset", None)
+    if by_word is not None and arguments.d is not None:
+        raise UserError(f"the dataset is named twice: {by_word} and -d {' '.join(arguments.d)}; leave one of them out")
+    named = arguments.d if by_word is None else [by_word]
+    if not named:
+        raise UserError("which dataset? Give its id or name, such as: -d 7")
+    return list(dict.fromkeys(named))
+
+
+def dataset_of(arguments: argparse.Namespace) -> str:
+    """The dataset that is named; UserError where there is none or more than one."""
+    named = datasets_of(arguments)
+    if len(named) > 1:
+        raise UserError(f"one dataset at a time, got -d {' '.join(named)}; call the command for each")
+    return named[0]
