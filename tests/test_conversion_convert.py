@@ -143,6 +143,21 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(folders, cap
     np.testing.assert_array_equal(_image(raw / "imagesTs" / "valid_1_a_1_0000.nii.gz")[0], chest(77))
 
 
+def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
+    root, raw, _ = folders
+    _write_download(root)
+    _convert(root)
+    path = sorted(raw.glob("images*/*.nii.gz"))[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    assert _convert(root, "--verify") == 0
+    captured = capsys.readouterr()
+    case = path.name.removesuffix("_0000.nii.gz")
+    assert f"DAMAGED, is made again: {case}: " in captured.err and "holds other bytes" in captured.err
+    assert "1 cases converted, 4 already complete" in captured.out
+    assert path.read_bytes() == whole
+
+
 def test_cases_can_be_added_later_and_patients_keep_their_fold(folders, tmp_path):
     root, raw, preprocessed = folders
     _write_download(root)

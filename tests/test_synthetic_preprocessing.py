@@ -206,6 +206,13 @@ def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered
         f"2 synthetic cases done, 0 already complete, in {made}; train with: nnUNetv2_train {clone.id} 3d_fullres 0 "
         "-tr nnUNetTrainerFVAESynthRaw (with views: nnUNetTrainerFVAESynth)\n"
     )
+    segmentation = made / "synthetic_0000_seg.b2nd"
+    whole = segmentation.read_bytes()
+    segmentation.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert command.main([*arguments, "--verify"]) == 0
+    captured = capsys.readouterr()
+    assert f"DAMAGED, is made again: synthetic_0000: {segmentation} holds other bytes" in captured.err
+    assert "1 synthetic cases done, 1 already complete" in captured.out
     image = folder / "imagesTr" / "synthetic_0001_0000.nii.gz"
     image.write_bytes(image.read_bytes()[:2000])
     assert command.main(arguments) == 1
