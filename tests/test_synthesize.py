@@ -221,6 +221,19 @@ def test_sources_are_used_evenly():
     assert len({tuple(drawn[start : start + 4]) for start in range(0, 40, 4)}) > 3
 
 
+def test_verify_makes_a_damaged_case_again(paints, tmp_path, capsys):
+    dataset = write_dataset()
+    assert run(dataset, tmp_path / "out") == 0
+    whole = files_of(tmp_path / "out")
+    record = tmp_path / "out" / "records" / "synthetic_0001.json"
+    record.write_bytes(record.read_bytes().replace(b"synthetic_0001", b"synthetic_0009"))
+    assert run(dataset, tmp_path / "out", "--verify") == 0
+    captured = capsys.readouterr()
+    assert f"DAMAGED, is made again: synthetic_0001: {record} holds other bytes" in captured.err
+    assert "1 cases accepted, 0 rejected, 1 already complete" in captured.out
+    assert files_of(tmp_path / "out") == whole
+
+
 def test_finished_cases_are_left_alone_and_changed_ones_made_again(paints, tmp_path, capsys):
     dataset = write_dataset()
     output = tmp_path / "out"
