@@ -181,7 +181,7 @@ for trainer in WalkRecon WalkBlend WalkSynth WalkSynthRaw; do
         wrong "$trainer has seen raw images, and its log says that it has not"
     fi
 done
-prints "3 synthetic cases"
+prints "synthetic cases from"
 step "nnUNetv2_train WalkOnline 0" 0 env nnUNet_fvae_vae=tiny bash -c 'train WalkOnline 0'
 prints "training patches pass through tiny"
 writes "$(model WalkOnline)/fold_0/checkpoint_final.pth"
