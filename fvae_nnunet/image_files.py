@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,11 @@ def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
         if header is None or reader is not None:
             raise _unread(path, error, header) from error
         image = _through_nibabel(path)
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+    voxels = image.GetPixelIDTypeAsString()
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in voxels:
         raise UserError(
             f"{path} is no single grey volume: {image.GetDimension()} dimensions, "
-            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
+            f"{image.GetNumberOfComponentsPerPixel()} values per voxel, {voxels}; give each volume a file of its own"
         )
     return image, header
 
@@ -232,8 +233,13 @@ def read_volume(path: Path, *, reader: str | None = None) -> tuple[np.ndarray, G
     if reader is not None and reader.endswith("WithReorient"):
         orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
         image = sitk.DICOMOrient(image, "RAS")
-    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), header, orientation)
+    geometry = replace(_geometry(image), nifti_header=header, file_orientation=orientation)
     return sitk.GetArrayFromImage(image), geometry
+
+
+def _geometry(image: Any) -> Geometry:
+    """Of a ``SimpleITK.Image`` or ``ImageFileReader``."""
+    return Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 
 def read_header(path: Path, *, reader: str | None = None) -> tuple[tuple[int, ...], Geometry]:
@@ -253,7 +259,7 @@ def read_header(path: Path, *, reader: str | None = None) -> tuple[tuple[int, ..
     try:
         if header is None or not _nibabel_first(path, reader):
             file.ReadImageInformation()
-            return file.GetSize()[::-1], Geometry(file.GetSpacing(), file.GetOrigin(), file.GetDirection())
+            return file.GetSize()[::-1], _geometry(file)
     except RuntimeError as error:
         if header is None or reader is not None:
             raise _unread(path, error, header) from error

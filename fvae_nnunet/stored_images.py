@@ -177,6 +177,7 @@ def _nifti(path: Path, file: IO[bytes]) -> tuple[bytes, _Voxels]:
     if kind is None:
         raise UserError(f"{path} cannot be read: whatever its name says, it is no NIfTI file, or is cut short")
     header = kind(head[: kind.sizeof_hdr], check=False)
+    _refuse_header_alone(path, "" if header["magic"].item().startswith(b"n+") else f"{path.name.split('.')[0]}.img")
     try:
         dtype, shape = header.get_data_dtype(), header.get_data_shape()
         skip = int(header["vox_offset"]) or header.single_vox_offset
@@ -210,6 +211,14 @@ def _check_spacing(path: Path, spacing: Iterable[float]) -> None:
         )
 
 
+def _check_place(path: Path, fields: Mapping[str, str], names: Iterable[str]) -> None:
+    """The libraries read what is no number as 0."""
+    for name in names:
+        words = re.split(r"[\s(),]+", fields.get(name, ""))
+        if not all(math.isfinite(float(word)) for word in words if word and word != "none"):
+            raise UserError(f"{path}: its header says {name} = {fields[name]}; correct it")
+
+
 def _nrrd(path: Path, file: IO[bytes]) -> _Voxels | None:
     """None where the voxels are written as text, or packed as SimpleITK does not read them."""
     if not file.readline(_LONGEST_HEADER).startswith(b"NRRD000"):
@@ -226,6 +235,7 @@ def _nrrd(path: Path, file: IO[bytes]) -> _Voxels | None:
         raise UserError(f"{path} is cut short: its header has no end")
     if fields.get("dimension") == "3":
         _check_spacing(path, map(float, fields.get("spacings", "").split()))
+        _check_place(path, fields, ("space directions", "space origin"))
     packing = _NRRD_PACKINGS.get(fields.get("encoding", "").lower())
     kind = next((kind for kind, names in _NRRD_TYPES.items() if fields.get("type", "").lower() in names), None)
     if packing is None or kind is None or "sizes" not in fields or fields.get("line skip", "0") != "0":
@@ -242,13 +252,14 @@ def _meta(path: Path, file: IO[bytes]) -> _Voxels | None:
     """None where the voxels are written as text."""
     fields: dict[str, str] = {}
     while "ElementDataFile" not in fields and len(fields) < _MOST_FIELDS and (line := file.readline(_LONGEST_HEADER)):
-        name, value, *_ = *re.split("[=:]", line.decode("latin-1"), maxsplit=1), ""
-        fields[name.strip()] = value.strip()
+        name, _, value = re.sub(r"[\s=:]+", "=", line.decode("latin-1").strip(), count=1).partition("=")
+        fields[name] = value
     if not {"NDims", "ElementDataFile"} <= fields.keys():
         raise UserError(f"{path} cannot be read: whatever its name says, it is no MetaImage file, or is cut short")
     data_file = fields["ElementDataFile"]
     _refuse_header_alone(path, "" if data_file.upper() == "LOCAL" else data_file)
     _check_spacing(path, map(float, fields.get("ElementSpacing", fields.get("ElementSize", "")).split()))
+    _check_place(path, fields, ("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin"))
     kind = _META_TYPES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
     if kind is None or _is_true(fields, "BinaryData") is False or int(fields.get("HeaderSize", "0")) > 0:
         return None

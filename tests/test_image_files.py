@@ -55,6 +55,9 @@ def test_what_is_no_ct_volume_is_refused(tmp_path):
     sitk.WriteImage(sitk.Image([4, 4, 4, 2], sitk.sitkInt16), str(tmp_path / "series.nii.gz"))
     with pytest.raises(UserError, match="4 dimensions"):
         read_volume(tmp_path / "series.nii.gz")
+    sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkComplexFloat32), str(tmp_path / "complex.nii.gz"))
+    with pytest.raises(UserError, match="complex"):
+        read_volume(tmp_path / "complex.nii.gz")
     sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkVectorInt16, 3), str(tmp_path / "colour.mha"))
     with pytest.raises(UserError, match="3 values per voxel"):
         read_volume(tmp_path / "colour.mha")

@@ -128,6 +128,27 @@ def test_labels_that_are_nan_are_refused(tmp_path, capsys):
     assert "1 of 3072 voxels are not finite" in capsys.readouterr().err
 
 
+def test_predictions_that_are_no_files_are_all_named(tmp_path, capsys):
+    for folder in ("labelsTr", "predicted"):
+        for case in ("link", "pipe", "whole"):
+            save(tmp_path / folder / f"{case}.nii.gz", np.zeros((16, 24, 8), np.uint8), SAGITTAL)
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"})
+    )
+    for case in ("link", "pipe"):
+        (tmp_path / "predicted" / f"{case}.nii.gz").unlink()
+    os.mkfifo(tmp_path / "predicted" / "pipe.nii.gz")
+    (tmp_path / "predicted" / "link.nii.gz").symlink_to("/nowhere")
+    command = [str(tmp_path / "labelsTr"), str(tmp_path / "predicted"), "-np", "0"]
+    assert evaluate.main(command) == 1
+    err = capsys.readouterr().err
+    assert "pipe.nii.gz is a pipe" in err and "link.nii.gz is a link that leads nowhere" in err
+    for folder in ("labelsTr", "predicted"):
+        (tmp_path / folder / "whole.nii.gz").rename(tmp_path / folder / "WHOLE.NII.GZ")
+    assert evaluate.main(command) == 1
+    assert "would be left out: WHOLE.NII.GZ" in capsys.readouterr().err
+
+
 def test_letters_that_the_locale_lacks_are_refused_with_the_way_out(tmp_path):
     save(tmp_path / "Pät_0000.nii.gz", np.zeros((8, 8, 8), np.int16), SAGITTAL)
     script = (

@@ -96,6 +96,31 @@ def test_a_quaternion_is_looked_at_where_it_counts(tmp_path):
         read_volume(path)
 
 
+def test_a_nifti_header_whose_voxels_are_in_an_img_is_refused(tmp_path):
+    nibabel.save(nibabel.Nifti1Pair(floats(), AFFINE), tmp_path / "ct.hdr")
+    (tmp_path / "ct.hdr").rename(tmp_path / "ct.nii")
+    with pytest.raises(UserError, match=r"voxels are in another file \(ct\.img\)"):
+        read_volume(tmp_path / "ct.nii")
+
+
+@pytest.mark.parametrize(
+    ("ending", "field", "damaged"),
+    [
+        (".mha", b"TransformMatrix = 1 0 0 0 1 0 0 0 1", b"TransformMatrix = 1 0 0 0 1 0 0 0 nan"),
+        (".mha", b"Offset = 0 0 0", b"Offset = 0 inf 0"),
+        (".nrrd", b"space origin: (0,0,0)", b"space origin: (nan,nan,nan)"),
+        (".nrrd", b"(0,0,1)", b"(nan,nan,nan)"),
+    ],
+)
+def test_an_image_in_no_place_is_refused(tmp_path, ending, field, damaged):
+    path = written(tmp_path / f"ct{ending}", floats())
+    assert field in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(field, damaged))
+    for read in (read_volume, read_header):
+        with pytest.raises(UserError, match=r"its header says .* correct it"):
+            read(path)
+
+
 @pytest.mark.parametrize("spacing", ["0 1 1", "nan 1 1", "1 -1 1"])
 def test_spacings_of_metaimages_and_nrrd(tmp_path, spacing):
     mha, nrrd = (written(tmp_path / f"ct{ending}", floats()) for ending in (".mha", ".nrrd"))
@@ -145,6 +170,7 @@ def test_headers_that_point_to_other_files_are_refused(tmp_path):
         "a.mha": head + b"ElementDataFile = secret.raw\n",
         "b.mha": head + b"ElementDataFile : secret.raw\n",
         "c.mha": head + f"ElementDataFile = {tmp_path}/secret.raw\n".encode(),
+        "h.mha": head + b"ElementDataFile also = secret.raw\nElementDataFile = LOCAL\n",
         "d.mha": head + b"ElementDataFile = LIST\nsecret.raw\n",
         "e.nrrd": nrrd + b"data file: secret.raw\n",
         "f.nrrd": nrrd + b"datafile: secret.raw\n\n",
