@@ -28,6 +28,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images, read_volume
 from fvae_nnunet.reconstruction import fidelity, reconstruct_volume
 from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.recorded_files import write_bytes
 from fvae_nnunet.vae import FrozenVAE, load_vae
 
 SSIM_WINDOW_PIXELS = 7
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(results)
     print(f"{text}\n{time.perf_counter() - began:.1f} s, weights {vae.weights_sha256[:12]} ({vae.weights_source})")
     if arguments.o is not None:
-        arguments.o.write_text(text, encoding="utf-8")
+        write_bytes(arguments.o, text.encode())
     return 0
 
 

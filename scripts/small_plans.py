@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.recorded_files import write_bytes
 
 FEATURES_PER_STAGE = (8, 16, 32, 64)
 PATCH_VOXELS = 56_000
@@ -116,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"small_plans.py: {error}", file=sys.stderr)
         return 1
     target = args.folder / f"{args.name}.json"
-    target.write_text(json.dumps(plans, indent=4) + "\n")
+    write_bytes(target, (json.dumps(plans, indent=4) + "\n").encode())
     small = plans["configurations"][args.c]
     if args.one_validation_case:
         cases = [path.name.removesuffix(".pkl") for path in (args.folder / small["data_identifier"]).glob("*.pkl")]
-        splits.write_text(json.dumps(one_validation_case(cases), indent=1) + "\n")
+        write_bytes(splits, (json.dumps(one_validation_case(cases), indent=1) + "\n").encode())
     features = small["architecture"]["arch_kwargs"]["features_per_stage"]
     print(f"{target}: patch {small['patch_size']}, batch {small['batch_size']}, features {features}")
     return 0

@@ -1,5 +1,6 @@
 """nnUNetTrainerFVAESynth: synthetic cases in training batches with their probability, none in validation."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_a_shape_borrowed_from_a_validation_case_is_left_out_and_leaking_models_
     trainer = trainer_of(nnUNetTrainer, clone)
     training, (held_out, *_) = trainer.do_split()
     folder = tmp_path / "synthetic"
-    leaking = MODEL | {"training_cases": [held_out, training[0]]}
+    leaking = MODEL | {"folder": str(tmp_path / "ldm"), "training_cases": [held_out, training[0]]}
     write_synthetic_folder(folder, clone, training[:1], model=leaking, borrowed_from=training[1])
     write_synthetic_folder(folder, clone, training[:1], first=1, borrowed_from=held_out)
     preprocess(clone, folder, configurations=["3d_fullres"])
@@ -146,6 +147,10 @@ def test_a_shape_borrowed_from_a_validation_case_is_left_out_and_leaking_models_
     assert f"WARNING: the diffusion model was trained on 1 validation cases of this fold (first: {held_out})" in log
     assert f"fvae-train-ldm {clone.id} --fold 0" in log
     assert trainer.synthetic_settings["validation_cases_seen_by_model"] == [held_out]
+    assert "digests of 1 of 1 cases checked: all as recorded" in log
+    # a checkpoint is given to others
+    record = trainer.training_record()
+    assert record["synthetic"]["synthetic_folder"] == "synthetic" and str(tmp_path) not in json.dumps(record)
 
 
 def test_without_any_usable_case_training_stops(clone, tmp_path):
