@@ -31,7 +31,14 @@ FULL_DISK_BYTES = 1 << 20
 """With less room no segmentation can be written; SimpleITK does not say so."""
 
 ARGUMENTS_FILE = "predict_from_raw_data_args.json"
-_FILES_OF_A_FOLDER = ("dataset.json", "plans.json", ARGUMENTS_FILE)
+_FILES_OF_A_FOLDER = (ARGUMENTS_FILE, "dataset.json", "plans.json")
+
+
+def check_holds_predictions(output: Path) -> None:
+    """Raise UserError where a folder holds a dataset.json or plans that no prediction has written."""
+    there = [name for name in _FILES_OF_A_FOLDER if (output / name).exists()]
+    if there and ARGUMENTS_FILE not in there:
+        raise UserError(f"{output} holds {there[0]} and no predictions; choose another folder (-o)")
 
 
 class Predictor:

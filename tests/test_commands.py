@@ -1,5 +1,7 @@
 """What all commands share: how they are parsed, and what becomes of their output and of the files that they write."""
 
+import argparse
+import importlib.metadata
 import io
 import json
 import os
@@ -7,15 +9,22 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_docs import COMMANDS, parsed
 
 from fvae_nnunet import progress_bar as bars
+from fvae_nnunet.cli import preprocess
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.outputs import holds, is_json_of, is_summary, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, add_plans, dataset_of, datasets_of
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.nnunet_files import find_plans
+from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
+from fvae_nnunet.trainers.synth_trainer import nnUNetTrainerFVAESynth
+from fvae_nnunet.views import default_view_name, find_view, view_folder
 
 BY_DATASET = {
     "fvae-preprocess": [], "fvae-train-ldm": [], "fvae-train-classifier": [],
@@ -243,3 +252,93 @@ def test_a_parser_of_datasets_and_plans_stands_alone():
     assert vars(parser.parse_args(shlex.split("7"))) == {
         "dataset": "7", "d": None, "p": "nnUNetPlans", "disable_progress_bar": False,
     }  # fmt: skip
+
+
+def test_no_prediction_and_no_synthesis_replaces_the_dataset_json_of_something_else(tmp_path):
+    from fvae_nnunet.predictor import ARGUMENTS_FILE, check_holds_predictions
+    from fvae_nnunet.synthesis.synthetic_output import check_is_ours
+
+    for check in (check_holds_predictions, check_is_ours):
+        check(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds dataset\.json and no predictions; choose another folder \(-o\)"):
+        check_holds_predictions(tmp_path)
+    with pytest.raises(UserError, match=r"holds dataset\.json, which fvae-synthesize has not made"):
+        check_is_ours(tmp_path)
+    (tmp_path / ARGUMENTS_FILE).write_text("{}")
+    check_holds_predictions(tmp_path)
+
+
+class _Parsed(Exception):
+    """Carries what a parser of nnU-Net has understood."""
+
+
+def understood(command, monkeypatch):
+    """What a printed command line says to its program: ours or nnU-Net's."""
+    words = shlex.split(command)
+    while "=" in words[0]:
+        words.pop(0)
+    if words[0] in COMMANDS:
+        return parsed(words, monkeypatch)
+    (entry,) = (e for e in importlib.metadata.entry_points(group="console_scripts") if e.name == words[0])
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *arguments):
+        raise _Parsed(real(self, *arguments))
+
+    with monkeypatch.context() as patch, pytest.raises(_Parsed) as caught:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", words)
+        entry.load()()
+    return caught.value.args[0]
+
+
+def preprocessed(tmp_path, *views):
+    folders = {name: tmp_path / f"Dataset007_X/nnUNetPlans_{name}" for name in ("2d", "3d_fullres")}
+    for folder in folders.values():
+        for view in views:
+            Manifest(view_folder(folder, view)).begin("view", {}, {"options": ""})
+    return SimpleNamespace(name="Dataset007_X", plans_name="Plans of mine", data_folders=folders)
+
+
+def test_the_printed_training_takes_3d_fullres_and_says_which_of_several_views(tmp_path, monkeypatch):
+    one, two = preprocessed(tmp_path / "one", "tiny"), preprocessed(tmp_path / "two", "tiny", "taef2")
+    command = preprocess._training_command(one, "nnUNetTrainerFVAE", "tiny")
+    assert command == "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerFVAE -p 'Plans of mine'"
+    assert preprocess._training_command(two, "nnUNetTrainerFVAE", "taef2") == f"nnUNet_fvae_view=taef2 {command}"
+    for printed in (command, f"nnUNet_fvae_view=taef2 {command}"):
+        training = understood(printed, monkeypatch)
+        assert (training.dataset_name_or_id, training.configuration, training.fold) == ("7", "3d_fullres", "0")
+        assert (training.tr, training.p) == ("nnUNetTrainerFVAE", "Plans of mine")
+
+
+@pytest.mark.parametrize("view", ["wan2.1", "tiny", "diffusers-stabilityai-sd-vae-ft-mse", "control-gaussian", "mine"])
+def test_the_printed_repair_of_a_view_makes_it(view, tmp_path, monkeypatch):
+    data = preprocessed(tmp_path).data_folders["3d_fullres"]
+    monkeypatch.setenv("nnUNet_fvae_view", view)
+    with pytest.raises(UserError, match=f"asks for the view '{view}'") as caught:
+        find_view(data, "fvae-preprocess 7 -c 3d_fullres -p 'Plans of mine'")
+    command = str(caught.value).partition("with: ")[2].partition(", with")[0].partition(" (")[0]
+    arguments = understood(command, monkeypatch)
+    assert dataset_of(arguments) == "7" and arguments.p == "Plans of mine" and arguments.c == ["3d_fullres"]
+    assert (arguments.view or default_view_name(arguments.vae)) == ("wan2.1" if view == "mine" else view)
+    assert default_view_name(arguments.vae) == (arguments.view or "wan2.1")
+
+
+def test_printed_commands_of_plans_and_synthesis_are_understood(tmp_path, monkeypatch):
+    folder = tmp_path / "Dataset007_X"
+    with pytest.raises(UserError, match="run first: ") as caught:
+        find_plans(folder, "nnUNetPlans")
+    assert understood(str(caught.value).partition("run first: ")[2], monkeypatch).d == [7]
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "with a space"))
+    plans = SimpleNamespace(dataset_name="Dataset007_X", plans_name="nnUNetPlans")
+    trainer = SimpleNamespace(
+        plans_manager=plans, fold=2, configuration_name="2d", output_folder_base=str(tmp_path / "a b" / "model")
+    )
+    trainer.repair_command = lambda: RecordingTrainer.repair_command(trainer)
+    train, synthesize = nnUNetTrainerFVAESynth._synthesize_command(trainer).split(" && ")
+    assert understood(train, monkeypatch).fold == 2
+    arguments = understood(synthesize, monkeypatch)
+    assert arguments.ldm == tmp_path / "a b" / "fvae_ldm__wan2.1__fold2" and arguments.n and arguments.fold == 2
+    arguments = understood(nnUNetTrainerFVAESynth._preprocess_command(trainer), monkeypatch)
+    assert arguments.synthetic == tmp_path / "with a space" / "fvae_synthetic" / "Dataset007_X"

@@ -104,8 +104,10 @@ def _fold(text: str) -> int | str:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.prediction import find_cases, is_predicted
+    from fvae_nnunet.predictor import check_holds_predictions
     from fvae_nnunet.trained_model import open_model
 
+    check_holds_predictions(arguments.o)
     model = open_model(_model_folder(arguments), tuple(arguments.f), arguments.chk)
     inputs = _inputs_for(model, arguments)
     how = _prediction(arguments)

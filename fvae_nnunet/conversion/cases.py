@@ -96,7 +96,8 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
     manifest = conversion.manifest
     if overwrite and manifest.read() is not None:
         _delete(conversion)
-    foreign = next((path for path in sorted(conversion.raw.glob("images*/*"))), None)
+    places = ("images*/*", "labels*/*", "dataset.json")
+    foreign = next((path for place in places for path in sorted(conversion.raw.glob(place))), None)
     if foreign is not None and manifest.read() is None:
         raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
     manifest.begin("conversion", conversion.settings, {})

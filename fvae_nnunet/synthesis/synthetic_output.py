@@ -23,8 +23,9 @@ _OUR_FOLDERS = ("imagesTr", "labelsTr", TRAINING_FOLDER, "records", REJECTED)
 
 
 def check_is_ours(output: Path) -> None:
-    """Raise UserError where a folder holds images or labels that ``fvae-synthesize`` has not made."""
-    Manifest(output / MANIFEST_FOLDER).refuse_foreign(output, _OUR_FOLDERS, kind=KIND, command="fvae-synthesize")
+    """Raise UserError where a folder holds images, labels or a dataset.json that ``fvae-synthesize`` has not made."""
+    names = (*_OUR_FOLDERS, "dataset.json")
+    Manifest(output / MANIFEST_FOLDER).refuse_foreign(output, names, kind=KIND, command="fvae-synthesize")
 
 
 def open_output(
