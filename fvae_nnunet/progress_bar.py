@@ -58,7 +58,7 @@ def messages_beside_bars() -> Iterator[None]:
     if sys.stdout is None or sys.stderr is None or not sys.stderr.isatty():
         yield
         return
-    streams = [cast(TextIO, _BesideBars(stream)) for stream in (sys.stdout, sys.stderr)]
+    streams = [cast(TextIO, _BesideBars(stream, bars=sys.stderr)) for stream in (sys.stdout, sys.stderr)]
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
         try:
             yield
@@ -72,10 +72,11 @@ def _raw(stream: TextIO) -> TextIO:
 
 
 class _BesideBars:
-    """A stream whose whole lines take the bars away for a moment."""
+    """A stream whose whole lines take the bars, which are on another, away for a moment."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, bars: TextIO) -> None:
         self.stream = stream
+        self._bars = bars
         self._begun = ""
 
     def write(self, text: str) -> int:
@@ -85,8 +86,9 @@ class _BesideBars:
         lines, end, rest = (self._begun + text).rpartition("\n")
         self._begun = rest
         if end:
-            with tqdm.external_write_mode(file=self.stream):
+            with tqdm.external_write_mode(file=self._bars):
                 self.stream.write(lines + end)
+                self.stream.flush()
         return len(text)
 
     def write_rest(self) -> None:

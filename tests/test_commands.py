@@ -135,8 +135,21 @@ def test_another_broken_pipe_is_not_hidden(capsys):
 
 
 class Terminal(io.StringIO):
+    """A stream of a terminal; ``shown`` is what all its streams have written."""
+
+    def __init__(self, shown=None):
+        super().__init__()
+        self.shown = [] if shown is None else shown
+
     def isatty(self):
         return True
+
+    def write(self, text):
+        self.shown.append(text)
+        return len(text)
+
+    def getvalue(self):
+        return "".join(self.shown)
 
 
 def shown_lines(text):
@@ -147,7 +160,7 @@ def shown_lines(text):
 def test_messages_do_not_stand_on_the_line_of_a_bar(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stdout", Terminal(terminal.shown))
     with bars.messages_beside_bars(), bars.progress_bar(total=3, unit="case", leave=False, mininterval=0) as bar:
         for case in range(3):
             print("case", case)

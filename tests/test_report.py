@@ -429,3 +429,32 @@ def test_the_number_of_processes_does_not_change_the_page(project):
     for processes in ("1", "2"):
         assert main([*FULL, "-np", processes, "-o", f"by_{processes}.html"]) == 0
     assert Path("by_1.html").read_bytes() == Path("by_2.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("settings", "file_ending"), ("reference", "cases"), ("models", 0, "missing"), ("labels", 0, "key"),
+        ("measures", 0, "models", 0, "values"), ("measures", 0, "comparisons", 0, "bland_altman", "limits"),
+        ("lesions", "2"), ("lesions", "2", "second"), ("lesions", "2", "second", "case_0000", "detected"),
+    ],
+)  # fmt: skip
+def test_a_comparison_that_lacks_something_is_named(project, capsys, way):
+    content = read_json(project / "comparison.json")
+    inside = content
+    for key in way[:-1]:
+        inside = inside[key]
+    del inside[way[-1]]
+    write_json(project / "comparison.json", content)
+    assert report("comparison.json") == 1
+    err = capsys.readouterr().err
+    assert f"comparison.json is damaged or incomplete: {'.'.join(map(str, way[:1]))}" in err
+    assert f"lacks {way[-1]}. Run fvae-evaluate again" in err
+
+
+def test_a_summary_that_lacks_something_is_named(project, capsys):
+    content = read_json(project / "summary.json")
+    del content["fvae"]["labels"][0]["key"]
+    write_json(project / "summary.json", content)
+    assert report("summary.json") == 1
+    assert "summary.json is damaged or incomplete: it lacks 'key'. Run fvae-evaluate again" in capsys.readouterr().err

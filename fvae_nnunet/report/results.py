@@ -11,10 +11,12 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.comparison import SCHEMA
 from fvae_nnunet.evaluation.scores import nsd_key
-from fvae_nnunet.json_files import check_shape, read_json
+from fvae_nnunet.json_files import Rule, check_shape, read_json
 from fvae_nnunet.report.single_model import as_comparison
 
-_INTERVAL = {"interval": [float], "interval_method": str, "n": int, "items": int, "nan": int, "missing": int}
+_LESIONS = {"diameters_mm": [float], "detected": [bool], "false_positive_diameters_mm": [float]}
+_TWO = Rule("two numbers", lambda value: [isinstance(end, int | float) for end in value] == [True, True])
+_INTERVAL = {"interval": _TWO, "interval_method": str, "n": int, "items": int, "nan": int, "missing": int}
 _COMPARISON = {
     "made_with": {"*": str},
     "settings": {
@@ -51,13 +53,15 @@ _COMPARISON = {
                     "losses": int,
                     "differences": {"*": float},
                     "most_improved_first": [str],
-                    "bland_altman": {"means": {"*": float}, "bias": float, "sd": float, "limits": [float]},
+                    "bland_altman": {"means": {"*": float}, "bias": float, "sd": float, "limits": _TWO},
                     **_INTERVAL,
                 }
             ],
         }
     ],
-    "lesions": {"*": {"*": {"*": dict}}},
+    "lesions": {
+        "*": {"*": {"*": {"diameters_mm": [float], "detected": [bool], "false_positive_diameters_mm": [float]}}}
+    },
 }
 """What a report uses of ``comparison.json``; a shape of ``json_files``."""
 _WAY_OUT = "Run fvae-evaluate again"
@@ -180,6 +184,9 @@ def _content(path: Path) -> Mapping[str, Any]:
         if content.get("schema") != SCHEMA:
             raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
         check_shape(path, content, _COMPARISON, way_out=_WAY_OUT)
+        of_models = {model["name"]: dict for model in content["models"]}
+        of_labels = dict.fromkeys(content["settings"]["lesions"]["labels"], of_models)
+        check_shape(path, content, {"lesions": of_labels}, way_out=_WAY_OUT)
         return content
     if "metric_per_case" in content:
         if "fvae" not in content:
