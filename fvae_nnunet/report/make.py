@@ -95,8 +95,7 @@ def make_report(
             f"--cases, --gallery and -np must not be negative, got {contents.cases}, {contents.gallery}, {processes}"
         )
     paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
-    if has_figures:
-        results = load_results(contents.results)
+    results = load_results(contents.results)
     images = images_of_results(contents.images, results) if contents.images else []
     channel = ct_channel(contents.images[0]) if contents.images else 0
     views = load_views(contents.views, results, channel)
