@@ -15,9 +15,10 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.nifti_files import load_nifti, read_nifti, write_nifti
 from fvae_nnunet.ordinary_files import check_name
 from fvae_nnunet.orientation import AxisOrder, axial_order
-from fvae_nnunet.stored_images import GZIP_MAGIC, check_image_file
+from fvae_nnunet.stored_images import check_image_file
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -172,30 +173,11 @@ def _nibabel_first(path: Path, reader: str | None) -> bool:
     return path.name.endswith(".nii") if reader is None else reader.startswith("Nibabel")
 
 
-def _load_nifti(path: Path) -> Any:
-    import nibabel
-
-    try:
-        return nibabel.load(path)  # type: ignore[attr-defined]
-    except nibabel.filebasedimages.ImageFileError as error:
-        with path.open("rb") as file:
-            plain = path.name.endswith(".gz") and file.read(2) != GZIP_MAGIC
-        way_out = ". nibabel, with which it is read, needs it compressed as its name says: gzip it" if plain else ""
-        raise UserError(f"{path} cannot be read: {error}{way_out}") from error
-
-
 def _through_nibabel(path: Path) -> Any:
     import SimpleITK as sitk
 
-    loaded = _load_nifti(path)
-    array = np.asanyarray(loaded.dataobj)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or array.dtype.kind not in "iuf":
-        raise UserError(f"{path} is no single grey volume: shape {array.shape}, voxels of {array.dtype}")
-    dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T, dtype=dtype))
-    return _placed(image, _geometry_of(loaded.affine))
+    volume, affine = read_nifti(path)
+    return _placed(sitk.GetImageFromArray(volume), _geometry_of(affine))
 
 
 def _geometry_of(affine: np.ndarray) -> Geometry:
@@ -263,7 +245,7 @@ def read_header(path: Path, *, reader: str | None = None) -> tuple[tuple[int, ..
     except RuntimeError as error:
         if header is None or reader is not None:
             raise _unread(path, error, header) from error
-    loaded = _load_nifti(path)
+    loaded = load_nifti(path)
     return loaded.shape[::-1], _geometry_of(loaded.affine)
 
 
@@ -315,7 +297,7 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     with atomic_write(path) as temporary:
         try:
             if geometry.nifti_header is not None and path.name.endswith((".nii", ".nii.gz")):
-                _write_nifti(temporary, array, geometry.nifti_header)
+                write_nifti(temporary, array, geometry.nifti_header)
             else:
                 sitk.WriteImage(image, str(temporary), useCompression=True)
             if not np.array_equal(read_volume(temporary)[0], array):
@@ -324,15 +306,3 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             if shutil.disk_usage(path.parent).free < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise UserError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _write_nifti(path: Path, array: np.ndarray, header: bytes) -> None:
-    """Write an array (z, y, x) with a header of the same kind of file, its geometry to the bit."""
-    import nibabel
-
-    kind = nibabel.Nifti1Image if len(header) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Image
-    own = kind.header_class(header, check=False)
-    own.set_data_dtype(array.dtype)
-    for key, value in {"vox_offset": 0, "scl_slope": 1, "scl_inter": 0, "cal_min": 0, "cal_max": 0}.items():
-        own[key] = value
-    kind(array.T, None, own).to_filename(path)

@@ -1,0 +1,52 @@
+"""NIfTI through nibabel: what SimpleITK does not read (sheared, NIfTI-2), and files that keep a header to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.stored_images import GZIP_MAGIC
+
+
+def load_nifti(path: Path) -> Any:
+    """nibabel's image, its voxels unread; UserError where nibabel does not read the file."""
+    import nibabel
+
+    try:
+        return nibabel.load(path)  # type: ignore[attr-defined]
+    except nibabel.filebasedimages.ImageFileError as error:
+        with path.open("rb") as file:
+            plain = path.name.endswith(".gz") and file.read(2) != GZIP_MAGIC
+        way_out = ". nibabel, with which it is read, needs it compressed as its name says: gzip it" if plain else ""
+        raise UserError(f"{path} cannot be read: {error}{way_out}") from error
+
+
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The scaled voxels (z, y, x) of a single grey volume, and nibabel's affine.
+
+    Raises:
+        UserError: it cannot be read, or is no single grey volume.
+    """
+    loaded = load_nifti(path)
+    array = np.asanyarray(loaded.dataobj)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or array.dtype.kind not in "iuf":
+        raise UserError(f"{path} is no single grey volume: shape {array.shape}, voxels of {array.dtype}")
+    dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return np.ascontiguousarray(array.T, dtype=dtype), loaded.affine
+
+
+def write_nifti(path: Path, array: np.ndarray, header: bytes) -> None:
+    """Write an array (z, y, x) with a header of the same kind of file, its geometry to the bit."""
+    import nibabel
+
+    kind = nibabel.Nifti1Image if len(header) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Image
+    own = kind.header_class(header, check=False)
+    own.set_data_dtype(array.dtype)
+    for key, value in {"vox_offset": 0, "scl_slope": 1, "scl_inter": 0, "cal_min": 0, "cal_max": 0}.items():
+        own[key] = value
+    kind(array.T, None, own).to_filename(path)
