@@ -434,7 +434,8 @@ def test_the_number_of_processes_does_not_change_the_page(project):
 @pytest.mark.parametrize(
     "way",
     [
-        ("settings", "file_ending"), ("reference", "cases"), ("models", 0, "missing"), ("labels", 0, "key"),
+        ("settings", "file_ending"), ("settings", "test"),
+        ("reference", "cases"), ("models", 0, "missing"), ("labels", 0, "key"),
         ("measures", 0, "models", 0, "values"), ("measures", 0, "comparisons", 0, "bland_altman", "limits"),
         ("lesions", "2"), ("lesions", "2", "second"), ("lesions", "2", "second", "case_0000", "detected"),
     ],
@@ -450,6 +451,15 @@ def test_a_comparison_that_lacks_something_is_named(project, capsys, way):
     err = capsys.readouterr().err
     assert f"comparison.json is damaged or incomplete: {'.'.join(map(str, way[:1]))}" in err
     assert f"lacks {way[-1]}. Run fvae-evaluate again" in err
+
+
+def test_a_comparison_of_other_models_lacks_something_too(project, capsys):
+    for of in ("models", "comparisons"):
+        content = read_json(project / "comparison.json")
+        del content["measures"][1][of][0]
+        write_json(project / "damaged.json", content)
+        assert report("damaged.json") == 1
+        assert "damaged.json is damaged or incomplete: measures[1] is not of the models" in capsys.readouterr().err
 
 
 def test_a_summary_that_lacks_something_is_named(project, capsys):

@@ -26,7 +26,8 @@ _COMPARISON = {
         "tolerances_mm": [float],
         "empty_masks": str,
         "file_ending": str,
-        "lesions": {"labels": [str], "size_classes": [str], "detection_overlap": float},
+        **dict.fromkeys(("test", "zero_method", "correction", "family"), str),
+        "lesions": {"labels": [str], "size_classes": [str], "detection_overlap": float, "connectivity": int},
     },
     "reference": {"folder": str, "sha256": str, "cases": [str]},
     "models": [{"name": str, "folder": str, "sha256": str, "missing": [str]}],
@@ -184,7 +185,12 @@ def _content(path: Path) -> Mapping[str, Any]:
         if content.get("schema") != SCHEMA:
             raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
         check_shape(path, content, _COMPARISON, way_out=_WAY_OUT)
-        of_models = {model["name"]: dict for model in content["models"]}
+        models = [model["name"] for model in content["models"]]
+        for number, measure in enumerate(content["measures"]):
+            if [entry["model"] for entry in measure["models"]] != models or not measure["comparisons"]:
+                what = f"measures[{number}] is not of the models that are compared"
+                raise UserError(f"{path} is damaged or incomplete: {what}. {_WAY_OUT}")
+        of_models = dict.fromkeys(models, dict)
         of_labels = dict.fromkeys(content["settings"]["lesions"]["labels"], of_models)
         check_shape(path, content, {"lesions": of_labels}, way_out=_WAY_OUT)
         return content
