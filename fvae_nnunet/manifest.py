@@ -311,11 +311,13 @@ class Manifest:
 
     def _place(self, name: Any, record: Path) -> Path:
         """The file of that name in a record; UserError where it is not inside ``root``."""
-        root = Path(os.path.normpath(self.root.absolute()))
         if isinstance(name, str) and name and "\0" not in name:
-            place = Path(os.path.normpath(self.folder / name))
-            if root in place.absolute().parents and place != Path(os.path.normpath(self.folder)):
-                return place
+            place = self.folder / name
+            lexical, folder, root = (
+                Path(os.path.normpath(path.absolute())) for path in (place, self.folder, self.root)
+            )
+            if root in lexical.parents and lexical != folder:
+                return Path(os.path.normpath(place))
         raise UserError(
             f"{record} names {name!r}, which is no file in {self.root}; whoever wrote it wants other files read or "
             "deleted. Do not use this folder, or remove the record and make the case again"

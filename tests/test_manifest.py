@@ -253,6 +253,17 @@ def test_a_record_names_no_file_outside_of_its_folder(tmp_path, name):
             manifest.is_done("a", inputs={}, outputs=[])
 
 
+def test_a_folder_may_be_named_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    manifest = Manifest(Path("..", "data", "fvae_manifest"))
+    file = Path("..", "data", "a.nii.gz")
+    write_bytes(file, b"1")
+    manifest.write_case("a", inputs={}, outputs=[file], results={})
+    assert list(manifest.outputs("a")) == [file]
+    assert manifest.is_whole("a", [file])
+
+
 def test_a_file_beside_the_manifest_folder_is_inside_only_where_that_is_a_subfolder(tmp_path):
     file = tmp_path / "data" / "a.nii.gz"
     write_bytes(file, b"1")
