@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import multiprocessing.dummy
+import shutil
 import types
 
 import numpy as np
@@ -23,6 +24,7 @@ from segmentations_for_tests import (
     write,
 )
 
+from fvae_nnunet.cli import evaluate
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.label_scheme import LabelScheme
@@ -416,7 +418,8 @@ def test_no_prediction_at_all_is_an_error_even_if_missing_ones_are_allowed(folde
 
 
 def test_all_problems_are_named_at_once_and_an_old_summary_stays(folders, capsys):
-    (folders.predictions / "summary.json").write_text("old")
+    old = '{"foreground_mean": {}, "metric_per_case": []}'
+    (folders.predictions / "summary.json").write_text(old)
     (folders.predictions / "case_0.nii.gz").rename(folders.predictions / "case_9.nii.gz")
     (folders.predictions / "case_1.nii.gz").write_bytes(b"no image")
     _, prediction = label_maps(2, (0, 1, 2))
@@ -432,7 +435,7 @@ def test_all_problems_are_named_at_once_and_an_old_summary_stays(folders, capsys
     assert "case_3: reference and prediction differ in spacing;" in err
     assert "spacing (0.7, 0.9, 6) mm" in err and "spacing (0.75, 0.9, 6) mm" in err
     assert "Traceback" not in err
-    assert (folders.predictions / "summary.json").read_text() == "old"
+    assert (folders.predictions / "summary.json").read_text() == old
     assert not (folders.predictions / "summary.csv").exists()
 
 
@@ -572,3 +575,20 @@ def test_processes_give_the_same_summary(folders):
     found = folders.evaluate(processes=2, on_case=lambda done, total: seen.append((done, total)))
     np.testing.assert_equal(found, folders.evaluate())
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_results_are_there_before_anything_is_printed(folders, monkeypatch, models):
+    def nobody_reads(*_arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation_summary.format_table", nobody_reads)
+    monkeypatch.setattr("fvae_nnunet.evaluation.comparison_tables.format_comparison", nobody_reads)
+    result = folders.predictions.parent / "result.json"
+    predictions, options = [str(folders.predictions)], ["-np", "0", "-o", str(result)]
+    if models == 2:
+        predictions.append(str(shutil.copytree(folders.predictions, folders.predictions.parent / "second")))
+        options += ["--resamples", "99"]
+    with pytest.raises(BrokenPipeError):
+        evaluate.main([str(folders.references), *predictions, *options])
+    assert result.is_file() and result.with_suffix(".csv").is_file()
