@@ -177,7 +177,7 @@ def test_at_is_a_position_in_the_patient(paints, tmp_path, direction):
     index = np.array([9, 20, 15] if direction is None else [20, 9, 15])
     geometry = open_source_dataset(dataset.name).read("case_1").geometry
     at = position_of(index, geometry)
-    arguments = [*SIZE, "--at", *at, "--case", "case_1"]
+    arguments = [*SIZE, "--at", *at, "--cases", "case_1"]
     assert run(dataset, tmp_path / "out", *arguments, n=1) == 0
     (case,) = read_synthetic_cases(tmp_path / "out")
     assert case.record["source_case"] == "case_1"

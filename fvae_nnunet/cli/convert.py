@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.np < 0:
         raise UserError(f"-np must not be negative, got {arguments.np}")
-    dataset = new_dataset_name(dataset_of(arguments))
+    dataset = new_dataset_name(arguments.dataset)
     raw, preprocessed = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     _refuse_taken_number(raw)
     conversion = Conversion(raw, arguments.source, arguments.values, arguments.geometry, _structures(arguments))
