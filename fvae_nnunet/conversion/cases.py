@@ -94,11 +94,12 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
             that would be removed; nothing is removed then.
     """
     manifest = conversion.manifest
-    if overwrite and manifest.read() is not None:
+    ours = manifest.read() is not None
+    if overwrite and ours:
         _delete(conversion)
     places = ("images*/*", "labels*/*", "dataset.json")
     foreign = next((path for place in places for path in sorted(conversion.raw.glob(place))), None)
-    if foreign is not None and manifest.read() is None:
+    if foreign is not None and not ours:
         raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
     manifest.begin("conversion", conversion.settings, {})
     removed = {case: _written(manifest, case) for case in manifest.cases if case in left_out}
