@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,5 +137,14 @@ def compile_vae(vae: FrozenVAE, **options: Any) -> bool:
     module = getattr(vae, "_module", None)
     methods = [name for name in ("encode", "decode") if callable(getattr(module, name, None))]
     for name in methods:
-        setattr(module, name, torch.compile(getattr(module, name), **options))
+        setattr(module, name, torch.compile(_called_from_here(getattr(module, name)), **options))
     return bool(methods)
+
+
+def _called_from_here(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch 2.5 and 2.6 compile needs ``torch`` in the module of its outermost function; diffusers' has none."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return method(*arguments, **keywords)
+
+    return call

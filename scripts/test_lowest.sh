@@ -13,6 +13,7 @@ for python in ${PYTHON:-python3.10 "$HOME"/.pyenv/versions/3.10.*/bin/python pyt
 done
 [ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check uv
+export UV_COMPILE_BYTECODE=1  # as pip does; where nothing may be written later, every worker would compile all that it imports
 "$venv/bin/uv" pip compile --quiet --python "$venv/bin/python" --resolution lowest-direct --extra test \
     --output-file "$venv/lowest.txt" setup.cfg
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --requirement "$venv/lowest.txt"
