@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fvae_nnunet.ct_channels import find_ct_channels
+from fvae_nnunet.ct_channels import channel_names, find_ct_channels
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hounsfield import check_foreground_hu
 from fvae_nnunet.orientation import AxisOrder
 
 SMALLEST_SD_HU = 1e-8
@@ -60,23 +62,43 @@ class CTPatches:
     transpose_forward: AxisOrder | None
 
     @classmethod
-    def of_plans(cls, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> CTPatches:
+    def of_plans(
+        cls,
+        plans: dict[str, Any],
+        configuration: str,
+        dataset_json: dict[str, Any],
+        *,
+        channels: Sequence[int] | None = None,
+        hu_as_is: bool = False,
+    ) -> CTPatches:
         """The patches of a configuration.
 
         Args:
             plans: the content of the plans file.
             configuration: such as ``3d_fullres``.
             dataset_json: the content of ``dataset.json``.
+            channels: those that are CT; None for those that are called CT.
+            hu_as_is: take also a foreground that cannot be in HU.
 
         Raises:
-            UserError: no channel is CT, or one that is CT has a normalisation that cannot be undone.
+            UserError: no channel is CT, or one that is CT cannot be in HU or has a normalisation that cannot be undone.
         """
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         manager = PlansManager(plans).get_configuration(configuration)
         statistics = plans["foreground_intensity_properties_per_channel"]
-        channels = []
-        for index in find_ct_channels(dataset_json, plans):
+        indices = find_ct_channels(dataset_json, plans, channels)
+        if not hu_as_is:
+            check_foreground_hu(
+                plans,
+                channel_names(dataset_json),
+                indices,
+                leave_out="leave the channel out (ct_channels of the trainer, or a view made with --channels)",
+                as_it_is="If the values are HU all the same, set hu_as_is = True in a subclass of the trainer, or "
+                "train with a view made with --hu-as-is",
+            )
+        found = []
+        for index in indices:
             scheme = manager.normalization_schemes[index]
             if scheme != "CTNormalization":
                 raise UserError(
@@ -84,19 +106,19 @@ class CTPatches:
                     "during training. Use a view made before training (fvae-preprocess, -tr nnUNetTrainerFVAE), or "
                     "name the channel CT in dataset.json and plan again"
                 )
-            found = statistics[str(index)]
-            channels.append(
+            foreground = statistics[str(index)]
+            found.append(
                 CTChannel(
                     index=index,
-                    mean_hu=float(found["mean"]),
-                    sd_hu=max(float(found["std"]), SMALLEST_SD_HU),
-                    lower_hu=float(found["percentile_00_5"]),
-                    upper_hu=float(found["percentile_99_5"]),
+                    mean_hu=float(foreground["mean"]),
+                    sd_hu=max(float(foreground["std"]), SMALLEST_SD_HU),
+                    lower_hu=float(foreground["percentile_00_5"]),
+                    upper_hu=float(foreground["percentile_99_5"]),
                 )
             )
         first, second, third = (int(axis) for axis in plans["transpose_forward"])
         is_2d = len(manager.patch_size) == 2
-        return cls(tuple(channels), None if is_2d else (first, second, third))
+        return cls(tuple(found), None if is_2d else (first, second, third))
 
     def to_axial(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, z, y, x) or (B, y, x) with the patch's axes to (B, body axis, front-back, left-right)."""

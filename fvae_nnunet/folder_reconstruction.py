@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hounsfield import check_volume_hu
 from fvae_nnunet.image_files import Geometry, image_ending, read_volume, write_volume
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file
 from fvae_nnunet.parcel import compact
@@ -40,6 +41,7 @@ def reconstruct_folder(
     vae: FrozenVAE,
     *,
     settings: Reconstruction,
+    hu_as_is: bool = False,
     cases: Iterable[str] | None = None,
     workers: int,
     seconds: StageSeconds,
@@ -57,6 +59,7 @@ def reconstruct_folder(
         images: from ``image_files.find_images``.
         output: the folder to write to; made if needed.
         vae, settings: with what.
+        hu_as_is: reconstruct also what cannot be HU (``hounsfield``); else it is the error of its case.
         cases: names of the images to do, asked for one by one; None for all.
         workers: processes for reading and writing; 0 for none.
         seconds: filled with where the time went.
@@ -88,7 +91,7 @@ def reconstruct_folder(
 
     return run_cases(
         sorted(images) if cases is None else cases,
-        read=partial(_read, images, targets, manifest, reader),
+        read=partial(_read, images, targets, manifest, reader, hu_as_is),
         compute=compute,
         write=partial(_write, images, targets, manifest, settings.hu_window),
         workers=workers,
@@ -133,7 +136,7 @@ def read_axial(path: Path) -> np.ndarray:
 
 
 def _read(
-    images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, reader: str | None, case: str
+    images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, reader: str | None, hu_as_is: bool, case: str
 ) -> _Volume | None:
     # before its digest: that of a header would not change with the file that it points to
     check_image_file(images[case], voxels_too=False)
@@ -141,6 +144,8 @@ def _read(
     if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
         return None
     volume_hu, geometry = read_volume(images[case], reader=reader)
+    if not hu_as_is:
+        check_volume_hu(volume_hu, images[case])
     return _Volume(compact(volume_hu), geometry, digest)
 
 

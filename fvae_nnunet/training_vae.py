@@ -28,11 +28,16 @@ _VIEW = {"settings": {"vae": str, "weights_sha256": str, "window_slices": object
 
 @dataclass(frozen=True)
 class TrainingVAE:
-    """A VAE on its device, how patches go through it, and where it was named, in words a user understands."""
+    """A VAE on its device, how patches go through it, and where it was named, in words a user understands.
+
+    ``ct_channels`` and ``hu_as_is`` are those of the view that names it; without a view None and False.
+    """
 
     vae: FrozenVAE
     settings: Reconstruction
     named_by: str
+    ct_channels: list[int] | None
+    hu_as_is: bool
 
 
 def load_training_vae(
@@ -71,7 +76,7 @@ def load_training_vae(
             )
         name, named_by = named, VAE_VARIABLE
         recorded: dict[str, Any] = {}
-        options = argparse.Namespace(weights=None, vae_code=None, trust_weights=False)
+        options = argparse.Namespace(weights=None, vae_code=None, trust_weights=False, hu_as_is=False)
     else:
         view = _find_view(data_folder, repair, view)
         content = Manifest(view_folder(data_folder, view)).read(_VIEW) or {}
@@ -105,7 +110,7 @@ def load_training_vae(
         window_slices=recorded["window_slices"] if by_windows else None,
         overlap_slices=recorded["overlap_slices"] if by_windows else None,
     )
-    return TrainingVAE(vae, settings, named_by)
+    return TrainingVAE(vae, settings, named_by, recorded.get("ct_channels"), options.hu_as_is)
 
 
 def _find_view(data_folder: Path, repair: str, of_trainer: str | None) -> str:
@@ -123,7 +128,8 @@ def _options(content: dict[str, Any]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--vae", "--weights", "--vae-code"):
         parser.add_argument(option)
-    parser.add_argument("--trust-weights", action="store_true")
+    for switch in ("--trust-weights", "--hu-as-is"):
+        parser.add_argument(switch, action="store_true")
     return parser.parse_known_args(shlex.split(content["made_with"].get("options", "")))[0]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hounsfield import check_volume_hu
 from fvae_nnunet.manifest import Manifest, sha256_of_file
 from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.noise import mean_of_known
@@ -89,6 +90,7 @@ def make_views(
     folders: dict[str, Path],
     *,
     settings: Reconstruction,
+    hu_as_is: bool = False,
     cases: Iterable[str],
     workers: int,
     seconds: StageSeconds,
@@ -105,6 +107,7 @@ def make_views(
         dataset: what to reconstruct.
         vae, settings: with what.
         folders: from ``open_views``.
+        hu_as_is: reconstruct also what cannot be HU (``hounsfield``); else it is the error of its case.
         cases: identifiers, a subset of the dataset's, asked for one by one.
         workers: processes for reading and writing; 0 for none.
         seconds: filled with where the time went.
@@ -131,7 +134,7 @@ def make_views(
 
     return run_cases(
         cases,
-        read=partial(_read_case, dataset, folders),
+        read=partial(_read_case, dataset, folders, hu_as_is),
         compute=compute,
         write=partial(_write_case, dataset, folders, settings.hu_window),
         workers=workers,
@@ -139,7 +142,7 @@ def make_views(
     )
 
 
-def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str) -> _RawCase | None:
+def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], hu_as_is: bool, case: str) -> _RawCase | None:
     files = dataset.image_files[case]
     for path in files:
         # before their digests: that of a header would not change with the file that it points to
@@ -157,6 +160,9 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], case: str
     if not pending:
         return None
     channels, axis_order = _read_channels(dataset, case)
+    if not hu_as_is:
+        for channel in dataset.ct_channels:
+            check_volume_hu(channels[channel], files[channel])
     return _RawCase(channels, axis_order, raw_digests, pending)
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from conftest import Dataset
 
+from fvae_nnunet import registration
 from fvae_nnunet.cli import preprocess
 from fvae_nnunet.conversion.nnunet_dataset import new_dataset_name
 from fvae_nnunet.ct_channels import channel_names, find_ct_channels, said_channels
@@ -93,7 +94,7 @@ def big(planned):
 
 
 def test_a_dataset_above_999_with_named_channels_gets_its_view_and_its_own_commands(big, monkeypatch, capsys):
-    monkeypatch.setattr(preprocess, "_ensure_trainer", lambda: None)
+    monkeypatch.setattr(registration, "is_found_by_nnunet", lambda trainer="nnUNetTrainerFVAE": True)
     options = ["-c", "2d", "--vae", "control:identity", "-np", "0"]
     assert preprocess.main([big.name, *options]) == 0
     out = capsys.readouterr().out

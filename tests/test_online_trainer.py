@@ -60,12 +60,13 @@ def seen_by_the_network(trainer, batch):
 
 def random_batch(trainer, samples=2, channels=1, seed=0):
     """Normalised CT values within the percentiles, and targets for deep supervision."""
+    patches = CTPatches.of_plans(trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json)
+    return random_batch_of(trainer, patches, channels, samples=samples, seed=seed)
+
+
+def random_batch_of(trainer, patches, channels, *, samples=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    lower, upper = (
-        CTPatches.of_plans(trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json)
-        .channels[0]
-        .normalised_range
-    )
+    lower, upper = patches.channels[0].normalised_range
     size = trainer.configuration_manager.patch_size
     data = torch.rand(samples, channels, *size, generator=generator) * (upper - lower) + lower
     scales = trainer._get_deep_supervision_scales()
@@ -247,6 +248,50 @@ def test_other_normalisations_are_refused_at_the_start(clone, tiny):
     clone.write_plans(plans)
     with pytest.raises(UserError, match="no channel is CT"):
         trainer_of(nnUNetTrainerFVAEOnline, clone).on_train_start()
+
+
+def test_a_foreground_that_is_no_hu_is_refused_at_the_start_unless_trainer_or_view_take_it(clone, monkeypatch):
+    (folder,) = make_view(clone, load_vae("tiny"), configurations=["3d_fullres"]).values()
+    plans = clone.plans
+    plans["foreground_intensity_properties_per_channel"]["0"] |= {
+        "std": 0.01,
+        "percentile_00_5": 0,
+        "percentile_99_5": 1,
+    }
+    clone.write_plans(plans)
+    with pytest.raises(UserError, match=r"channel 0 \(CT\) cannot be in HU.*seems to be scaled.*hu_as_is = True"):
+        trainer_of(Always, clone).on_train_start()
+
+    class AsItIs(Always):
+        hu_as_is = True
+
+    trainer_of(AsItIs, clone)._load_reconstruction()
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("--view test", "--view test --hu-as-is"))
+    trainer_of(Always, clone)._load_reconstruction()
+
+
+def test_the_channels_of_the_view_or_of_the_trainer_are_reconstructed(clone, tiny):
+    clone.write_dataset_json(clone.dataset_json | {"channel_names": {"CT": "CT", "PET": "CT"}})
+    plans = clone.plans
+    foreground = plans["foreground_intensity_properties_per_channel"]
+    foreground["1"] = foreground["0"] | {"std": 3.0, "percentile_00_5": 0, "percentile_99_5": 15}
+    plans["configurations"]["3d_fullres"] |= {
+        "normalization_schemes": ["CTNormalization"] * 2,
+        "use_mask_for_norm": [False] * 2,
+    }
+    clone.write_plans(plans)
+    with pytest.raises(UserError, match=r"channel 1 \(CT\) cannot be in HU.*leave the channel out \(ct_channels"):
+        trainer_of(Always, clone).on_train_start()
+
+    class FirstOnly(Always):
+        ct_channels = (0,)
+
+    trainer = trainer_of(FirstOnly, clone)
+    batch = random_batch_of(trainer, CTPatches.of_plans(plans, "3d_fullres", clone.dataset_json, channels=[0]), 2)
+    seen = seen_by_the_network(trainer, batch)
+    assert not torch.equal(seen[:, 0], batch["data"][:, 0]) and torch.equal(seen[:, 1], batch["data"][:, 1])
+    assert trainer.view_settings["ct_channels"] == [0]
 
 
 def test_a_posterior_that_the_vae_does_not_have_is_refused(planned, monkeypatch, tiny):

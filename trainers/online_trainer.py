@@ -31,6 +31,9 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         draw_seed: of all these draws.
         hu_window: what the VAE sees; None for that of the view which names the VAE, without a view -1000 to 1000 HU.
         vae_precision: None for bfloat16 on CUDA and float32 elsewhere; or ``float32``, ``bfloat16``, ``float16``.
+        ct_channels: those that are reconstructed; None for those of the view which names the VAE, without a view those
+            that are called CT.
+        hu_as_is: reconstruct also a foreground that cannot be in HU; as ``--hu-as-is`` of the view.
         last_draw: what was done to the last training batch.
     """
 
@@ -40,6 +43,8 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
     draw_seed = 0
     hu_window: tuple[float, float] | None = None
     vae_precision: str | None = None
+    ct_channels: tuple[int, ...] | None = None
+    hu_as_is = False
     online_settings: dict[str, Any] | None = None
     last_draw: Draw | None = None
     iteration_of_epoch = 0
@@ -90,7 +95,6 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         from fvae_nnunet.transforms import PatchReconstruction, check_draw_settings
 
         check_draw_settings(self.view_probability, self.view_blend, self.posterior)
-        patches = CTPatches.of_plans(self.plans_manager.plans, self.configuration_name, self.dataset_json)
         loaded = load_training_vae(
             Path(self.preprocessed_dataset_folder),
             self.repair_command(),
@@ -98,6 +102,13 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             view=self.view,
             hu_window=self.hu_window,
             precision=self.vae_precision,
+        )
+        patches = CTPatches.of_plans(
+            self.plans_manager.plans,
+            self.configuration_name,
+            self.dataset_json,
+            channels=self.ct_channels or loaded.ct_channels,
+            hu_as_is=self.hu_as_is or loaded.hu_as_is,
         )
         vae = loaded.vae
         reconstruction = PatchReconstruction(vae, patches, loaded.settings, say=self.print_to_log_file)

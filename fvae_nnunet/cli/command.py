@@ -143,6 +143,7 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"),
         help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's",
     )  # fmt: skip
+    add_hu_as_is_option(group)
     group.add_argument(
         "--window-slices", type=int, metavar="N", help="slices in a window; default: the VAE's own (Wan: 65)"
     )
@@ -174,11 +175,19 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
 
 
-def add_channels_option(parser: argparse.ArgumentParser) -> None:
-    """``--channels``: which are reconstructed."""
+def add_hu_as_is_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--hu-as-is``: no doubt that values are HU."""
+    parser.add_argument(
+        "--hu-as-is", action="store_true",
+        help="take the values as HU though they do not look like it; default: such images are refused",
+    )  # fmt: skip
+
+
+def add_channels_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--channels``: which are reconstructed, or synthesised in."""
     parser.add_argument(
         "--channels", nargs="+", type=int, metavar="N",
-        help="numbers of the channels that are reconstructed; they must be in HU; default: all that are called CT",
+        help="numbers of the channels that are CT in HU, whatever they are called; default: all that are called CT",
     )  # fmt: skip
 
 
@@ -263,6 +272,7 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     options += ["--window-slices", str(settings.window_slices), "--overlap", str(settings.overlap_slices)]
     options += ["--precision", str(vae.dtype).removeprefix("torch.")]
     options += ["--truncate"] if settings.truncate else []
+    options += ["--hu-as-is"] if arguments.hu_as_is else []
     options += [] if settings.posterior_seed is None else ["--sample-posterior", str(settings.posterior_seed)]
     return LoadedVAE(vae, settings, shlex.join(options))
 

@@ -251,6 +251,7 @@ def _reconstruct(
         folder,
         loaded.vae,
         settings=loaded.settings,
+        hu_as_is=bool(arguments.hu_as_is),
         workers=arguments.npp,
         seconds=progress.seconds,
         made_with=made_with,

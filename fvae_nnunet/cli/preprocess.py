@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_views(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.ct_channels import said_channels
+    from fvae_nnunet.ct_channels import channel_names, said_channels
+    from fvae_nnunet.hounsfield import check_foreground_hu
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.views import default_view_name, view_folder
 
@@ -74,6 +75,8 @@ def _run_views(arguments: argparse.Namespace) -> int:
         arguments.dataset, plans_name=arguments.p, configurations=arguments.c, channels=arguments.channels
     )
     print(said_channels(dataset.dataset_json, dataset.ct_channels))
+    if not arguments.hu_as_is:
+        check_foreground_hu(dataset.plans, channel_names(dataset.dataset_json), dataset.ct_channels)
     cases = part_of(dataset.cases, arguments)
     view = arguments.view or default_view_name(arguments.vae)
     folders = [view_folder(data, view) for data in dataset.data_folders.values()]
@@ -219,6 +222,7 @@ class _MakeViews:
             loaded.vae,
             folders,
             settings=loaded.settings,
+            hu_as_is=self.arguments.hu_as_is,
             cases=cases,
             workers=workers_of(self.arguments),
             seconds=seconds,

@@ -97,6 +97,7 @@ class _Reconstruct:
             self.arguments.o,
             loaded.vae,
             settings=loaded.settings,
+            hu_as_is=self.arguments.hu_as_is,
             cases=cases,
             workers=workers_of(self.arguments),
             seconds=seconds,

@@ -122,6 +122,8 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
         lesions=lesions,
         fold=arguments.fold,
         plans_name=arguments.p,
+        channels=arguments.channels,
+        hu_as_is=arguments.hu_as_is,
     ).for_model(settings, arguments.ldm)
     channels = len(next(iter(dataset.image_files.values())))
     if arguments.mode == "full" and channels > 1:

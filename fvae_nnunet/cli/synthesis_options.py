@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fvae_nnunet.cli.command import add_channels_option, add_hu_as_is_option
 from fvae_nnunet.cli.parsers import add_dataset, add_plans
 from fvae_nnunet.errors import UserError
 
@@ -62,6 +63,8 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         help="cases that are not used, neither as sources nor for shapes and quality control",
     )  # fmt: skip
     add_plans(group)
+    add_channels_option(group)
+    add_hu_as_is_option(group)
 
 
 def _add_lesion_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import LoadedVAE, load, run_command
+from fvae_nnunet.cli.command import LoadedVAE, channels_option, load, run_command
 from fvae_nnunet.cli.parsers import CommandParser, dataset_of
 from fvae_nnunet.cli.training_options import add_ldm_options
 from fvae_nnunet.cli.verify import verify_finished
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         lesions=arguments.lesion,
         fold=arguments.fold,
         plans_name=arguments.p,
+        channels=arguments.channels,
+        hu_as_is=arguments.hu_as_is,
     ).without(arguments.leave_out)
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
@@ -102,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         fold = [] if arguments.fold is None else ["--fold", str(arguments.fold)]
         how = ["-n", "100"] if len(dataset.lesions) == 1 else ["--mode", "full", "--list", "list.csv"]
         command = ["fvae-synthesize", str(dataset_id(dataset.name)), "--ldm", str(output), *fold, *how]
+        command += shlex.split(channels_option(arguments)) + (["--hu-as-is"] if arguments.hu_as_is else [])
         print(f"model in {output}; {what}: {shlex.join(command)}")
     accelerator.end_training()
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fvae_nnunet.cli.command import add_vae_options
+from fvae_nnunet.cli.command import add_channels_option, add_hu_as_is_option, add_vae_options
 from fvae_nnunet.cli.parsers import add_dataset, add_plans
 from fvae_nnunet.cli.verify import add_verify_option
 
@@ -38,6 +38,8 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--leave-out", nargs="+", default=[], metavar="CASE", help="cases that are not used")
     add_plans(group)
+    add_channels_option(group)
+    add_hu_as_is_option(group)
     group.add_argument(
         "--reports", nargs="?", const="", metavar="FILE",
         help="report texts: the dataset's reports.json where no file is named, else JSON {case: text}, a reports.json, "

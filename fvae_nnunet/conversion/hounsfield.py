@@ -10,22 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hounsfield import AIR_HU, SOFT_TISSUE_HU, sample_of, share_between, without_padding
 from fvae_nnunet.intensity import round_to_int16
-
-AIR_HU = (-1100.0, -700.0)
-"""Air (-1000 HU) with its noise, and aerated lung (about -850 HU)."""
-
-TISSUE_HU = (-150.0, 150.0)
-"""Fat (about -100 HU), water (0), muscle and blood (about 50), with noise."""
 
 LEAST_SHARE = 0.03
 """Of all voxels but padding. A chest has far more of both; of bone above 874 HU, which slope 1 and intercept -1024
 applied twice would put among soft tissue, it has less than 1 %."""
-
-PADDING_SHARE = 0.01
-"""A lowest value that at least this share of the voxels has is what surrounds the circle of the reconstruction."""
-
-_SAMPLE = 1 << 21
 
 
 def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str = "auto") -> tuple[np.ndarray, bool]:
@@ -47,7 +37,7 @@ def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str 
         if rescale is None:
             raise UserError("there is no metadata with its slope and intercept; give --metadata, or --values hu")
         return round_to_int16(_rescaled(volume, rescale)), True
-    sample = _sample(volume)
+    sample = sample_of(volume)
     against = implausible(sample)
     if rescale in (None, (1.0, 0.0)):
         if against is None:
@@ -79,23 +69,15 @@ def implausible(volume_hu: np.ndarray) -> str | None:
     Args:
         volume_hu: any shape; a regular sample of about two million voxels is looked at. Empty: implausible.
     """
-    values = _sample(volume_hu)
+    values = sample_of(volume_hu)
     if values.size == 0:
         return "there are no voxels"
-    padding = values == values.min()
-    if PADDING_SHARE <= padding.mean() < 1:
-        values = values[~padding]
-    shares = [np.mean((values >= lower) & (values <= upper)) for lower, upper in (AIR_HU, TISSUE_HU)]
-    for share, name, (lower, upper) in zip(shares, ("air", "soft tissue"), (AIR_HU, TISSUE_HU), strict=True):
+    values = without_padding(values)
+    for name, ends in (("air", AIR_HU), ("soft tissue", SOFT_TISSUE_HU)):
+        share = share_between(values, ends)
         if not share >= LEAST_SHARE:
-            return f"{share:.1%} of the voxels are {name}, {lower:g} to {upper:g} HU"
+            return f"{share:.1%} of the voxels are {name}, {ends[0]:g} to {ends[1]:g} HU"
     return None
-
-
-def _sample(volume: np.ndarray) -> np.ndarray:
-    """About ``_SAMPLE`` values; the step is odd, for it must not fall on the same columns again and again."""
-    values = volume.reshape(-1)
-    return values[:: max(1, values.size // _SAMPLE) | 1]
 
 
 def _rescaled(volume: np.ndarray, rescale: tuple[float, float]) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hounsfield import check_volume_hu
 from fvae_nnunet.image_files import Geometry, read_header, read_volume
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.manifest import sha256_of_file
@@ -79,6 +80,7 @@ class SourceDataset:
         lesions: name -> value of the lesions' labels, in the order of their classes; empty: segmentations are not read.
         lesion_name: of the lesion that is put in; None where there are none or several of which none was chosen.
         known_labels: every value that a voxel may have.
+        hu_as_is: read also images that cannot be in HU.
     """
 
     name: str
@@ -91,6 +93,7 @@ class SourceDataset:
     lesions: dict[str, int]
     lesion_name: str | None
     known_labels: tuple[int, ...]
+    hu_as_is: bool = False
 
     @property
     def cases(self) -> list[str]:
@@ -213,8 +216,8 @@ class SourceDataset:
             lesions: False for the case as if it had none, see ``label_without_lesion``.
 
         Raises:
-            UserError: a file is missing or damaged, image and label differ in shape, HU are not finite or do not fit
-                int16, a label is not in dataset.json, or the organ is empty.
+            UserError: a file is missing or damaged, image and label differ in shape, HU are not finite, do not fit
+                int16 or cannot be HU, a label is not in dataset.json, or the organ is empty.
         """
         if case not in self.image_files:
             raise UserError(f"{self.name} has no case {case!r} to read; it has {', '.join(self.cases[:5])} ...")
@@ -223,6 +226,8 @@ class SourceDataset:
             if not path.is_file():
                 raise UserError(f"{case}: {path} is missing")
         raw, geometry = read_volume(image_path)
+        if not self.hu_as_is:
+            check_volume_hu(raw, image_path)
         try:
             volume_hu = round_to_int16(raw)
         except UserError as error:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.ct_channels import find_ct_channels
+from fvae_nnunet.ct_channels import channel_names, find_ct_channels
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hounsfield import check_foreground_hu
 from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
 from fvae_nnunet.nnunet_files import find_plans, read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder, training_files
@@ -25,6 +26,8 @@ def open_source_dataset(
     lesions: Sequence[str] | None = None,
     fold: int | None = None,
     plans_name: str = "nnUNetPlans",
+    channels: Sequence[int] | None = None,
+    hu_as_is: bool = False,
 ) -> SourceDataset:
     """Find a raw dataset and check that lesions can be learnt from it and put into it.
 
@@ -35,6 +38,8 @@ def open_source_dataset(
         fold: keep the training cases of this fold of nnU-Net's splits_final.json, or, where there is no such file
             yet, of the split that nnU-Net will make; None: all training cases.
         plans_name: identifier of the plans, which say what channel is CT where dataset.json does not.
+        channels: the one that is CT; None for that which is called CT.
+        hu_as_is: take also images that cannot be in HU (``hounsfield``).
 
     Raises:
         UserError: something is missing, unknown or not supported.
@@ -78,22 +83,28 @@ def open_source_dataset(
         dataset_json=dataset_json,
         image_files={case: [Path(path) for path in files[case]["images"]] for case in cases},
         label_files=label_files,
-        ct_channel=_ct_channel(name, dataset_json, plans_name),
+        ct_channel=_ct_channel(name, dataset_json, plans_name, channels, hu_as_is),
         organ=source,
         lesions=chosen,
         lesion_name=next(iter(chosen)) if len(chosen) == 1 else None,
         known_labels=scheme.known_labels,
+        hu_as_is=hu_as_is,
     )
 
 
-def _ct_channel(name: str, dataset_json: dict[str, Any], plans_name: str) -> int:
+def _ct_channel(
+    name: str, dataset_json: dict[str, Any], plans_name: str, wanted: Sequence[int] | None, hu_as_is: bool
+) -> int:
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
     planned = plans_name != "nnUNetPlans" or (preprocessed / f"{plans_name}.json").is_file()
     plans = read_plans(find_plans(preprocessed, plans_name)) if planned else {"configurations": {}}
-    channels = find_ct_channels(dataset_json, plans)
+    channels = find_ct_channels(dataset_json, plans, wanted)
     if len(channels) > 1:
         raise UserError(
             f"{name} has {len(channels)} CT channels ({', '.join(map(str, channels))}); a lesion would have to be "
-            "synthesised in all of them alike, which is not supported. One CT channel and others that are not CT is"
+            "synthesised in all of them alike, which is not supported. If only one of them is CT in HU, say which with "
+            f"--channels {channels[0]}"
         )
+    if not hu_as_is:
+        check_foreground_hu(plans, channel_names(dataset_json), channels)
     return channels[0]
