@@ -43,6 +43,9 @@ MASKED_SHARE = 0.05
 
 AS_IT_IS = "If the values are HU all the same, take them with --hu-as-is"
 
+FEWEST_VALUES = 1000
+"""Of fewer only the range is judged; shares would be chance."""
+
 LEAVE_OUT = "leave the channel out (--channels, with the numbers of the others)"
 
 _SAMPLE = 1 << 21
@@ -92,6 +95,8 @@ def implausible_volume(volume: np.ndarray) -> str | None:
     within_5 = share_between(values, (-5, 5)) - share_between(values, (0, 0))
     if (everything.min() >= -20 and high <= 20) or within_5 >= 0.4:
         return f"{said}; {left} distinct whole HU would be left. {_SCALED}"
+    if everything.size < FEWEST_VALUES:
+        return None
     if share_between(values, POSSIBLE_HU) < 0.8:
         return f"{said}, so that most are no HU of a body. {_ELSE}"
     dense = share_between(values, OFFSET_TISSUE_HU)

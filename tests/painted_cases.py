@@ -21,14 +21,18 @@ _ids = itertools.count(500)
 
 
 def painted(*, seed, shape, lesion=True, organ=True):
-    """HU (z, y, x) and labels of a block of organ with noise of 10 HU, and a box of lesion in one corner of it."""
+    """HU (z, y, x) and labels of a block of organ with noise of 10 HU, and a box of lesion in one corner of it.
+
+    Without ``organ`` it is not labelled.
+    """
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.uint8)
-    if organ:
-        labels[tuple(slice(1, n - 1) for n in shape)] = 1
+    labels[tuple(slice(1, n - 1) for n in shape)] = 1
     if lesion:
         labels[tuple(slice(1, 1 + max(2, n // 8)) for n in shape)] = 2
     hu = np.select([labels == 2, labels == 1], [LESION_HU, ORGAN_HU], -100) + rng.normal(0, 10, shape)
+    if not organ:
+        labels[labels == 1] = 0
     return np.rint(hu).astype(np.int16), labels
 
 
