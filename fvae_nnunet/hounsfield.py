@@ -26,8 +26,8 @@ ORGANS_HU = (20.0, 150.0)
 
 AIR_LUNG_FAT_HU = (-1100.0, -30.0)
 
-POSSIBLE_HU = (-1100.0, 3100.0)
-"""Air with noise to the largest value of 12 bits, 3071."""
+POSSIBLE_HU = (-1500.0, 3100.0)
+"""Air with the noise of a low dose, to the largest value of 12 bits, 3071."""
 
 OFFSET_TISSUE_HU = (850.0, 1174.0)
 """Where soft tissue is after 1000 or 1024 was added. Of real CT less than 1 % lies here, all of it dense bone, of which
@@ -97,7 +97,7 @@ def implausible_volume(volume: np.ndarray) -> str | None:
         return f"{said}; {left} distinct whole HU would be left. {_SCALED}"
     if everything.size < FEWEST_VALUES:
         return None
-    if share_between(values, POSSIBLE_HU) < 0.8:
+    if share_between(values, POSSIBLE_HU) < 0.7:
         return f"{said}, so that most are no HU of a body. {_ELSE}"
     dense = share_between(values, OFFSET_TISSUE_HU)
     bone = max(share_between(values, TRABECULAR_HU), 2 * share_between(values, CORTICAL_HU))
@@ -105,7 +105,7 @@ def implausible_volume(volume: np.ndarray) -> str | None:
         return f"{dense:.0%} of the voxels lie near 1000, where next to nothing of a body does. {_OFFSET}"
     body = values[values > AIR_HU[1]]
     organs = share_between(body, ORGANS_HU) if body.size else 0.0
-    if organs < 0.04:
+    if organs < 0.04 or share_between(values, ORGANS_HU) < 0.01:
         return f"{said}; {organs:.1%} of the body lies from {ORGANS_HU[0]:g} to {ORGANS_HU[1]:g}, as organs do. {_ELSE}"
     if share_between(everything, AIR_LUNG_FAT_HU) >= 0.01:
         return None

@@ -505,6 +505,19 @@ def test_images_that_are_not_named_as_nnunet_wants_are_refused_before_any_work(m
     assert f"{second.name[: -len('_0000.nii.gz')]} needs" in error_of(capsys, mixed, images, tmp_path / "out")
 
 
+def test_an_image_that_is_no_hu_has_no_result_unless_it_is_taken_as_it_is(recon_only, images, tmp_path, capsys):
+    first, second = sorted(images.iterdir())
+    image = sitk.ReadImage(str(first))
+    sitk.WriteImage(sitk.Cast(sitk.Clamp(image + 1024, lowerBound=0), sitk.sitkUInt16), str(first))
+    assert run(recon_only, images, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "channels reconstructed: 0 (CT); copied: none" in said.out
+    assert f"FAILED: {first} cannot be in HU" in said.err and "offset of 1000 or 1024" in said.err
+    assert list(labels(tmp_path / "out")) == [second.name.replace("_0000", "")]
+    assert run(recon_only, images, tmp_path / "out", "--continue_prediction", "--hu-as-is") == 0
+    assert len(labels(tmp_path / "out")) == 2
+
+
 def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, two_steps, capsys):
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"0": "PET", "1": "CT"}})
     plans = clone.plans
