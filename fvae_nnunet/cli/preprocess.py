@@ -104,7 +104,9 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.synthetic_dataset import synthetic_data_folder
 
     _refuse_view_options(arguments)
-    dataset = open_preprocessed_dataset(arguments.dataset, plans_name=arguments.p, configurations=arguments.c)
+    dataset = open_preprocessed_dataset(
+        arguments.dataset, plans_name=arguments.p, configurations=arguments.c, channels=[]
+    )
     synthetic = find_synthetic_cases(dataset, arguments.synthetic)
     cases = part_of(sorted(synthetic), arguments)
     data_folders = [synthetic_data_folder(data) for data in dataset.data_folders.values()]
