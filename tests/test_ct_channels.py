@@ -28,7 +28,7 @@ NO_PLANS = {"configurations": {}}
 )
 def test_only_the_order_of_the_channels_counts(names, expected, tmp_path):
     for key in ("channel_names", "modality"):
-        content = {key: names}
+        content = {key: names, "labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
         assert channel_names(content) == list(names.values())
         assert find_ct_channels(content, NO_PLANS) == expected
         (tmp_path / "dataset.json").write_text(str(content).replace("'", '"'))
