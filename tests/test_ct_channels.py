@@ -52,7 +52,7 @@ def test_what_is_reconstructed_and_copied_is_said_also_of_one_channel():
 def test_a_model_predicts_with_the_channels_of_its_record_or_those_that_are_asked_for(tmp_path):
     def model(view):
         content = {"channel_names": {"a": "CT", "b": "CT"}, "file_ending": ".nii.gz"}
-        return TrainedModel(tmp_path, (0,), "checkpoint_final.pth", content, NO_PLANS, "nnUNetTrainer", view)
+        return TrainedModel(tmp_path, (0,), "checkpoint_final.pth", content, NO_PLANS, "nnUNetTrainer", view, False)
 
     assert model({"ct_channels": [1]}).reconstructed_channels() == [1]
     assert model({"ct_channels": [1]}).reconstructed_channels([1]) == [1]

@@ -450,7 +450,7 @@ def test_what_lies_beyond_the_hu_window_counts_as_the_reconstructions_error(pain
     dataset = write_dataset(cases=1)
     rewrite_image(dataset.raw / "imagesTr" / "case_0_0000.nii.gz", lambda hu: hu + np.int16(2000))
     paints(hu=900, noise_hu=1.0)
-    assert run(dataset, tmp_path / "out", *SIZE, "--no-filter", "--margin-mm", "0", n=1) == 0
+    assert run(dataset, tmp_path / "out", *SIZE, "--no-filter", "--hu-as-is", "--margin-mm", "0", n=1) == 0
     _, synthetic, *_, new = new_lesion(dataset, read_synthetic_cases(tmp_path / "out")[0])
     assert np.abs(synthetic[new] - 900.0).max() < 6
 
