@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,12 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.stored_images import GZIP_MAGIC
+
+_GZIP_LEVEL = 1
+"""As nibabel has it."""
+
+_AS_GZIP = 31
+"""Of zlib's ``wbits``: a gzip member with neither name nor time in it, so that equal voxels give equal bytes."""
 
 
 def load_nifti(path: Path) -> Any:
@@ -41,7 +48,13 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_nifti(path: Path, array: np.ndarray, header: bytes) -> None:
-    """Write an array (z, y, x) with a header of the same kind of file, its geometry to the bit."""
+    """Write an array (z, y, x) with a header of the same kind of file, its geometry to the bit.
+
+    Not by nibabel, which keeps a file open that it could not write to its end.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     import nibabel
 
     kind = nibabel.Nifti1Image if len(header) == nibabel.Nifti1Header.sizeof_hdr else nibabel.Nifti2Image
@@ -49,4 +62,8 @@ def write_nifti(path: Path, array: np.ndarray, header: bytes) -> None:
     own.set_data_dtype(array.dtype)
     for key, value in {"vox_offset": 0, "scl_slope": 1, "scl_inter": 0, "cal_min": 0, "cal_max": 0}.items():
         own[key] = value
-    kind(array.T, None, own).to_filename(path)
+    content = kind(array.T, None, own).to_bytes()
+    if path.name.endswith(".gz"):
+        deflate = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _AS_GZIP)
+        content = deflate.compress(content) + deflate.flush()
+    path.write_bytes(content)
