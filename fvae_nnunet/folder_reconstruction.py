@@ -13,11 +13,12 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.hounsfield import check_volume_hu
 from fvae_nnunet.image_files import Geometry, image_ending, read_volume, write_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.parcel import compact
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.reconstruction import Fidelity, fidelity, reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.vae.base import FrozenVAE
 

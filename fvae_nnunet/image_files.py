@@ -14,10 +14,10 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
-from fvae_nnunet.manifest import atomic_write
 from fvae_nnunet.nifti_files import load_nifti, read_nifti, write_nifti
 from fvae_nnunet.ordinary_files import check_name
 from fvae_nnunet.orientation import AxisOrder, axial_order
+from fvae_nnunet.recorded_files import atomic_write
 from fvae_nnunet.stored_images import check_image_file
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")

@@ -33,8 +33,6 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import check_shape, read_json
 from fvae_nnunet.recorded_files import RecordedFile, damage_of, flush, write_shared
-from fvae_nnunet.recorded_files import atomic_write as atomic_write
-from fvae_nnunet.recorded_files import sha256_of_file as sha256_of_file
 from fvae_nnunet.recorded_settings import SETTINGS
 
 SCHEMA = 1

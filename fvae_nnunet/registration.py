@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.recorded_files import atomic_write
 
 STUB = Path(__file__).parent / "nnunet_stub" / "fvae_nnunet_trainers.py"
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"

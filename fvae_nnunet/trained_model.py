@@ -14,9 +14,10 @@ from typing import Any
 from fvae_nnunet.ct_channels import channel_names, find_ct_channels
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_readers import reader_of
-from fvae_nnunet.manifest import differences, sha256_of_file, sha256_of_files
+from fvae_nnunet.manifest import differences, sha256_of_files
 from fvae_nnunet.nnunet_files import read_dataset_json, read_plans
 from fvae_nnunet.nnunet_folders import nnunet_folder
+from fvae_nnunet.recorded_files import sha256_of_file
 
 RECORD_KEY = "fvae_nnunet"
 """Of the record in a checkpoint, see ``trainers.recording_trainer``."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, sha256_of_file, write_json
+from fvae_nnunet.manifest import Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
-from fvae_nnunet.recorded_files import put_in_place
+from fvae_nnunet.recorded_files import put_in_place, sha256_of_file
 from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
 from fvae_nnunet.synthetic_dataset import (

@@ -14,7 +14,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.hounsfield import check_volume_hu
-from fvae_nnunet.manifest import Manifest, sha256_of_file
+from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.nnunet_folders import dataset_id
 from fvae_nnunet.noise import mean_of_known
 from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
@@ -23,7 +23,7 @@ from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 from fvae_nnunet.reconstruction import fidelity, reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.recorded_files import sha256_of_file, write_bytes
 from fvae_nnunet.stored_images import check_image_file
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_folder

@@ -35,8 +35,9 @@ from steps import command_environment
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import Manifest, differences, sha256_of_file, versions, write_json
+from fvae_nnunet.manifest import Manifest, differences, versions, write_json
 from fvae_nnunet.nnunet_folders import dataset_id
+from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.views import VIEW_VARIABLE, view_folder
 
 FOLDS = 3

@@ -25,7 +25,8 @@ from typing import Any
 from fvae_nnunet.claims import BEAT_S, CRASHED_AFTER_S, Claims
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import sha256_of_file, write_json
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.registration import EXTERNAL_TRAINERS, external_trainers
 
 SCRIPTS = Path(__file__).resolve().parent

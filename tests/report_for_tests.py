@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from segmentations_for_tests import ellipsoid, write
 
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
+from fvae_nnunet.recorded_files import sha256_of_file
 
 SHAPE = (12, 24, 26)
 SPACING_MM = (3.0, 0.9, 0.7)

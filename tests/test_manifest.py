@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, atomic_write, differences, sha256_of_file, write_json
-from fvae_nnunet.recorded_files import RecordedFile, put_in_place, write_bytes
+from fvae_nnunet.manifest import Manifest, differences, write_json
+from fvae_nnunet.recorded_files import RecordedFile, atomic_write, put_in_place, sha256_of_file, write_bytes
 from fvae_nnunet.verification import forget_damaged
 
 

@@ -12,8 +12,8 @@ import SimpleITK as sitk
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_files, find_images, read_header, read_volume
-from fvae_nnunet.manifest import sha256_of_file
 from fvae_nnunet.ordinary_files import check_file
+from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.stored_images import check_image_file
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])

@@ -15,8 +15,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import atomic_write, differences
+from fvae_nnunet.manifest import differences
 from fvae_nnunet.nnunet_folders import dataset_id
+from fvae_nnunet.recorded_files import atomic_write
 from fvae_nnunet.trained_model import RECORD_KEY, read_record, saw_only_the_view
 
 RAW_VARIABLE = "nnUNet_raw"

@@ -279,8 +279,8 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
 
     from fvae_nnunet import __version__
     from fvae_nnunet.json_files import read_json
-    from fvae_nnunet.manifest import atomic_write
     from fvae_nnunet.predictor import ARGUMENTS_FILE
+    from fvae_nnunet.recorded_files import atomic_write
 
     path = arguments.o / ARGUMENTS_FILE
     if not path.is_file():

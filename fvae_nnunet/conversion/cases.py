@@ -19,8 +19,9 @@ from fvae_nnunet.conversion.structures import StructureMasks
 from fvae_nnunet.conversion.tables import VolumeMetadata
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import read_volume, write_label_map, write_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file, sha256_of_files
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_files
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.recorded_files import sha256_of_file
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.evaluation.picture import LABEL_COLOURS, largest_cross_sections
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.recorded_files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -61,7 +61,8 @@ from fvae_nnunet.evaluation.statistics import (
     holm,
     signed_rank_test,
 )
-from fvae_nnunet.manifest import sha256_of_file, sha256_of_files, versions
+from fvae_nnunet.manifest import sha256_of_files, versions
+from fvae_nnunet.recorded_files import sha256_of_file
 
 SCHEMA = 1
 

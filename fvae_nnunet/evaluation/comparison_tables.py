@@ -12,7 +12,8 @@ from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.scores import HD95_KEY
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.manifest import atomic_write, write_json
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.recorded_files import atomic_write
 
 FEW_CASES = 10
 """Below so many cases the reader is told that a bootstrap cannot show all of the spread."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.surface_dice import bounding_box
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.recorded_files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

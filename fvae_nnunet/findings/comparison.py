@@ -35,7 +35,8 @@ from fvae_nnunet.evaluation.statistics import CONFIDENCE, Interval, check_resamp
 from fvae_nnunet.findings.delong import auc_difference, auc_interval, aucs
 from fvae_nnunet.findings.mean_auc import MeanAUCs, mean_aucs
 from fvae_nnunet.findings.truth import ScoredCases
-from fvae_nnunet.manifest import sha256_of_file, versions
+from fvae_nnunet.manifest import versions
+from fvae_nnunet.recorded_files import sha256_of_file
 
 SCHEMA = 1
 KIND = "findings_comparison"

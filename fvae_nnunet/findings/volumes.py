@@ -21,8 +21,8 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case, named
 from fvae_nnunet.image_files import read_image
 from fvae_nnunet.intensity import round_to_int16
-from fvae_nnunet.manifest import Manifest, sha256_of_file
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.recorded_files import sha256_of_file, write_bytes
 
 OUTSIDE_HU = -1024
 """Of what lies outside the image: air, as scanners write it."""

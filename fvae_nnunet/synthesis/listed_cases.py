@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.image_files import write_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_file, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.synthesis.case_list import ListedCase
 from fvae_nnunet.synthesis.painting import PaintSettings, generated_volume
 from fvae_nnunet.synthesis.placement import position_of

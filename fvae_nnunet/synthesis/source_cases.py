@@ -13,8 +13,8 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.hounsfield import check_volume_hu
 from fvae_nnunet.image_files import Geometry, read_header, read_volume
 from fvae_nnunet.intensity import round_to_int16
-from fvae_nnunet.manifest import sha256_of_file
 from fvae_nnunet.orientation import AxisOrder
+from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.synthesis.organs import OrganSource
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import write_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, atomic_write, sha256_of_file, write_json
+from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.recorded_files import atomic_write, sha256_of_file
 from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, plan_lesions, source_of
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against

@@ -52,7 +52,7 @@ class SamplePictures:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        from fvae_nnunet.manifest import atomic_write
+        from fvae_nnunet.recorded_files import atomic_write
 
         figure = Figure(figsize=(9, 3.2 * ROWS), layout="constrained")
         FigureCanvasAgg(figure)

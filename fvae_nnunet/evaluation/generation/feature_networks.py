@@ -20,7 +20,7 @@ from fvae_nnunet.evaluation.generation.network_inputs import (
     read_network_input,
 )
 from fvae_nnunet.evaluation.generation.radimagenet import load_radimagenet
-from fvae_nnunet.manifest import sha256_of_file
+from fvae_nnunet.recorded_files import sha256_of_file
 
 CT_CLIP = "CT-CLIP"
 RADIMAGENET = "RadImageNet"

@@ -22,8 +22,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.feature_networks import FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageCase, ImageSet
 from fvae_nnunet.image_files import read_upright
-from fvae_nnunet.manifest import sha256_of_file
-from fvae_nnunet.recorded_files import write_shared
+from fvae_nnunet.recorded_files import sha256_of_file, write_shared
 from fvae_nnunet.tensor_files import load_tensors, save_tensors
 
 CACHE_VERSION = 1

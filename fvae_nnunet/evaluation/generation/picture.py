@@ -11,7 +11,7 @@ import numpy as np
 from fvae_nnunet.evaluation.generation.evaluate import Evaluated
 from fvae_nnunet.evaluation.generation.features import Extracted
 from fvae_nnunet.image_files import read_upright
-from fvae_nnunet.manifest import atomic_write
+from fvae_nnunet.recorded_files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
