@@ -16,6 +16,7 @@ from tiny_models import tiny_wan, wan_vae
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import hu_to_model, model_to_hu
+from fvae_nnunet.manifest import write_json
 from fvae_nnunet.synthesis.denoiser import LatentDenoiser
 from fvae_nnunet.synthesis.latent_codec import LatentCodec
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings, _padded
@@ -542,10 +543,12 @@ def test_an_interrupted_save_leaves_no_model(exists, image_model, tmp_path, monk
 def test_a_model_half_replaced_is_no_model(image_model, tmp_path, monkeypatch):
     save_model(tmp_path, image_model.denoiser, image_model.settings)
 
-    def fail(target, content):
-        raise KeyboardInterrupt
+    def fail_at_the_manifest(target, content):
+        if target == tmp_path / "manifest.json":
+            raise KeyboardInterrupt
+        write_json(target, content)
 
-    monkeypatch.setattr("fvae_nnunet.synthesis.model_folder.write_json", fail)
+    monkeypatch.setattr("fvae_nnunet.synthesis.model_folder.write_json", fail_at_the_manifest)
     with pytest.raises(KeyboardInterrupt):
         save_model(tmp_path, network(image_model.settings, seed=1), image_model.settings)
     with pytest.raises(UserError, match="no latent diffusion model"):
@@ -606,6 +609,10 @@ def test_folders_that_are_no_model_are_refused(image_model, tmp_path):
     state = load_file(weights)
     state["other"] = state.pop("null_token")
     save_file(state, weights)
+    with pytest.raises(UserError, match=r"safetensors has \d+ bytes, \d+ were written; copy the model again"):
+        LatentDiffusion.load(tmp_path)
+    del content["outputs"]  # as in version 0.1.0
+    path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"denoiser lacks null_token \(1 such keys\)"):
         LatentDiffusion.load(tmp_path)
     weights.write_bytes(b"half")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +243,3 @@ def test_unequal_shapes_and_an_empty_window_are_refused_and_nothing_is_written(t
     with pytest.raises(UserError, match="must rise"):
         case_picture(raw_hu, raw_hu, hu_window=(240, -160), **common)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    raw_hu = np.zeros(SHAPE, np.int16)
-    with pytest.raises(UserError, match=r"pip install 'fvae_nnunet\[picture\]'"):
-        case_picture(raw_hu, raw_hu, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png")

@@ -200,7 +200,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
             open_preprocessed_dataset(*arguments, **keywords)
         return str(raised.value)
 
-    assert "nnUNetv2_plan_and_preprocess" in error(clone.id, plans_name="nnUNetResEncUNetLPlans")
+    assert "there are the plans nnUNetPlans: choose with -p" in error(clone.id, plans_name="nnUNetResEncUNetLPlans")
     assert "there are: 2d, 3d_fullres" in error(clone.id, configurations=["3d_lowres"])
     assert "no dataset 899" in error("899")
     assert "neither a dataset id" in error("Pancreas")
@@ -212,6 +212,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
     removed = next((clone.raw / "imagesTr").iterdir())
     removed.unlink()
     assert "have no raw image" in error(clone.id)
+    (clone.preprocessed / "nnUNetPlans.json").unlink()
+    assert "run first: nnUNetv2_plan_and_preprocess" in error(clone.id)
     monkeypatch.delenv("nnUNet_raw")
     assert "export nnUNet_raw=" in error(clone.id)
     monkeypatch.setenv("nnUNet_raw", str(clone.raw / "nowhere"))

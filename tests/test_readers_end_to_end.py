@@ -86,7 +86,8 @@ def test_hu_that_no_ct_has_are_said_with_numbers_and_recorded(tmp_path, capsys):
     volume_hu = np.random.default_rng(0).integers(-900, 900, (16, 24, 8)).astype(np.int32)
     volume_hu[0, 0, 0], volume_hu[1, 1, 1:3] = -1_000_000, 40_000
     save(tmp_path / "in" / "odd.nii.gz", volume_hu, SAGITTAL)
-    save(tmp_path / "in" / "padded.nii.gz", np.where(volume_hu > 900, 30_000, -3024).astype(np.int32), SAGITTAL)
+    padded_hu = np.where(volume_hu < -700, -3024, np.minimum(volume_hu, 30_000)).astype(np.int32)
+    save(tmp_path / "in" / "padded.nii.gz", padded_hu, SAGITTAL)
     command = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--vae", "control:identity", "-np", "0"]
     assert reconstruct.main(command) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
