@@ -63,7 +63,11 @@ def batches(base, dataset, configuration="3d_fullres", number=3, *, augmented=Tr
             loader.data_loader.transforms = None
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    return [next(loader) for loader in (trainer.dataloader_train, trainer.dataloader_val) for _ in range(number)]
+    drawn = [next(loader) for loader in (trainer.dataloader_train, trainer.dataloader_val) for _ in range(number)]
+    # without transforms, nnU-Net 2.6 hands out arrays
+    for batch in drawn:
+        batch |= {key: torch.as_tensor(batch[key]) for key in ("data", "target") if isinstance(batch[key], np.ndarray)}
+    return drawn
 
 
 class Never(nnUNetTrainerFVAE):
