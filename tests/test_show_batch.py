@@ -22,10 +22,14 @@ def our_trainers_are_found(monkeypatch):
 
     from fvae_nnunet import trainers
 
-    find = run_training.recursive_find_trainer_class_by_name
-    monkeypatch.setattr(
-        run_training, "recursive_find_trainer_class_by_name", lambda name: getattr(trainers, name, None) or find(name)
-    )
+    (finder,) = (name for name in vars(run_training) if name.startswith("recursive_find_"))  # 2.8 has another than 2.6
+    find = getattr(run_training, finder)
+
+    def find_ours_too(*arguments):
+        ours = [getattr(trainers, argument) for argument in arguments if hasattr(trainers, argument)]
+        return ours[0] if ours else find(*arguments)
+
+    monkeypatch.setattr(run_training, finder, find_ours_too)
     monkeypatch.delenv("nnUNet_fvae_vae", raising=False)
 
 
