@@ -25,7 +25,7 @@ class Verified:
     without_digest: tuple[str, ...]
 
     def __str__(self) -> str:
-        damaged = f", {len(self.damaged)} files are damaged" if self.damaged else ", all as recorded"
+        damaged = f"; damaged files: {len(self.damaged)}" if self.damaged else ", all as recorded"
         without = ""
         if self.without_digest:
             without = (

@@ -188,7 +188,7 @@ def test_cut_short_empty_and_missing_files_are_told(tmp_path):
         "is missing",
     ]
     assert manifest.cases == ["whole"]
-    assert str(verified) == "verified: the files of 4 finished cases were read, 3 files are damaged"
+    assert str(verified) == "verified: the files of 4 finished cases were read; damaged files: 3"
 
 
 def test_records_of_the_first_version_count_but_are_called_unverified(tmp_path):
