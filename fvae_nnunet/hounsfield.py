@@ -172,7 +172,3 @@ def implausible_foreground(properties: Mapping[str, float]) -> str | None:
 _SCALED = "It seems to be scaled (to 0 to 1, 0 to 255, standardised) or no CT (PET in SUV)"
 _OFFSET = "An offset of 1000 or 1024 seems to be added (or the sign turned, or the range scaled)"
 _ELSE = "It seems to be no CT (PET, MR), scaled, or stored with another slope or intercept"
-
-
-def _ends(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:g} to {ends[1]:g}"
