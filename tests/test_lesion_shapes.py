@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_SHARES, SIZE_RANGES_MM, LesionSizes, draw_diameter_mm
+from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_SHARES, SIZE_RANGES_MM, LesionSizes
 from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion, draw_lesion_shape, equivalent_diameter_mm
 
 ANISOTROPIC = (5.0, 0.7, 0.7)
@@ -104,33 +104,74 @@ def test_too_small_for_the_voxels_is_an_error():
         draw_lesion_shape(np.random.default_rng(0), 5, (3.0, 2.0, 2.0))
 
 
+def drawn(sizes, n, *, spacing_mm=(1.0, 1.0, 1.0)):
+    rng = np.random.default_rng(0)
+    return np.array([rng.uniform(*sizes.draw_range(rng, spacing_mm)) for _ in range(n)])
+
+
 def test_sizes_by_class_and_share():
-    sizes = LesionSizes.of_classes(["small=3", "large=1"])
+    sizes = LesionSizes.parse(["small=3", "large=1"])
     assert sizes.shares == (0.75, 0.25)
     rng = np.random.default_rng(0)
-    drawn = [sizes.draw_range(rng) for _ in range(2000)]
+    ranges = [sizes.draw_range(rng, (1.0, 1.0, 1.0)) for _ in range(2000)]
     # 1500 expected with a standard deviation of 19
-    assert 1420 < drawn.count(SIZE_RANGES_MM["small"]) < 1580
-    assert set(drawn) == {SIZE_RANGES_MM["small"], SIZE_RANGES_MM["large"]}
-    assert LesionSizes.of_classes(None).shares == pytest.approx(tuple(DEFAULT_SHARES.values()))
+    assert 1420 < ranges.count(SIZE_RANGES_MM["small"]) < 1580
+    assert set(ranges) == {SIZE_RANGES_MM["small"], SIZE_RANGES_MM["large"]}
+    assert LesionSizes.parse(None).shares == pytest.approx(tuple(DEFAULT_SHARES.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "quantiles_mm"),
+    [("msd-lung", (4.4, 14.3, 21.1, 28.8, 53.6)), ("msd-pancreas", (13.1, 17.4, 22.2, 26.9, 41.9))],
+)
+def test_sizes_of_public_datasets_have_their_percentiles(name, quantiles_mm):
+    diameters_mm = drawn(LesionSizes.parse([name]), 4000)
+    assert diameters_mm.min() == pytest.approx(quantiles_mm[0], abs=0.1)
+    assert diameters_mm.max() == pytest.approx(quantiles_mm[-1], abs=0.2)
+    for percentile, quantile_mm in zip((25, 50, 75), quantiles_mm[1:4]):
+        # of what lies from the 5th to the 95th; 4 standard errors of a share of 4000
+        assert (diameters_mm < quantile_mm).mean() == pytest.approx((percentile - 5) / 90, abs=4 * 0.5 / 4000**0.5)
+    # uniform between percentiles: half way in mm is half way in share
+    assert (diameters_mm < (quantiles_mm[3] + quantiles_mm[4]) / 2).mean() == pytest.approx(80 / 90, abs=0.02)
+
+
+def test_sizes_of_real_lesions():
+    assert LesionSizes.parse(["real"]) is None
+    real_mm = np.random.default_rng(3).lognormal(3, 0.4, 60)
+    diameters_mm = drawn(LesionSizes.of_lesions(real_mm), 4000)
+    assert real_mm.min() <= diameters_mm.min() and diameters_mm.max() <= real_mm.max()
+    for percentile in (10, 30, 50, 70, 90):
+        assert (diameters_mm < np.percentile(real_mm, percentile)).mean() == pytest.approx(percentile / 100, abs=0.032)
+    assert set(drawn(LesionSizes.of_lesions([17.5]), 5)) == {17.5}
 
 
 def test_diameters_fill_the_range_that_the_voxels_allow():
-    rng = np.random.default_rng(0)
-    fine = [draw_diameter_mm(rng, (5.0, 20.0), (1.0, 1.0, 1.0)) for _ in range(500)]
+    sizes = LesionSizes.of_range(5.0, 20.0)
+    fine = drawn(sizes, 500)
     assert min(fine) == pytest.approx(5, abs=0.2)
     assert max(fine) == pytest.approx(20, abs=0.2)
-    coarse = [draw_diameter_mm(rng, (5.0, 20.0), (8.0, 3.0, 3.0)) for _ in range(500)]
+    coarse = drawn(sizes, 500, spacing_mm=(8.0, 3.0, 3.0))
     assert min(coarse) >= equivalent_diameter_mm(MIN_VOXELS, (8.0, 3.0, 3.0))
-    draw_lesion_shape(rng, min(coarse), (8.0, 3.0, 3.0))
+    draw_lesion_shape(np.random.default_rng(0), min(coarse), (8.0, 3.0, 3.0))
     with pytest.raises(UserError, match="5 to 6 mm have fewer than 8 voxels"):
-        draw_diameter_mm(rng, (5.0, 6.0), (8.0, 3.0, 3.0))
+        drawn(LesionSizes.of_range(5.0, 6.0), 1, spacing_mm=(8.0, 3.0, 3.0))
 
 
-@pytest.mark.parametrize("wanted", [["tiny=1"], ["small=0"], ["small=x"], ["small=1", "small=2"], ["small=nan"]])
+def test_ranges_that_the_voxels_do_not_allow_leave_their_share_to_the_others():
+    sizes = LesionSizes(((5.0, 9.0), (9.0, 14.0), (14.0, 20.0)), (0.5, 0.3, 0.2))
+    # 8 voxels of 8 x 3 x 3 mm are a ball of 10.3 mm
+    diameters_mm = drawn(sizes, 2000, spacing_mm=(8.0, 3.0, 3.0))
+    assert min(diameters_mm) == pytest.approx(10.3, abs=0.1)
+    assert (diameters_mm < 14).mean() == pytest.approx(0.6, abs=4 * 0.5 / 2000**0.5)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [["tiny=1"], ["small=0"], ["small=x"], ["small=1", "small=2"], ["small=nan"], ["msd-lung", "small"], ["real=1"]],
+)
 def test_wrong_shares_name_the_classes(wanted):
-    with pytest.raises(UserError, match=r"--sizes .*small, medium, large"):
-        LesionSizes.of_classes(wanted)
+    with pytest.raises(UserError, match=r"--sizes .*msd-lung, msd-pancreas and real alone.*small, medium, large"):
+        LesionSizes.parse(wanted)
 
 
 @pytest.mark.parametrize("limits", [(0, 5), (6, 5), (1, float("inf"))])

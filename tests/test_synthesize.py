@@ -485,6 +485,15 @@ def test_borrowed_shapes_name_their_lender(paints, tmp_path):
     assert {lesion["borrowed_from"] for lesion in lesions} <= {"case_0", "case_1", "case_2"}
 
 
+def test_sizes_of_the_real_lesions(paints, tmp_path):
+    dataset = write_dataset()
+    assert run(dataset, tmp_path / "out", "--sizes", "real", "--shapes", "ellipsoid", n=3) == 0
+    for case in read_synthetic_cases(tmp_path / "out"):
+        # each of the three has 2 x 5 x 5 voxels
+        assert abs(case.record["lesions"][0]["voxels"] - 50) <= 5
+        assert case.record["settings"]["plan"]["sizes"] is None
+
+
 def test_models_without_an_organ_place_lesions_in_the_body(paints, tmp_path):
     dataset = write_dataset(cases=1)
 
@@ -506,6 +515,8 @@ def test_datasets_without_real_lesions_are_filled_all_the_same(paints, tmp_path,
     dataset = write_dataset(cases=1, lesion=False)
     assert run(dataset, tmp_path / "out", *SIZE, n=1) == 1
     assert "no real lesion to borrow a shape from; choose --shapes ellipsoid" in capsys.readouterr().err
+    assert run(dataset, tmp_path / "out", "--sizes", "real", "--shapes", "ellipsoid", n=1) == 1
+    assert "no real lesion to take --sizes real from" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--shapes", "ellipsoid", n=1) == 0
     assert "HU of synthetic ones are not checked" in capsys.readouterr().err
     assert len(read_synthetic_cases(tmp_path / "out")) == 1
@@ -528,6 +539,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
     ("arguments", "message"),
     [
         (["--sizes", "small", "--diameter-mm", "5", "9"], "--sizes and --diameter-mm exclude each other"),
+        (["--sizes", "msd-lung", "small=1"], "--sizes msd-lung: expected one of msd-lung, msd-pancreas and real alone"),
         (["--shapes", "ellipsoid", "--borrowed-share", "0.2"], "--borrowed-share is for --shapes both"),
         (["--inside-fraction", "1.2"], "--inside-fraction is a share between 0 and 1, got 1.2"),
         (["--lesions-per-case", "3", "2"], "--lesions-per-case needs 1 <= MIN <= MAX, got 3 2"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def job_of(arguments: argparse.Namespace) -> Job:
     """Cases with placed lesions, checked."""
     from fvae_nnunet.synthesis.case_plan import Avoided
+    from fvae_nnunet.synthesis.lesion_sizes import REAL
     from fvae_nnunet.synthesis.model_folder import needs_text
     from fvae_nnunet.synthesis.quality import QualityLimits
     from fvae_nnunet.synthesis.segmenter import Judge
@@ -56,6 +57,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
     real = _real_lesions(arguments, dataset, output)
     if plan.borrowed_share and not real.lesions:
         raise UserError(f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid")
+    if plan.sizes is None and not real.lesions:
+        raise UserError(f"{dataset.name} has no real lesion to take --sizes {REAL} from; give others")
     return Job(
         dataset=dataset,
         sources=sources,
@@ -186,7 +189,7 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
     return PlanSettings(
         sizes=LesionSizes.of_range(*arguments.diameter_mm)
         if arguments.diameter_mm
-        else LesionSizes.of_classes(arguments.sizes),
+        else LesionSizes.parse(arguments.sizes),
         borrowed_share={"ellipsoid": 0.0, "borrowed": 1.0, "both": both}[arguments.shapes],
         lesions_per_case=(arguments.lesions_per_case[0], arguments.lesions_per_case[-1]),
         inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,

@@ -68,14 +68,15 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
-    from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_SHARES, SIZE_RANGES_MM
+    from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_SHARES, DISTRIBUTIONS_MM, REAL, SIZE_RANGES_MM
 
     ranges = ", ".join(f"{name} {low:g} to {high:g} mm" for name, (low, high) in SIZE_RANGES_MM.items())
     default = " ".join(f"{name}={share:g}" for name, share in DEFAULT_SHARES.items())
     group = parser.add_argument_group("lesions")
     group.add_argument(
-        "--sizes", nargs="+", metavar="CLASS=SHARE", help=f"classes of diameter ({ranges}); default {default}"
-    )
+        "--sizes", nargs="+", metavar="CLASS=SHARE", help=f"classes of diameter ({ranges}; default {default}), or one "
+        f"of {', '.join(DISTRIBUTIONS_MM)}: as the tumours of these public datasets, or {REAL}: as this dataset's",
+    )  # fmt: skip
     group.add_argument(
         "--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"), help="instead of --sizes: one range"
     )

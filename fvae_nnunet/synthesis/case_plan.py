@@ -15,7 +15,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images
-from fvae_nnunet.synthesis.lesion_sizes import LesionSizes, draw_diameter_mm
+from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
 from fvae_nnunet.synthesis.mask_files import read_mask
 from fvae_nnunet.synthesis.organs import OrganSource, body
 from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, index_of, place, position_of, too_close
@@ -38,7 +38,7 @@ class PlanSettings:
     """What lesions are asked for.
 
     Attributes:
-        sizes: of the lesions.
+        sizes: of the lesions; None: as the dataset's real lesions.
         borrowed_share: of lesions with the shape of a real one, 0 to 1; the others are ellipsoids.
         lesions_per_case: least and greatest number.
         inside_fraction: of each lesion in the organ, at least.
@@ -46,7 +46,7 @@ class PlanSettings:
         at_mm: the centre (x, y, z) of the lesion in the patient; None: anywhere.
     """
 
-    sizes: LesionSizes
+    sizes: LesionSizes | None
     borrowed_share: float
     lesions_per_case: tuple[int, int]
     inside_fraction: float
@@ -171,7 +171,7 @@ def plan_lesions(
         dataset: where borrowed shapes come from.
         source: the case.
         settings: what is asked for.
-        lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes may be borrowed.
+        lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes and sizes may be borrowed.
         avoid: bool, where no lesion may lie.
 
     Returns:
@@ -216,12 +216,13 @@ def _place_one(
     forbidden: np.ndarray,
     at: np.ndarray | None,
 ) -> PlacedLesion:
-    range_mm = settings.sizes.draw_range(rng)
+    sizes = settings.sizes or LesionSizes.of_lesions([lesion["diameter_mm"] for lesion in lenders])
+    range_mm = sizes.draw_range(rng, source.spacing_mm)
     real = None
     if rng.random() < settings.borrowed_share:
         real = borrow(dataset, lenders[int(rng.integers(len(lenders)))])
     for attempt in range(SHAPES_TRIED):
-        diameter_mm = draw_diameter_mm(rng, range_mm, source.spacing_mm)
+        diameter_mm = float(rng.uniform(*range_mm))
         shape = draw_lesion_shape(rng, diameter_mm, source.spacing_mm, real=real)
         try:
             placement = place(
