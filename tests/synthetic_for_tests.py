@@ -30,7 +30,8 @@ LIMITS = {
 
 def plain_quality(number: int) -> dict:
     return {
-        "mean_hu": 400.0 + number, "sd_hu": 10.0, "contrast_hu": 300.0, "inside_fraction": 0.9, "found_share": None,
+        "mean_hu": 400.0 + number, "core_sd_hu": 10.0, "contrast_hu": 300.0, "inside_fraction": 0.9,
+        "found_share": None,
     }  # fmt: skip
 
 

@@ -15,11 +15,11 @@ from test_prediction import save_model
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import Geometry, read_volume
 from fvae_nnunet.synthesis import real_lesions
+from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.real_lesions import (
     RealLesions,
     borrow,
-    measure_lesion,
     measure_real_lesions,
     read_real_lesions,
     write_real_lesions,
@@ -31,37 +31,10 @@ from fvae_nnunet.trainers import nnUNetTrainerFVAEReconOnly
 SPACING_MM = (5.0, 1.0, 1.0)
 
 
-def a_lesion():
-    """40 HU in an organ of 100 that ends 4 mm to the left of it, where fat of -100 begins."""
-    hu = np.full((7, 40, 40), -100, np.int16)
-    organ = np.zeros(hu.shape, bool)
-    organ[:, :, 10:] = True
-    hu[organ] = 100
-    lesion = np.zeros(hu.shape, bool)
-    lesion[3, 15:25, 14:24] = True
-    hu[lesion] = 40
-    hu[3, 15:20, 14:24] = 20
-    return hu, organ, lesion
-
-
-def test_measures_of_a_lesion():
-    hu, organ, lesion = a_lesion()
-    # half of it at 20 and half at 40 HU
-    assert measure_lesion(hu, lesion, organ, SPACING_MM) == {"mean_hu": 30.0, "sd_hu": 10.0, "contrast_hu": -70.0}
-    everything = measure_lesion(hu, lesion, np.ones_like(organ), SPACING_MM)
-    assert everything["contrast_hu"] > -70, "fat within 6 mm counts where it may"
-    assert measure_lesion(hu, lesion, lesion, SPACING_MM)["contrast_hu"] is None
-
-
-def test_surroundings_reach_6_mm():
-    hu, organ, lesion = a_lesion()
-    far = hu.copy()
-    far[0], far[6], far[:, :, 31:] = 3000, 3000, 3000  # 15 mm above and below, and from 8 mm on to the right
-    assert measure_lesion(far, lesion, organ, SPACING_MM)["contrast_hu"] == -70
-
-
 def test_quality_holds_what_a_segmenter_found():
-    hu, organ, lesion = a_lesion()
+    lesion = np.zeros((7, 40, 40), bool)
+    lesion[3, 15:25, 14:24] = True
+    hu, organ = np.where(lesion, 40, 100).astype(np.int16), np.ones_like(lesion)
     found = np.zeros_like(lesion)
     found[3, 15:22, 14:24] = True
     found[0] = True
@@ -73,27 +46,28 @@ def test_quality_holds_what_a_segmenter_found():
 
 
 def real(*means):
-    lesions = [{"mean_hu": float(mean), "sd_hu": 10.0, "contrast_hu": None} for mean in means]
+    others = dict.fromkeys(MEASURES) | {"core_sd_hu": 10.0}
+    lesions = [others | {"mean_hu": float(mean)} for mean in means]
     return RealLesions(tuple(lesions), {})
 
 
 def test_limits_are_widened_percentiles_of_the_real_lesions():
     limits = QualityLimits.of(real(*range(101)), inside_fraction=0.8, found_share=0.7)
     # percentiles 1 and 99, and a quarter of the 98 between them, but at least 5
-    assert limits.real == {"mean_hu": (1 - 24.5, 99 + 24.5), "sd_hu": (5.0, 15.0)}
+    assert limits.real == {"mean_hu": (1 - 24.5, 99 + 24.5), "core_sd_hu": (5.0, 15.0)}
     assert limits.real_lesions == 101
     assert QualityLimits.of(real(), inside_fraction=0.8, found_share=0.7).real == {}
 
 
 def test_every_reason_is_said():
     limits = QualityLimits({"mean_hu": (30.0, 60.0), "contrast_hu": (-50.0, -20.0)}, 9, 0.8, 0.7)
-    good = {"mean_hu": 60.0, "sd_hu": 1.0, "contrast_hu": -50.0, "inside_fraction": 0.8, "found_share": 0.7}
+    good = {"mean_hu": 60.0, "core_sd_hu": 1.0, "contrast_hu": -50.0, "inside_fraction": 0.8, "found_share": 0.7}
     assert reasons_against([good], limits) == []
     assert reasons_against([good | {"found_share": None, "contrast_hu": None}], limits) == []
     assert reasons_against([good | {"mean_hu": 61.0}], limits) == [
         "the lesion has a mean of 61 HU; real ones allow 30 to 60"
     ]
-    bad = {"mean_hu": 0.0, "sd_hu": 1.0, "contrast_hu": 5.0, "inside_fraction": 0.75, "found_share": 0.5}
+    bad = {"mean_hu": 0.0, "core_sd_hu": 1.0, "contrast_hu": 5.0, "inside_fraction": 0.75, "found_share": 0.5}
     assert reasons_against([good, bad], limits) == [
         "lesion 2 has a mean of 0 HU; real ones allow 30 to 60",
         "lesion 2 has a contrast of 5 HU to its surroundings; real ones allow -50 to -20",
@@ -179,6 +153,19 @@ def test_measuring_writes_nothing(blocks, tmp_path):
     write_real_lesions(path, dataset, found)
     assert read_real_lesions(path, dataset) == found
     assert read_real_lesions(path, open_source_dataset(blocks.name, organ="none")) == RealLesions((), {})
+
+
+def test_a_file_of_other_measures_is_not_used(blocks, tmp_path):
+    dataset, path = open_source_dataset(blocks.name), tmp_path / "real.json"
+    found = measure(dataset, path)
+    content = json.loads(path.read_text())
+    assert content["measures"] == list(MEASURES) and set(MEASURES) <= set(content["lesions"][0])
+    # as version 0.1.0 wrote it
+    del content["measures"]
+    content["lesions"] = [{"case": "case_0", "number": 1, "mean_hu": 0.0, "sd_hu": 1.0, "contrast_hu": None}]
+    path.write_text(json.dumps(content))
+    assert read_real_lesions(path, dataset) == RealLesions((), {})
+    assert measure(dataset, path) == found
 
 
 def test_lesions_of_a_few_voxels_are_no_models(blocks, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from fvae_nnunet.json_files import read_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis import case_plan, model, model_folder, painting, segmenter
 from fvae_nnunet.synthesis.case_plan import source_of
+from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.placement import position_of
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases, synthetic_dataset_json
@@ -117,9 +118,7 @@ def test_a_case_from_end_to_end(paints, tmp_path, direction):
     assert record["model"]["training_cases"] == ["case_0", "case_1", "case_2"]
     assert record["settings"]["plan"]["inside_fraction"] == 0.8
     assert record["settings"]["paint"]["margin_mm"] == 4
-    assert set(record["quality"]["lesions"][0]) == {
-        "mean_hu", "sd_hu", "contrast_hu", "inside_fraction", "found_share",
-    }  # fmt: skip
+    assert set(record["quality"]["lesions"][0]) == {*MEASURES, "inside_fraction", "found_share"}
 
 
 def test_clearance_to_real_and_synthetic_lesions(paints, tmp_path):
@@ -377,8 +376,9 @@ def test_rejected_cases_are_kept_aside_with_the_reason(paints, tmp_path, capsys)
     rejected = read_synthetic_cases(output, accepted=False)
     for case in rejected:
         assert not case.record["accepted"]
-        mean, contrast = case.record["reasons"]
+        mean, core, contrast = case.record["reasons"]
         assert re.fullmatch(r"the lesion has a mean of (19|20)\d HU; real ones allow 35 to 49", mean)
+        assert "core with a mean of" in core
         assert "contrast of 10" in contrast or "contrast of 9" in contrast
         assert array_of(case.images[0])[array_of(case.label) == 2].max() > 190
     # a finished case that was rejected is finished, too
@@ -387,7 +387,7 @@ def test_rejected_cases_are_kept_aside_with_the_reason(paints, tmp_path, capsys)
     assert model_again.calls == []
     assert run(dataset, tmp_path / "all", *SIZE, "--no-filter", n=2) == 0
     kept = read_synthetic_cases(tmp_path / "all")
-    assert [len(case.record["reasons"]) for case in kept] == [2, 2]
+    assert [len(case.record["reasons"]) for case in kept] == [3, 3]
 
 
 def test_a_segmenter_that_finds_too_little(paints, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ REASONS = [
 
 
 def quality(number):
-    return plain_quality(number) | {"sd_hu": float("nan") if number == 1 else 10.0 + number}
+    return plain_quality(number) | {"core_sd_hu": float("nan") if number == 1 else 10.0 + number}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_quality_is_summed_up_for_accepted_and_rejected_lesions_beside_the_limit
     # diameters are 14 mm and the case's number; 0 to 2 are accepted, 3 and 4 rejected
     assert rows["diameter (mm)"] == ["3", "14.0", "15.0", "16.0", "2", "17.0", "17.5", "18.0", ""]
     assert rows["mean (HU)"] == ["3", "400.0", "401.0", "402.0", "2", "403.0", "403.5", "404.0", "10.0 to 450.0"]
-    assert rows["SD (HU)"] == ["2", "10.0", "11.0", "12.0", "2", "10.0", "10.0", "10.0", ""]
+    assert rows["core's SD (HU)"] == ["2", "10.0", "11.0", "12.0", "2", "10.0", "10.0", "10.0", ""]
     assert rows["share in the organ"][-1] == "at least 0.80"
     assert "share found by the segmenter" not in rows, "no segmenter was asked"
     cases = page.table("case", "source case", "shape")

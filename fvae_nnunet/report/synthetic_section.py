@@ -19,8 +19,11 @@ from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase
 FIGURES = {
     "diameter_mm": ("diameter (mm)", 1),
     "mean_hu": ("mean (HU)", 1),
-    "sd_hu": ("SD (HU)", 1),
+    "core_mean_hu": ("core's mean (HU)", 1),
+    "core_sd_hu": ("core's SD (HU)", 1),
     "contrast_hu": ("contrast (HU)", 1),
+    "rim_hu": ("rim (HU)", 1),
+    "slice_change_hu": ("change between slices (HU)", 1),
     "inside_fraction": ("share in the organ", 2),
     "found_share": ("share found by the segmenter", 2),
 }
@@ -112,7 +115,9 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
         return
     yield Heading("Quality", level)
     yield Paragraph(
-        "Contrast is the lesion's mean minus that of its surroundings in the organ. What lies outside the limits is "
+        "The core is what lies 4 mm or more inside the lesion, or deeper than half of its depth. Contrast is the "
+        "core's mean minus that of the surroundings in the organ, rim the mean of the rest of the lesion minus the "
+        "core's, and the change between slices that of the core's mean. What lies outside the limits is "
         "rejected; those in HU are percentiles of the dataset's real lesions."
     )
     sides = [side for side, found in lesions.items() if found]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.synthesis.real_lesions import MEASURES, RealLesions, measure_lesion
+from fvae_nnunet.synthesis.lesion_measures import MEASURES, measure_lesion
+from fvae_nnunet.synthesis.real_lesions import RealLesions
 
 PERCENTILES = (1.0, 99.0)
 """Of the real lesions: of fewer than a hundred these are nearly the extremes. The limits are wider, because real
@@ -17,13 +18,20 @@ lesions are a sample and the next real one may lie outside:"""
 WIDENED_SHARE = 0.25
 """by this share of the distance between the percentiles on either side,"""
 
+WIDENED_FEW = 3.0
+"""or this divided by the number of real lesions, whichever is more: the range of few is narrow. Of normal values 3, 6
+and 12 span 1.7, 2.5 and 3.3 standard deviations on average, so that the limits are 5.1, 5.1 and 4.9 apart."""
+
 WIDENED_HU = 5.0
 """and at least by this."""
 
 _SAID = {
     "mean_hu": "mean of {value:.0f} HU",
-    "sd_hu": "standard deviation of {value:.0f} HU",
+    "core_mean_hu": "core with a mean of {value:.0f} HU",
+    "core_sd_hu": "core with a standard deviation of {value:.0f} HU",
     "contrast_hu": "contrast of {value:.0f} HU to its surroundings",
+    "rim_hu": "rim that differs by {value:.0f} HU from its core",
+    "slice_change_hu": "core that changes by {value:.0f} HU from slice to slice",
 }
 
 
@@ -32,7 +40,7 @@ class QualityLimits:
     """What a synthetic lesion must keep to be accepted.
 
     Attributes:
-        real: for each measure of ``real_lesions.MEASURES`` the lower and upper limit in HU; none: not checked.
+        real: for each measure of ``lesion_measures.MEASURES`` the lower and upper limit in HU; none: not checked.
         real_lesions: how many they come from.
         inside_fraction: least share in the organ.
         found_share: least share that a segmenter finds.
@@ -51,8 +59,9 @@ class QualityLimits:
             values = real.values(measure)
             if values.size:
                 lower, upper = np.percentile(values, PERCENTILES)
-                by = max(WIDENED_HU, WIDENED_SHARE * (upper - lower))
-                least = max(0.0, lower - by) if measure == "sd_hu" else lower - by
+                share = max(WIDENED_SHARE, WIDENED_FEW / values.size)
+                by = max(WIDENED_HU, share * (upper - lower))
+                least = max(0.0, lower - by) if measure in ("core_sd_hu", "slice_change_hu") else lower - by
                 limits[measure] = (round(float(least), 2), round(float(upper + by), 2))
         return cls(limits, len(real.lesions), inside_fraction, found_share)
 

@@ -4,10 +4,11 @@
 
     {"dataset": "Dataset007_Pancreas", "lesion": "tumour", "organ": "label:pancreas",
      "digests": {"pancreas_001": {"image ...": "...", "label ...": "..."}},
-     "lesions": [{"case": "pancreas_001", "number": 1, "voxels": 830, "diameter_mm": 14.2, "mean_hu": 52.1,
-                  "sd_hu": 17.0, "contrast_hu": -38.5}]}
+     "measures": ["mean_hu", ...],
+     "lesions": [{"case": "pancreas_001", "number": 1, "voxels": 830, "diameter_mm": 14.2, "mean_hu": 52.1, ...}]}
 
-``number`` counts the connected components (26 neighbours) of the lesion label from 1, as SciPy does.
+``measures`` are ``lesion_measures.MEASURES``; a file of others is not used. ``number`` counts the connected
+components (26 neighbours) of the lesion label from 1, as SciPy does.
 """
 
 from __future__ import annotations
@@ -26,17 +27,13 @@ from fvae_nnunet.image_files import read_volume
 from fvae_nnunet.json_files import check_shape, read_json
 from fvae_nnunet.manifest import write_json
 from fvae_nnunet.pipeline import StageSeconds, run_cases
-from fvae_nnunet.synthesis.placement import box_around, grown
+from fvae_nnunet.synthesis.lesion_measures import MEASURES, RING_MM, measure_lesion
+from fvae_nnunet.synthesis.placement import grown
 from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion, equivalent_diameter_mm
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset, refuse_failed
 
 FILE_NAME = "real_lesions.json"
 """In the folder of synthetic cases, so that they are measured once."""
-
-RING_MM = 6.0
-"""How far the surroundings of a lesion reach that it is compared with."""
-
-MEASURES = ("mean_hu", "sd_hu", "contrast_hu")
 
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
@@ -54,42 +51,13 @@ class RealLesions:
     digests: dict[str, dict[str, str]]
 
     def values(self, measure: str) -> np.ndarray:
-        """One of ``MEASURES`` of all lesions that have it (n,)."""
+        """One of ``lesion_measures.MEASURES`` of all lesions that have it (n,)."""
         found = [lesion[measure] for lesion in self.lesions if lesion[measure] is not None]
         return np.asarray(found, dtype=float)
 
     def of_case(self, case: str) -> list[dict[str, Any]]:
         """Those of one case."""
         return [lesion for lesion in self.lesions if lesion["case"] == case]
-
-
-def measure_lesion(
-    volume_hu: np.ndarray, lesion: np.ndarray, surroundings: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> dict[str, float | None]:
-    """``MEASURES`` of one lesion.
-
-    Args:
-        volume_hu: (z, y, x).
-        lesion: bool, not empty.
-        surroundings: bool, what it may be compared with: the organ without lesions.
-        spacing_mm: (z, y, x).
-
-    Returns:
-        Mean and standard deviation in the lesion; contrast: mean in the lesion minus that of the surroundings within
-        `RING_MM`, None where there are none.
-    """
-    from scipy import ndimage
-
-    box = box_around(lesion, RING_MM, spacing_mm)
-    near = ndimage.distance_transform_edt(~lesion[box], sampling=spacing_mm) <= RING_MM
-    ring = near & surroundings[box] & ~lesion[box]
-    inside = volume_hu[box][lesion[box]].astype(np.float64)
-    contrast = inside.mean() - volume_hu[box][ring].mean(dtype=np.float64) if ring.any() else None
-    return {
-        "mean_hu": round(float(inside.mean()), 2),
-        "sd_hu": round(float(inside.std()), 2),
-        "contrast_hu": None if contrast is None else round(float(contrast), 2),
-    }
 
 
 def surroundings_of(source: SourceCase) -> np.ndarray:
@@ -152,7 +120,8 @@ def measure_real_lesions(
 
 
 def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
-    """What a file says of this dataset with this lesion and organ; nothing where it is missing or about others."""
+    """What a file says of this dataset with this lesion and organ; nothing where it is missing, about others or of
+    other measures."""
     way_out = "Remove it, and the lesions are measured again"
     content = read_json(path, {}, way_out=way_out) if path.is_file() else {}
     if any(content.get(key) != value for key, value in _subject(dataset).items()):
@@ -167,7 +136,12 @@ def write_real_lesions(path: Path, dataset: SourceDataset, real: RealLesions) ->
 
 
 def _subject(dataset: SourceDataset) -> dict[str, Any]:
-    return {"dataset": dataset.name, "lesion": dataset.lesion_name, "organ": dataset.organ.recorded}
+    return {
+        "dataset": dataset.name,
+        "lesion": dataset.lesion_name,
+        "organ": dataset.organ.recorded,
+        "measures": list(MEASURES),
+    }
 
 
 def _measure(

@@ -19,6 +19,7 @@ from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.recorded_files import atomic_write, sha256_of_file
 from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, plan_lesions, source_of
+from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.real_lesions import (
@@ -161,6 +162,7 @@ def synthesize_cases(
     described = describe(model, job.model_folder)
     settings = job.recorded() | {
         "sources": list(job.sources),
+        "measures": list(MEASURES),
         _REAL_LESIONS: hashlib.sha256(json.dumps(job.real.lesions, sort_keys=True).encode()).hexdigest(),
     }
     if not overwrite:
