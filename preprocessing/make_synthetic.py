@@ -15,7 +15,7 @@ from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 from fvae_nnunet.recorded_files import put_in_place, sha256_of_file
 from fvae_nnunet.stored_images import check_image_file
-from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
+from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, lenders_of, read_synthetic_cases
 from fvae_nnunet.synthetic_dataset import (
     ACCEPTED_CASES,
     synthetic_data_folder,
@@ -129,8 +129,7 @@ def preprocess_synthetic(
 
 
 def _made_from(case: SyntheticCase) -> dict[str, Any]:
-    lenders = {lesion.get("borrowed_from") for lesion in case.record["lesions"]} - {None}
-    return {"source_case": case.record["source_case"], "borrowed_from": sorted(lenders)}
+    return {"source_case": case.record["source_case"], "borrowed_from": lenders_of(case.record)}
 
 
 def _inputs(dataset: PreprocessedDataset, case: SyntheticCase) -> dict[str, str]:

@@ -514,7 +514,10 @@ def test_models_without_an_organ_place_lesions_in_the_body(paints, tmp_path):
 def test_datasets_without_real_lesions_are_filled_all_the_same(paints, tmp_path, capsys):
     dataset = write_dataset(cases=1, lesion=False)
     assert run(dataset, tmp_path / "out", *SIZE, n=1) == 1
-    assert "no real lesion to borrow a shape from; choose --shapes ellipsoid" in capsys.readouterr().err
+    assert (
+        "no real lesion to borrow a shape from; choose --shapes ellipsoid or a folder of masks"
+        in capsys.readouterr().err
+    )
     assert run(dataset, tmp_path / "out", "--sizes", "real", "--shapes", "ellipsoid", n=1) == 1
     assert "no real lesion to take --sizes real from" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--shapes", "ellipsoid", n=1) == 0
@@ -539,8 +542,14 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
     ("arguments", "message"),
     [
         (["--sizes", "small", "--diameter-mm", "5", "9"], "--sizes and --diameter-mm exclude each other"),
-        (["--sizes", "msd-lung", "small=1"], "--sizes msd-lung: expected one of msd-lung, msd-pancreas and real alone"),
-        (["--shapes", "ellipsoid", "--borrowed-share", "0.2"], "--borrowed-share is for --shapes both"),
+        (["--sizes", "msd-lung", "small=1"], "--sizes msd-lung: expected one of msd-lung, msd-pancreas and real"),
+        (["--shapes", "ellipsoid", "--borrowed-share", "0.2"], "--borrowed-share is for --shapes both or a folder"),
+        (
+            ["--shapes", "elipsoid"],
+            "--shapes is ellipsoid, borrowed, both or a folder of masks; there is no folder eli",
+        ),
+        (["--shapes", "."], "holds no image"),
+        (["--borrowed-share", "2"], "--borrowed-share is a share between 0 and 1, got 2"),
         (["--inside-fraction", "1.2"], "--inside-fraction is a share between 0 and 1, got 1.2"),
         (["--lesions-per-case", "3", "2"], "--lesions-per-case needs 1 <= MIN <= MAX, got 3 2"),
         (["--clearance-mm", "-1"], "--clearance-mm must not be negative"),

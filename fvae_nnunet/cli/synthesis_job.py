@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model_folder import ModelSettings
     from fvae_nnunet.synthesis.painting import PaintSettings
     from fvae_nnunet.synthesis.real_lesions import RealLesions
+    from fvae_nnunet.synthesis.shape_bank import ShapeBank
     from fvae_nnunet.synthesis.source_cases import SourceDataset
     from fvae_nnunet.synthesis.synthesize import Job
+
+
+_BORROWED_SHARES = {"ellipsoid": 0.0, "borrowed": 1.0, "both": 0.5}
+"""What ``--shapes`` may be beside a folder, whose share is 1."""
 
 
 def job_of(arguments: argparse.Namespace) -> Job:
@@ -54,9 +59,12 @@ def job_of(arguments: argparse.Namespace) -> Job:
     if arguments.segmenter:
         judge = Judge.open(arguments.segmenter, lesion_name=lesion_name, channels=channels, fold=arguments.fold)
     output = _output(arguments, dataset)
+    bank = _bank(arguments)
     real = _real_lesions(arguments, dataset, output)
-    if plan.borrowed_share and not real.lesions:
-        raise UserError(f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid")
+    if plan.borrowed_share and bank is None and not real.lesions:
+        raise UserError(
+            f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid or a folder of masks"
+        )
     if plan.sizes is None and not real.lesions:
         raise UserError(f"{dataset.name} has no real lesion to take --sizes {REAL} from; give others")
     return Job(
@@ -69,6 +77,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         limits=QualityLimits.of(real, inside_fraction=plan.inside_fraction, found_share=arguments.found_share),
         filtered=not arguments.no_filter,
         real=real,
+        bank=bank,
         avoid=avoid,
         judge=judge,
         model_folder=arguments.ldm,
@@ -178,19 +187,21 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
 
     if arguments.sizes and arguments.diameter_mm:
         raise UserError("--sizes and --diameter-mm exclude each other; give one of them")
-    if arguments.borrowed_share is not None and arguments.shapes != "both":
-        raise UserError(f"--borrowed-share is for --shapes both, not {arguments.shapes}")
+    if arguments.borrowed_share is not None and arguments.shapes in ("ellipsoid", "borrowed"):
+        raise UserError(f"--borrowed-share is for --shapes both or a folder, not {arguments.shapes}")
     if len(arguments.lesions_per_case) > 2:
         raise UserError("--lesions-per-case takes a number, or the least and the greatest")
     if arguments.at is not None and len(arguments.cases or ()) != 1:
         raise UserError("--at is a position in one patient; name the case with --cases CASE")
-    both = 0.5 if arguments.borrowed_share is None else arguments.borrowed_share
+    share = arguments.borrowed_share
+    if share is None:
+        share = _BORROWED_SHARES.get(arguments.shapes, 1.0)
     inside = arguments.inside_fraction
     return PlanSettings(
         sizes=LesionSizes.of_range(*arguments.diameter_mm)
         if arguments.diameter_mm
         else LesionSizes.parse(arguments.sizes),
-        borrowed_share={"ellipsoid": 0.0, "borrowed": 1.0, "both": both}[arguments.shapes],
+        borrowed_share=share,
         lesions_per_case=(arguments.lesions_per_case[0], arguments.lesions_per_case[-1]),
         inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,
         clearance_mm=arguments.clearance_mm,
@@ -208,6 +219,20 @@ def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str
         where = dataset.name if arguments.fold is None else f"the training cases of fold {arguments.fold}"
         raise UserError(f"--cases: {where} has no {', '.join(unknown)}; it has {', '.join(dataset.cases[:5])} ...")
     return tuple(wanted)
+
+
+def _bank(arguments: argparse.Namespace) -> ShapeBank | None:
+    from fvae_nnunet.image_files import find_images
+    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.synthesis.shape_bank import ShapeBank
+
+    if arguments.shapes in _BORROWED_SHARES:
+        return None
+    folder = Path(arguments.shapes)
+    if not folder.is_dir():
+        raise UserError(f"--shapes is {', '.join(_BORROWED_SHARES)} or a folder of masks; there is no folder {folder}")
+    with progress_bar(total=len(find_images(folder)), desc="shapes", unit="file", leave=False) as bar:
+        return ShapeBank.open(folder, workers=arguments.np, on_file=bar.update)
 
 
 def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:

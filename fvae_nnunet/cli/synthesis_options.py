@@ -81,12 +81,14 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
         "--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"), help="instead of --sizes: one range"
     )
     group.add_argument(
-        "--shapes", choices=("ellipsoid", "borrowed", "both"), default="both",
-        help="deformed ellipsoids, shapes of the dataset's real lesions, or both (default)",
+        "--shapes", default="both", metavar="SHAPES",
+        help="ellipsoid: deformed ellipsoids; borrowed: shapes of the dataset's real lesions; both (default); or a "
+        "folder of masks from anywhere, whose lesions lend their shapes",
     )  # fmt: skip
     group.add_argument(
-        "--borrowed-share", type=float, metavar="SHARE", help="of borrowed shapes with --shapes both; default 0.5"
-    )
+        "--borrowed-share", type=float, metavar="SHARE",
+        help="of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder",
+    )  # fmt: skip
     group.add_argument(
         "--lesions-per-case", nargs="+", type=int, default=[1], metavar="N", help="a number, or least and greatest; "
         "default 1",

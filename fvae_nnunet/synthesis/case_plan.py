@@ -20,8 +20,10 @@ from fvae_nnunet.synthesis.mask_files import read_mask
 from fvae_nnunet.synthesis.organs import OrganSource, body
 from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, index_of, place, position_of, too_close
 from fvae_nnunet.synthesis.real_lesions import borrow
+from fvae_nnunet.synthesis.shape_bank import ShapeBank
 from fvae_nnunet.synthesis.shapes import draw_lesion_shape, equivalent_diameter_mm
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
+from fvae_nnunet.synthesis.synthetic_folder import BANK
 
 SHAPES_TRIED = 5
 """Each of another size of its range; a place for it is sought by so many tries:"""
@@ -39,7 +41,7 @@ class PlanSettings:
 
     Attributes:
         sizes: of the lesions; None: as the dataset's real lesions.
-        borrowed_share: of lesions with the shape of a real one, 0 to 1; the others are ellipsoids.
+        borrowed_share: of lesions with the shape of a real one or of a bank's, 0 to 1; the others are ellipsoids.
         lesions_per_case: least and greatest number.
         inside_fraction: of each lesion in the organ, at least.
         clearance_mm: to other lesions, real and synthetic.
@@ -57,7 +59,7 @@ class PlanSettings:
         least, most = self.lesions_per_case
         if not 1 <= least <= most:
             raise UserError(f"--lesions-per-case needs 1 <= MIN <= MAX, got {least} {most}")
-        for option, share in (("--inside-fraction", self.inside_fraction), ("--shapes both", self.borrowed_share)):
+        for option, share in (("--inside-fraction", self.inside_fraction), ("--borrowed-share", self.borrowed_share)):
             if not 0 <= share <= 1:
                 raise UserError(f"{option} is a share between 0 and 1, got {share:g}")
         if not 0 <= self.clearance_mm < float("inf"):
@@ -77,13 +79,15 @@ class PlacedLesion:
         shape: bool, cropped to the lesion.
         placement: where that is.
         diameter_mm: the equivalent diameter that was asked for.
-        borrowed_from: the case whose lesion lent its shape; None for an ellipsoid.
+        borrowed_from: the case, or the file of a bank, whose lesion lent its shape; None for an ellipsoid.
+        from_bank: whether it is a file of a bank.
     """
 
     shape: np.ndarray
     placement: Placement
     diameter_mm: float
     borrowed_from: str | None
+    from_bank: bool = False
 
     @property
     def box(self) -> Box:
@@ -105,7 +109,7 @@ class PlacedLesion:
         voxels = int(np.count_nonzero(self.shape))
         index = self.centre[np.argsort(source.axis_order)]
         return {
-            "shape": "ellipsoid" if self.borrowed_from is None else "borrowed",
+            "shape": "ellipsoid" if self.borrowed_from is None else BANK if self.from_bank else "borrowed",
             "borrowed_from": self.borrowed_from,
             "diameter_mm": round(equivalent_diameter_mm(voxels, source.spacing_mm), 2),
             "voxels": voxels,
@@ -162,6 +166,7 @@ def plan_lesions(
     settings: PlanSettings,
     *,
     lenders: Sequence[dict[str, Any]],
+    bank: ShapeBank | None = None,
     avoid: np.ndarray | None,
 ) -> list[PlacedLesion]:
     """Draw the lesions of a case and find their places, one after the other.
@@ -172,6 +177,7 @@ def plan_lesions(
         source: the case.
         settings: what is asked for.
         lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes and sizes may be borrowed.
+        bank: whose shapes are borrowed instead.
         avoid: bool, where no lesion may lie.
 
     Returns:
@@ -196,7 +202,7 @@ def plan_lesions(
     placed: list[PlacedLesion] = []
     for _ in range(int(rng.integers(least, most + 1))):
         try:
-            lesion = _place_one(rng, dataset, source, settings, lenders, organ, forbidden, at)
+            lesion = _place_one(rng, dataset, source, settings, lenders, bank, organ, forbidden, at)
         except NothingFits:
             if not placed:
                 raise
@@ -212,6 +218,7 @@ def _place_one(
     source: SourceCase,
     settings: PlanSettings,
     lenders: Sequence[dict[str, Any]],
+    bank: ShapeBank | None,
     organ: np.ndarray,
     forbidden: np.ndarray,
     at: np.ndarray | None,
@@ -220,7 +227,7 @@ def _place_one(
     range_mm = sizes.draw_range(rng, source.spacing_mm)
     real = None
     if rng.random() < settings.borrowed_share:
-        real = borrow(dataset, lenders[int(rng.integers(len(lenders)))])
+        real = bank.draw(rng) if bank else borrow(dataset, lenders[int(rng.integers(len(lenders)))])
     for attempt in range(SHAPES_TRIED):
         diameter_mm = float(rng.uniform(*range_mm))
         shape = draw_lesion_shape(rng, diameter_mm, source.spacing_mm, real=real)
@@ -241,7 +248,8 @@ def _place_one(
                     f"tried{'' if at is None else f' at {_said(settings.at_mm)}'}; the last: {error}"
                 ) from error
         else:
-            return PlacedLesion(shape, placement, diameter_mm, None if real is None else real.case)
+            lender = None if real is None else real.case
+            return PlacedLesion(shape, placement, diameter_mm, lender, from_bank=bank is not None and real is not None)
     raise AssertionError("the loop returns or raises")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.surface_dice import bounding_box
-from fvae_nnunet.image_files import read_volume
+from fvae_nnunet.image_files import Geometry, read_volume
 from fvae_nnunet.json_files import check_shape, read_json
 from fvae_nnunet.manifest import write_json
 from fvae_nnunet.pipeline import StageSeconds, run_cases
@@ -35,7 +35,8 @@ from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset, refuse
 FILE_NAME = "real_lesions.json"
 """In the folder of synthetic cases, so that they are measured once."""
 
-_TOUCHING = np.ones((3, 3, 3), dtype=bool)
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+"""Voxels that share a face, an edge or a corner are of one lesion."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
     """The real lesions of a case with at least `MIN_VOXELS` voxels, as in ``RealLesions``."""
     from scipy import ndimage
 
-    numbered, _ = ndimage.label(source.lesion, structure=_TOUCHING)
+    numbered, _ = ndimage.label(source.lesion, structure=TOUCHING)
     around = surroundings_of(source)
     lesions = []
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):
@@ -163,14 +164,30 @@ def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:
     Raises:
         UserError: the segmentation cannot be read, or is not the one that was measured.
     """
-    from scipy import ndimage
-
     path = dataset.label_files[lesion["case"]]
     labels, geometry = read_volume(path)
-    order = geometry.axial_order
-    numbered, n = ndimage.label((labels == dataset.lesion_value).transpose(order), structure=_TOUCHING)
-    mask = numbered == lesion["number"]
-    if lesion["number"] > n or np.count_nonzero(mask) != lesion["voxels"]:
+    mask = (labels == dataset.lesion_value).transpose(geometry.axial_order)
+    return piece_of(path, mask, geometry, lesion, name=lesion["case"])
+
+
+def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str, Any], *, name: str) -> RealLesion:
+    """A connected component of the mask of a file.
+
+    Args:
+        path: of the file, for the message.
+        mask: bool (z, y, x), axial.
+        geometry: of the file.
+        lesion: its ``number`` from 1, as SciPy counts in this mask, and its ``voxels``.
+        name: of the lender.
+
+    Raises:
+        UserError: there is no such component.
+    """
+    from scipy import ndimage
+
+    numbered, n = ndimage.label(mask, structure=TOUCHING)
+    piece = numbered == lesion["number"]
+    if lesion["number"] > n or np.count_nonzero(piece) != lesion["voxels"]:
         raise UserError(f"{path} has changed while it was used; run the command again")
-    z, y, x = (geometry.spacing_mm[::-1][axis] for axis in order)
-    return RealLesion(lesion["case"], mask[bounding_box(mask)], (z, y, x))
+    z, y, x = (geometry.spacing_mm[::-1][axis] for axis in geometry.axial_order)
+    return RealLesion(name, piece[bounding_box(piece)], (z, y, x))

@@ -29,6 +29,7 @@ from fvae_nnunet.synthesis.real_lesions import (
     surroundings_of,
     write_real_lesions,
 )
+from fvae_nnunet.synthesis.shape_bank import ShapeBank
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
 from fvae_nnunet.synthesis.synthetic_folder import CasePaths
 from fvae_nnunet.synthesis.synthetic_output import describe, noise_of, open_output
@@ -53,6 +54,7 @@ class Job:
         limits: what they must keep.
         filtered: whether cases that do not keep them are put aside.
         real: the dataset's real lesions; limits are taken and shapes borrowed from them.
+        bank: to borrow shapes from instead.
         avoid: masks of structures to keep clear of.
         judge: the segmenter's model.
         model_folder: for the record.
@@ -67,6 +69,7 @@ class Job:
     limits: QualityLimits
     filtered: bool
     real: RealLesions
+    bank: ShapeBank | None
     avoid: Avoided | None
     judge: Judge | None
     model_folder: Path
@@ -83,6 +86,7 @@ class Job:
             "lesion": self.dataset.lesion_name,
             "organ": self.dataset.organ.recorded,
             "avoid": self.avoid is not None,
+            "shape_bank": None if self.bank is None else self.bank.sha256,
             "filtered": self.filtered,
             "plan": self.plan.recorded(),
             "paint": asdict(self.paint),
@@ -228,6 +232,7 @@ def _read(job: Job, case: str) -> _Planned | None:
         source,
         job.plan,
         lenders=job.real.lesions,
+        bank=job.bank,
         avoid=None if job.avoid is None else job.avoid.read(source),
     )
     return _Planned(number, source, inputs, lesions)

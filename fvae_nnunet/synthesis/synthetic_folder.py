@@ -24,8 +24,10 @@ A record::
      "settings": {...}, "quality": {...}}
 
 ``centre_voxel`` counts in the axes of the image's array (z, y, x as SimpleITK reads it), ``centre_mm`` is the same
-point in the patient's space (x, y, z; SimpleITK). ``reasons`` says why a case was rejected, a sentence each. ``text``
-is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the dataset.
+point in the patient's space (x, y, z; SimpleITK). ``borrowed_from`` is the case that lent a ``borrowed`` shape, or
+the file that lent one of a ``bank``, which is no case of the dataset. ``reasons`` says why a case was rejected, a
+sentence each. ``text`` is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all
+names of the dataset.
 
 Of a volume from a list (``case_list``), ``number`` is null, ``source_case`` is null where it was made from a file of
 structures, ``lesions`` has an entry for each disease that the row gave, all its pieces together (``shape`` is
@@ -37,6 +39,7 @@ label map::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,9 @@ from fvae_nnunet.json_files import read_json
 from fvae_nnunet.nnunet_files import read_dataset_json
 
 REJECTED = "rejected"
+BANK = "bank"
+"""``shape`` of a lesion that a file of a bank of shapes has lent."""
+
 NEEDED = {
     "case": str,
     "dataset": str,
@@ -100,6 +106,12 @@ class CasePaths:
             root / "labelsTr" / f"{case}{file_ending}",
             root / "records" / f"{case}.json",
         )
+
+
+def lenders_of(record: Mapping[str, Any]) -> list[str]:
+    """The cases of the dataset whose lesions lent a synthetic case their shape, sorted; files of a bank are none."""
+    lesions = (lesion for lesion in record["lesions"] if lesion.get("shape") != BANK)
+    return sorted({lesion["borrowed_from"] for lesion in lesions if lesion.get("borrowed_from")})
 
 
 def synthetic_dataset_json(folder: Path) -> dict[str, Any]:
