@@ -74,7 +74,12 @@ def job_of(arguments: argparse.Namespace) -> Job:
         seed=arguments.seed,
         plan=plan,
         paint=paint,
-        limits=QualityLimits.of(real, inside_fraction=plan.inside_fraction, found_share=arguments.found_share),
+        limits=QualityLimits.of(
+            real,
+            inside_fraction=plan.inside_fraction,
+            found_share=arguments.found_share,
+            asked=plan.appearance.limits,
+        ),
         filtered=not arguments.no_filter,
         real=real,
         bank=bank,
@@ -182,6 +187,7 @@ def _paint(arguments: argparse.Namespace) -> PaintSettings:
 
 
 def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings:
+    from fvae_nnunet.synthesis.appearance import AskedAppearance
     from fvae_nnunet.synthesis.case_plan import PlanSettings, default_inside_fraction
     from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
 
@@ -206,6 +212,7 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
         inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,
         clearance_mm=arguments.clearance_mm,
         at_mm=None if arguments.at is None else (arguments.at[0], arguments.at[1], arguments.at[2]),
+        appearance=AskedAppearance.parse(arguments.lesion_hu, arguments.contrast_hu),
     )
 
 

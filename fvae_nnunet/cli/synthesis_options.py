@@ -15,7 +15,7 @@ OUTPUT_PARENT = "fvae_synthetic"
 _OF_PLACED_LESIONS = (
     "n", "cases", "leave_out", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share",
     "lesions_per_case", "inside_fraction", "clearance_mm", "avoid", "at", "margin_mm", "texture", "text", "segmenter",
-    "found_share", "no_filter",
+    "found_share", "no_filter", "lesion_hu", "contrast_hu",
 )  # fmt: skip
 """Options that do nothing with --list."""
 
@@ -88,6 +88,14 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--borrowed-share", type=float, metavar="SHARE",
         help="of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder",
+    )  # fmt: skip
+    group.add_argument(
+        "--lesion-hu", nargs="+", type=float, metavar="HU",
+        help="mean HU of the lesion's core, or least and greatest; default: as the real lesions",
+    )  # fmt: skip
+    group.add_argument(
+        "--contrast-hu", nargs="+", type=float, metavar="HU",
+        help="instead: that mean minus the mean of the organ around it, or least and greatest",
     )  # fmt: skip
     group.add_argument(
         "--lesions-per-case", nargs="+", type=int, default=[1], metavar="N", help="a number, or least and greatest; "

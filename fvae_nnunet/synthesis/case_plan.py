@@ -7,7 +7,7 @@ there are, or on who makes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images
+from fvae_nnunet.synthesis.appearance import Appearance, AskedAppearance, draw_appearance
+from fvae_nnunet.synthesis.lesion_measures import surroundings_hu
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
 from fvae_nnunet.synthesis.mask_files import read_mask
 from fvae_nnunet.synthesis.organs import OrganSource, body
 from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, index_of, place, position_of, too_close
-from fvae_nnunet.synthesis.real_lesions import borrow
+from fvae_nnunet.synthesis.real_lesions import borrow, surroundings_of
 from fvae_nnunet.synthesis.shape_bank import ShapeBank
 from fvae_nnunet.synthesis.shapes import draw_lesion_shape, equivalent_diameter_mm
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
@@ -46,6 +48,7 @@ class PlanSettings:
         inside_fraction: of each lesion in the organ, at least.
         clearance_mm: to other lesions, real and synthetic.
         at_mm: the centre (x, y, z) of the lesion in the patient; None: anywhere.
+        appearance: that is asked for.
     """
 
     sizes: LesionSizes | None
@@ -54,6 +57,7 @@ class PlanSettings:
     inside_fraction: float
     clearance_mm: float
     at_mm: tuple[float, float, float] | None = None
+    appearance: AskedAppearance = field(default_factory=AskedAppearance)
 
     def __post_init__(self) -> None:
         least, most = self.lesions_per_case
@@ -81,6 +85,7 @@ class PlacedLesion:
         diameter_mm: the equivalent diameter that was asked for.
         borrowed_from: the case, or the file of a bank, whose lesion lent its shape; None for an ellipsoid.
         from_bank: whether it is a file of a bank.
+        appearance: what it shall look like; None: as the model's lesions do.
     """
 
     shape: np.ndarray
@@ -88,6 +93,7 @@ class PlacedLesion:
     diameter_mm: float
     borrowed_from: str | None
     from_bank: bool = False
+    appearance: Appearance | None = None
 
     @property
     def box(self) -> Box:
@@ -116,6 +122,7 @@ class PlacedLesion:
             "centre_voxel": [round(float(value), 2) for value in index],
             "centre_mm": [round(float(value), 2) for value in position_of(index, source.geometry)],
             "inside_fraction": round(self.placement.inside_fraction, 4),
+            "appearance": None if self.appearance is None else self.appearance.recorded(),
         }
 
 
@@ -176,7 +183,8 @@ def plan_lesions(
         dataset: where borrowed shapes come from.
         source: the case.
         settings: what is asked for.
-        lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes and sizes may be borrowed.
+        lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes, sizes and looks
+            are borrowed.
         bank: whose shapes are borrowed instead.
         avoid: bool, where no lesion may lie.
 
@@ -200,16 +208,38 @@ def plan_lesions(
         if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
             raise NothingFits(f"--at {_said(settings.at_mm)} lies outside the image")
     placed: list[PlacedLesion] = []
+    alike: list[dict[str, Any] | None] = []
     for _ in range(int(rng.integers(least, most + 1))):
         try:
-            lesion = _place_one(rng, dataset, source, settings, lenders, bank, organ, forbidden, at)
+            lesion, like = _place_one(rng, dataset, source, settings, lenders, bank, organ, forbidden, at)
         except NothingFits:
             if not placed:
                 raise
             break
         placed.append(lesion)
+        alike.append(like)
         forbidden |= too_close(lesion.mask(organ.shape), source.spacing_mm, settings.clearance_mm)
-    return placed
+    return with_appearances(rng, source, settings.appearance, lenders, placed, alike)
+
+
+def with_appearances(
+    rng: np.random.Generator,
+    source: SourceCase,
+    asked: AskedAppearance,
+    real: Sequence[dict[str, Any]],
+    lesions: Sequence[PlacedLesion],
+    alike: Sequence[dict[str, Any] | None],
+) -> list[PlacedLesion]:
+    """The lesions of a case with what they shall look like, see ``draw_appearance``; ``alike``: each one's ``like``."""
+    around = surroundings_of(source)
+    for lesion in lesions:
+        around[lesion.box][lesion.shape] = False
+    drawn = []
+    for lesion, like in zip(lesions, alike, strict=True):
+        around_hu = surroundings_hu(source.volume_hu, lesion.mask(around.shape), around, source.spacing_mm)
+        appearance = draw_appearance(rng, asked, real, like=like, diameter_mm=lesion.diameter_mm, around_hu=around_hu)
+        drawn.append(replace(lesion, appearance=appearance))
+    return drawn
 
 
 def _place_one(
@@ -222,12 +252,17 @@ def _place_one(
     organ: np.ndarray,
     forbidden: np.ndarray,
     at: np.ndarray | None,
-) -> PlacedLesion:
+) -> tuple[PlacedLesion, dict[str, Any] | None]:
+    """A lesion, and the real lesion of the dataset that lent its shape."""
     sizes = settings.sizes or LesionSizes.of_lesions([lesion["diameter_mm"] for lesion in lenders])
     range_mm = sizes.draw_range(rng, source.spacing_mm)
-    real = None
+    real, like = None, None
     if rng.random() < settings.borrowed_share:
-        real = bank.draw(rng) if bank else borrow(dataset, lenders[int(rng.integers(len(lenders)))])
+        if bank is None:
+            like = lenders[int(rng.integers(len(lenders)))]
+            real = borrow(dataset, like)
+        else:
+            real = bank.draw(rng)
     for attempt in range(SHAPES_TRIED):
         diameter_mm = float(rng.uniform(*range_mm))
         shape = draw_lesion_shape(rng, diameter_mm, source.spacing_mm, real=real)
@@ -249,7 +284,8 @@ def _place_one(
                 ) from error
         else:
             lender = None if real is None else real.case
-            return PlacedLesion(shape, placement, diameter_mm, lender, from_bank=bank is not None and real is not None)
+            from_bank = real is not None and like is None
+            return PlacedLesion(shape, placement, diameter_mm, lender, from_bank=from_bank), like
     raise AssertionError("the loop returns or raises")
 
 

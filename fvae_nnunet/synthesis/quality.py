@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ _SAID = {
 }
 
 
+_OF_BRIGHTNESS = ("mean_hu", "core_mean_hu", "contrast_hu", "rim_hu")
+"""What cannot be as in real lesions where another brightness is asked for."""
+
+
 @dataclass(frozen=True)
 class QualityLimits:
     """What a synthetic lesion must keep to be accepted.
@@ -44,26 +48,50 @@ class QualityLimits:
         real_lesions: how many they come from.
         inside_fraction: least share in the organ.
         found_share: least share that a segmenter finds.
+        asked: which of the measures has its limits from what was asked for.
     """
 
     real: dict[str, tuple[float, float]]
     real_lesions: int
     inside_fraction: float
     found_share: float
+    asked: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, real: RealLesions, *, inside_fraction: float, found_share: float) -> QualityLimits:
-        """From the real lesions of a dataset, see ``PERCENTILES``."""
+    def of(
+        cls,
+        real: RealLesions,
+        *,
+        inside_fraction: float,
+        found_share: float,
+        asked: Mapping[str, tuple[float, float]] | None = None,
+    ) -> QualityLimits:
+        """From the real lesions of a dataset, see ``PERCENTILES``.
+
+        Args:
+            real: the lesions.
+            inside_fraction, found_share: see the class.
+            asked: the range of a measure of brightness that the user asks for. Its limits are this range, widened as
+                that of the real lesions is or by a quarter of itself, whichever is more; the other measures of
+                brightness have none.
+        """
+        asked = asked or {}
         limits = {}
         for measure in MEASURES:
             values = real.values(measure)
+            by, lower, upper = WIDENED_HU, 0.0, 0.0
             if values.size:
                 lower, upper = np.percentile(values, PERCENTILES)
                 share = max(WIDENED_SHARE, WIDENED_FEW / values.size)
                 by = max(WIDENED_HU, share * (upper - lower))
-                least = max(0.0, lower - by) if measure in ("core_sd_hu", "slice_change_hu") else lower - by
-                limits[measure] = (round(float(least), 2), round(float(upper + by), 2))
-        return cls(limits, len(real.lesions), inside_fraction, found_share)
+            if measure in asked:
+                lower, upper = asked[measure]
+                by = max(by, WIDENED_SHARE * (upper - lower))
+            elif not values.size or (asked and measure in _OF_BRIGHTNESS):
+                continue
+            least = max(0.0, lower - by) if measure in ("core_sd_hu", "slice_change_hu") else lower - by
+            limits[measure] = (round(float(least), 2), round(float(upper + by), 2))
+        return cls(limits, len(real.lesions), inside_fraction, found_share, tuple(asked))
 
     def recorded(self) -> dict[str, Any]:
         """As the record of a case states it."""
@@ -119,8 +147,9 @@ def reasons_against(lesions: Sequence[dict[str, float | None]], limits: QualityL
         for measure, (lower, upper) in limits.real.items():
             value = quality[measure]
             if value is not None and not lower <= value <= upper:
+                allowed = "what was asked for allows" if measure in limits.asked else "real ones allow"
                 reasons.append(
-                    f"{which} has a {_SAID[measure].format(value=value)}; real ones allow {lower:.0f} to {upper:.0f}"
+                    f"{which} has a {_SAID[measure].format(value=value)}; {allowed} {lower:.0f} to {upper:.0f}"
                 )
         for key, least, said in (
             ("inside_fraction", limits.inside_fraction, "lies in the organ"),
