@@ -49,6 +49,8 @@ class PlanSettings:
         clearance_mm: to other lesions, real and synthetic.
         at_mm: the centre (x, y, z) of the lesion in the patient; None: anywhere.
         appearance: that is asked for.
+        growth: for ``growth.plan_growth``, in the place of sizes: how many times its own diameter a lesion has, least
+            and greatest.
     """
 
     sizes: LesionSizes | None
@@ -58,6 +60,7 @@ class PlanSettings:
     clearance_mm: float
     at_mm: tuple[float, float, float] | None = None
     appearance: AskedAppearance = field(default_factory=AskedAppearance)
+    growth: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         least, most = self.lesions_per_case
@@ -70,9 +73,33 @@ class PlanSettings:
             raise UserError(f"--clearance-mm must not be negative, got {self.clearance_mm:g}")
         if self.at_mm is not None and most > 1:
             raise UserError("--at is the place of one lesion; leave --lesions-per-case out")
+        if self.growth is not None and not 0 < self.growth[0] <= self.growth[1] < float("inf"):
+            raise UserError(f"--growth needs 0 < MIN <= MAX, got {self.growth[0]:g} {self.growth[1]:g}")
 
     def recorded(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class ReplacedLesion:
+    """A real lesion that gives way to its larger or smaller self.
+
+    Attributes:
+        box: where it lies.
+        shape: bool, of the size of the box.
+        classes, labels: what lies there without it, of each of its voxels (n,), in class map and segmentation.
+    """
+
+    box: Box
+    shape: np.ndarray
+    classes: np.ndarray
+    labels: np.ndarray
+
+    def mask(self, volume_shape: Sequence[int]) -> np.ndarray:
+        """The lesion in a volume of this shape, bool."""
+        mask = np.zeros(volume_shape, dtype=bool)
+        mask[self.box] = self.shape
+        return mask
 
 
 @dataclass(frozen=True)
@@ -86,6 +113,7 @@ class PlacedLesion:
         borrowed_from: the case, or the file of a bank, whose lesion lent its shape; None for an ellipsoid.
         from_bank: whether it is a file of a bank.
         appearance: what it shall look like; None: as the model's lesions do.
+        replaces: the real lesion that it is with another diameter; None: it is a new one.
     """
 
     shape: np.ndarray
@@ -94,6 +122,7 @@ class PlacedLesion:
     borrowed_from: str | None
     from_bank: bool = False
     appearance: Appearance | None = None
+    replaces: ReplacedLesion | None = None
 
     @property
     def box(self) -> Box:
@@ -105,6 +134,11 @@ class PlacedLesion:
         mask[self.box] = self.shape
         return mask
 
+    def changed(self, volume_shape: Sequence[int]) -> np.ndarray:
+        """The lesion and what it replaces in a volume of this shape, bool."""
+        mask = self.mask(volume_shape)
+        return mask if self.replaces is None else mask | self.replaces.mask(volume_shape)
+
     @property
     def centre(self) -> np.ndarray:
         """Mean index of its voxels (z, y, x), axial."""
@@ -114,8 +148,9 @@ class PlacedLesion:
         """As the record of a case states it, see ``synthetic_folder``."""
         voxels = int(np.count_nonzero(self.shape))
         index = self.centre[np.argsort(source.axis_order)]
+        before = 0 if self.replaces is None else int(np.count_nonzero(self.replaces.shape))
         return {
-            "shape": "ellipsoid" if self.borrowed_from is None else BANK if self.from_bank else "borrowed",
+            "shape": self._kind,
             "borrowed_from": self.borrowed_from,
             "diameter_mm": round(equivalent_diameter_mm(voxels, source.spacing_mm), 2),
             "voxels": voxels,
@@ -123,7 +158,16 @@ class PlacedLesion:
             "centre_mm": [round(float(value), 2) for value in position_of(index, source.geometry)],
             "inside_fraction": round(self.placement.inside_fraction, 4),
             "appearance": None if self.appearance is None else self.appearance.recorded(),
+            "replaces": {"diameter_mm": round(equivalent_diameter_mm(before, source.spacing_mm), 2), "voxels": before}
+            if before
+            else None,
         }
+
+    @property
+    def _kind(self) -> str:
+        if self.replaces is not None:
+            return "own"
+        return "ellipsoid" if self.borrowed_from is None else BANK if self.from_bank else "borrowed"
 
 
 @dataclass(frozen=True)
@@ -194,13 +238,9 @@ def plan_lesions(
     Raises:
         NothingFits: not even for one.
     """
-    organ = source.organ if dataset.organ.kind != "none" else body(source.volume_hu)
-    forbidden = too_close(source.any_lesion, source.spacing_mm, settings.clearance_mm)
-    ignored = dataset.dataset_json["labels"].get("ignore")
-    if ignored is not None:
-        forbidden |= source.labels == ignored
-    if avoid is not None:
-        forbidden |= avoid
+    organ = home_of_lesions(dataset, source)
+    forbidden = never_lesion(dataset, source, avoid)
+    forbidden |= too_close(source.any_lesion, source.spacing_mm, settings.clearance_mm)
     least, most = settings.lesions_per_case
     at = None
     if settings.at_mm is not None:
@@ -220,6 +260,30 @@ def plan_lesions(
         alike.append(like)
         forbidden |= too_close(lesion.mask(organ.shape), source.spacing_mm, settings.clearance_mm)
     return with_appearances(rng, source, settings.appearance, lenders, placed, alike)
+
+
+def home_of_lesions(dataset: SourceDataset, source: SourceCase) -> np.ndarray:
+    """Where lesions lie: bool, the organ, or the body where there is none."""
+    return source.organ if dataset.organ.kind != "none" else body(source.volume_hu)
+
+
+def never_lesion(dataset: SourceDataset, source: SourceCase, avoid: np.ndarray | None) -> np.ndarray:
+    """Where no lesion may lie: bool, the voxels to avoid and those with the ignore label."""
+    never = np.zeros_like(source.lesion) if avoid is None else avoid.copy()
+    ignored = dataset.dataset_json["labels"].get("ignore")
+    if ignored is not None:
+        never |= source.labels == ignored
+    return never
+
+
+def labels_with(source: SourceCase, lesions: Sequence[PlacedLesion], lesion_value: int) -> np.ndarray:
+    """The segmentation of a case with its planned lesions (z, y, x), in its own dtype."""
+    labels = source.labels.copy()
+    for lesion in lesions:
+        if lesion.replaces is not None:
+            labels[lesion.replaces.box][lesion.replaces.shape] = lesion.replaces.labels
+        labels[lesion.box][lesion.shape] = lesion_value
+    return labels
 
 
 def with_appearances(

@@ -106,6 +106,51 @@ def draw_lesion_shape(
     raise UserError(f"{whose} of {diameter_mm:.1f} mm falls into pieces on this grid in {_SHAPES_TRIED} attempts")
 
 
+def scaled_in_place(
+    mask: np.ndarray, spacing_mm: Sequence[float], diameter_mm: float
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A lesion with another diameter about the same centre: its signed distance field, scaled and nothing else.
+
+    Args:
+        mask: bool (z, y, x), cropped to the lesion.
+        spacing_mm: (z, y, x).
+        diameter_mm: equivalent diameter that it shall have; with its own it stays as it is.
+
+    Returns:
+        bool, cropped to the new shape, one piece; and the index in ``mask``, negative where it begins before it, at
+        which it begins.
+
+    Raises:
+        UserError: it would have fewer than `MIN_VOXELS` voxels, or falls into pieces.
+    """
+    from scipy import ndimage
+
+    voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
+    if voxels < MIN_VOXELS:
+        raise UserError(f"it would have {voxels} voxels; at least {MIN_VOXELS} are needed")
+    factor = diameter_mm / equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
+    distance = _signed_distance(np.pad(mask, 2), spacing_mm)
+    centre = np.argwhere(mask).mean(axis=0)
+    # a voxel more on each side than the scaled box
+    ends = [(c + factor * (-0.5 - c), c + factor * (n - 0.5 - c)) for c, n in zip(centre, mask.shape, strict=True)]
+    axes = [np.arange(np.floor(low), np.ceil(high) + 1) for low, high in ends]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"))
+    offsets = points - centre[:, None, None, None]
+    at = centre[:, None, None, None] + offsets / factor + 2
+    depth = ndimage.map_coordinates(distance, at, order=1, mode="nearest")
+    # of voxels that are equally deep, as in lesions with a symmetry, those nearest to the centre
+    far = np.square(offsets * np.asarray(spacing_mm)[:, None, None, None]).sum(axis=0)
+    lowest = np.lexsort((far.ravel(), depth.ravel()))[:voxels]
+    shape = np.zeros(depth.shape, dtype=bool)
+    shape.ravel()[lowest] = True
+    shape = _largest_piece(shape)
+    reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
+    if abs(reached - diameter_mm) > SIZE_TOLERANCE * diameter_mm:
+        raise UserError("it falls into pieces")
+    box = bounding_box(shape)
+    return shape[box], tuple(int(axis[side.start]) for axis, side in zip(axes, box, strict=True))
+
+
 def _lowest(
     field: Field,
     displacement: np.ndarray,
@@ -152,9 +197,7 @@ def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
     diameter_mm = equivalent_diameter_mm(int(np.count_nonzero(real.mask)), spacing_mm)
     margins = np.ceil(0.5 * diameter_mm / spacing_mm).astype(int) + 1
     mask = np.pad(ndimage.binary_fill_holes(real.mask), [(n, n) for n in margins])
-    distance = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) - ndimage.distance_transform_edt(
-        mask, sampling=spacing_mm
-    )
+    distance = _signed_distance(mask, spacing_mm)
     centre = np.argwhere(mask).mean(axis=0).astype(np.float32)
     turned = _rotation(rng) * rng.choice([-1.0, 1.0])
     matrix = (turned * (diameter_mm / spacing_mm)[:, None]).astype(np.float32)
@@ -165,6 +208,14 @@ def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
         return ndimage.map_coordinates(distance, matrix @ points + centre[:, None], order=1, cval=outside)
 
     return field
+
+
+def _signed_distance(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Distance in mm to the surface of a mask, negative inside; the mask ends before the array does."""
+    from scipy import ndimage
+
+    outside, inside = (ndimage.distance_transform_edt(part, sampling=spacing_mm) for part in (~mask, mask))
+    return outside - inside
 
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:

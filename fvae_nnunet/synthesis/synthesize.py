@@ -18,7 +18,7 @@ from fvae_nnunet.image_files import write_volume
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.recorded_files import atomic_write, sha256_of_file
-from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, plan_lesions, source_of
+from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, labels_with, plan_lesions, source_of
 from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
@@ -262,9 +262,7 @@ def _write(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
         else:
             with atomic_write(path) as temporary:
                 shutil.copyfile(raw, temporary)
-    labels = source.labels.copy()
-    for lesion in planned.lesions:
-        labels[lesion.box][lesion.shape] = job.dataset.lesion_value
+    labels = labels_with(source, planned.lesions, job.dataset.lesion_value)
     write_volume(paths.label, source.as_in_file(labels), source.geometry)
     write_json(paths.record, record)
     other = job.paths(case, accepted=not record["accepted"])
