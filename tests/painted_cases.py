@@ -12,6 +12,7 @@ import torch
 
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis.model_folder import ModelSettings
+from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 ORGAN_HU, LESION_HU = 100, 40
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.0, 0.0)
@@ -123,15 +124,18 @@ class PaintingModel:
             text_width=None,
             organ=organ,
         )
+        self.process = NoiseProcess("epsilon")
         self.training = {"training_cases": ["case_0", "case_1", "case_2"]}
         self.weights_sha256 = "f" * 64
         self.hu, self.bias_hu, self.noise_hu = hu, bias_hu, noise_hu
         self.calls = []
 
-    def inpaint(self, volume_hu, class_map, region, *, generator, on_step=None, **sampling):
+    def inpaint(self, volume_hu, layout, region, *, generator, on_step=None, **sampling):
+        class_map = layout.class_map
         assert volume_hu.shape == class_map.shape == region.shape
         assert len(volume_hu) <= self.settings.window_slices
-        self.calls.append(SimpleNamespace(volume_hu=volume_hu.copy(), class_map=class_map, region=region, **sampling))
+        call = SimpleNamespace(volume_hu=volume_hu.copy(), class_map=class_map, layout=layout, region=region)
+        self.calls.append(SimpleNamespace(**vars(call), **sampling))
         reconstructed = volume_hu.clip(*self.settings.hu_window).astype(np.float32) + np.float32(self.bias_hu)
         noise = torch.randn(volume_hu.shape, generator=generator).numpy()
         lesion = region & (class_map == len(self.settings.class_names))
@@ -140,5 +144,5 @@ class PaintingModel:
             on_step(1, 1)
         return generated, reconstructed
 
-    def generate_runs(self, class_map, *, generator, on_step=None, **sampling):
-        yield np.choose(class_map, [-100, ORGAN_HU, self.hu]).astype(np.float32)
+    def generate_runs(self, layout, *, generator, on_step=None, **sampling):
+        yield np.choose(layout.class_map, [-100, ORGAN_HU, self.hu]).astype(np.float32)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fvae_nnunet.synthesis.denoiser import SIZES, LatentDenoiser
+from fvae_nnunet.synthesis.denoiser import SIZES, LatentDenoiser, known_context
 from fvae_nnunet.synthesis.slice_consistency import SliceConsistentConv2d, SliceConvolution, SliceCount, slice_positions
 
 TEXT_WIDTH = 24
@@ -289,6 +289,41 @@ def test_onehot_condition_is_projected_and_vae_condition_is_not():
     assert onehot.unet.config.in_channels == vae.unet.config.in_channels == 8
 
 
+@torch.no_grad()
+def test_detail_and_context_are_seen_as_they_are():
+    model = tiny_denoiser(mask_encoding="outline", detail_channels=5, context=True)
+    assert model.condition_channels == 3 + 5 and model.unet.config.in_channels == 4 + 4 + 5 + 4 + 1
+    given = inputs()
+    given["condition"] = torch.cat([given["condition"], torch.ones(2, 5, 3, 6, 6)], dim=1)
+    generated = torch.zeros(2, 1, 3, 6, 6, dtype=torch.bool)
+    generated[..., 2:4, 2:4] = True
+    latent = given["noisy"] + 1
+    context = known_context(latent, generated)
+    assert torch.equal(context[:, :4], torch.where(generated, 0.0, latent))
+    assert torch.equal(context[:, 4:] > 0, generated)
+    found = model(**given, context=context)
+    # what the generated cells hold is not seen; the rest, the detail, and what is generated are
+    other = latent + generated
+    assert torch.equal(model(**given, context=known_context(other, generated)), found)
+    for change in (
+        known_context(latent + ~generated, generated),
+        known_context(latent, generated.flip(-1).roll(1, -1)),
+    ):
+        assert (model(**given, context=change) - found).abs().max() > 1e-4
+    given["condition"][:, 7] += 1
+    assert (model(**given, context=context) - found).abs().max() > 1e-4
+    # without condition the context stays
+    dropped = torch.ones(2, dtype=torch.bool)
+    without = model(**given, context=context, drop=dropped)
+    given["condition"][:, 7] += 1
+    assert torch.equal(model(**given, context=context, drop=dropped), without)
+    assert (model(**given, context=known_context(latent + 1, generated), drop=dropped) - without).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="context True"):
+        model(**given)
+    kept = model.insert_consistency("conv")
+    assert kept.config["context"] and torch.equal(kept(**given, context=context), model(**given, context=context))
+
+
 @pytest.mark.parametrize("kind", [None, "conv", "attention"])
 @torch.no_grad()
 def test_saved_and_loaded_model_is_the_same(kind, tmp_path):
@@ -311,7 +346,7 @@ def test_wrong_settings_are_refused():
         tiny_denoiser(size="huge")
     with pytest.raises(ValueError, match="known are conv, attention"):
         tiny_denoiser(consistency="mean")
-    with pytest.raises(ValueError, match="known are onehot, vae"):
+    with pytest.raises(ValueError, match="known are outline, onehot, vae"):
         tiny_denoiser(mask_encoding="ids")
     with pytest.raises(ValueError, match="without text"):
         tiny_denoiser()(**inputs(), text=torch.zeros(2, 3, TEXT_WIDTH))

@@ -1,4 +1,4 @@
-"""Blending against arithmetic, voxel by voxel; the crop that a model sees, its windows and its grid."""
+"""Blending against arithmetic, voxel by voxel; the slices that a model sees, its windows and its grid."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,10 @@ import torch
 from painted_cases import PaintingModel
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.crop import Crop, inpaint, resampled
+from fvae_nnunet.synthesis.inpainting import inpaint, slices_seen
 from fvae_nnunet.synthesis.insertion import blend_lesion, margin_weight
+from fvae_nnunet.synthesis.layout import Layout
+from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled
 
 SPACING_MM = (5.0, 0.7, 0.7)
 
@@ -83,30 +85,33 @@ def test_values_beyond_int16_are_refused():
         blend_lesion(raw, generated, reconstructed, lesion, SPACING_MM, 5.0, texture="none")
 
 
-def crop(region, shape, spacing_mm=(1.0, 1.0, 1.0), model_spacing_mm=None, window=8, pixels=16):
-    box = tuple(slice(*side) for side in region)
-    return Crop.around(
-        box, shape, spacing_mm, model_spacing_mm=model_spacing_mm, window_slices=window, inplane_pixels=pixels
-    )
+def test_a_model_sees_a_window_with_the_region_in_its_middle():
+    assert slices_seen(slice(20, 24), 40, 8) == slice(18, 26)
+    assert slices_seen(slice(0, 2), 40, 8) == slice(0, 8) and slices_seen(slice(39, 40), 40, 8) == slice(32, 40)
+    # more where the region has more, less where the volume has less
+    assert slices_seen(slice(3, 30), 40, 8) == slice(3, 30) and slices_seen(slice(1, 3), 5, 8) == slice(0, 5)
 
 
-def test_a_crop_is_what_the_model_sees_with_the_region_in_its_middle():
-    found = crop([(20, 24), (30, 36), (50, 60)], (40, 100, 100))
-    assert found.box == (slice(18, 26), slice(25, 41), slice(47, 63))
-    assert found.model_shape == (8, 16, 16)
+def test_a_grid_has_the_volumes_extent_and_what_comes_back_lies_where_it_was():
+    grid = ModelGrid((24, 40, 36), (3.0, 0.5, 0.5), (1.5, 1.0, 1.0))
+    assert grid.shape == (48, 20, 18)
+    # places of voxel centres in mm, on either grid: a ramp is the same ramp
+    on_grid = ((np.arange(48) + 0.5) * 1.5)[:, None, None] + np.zeros((1, 20, 18))
+    on_grid = on_grid + ((np.arange(18) + 0.5) * 1.0)[None, None] * 100
+    box = (slice(5, 9), slice(10, 20), slice(8, 20))
+    seen = (slice(6, 22), slice(0, 20), slice(0, 18))
+    assert all(s.start <= need.start and need.stop <= s.stop for s, need in zip(seen, grid.region(box)))
+    back = grid.back(on_grid[seen].astype(np.float32), seen, box)
+    expected = ((np.arange(5, 9) + 0.5) * 3)[:, None, None] + ((np.arange(8, 20) + 0.5) * 0.5)[None, None] * 100
+    np.testing.assert_allclose(back, np.broadcast_to(expected, back.shape), atol=1e-2)
 
 
-def test_a_crop_stays_in_the_volume_and_holds_the_region():
-    assert crop([(0, 2), (95, 100), (0, 30)], (40, 100, 100)).box == (slice(0, 8), slice(84, 100), slice(0, 30))
-    # smaller than a window
-    assert crop([(1, 3), (2, 3), (2, 3)], (5, 10, 12)).box == (slice(0, 5), slice(0, 10), slice(0, 12))
-
-
-def test_a_crop_on_the_models_grid_has_its_extent_in_mm():
-    found = crop([(20, 22), (30, 36), (50, 60)], (40, 100, 100), (3.0, 0.5, 0.5), (1.5, 1.0, 1.0))
-    # 8 slices of 1.5 mm are 4 of 3 mm, 16 pixels of 1 mm are 32 of half a mm
-    assert [side.stop - side.start for side in found.box] == [4, 32, 32]
-    assert found.model_shape == (8, 16, 16)
+def test_without_a_spacing_of_its_own_a_model_takes_volumes_as_they_are():
+    grid = ModelGrid((8, 10, 12), (3.0, 0.5, 0.5), None)
+    volume = np.random.default_rng(0).integers(-1000, 1000, (8, 10, 12)).astype(np.int16)
+    box, seen = (slice(3, 5), slice(2, 4), slice(0, 12)), (slice(1, 7), slice(0, 10), slice(0, 12))
+    assert grid.volume(volume) is volume and grid.region(box) == box
+    assert np.array_equal(grid.back(volume[seen].astype(np.float32), seen, box), volume[box])
 
 
 def test_resampling_keeps_places_in_mm():
@@ -137,7 +142,8 @@ def test_long_lesions_are_inpainted_window_by_window():
     class_map[1:20, 4:8, 4:8] = 2
     region = np.zeros(volume.shape, bool)
     region[0:21, 3:9, 3:9] = True
-    generated, reconstructed = inpaint(model, volume, class_map, region, generator=torch.Generator().manual_seed(0))
+    layout = Layout.of(class_map, (1.0, 1.0, 1.0), organs=1)
+    generated, reconstructed = inpaint(model, volume, layout, region, generator=torch.Generator().manual_seed(0))
     assert [len(call.volume_hu) for call in model.calls] == [8] * 5
     # every slice is generated once, and the next window sees what was generated before
     assert sum(call.region.any(axis=(1, 2)).sum() for call in model.calls) == 21

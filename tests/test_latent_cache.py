@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy import ndimage
 from synthesis_for_tests import SHAPE, image_file, label_file, phantom_dataset, read, rewrite
 from tiny_models import tiny_wan, wan_vae
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import hu_to_model
 from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.synthesis.conditions import ConditionFormat, packed_condition
 from fvae_nnunet.synthesis.latent_cache import (
     cache_folder,
     complete_cache,
@@ -20,10 +22,13 @@ from fvae_nnunet.synthesis.latent_cache import (
     read_records,
     remove_cache,
 )
-from fvae_nnunet.synthesis.latent_draws import LatentDraws, Statistics, random_streams
+from fvae_nnunet.synthesis.latent_draws import LatentDraws, generated_cells, random_streams
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings, choose_inplane_pixels
 from fvae_nnunet.synthesis.latent_windows import choose_window_slices, plan_pieces
-from fvae_nnunet.synthesis.mask_conditions import mask_condition
+from fvae_nnunet.synthesis.layout import Layout
+from fvae_nnunet.synthesis.lesion_detail import AppearanceScale, unpacked_outline
+from fvae_nnunet.synthesis.lesion_measures import measure_lesion
+from fvae_nnunet.synthesis.mask_conditions import class_shares, grey_condition
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.vae import load_vae
@@ -93,7 +98,10 @@ def test_latents_of_a_window_are_those_of_the_vae(tiny, filled, encoding):
     for piece, first, start, _ in windows:
         window = slice(start, start + 8)
         latent = tiny.encode(volume[window][None, None])[0]
-        expected = mask_condition(classes[window][None], tiny.spec, encoding=encoding, classes=2, vae=tiny)[0]
+        if encoding == "vae":
+            expected = grey_condition(classes[window][None], tiny, classes=2)[0]
+        else:
+            expected = class_shares(classes[window][None], tiny.spec, classes=2).dense(2)[0]
         # the batch of slices is another one, so sums are rounded in another order: at most the last bit of float16
         stored = tensors["latent"][piece, :, first : first + 8]
         np.testing.assert_allclose(stored.astype(np.float32), latent.numpy(), rtol=2**-10, atol=1e-4)
@@ -227,6 +235,61 @@ def test_images_are_resampled_to_a_spacing(tiny):
     assert np.isclose(lesion, pairs, atol=1e-2).any(axis=0).all() and lesion.any()
 
 
+def test_the_outline_is_the_lesion_and_its_look_is_measured(tiny):
+    dataset = phantom_dataset("lung", cases=1, shape=(20, 48, 48))
+    source = open_source_dataset(dataset.name, organ="lungs")
+    folder = cache_folder(source, "outline")
+    settings = settings_of(mask_encoding="outline")
+    complete_cache(folder, source, tiny, settings, made_with={}, workers=0)
+    lesion, volume_hu = read(label_file(dataset, "phantom_000")) == 1, read(image_file(dataset, "phantom_000"))
+    tensors = load_file(latents_path(folder, "phantom_000"))
+    outline = unpacked_outline(torch.from_numpy(tensors["outline"]), 64)[0].numpy()
+    # pixel (y, x) of a cell is channel 8 * y + x
+    pixels = outline.reshape(8, 8, 20, 6, 6).transpose(2, 3, 0, 4, 1).reshape(20, 48, 48)
+    assert np.array_equal(pixels, lesion) and lesion.any()
+    record = read_records(folder, ["phantom_000"])["phantom_000"]
+    assert record["spacing_mm"] == [3.0, 2.0, 2.0]
+    numbered, n = ndimage.label(lesion, np.ones((3, 3, 3)))
+    assert len(record["appearances_hu"]) == n
+    for number, found in enumerate(record["appearances_hu"], start=1):
+        measured = measure_lesion(volume_hu, numbered == number, ~lesion, (3.0, 2.0, 2.0))
+        assert found == pytest.approx([measured["core_mean_hu"], measured["core_sd_hu"]], abs=0.01)
+        cells = (numbered == number).reshape(20, 6, 8, 6, 8).any(axis=(2, 4))
+        alone = cells & ~((numbered > 0) & (numbered != number)).reshape(20, 6, 8, 6, 8).any(axis=(2, 4))
+        for column in range(2):
+            stored = tensors["appearance_hu"][0, column][alone].astype(np.float64)
+            assert stored == pytest.approx(np.full(alone.sum(), found[column]), rel=2e-3)
+    assert np.isnan(tensors["appearance_hu"][0, 0][tensors["lesion"][0] == 0]).all()
+    # what is drawn is the condition that synthesis makes of the same layout
+    scale = AppearanceScale.of(record["appearances_hu"])
+    conditions = ConditionFormat("outline", 2, tiny.spec, (0.0,) * 16, (1.0,) * 16, scale)
+    draws = LatentDraws(folder, ["phantom_000"], conditions=conditions, window=8, crop=6, lesion_share=1.0)
+    sample = draws.sample(2, random_streams(0, 2, 0, 0)[0])
+    layout = Layout.of(source.read("phantom_000").class_map, (3.0, 2.0, 2.0), organs=1, volume_hu=volume_hu)
+    whole = conditions.dense(packed_condition(layout, tiny, encoding="outline", classes=2), (3.0, 2.0, 2.0))[0]
+    assert any(torch.equal(whole[:, start : start + 8], sample.condition) for start in range(13))
+    assert whole.shape[0] == 3 + 64 + 2 + 3
+    assert whole[-3:, 0, 0, 0].tolist() == pytest.approx(np.log2([3, 2, 2]).tolist())
+    standard = whole[67:69][:, torch.from_numpy(tensors["lesion"][0] > 0)]
+    assert standard.abs().max() < 5 and (n == 1 or standard.std() > 0.1)
+    assert (whole[67:69][:, torch.from_numpy(tensors["lesion"][0] == 0)] == 0).all()
+
+
+def test_cells_to_generate_hold_the_lesion_and_a_margin():
+    lesion = torch.zeros(3, 12, 12)
+    lesion[1, 5, 6] = 0.3
+    kinds = set()
+    for seed in range(60):
+        cells = generated_cells(lesion, np.random.default_rng(seed))
+        assert cells.shape == lesion.shape and cells[1, 5, 6]
+        kinds.add(int(cells.sum()))
+        without = generated_cells(torch.zeros(1, 12, 12), np.random.default_rng(seed))
+        sides = without.any(dim=2).sum(), without.any(dim=1).sum()
+        assert all(3 <= side <= 9 for side in sides) or without.all()
+    # one cell or two around the lesion in its slice, or all
+    assert kinds == {9, 25, 3 * 144}
+
+
 def lesions(slices, *ranges):
     mask = np.zeros((slices, 4, 40), bool)
     for number, (start, stop) in enumerate(ranges):
@@ -282,9 +345,7 @@ def draws_from(
     return LatentDraws(
         folder,
         cases,
-        statistics=Statistics((mean,) * 16, (std,) * 16),
-        mask_encoding="onehot",
-        classes=2,
+        conditions=ConditionFormat("onehot", 2, load_vae("tiny").spec, (mean,) * 16, (std,) * 16, None),
         window=8,
         crop=crop,
         lesion_share=lesion_share,

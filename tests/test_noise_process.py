@@ -35,6 +35,7 @@ def test_targets_by_arithmetic():
     latent, noise = torch.tensor([2.0, 2.0]).view(2, 1), torch.tensor([-1.0, 3.0]).view(2, 1)
     timesteps = torch.tensor([99, 500])
     assert NoiseProcess("epsilon").target(latent, noise, timesteps) is noise
+    assert NoiseProcess("sample").target(latent, noise, timesteps) is latent
     velocity = NoiseProcess("v_prediction").target(latent, noise, timesteps).flatten()
     for index, (timestep, drawn) in enumerate(((99, -1.0), (500, 3.0))):
         alpha_bar = ALPHA_BAR[timestep]
@@ -47,13 +48,13 @@ def test_targets_by_arithmetic():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 20, 33])
 def test_ddim_step_is_the_published_formula(eta, steps):
-    """Song et al. 2021, equations 12 and 16, with steps of 1000 // steps from timestep 1."""
+    """Song et al. 2021, equations 12 and 16, steps of 1000 // steps to timestep 1, and no noise behind the last."""
     sampler = NoiseProcess().sampler(steps, eta)
     stride = 1000 // steps
     assert sampler.timesteps.tolist() == [1 + stride * index for index in reversed(range(steps))]
     x, prediction, fresh = (normal(seed).double().numpy() for seed in (0, 1, 2))
     for index, timestep in enumerate(sampler.timesteps.tolist()):
-        now, after = ALPHA_BAR[timestep], ALPHA_BAR[max(timestep - stride, 0)]
+        now, after = ALPHA_BAR[timestep], ALPHA_BAR[timestep - stride] if timestep > stride else 1.0
         sigma = eta * np.sqrt((1 - after) / (1 - now)) * np.sqrt(1 - now / after)
         predicted_latent = (x - np.sqrt(1 - now) * prediction) / np.sqrt(now)
         expected = np.sqrt(after) * predicted_latent + np.sqrt(1 - after - sigma**2) * prediction + sigma * fresh
@@ -63,13 +64,14 @@ def test_ddim_step_is_the_published_formula(eta, steps):
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)  # diffusers' betas are float32
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["sample", "epsilon", "v_prediction"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_steps_are_those_of_diffusers(prediction, eta):
-    sampler = NoiseProcess(prediction).sampler(20, eta)
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_steps_are_those_of_diffusers(prediction, eta, spacing):
+    sampler = NoiseProcess(prediction, timestep_spacing=spacing).sampler(20, eta)
     scheduler = DDIMScheduler(
-        beta_start=8.5e-4, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction,
+        beta_start=8.5e-4, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        steps_offset=1, prediction_type=prediction, timestep_spacing=spacing,
     )  # fmt: skip
     scheduler.set_timesteps(20)
     assert torch.equal(sampler.timesteps, scheduler.timesteps)
@@ -97,7 +99,7 @@ def test_steps_of_the_flow_are_those_of_diffusers(stochastic):
         x = expected
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize("prediction", ["sample", "epsilon", "v_prediction", "flow"])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_a_perfect_prediction_follows_the_known_latent(prediction, eta):
     """Stepping with the true target and putting the known latent back are the same thing, noise included."""
@@ -109,17 +111,15 @@ def test_a_perfect_prediction_follows_the_known_latent(prediction, eta):
     torch.testing.assert_close(x, process.noisy(latent, noise, sampler.timesteps[:1]))
     for index in range(10):
         fresh = sampler.draw_fresh(index, latent.shape, generator)
-        assert (fresh is None) == (eta == 0)
+        assert (fresh is None) == (eta == 0 or (index == 9 and prediction != "flow"))
         target = process.target(latent, noise, sampler.timesteps[index : index + 1])
         x = sampler.step(target, index, x, fresh)
         noise = sampler.renewed(noise, index, fresh)
         if index < 9:
             torch.testing.assert_close(x, sampler.known(latent, noise, index), rtol=1e-4, atol=1e-4)
     assert sampler.known(latent, noise, 9) is latent
-    # behind its last step DDIM is left with the noise of timestep 0, the flow with none
-    left = 0 if prediction == "flow" else (1 - ALPHA_BAR[0]) ** 0.5
-    kept = 1 if prediction == "flow" else ALPHA_BAR[0] ** 0.5
-    torch.testing.assert_close(x, (kept * latent + left * noise).float(), rtol=1e-4, atol=1e-4)
+    # behind the last step no noise is left
+    torch.testing.assert_close(x, latent, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "flow"])
@@ -144,14 +144,25 @@ def test_timesteps_are_uniform_and_follow_the_generator():
     assert drawn.min() > 0 and drawn.dtype == torch.float32
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_saved_process_is_read_again(prediction, tmp_path):
-    process = NoiseProcess(prediction)
-    process.sampler(20)
+@pytest.mark.parametrize("prediction", ["sample", "epsilon", "v_prediction", "flow"])
+def test_saved_process_is_read_again_and_says_how_to_sample(prediction, tmp_path):
+    process = NoiseProcess(prediction, steps=7, eta=0.25, timestep_spacing="trailing")
     process.save(tmp_path)
     loaded = NoiseProcess.load(tmp_path)
-    assert loaded.prediction == prediction
-    assert torch.equal(loaded.sampler(5, 1.0).signal, process.sampler(5, 1.0).signal)
+    assert (loaded.prediction, loaded.steps, loaded.eta) == (prediction, 7, 0.25)
+    one, other, explicit = loaded.sampler(), process.sampler(7, 0.25), process.sampler(5, 1.0)
+    assert torch.equal(one.signal, other.signal) and torch.equal(one.fresh_share, other.fresh_share)
+    assert (len(one), len(explicit)) == (7, 5) and not torch.equal(one.fresh_share[:5], explicit.fresh_share)
+
+
+def test_a_schedule_of_version_0_1_0_is_read(tmp_path):
+    NoiseProcess().save(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    content = json.loads(path.read_text()) | {"set_alpha_to_one": False}
+    del content["sampling_steps"], content["sampling_eta"]
+    path.write_text(json.dumps(content))
+    loaded = NoiseProcess.load(tmp_path)
+    assert (loaded.steps, loaded.eta) == (20, 1.0) and float(loaded.sampler().noise_level[-1]) == 0
 
 
 def test_another_schedule_is_refused(tmp_path):
@@ -165,7 +176,7 @@ def test_another_schedule_is_refused(tmp_path):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(UserError, match="known are epsilon, v_prediction, flow"):
+    with pytest.raises(UserError, match="known are sample, epsilon, v_prediction, flow"):
         NoiseProcess("x0")
     for process, steps, most in (
         (NoiseProcess(), 0, 999),
@@ -194,6 +205,10 @@ def test_sampling_begins_near_pure_noise():
             process.check_steps(1000)
         with pytest.raises(UserError, match="--steps 0"):
             process.check_steps(0)
+    trailing = NoiseProcess("sample", timestep_spacing="trailing")
+    for steps in (1, 3, 700):
+        assert trailing.sampler(steps).timesteps[0] == 999
+        trailing.check_steps(steps)
     for steps in (1, 3, 1000):
         assert NoiseProcess("flow").sampler(steps).timesteps[0] == 1000
         NoiseProcess("flow").check_steps(steps)

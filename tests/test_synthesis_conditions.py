@@ -27,8 +27,8 @@ def test_a_lesion_mask_brings_the_real_lesions_hu_and_an_empty_mask_the_organs(t
     write_phantom_dataset(
         dataset.raw, "lung", n_train=10, n_test=0, seed=0, shape=(16, 192, 192), spacing_mm=(6.0, 1.0, 1.0)
     )
-    options = "--vae tiny --organ lungs --size tiny --prediction v_prediction --window-slices 8 --samples-every 0"
-    steps = "--stage1-steps 800 --stage2-steps 20 --lesion-weight 8 --lesion-share 0.6"
+    options = "--vae tiny --organ lungs --size tiny --window-slices 8 --samples-every 0"
+    steps = "--stage1-steps 800 --stage2-steps 20"
     command = [dataset.id, *options.split(), *steps.split(), "-device", "cpu", "-np", "0", "-o", str(tmp_path)]
     assert train_ldm.main(command) == 0
 
@@ -46,9 +46,9 @@ def test_a_lesion_mask_brings_the_real_lesions_hu_and_an_empty_mask_the_organs(t
         for name, values in moved_hu.items():
             with monkeypatch.context() as patch:
                 if name == "empty mask":
-                    patch.setattr(painting, "class_map_with", lambda source, lesions, lesion_class: source.class_map)
+                    patch.setattr(painting, "with_lesion", lambda layout, lesion, lesion_class: layout)
                 generator = torch.Generator().manual_seed(number)
-                volume_hu = paint(model, source, lesions, PaintSettings(steps=10), generator=generator)
+                volume_hu = paint(model, source, lesions, PaintSettings(), generator=generator)
             values.append(volume_hu[new].mean() - source.volume_hu[new].mean())
     gap_hu = np.mean(gaps_hu)
     shares = {name: np.mean(values) / gap_hu for name, values in moved_hu.items()}

@@ -435,7 +435,7 @@ def test_models_with_a_spacing_of_their_own(paints, tmp_path):
     assert run(dataset, tmp_path / "out", *options, n=1) == 0
     # a window has 12 slices of 1.5 mm, so the lesion and its margin take more than one
     assert len(painting_model.calls) > 1
-    assert all(call.volume_hu.shape == (12, 24, 24) for call in painting_model.calls)
+    assert all(call.volume_hu.shape == (12, 30, 30) for call in painting_model.calls)
     (case,) = read_synthetic_cases(tmp_path / "out")
     raw, synthetic, *_, new = new_lesion(dataset, case)
     inside, distance = (ndimage.distance_transform_edt(mask, sampling=(3, 1, 1)) for mask in (new, ~new))

@@ -33,7 +33,8 @@ class ClassPainter(PaintingModel):
         self.settings = SimpleNamespace(**vars(self.settings) | defaults | settings)
         self.settings.lesion_names = self.settings.class_names[-self.settings.lesions :]
 
-    def generate_runs(self, class_map, *, generator, text=None, **sampling):
+    def generate_runs(self, layout, *, generator, text=None, **sampling):
+        class_map = layout.class_map
         self.calls.append(SimpleNamespace(class_map=class_map.copy(), text=text))
         for start in range(0, len(class_map), 2):
             run = class_map[start : start + 2]

@@ -30,28 +30,33 @@ from fvae_nnunet.synthesis.latent_cache import (
     latent_statistics,
     read_records,
 )
-from fvae_nnunet.synthesis.latent_draws import LatentDraws, Statistics
+from fvae_nnunet.synthesis.latent_draws import LatentDraws
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings
+from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.model import LatentDiffusion
 from fvae_nnunet.synthesis.model_folder import ModelSettings, needs_text
+from fvae_nnunet.synthesis.noise_process import NoiseProcess
 from fvae_nnunet.synthesis.slice_consistency import parameters_along_slices
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
-from fvae_nnunet.synthesis.training import WARMUP_STEPS, Plan, denoising_loss, first_denoiser, train
+from fvae_nnunet.synthesis.training import Plan, denoising_loss, first_denoiser, train
 from fvae_nnunet.synthesis.training_processes import connect
 from fvae_nnunet.synthesis.training_samples import SamplePictures
-from fvae_nnunet.synthesis.training_settings import TrainingSettings
+from fvae_nnunet.synthesis.training_settings import WARMUP_STEPS, TrainingSettings
 from fvae_nnunet.synthesis.training_state import find_checkpoints
 from fvae_nnunet.vae import load_vae
 
 SETTINGS = TrainingSettings(
     size="tiny",
     prediction="epsilon",
+    loss="mse",
+    context=False,
     consistency="conv",
     steps=(4, 3),
     batch=4,
     window_batch=2,
     accumulate=1,
     learning_rate=1e-3,
+    decay_share=0.0,
     ema_decay=0.9,
     condition_dropout=0.2,
     lesion_share=0.5,
@@ -70,17 +75,7 @@ def latents():
     complete_cache(
         folder, source, vae, LatentSettings((-1000.0, 1000.0), 4, 32, None, "onehot"), made_with={}, workers=0
     )
-    statistics = Statistics(*latent_statistics(read_records(folder, source.cases).values()))
-    draws = LatentDraws(
-        folder,
-        source.cases,
-        statistics=statistics,
-        mask_encoding="onehot",
-        classes=2,
-        window=4,
-        crop=4,
-        lesion_share=0.5,
-    )
+    mean, std = latent_statistics(read_records(folder, source.cases).values())
     model = ModelSettings(
         vae="tiny",
         weights_sha256=vae.weights_sha256,
@@ -92,22 +87,25 @@ def latents():
         spacing_mm=None,
         mask_encoding="onehot",
         class_names=source.class_names,
-        latent_mean=statistics.mean,
-        latent_std=statistics.std,
+        latent_mean=mean,
+        latent_std=std,
         prediction="epsilon",
         text_encoder=None,
         text_width=None,
         organ="label:pancreas",
     )
+    conditions = model.condition_format(vae.spec)
+    draws = LatentDraws(folder, source.cases, conditions=conditions, window=4, crop=4, lesion_share=0.5)
     return draws, model
 
 
 def run(latents, output, settings=SETTINGS, *, stop_after=None, **options):
     """Train; with ``stop_after`` until a crash behind that step, whose checkpoint is written."""
     draws, model = latents
-    plan = Plan(output, settings, model, {"training_cases": []}, **({"save_every": 1000} | options))
+    process = NoiseProcess(settings.prediction, steps=5, eta=0.5)
+    plan = Plan(output, settings, model, process, {"training_cases": []}, **({"save_every": 1000} | options))
     AcceleratorState._reset_state()
-    accelerator = connect(device="cpu", mixed_precision=settings.mixed_precision, accumulate=settings.accumulate)
+    accelerator = connect(device="cpu", mixed_precision=settings.mixed_precision)
     if stop_after is None:
         train(plan, draws, accelerator)
         return weights_of(output)
@@ -277,7 +275,7 @@ def test_gradients_over_several_passes_are_those_of_one(latents, tmp_path):
 
 
 def first_weights(latents):
-    return first_denoiser(Plan(None, SETTINGS, latents[1], {}, save_every=1)).state_dict()
+    return first_denoiser(Plan(None, SETTINGS, latents[1], NoiseProcess(), {}, save_every=1)).state_dict()
 
 
 def test_checkpoints_are_bounded_and_each_is_a_model(latents, tmp_path):
@@ -286,7 +284,9 @@ def test_checkpoints_are_bounded_and_each_is_a_model(latents, tmp_path):
     for folder in (tmp_path / "model", tmp_path / "model" / "checkpoint_0000005"):
         model = LatentDiffusion.load(folder)
         volume = np.full((4, 32, 32), 40, np.int16)
-        hu, _ = model.inpaint(volume, np.ones(volume.shape, np.uint8), volume > 0, steps=2, generator=torch.Generator())
+        assert (model.process.steps, model.process.eta) == (5, 0.5)
+        layout = Layout.of(np.ones(volume.shape, np.uint8), (1.0, 1.0, 1.0), organs=1)
+        hu, _ = model.inpaint(volume, layout, volume > 0, steps=2, generator=torch.Generator())
         assert hu.shape == volume.shape and np.isfinite(hu).all()
     assert_equal(weights_of(tmp_path / "model"), weights_of(tmp_path / "model" / "checkpoint_0000008"))
 
@@ -305,15 +305,46 @@ def test_the_loss_weighs_lesion():
     assert float(loss) == (1 + 4) / 2 and in_lesion.tolist() == [4, 1]
     loss, _ = denoising_loss(prediction, target, lesion, 3.0)
     assert float(loss) == pytest.approx((1 * 1 + 3 * 4) / (1 + 3))
+    loss, in_lesion = denoising_loss(prediction, target, lesion, 3.0, loss="l1")
+    assert float(loss) == pytest.approx((1 * 1 + 3 * 2) / (1 + 3)) and in_lesion.tolist() == [2, 1]
     # each sample counts the same, whatever of it is lesion
     both = denoising_loss(prediction.expand(2, -1, -1, -1, -1), target, torch.cat([lesion, 0 * lesion]), 3.0)[0]
     assert float(both) == pytest.approx((13 / 4 + 5 / 2) / 2)
+    # only the cells that are generated count
+    first = torch.tensor([True, False]).view(1, 1, 1, 2)
+    assert float(denoising_loss(prediction, target, lesion, 3.0, generated=first)[0]) == pytest.approx(1)
+    assert float(denoising_loss(prediction, target, lesion, 3.0, generated=~first)[0]) == pytest.approx(4)
 
 
 def test_the_learning_rate_rises_in_each_stage(undisturbed):
     rates = [float(row["learning_rate"]) for row in rows_of(undisturbed)]
     expected = [1e-3 * step / WARMUP_STEPS for step in (1, 2, 3, 4, 1, 2, 3)]
     assert rates == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_learning_rate_falls_to_0_at_the_end_of_a_stage():
+    settings = replace(SETTINGS, decay_share=0.25)
+    rates = [settings.learning_rate_at(step, 400) / 1e-3 for step in (25, 50, 200, 301, 351, 400)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.5, 0.01])
+    # until it falls it does not depend on the length of the stage
+    assert settings.learning_rate_at(200, 400) == settings.learning_rate_at(200, 4000) == 1e-3
+
+
+def test_context_is_learnt_and_goes_on_to_the_bit(latents, tmp_path):
+    draws, model = copy.copy(latents[0]), replace(latents[1], context=True, prediction="sample")
+    draws._context = True
+    settings = replace(SETTINGS, context=True, prediction="sample", loss="l1", decay_share=0.3)
+    whole = run((draws, model), tmp_path / "whole", settings)
+    run((draws, model), tmp_path / "model", settings, stop_after=3)
+    assert_equal(run((draws, model), tmp_path / "model", settings), whole)
+    loaded = LatentDiffusion.load(tmp_path / "model")
+    volume = np.full((4, 32, 32), 40, np.int16)
+    layout = Layout.of(np.ones(volume.shape, np.uint8), (1.0, 1.0, 1.0), organs=1)
+    region = np.zeros(volume.shape, bool)
+    region[1:3, 8:20, 8:20] = True
+    generator = torch.Generator()
+    hu = [loaded.inpaint(volume, layout, region, generator=generator.manual_seed(0))[0] for _ in range(2)]
+    assert np.array_equal(*hu) and np.isfinite(loaded.generate(layout, generator=generator)).all()
 
 
 @pytest.mark.parametrize(
@@ -424,7 +455,7 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
 
 def test_damaged_latents_are_named_and_encoded_again(trained, tmp_path, capsys):
     dataset, _ = trained
-    folder = dataset.preprocessed / "fvae_latents" / "tiny_onehot"
+    folder = dataset.preprocessed / "fvae_latents" / "tiny_outline"
     path = sorted(folder.glob("*.safetensors"))[-1]
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -534,11 +565,12 @@ def test_a_model_that_has_seen_no_case_without_text_needs_one(
     model = LatentDiffusion.load(tmp_path / "model")
     assert needs_text(model.settings, model.training) == needed
     options = {"steps": 4, "generator": torch.Generator().manual_seed(0)}
+    layout = Layout.of(np.ones((4, 32, 32), np.uint8), (1.0, 1.0, 1.0), organs=1)
     if needed:
         with pytest.raises(UserError, match="had a report; give a text"):
-            model.generate(np.ones((4, 32, 32), np.uint8), **options)
+            model.generate(layout, **options)
     else:
-        assert np.isfinite(model.generate(np.ones((4, 32, 32), np.uint8), **options)).all()
+        assert np.isfinite(model.generate(layout, **options)).all()
 
 
 def test_pictures_are_made_with_the_cases_own_text(latents, tmp_path, monkeypatch):
@@ -558,8 +590,8 @@ def test_pictures_are_made_with_the_cases_own_text(latents, tmp_path, monkeypatc
 
     draws.sample = seen_draw
     monkeypatch.setattr(sampling, "sample_latent", seen_sample)
-    plan = Plan(None, SETTINGS, settings, {}, save_every=1)
-    pictures = SamplePictures(tmp_path, draws, settings, load_vae("tiny"), seed=5)
+    plan = Plan(None, SETTINGS, settings, NoiseProcess(), {}, save_every=1)
+    pictures = SamplePictures(tmp_path, draws, settings, NoiseProcess(steps=3), load_vae("tiny"), seed=5)
     assert pictures(first_denoiser(plan).eval(), 3).is_file()
     assert set(cases) == {"phantom_000", "phantom_001"}, "the cases with lesion; else choose another seed"
     assert len(texts) == 2 * len(cases)

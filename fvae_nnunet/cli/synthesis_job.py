@@ -52,6 +52,11 @@ def job_of(arguments: argparse.Namespace) -> Job:
     if not 0 <= arguments.found_share <= 1:
         raise UserError(f"--found-share is a share between 0 and 1, got {arguments.found_share:g}")
     plan = _plan(arguments, dataset)
+    if plan.appearance.limits and settings.appearance is None:
+        raise UserError(
+            f"{arguments.ldm} is not told what lesions look like; --lesion-hu and --contrast-hu need a model that was "
+            "trained with --mask-encoding outline"
+        )
     paint = _paint(arguments)
     sources = _sources(arguments, dataset)
     avoid = Avoided.open(arguments.avoid, sources) if arguments.avoid else None
@@ -122,7 +127,8 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
     from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 
     settings, training = read_model(arguments.ldm)
-    NoiseProcess(settings.prediction).check_steps(arguments.steps)
+    if arguments.steps is not None:
+        NoiseProcess(settings.prediction).check_steps(arguments.steps)
     if arguments.guidance != 1 and not allows_guidance(training):
         raise UserError(f"--guidance: {arguments.ldm} was trained without --condition-dropout; leave the option out")
     lesions = list(settings.lesion_names) or [NO_LESIONS]

@@ -132,8 +132,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--texture", choices=("scanner", "vae"), default="scanner",
         help="inpaint: keep the scan's own noise in the lesion (default), or take what the VAE decodes",
     )  # fmt: skip
-    group.add_argument("--steps", type=int, default=20, metavar="N", help="of sampling; default 20")
-    group.add_argument("--eta", type=float, default=1.0, metavar="ETA", help="1 (default): DDPM-like, 0: deterministic")
+    group.add_argument("--steps", type=int, metavar="N", help="of sampling; default: as the model says")
+    group.add_argument(
+        "--eta", type=float, metavar="ETA", help="1: DDPM-like sampling, 0: deterministic; default: as the model says"
+    )
     group.add_argument("--guidance", type=float, default=1.0, metavar="G", help="classifier-free; default 1: none")
     group.add_argument(
         "--text", metavar="TEXT",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.latent_draws import LatentDraws
     from fvae_nnunet.synthesis.latent_encoding import LatentSettings
     from fvae_nnunet.synthesis.model_folder import ModelSettings
+    from fvae_nnunet.synthesis.noise_process import NoiseProcess
     from fvae_nnunet.synthesis.source_cases import SourceDataset
     from fvae_nnunet.synthesis.training import Plan
     from fvae_nnunet.synthesis.training_inputs import Texts
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet_folders import dataset_id
     from fvae_nnunet.recorded_files import damage_of
     from fvae_nnunet.synthesis.latent_cache import cache_folder
+    from fvae_nnunet.synthesis.noise_process import NoiseProcess
+    from fvae_nnunet.synthesis.recipes import RECIPES
     from fvae_nnunet.synthesis.source_dataset import open_source_dataset
     from fvae_nnunet.synthesis.training import train
     from fvae_nnunet.synthesis.training_inputs import draws_and_model, read_texts
@@ -70,11 +73,17 @@ def run(arguments: argparse.Namespace) -> int:
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
     check_is_ours(output)
-    accelerator = connect(
-        device=arguments.device, mixed_precision=arguments.mixed_precision, accumulate=arguments.accumulate
-    )
+    accelerator = connect(device=arguments.device, mixed_precision=arguments.mixed_precision)
     is_main = accelerator.is_main_process
-    settings = _training_settings(arguments, accelerator, has_lesions=bool(dataset.lesions))
+    _complete(arguments, has_lesions=bool(dataset.lesions))
+    settings = _training_settings(arguments, accelerator)
+    process = NoiseProcess(
+        settings.prediction,
+        steps=arguments.sampling_steps,
+        eta=arguments.sampling_eta,
+        timestep_spacing=RECIPES[arguments.recipe].timestep_spacing,
+    )
+    process.check_steps(process.steps)
     texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
@@ -87,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
         draws, model = draws_and_model(settings, dataset, loaded.vae, latent_settings, cache, texts)
-        plan = _plan(arguments, output, settings, model, _record(arguments, dataset, settings, texts))
+        plan = _plan(arguments, output, settings, model, process, _record(arguments, dataset, settings, texts))
         if is_main:
             _begin(arguments, plan, dataset, loaded, texts)
             _say(dataset, draws, plan, cache)
@@ -95,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         if is_main and plan.samples_every:
             from fvae_nnunet.synthesis.training_samples import SamplePictures
 
-            show_samples = SamplePictures(output / "samples", draws, model, loaded.vae, settings.seed)
+            show_samples = SamplePictures(output / "samples", draws, model, process, loaded.vae, settings.seed)
         del loaded  # only the pictures need it from here on
         accelerator.wait_for_everyone()
         train(plan, draws, accelerator, show_samples)
@@ -130,28 +139,48 @@ def _output_folder(arguments: argparse.Namespace, dataset: SourceDataset, vae_na
     return nnunet_folder("nnUNet_results") / dataset.name / f"fvae_ldm__{vae_name}{fold}"
 
 
-def _training_settings(
-    arguments: argparse.Namespace, accelerator: Accelerator, *, has_lesions: bool
-) -> TrainingSettings:
+def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
+    """Set the options that are not given to the values of recipe and size."""
+    from fvae_nnunet.synthesis.recipes import RECIPES
+    from fvae_nnunet.synthesis.training_settings import DEFAULTS
+
+    size = DEFAULTS[arguments.size]
+    defaults = asdict(RECIPES[arguments.recipe]) | {
+        "stage1_steps": size.steps[0],
+        "stage2_steps": size.steps[1],
+        "batch": size.batch,
+        "window_batch": size.window_batch,
+        "lr": size.learning_rate,
+        "gradient_checkpointing": size.gradient_checkpointing,
+    }
+    if not has_lesions:
+        defaults["lesion_share"] = 0.0
+    for name, value in defaults.items():
+        if getattr(arguments, name, None) is None:
+            setattr(arguments, name, value)
+
+
+def _training_settings(arguments: argparse.Namespace, accelerator: Accelerator) -> TrainingSettings:
     from fvae_nnunet.synthesis.training_settings import DEFAULTS, TrainingSettings
 
-    defaults = DEFAULTS[arguments.size]
-    stage1, stage2 = (
-        default if given is None else given
-        for given, default in zip((arguments.stage1_steps, arguments.stage2_steps), defaults.steps, strict=True)
-    )
+    accumulate = arguments.accumulate
+    if accumulate is None:
+        accumulate = max(1, DEFAULTS[arguments.size].passes // accelerator.num_processes)
     settings = TrainingSettings(
         size=arguments.size,
         prediction=arguments.prediction,
+        loss=arguments.loss,
+        context=arguments.context,
         consistency=arguments.consistency,
-        steps=(stage1, stage2),
-        batch=defaults.batch if arguments.batch is None else arguments.batch,
-        window_batch=defaults.window_batch if arguments.window_batch is None else arguments.window_batch,
-        accumulate=arguments.accumulate,
-        learning_rate=defaults.learning_rate if arguments.lr is None else arguments.lr,
+        steps=(arguments.stage1_steps, arguments.stage2_steps),
+        batch=arguments.batch,
+        window_batch=arguments.window_batch,
+        accumulate=accumulate,
+        learning_rate=arguments.lr,
+        decay_share=arguments.decay_share,
         ema_decay=arguments.ema_decay,
         condition_dropout=arguments.condition_dropout,
-        lesion_share=(0.5 if has_lesions else 0.0) if arguments.lesion_share is None else arguments.lesion_share,
+        lesion_share=arguments.lesion_share,
         lesion_weight=arguments.lesion_weight,
         mixed_precision=accelerator.mixed_precision,
         seed=arguments.seed,
@@ -225,6 +254,7 @@ def _record(
         "fold": arguments.fold,
         "training_cases": dataset.cases,
         "lesions": list(dataset.lesions),
+        "recipe": arguments.recipe,
         "samples_without_text": settings.condition_dropout > 0 or not texts.embeddings.keys() >= set(dataset.cases),
         **settings.recorded,
     }
@@ -235,6 +265,7 @@ def _plan(
     output: Path,
     settings: TrainingSettings,
     model: ModelSettings,
+    process: NoiseProcess,
     record: dict[str, Any],
 ) -> Plan:
     from fvae_nnunet.synthesis.training import Plan
@@ -244,6 +275,7 @@ def _plan(
         output=output,
         settings=settings,
         model=model,
+        process=process,
         record=record,
         save_every=arguments.save_every,
         samples_every=samples_every,

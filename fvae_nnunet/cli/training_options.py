@@ -72,12 +72,13 @@ def _add_latent_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--inplane-pixels", type=int, metavar="N",
-        help="side of the squares of pixels that are trained on; default by size 512, 256 or 96, but no more than the "
+        help="side of the squares of pixels that are trained on; default by size 512, 256 or 64, but no more than the "
         "largest slice needs",
     )  # fmt: skip
     group.add_argument(
-        "--mask-encoding", choices=("onehot", "vae"), default="onehot",
-        help="onehot: the share of each class in a latent cell (default); vae: the map through the VAE, the paper's",
+        "--mask-encoding", choices=("outline", "onehot", "vae"),
+        help="outline (lesion): the share of each class in a latent cell, the lesions' outline at full resolution, how "
+        "they look, and the spacing; onehot: the shares alone; vae (paper): the map through the VAE",
     )  # fmt: skip
     group.add_argument("--latents", metavar="NAME", help="name of the cache; default: VAE and mask encoding")
     group.add_argument("--overwrite-latents", action="store_true", help="encode everything anew")
@@ -90,16 +91,27 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         help="of the network: 420 M, 36 M (default) or 1 M parameters",
     )  # fmt: skip
     group.add_argument(
-        "--prediction", choices=("epsilon", "v_prediction", "flow"), default="epsilon",
-        help="what the network predicts; default epsilon, the paper's",
+        "--recipe", choices=("lesion", "paper"), default="lesion",
+        help="what is learnt and how it is sampled: made for lesions (default), or the paper's; it sets --prediction, "
+        "--loss, --mask-encoding, --context, --lesion-share, --lesion-weight, --decay-share, --sampling-steps and "
+        "--sampling-eta where they are not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--prediction", choices=("sample", "epsilon", "v_prediction", "flow"),
+        help="what the network predicts: the latent (lesion), the noise (paper), or a velocity",
+    )  # fmt: skip
+    group.add_argument("--loss", choices=("l1", "mse"), help="of the prediction; l1 (lesion) or mse (paper)")
+    group.add_argument(
+        "--context", action=argparse.BooleanOptionalAction,
+        help="show the network what is known of the latent around the cells that it generates",
     )  # fmt: skip
     group.add_argument(
         "--consistency", choices=("conv", "attention"), default="conv",
         help="what looks along the slices in stage 2; default conv, the paper's",
     )  # fmt: skip
     for stage, what, values in (
-        (1, "of the 2D network", "100000, 20000 or 1000"),
-        (2, "of the consistency along the slices; 0: none", "20000, 4000 or 200"),
+        (1, "of the 2D network", "100000, 100000 or 2400"),
+        (2, "of the consistency along the slices; 0: none", "20000, 20000 or 120"),
     ):
         group.add_argument(f"--stage{stage}-steps", type=int, metavar="N", help=f"{what}; default by size {values}")
     group.add_argument(
@@ -113,10 +125,15 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         help="windows of a step of stage 2, likewise; default by size 4, 4 or 2",
     )
     group.add_argument(
-        "--accumulate", type=int, default=1, metavar="N",
-        help="passes over which a process gathers its part of a step; saves memory, changes rounding only; default 1",
+        "--accumulate", type=int, metavar="N",
+        help="passes over which a process gathers its part of a step; saves memory, changes rounding only; default 1, "
+        "for --size paper 4 shared out over the processes",
     )  # fmt: skip
     group.add_argument("--lr", type=float, metavar="RATE", help="learning rate; default by size 1e-4, 1e-4 or 1e-3")
+    group.add_argument(
+        "--decay-share", type=float, metavar="P",
+        help="last part of each stage over which the learning rate falls to 0; 0.3 (lesion) or 0 (paper)",
+    )  # fmt: skip
     group.add_argument(
         "--ema-decay", type=float, default=0.9999, metavar="D", help="of the weights' moving average; default 0.9999"
     )
@@ -126,16 +143,27 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--lesion-share", type=float, metavar="P",
-        help="share of samples that hold lesion; default 0.5, without lesions 0",
+        help="share of samples that hold lesion; 0.6 (lesion), 0.5 (paper), without lesions 0",
     )  # fmt: skip
     group.add_argument(
-        "--lesion-weight", type=float, default=1.0, metavar="W",
-        help="weight in the loss of a latent cell that is all lesion; others weigh 1; default 1, the paper's",
+        "--lesion-weight", type=float, metavar="W",
+        help="weight in the loss of a latent cell that is all lesion; others weigh 1; 8 (lesion) or 1 (paper)",
+    )  # fmt: skip
+    group.add_argument(
+        "--sampling-steps", type=int, metavar="N",
+        help="steps of sampling, for pictures and for fvae-synthesize unless it is told otherwise; 4 (lesion) or 20",
+    )  # fmt: skip
+    group.add_argument(
+        "--sampling-eta", type=float, metavar="ETA",
+        help="1 (paper): DDPM-like sampling, 0 (lesion): deterministic; likewise",
     )  # fmt: skip
     group.add_argument(
         "--mixed-precision", choices=("no", "bf16", "fp16"), help="default: bf16 where the GPU has it, else no"
     )
-    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
+    group.add_argument(
+        "--gradient-checkpointing", action=argparse.BooleanOptionalAction,
+        help="less memory, about a third more time; default for --size paper",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
     group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
 

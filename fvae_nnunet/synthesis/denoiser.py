@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from fvae_nnunet.synthesis.mask_conditions import condition_channels
+from fvae_nnunet.synthesis.conditions import check_encoding
 from fvae_nnunet.synthesis.slice_consistency import (
     KINDS,
     SliceCount,
@@ -53,12 +53,14 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         latent_channels: of the VAE.
-        mask_encoding: see ``mask_conditions``. ``onehot`` is projected to ``latent_channels`` channels by a learned 1x1
-            convolution; both are concatenated to the noisy latent.
+        mask_encoding: see ``conditions``. Shares are projected to ``latent_channels`` channels by a learned 1x1
+            convolution; a grey map and what else there is is taken as it is. All is concatenated to the noisy latent.
         classes: number of mask classes without the background.
         size: one of ``SIZES``.
         text_width: width of the report's embedding; None for a model that knows no text.
         consistency: None for slices that do not see each other, ``conv`` or ``attention``; see ``slice_consistency``.
+        detail_channels: channels of the condition behind shares or grey map, see ``conditions.detail_channels``.
+        context: whether the network sees what is known of the latent, see ``known_context``.
 
     Raises:
         ValueError: an unknown size, encoding or kind of consistency.
@@ -75,22 +77,26 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         size: str = "small",
         text_width: int | None = None,
         consistency: str | None = None,
+        detail_channels: int = 0,
+        context: bool = False,
     ) -> None:
         super().__init__()
+        check_encoding(mask_encoding)
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; known are {', '.join(SIZES)}")
         if consistency is not None and consistency not in KINDS:
             raise ValueError(f"unknown consistency {consistency!r}; known are {', '.join(KINDS)}")
-        self.condition_channels = condition_channels(mask_encoding, classes, latent_channels)
+        self._mask_channels = latent_channels if mask_encoding == "vae" else classes + 1
+        self.condition_channels = self._mask_channels + detail_channels
         self.project_mask = (
-            nn.Conv2d(self.condition_channels, latent_channels, 1, bias=False) if mask_encoding == "onehot" else None
+            None if mask_encoding == "vae" else nn.Conv2d(self._mask_channels, latent_channels, 1, bias=False)
         )
         sizes = SIZES[size]
         width = text_width or sizes.null_width
         self.null_token = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
         deeper = len(sizes.widths) - 1
         self.unet = UNet2DConditionModel(
-            in_channels=2 * latent_channels,
+            in_channels=2 * latent_channels + detail_channels + (latent_channels + 1 if context else 0),
             out_channels=latent_channels,
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
             up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
@@ -112,31 +118,38 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         drop: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The prediction for a batch of windows.
 
         Args:
             noisy: (B, C, d, h, w), standardised latents with noise; any d, h and w.
             timestep: (B,), one for a whole window.
-            condition: (B, ``condition_channels``, d, h, w); the encoding ``vae`` standardised.
+            condition: (B, ``condition_channels``, d, h, w), see ``conditions.ConditionFormat.dense``.
             text: (B, T, text_width) or None.
             text_mask: bool (B, T), True for real tokens; None if all are. What stands elsewhere has no effect. A sample
                 without a real token has the learned null token instead, as all have where ``text`` is None.
             drop: bool (B,), samples without conditions: their text is the null token, their projected mask is zero
                 (which an empty mask is not).
+            context: (B, C + 1, d, h, w), see ``known_context``; for a model with context.
 
         Returns:
             (B, C, d, h, w).
         """
         batch, _, slices = noisy.shape[:3]
+        if (context is not None) != self.config["context"]:
+            raise ValueError(f"this model was made with context {self.config['context']}")
         if self.project_mask is not None:
-            condition = self.project_mask(_as_slices(condition)).unflatten(0, (batch, slices)).transpose(1, 2)
+            mask, detail = condition.tensor_split([self._mask_channels], dim=1)
+            mask = self.project_mask(_as_slices(mask)).unflatten(0, (batch, slices)).transpose(1, 2)
+            condition = torch.cat([mask, detail.to(mask.dtype)], dim=1)
         if drop is not None:
             condition = condition * (~drop).to(condition.dtype).view(-1, 1, 1, 1, 1)
+        seen = [noisy, condition.to(noisy.dtype)] + ([] if context is None else [context.to(noisy.dtype)])
         tokens, token_mask = self._tokens(batch, text, text_mask, drop)
         with self._count.set_to(slices):
             predicted = self.unet(
-                _as_slices(torch.cat([noisy, condition.to(noisy.dtype)], dim=1)),
+                _as_slices(torch.cat(seen, dim=1)),
                 timestep.repeat_interleave(slices),
                 encoder_hidden_states=tokens.repeat_interleave(slices, dim=0),
                 encoder_attention_mask=None if token_mask is None else token_mask.repeat_interleave(slices, dim=0),
@@ -168,7 +181,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self.config["consistency"] is not None:
             raise ValueError(f"this model has consistency along the slices already ({self.config['consistency']})")
-        names = ("latent_channels", "mask_encoding", "classes", "size", "text_width")
+        names = ("latent_channels", "mask_encoding", "classes", "size", "text_width", "detail_channels", "context")
         model = LatentDenoiser(**{name: self.config[name] for name in names}, consistency=kind)
         unknown = model.load_state_dict(self.state_dict(), strict=False).unexpected_keys
         assert not unknown, unknown
@@ -188,6 +201,22 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def enable_gradient_checkpointing(self) -> None:  # type: ignore[override]
         """Compute activations again in the backward pass instead of keeping them."""
         super().enable_gradient_checkpointing(self._count.checkpointed)
+
+
+def known_context(latent: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """What a model with context is told of a latent of which a part is to be generated.
+
+    As the inpainting model of Rombach et al. 2022: the latent with zeros in the cells that are generated, and which
+    these are.
+
+    Args:
+        latent: (B, C, d, h, w), standardised.
+        generated: bool (B, 1, d, h, w).
+
+    Returns:
+        (B, C + 1, d, h, w).
+    """
+    return torch.cat([latent.masked_fill(generated, 0.0), generated.to(latent.dtype)], dim=1)
 
 
 def _as_slices(x: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,9 @@ counts by the same rules as one of a view) and ``<case>.safetensors`` with, floa
     latent     (P, C, d, h, w)    P pieces of slices, see ``latent_windows``; as the VAE gives it, not standardised
     lesion     (P, d, h, w)       share of the voxels of each latent cell that are lesion, of any class
 
-and, with the mask encoding ``onehot``, ``mask_conditions.ClassShares``::
-
-    classes    (P, k, d, h, w)    uint8
-    shares     (P, k, d, h, w)
-
-or, with ``vae``::
-
-    condition  (P, C, d, h, w)    not standardised
+and the condition as ``conditions.packed_condition`` gives it: with the mask encoding ``outline`` or ``onehot``
+``classes`` and ``shares`` (P, k, d, h, w), with ``outline`` also ``outline`` and ``appearance_hu``, with ``vae``
+``condition`` (P, C, d, h, w), not standardised.
 
 The record of a case says which windows there are and what of them holds lesion::
 
@@ -21,6 +16,8 @@ The record of a case says which windows there are and what of them holds lesion:
     "lesion_slices": [[piece, latent slice], ...]
     "shape": [P, d, h, w]
     "mean": [C numbers], "variance": [C numbers]    of the latents as stored
+    "spacing_mm": [z, y, x]    of the voxels that were encoded
+    "appearances_hu": [[core mean, core standard deviation], ...]    of each lesion, see ``layout``
 
 Slices are encoded whole, padded with the lower end of the HU window (and class 0) on their far sides, so that they have
 at least ``inplane_pixels`` and the VAE takes them. A case with fewer slices than a window goes on with its last slice,
@@ -92,9 +89,7 @@ def encode_cases(
     return run_cases(
         cases,
         read=partial(_read, folder, dataset, vae.spec, settings),
-        compute=lambda _, case: encode(
-            case, vae, settings, classes=len(dataset.class_names), organs=len(dataset.organ.class_names)
-        ),
+        compute=lambda _, case: encode(case, vae, settings, classes=len(dataset.class_names)),
         write=partial(_write, folder),
         workers=workers,
         seconds=StageSeconds(),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import hu_to_model, model_to_hu
+from fvae_nnunet.intensity import model_to_hu
+from fvae_nnunet.synthesis.conditions import ConditionFormat, packed_condition
+from fvae_nnunet.synthesis.latent_encoding import encode_slices, padded_shape, padded_volume
 from fvae_nnunet.synthesis.latent_scale import standardise, unstandardise
-from fvae_nnunet.synthesis.mask_conditions import ClassShares, cells_of, class_shares, mask_condition
+from fvae_nnunet.synthesis.layout import Layout
+from fvae_nnunet.synthesis.mask_conditions import cells_of
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.vae import FrozenVAE
-from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.windows import blend_windows
 
 if TYPE_CHECKING:
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class LatentCodec:
-    """Everything takes and gives volumes (z, y, x) in axial order.
+    """Everything takes and gives volumes (z, y, x) in axial order, on the model's grid.
 
-    Sizes that the VAE does not admit are padded behind the last slice, row and column and cut back: HU with edge
-    values, class maps with the last slice and with background in-plane, as in training.
+    Volumes are encoded as in training (``latent_encoding``): whole slices, padded behind to at least the model's square
+    and window, and to what the VAE admits.
 
     Args:
         vae: the frozen VAE.
@@ -34,27 +36,50 @@ class LatentCodec:
 
     def __init__(self, vae: FrozenVAE, settings: ModelSettings) -> None:
         self.vae, self.settings = vae, settings
+        self.condition_format = settings.condition_format(vae.spec)
+
+    def padded_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """The size at which a window of this shape is encoded.
+
+        Raises:
+            UserError: no volume, or more slices than a window has.
+        """
+        if len(shape) != 3 or 0 in shape:
+            raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {shape}")
+        window = self.settings.window_slices
+        if shape[0] > window:
+            raise UserError(f"{shape[0]} slices; this model takes windows of {window}")
+        return padded_shape(shape, self.vae.spec, window, self.settings.inplane_pixels)
 
     def encode(self, volume_hu: np.ndarray) -> torch.Tensor:
-        """float32 (1, C, d, h, w), not standardised.
+        """float32 (1, C, d, h, w), not standardised; of a whole window.
 
         Raises:
             UserError: no volume, more slices than a window has, or values that are not finite.
         """
-        self._check_window(volume_hu)
-        padded = _padded(volume_hu.astype(np.float32), self.vae.spec, inplane_mode="edge")
-        return self.vae.encode(hu_to_model(padded, self.settings.hu_window)[:, None]).float()
+        shape = self.padded_shape(volume_hu.shape)
+        if volume_hu.dtype.kind == "f" and not np.isfinite(volume_hu).all():
+            raise UserError("the volume holds values that are not finite (NaN or infinite)")
+        window = self.settings.hu_window
+        return encode_slices(padded_volume(volume_hu, shape, window), self.vae, window).float()
 
     def decode(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
         """(1, C, d, h, w), not standardised, becomes float32 HU of the shape (z, y, x), inside the HU window.
 
+        Slices that do not see each other go through the VAE a few at a time.
+
         Raises:
             UserError: what is decoded is not finite.
         """
-        volume = self.vae.decode(latent)[0, 0, : shape[0], : shape[1], : shape[2]]
-        if not torch.isfinite(volume).all():
-            raise UserError(f"{self.vae.spec.name}: the decoded volume is not finite in {self.settings.precision}")
-        return model_to_hu(volume, self.settings.hu_window).cpu().numpy()
+        spec = self.vae.spec
+        step = spec.window_slices if spec.independent_slices else latent.shape[2]
+        runs = []
+        for start in range(0, min(latent.shape[2], shape[0]), step):
+            volume = self.vae.decode(latent[:, :, start : start + step])[0, 0, :, : shape[1], : shape[2]]
+            if not torch.isfinite(volume).all():
+                raise UserError(f"{spec.name}: the decoded volume is not finite in {self.settings.precision}")
+            runs.append(model_to_hu(volume, self.settings.hu_window).cpu().numpy())
+        return np.concatenate(runs)[: shape[0]]
 
     def decode_windows(
         self, latent: torch.Tensor, windows: LatentWindows, shape: tuple[int, ...]
@@ -81,46 +106,39 @@ class LatentCodec:
             if len(run):
                 yield run
 
-    def conditions(self, class_map: np.ndarray, windows: LatentWindows, device: torch.device) -> WindowConditions:
-        """The conditions of all windows of a class map, uint8 (z, y, x).
+    def conditions(self, layout: Layout, windows: LatentWindows, device: torch.device) -> WindowConditions:
+        """The conditions of all windows of a layout.
 
         Raises:
             UserError: it holds a class that the model does not know.
         """
-        return WindowConditions(
-            [self._condition(class_map[window.start : window.stop], window.stop - window.start).to(device)
-             for window in windows.windows],
-            len(self.settings.class_names),
-        )  # fmt: skip
+        names = self.settings.class_names
+        highest = int(layout.class_map.max())
+        if highest > len(names):
+            known = ", ".join(f"{number} {name}" for number, name in enumerate(names, start=1))
+            raise UserError(f"the class map holds {highest}; this model knows 0 background, {known}")
+        spec, packed = self.vae.spec, []
+        for window in windows.windows:
+            part = layout.slices(slice(window.start, window.stop))
+            sides = (max(side, self.settings.inplane_pixels) for side in part.shape[1:])
+            shape = (window.stop - window.start, *map(spec.padded_inplane, sides))
+            found = packed_condition(
+                part.padded(shape), self.vae, encoding=self.settings.mask_encoding, classes=len(names)
+            )
+            packed.append({name: tensor.to(device) for name, tensor in found.items()})
+        return WindowConditions(packed, self.condition_format, layout.spacing_mm)
 
     def cells(self, region: np.ndarray) -> torch.Tensor:
         """The latent cells with a voxel in a region: bool (z, y, x) becomes bool (1, 1, d, h, w)."""
-        return cells_of(_padded(region.astype(np.uint8), self.vae.spec) > 0, self.vae.spec)[:, None]
+        shape = self.padded_shape(region.shape)
+        padded = np.pad(region, [(0, more - n) for more, n in zip(shape, region.shape, strict=True)])
+        return cells_of(torch.from_numpy(padded)[None], self.vae.spec)[:, None]
 
     def standardised(self, latent: torch.Tensor) -> torch.Tensor:
         return standardise(latent, self.settings.latent_mean, self.settings.latent_std)
 
     def unstandardised(self, latent: torch.Tensor) -> torch.Tensor:
         return unstandardise(latent, self.settings.latent_mean, self.settings.latent_std)
-
-    def _condition(self, class_map: np.ndarray, slices: int) -> ClassShares | torch.Tensor:
-        settings, classes, spec = self.settings, len(self.settings.class_names), self.vae.spec
-        highest = int(class_map.max())
-        if highest > classes:
-            names = ", ".join(f"{number} {name}" for number, name in enumerate(settings.class_names, start=1))
-            raise UserError(f"the class map holds {highest}; this model knows 0 background, {names}")
-        padded = _padded(class_map, spec, slices=slices)
-        if settings.mask_encoding == "onehot":
-            return class_shares(padded, spec, classes=classes)
-        return self.standardised(mask_condition(padded, spec, encoding="vae", classes=classes, vae=self.vae))
-
-    def _check_window(self, volume_hu: np.ndarray) -> None:
-        if volume_hu.ndim != 3 or 0 in volume_hu.shape:
-            raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
-        if len(volume_hu) > self.settings.window_slices:
-            raise UserError(f"{len(volume_hu)} slices; this model takes windows of {self.settings.window_slices}")
-        if volume_hu.dtype.kind == "f" and not np.isfinite(volume_hu).all():
-            raise UserError("the volume holds values that are not finite (NaN or infinite)")
 
 
 class WindowConditions(Sequence[torch.Tensor]):
@@ -130,8 +148,13 @@ class WindowConditions(Sequence[torch.Tensor]):
     windows; packed they take a tenth.
     """
 
-    def __init__(self, packed: Sequence[ClassShares | torch.Tensor], classes: int) -> None:
-        self._packed, self._classes = packed, classes
+    def __init__(
+        self,
+        packed: Sequence[Mapping[str, torch.Tensor]],
+        condition_format: ConditionFormat,
+        spacing_mm: Sequence[float],
+    ) -> None:
+        self._packed, self._format, self._spacing_mm = packed, condition_format, spacing_mm
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -144,21 +167,10 @@ class WindowConditions(Sequence[torch.Tensor]):
 
     def __getitem__(self, index: int | slice) -> torch.Tensor | WindowConditions:
         if isinstance(index, slice):
-            return WindowConditions(self._packed[index], self._classes)
-        packed = self._packed[index]
-        return packed.dense(self._classes) if isinstance(packed, ClassShares) else packed
+            return WindowConditions(self._packed[index], self._format, self._spacing_mm)
+        return self._format.dense(self._packed[index], self._spacing_mm)
 
-
-def _padded(
-    array: np.ndarray,
-    spec: VAESpec,
-    *,
-    inplane_mode: Literal["constant", "edge"] = "constant",
-    slices: int | None = None,
-) -> torch.Tensor:
-    """(z, y, x) to (1, D, H, W) as the VAE admits it, padded behind; to ``slices`` slices if given."""
-    depth, height, width = array.shape
-    beyond = (slices or spec.padded_slices(depth)) - depth
-    inplane = ((0, spec.padded_inplane(height) - height), (0, spec.padded_inplane(width) - width))
-    array = np.pad(array, ((0, beyond), (0, 0), (0, 0)), mode="edge")
-    return torch.from_numpy(np.pad(array, ((0, 0), *inplane), mode=inplane_mode))[None]
+    def cropped(self, rows: slice, columns: slice) -> WindowConditions:
+        """Those of some rows and columns of latent cells."""
+        packed = [{name: it[..., rows, columns] for name, it in window.items()} for window in self._packed]
+        return WindowConditions(packed, self._format, self._spacing_mm)

@@ -16,21 +16,13 @@ import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.conditions import ConditionFormat
 from fvae_nnunet.synthesis.latent_cache import latents_path, read_records
 from fvae_nnunet.synthesis.latent_scale import standardise
-from fvae_nnunet.synthesis.mask_conditions import ClassShares
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 Place = tuple[int, int]
 """A piece of a case and the first latent slice in it."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation per channel of the latents."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -59,6 +51,7 @@ class Batch:
         timesteps: (B,).
         condition: (B, K, d, h, w).
         lesion: (B, d, h, w).
+        generated: bool (B, d, h, w), the cells that the network does not see; None for a network without context.
         drop: bool (B,), samples without condition; None where none is ever dropped.
         text, text_mask: (B, T, width) and bool (B, T); None without texts.
     """
@@ -68,6 +61,7 @@ class Batch:
     timesteps: torch.Tensor
     condition: torch.Tensor
     lesion: torch.Tensor
+    generated: torch.Tensor | None
     drop: torch.Tensor | None
     text: torch.Tensor | None
     text_mask: torch.Tensor | None
@@ -95,12 +89,11 @@ class LatentDraws:
     Args:
         folder: of the cache.
         cases: those to draw from.
-        statistics: for standardising.
-        mask_encoding: conditions of the encoding ``vae`` are standardised too.
-        classes: number of mask classes without the background.
+        conditions: of the model, also for standardising.
         window: latent slices of a window.
         crop: latent cells of a sample along y and x; smaller where the slices are.
         lesion_share: in [0, 1].
+        context: whether batches say which cells are generated, see ``generated_cells``.
         texts: case -> embedding (T, width) of its report; cases without one have none.
 
     Attributes:
@@ -118,17 +111,17 @@ class LatentDraws:
         folder: Path,
         cases: Sequence[str],
         *,
-        statistics: Statistics,
-        mask_encoding: str,
-        classes: int,
+        conditions: ConditionFormat,
         window: int,
         crop: int,
         lesion_share: float,
+        context: bool = False,
         texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self._folder, self._statistics, self._encoding, self._classes = folder, statistics, mask_encoding, classes
+        self._folder, self.conditions, self._context = folder, conditions, context
         self._window, self._crop, self.texts = window, crop, texts or {}
         records = read_records(folder, cases)
+        self._spacing_mm = {case: record["spacing_mm"] for case, record in records.items()}
         self.cases_with_lesion = sum(bool(record["lesion_slices"]) for record in records.values())
         if lesion_share > 0 and not self.cases_with_lesion:
             raise UserError(
@@ -174,14 +167,15 @@ class LatentDraws:
                 _crop_range(size, self._crop, None if cell is None else cell[axis], random)
                 for axis, size in enumerate(lesion.shape[1:])
             )
-            names = ("latent", "condition") if self._encoding == "vae" else ("latent", "classes", "shares")
-            latent, *stored = (file.get_slice(name)[piece : piece + 1, :, run, rows, columns] for name in names)
-        mean, std = self._statistics.mean, self._statistics.std
-        if self._encoding == "vae":
-            condition = standardise(stored[0], mean, std)
-        else:
-            condition = ClassShares(*stored).dense(self._classes)
-        return Sample(case, standardise(latent, mean, std)[0], condition[0], lesion[:, rows, columns])
+            latent, *stored = (
+                file.get_slice(name)[piece : piece + 1, :, run, rows, columns]
+                for name in ("latent", *self.conditions.stored)
+            )
+        condition = self.conditions.dense(
+            dict(zip(self.conditions.stored, stored, strict=True)), self._spacing_mm[case]
+        )
+        latent = standardise(latent, self.conditions.latent_mean, self.conditions.latent_std)
+        return Sample(case, latent[0], condition[0], lesion[:, rows, columns])
 
     def batch(
         self,
@@ -204,13 +198,15 @@ class LatentDraws:
             condition_dropout: probability that a sample has no condition.
         """
         samples: list[Sample] = []
-        drawn: dict[str, list[Any]] = {"noise": [], "timesteps": [], "drop": []}
+        drawn: dict[str, list[Any]] = {"noise": [], "timesteps": [], "drop": [], "generated": []}
         for number in numbers:
             places, noise = random_streams(seed, stage, step, number)
             samples.append(self.sample(stage, places))
             drawn["timesteps"].append(process.draw_timesteps(1, noise))
             drawn["noise"].append(torch.randn(samples[-1].latent.shape, generator=noise))
             drawn["drop"].append(bool(places.random() < condition_dropout))
+            if self._context:
+                drawn["generated"].append(generated_cells(samples[-1].lesion, places))
         text, text_mask = self._embeddings([sample.case for sample in samples])
         return Batch(
             latent=torch.stack([sample.latent for sample in samples]),
@@ -218,6 +214,7 @@ class LatentDraws:
             timesteps=torch.cat(drawn["timesteps"]),
             condition=torch.stack([sample.condition for sample in samples]),
             lesion=torch.stack([sample.lesion for sample in samples]),
+            generated=torch.stack(drawn["generated"]) if self._context else None,
             drop=torch.tensor(drawn["drop"]) if condition_dropout else None,
             text=text,
             text_mask=text_mask,
@@ -233,6 +230,37 @@ class LatentDraws:
         for row, embedding in enumerate(found):
             text[row, : len(embedding)], mask[row, : len(embedding)] = embedding, True
         return text, mask
+
+
+ALL_GENERATED_SHARE = 0.1
+"""Of samples of which nothing is known, for whole volumes."""
+
+
+def generated_cells(lesion: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """Cells for a network with context to generate: the lesion's and one or two around it along y and x; without
+    lesion a box of a quarter to three quarters of each side; now and then all.
+
+    Args:
+        lesion: (d, h, w), share of each cell.
+        random: draws.
+
+    Returns:
+        bool (d, h, w), at least one.
+    """
+    if random.random() < ALL_GENERATED_SHARE:
+        return torch.ones(lesion.shape, dtype=torch.bool)
+    if (lesion > 0).any():
+        around = int(random.integers(1, 3))
+        held = (lesion > 0).float()[None]
+        return torch.nn.functional.max_pool2d(held, 2 * around + 1, stride=1, padding=around)[0] > 0
+    cells = torch.zeros(lesion.shape, dtype=torch.bool)
+    sides = []
+    for size in lesion.shape[1:]:
+        length = max(1, round(size * random.uniform(0.25, 0.75)))
+        start = int(random.integers(0, size - length + 1))
+        sides.append(slice(start, start + length))
+    cells[:, sides[0], sides[1]] = True
+    return cells
 
 
 def _places(record: dict[str, Any], stage: int) -> dict[bool, list[Place]]:

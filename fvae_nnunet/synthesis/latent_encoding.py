@@ -6,11 +6,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.intensity import hu_to_model
+from fvae_nnunet.synthesis.conditions import packed_condition
 from fvae_nnunet.synthesis.latent_windows import Piece, latent_slices, plan_pieces
+from fvae_nnunet.synthesis.layout import Layout
+from fvae_nnunet.synthesis.mask_conditions import share_of_cells
+from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled_shape
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
+
+FORMAT = 2
+"""Of what is stored; raised when it changes."""
 
 _LARGEST_FLOAT16 = 65504.0
 
@@ -24,7 +33,7 @@ class LatentSettings:
         window_slices: slices in a window.
         inplane_pixels: slices have at least so many pixels along y and x.
         spacing_mm: (z, y, x) to which image and mask are resampled before; None: as they are.
-        mask_encoding: see ``mask_conditions``.
+        mask_encoding: see ``conditions``.
     """
 
     hu_window: tuple[float, float]
@@ -43,7 +52,7 @@ class LatentSettings:
             "organ": dataset.organ.recorded,
             "lesions": list(dataset.lesions.values()),
             "class_names": dataset.class_names,
-            "onehot": "packed",
+            "format": FORMAT,
             **asdict(self),
         }
 
@@ -54,13 +63,13 @@ class CaseToEncode:
 
     Attributes:
         volume_hu: int16 (z, y, x).
-        class_map: uint8, same shape.
+        layout: same shape.
         pieces: to be encoded.
         digests: of the files that it comes from.
     """
 
     volume_hu: np.ndarray
-    class_map: np.ndarray
+    layout: Layout
     pieces: list[Piece]
     digests: dict[str, str]
 
@@ -104,41 +113,47 @@ def choose_inplane_pixels(
 
 
 def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, organs: int) -> CaseToEncode:
-    """A case resampled and padded for the VAE, and the pieces of it; classes above ``organs`` are lesions."""
-    volume_hu, class_map = source.volume_hu, source.class_map
-    if settings.spacing_mm is not None:
-        from fvae_nnunet.synthesis.crop import resampled
-
-        shape = resampled_shape(volume_hu.shape, source.spacing_mm, settings.spacing_mm)
-        volume_hu = np.rint(resampled(volume_hu, shape, order=1)).astype(np.int16)
-        class_map = resampled(class_map, shape, order=0)
-    volume_hu, class_map = _padded(volume_hu, class_map, spec, settings)
-    pieces = plan_pieces(class_map > organs, settings.window_slices, spec)
-    return CaseToEncode(volume_hu, class_map, pieces, source.digests)
+    """A case on the model's grid, and the pieces of it; classes above ``organs`` are lesions."""
+    layout = Layout.of(source.class_map, source.spacing_mm, organs=organs, volume_hu=source.volume_hu)
+    grid = ModelGrid(source.volume_hu.shape, source.spacing_mm, settings.spacing_mm)
+    layout = grid.layout(layout)
+    shape = padded_shape(layout.shape, spec, settings.window_slices, settings.inplane_pixels)
+    volume_hu, layout = padded_volume(grid.volume(source.volume_hu), shape, settings.hu_window), layout.padded(shape)
+    pieces = plan_pieces(layout.class_map > organs, settings.window_slices, spec)
+    return CaseToEncode(volume_hu, layout, pieces, source.digests)
 
 
-def resampled_shape(
-    shape: tuple[int, ...], spacing_mm: tuple[float, ...], new_spacing_mm: tuple[float, ...]
-) -> tuple[int, ...]:
-    """Voxels of the same extent at another spacing, at least one along each axis."""
-    return tuple(
-        max(1, round(n * step / new_step)) for n, step, new_step in zip(shape, spacing_mm, new_spacing_mm, strict=True)
-    )
+def padded_shape(
+    shape: tuple[int, ...], spec: VAESpec, window_slices: int, inplane_pixels: int
+) -> tuple[int, int, int]:
+    """The size (z, y, x) at which a volume is encoded: at least a window, at least the square, admissible in-plane."""
+    height, width = (spec.padded_inplane(max(side, inplane_pixels)) for side in shape[1:])
+    return max(shape[0], window_slices), height, width
 
 
-def _padded(
-    volume_hu: np.ndarray, class_map: np.ndarray, spec: VAESpec, settings: LatentSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    slices, *sides = volume_hu.shape
-    beyond = ((0, max(0, settings.window_slices - slices)), (0, 0), (0, 0))
-    wanted = [spec.padded_inplane(max(side, settings.inplane_pixels)) for side in sides]
-    around = ((0, 0), *((0, more - side) for more, side in zip(wanted, sides, strict=True)))
-    lower_hu = int(np.floor(max(settings.hu_window[0], np.iinfo(np.int16).min)))
-    volume_hu = np.pad(np.pad(volume_hu, beyond, mode="edge"), around, constant_values=lower_hu)
-    return volume_hu, np.pad(np.pad(class_map, beyond, mode="edge"), around)
+def padded_volume(volume_hu: np.ndarray, shape: tuple[int, int, int], hu_window: tuple[float, float]) -> np.ndarray:
+    """A volume (z, y, x) padded behind: slices like the last one, in-plane the lower end of the HU window."""
+    beyond, *sides = (more - n for more, n in zip(shape, volume_hu.shape, strict=True))
+    lower_hu = int(np.floor(max(hu_window[0], np.iinfo(np.int16).min)))
+    volume_hu = np.pad(volume_hu, ((0, beyond), (0, 0), (0, 0)), mode="edge")
+    return np.pad(volume_hu, ((0, 0), (0, sides[0]), (0, sides[1])), constant_values=lower_hu)
 
 
-def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, classes: int, organs: int) -> EncodedCase:
+def encode_slices(volume_hu: np.ndarray, vae: FrozenVAE, hu_window: tuple[float, float]) -> torch.Tensor:
+    """The latent (1, C, d, h, w), in the VAE's precision, of slices (z, y, x) of a size that the VAE takes.
+
+    Slices that do not see each other go through the VAE a few at a time, so that memory is bounded.
+    """
+    step = vae.spec.window_slices if vae.spec.independent_slices else len(volume_hu)
+    with torch.no_grad():
+        runs = [
+            vae.encode(hu_to_model(torch.from_numpy(volume_hu[start : start + step]), hu_window)[None, None])
+            for start in range(0, len(volume_hu), step)
+        ]
+    return torch.cat(runs, dim=2)
+
+
+def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, classes: int) -> EncodedCase:
     """Latents, conditions and record of a case.
 
     Args:
@@ -146,49 +161,32 @@ def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, clas
         vae: encodes.
         settings: how.
         classes: number of classes without the background.
-        organs: those above are lesions.
 
     Raises:
         UserError: a latent is not finite or does not fit float16.
     """
-    import torch
-
-    from fvae_nnunet.intensity import hu_to_model
-    from fvae_nnunet.synthesis.mask_conditions import class_shares, mask_condition
-
-    spec = vae.spec
-    pieces: list[dict[str, np.ndarray]] = []
-    with torch.no_grad():
-        for piece in case.pieces:
-            runs: list[dict[str, np.ndarray]] = []
-            # slices that do not see each other go through the VAE a few at a time
-            step = spec.window_slices if spec.independent_slices else piece.stop - piece.start
-            for start in range(piece.start, piece.stop, step):
-                run = slice(start, min(start + step, piece.stop))
-                volume = hu_to_model(torch.from_numpy(case.volume_hu[run]), settings.hu_window)
-                class_map = torch.from_numpy(case.class_map[run])[None]
-                shares = class_shares(class_map, spec, classes=classes)
-                found = {
-                    "latent": _to_float16(vae.encode(volume[None, None])[0]),
-                    "lesion": shares.share_above(organs).numpy(),
-                }
-                if settings.mask_encoding == "vae":
-                    condition = mask_condition(class_map, spec, encoding="vae", classes=classes, vae=vae)
-                    found["condition"] = _to_float16(condition[0])
-                else:
-                    found |= {"classes": shares.classes[0].numpy(), "shares": shares.shares[0].numpy()}
-                runs.append(found)
-            pieces.append({name: _joined([run[name] for run in runs], axis=1) for name in runs[0]})
-    tensors = {name: _joined([piece[name][None] for piece in pieces], axis=0) for name in pieces[0]}
+    pieces = []
+    for piece in case.pieces:
+        run = slice(piece.start, piece.stop)
+        layout = case.layout.slices(run)
+        packed = packed_condition(layout, vae, encoding=settings.mask_encoding, classes=classes)
+        lesion = share_of_cells(torch.from_numpy(layout.lesion_numbers > 0)[None].float(), vae.spec)
+        found = {"latent": _to_float16(encode_slices(case.volume_hu[run], vae, settings.hu_window))}
+        found["lesion"] = lesion[:, None].half().numpy()
+        for name, tensor in packed.items():
+            found[name] = _to_float16(tensor) if name == "condition" else tensor.numpy()
+        pieces.append(found)
+    tensors = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
     tensors["lesion"] = tensors["lesion"][:, 0]
-    return EncodedCase(tensors, _record(case.pieces, tensors, settings.window_slices, spec), case.digests)
+    return EncodedCase(tensors, _record(case, tensors, settings.window_slices, vae.spec), case.digests)
 
 
-def _joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
-    """The parts one behind the other; where one has fewer channels (the axis before d, h and w) they are filled up."""
-    channels = max(part.shape[-4] for part in parts)
-    around = [((0, 0),) * (part.ndim - 4) + ((0, channels - part.shape[-4]),) + ((0, 0),) * 3 for part in parts]
-    return np.concatenate([np.pad(part, by) for part, by in zip(parts, around, strict=True)], axis=axis)
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts one behind the other; where one has fewer channels than others they are filled up with 0."""
+    channels = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, channels - part.shape[1]), (0, 0), (0, 0), (0, 0))) for part in parts]
+    )
 
 
 def _to_float16(tensor: Any) -> np.ndarray:
@@ -198,18 +196,20 @@ def _to_float16(tensor: Any) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _record(pieces: list[Piece], tensors: dict[str, np.ndarray], window_slices: int, spec: VAESpec) -> dict[str, Any]:
+def _record(case: CaseToEncode, tensors: dict[str, np.ndarray], window_slices: int, spec: VAESpec) -> dict[str, Any]:
     holds = np.asarray((tensors["lesion"] > 0).any(axis=(2, 3)))
     window = latent_slices(spec, window_slices)
     latent = tensors["latent"].astype(np.float64)
     return {
         "windows": [
             [number, first, piece.start + first * spec.slice_stride, int(holds[number, first : first + window].any())]
-            for number, piece in enumerate(pieces)
+            for number, piece in enumerate(case.pieces)
             for first in piece.windows
         ],
         "lesion_slices": np.argwhere(holds).tolist(),
         "shape": list(tensors["lesion"].shape),
+        "spacing_mm": list(case.layout.spacing_mm),
+        "appearances_hu": case.layout.appearances_hu.tolist(),
         "mean": latent.mean(axis=(0, 2, 3, 4)).tolist(),
         "variance": latent.var(axis=(0, 2, 3, 4)).tolist(),
     }

@@ -20,6 +20,7 @@ from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.recorded_files import sha256_of_file
 from fvae_nnunet.synthesis.case_list import ListedCase
+from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.painting import PaintSettings, generated_volume
 from fvae_nnunet.synthesis.placement import position_of
 from fvae_nnunet.synthesis.shapes import equivalent_diameter_mm
@@ -132,8 +133,7 @@ def generate_listed(
         name = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big")
         volume_hu = generated_volume(
             model,
-            ready.class_map,
-            ready.spacing_mm,
+            Layout.of(ready.class_map, ready.spacing_mm, organs=len(job.dataset.organ.class_names)),
             job.paint,
             text=listed.text,
             generator=noise_of([job.seed, name] if listed.seed is None else [listed.seed]),

@@ -1,4 +1,4 @@
-"""Organ and lesion masks as a condition at latent resolution."""
+"""Class maps at latent resolution: shares of cells, or the paper's grey image through the VAE."""
 
 from __future__ import annotations
 
@@ -9,50 +9,31 @@ from torch.nn import functional as F
 
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 
-ENCODINGS = ("onehot", "vae")
 
+def grey_condition(class_maps: torch.Tensor, vae: FrozenVAE, *, classes: int) -> torch.Tensor:
+    """The map ``2 * class / classes - 1`` through the VAE, as the paper does.
 
-def condition_channels(encoding: str, classes: int, latent_channels: int) -> int:
-    """Channels of ``mask_condition``: one for each class and one for the background, or those of the latent."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"unknown mask encoding {encoding!r}; known are {', '.join(ENCODINGS)}")
-    return classes + 1 if encoding == "onehot" else latent_channels
-
-
-def mask_condition(
-    class_maps: torch.Tensor, spec: VAESpec, *, encoding: str, classes: int, vae: FrozenVAE | None = None
-) -> torch.Tensor:
-    """The condition of class maps.
+    The paper's value is ``class / 300 - 0.5``, which puts neighbouring classes 0.003 apart, less than a VAE keeps.
 
     Args:
         class_maps: uint8 (B, D, H, W), 0 background, 1 to ``classes``; D, H and W admissible for the VAE.
-        spec: of the VAE whose latents are generated.
-        encoding: ``onehot``: the share of the voxels of each latent cell that are in each class, the background first;
-            it sums to 1. Of a VAE whose first latent slice codes fewer slices than the others (Wan: one instead of
-            four), the first cell spans these alone. ``vae``: the map ``2 * class / classes - 1`` through the VAE, as
-            the paper does; the paper's value is ``class / 300 - 0.5``, which puts neighbouring classes 0.003 apart,
-            less than a VAE keeps. It is not standardised: pass it through ``latent_scale.standardise`` like a latent.
+        vae: whose latents are generated.
         classes: number of classes without the background.
-        vae: needed for ``vae``.
 
     Returns:
-        float32 (B, ``condition_channels``, d, h, w), on the class maps' device (``onehot``) or on the VAE's.
+        float32 (B, C, d, h, w), on the VAE's device; not standardised: pass it through ``latent_scale.standardise``
+        like a latent.
 
     Raises:
         ValueError: another dtype or rank, sizes that the VAE does not admit, or a class above ``classes``.
     """
-    condition_channels(encoding, classes, spec.latent_channels)
-    if encoding == "onehot":
-        return class_shares(class_maps, spec, classes=classes).dense(classes)
-    _check(class_maps, spec, classes)
-    if vae is None:
-        raise ValueError("the encoding 'vae' needs the VAE")
+    _check(class_maps, vae.spec, classes)
     return vae.encode(class_maps[:, None].float() * (2 / classes) - 1).float()
 
 
 @dataclass(frozen=True)
 class ClassShares:
-    """The condition ``onehot`` without its zeros: a latent cell holds few of many classes.
+    """Shares of classes without their zeros: a latent cell holds few of many classes.
 
     With 140 classes, cells of 4 x 8 x 8 voxels and at most k = 8 classes in one of them it takes 24 bytes a cell; all
     channels in float16 take 280.
@@ -82,9 +63,11 @@ class ClassShares:
 
 
 def class_shares(class_maps: torch.Tensor, spec: VAESpec, *, classes: int) -> ClassShares:
-    """The share of the voxels of each latent cell that are in each class; arguments and errors of ``mask_condition``.
+    """The share of the voxels of each latent cell that are in each class, the background first; they sum to 1.
 
-    A few slices are counted at a time, so memory beside the result does not grow with the number of slices.
+    Of a VAE whose first latent slice codes fewer slices than the others (Wan: one instead of four), the first cell
+    spans these alone. A few slices are counted at a time, so memory beside the result does not grow with their number.
+    Arguments and errors are those of ``grey_condition``.
     """
     _check(class_maps, spec, classes)
     slices = class_maps.shape[1]
@@ -132,10 +115,10 @@ def _check(class_maps: torch.Tensor, spec: VAESpec, classes: int) -> None:
 
 def cells_of(region: torch.Tensor, spec: VAESpec) -> torch.Tensor:
     """The latent cells with a voxel in a region: bool (B, D, H, W), sizes admissible, becomes bool (B, d, h, w)."""
-    return _share_of_cells(region.float(), spec) > 0
+    return share_of_cells(region.float(), spec) > 0
 
 
-def _share_of_cells(voxels: torch.Tensor, spec: VAESpec) -> torch.Tensor:
+def share_of_cells(voxels: torch.Tensor, spec: VAESpec) -> torch.Tensor:
     """The mean of each latent cell: float32 (B, D, H, W) becomes (B, d, h, w)."""
     rows = F.avg_pool2d(voxels, spec.inplane_stride)
     first, others = rows[:, : spec.slice_offset], rows[:, spec.slice_offset :]

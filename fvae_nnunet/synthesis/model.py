@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.latent_codec import LatentCodec
+from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.model_folder import (
     DENOISER_FOLDER,
     SCHEDULER_FOLDER,
@@ -163,33 +164,36 @@ class LatentDiffusion:
     def inpaint(
         self,
         volume_hu: np.ndarray,
-        class_map: np.ndarray,
+        layout: Layout,
         region: np.ndarray,
         *,
-        steps: int = 20,
-        eta: float = 1.0,
+        generator: torch.Generator,
+        steps: int | None = None,
+        eta: float | None = None,
         guidance: float = 1.0,
         text: str | None = None,
-        generator: torch.Generator,
         on_step: OnStep | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A volume with what the class map says in a region, and the volume's own reconstruction.
+        """A window of whole slices with what the layout says in a region, and the window's own reconstruction.
 
-        A latent cell is generated if any of its voxels is in the region; the others keep the volume's latent, to the
-        bit. The decoder sees across cells, so voxels near the region differ from the reconstruction as well.
+        Whole slices are encoded and decoded, as in training. The network sees of them what it saw in training: a square
+        with the region in its middle, as far as the slices go, larger where the region is. A latent cell is generated
+        if any of its voxels is in the region; the others keep the volume's latent, to the bit. The decoder sees across
+        cells, so voxels near the region differ from the reconstruction as well.
 
         Args:
             volume_hu: (z, y, x), any real dtype, at most ``window_slices`` slices.
-            class_map: uint8, same shape.
-            region: bool, same shape. Where it is empty both results are the reconstruction.
-            steps, eta: see ``NoiseProcess.sampler``.
+            layout: same shape.
+            region: bool, same shape.
+            generator: on the CPU.
+            steps, eta: see ``NoiseProcess.sampler``; None: as the model says.
             guidance: see ``sampling.sample_latent``.
             text: a report, for models that know text.
-            generator: on the CPU.
             on_step: called with the steps done and the steps in all.
 
         Returns:
-            Generated and reconstructed volume, float32 in HU, inside the HU window.
+            Generated and reconstructed volume, float32 in HU. Inside the HU window; but slices of a VAE that codes them
+            alone, in which nothing is generated, are not decoded: there both are the volume itself.
 
         Raises:
             UserError: shapes differ, too many slices, values that are not finite, unknown classes, or a text, no text
@@ -197,52 +201,79 @@ class LatentDiffusion:
         """
         from fvae_nnunet.synthesis.sampling import Known, LatentWindows
 
-        for name, array in (("class map", class_map), ("region", region)):
-            if array.shape != volume_hu.shape:
-                raise UserError(f"the {name} has shape {array.shape}, the volume {volume_hu.shape}")
+        for name, shape in (("layout", layout.shape), ("region", region.shape)):
+            if shape != volume_hu.shape:
+                raise UserError(f"the {name} has shape {shape}, the volume {volume_hu.shape}")
         codec, spec = self.codec, self.vae.spec
         latent = codec.encode(volume_hu)
-        reconstructed_hu = codec.decode(latent, volume_hu.shape)
         cells = codec.cells(region).to(latent.device)
+        generated_hu = volume_hu.astype(np.float32)
+        reconstructed_hu = generated_hu.copy()
         if not cells.any():
-            return reconstructed_hu.copy(), reconstructed_hu
-        windows = LatentWindows.over(spec.padded_slices(len(volume_hu)), self.settings.window_slices, spec)
-        known = Known(codec.standardised(latent), cells)
-        drawn = self._sampled(windows, class_map, steps, eta, guidance, text, generator, known, on_step)
-        mixed = torch.where(cells, codec.unstandardised(drawn), latent)
-        return codec.decode(mixed, volume_hu.shape), reconstructed_hu
+            return generated_hu, reconstructed_hu
+        padded_slices = codec.padded_shape(volume_hu.shape)[0]
+        windows = LatentWindows.over(padded_slices, padded_slices, spec)
+        rows, columns = self._square(cells)
+        seen = np.s_[..., rows, columns]
+        known = Known(codec.standardised(latent)[seen], cells[seen])
+        conditions = codec.conditions(layout.padded((padded_slices, *layout.shape[1:])), windows, self.denoiser.device)
+        drawn = self._sampled(
+            windows, conditions.cropped(rows, columns), steps, eta, guidance, text, generator, known, on_step
+        )
+        mixed = latent.clone()
+        mixed[seen] = torch.where(cells[seen], codec.unstandardised(drawn), latent[seen])
+        run = slice(0, len(volume_hu))
+        if spec.independent_slices:
+            touched = cells.any(dim=(0, 1, 3, 4)).nonzero()
+            run = slice(int(touched[0]), min(int(touched[-1]) + 1, len(volume_hu)))
+            latent, mixed = latent[:, :, run], mixed[:, :, run]
+        shape = (run.stop - run.start, *volume_hu.shape[1:])
+        generated_hu[run], reconstructed_hu[run] = codec.decode(mixed, shape), codec.decode(latent, shape)
+        return generated_hu, reconstructed_hu
 
-    def generate(self, class_map: np.ndarray, **sampling: Any) -> np.ndarray:
-        """A whole volume from its class map: float32 (z, y, x) in HU, inside the HU window.
+    def _square(self, cells: torch.Tensor) -> tuple[slice, slice]:
+        """Rows and columns of latent cells that the network sees, of bool (1, 1, d, h, w)."""
+        side = self.settings.inplane_pixels // self.vae.spec.inplane_stride
+        ranges = []
+        for axis in (3, 4):
+            held = cells.any(dim=tuple(other for other in range(5) if other != axis)).nonzero()
+            first, stop, size = int(held[0]), int(held[-1]) + 1, cells.shape[axis]
+            length = min(size, max(side, stop - first))
+            start = min(max(0, (first + stop - length) // 2), size - length)
+            ranges.append(slice(start, start + length))
+        return ranges[0], ranges[1]
+
+    def generate(self, layout: Layout, **sampling: Any) -> np.ndarray:
+        """A whole volume from its layout: float32 (z, y, x) in HU, inside the HU window.
 
         Arguments and errors are those of ``generate_runs``.
         """
-        volume_hu = np.empty(class_map.shape, dtype=np.float32)
+        volume_hu = np.empty(layout.shape, dtype=np.float32)
         start = 0
-        for run in self.generate_runs(class_map, **sampling):
+        for run in self.generate_runs(layout, **sampling):
             volume_hu[start : start + len(run)] = run
             start += len(run)
         return volume_hu
 
     def generate_runs(
         self,
-        class_map: np.ndarray,
+        layout: Layout,
         *,
-        steps: int = 20,
-        eta: float = 1.0,
+        generator: torch.Generator,
+        steps: int | None = None,
+        eta: float | None = None,
         guidance: float = 1.0,
         text: str | None = None,
-        generator: torch.Generator,
         on_step: OnStep | None = None,
     ) -> Iterator[np.ndarray]:
-        """A whole volume from its class map, a run of slices at a time.
+        """A whole volume from its layout, a run of slices at a time.
 
         Volumes longer than a window are made of windows that overlap by whole latent slices, all denoised together and
         decoded one by one; see ``sampling.LatentWindows``. The volume is never held in float32 as a whole.
 
         Args:
-            class_map: uint8 (z, y, x), any number of slices.
-            steps, eta, guidance, text, generator, on_step: as for ``inpaint``.
+            layout: (z, y, x), any number of slices.
+            generator, steps, eta, guidance, text, on_step: as for ``inpaint``.
 
         Returns:
             The runs, in order: float32 (d, y, x) in HU, inside the HU window. The latents are drawn before the first
@@ -253,19 +284,21 @@ class LatentDiffusion:
         """
         from fvae_nnunet.synthesis.sampling import LatentWindows
 
-        if class_map.ndim != 3 or 0 in class_map.shape:
-            raise UserError(f"a class map has three axes (z, y, x) and at least one voxel, got shape {class_map.shape}")
-        slices = self.vae.spec.padded_slices(len(class_map))
+        shape = layout.shape
+        if len(shape) != 3 or 0 in shape:
+            raise UserError(f"a class map has three axes (z, y, x) and at least one voxel, got shape {shape}")
+        slices = self.vae.spec.padded_slices(shape[0])
         windows = LatentWindows.over(slices, self.settings.window_slices, self.vae.spec)
-        drawn = self._sampled(windows, class_map, steps, eta, guidance, text, generator, None, on_step)
-        return self.codec.decode_windows(self.codec.unstandardised(drawn), windows, class_map.shape)
+        conditions = self.codec.conditions(layout.padded((slices, *shape[1:])), windows, self.denoiser.device)
+        drawn = self._sampled(windows, conditions, steps, eta, guidance, text, generator, None, on_step)
+        return self.codec.decode_windows(self.codec.unstandardised(drawn), windows, shape)
 
     def _sampled(
         self,
         windows: Any,
-        class_map: np.ndarray,
-        steps: int,
-        eta: float,
+        conditions: Sequence[torch.Tensor],
+        steps: int | None,
+        eta: float | None,
         guidance: float,
         text: str | None,
         generator: torch.Generator,
@@ -283,7 +316,6 @@ class LatentDiffusion:
         if text is None and needs_text(settings, self.training):
             raise UserError("every case of this model's training had a report; give a text")
         embedding = None if text is None else self.report_encoder.encode(text)[None].to(device)
-        conditions = self.codec.conditions(class_map, windows, device)
         dtype = getattr(torch, settings.precision)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             return sample_latent(

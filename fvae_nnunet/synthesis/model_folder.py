@@ -24,14 +24,19 @@ from fvae_nnunet.recorded_files import RecordedFile, damage_of, put_in_place
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.conditions import ConditionFormat
     from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+    from fvae_nnunet.synthesis.lesion_detail import AppearanceScale
     from fvae_nnunet.vae import FrozenVAE
+    from fvae_nnunet.vae.base import VAESpec
 
 KIND = "ldm"
 DENOISER_FOLDER = "denoiser"
 SCHEDULER_FOLDER = "scheduler"
 
-_ADDED_LATER = frozenset({"text_weights_sha256", "lesions"})
+_ADDED_LATER = frozenset(
+    {"text_weights_sha256", "lesions", "detail_channels", "appearance_mean", "appearance_std", "context"}
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class ModelSettings:
         window_slices: of a window, admissible for the VAE.
         inplane_pixels: of the squares that the model was trained on, along y and x.
         spacing_mm: (z, y, x) to which cases were resampled; None: as they are.
-        mask_encoding: see ``mask_conditions``.
+        mask_encoding: see ``conditions``.
         class_names: of the classes 1, 2, ...; lesions are the last.
         latent_mean, latent_std: of each latent channel.
         prediction: see ``noise_process``.
@@ -56,6 +61,10 @@ class ModelSettings:
         organ: the option that says where organ masks come from, a folder without its place.
         text_weights_sha256: of the text encoder; None: not checked.
         lesions: how many of the classes are lesions.
+        detail_channels: see ``conditions``.
+        appearance_mean, appearance_std: of the training lesions, see ``lesion_detail.AppearanceScale``; None for a
+            model that is not told how lesions look.
+        context: whether the network sees what is known of the latent, see ``denoiser.known_context``.
     """
 
     vae: str
@@ -76,6 +85,27 @@ class ModelSettings:
     organ: str
     text_weights_sha256: str | None = None
     lesions: int = 1
+    detail_channels: int = 0
+    appearance_mean: tuple[float, ...] | None = None
+    appearance_std: tuple[float, ...] | None = None
+    context: bool = False
+
+    @property
+    def appearance(self) -> AppearanceScale | None:
+        """Of the training lesions; None for a model that is not told how lesions look."""
+        if self.appearance_mean is None or self.appearance_std is None:
+            return None
+        from fvae_nnunet.synthesis.lesion_detail import AppearanceScale
+
+        return AppearanceScale(self.appearance_mean, self.appearance_std)
+
+    def condition_format(self, spec: VAESpec) -> ConditionFormat:
+        """How the network is told what is where; ``spec`` is that of the model's VAE."""
+        from fvae_nnunet.synthesis.conditions import ConditionFormat
+
+        return ConditionFormat(
+            self.mask_encoding, len(self.class_names), spec, self.latent_mean, self.latent_std, self.appearance
+        )
 
     @property
     def lesion_names(self) -> tuple[str, ...]:
@@ -130,6 +160,8 @@ class ModelSettings:
             "mask_encoding": self.mask_encoding,
             "classes": len(self.class_names),
             "text_width": self.text_width,
+            "detail_channels": self.detail_channels,
+            "context": self.context,
         }
         for name, value in expected.items():
             if config[name] != value:
@@ -140,7 +172,12 @@ class ModelSettings:
 
 
 def save_model(
-    folder: Path, denoiser: LatentDenoiser, settings: ModelSettings, training: dict[str, Any] | None = None
+    folder: Path,
+    denoiser: LatentDenoiser,
+    settings: ModelSettings,
+    training: dict[str, Any] | None = None,
+    *,
+    process: NoiseProcess | None = None,
 ) -> None:
     """Write a model folder.
 
@@ -154,7 +191,9 @@ def save_model(
         training: of JSON values, for the reader: how it was trained, on which cases (``training_cases``), and with
             which ``condition_dropout``, without which guidance is refused, and whether there were
             ``samples_without_text``, without which a text is needed.
+        process: of the noise, and how to sample; None: as the paper.
     """
+    process = process or NoiseProcess(settings.prediction)
     folder.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": SCHEMA,
@@ -173,7 +212,7 @@ def save_model(
         for weights in (partial / DENOISER_FOLDER).glob("*.safetensors"):
             # safetensors makes files that nobody else may read
             shutil.copymode(partial / DENOISER_FOLDER / "config.json", weights)
-        NoiseProcess(settings.prediction).save(partial / SCHEDULER_FOLDER)
+        process.save(partial / SCHEDULER_FOLDER)
         content["outputs"] = {
             path.relative_to(partial).as_posix(): RecordedFile.of(path).to_json()
             for path in partial.rglob("*")

@@ -2,12 +2,15 @@
 
 All latents here are standardised. A noisy latent is ``signal * latent + noise_level * noise``:
 
-- ``epsilon`` and ``v_prediction``: T = 1000 steps, scaled-linear betas from 8.5e-4 to 0.012 (Rombach et al. 2022; the
-  paper's), ``signal = sqrt(alpha_bar)``, ``noise_level = sqrt(1 - alpha_bar)``; sampled by DDIM (Song et al. 2021).
+- ``sample``, ``epsilon`` and ``v_prediction``: T = 1000 steps, scaled-linear betas from 8.5e-4 to 0.012 (Rombach et al.
+  2022; the paper's), ``signal = sqrt(alpha_bar)``, ``noise_level = sqrt(1 - alpha_bar)``; sampled by DDIM (Song et al.
+  2021).
 - ``flow``: rectified flow (Liu et al. 2023), ``noise_level = t / 1000``, ``signal = 1 - t / 1000``.
 
 Schedules and their files are diffusers' ``DDIMScheduler`` and ``FlowMatchEulerDiscreteScheduler``. The step is written
-out for both at once, because where a part of the latent is known its noise has to take part in the step's fresh noise.
+out for all at once, because where a part of the latent is known its noise has to take part in the step's fresh noise.
+Behind the last step no noise is left, in DDIM neither (diffusers: ``set_alpha_to_one``; the paper's code leaves 0.029
+standard deviations).
 """
 
 from __future__ import annotations
@@ -20,25 +23,36 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import read_json
 
-PREDICTIONS = ("epsilon", "v_prediction", "flow")
+PREDICTIONS = ("sample", "epsilon", "v_prediction", "flow")
+TIMESTEP_SPACINGS = ("leading", "trailing")
 TRAINING_STEPS = 1000
+
+_OF_OLDER_VERSIONS = "set_alpha_to_one"
+"""Is no obstacle to reading a schedule: what it says is not done any more."""
 
 
 class NoiseProcess:
     """Noise for training, targets, and samplers.
 
     Args:
-        prediction: what the network predicts: the noise (``epsilon``, the paper's), the velocity of Salimans and Ho
-            2022 (``v_prediction``: signal * noise - noise_level * latent), or that of the flow (``flow``: noise -
-            latent).
+        prediction: what the network predicts: the latent (``sample``), the noise (``epsilon``, the paper's), the
+            velocity of Salimans and Ho 2022 (``v_prediction``: signal * noise - noise_level * latent), or that of the
+            flow (``flow``: noise - latent).
+        steps, eta: how to sample unless told otherwise, see ``sampler``.
+        timestep_spacing: where DDIM's steps lie: 1000 // steps apart, the last at 1 (``leading``, the paper's), or
+            1000 / steps apart, the first at 999 (``trailing``, Lin et al. 2024).
     """
 
-    def __init__(self, prediction: str = "epsilon") -> None:
+    def __init__(
+        self, prediction: str = "epsilon", *, steps: int = 20, eta: float = 1.0, timestep_spacing: str = "leading"
+    ) -> None:
         from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
         if prediction not in PREDICTIONS:
             raise UserError(f"unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}")
-        self.prediction = prediction
+        if timestep_spacing not in TIMESTEP_SPACINGS:
+            raise UserError(f"unknown timestep spacing {timestep_spacing!r}; known are {', '.join(TIMESTEP_SPACINGS)}")
+        self.prediction, self.steps, self.eta = prediction, steps, eta
         self._scheduler: Any
         if prediction == "flow":
             self._scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS)
@@ -49,14 +63,16 @@ class NoiseProcess:
                 beta_end=0.012,
                 beta_schedule="scaled_linear",
                 clip_sample=False,
-                set_alpha_to_one=False,
+                set_alpha_to_one=True,
                 steps_offset=1,
                 prediction_type=prediction,
-                timestep_spacing="leading",
+                timestep_spacing=timestep_spacing,
             )
+        self._scheduler.register_to_config(sampling_steps=steps, sampling_eta=eta)
 
     def save(self, folder: Path) -> None:
-        """Write the schedule as diffusers does (``scheduler_config.json``)."""
+        """Write the schedule as diffusers does (``scheduler_config.json``), with ``sampling_steps`` and
+        ``sampling_eta``."""
         self._scheduler.save_pretrained(folder)
 
     @classmethod
@@ -69,11 +85,25 @@ class NoiseProcess:
         path = folder / "scheduler_config.json"
         if not path.is_file():
             raise UserError(f"{folder} has no scheduler_config.json; it is no noise schedule of fvae-train-ldm")
-        content = read_json(path, {"_class_name": str, "prediction_type?": str})
+        content = read_json(
+            path,
+            {
+                "_class_name": str,
+                "prediction_type?": str,
+                "timestep_spacing?": str,
+                "sampling_steps?": int,
+                "sampling_eta?": float,
+            },
+        )
         flow = content["_class_name"] == "FlowMatchEulerDiscreteScheduler"
-        process = cls("flow" if flow else content.get("prediction_type", "epsilon"))
+        process = cls(
+            "flow" if flow else content.get("prediction_type", "epsilon"),
+            steps=content.get("sampling_steps", 20),
+            eta=content.get("sampling_eta", 1.0),
+            timestep_spacing=content.get("timestep_spacing", "leading"),
+        )
         for name, value in process._scheduler.config.items():
-            if not name.startswith("_") and content.get(name, value) != value:
+            if not name.startswith("_") and name != _OF_OLDER_VERSIONS and content.get(name, value) != value:
                 raise UserError(f"{path}: {name} is {content[name]}, this version knows only {value}")
         return process
 
@@ -90,6 +120,8 @@ class NoiseProcess:
 
     def target(self, latent: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network should predict from ``noisy(latent, noise, timesteps)``."""
+        if self.prediction == "sample":
+            return latent
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "flow":
@@ -111,32 +143,32 @@ class NoiseProcess:
     def check_steps(self, steps: int) -> None:
         """See that sampling in so many steps begins where hardly anything but noise is left.
 
-        DDIM's timesteps lie ``1000 // steps`` apart and end at 1 (diffusers' "leading"), so three steps begin at 667,
-        and 501 steps at 501, where half of the latent is left. The flow always begins at pure noise.
+        With the spacing ``leading`` three steps begin at timestep 667, and 501 steps at 501, where half of the latent
+        is left. ``trailing`` and the flow always begin where all is noise.
 
         Raises:
             UserError: it does not, or there are no such steps.
         """
-        if self.prediction != "flow" and (
-            steps < 1 or (steps - 1) * (TRAINING_STEPS // steps) < 0.75 * TRAINING_STEPS - 1
-        ):
+        leading = self.prediction != "flow" and self._scheduler.config["timestep_spacing"] == "leading"
+        if leading and (steps < 1 or (steps - 1) * (TRAINING_STEPS // steps) < 0.75 * TRAINING_STEPS - 1):
             raise UserError(
                 f"--steps {steps}: DDIM would not begin near pure noise; take 20, 50, 100 or another number from 4 to "
                 f"{TRAINING_STEPS // 2} that about divides {TRAINING_STEPS}"
             )
         self.sampler(steps)
 
-    def sampler(self, steps: int, eta: float = 1.0) -> Sampler:
+    def sampler(self, steps: int | None = None, eta: float | None = None) -> Sampler:
         """The way from noise to a latent in so many steps.
 
         Args:
-            steps: 1 to 999, of the flow to 1000; the paper takes 20.
+            steps: 1 to 999, of the flow to 1000; the paper takes 20. None: as the process says.
             eta: fresh noise in each step, from 0 (none: DDIM, Euler's method) to 1 (of DDIM: as in DDPM; of the flow:
-                all noise is new). The paper takes 1.
+                all noise is new). The paper takes 1. None: as the process says.
 
         Raises:
             UserError: values outside these ranges.
         """
+        steps, eta = self.steps if steps is None else steps, self.eta if eta is None else eta
         # DDIM in 1000 steps would begin at timestep 1000, which training does not have
         most = TRAINING_STEPS if self.prediction == "flow" else TRAINING_STEPS - 1
         if not 1 <= steps <= most:
@@ -148,14 +180,11 @@ class NoiseProcess:
         if self.prediction == "flow":
             noise_level = self._scheduler.sigmas.double()
             return Sampler(self.prediction, timesteps, 1 - noise_level, noise_level, torch.full((steps,), float(eta)))
-        alpha_bars = self._scheduler.alphas_cumprod.double()
-        previous = timesteps - TRAINING_STEPS // steps
-        # behind the last step stands alpha_bar of timestep 0, not 1 (set_alpha_to_one=False)
-        after = alpha_bars[previous.clamp(min=0)]
-        alpha_bar = torch.cat([alpha_bars[timesteps[:1]], after])
-        now = alpha_bars[timesteps]
+        now = self._scheduler.alphas_cumprod.double()[timesteps]
+        after = torch.cat([now[1:], torch.ones(1, dtype=torch.float64)])
         sigma_squared = eta**2 * (1 - after) / (1 - now) * (1 - now / after)  # Song et al. 2021, equation 16
-        fresh_share = (sigma_squared / (1 - after)).sqrt()
+        fresh_share = torch.nan_to_num(sigma_squared / (1 - after)).sqrt()  # behind the last step there is no noise
+        alpha_bar = torch.cat([now[:1], after])
         return Sampler(self.prediction, timesteps, alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), fresh_share)
 
 
@@ -206,7 +235,10 @@ class Sampler:
             fresh: of ``draw_fresh``, on the device of ``x``.
         """
         signal, noise_level = float(self.signal[index]), float(self.noise_level[index])
-        if self._prediction == "epsilon":
+        if self._prediction == "sample":
+            latent = prediction
+            noise = (x - signal * latent) / noise_level
+        elif self._prediction == "epsilon":
             noise = prediction
             latent = (x - noise_level * noise) / signal
         elif self._prediction == "flow":
@@ -228,7 +260,7 @@ class Sampler:
     def known(self, latent: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
         """A known latent with its noise at the level behind step ``index``; -1: before the first step.
 
-        Behind the last step it is the latent itself, to the bit, although the sampler's last level has some noise left.
+        Behind the last step it is the latent itself, to the bit.
         """
         if index == len(self) - 1:
             return latent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,12 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
+from fvae_nnunet.synthesis.appearance import Appearance
 from fvae_nnunet.synthesis.case_plan import PlacedLesion
-from fvae_nnunet.synthesis.crop import Crop, inpaint
+from fvae_nnunet.synthesis.inpainting import inpaint, slices_seen
 from fvae_nnunet.synthesis.insertion import TEXTURES, blend_lesion, margin_weight
+from fvae_nnunet.synthesis.layout import Layout
+from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled
 from fvae_nnunet.synthesis.placement import grown
 from fvae_nnunet.synthesis.source_cases import SourceCase
 
@@ -33,14 +37,15 @@ class PaintSettings:
         mode: ``inpaint``: into the real case; ``full``: the whole volume from its class map.
         margin_mm: around a lesion within which voxels may change, for ``inpaint``.
         texture: see ``insertion.blend_lesion``, for ``inpaint``.
-        steps, eta, guidance, text: of sampling.
+        steps, eta: of sampling; None: as the model says.
+        guidance, text: of sampling.
     """
 
     mode: str = "inpaint"
     margin_mm: float = 5.0
     texture: str = "scanner"
-    steps: int = 20
-    eta: float = 1.0
+    steps: int | None = None
+    eta: float | None = None
     guidance: float = 1.0
     text: str | None = None
 
@@ -52,16 +57,23 @@ class PaintSettings:
             )
         if not 0 <= self.margin_mm < float("inf"):
             raise UserError(f"--margin-mm must not be negative, got {self.margin_mm:g}")
-        if self.steps < 1 or not 0 <= self.eta <= 1:
-            raise UserError(f"--steps must be at least 1 and --eta in 0 to 1, got {self.steps} and {self.eta:g}")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"--steps must be at least 1, got {self.steps}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise UserError(f"--eta must lie in 0 to 1, got {self.eta:g}")
 
 
-def class_map_with(source: SourceCase, lesions: Sequence[PlacedLesion], lesion_class: int) -> np.ndarray:
-    """The class map of a case with lesions put in, uint8 (z, y, x)."""
-    class_map = source.class_map.copy()
-    for lesion in lesions:
-        class_map[lesion.box][lesion.shape] = lesion_class
-    return class_map
+def layout_of(source: SourceCase) -> Layout:
+    """The layout of a case, with the appearance of its own lesions."""
+    return Layout.of(source.class_map, source.spacing_mm, organs=source.organ_classes, volume_hu=source.volume_hu)
+
+
+def with_lesion(layout: Layout, lesion: PlacedLesion, lesion_class: int) -> Layout:
+    """The layout with a planned lesion put in, and without the one that it replaces."""
+    if lesion.replaces is not None:
+        layout = layout.without_lesion(lesion.replaces.box, lesion.replaces.shape, lesion.replaces.classes)
+    appearance = lesion.appearance or Appearance(math.nan, math.nan)
+    return layout.with_lesion(lesion.box, lesion.shape, lesion_class, appearance)
 
 
 def paint(
@@ -89,43 +101,33 @@ def paint(
     Raises:
         UserError: a lesion has no voxel on the model's coarser grid, HU that do not fit int16, or what the model says.
     """
-    lesion_class = source.lesion_class
-    if settings.mode == "full":
-        class_map = class_map_with(source, lesions, lesion_class)
-        return generated_volume(
-            model,
-            class_map,
-            source.spacing_mm,
-            settings,
-            text=settings.text,
-            generator=generator,
-            on_step=on_step,
-        )
+    layout = layout_of(source)
     volume_hu = source.volume_hu.copy()
-    for number, lesion in enumerate(lesions, start=1):
-        class_map = class_map_with(source, lesions[:number], lesion_class)
-        _insert(model, volume_hu, class_map, lesion, source.spacing_mm, settings, generator, on_step)
-    return volume_hu
+    for lesion in lesions:
+        layout = with_lesion(layout, lesion, source.lesion_class)
+        if settings.mode == "inpaint":
+            _insert(model, volume_hu, layout, lesion, settings, generator, on_step)
+    if settings.mode == "inpaint":
+        return volume_hu
+    return generated_volume(model, layout, settings, text=settings.text, generator=generator, on_step=on_step)
 
 
 def generated_volume(
     model: LatentDiffusion,
-    class_map: np.ndarray,
-    spacing_mm: tuple[float, float, float],
+    layout: Layout,
     settings: PaintSettings,
     *,
     text: str | None,
     generator: torch.Generator,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
-    """A whole volume from its class map: int16 HU, same shape (z, y, x).
+    """A whole volume from its layout: int16 HU, same shape (z, y, x).
 
     Where the model has no spacing of its own, the volume is never held in another dtype.
 
     Args:
         model: generates.
-        class_map: uint8 (z, y, x), axial.
-        spacing_mm: of its voxels.
+        layout: axial.
         settings: how to sample.
         text: a report, for models that know text; that of the settings is not used.
         generator: on the CPU; all noise comes from it.
@@ -134,60 +136,51 @@ def generated_volume(
     Raises:
         UserError: what the model says.
     """
-    crop = Crop.whole(class_map.shape, spacing_mm, model.settings.spacing_mm)
-    on_models_grid = np.empty(crop.model_shape, dtype=np.int16 if crop.model_shape == class_map.shape else np.float32)
+    grid = ModelGrid(layout.shape, layout.spacing_mm, model.settings.spacing_mm)
+    on_models_grid = np.empty(grid.shape, dtype=np.int16 if grid.shape == layout.shape else np.float32)
     start = 0
     for run in model.generate_runs(
-        crop.to_model(class_map, order=0),
-        generator=generator,
-        on_step=on_step,
-        **_sampling(settings) | {"text": text},
+        grid.layout(layout), generator=generator, on_step=on_step, **_sampling(settings) | {"text": text}
     ):
         on_models_grid[start : start + len(run)] = round_to_int16(run) if on_models_grid.dtype == np.int16 else run
         start += len(run)
-    return round_to_int16(crop.from_model(on_models_grid))
+    return round_to_int16(resampled(on_models_grid, layout.shape, order=1))
 
 
 def _insert(
     model: LatentDiffusion,
     volume_hu: np.ndarray,
-    class_map: np.ndarray,
+    layout: Layout,
     lesion: PlacedLesion,
-    spacing_mm: tuple[float, float, float],
     settings: PaintSettings,
     generator: torch.Generator,
     on_step: OnStep | None,
 ) -> None:
     """Generate one lesion and blend it into ``volume_hu``, in place."""
+    spacing_mm = layout.spacing_mm
     margins = np.ceil(settings.margin_mm / np.asarray(spacing_mm)).astype(int)
     box = grown(lesion.box, margins, volume_hu.shape)
-    crop = Crop.around(
-        box,
-        volume_hu.shape,
-        spacing_mm,
-        model_spacing_mm=model.settings.spacing_mm,
-        window_slices=model.settings.window_slices,
-        inplane_pixels=model.settings.inplane_pixels,
-    )
     mask = lesion.mask(volume_hu.shape)
     region = np.zeros(volume_hu.shape, dtype=bool)
     region[box] = margin_weight(mask[box], spacing_mm, settings.margin_mm) > 0
-    if not crop.to_model(mask, order=0).any():
+    grid = ModelGrid(volume_hu.shape, spacing_mm, model.settings.spacing_mm)
+    if not grid.mask(mask).any():
         raise UserError(
             f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of "
             f"{model.settings.spacing_mm} mm; choose larger ones (--sizes, --diameter-mm)"
         )
+    seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
     decoded = inpaint(
         model,
-        crop.to_model(volume_hu, order=1),
-        crop.to_model(class_map, order=0),
-        crop.to_model(region, order=0),
+        grid.volume(volume_hu)[seen],
+        grid.layout(layout).slices(seen),
+        grid.mask(region)[seen],
         generator=generator,
         on_step=on_step,
         **_sampling(settings),
     )
-    within = tuple(slice(side.start - of.start, side.stop - of.start) for side, of in zip(box, crop.box, strict=True))
-    generated_hu, reconstructed_hu = (crop.from_model(volume)[within] for volume in decoded)
+    of = (seen, slice(0, grid.shape[1]), slice(0, grid.shape[2]))
+    generated_hu, reconstructed_hu = (grid.back(volume, of, box) for volume in decoded)
     raw_hu = volume_hu[box]
     # what the HU window cuts off, such as metal, the model has never seen: it counts as an error of the reconstruction
     cut_off = raw_hu - raw_hu.clip(*model.settings.hu_window)

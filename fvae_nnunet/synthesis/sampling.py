@@ -130,8 +130,9 @@ def sample_latent(
     At every step the windows' predictions are blended where they overlap and one step is taken for the whole volume, so
     all windows have the same noise level and the same noise in what they share.
 
-    Where a part is known it is put back at every step at the level of that step. Its noise is renewed by the same share
-    and the same draw as that of the rest, as if a perfect network had denoised it.
+    Where a part is known it is put back at every step at the level of that step, and a network with context is told it.
+    The known part's noise is renewed by the same share and the same draw as that of the rest, as if a perfect network
+    had denoised it.
 
     Args:
         denoiser: the network; it is not changed.
@@ -147,19 +148,29 @@ def sample_latent(
     Returns:
         float32 (1, C, frames, h, w) on the denoiser's device. Where it was known, it is ``known.latent`` to the bit.
     """
+    from fvae_nnunet.synthesis.denoiser import known_context
+
     if generator.device.type != "cpu":
         raise ValueError("the generator must be on the CPU, so that the device does not change its draws")
     device = denoiser.device
     shape = torch.Size((1, denoiser.config["latent_channels"], windows.frames, *conditions[0].shape[3:]))
     noise = torch.randn(shape, generator=generator).to(device)
     x = noise
+    context = None
     if known is not None:
         x = torch.where(known.generated, x, sampler.known(known.latent, noise, -1))
+    if denoiser.config["context"]:
+        context = (
+            known_context(torch.zeros_like(x), torch.ones_like(x[:, :1], dtype=torch.bool))
+            if known is None
+            else known_context(known.latent, known.generated)
+        )
     for index, timestep in enumerate(sampler.timesteps):
         prediction = torch.zeros_like(x)
         for window, condition in zip(windows.windows, conditions, strict=True):
             weights, frames = window.weights.view(-1, 1, 1).to(device), window.frames.to(device)
-            one = _predicted(denoiser, x[:, :, frames], timestep.to(device), condition, text, guidance)
+            around = None if context is None else context[:, :, frames]
+            one = _predicted(denoiser, x[:, :, frames], timestep.to(device), condition, text, guidance, around)
             prediction.index_add_(2, frames, weights * one.float())
         drawn = sampler.draw_fresh(index, shape, generator)
         fresh = None if drawn is None else drawn.to(device)
@@ -179,10 +190,11 @@ def _predicted(
     condition: torch.Tensor,
     text: torch.Tensor | None,
     guidance: float,
+    context: torch.Tensor | None,
 ) -> torch.Tensor:
-    with_conditions = denoiser(x, timestep[None], condition, text)
+    with_conditions = denoiser(x, timestep[None], condition, text, context=context)
     if guidance == 1:
         return with_conditions
     dropped = torch.ones(1, dtype=torch.bool, device=x.device)
-    without = denoiser(x, timestep[None], condition, text, drop=dropped)
+    without = denoiser(x, timestep[None], condition, text, drop=dropped, context=context)
     return without + guidance * (with_conditions - without)

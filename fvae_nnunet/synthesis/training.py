@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+from fvae_nnunet.synthesis.denoiser import LatentDenoiser, known_context
 from fvae_nnunet.synthesis.latent_draws import Batch, LatentDraws
 from fvae_nnunet.synthesis.model_folder import ModelSettings, save_model
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
@@ -26,9 +26,6 @@ from fvae_nnunet.synthesis.training_state import Checkpoint, choose_checkpoint, 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-WARMUP_STEPS = 50
-"""Of each stage, in which the learning rate rises linearly: Adam's first steps are the least certain."""
 
 LARGEST_GRADIENT_NORM = 1.0
 """Gradients are scaled down to it, as in diffusers' training scripts."""
@@ -44,6 +41,7 @@ class Plan:
         output: folder of the training.
         settings: of the training.
         model: settings of the model that it makes.
+        process: of the noise; kept in the model.
         record: of JSON values, kept in the model; see ``save_model``.
         save_every: steps between checkpoints; each stage ends with one in any case.
         samples_every: steps between pictures; 0 for none.
@@ -54,6 +52,7 @@ class Plan:
     output: Path
     settings: TrainingSettings
     model: ModelSettings
+    process: NoiseProcess
     record: dict[str, Any]
     save_every: int
     samples_every: int = 0
@@ -136,30 +135,44 @@ def first_denoiser(plan: Plan) -> LatentDenoiser:
             len(model.class_names),
             size=plan.settings.size,
             text_width=model.text_width,
+            detail_channels=model.detail_channels,
+            context=model.context,
         )
 
 
 def denoising_loss(
-    prediction: torch.Tensor, target: torch.Tensor, lesion: torch.Tensor, lesion_weight: float
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    lesion: torch.Tensor,
+    lesion_weight: float,
+    *,
+    loss: str = "mse",
+    generated: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean squared error, and what of it stands in lesion.
+    """The error of a prediction, and what of it stands in lesion.
 
     A cell weighs ``1 + (lesion_weight - 1) * share of lesion``, and the weights of each sample have mean 1, so that a
-    sample with lesion counts as much as one without. With ``lesion_weight`` 1 it is the paper's loss.
+    sample with lesion counts as much as one without. With ``mse`` and ``lesion_weight`` 1 it is the paper's loss.
 
     Args:
         prediction, target: (B, C, d, h, w).
         lesion: (B, d, h, w), in [0, 1].
+        lesion_weight: see above.
+        loss: ``mse`` or ``l1``.
+        generated: bool (B, d, h, w): only these cells count, at least one of each sample; None: all.
 
     Returns:
-        The loss, and (2,): the sum of the squared error (mean over channels) weighted by lesion, and the sum of lesion;
-        without gradients.
+        The loss, and (2,): the sum of the error (mean over channels) weighted by lesion, and the sum of lesion; without
+        gradients.
     """
-    error = (prediction.float() - target.float()).square().mean(dim=1)
+    difference = prediction.float() - target.float()
+    error = (difference.abs() if loss == "l1" else difference.square()).mean(dim=1)
     in_lesion = torch.stack([(error.detach() * lesion).sum(), lesion.sum()])
-    if lesion_weight == 1:
+    if lesion_weight == 1 and generated is None:
         return error.mean(), in_lesion
     weights = 1 + (lesion_weight - 1) * lesion
+    if generated is not None:
+        weights = weights * generated
     weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
     return (weights * error).mean(), in_lesion
 
@@ -182,6 +195,7 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
     """
     settings, total = plan.settings, sum(plan.settings.steps)
     settings.check_shares(accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = settings.accumulate
     say = print if accelerator.is_main_process else _say_nothing
     checkpoint = choose_checkpoint(plan.output, settings.steps, say)
     done = checkpoint.step if checkpoint else 0
@@ -206,7 +220,8 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
             _run_stage(plan, draws, stage, done, last, progress, show_samples)
             denoiser, done = stage.release(), last
         if accelerator.is_main_process:
-            save_model(plan.output, denoiser, plan.model, plan.record | {"steps": list(settings.steps)})
+            record = plan.record | {"steps": list(settings.steps)}
+            save_model(plan.output, denoiser, plan.model, record, process=plan.process)
         accelerator.wait_for_everyone()
     finally:
         if progress is not None:
@@ -227,12 +242,12 @@ def _run_stage(
     show_samples: ShowSamples | None,
 ) -> None:
     settings, accelerator = plan.settings, stage.accelerator
-    process = NoiseProcess(settings.prediction)
+    process = plan.process
     began = 0 if stage.stage == 1 else settings.steps[0]
     pending: list[tuple[int, torch.Tensor, torch.Tensor, float]] = []
     batches = _batches(plan, draws, stage.stage, range(done - began, last - began), process, accelerator)
     for step in range(done + 1, last + 1):
-        learning_rate = settings.learning_rate * min(1.0, (step - began) / WARMUP_STEPS)
+        learning_rate = settings.learning_rate_at(step - began, settings.steps[stage.stage - 1])
         stage.set_learning_rate(learning_rate)
         figures = torch.zeros(3, device=accelerator.device)
         norm = torch.zeros((), device=accelerator.device)
@@ -246,9 +261,16 @@ def _run_stage(
                     batch.text,
                     batch.text_mask,
                     batch.drop,
+                    None if batch.generated is None else known_context(batch.latent, batch.generated[:, None]),
                 )
-                target = process.target(batch.latent, batch.noise, batch.timesteps)
-                loss, in_lesion = denoising_loss(prediction, target, batch.lesion, settings.lesion_weight)
+                loss, in_lesion = denoising_loss(
+                    prediction,
+                    process.target(batch.latent, batch.noise, batch.timesteps),
+                    batch.lesion,
+                    settings.lesion_weight,
+                    loss=settings.loss,
+                    generated=batch.generated,
+                )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(stage.parameters, LARGEST_GRADIENT_NORM)
@@ -339,4 +361,5 @@ def _save(plan: Plan, stage: _Stage, step: int, averaged: LatentDenoiser) -> Non
         scaler=None if scaler is None else scaler.state_dict(),
         settings=plan.model,
         training=plan.record | {"steps": list(plan.settings.steps), "step": step},
+        process=plan.process,
     )

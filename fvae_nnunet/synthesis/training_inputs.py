@@ -11,10 +11,12 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.portable_names import portable_name
+from fvae_nnunet.synthesis.conditions import detail_channels
 from fvae_nnunet.synthesis.latent_cache import cache_folder, latent_statistics, read_records
-from fvae_nnunet.synthesis.latent_draws import LatentDraws, Statistics
+from fvae_nnunet.synthesis.latent_draws import LatentDraws
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings
 from fvae_nnunet.synthesis.latent_windows import latent_slices
+from fvae_nnunet.synthesis.lesion_detail import AppearanceScale
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.synthesis.source_cases import SourceDataset
 from fvae_nnunet.synthesis.training_settings import TrainingSettings
@@ -95,18 +97,11 @@ def draws_and_model(
     Raises:
         UserError: as ``LatentDraws``.
     """
-    statistics = Statistics(*latent_statistics(read_records(cache, dataset.cases).values()))
-    draws = LatentDraws(
-        cache,
-        dataset.cases,
-        statistics=statistics,
-        mask_encoding=latent_settings.mask_encoding,
-        classes=len(dataset.class_names),
-        window=latent_slices(vae.spec, latent_settings.window_slices),
-        crop=latent_settings.inplane_pixels // vae.spec.inplane_stride,
-        lesion_share=settings.lesion_share,
-        texts=texts.embeddings,
-    )
+    records = read_records(cache, dataset.cases)
+    mean, std = latent_statistics(records.values())
+    appearance = None
+    if latent_settings.mask_encoding == "outline":
+        appearance = AppearanceScale.of([hu for record in records.values() for hu in record["appearances_hu"]])
     model = ModelSettings(
         vae=vae.spec.name,
         weights_sha256=vae.weights_sha256,
@@ -119,12 +114,26 @@ def draws_and_model(
         mask_encoding=latent_settings.mask_encoding,
         class_names=dataset.class_names,
         lesions=len(dataset.lesions),
-        latent_mean=statistics.mean,
-        latent_std=statistics.std,
+        latent_mean=mean,
+        latent_std=std,
         prediction=settings.prediction,
         text_encoder=None if texts.encoder is None else portable_name(texts.encoder),
         text_width=texts.width,
         text_weights_sha256=texts.weights_sha256,
         organ=portable_name(dataset.organ.text),
+        detail_channels=detail_channels(latent_settings.mask_encoding, vae.spec),
+        appearance_mean=None if appearance is None else appearance.mean,
+        appearance_std=None if appearance is None else appearance.std,
+        context=settings.context,
+    )
+    draws = LatentDraws(
+        cache,
+        dataset.cases,
+        conditions=model.condition_format(vae.spec),
+        window=latent_slices(vae.spec, latent_settings.window_slices),
+        crop=latent_settings.inplane_pixels // vae.spec.inplane_stride,
+        lesion_share=settings.lesion_share,
+        context=settings.context,
+        texts=texts.embeddings,
     )
     return draws, model

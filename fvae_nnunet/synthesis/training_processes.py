@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def connect(*, device: str | None, mixed_precision: str | None, accumulate: int) -> Accelerator:
+def connect(*, device: str | None, mixed_precision: str | None) -> Accelerator:
     """This process' part in the training, alone or started by ``accelerate launch``.
 
     Args:
         device: ``cuda``, ``cpu`` or ``mps``; None: CUDA if there is a GPU, else the CPU.
         mixed_precision: ``no``, ``bf16`` or ``fp16``; None: bf16 where the GPU has it, else none.
-        accumulate: passes of a step.
 
     Raises:
         UserError: accelerate is not installed or configured for more than plain data parallelism, there is no such
@@ -37,7 +36,6 @@ def connect(*, device: str | None, mixed_precision: str | None, accumulate: int)
         raise UserError("--mixed-precision fp16 needs a GPU; use bf16 or no")
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        gradient_accumulation_steps=accumulate,
         cpu=device == "cpu",
         # processes wait for the one that encodes the last case
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],

@@ -4,8 +4,8 @@
 
     step, stage, loss, lesion_loss, gradient_norm, learning_rate, seconds
 
-``loss`` is what is minimised, ``lesion_loss`` the mean squared error in lesion (each cell weighted with its share of
-lesion; empty where the step had none), ``seconds`` since this run began.
+``loss`` is what is minimised, ``lesion_loss`` the mean error in lesion (squared, or with ``l1`` absolute; each cell
+weighted with its share of lesion; empty where the step had none), ``seconds`` since this run began.
 """
 
 from __future__ import annotations

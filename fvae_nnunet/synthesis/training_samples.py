@@ -1,4 +1,5 @@
-"""Pictures of what a model makes while it is trained: real lesions, and lesions generated from their masks."""
+"""Pictures of what a model makes while it is trained: real lesions, and lesions generated from their masks, sampled as
+``fvae-synthesize`` samples."""
 
 from __future__ import annotations
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROWS = 3
-STEPS = 20
 AROUND_CELLS = 1
 """Latent cells around the lesion that are generated with it."""
 
@@ -33,6 +33,7 @@ class SamplePictures:
         folder: where they go, ``step_<step>.png``.
         draws: where windows with lesion come from.
         settings: of the model.
+        process: says how to sample.
         vae: decodes.
         seed: of the windows and of the noise; the same for every picture, so that they can be compared.
     """
@@ -40,6 +41,7 @@ class SamplePictures:
     folder: Path
     draws: LatentDraws
     settings: ModelSettings
+    process: NoiseProcess
     vae: FrozenVAE
     seed: int
 
@@ -89,7 +91,7 @@ class SamplePictures:
             (0, *[AROUND_CELLS] * 2),
         )
         windows = LatentWindows.over(self.settings.window_slices, self.settings.window_slices, self.vae.spec)
-        sampler = NoiseProcess(self.settings.prediction).sampler(STEPS, 1.0)
+        sampler = self.process.sampler()
         made = [latent] + [
             sample_latent(denoiser, sampler, windows, [condition], generator=generator, text=text, known=known)
             for known in (Known(latent, (around > 0).to(device)), None)

@@ -7,6 +7,11 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 
+LOSSES = ("l1", "mse")
+
+WARMUP_STEPS = 50
+"""Of each stage, in which the learning rate rises linearly: Adam's first steps are the least certain."""
+
 
 @dataclass(frozen=True)
 class SizeDefaults:
@@ -17,6 +22,8 @@ class SizeDefaults:
         steps: of stage 1 and of stage 2.
         batch, window_batch: latent slices of a step of stage 1, windows of a step of stage 2.
         learning_rate: of both stages.
+        passes: over which one process gathers its step; several processes share them.
+        gradient_checkpointing: less memory, more time.
     """
 
     inplane_pixels: int
@@ -24,12 +31,14 @@ class SizeDefaults:
     batch: int
     window_batch: int
     learning_rate: float
+    passes: int = 1
+    gradient_checkpointing: bool = False
 
 
 DEFAULTS = {
-    "paper": SizeDefaults(512, (100_000, 20_000), 32, 4, 1e-4),
-    "small": SizeDefaults(256, (20_000, 4_000), 32, 4, 1e-4),
-    "tiny": SizeDefaults(96, (1_000, 200), 16, 2, 1e-3),
+    "paper": SizeDefaults(512, (100_000, 20_000), 32, 4, 1e-4, passes=4, gradient_checkpointing=True),
+    "small": SizeDefaults(256, (100_000, 20_000), 32, 4, 1e-4),
+    "tiny": SizeDefaults(64, (2_400, 120), 16, 2, 1e-3),
 }
 
 
@@ -40,12 +49,15 @@ class TrainingSettings:
     Attributes:
         size: of the network.
         prediction: see ``noise_process``.
+        loss: ``l1`` or ``mse``, of the prediction.
+        context: whether the network sees what is known around the cells that it generates.
         consistency: ``conv`` or ``attention``, inserted for stage 2.
         steps: of stage 1 and of stage 2; stage 2 may have none.
         batch: latent slices of a step of stage 1, over all processes and passes.
         window_batch: windows of a step of stage 2, likewise.
         accumulate: passes over which a step gathers its batch.
-        learning_rate: of AdamW, reached after ``WARMUP_STEPS`` of each stage and constant from there.
+        learning_rate: of AdamW, see ``learning_rate_at``.
+        decay_share: last part of each stage over which it falls to 0.
         ema_decay: of the moving average of the weights, which is the model.
         condition_dropout: share of samples without condition.
         lesion_share: share of samples with lesion.
@@ -56,12 +68,15 @@ class TrainingSettings:
 
     size: str
     prediction: str
+    loss: str
+    context: bool
     consistency: str
     steps: tuple[int, int]
     batch: int
     window_batch: int
     accumulate: int
     learning_rate: float
+    decay_share: float
     ema_decay: float
     condition_dropout: float
     lesion_share: float
@@ -70,9 +85,15 @@ class TrainingSettings:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise UserError(f"--loss is {' or '.join(LOSSES)}, got {self.loss}")
         if self.steps[0] < 1 or self.steps[1] < 0:
             raise UserError(f"stage 1 needs at least one step and stage 2 not less than none, got {self.steps}")
-        for option, value in (("--condition-dropout", self.condition_dropout), ("--lesion-share", self.lesion_share)):
+        for option, value in (
+            ("--condition-dropout", self.condition_dropout),
+            ("--lesion-share", self.lesion_share),
+            ("--decay-share", self.decay_share),
+        ):
             if not 0 <= value <= 1:
                 raise UserError(f"{option} lies between 0 and 1, got {value:g}")
         if not 0 <= self.ema_decay < 1:
@@ -83,6 +104,16 @@ class TrainingSettings:
             raise UserError(f"--seed must not be negative, got {self.seed}")
         if min(self.batch, self.window_batch, self.accumulate) < 1:
             raise UserError("--batch, --window-batch and --accumulate are at least 1")
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step (from 1) of a stage of so many steps.
+
+        It rises linearly over ``WARMUP_STEPS``, stays, and falls linearly to 0 over the last ``decay_share`` of the
+        stage. So it does not depend on the length of the stage until then, and a stage can be made longer.
+        """
+        rising = min(1.0, step / WARMUP_STEPS)
+        falling = (steps + 1 - step) / (self.decay_share * steps) if self.decay_share else 1.0
+        return self.learning_rate * min(rising, falling, 1.0)
 
     def samples(self, stage: int) -> int:
         """Samples of a step, over all processes and passes."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from fvae_nnunet.synthesis.denoiser import LatentDenoiser
+    from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 KEPT = 2
 """Checkpoints that stay, beside the one at the end of stage 1."""
@@ -219,6 +220,7 @@ def save_checkpoint(
     scaler: dict[str, Any] | None,
     settings: ModelSettings,
     training: dict[str, Any],
+    process: NoiseProcess,
 ) -> None:
     """Write a checkpoint, which appears whole, and delete those that are too many.
 
@@ -229,7 +231,7 @@ def save_checkpoint(
         denoiser: with the averaged weights.
         trained: the weights that are trained in this stage, by name.
         optimizer, scaler: their states.
-        settings, training: as for ``save_model``.
+        settings, training, process: as for ``save_model``.
     """
     import torch
     from safetensors.torch import save
@@ -238,7 +240,7 @@ def save_checkpoint(
     partial = output / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_model(partial, denoiser, settings, training)
+        save_model(partial, denoiser, settings, training, process=process)
         state = partial / _STATE
         state.mkdir()
         weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.items()}

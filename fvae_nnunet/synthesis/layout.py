@@ -1,0 +1,96 @@
+"""What a model is told about a volume: which class every voxel has, and what each lesion looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from fvae_nnunet.synthesis.appearance import Appearance
+from fvae_nnunet.synthesis.placement import Box, grown
+
+APPEARANCE = tuple(field.name for field in fields(Appearance))
+"""The measures (``lesion_measures``) of a lesion that a model is told."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All arrays are axial, (z, y, x), and of one shape.
+
+    Attributes:
+        class_map: uint8; 0 background, organs or structures, lesions last.
+        lesion_numbers: uint16; 0 no lesion, else the row of ``appearances_hu``, from 1.
+        appearances_hu: float32 (n, 2), ``APPEARANCE`` of each lesion; NaN: not known.
+        spacing_mm: (z, y, x).
+    """
+
+    class_map: np.ndarray
+    lesion_numbers: np.ndarray
+    appearances_hu: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+    @classmethod
+    def of(
+        cls,
+        class_map: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+        *,
+        organs: int,
+        volume_hu: np.ndarray | None = None,
+    ) -> Layout:
+        """The layout of a class map, whose classes above ``organs`` are lesions.
+
+        Connected lesions (26 neighbours) are measured in ``volume_hu``; without it how they look is not known.
+        """
+        from scipy import ndimage
+
+        from fvae_nnunet.synthesis.lesion_measures import lesion_core
+
+        numbered, n = ndimage.label(class_map > organs, structure=np.ones((3, 3, 3), dtype=bool))
+        appearances_hu = np.full((n, len(APPEARANCE)), np.nan, dtype=np.float32)
+        if volume_hu is not None:
+            for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+                around = grown(box, (1, 1, 1), class_map.shape)
+                core = lesion_core(numbered[around] == number, spacing_mm)
+                core_hu = volume_hu[around][core].astype(np.float64)
+                appearances_hu[number - 1] = core_hu.mean(), core_hu.std()
+        return cls(class_map, numbered.astype(np.uint16), appearances_hu, spacing_mm)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.class_map.shape
+
+    def padded(self, shape: tuple[int, ...]) -> Layout:
+        """The layout padded behind to a shape: slices like the last one, in-plane background."""
+        beyond, *sides = (more - n for more, n in zip(shape, self.shape, strict=True))
+
+        def more(array: np.ndarray) -> np.ndarray:
+            array = np.pad(array, ((0, beyond), (0, 0), (0, 0)), mode="edge")
+            return np.pad(array, ((0, 0), (0, sides[0]), (0, sides[1])))
+
+        return replace(self, class_map=more(self.class_map), lesion_numbers=more(self.lesion_numbers))
+
+    def slices(self, run: slice) -> Layout:
+        """The layout of some slices."""
+        return replace(self, class_map=self.class_map[run], lesion_numbers=self.lesion_numbers[run])
+
+    def with_lesion(self, box: Box, lesion: np.ndarray, lesion_class: int, appearance: Appearance) -> Layout:
+        """The layout with another lesion in it.
+
+        Args:
+            box: where it lies.
+            lesion: bool, of the box's shape.
+            lesion_class: in the class map.
+            appearance: what it shall look like.
+        """
+        class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
+        class_map[box][lesion], numbers[box][lesion] = lesion_class, len(self.appearances_hu) + 1
+        row = np.array([[appearance.core_mean_hu, appearance.core_sd_hu]], dtype=np.float32)
+        appearances_hu = np.concatenate([self.appearances_hu, row])
+        return replace(self, class_map=class_map, lesion_numbers=numbers, appearances_hu=appearances_hu)
+
+    def without_lesion(self, box: Box, lesion: np.ndarray, classes: np.ndarray) -> Layout:
+        """The layout with other classes (n,) in the voxels of a lesion; arguments else as of ``with_lesion``."""
+        class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
+        class_map[box][lesion], numbers[box][lesion] = classes, 0
+        return replace(self, class_map=class_map, lesion_numbers=numbers)

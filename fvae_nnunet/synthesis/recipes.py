@@ -1,0 +1,63 @@
+"""How lesions are learnt and sampled: choices that belong together. Every one is an option of its own, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Choices of a training.
+
+    Attributes:
+        prediction: see ``noise_process``.
+        loss: ``l1`` or ``mse``.
+        mask_encoding: see ``conditions``.
+        context: whether the network sees what is known of the latent around the cells that it generates.
+        lesion_share: share of samples with lesion.
+        lesion_weight: of a latent cell that is all lesion in the loss; others weigh 1.
+        decay_share: last part of each stage over which the learning rate falls to 0.
+        sampling_steps, sampling_eta, timestep_spacing: of the sampler, see ``noise_process``.
+    """
+
+    prediction: str
+    loss: str
+    mask_encoding: str
+    context: bool
+    lesion_share: float
+    lesion_weight: float
+    decay_share: float
+    sampling_steps: int
+    sampling_eta: float
+    timestep_spacing: str
+
+
+RECIPES = {
+    "lesion": Recipe(
+        prediction="sample",
+        loss="l1",
+        mask_encoding="outline",
+        context=False,
+        lesion_share=0.6,
+        lesion_weight=8.0,
+        decay_share=0.3,
+        sampling_steps=4,
+        sampling_eta=0.0,
+        timestep_spacing="leading",
+    ),
+    "paper": Recipe(
+        prediction="epsilon",
+        loss="mse",
+        mask_encoding="vae",
+        context=False,
+        lesion_share=0.5,
+        lesion_weight=1.0,
+        decay_share=0.0,
+        sampling_steps=20,
+        sampling_eta=1.0,
+        timestep_spacing="leading",
+    ),
+}
+"""``lesion``, the default: what came out best on phantoms (docs/synthesis_training.md); after DiffTumor, which predicts
+the latent, takes the L1 loss and four steps, and MAISI, which reads the mask at full resolution. ``paper``: as released
+with Foundation-VAE (share and spread of lesions are ours, the paper states none)."""
