@@ -1,5 +1,6 @@
 """What lesions shall look like: drawn from real lesions made by hand, asked for, recorded, and judged accordingly."""
 
+import dataclasses
 import math
 import re
 
@@ -98,6 +99,12 @@ def test_limits_of_brightness_are_those_that_were_asked_for():
     assert reasons_against([quality | {"core_mean_hu": 44.0}], alone) == []
 
 
+def told(painting_model):
+    """Such a model, as if it was told what lesions look like; it paints what it did."""
+    appearance = {"appearance_mean": (40.0, 10.0), "appearance_std": (10.0, 5.0)}
+    painting_model.settings = dataclasses.replace(painting_model.settings, **appearance)
+
+
 def test_records_say_what_each_lesion_was_to_look_like(paints, tmp_path):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--no-filter", n=3) == 0
@@ -107,6 +114,7 @@ def test_records_say_what_each_lesion_was_to_look_like(paints, tmp_path):
         # noise of 10 HU on cores of some tens of voxels
         assert asked["core_mean_hu"] == pytest.approx(LESION_HU, abs=8)
         assert asked["core_sd_hu"] == pytest.approx(10, abs=5)
+    told(paints())
     assert run(dataset, tmp_path / "faint", *SIZE, "--no-filter", "--contrast-hu", -12, -8, n=3) == 0
     for before, case in zip(plain, read_synthetic_cases(tmp_path / "faint"), strict=True):
         (old,), (lesion,) = before.record["lesions"], case.record["lesions"]
@@ -120,7 +128,7 @@ def test_records_say_what_each_lesion_was_to_look_like(paints, tmp_path):
 def test_lesions_are_accepted_that_are_what_was_asked_for(paints, tmp_path):
     """The model paints 150 HU whatever it is told; real lesions have 40 in an organ of 100."""
     dataset = write_dataset()
-    paints(hu=150, noise_hu=10)
+    told(paints(hu=150, noise_hu=10))
     verdicts = {}
     for name, options in {"real": [], "dense": ["--lesion-hu", 150], "faint": ["--contrast-hu", -30, -20]}.items():
         assert run(dataset, tmp_path / name, *SIZE, *options, n=2) == 0
@@ -130,3 +138,9 @@ def test_lesions_are_accepted_that_are_what_was_asked_for(paints, tmp_path):
     assert re.fullmatch(
         r"the lesion has a contrast of [45]\d HU to its surroundings; what was asked for allows -\d+ to -\d+", reason
     )
+
+
+def test_a_model_that_is_not_told_is_not_asked(paints, tmp_path, capsys):
+    assert run(write_dataset(cases=1), tmp_path / "out", *SIZE, "--lesion-hu", 150, n=1) == 1
+    assert "is not told what lesions look like" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,17 +4,25 @@ import json
 
 import numpy as np
 import pytest
-from painted_cases import rewrite_image, write_dataset, write_image
+import SimpleITK as sitk
+import torch
+from painted_cases import ORGAN_HU, PaintingModel, rewrite_image, write_dataset, write_image
 from scipy import ndimage
+from test_synthesize import a_tiny_model, files_of, paints, run
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.case_plan import PlanSettings, labels_with
+from fvae_nnunet.synthesis import model
+from fvae_nnunet.synthesis.case_plan import PlanSettings
 from fvae_nnunet.synthesis.growth import plan_growth, replaced
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
+from fvae_nnunet.synthesis.placed_lesions import labels_with
 from fvae_nnunet.synthesis.placement import NothingFits
 from fvae_nnunet.synthesis.real_lesions import lesions_of
 from fvae_nnunet.synthesis.shapes import scaled_in_place
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
+from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
+
+__all__ = ["paints"]
 
 SPACING_MM = (3.0, 2.0, 2.0)
 
@@ -198,3 +206,115 @@ def test_without_an_organs_label_the_place_is_background(dataset):
     assert (old.labels == 1).all() and (old.classes == 1).all()
     opened = open_source_dataset(dataset.name, organ="none")
     assert (replaced(opened, opened.read("case_1"), old.box, old.shape).classes == 0).all()
+
+
+# From the command to the files
+
+
+class AnatomyModel(PaintingModel):
+    """Paints the whole region: organ where the layout has organ, lesion where it has lesion."""
+
+    def inpaint(self, volume_hu, layout, region, *, generator, **sampling):
+        generated, reconstructed = super().inpaint(volume_hu, layout, region, generator=generator, **sampling)
+        organ = region & (layout.class_map == 1)
+        generated[organ] = ORGAN_HU + self.noise_hu * torch.randn(int(organ.sum()), generator=generator).numpy()
+        return generated, reconstructed
+
+
+@pytest.fixture
+def anatomy(paints, monkeypatch):
+    found = AnatomyModel(bias_hu=7.0, noise_hu=1.0)
+    monkeypatch.setattr(model.LatentDiffusion, "load", lambda *arguments, **keywords: found)
+    return found
+
+
+def written(dataset, case):
+    """Raw and synthetic HU, raw and synthetic labels."""
+    source = case.record["source_case"]
+    paths = dataset.raw / "imagesTr" / f"{source}_0000.nii.gz", case.images[0]
+    paths += dataset.raw / "labelsTr" / f"{source}.nii.gz", case.label
+    return [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths]
+
+
+@pytest.fixture
+def with_lesions(dataset):
+    """The lesions of ``dataset`` are in the image, too: 40 HU in an organ of 100."""
+    lesion = sitk.GetArrayFromImage(sitk.ReadImage(str(dataset.raw / "labelsTr" / "case_0.nii.gz"))) == 2
+    for path in (dataset.raw / "imagesTr").iterdir():
+        rewrite_image(path, lambda hu: hu - np.int16(60) * lesion)
+    return dataset
+
+
+@pytest.mark.parametrize(("growth", "larger"), [((0.7, 0.75), False), ((1.3, 1.4), True)])
+def test_the_command_makes_a_follow_up(anatomy, with_lesions, tmp_path, growth, larger):
+    options = ["--mode", "grow", "--growth", *growth, "--margin-mm", "4", "--no-filter"]
+    assert run(with_lesions, tmp_path / "out", *options, n=3) == 0
+    cases = read_synthetic_cases(tmp_path / "out")
+    assert {case.record["source_case"] for case in cases} == {"case_0", "case_1", "case_2"}
+    for case in cases:
+        raw, synthetic, before, after = written(with_lesions, case)
+        old, new = before == 2, after == 2
+        gained, lost = new & ~old, old & ~new
+        assert gained.any() == larger and lost.any() != larger
+        assert (after[lost] == 1).all() and np.array_equal(after[~old & ~new], before[~old & ~new])
+        (lesion,) = case.record["lesions"]
+        assert case.record["mode"] == "grow" and lesion["shape"] == "own"
+        assert lesion["voxels"] / lesion["replaces"]["voxels"] == pytest.approx(
+            (lesion["diameter_mm"] / lesion["replaces"]["diameter_mm"]) ** 3, rel=0.01
+        )
+        assert growth[0] - 0.02 < lesion["diameter_mm"] / lesion["replaces"]["diameter_mm"] < growth[1] + 0.02
+        # beyond 4 mm of the old and the new lesion nothing has changed
+        numbered, _ = ndimage.label(old | new, np.ones((3, 3, 3)))
+        changed = np.isin(numbered, np.unique(numbered[gained | lost]))
+        distance = ndimage.distance_transform_edt(~changed, sampling=SPACING_MM)
+        assert np.array_equal(synthetic[distance >= 4], raw[distance >= 4])
+        # painted minus reconstructed, whose bias is 7 HU, on the raw voxels
+        assert np.abs(synthetic[changed & new] - (40.0 - 7)).max() < 6
+        assert not lost.any() or np.abs(synthetic[lost] - (100.0 - 7)).max() < 6
+    before = files_of(tmp_path / "out")
+    assert run(with_lesions, tmp_path / "out", *options, n=3) == 0
+    assert files_of(tmp_path / "out") == before
+
+
+def test_the_model_sees_the_new_lesion_in_place_of_the_old_one(anatomy, with_lesions, tmp_path):
+    options = ["--mode", "grow", "--growth", 0.7, 0.7, "--cases", "case_1", "--no-filter"]
+    assert run(with_lesions, tmp_path / "out", *options, n=1) == 0
+    (case,) = read_synthetic_cases(tmp_path / "out")
+    *_, before, after = written(with_lesions, case)
+    (call,) = anatomy.calls
+    assert np.array_equal(call.class_map, after)
+    assert call.region[before != after].all()
+    assert not (call.layout.lesion_numbers[after == 1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--growth", 1, 2], "--growth does nothing without --mode grow"),
+        (["--mode", "grow", "--growth", 1, 2, "--sizes", "real"], "--growth excludes --sizes and --diameter-mm"),
+        (["--mode", "grow", "--growth", 2, 1], "--growth needs 0 < MIN <= MAX, got 2 1"),
+        (["--mode", "grow", "--shapes", "ellipsoid"], "--shapes does nothing with --mode grow"),
+        (["--mode", "grow", "--at", 1, 2, 3], "--at does nothing with --mode grow"),
+    ],
+)
+def test_wrong_options_are_one_error(anatomy, dataset, tmp_path, capsys, arguments, message):
+    assert run(dataset, tmp_path / "out", *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_real_lesions_nothing_grows(anatomy, tmp_path, capsys):
+    assert run(write_dataset(lesion=False), tmp_path / "out", "--mode", "grow") == 1
+    assert "no real lesion that could grow or shrink; choose another --mode" in capsys.readouterr().err
+
+
+def test_a_real_tiny_model_leaves_the_rest_alone(with_lesions, tmp_path):
+    folder = a_tiny_model(tmp_path / "ldm", organ="label:organ")
+    options = ["--ldm", folder, "--mode", "grow", "--diameter-mm", 12, 13, "--steps", 4, "--no-filter"]
+    assert run(with_lesions, tmp_path / "out", *options, n=2) == 0
+    for case in read_synthetic_cases(tmp_path / "out"):
+        raw, synthetic, before, after = written(with_lesions, case)
+        union = (before == 2) | (after == 2)
+        distance = ndimage.distance_transform_edt(~union, sampling=SPACING_MM)
+        assert np.array_equal(synthetic[distance >= 5], raw[distance >= 5])
+        assert (synthetic != raw)[before != after].mean() > 0.9

@@ -23,7 +23,8 @@ from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis import case_plan, model, model_folder, painting, segmenter
 from fvae_nnunet.synthesis.case_plan import source_of
 from fvae_nnunet.synthesis.lesion_measures import MEASURES
-from fvae_nnunet.synthesis.placement import position_of
+from fvae_nnunet.synthesis.placed_lesions import PlacedLesion
+from fvae_nnunet.synthesis.placement import Placement, position_of
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases, synthetic_dataset_json
 
@@ -607,8 +608,8 @@ def test_the_default_inside_fraction_knows_lungs():
 def test_painting_refuses_what_the_models_grid_cannot_show(tmp_path):
     dataset = open_source_dataset(write_dataset(cases=1, shape=(16, 40, 40)).name)
     source = dataset.read("case_0")
-    placement = case_plan.Placement((slice(8, 9), slice(14, 16), slice(14, 16)), 1.0)
-    lesion = case_plan.PlacedLesion(np.ones((1, 2, 2), bool), placement, 4.5, None)
+    placement = Placement((slice(8, 9), slice(14, 16), slice(14, 16)), 1.0)
+    lesion = PlacedLesion(np.ones((1, 2, 2), bool), placement, 4.5, None)
     with pytest.raises(UserError, match="no voxel at the model's spacing"):
         painting.paint(
             PaintingModel(spacing_mm=(9.0, 16.0, 16.0)),

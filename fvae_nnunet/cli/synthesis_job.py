@@ -66,6 +66,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
     output = _output(arguments, dataset)
     bank = _bank(arguments)
     real = _real_lesions(arguments, dataset, output)
+    if paint.mode == "grow" and not real.lesions:
+        raise UserError(f"{dataset.name} has no real lesion that could grow or shrink; choose another --mode")
     if plan.borrowed_share and bank is None and not real.lesions:
         raise UserError(
             f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid or a folder of masks"
@@ -195,7 +197,7 @@ def _paint(arguments: argparse.Namespace) -> PaintSettings:
 def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings:
     from fvae_nnunet.synthesis.appearance import AskedAppearance
     from fvae_nnunet.synthesis.case_plan import PlanSettings, default_inside_fraction
-    from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
+    from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_GROWTH, LesionSizes
 
     if arguments.sizes and arguments.diameter_mm:
         raise UserError("--sizes and --diameter-mm exclude each other; give one of them")
@@ -205,20 +207,25 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
         raise UserError("--lesions-per-case takes a number, or the least and the greatest")
     if arguments.at is not None and len(arguments.cases or ()) != 1:
         raise UserError("--at is a position in one patient; name the case with --cases CASE")
+    sizes = (
+        LesionSizes.of_range(*arguments.diameter_mm) if arguments.diameter_mm else LesionSizes.parse(arguments.sizes)
+    )
+    growth = None
+    if arguments.mode == "grow" and not (arguments.sizes or arguments.diameter_mm):
+        sizes, growth = None, tuple(arguments.growth or DEFAULT_GROWTH)
     share = arguments.borrowed_share
     if share is None:
         share = _BORROWED_SHARES.get(arguments.shapes, 1.0)
     inside = arguments.inside_fraction
     return PlanSettings(
-        sizes=LesionSizes.of_range(*arguments.diameter_mm)
-        if arguments.diameter_mm
-        else LesionSizes.parse(arguments.sizes),
+        sizes=sizes,
         borrowed_share=share,
         lesions_per_case=(arguments.lesions_per_case[0], arguments.lesions_per_case[-1]),
         inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,
         clearance_mm=arguments.clearance_mm,
         at_mm=None if arguments.at is None else (arguments.at[0], arguments.at[1], arguments.at[2]),
         appearance=AskedAppearance.parse(arguments.lesion_hu, arguments.contrast_hu),
+        growth=growth,
     )
 
 

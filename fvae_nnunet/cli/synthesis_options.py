@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.cli.command import add_channels_option, add_hu_as_is_option
@@ -15,9 +16,12 @@ OUTPUT_PARENT = "fvae_synthetic"
 _OF_PLACED_LESIONS = (
     "n", "cases", "leave_out", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share",
     "lesions_per_case", "inside_fraction", "clearance_mm", "avoid", "at", "margin_mm", "texture", "text", "segmenter",
-    "found_share", "no_filter", "lesion_hu", "contrast_hu",
+    "found_share", "no_filter", "lesion_hu", "contrast_hu", "growth",
 )  # fmt: skip
 """Options that do nothing with --list."""
+
+_OF_NEW_LESIONS = ("shapes", "borrowed_share", "at")
+"""Options that do nothing with --mode grow."""
 
 
 def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +72,13 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
-    from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_SHARES, DISTRIBUTIONS_MM, REAL, SIZE_RANGES_MM
+    from fvae_nnunet.synthesis.lesion_sizes import (
+        DEFAULT_GROWTH,
+        DEFAULT_SHARES,
+        DISTRIBUTIONS_MM,
+        REAL,
+        SIZE_RANGES_MM,
+    )
 
     ranges = ", ".join(f"{name} {low:g} to {high:g} mm" for name, (low, high) in SIZE_RANGES_MM.items())
     default = " ".join(f"{name}={share:g}" for name, share in DEFAULT_SHARES.items())
@@ -80,6 +90,11 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"), help="instead of --sizes: one range"
     )
+    group.add_argument(
+        "--growth", nargs=2, type=float, metavar=("MIN", "MAX"),
+        help="for --mode grow, instead of --sizes: how many times its diameter a lesion gets; default "
+        f"{DEFAULT_GROWTH[0]:g} {DEFAULT_GROWTH[1]:g}",
+    )  # fmt: skip
     group.add_argument(
         "--shapes", default="both", metavar="SHAPES",
         help="ellipsoid: deformed ellipsoids; borrowed: shapes of the dataset's real lesions; both (default); or a "
@@ -121,16 +136,17 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument(
-        "--mode", choices=("inpaint", "full"), default="inpaint",
-        help="inpaint (default): the real case with a generated lesion; full: the whole volume is generated",
+        "--mode", choices=("inpaint", "grow", "full"), default="inpaint",
+        help="inpaint (default): the real case with a generated lesion; grow: its own lesion, larger or smaller; full: "
+        "the whole volume is generated",
     )  # fmt: skip
     group.add_argument(
         "--margin-mm", type=float, default=5.0, metavar="MM",
-        help="inpaint: width of the seam around a lesion, beyond which all voxels are the raw ones; default 5",
+        help="inpaint, grow: width of the seam around a lesion, beyond which all voxels are the raw ones; default 5",
     )  # fmt: skip
     group.add_argument(
         "--texture", choices=("scanner", "vae"), default="scanner",
-        help="inpaint: keep the scan's own noise in the lesion (default), or take what the VAE decodes",
+        help="inpaint, grow: keep the scan's own noise in the lesion (default), or take what the VAE decodes",
     )  # fmt: skip
     group.add_argument("--steps", type=int, metavar="N", help="of sampling; default: as the model says")
     group.add_argument(
@@ -171,13 +187,24 @@ def check_way(arguments: argparse.Namespace) -> None:
         raise UserError(f"-n must be at least 1, got {arguments.n}")
     if arguments.seed < 0:
         raise UserError(f"--seed must not be negative, got {arguments.seed}")
+    if arguments.mode == "grow":
+        _refuse(arguments, _OF_NEW_LESIONS, "does nothing with --mode grow, which changes a case's own lesions")
+        if arguments.growth and (arguments.sizes or arguments.diameter_mm):
+            raise UserError("--growth excludes --sizes and --diameter-mm; give one of them")
+    else:
+        _refuse(arguments, ("growth",), "does nothing without --mode grow")
     if arguments.list is None:
         return
     if arguments.mode != "full":
         raise UserError("--list generates whole volumes; add --mode full")
+    _refuse(arguments, _OF_PLACED_LESIONS, "does nothing with --list, whose rows say what is made")
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise UserError where one of these options is given."""
     parser = argparse.ArgumentParser()
     add_synthesis_options(parser)
-    given = [name for name in _OF_PLACED_LESIONS if getattr(arguments, name) != parser.get_default(name)]
+    given = [name for name in names if getattr(arguments, name) != parser.get_default(name)]
     if given:
         option = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{option} does nothing with --list, whose rows say what is made; leave it out")
+        raise UserError(f"{option} {why}; leave it out")

@@ -15,17 +15,17 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import find_images
-from fvae_nnunet.synthesis.appearance import Appearance, AskedAppearance, draw_appearance
+from fvae_nnunet.synthesis.appearance import AskedAppearance, draw_appearance
 from fvae_nnunet.synthesis.lesion_measures import surroundings_hu
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
 from fvae_nnunet.synthesis.mask_files import read_mask
 from fvae_nnunet.synthesis.organs import OrganSource, body
-from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, index_of, place, position_of, too_close
+from fvae_nnunet.synthesis.placed_lesions import PlacedLesion
+from fvae_nnunet.synthesis.placement import NothingFits, index_of, place, too_close
 from fvae_nnunet.synthesis.real_lesions import borrow, surroundings_of
 from fvae_nnunet.synthesis.shape_bank import ShapeBank
-from fvae_nnunet.synthesis.shapes import draw_lesion_shape, equivalent_diameter_mm
+from fvae_nnunet.synthesis.shapes import draw_lesion_shape
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
-from fvae_nnunet.synthesis.synthetic_folder import BANK
 
 SHAPES_TRIED = 5
 """Each of another size of its range; a place for it is sought by so many tries:"""
@@ -78,96 +78,6 @@ class PlanSettings:
 
     def recorded(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class ReplacedLesion:
-    """A real lesion that gives way to its larger or smaller self.
-
-    Attributes:
-        box: where it lies.
-        shape: bool, of the size of the box.
-        classes, labels: what lies there without it, of each of its voxels (n,), in class map and segmentation.
-    """
-
-    box: Box
-    shape: np.ndarray
-    classes: np.ndarray
-    labels: np.ndarray
-
-    def mask(self, volume_shape: Sequence[int]) -> np.ndarray:
-        """The lesion in a volume of this shape, bool."""
-        mask = np.zeros(volume_shape, dtype=bool)
-        mask[self.box] = self.shape
-        return mask
-
-
-@dataclass(frozen=True)
-class PlacedLesion:
-    """A lesion in its place.
-
-    Attributes:
-        shape: bool, cropped to the lesion.
-        placement: where that is.
-        diameter_mm: the equivalent diameter that was asked for.
-        borrowed_from: the case, or the file of a bank, whose lesion lent its shape; None for an ellipsoid.
-        from_bank: whether it is a file of a bank.
-        appearance: what it shall look like; None: as the model's lesions do.
-        replaces: the real lesion that it is with another diameter; None: it is a new one.
-    """
-
-    shape: np.ndarray
-    placement: Placement
-    diameter_mm: float
-    borrowed_from: str | None
-    from_bank: bool = False
-    appearance: Appearance | None = None
-    replaces: ReplacedLesion | None = None
-
-    @property
-    def box(self) -> Box:
-        return self.placement.box
-
-    def mask(self, volume_shape: Sequence[int]) -> np.ndarray:
-        """The lesion in a volume of this shape, bool."""
-        mask = np.zeros(volume_shape, dtype=bool)
-        mask[self.box] = self.shape
-        return mask
-
-    def changed(self, volume_shape: Sequence[int]) -> np.ndarray:
-        """The lesion and what it replaces in a volume of this shape, bool."""
-        mask = self.mask(volume_shape)
-        return mask if self.replaces is None else mask | self.replaces.mask(volume_shape)
-
-    @property
-    def centre(self) -> np.ndarray:
-        """Mean index of its voxels (z, y, x), axial."""
-        return np.argwhere(self.shape).mean(axis=0) + [side.start for side in self.box]
-
-    def recorded(self, source: SourceCase) -> dict[str, Any]:
-        """As the record of a case states it, see ``synthetic_folder``."""
-        voxels = int(np.count_nonzero(self.shape))
-        index = self.centre[np.argsort(source.axis_order)]
-        before = 0 if self.replaces is None else int(np.count_nonzero(self.replaces.shape))
-        return {
-            "shape": self._kind,
-            "borrowed_from": self.borrowed_from,
-            "diameter_mm": round(equivalent_diameter_mm(voxels, source.spacing_mm), 2),
-            "voxels": voxels,
-            "centre_voxel": [round(float(value), 2) for value in index],
-            "centre_mm": [round(float(value), 2) for value in position_of(index, source.geometry)],
-            "inside_fraction": round(self.placement.inside_fraction, 4),
-            "appearance": None if self.appearance is None else self.appearance.recorded(),
-            "replaces": {"diameter_mm": round(equivalent_diameter_mm(before, source.spacing_mm), 2), "voxels": before}
-            if before
-            else None,
-        }
-
-    @property
-    def _kind(self) -> str:
-        if self.replaces is not None:
-            return "own"
-        return "ellipsoid" if self.borrowed_from is None else BANK if self.from_bank else "borrowed"
 
 
 @dataclass(frozen=True)
@@ -274,16 +184,6 @@ def never_lesion(dataset: SourceDataset, source: SourceCase, avoid: np.ndarray |
     if ignored is not None:
         never |= source.labels == ignored
     return never
-
-
-def labels_with(source: SourceCase, lesions: Sequence[PlacedLesion], lesion_value: int) -> np.ndarray:
-    """The segmentation of a case with its planned lesions (z, y, x), in its own dtype."""
-    labels = source.labels.copy()
-    for lesion in lesions:
-        if lesion.replaces is not None:
-            labels[lesion.replaces.box][lesion.replaces.shape] = lesion.replaces.labels
-        labels[lesion.box][lesion.shape] = lesion_value
-    return labels
 
 
 def with_appearances(

@@ -13,21 +13,17 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.case_plan import (
     SHAPES_TRIED,
-    PlacedLesion,
     PlanSettings,
-    ReplacedLesion,
     home_of_lesions,
     never_lesion,
     with_appearances,
 )
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
+from fvae_nnunet.synthesis.placed_lesions import PlacedLesion, ReplacedLesion
 from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, grown, too_close
 from fvae_nnunet.synthesis.real_lesions import TOUCHING
 from fvae_nnunet.synthesis.shapes import MIN_VOXELS, equivalent_diameter_mm, scaled_in_place
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
-
-DEFAULT_GROWTH = (0.7, 1.5)
-"""Times the diameter: from a third of the volume, a partial response by RECIST, to three times of it, a progression."""
 
 _NEAR_MM = 20.0
 """So far around a lesion the tissue is looked for that takes its place."""

@@ -32,6 +32,9 @@ measured on their public masks in ULS23. What lies beyond the 5th and the 95th i
 REAL = "real"
 """In the place of a distribution's name: that of the dataset's own lesions."""
 
+DEFAULT_GROWTH = (0.7, 1.5)
+"""Times the diameter of a lesion that changes: RECIST 1.1 calls 0.7 a partial response and 1.2 a progression."""
+
 
 @dataclass(frozen=True)
 class LesionSizes:

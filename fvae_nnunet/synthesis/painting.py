@@ -12,12 +12,12 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.synthesis.appearance import Appearance
-from fvae_nnunet.synthesis.case_plan import PlacedLesion
 from fvae_nnunet.synthesis.inpainting import inpaint, slices_seen
 from fvae_nnunet.synthesis.insertion import TEXTURES, blend_lesion, margin_weight
 from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled
-from fvae_nnunet.synthesis.placement import grown
+from fvae_nnunet.synthesis.placed_lesions import PlacedLesion
+from fvae_nnunet.synthesis.placement import box_around
 from fvae_nnunet.synthesis.source_cases import SourceCase
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fvae_nnunet.synthesis.model import LatentDiffusion
 
-MODES = ("inpaint", "full")
+MODES = ("inpaint", "grow", "full")
 OnStep = Callable[[int, int], object]
 
 
@@ -34,9 +34,10 @@ class PaintSettings:
     """How lesions are generated.
 
     Attributes:
-        mode: ``inpaint``: into the real case; ``full``: the whole volume from its class map.
-        margin_mm: around a lesion within which voxels may change, for ``inpaint``.
-        texture: see ``insertion.blend_lesion``, for ``inpaint``.
+        mode: ``inpaint``: into the real case; ``grow``: in the place of a lesion of the real case; ``full``: the whole
+            volume from its class map.
+        margin_mm: around a lesion within which voxels may change, but for ``full``.
+        texture: see ``insertion.blend_lesion``, but for ``full``.
         steps, eta: of sampling; None: as the model says.
         guidance, text: of sampling.
     """
@@ -52,7 +53,7 @@ class PaintSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.texture not in TEXTURES:
             raise UserError(
-                f"the mode is {' or '.join(MODES)} and the texture {' or '.join(TEXTURES)}; got {self.mode!r} and "
+                f"the mode is {', '.join(MODES)} and the texture {' or '.join(TEXTURES)}; got {self.mode!r} and "
                 f"{self.texture!r}"
             )
         if not 0 <= self.margin_mm < float("inf"):
@@ -87,8 +88,8 @@ def paint(
 ) -> np.ndarray:
     """The synthetic volume of a case: int16 HU (z, y, x), axial.
 
-    ``inpaint`` puts one lesion after the other into the volume; the model sees those before. Voxels that are
-    ``margin_mm`` or more from every new lesion are the raw ones.
+    ``inpaint`` and ``grow`` put one lesion after the other into the volume; the model sees those before. Voxels that
+    are ``margin_mm`` or more from every new lesion, and from those that they replace, are the raw ones.
 
     Args:
         model: generates.
@@ -105,9 +106,9 @@ def paint(
     volume_hu = source.volume_hu.copy()
     for lesion in lesions:
         layout = with_lesion(layout, lesion, source.lesion_class)
-        if settings.mode == "inpaint":
+        if settings.mode != "full":
             _insert(model, volume_hu, layout, lesion, settings, generator, on_step)
-    if settings.mode == "inpaint":
+    if settings.mode != "full":
         return volume_hu
     return generated_volume(model, layout, settings, text=settings.text, generator=generator, on_step=on_step)
 
@@ -158,13 +159,12 @@ def _insert(
 ) -> None:
     """Generate one lesion and blend it into ``volume_hu``, in place."""
     spacing_mm = layout.spacing_mm
-    margins = np.ceil(settings.margin_mm / np.asarray(spacing_mm)).astype(int)
-    box = grown(lesion.box, margins, volume_hu.shape)
-    mask = lesion.mask(volume_hu.shape)
+    mask = lesion.changed(volume_hu.shape)
+    box = box_around(mask, settings.margin_mm, spacing_mm)
     region = np.zeros(volume_hu.shape, dtype=bool)
     region[box] = margin_weight(mask[box], spacing_mm, settings.margin_mm) > 0
     grid = ModelGrid(volume_hu.shape, spacing_mm, model.settings.spacing_mm)
-    if not grid.mask(mask).any():
+    if not grid.mask(lesion.mask(volume_hu.shape)).any():
         raise UserError(
             f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of "
             f"{model.settings.spacing_mm} mm; choose larger ones (--sizes, --diameter-mm)"

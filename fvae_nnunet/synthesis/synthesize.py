@@ -18,9 +18,11 @@ from fvae_nnunet.image_files import write_volume
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.recorded_files import atomic_write, sha256_of_file
-from fvae_nnunet.synthesis.case_plan import Avoided, PlacedLesion, PlanSettings, labels_with, plan_lesions, source_of
+from fvae_nnunet.synthesis.case_plan import Avoided, PlanSettings, plan_lesions, source_of
+from fvae_nnunet.synthesis.growth import plan_growth
 from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
+from fvae_nnunet.synthesis.placed_lesions import PlacedLesion, labels_with
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.real_lesions import (
     FILE_NAME,
@@ -226,15 +228,13 @@ def _read(job: Job, case: str) -> _Planned | None:
     if _is_done(job, case, inputs):
         return None
     source = job.dataset.read(name, digests=inputs)
-    lesions = plan_lesions(
-        np.random.default_rng(np.random.SeedSequence([job.seed, number])),
-        job.dataset,
-        source,
-        job.plan,
-        lenders=job.real.lesions,
-        bank=job.bank,
-        avoid=None if job.avoid is None else job.avoid.read(source),
-    )
+    rng = np.random.default_rng(np.random.SeedSequence([job.seed, number]))
+    avoid = None if job.avoid is None else job.avoid.read(source)
+    real = job.real.lesions
+    if job.paint.mode == "grow":
+        lesions = plan_growth(rng, job.dataset, source, job.plan, real=real, avoid=avoid)
+    else:
+        lesions = plan_lesions(rng, job.dataset, source, job.plan, lenders=real, bank=job.bank, avoid=avoid)
     return _Planned(number, source, inputs, lesions)
 
 

@@ -19,7 +19,7 @@ A record::
      "text": null, "findings": null,
      "lesions": [{"shape": "ellipsoid", "borrowed_from": null, "diameter_mm": 14.2, "voxels": 830,
                   "centre_voxel": [z, y, x], "centre_mm": [x, y, z], "inside_fraction": 0.97,
-                  "appearance": {"core_mean_hu": 52.0, "core_sd_hu": 17.0}}],
+                  "appearance": {"core_mean_hu": 52.0, "core_sd_hu": 17.0}, "replaces": null}],
      "label": {"name": "tumour", "value": 2},
      "model": {"folder": "...", "weights_sha256": "...", "vae": "...", "vae_sha256": "...", "training_cases": [...]},
      "settings": {...}, "quality": {...}}
@@ -27,8 +27,9 @@ A record::
 ``centre_voxel`` counts in the axes of the image's array (z, y, x as SimpleITK reads it), ``centre_mm`` is the same
 point in the patient's space (x, y, z; SimpleITK). ``borrowed_from`` is the case that lent a ``borrowed`` shape, or
 the file that lent one of a ``bank``, which is no case of the dataset. ``appearance`` is what the lesion was to look
-like, null where that was left to the model. ``reasons`` says why a case was rejected, a sentence each. ``text`` is the
-report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the dataset.
+like, null where that was left to the model, ``replaces`` diameter and voxels of the lesion that is now larger or
+smaller (``shape`` is ``own``), null for a new one. ``reasons`` says why a case was rejected, a sentence each. ``text``
+is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the dataset.
 
 Of a volume from a list (``case_list``), ``number`` is null, ``source_case`` is null where it was made from a file of
 structures, ``lesions`` has an entry for each disease that the row gave, all its pieces together (``shape`` is
