@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,18 @@ def make_phantom(
     Raises:
         UserError: unknown kind, or a shape, spacing or seed that cannot be.
     """
+    torso = make_torso(kind, seed=seed, shape=shape, spacing_mm=spacing_mm)
+    return torso.scanned(), torso.label
+
+
+def make_torso(
+    kind: str,
+    *,
+    seed: int | Sequence[int],
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+) -> Torso:
+    """What ``make_phantom`` scans, with the same arguments and errors."""
     if kind not in LABELS:
         raise UserError(f"unknown kind of phantom {kind!r}; known: {', '.join(LABELS)}")
     if len(shape) != 3 or any(n < least for n, least in zip(shape, MIN_SHAPE, strict=True)):
@@ -73,7 +85,7 @@ def make_phantom(
     if min(entropy) < 0:
         raise UserError(f"a seed must not be negative, got {seed}")
     rng = np.random.default_rng([list(LABELS).index(kind), *entropy])
-    torso = _Torso(rng, shape, spacing_mm)
+    torso = Torso(rng, shape, spacing_mm)
     torso.add_body()
     torso.add_lungs(whole_length=kind == "lung")
     if kind == "pancreas":
@@ -82,11 +94,20 @@ def make_phantom(
     else:
         torso.add_heart()
         torso.add_nodules()
-    return torso.scanned(), torso.label
+    return torso
 
 
-class _Torso:
-    """A volume in the making. Lengths in units of half the smaller in-plane field of view, centred, axes (z, y, x)."""
+class Torso:
+    """A volume in the making. Lengths in units of half the smaller in-plane field of view, centred, axes (z, y, x).
+
+    Attributes:
+        hu: without blur and noise, float32.
+        label: uint8.
+        spacing_mm: (z, y, x).
+        lesion_tissue: draws the HU of a lesion of this kind, (z, y, x), with its texture.
+    """
+
+    lesion_tissue: Callable[[], np.ndarray]
 
     def __init__(
         self, rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
@@ -235,7 +256,8 @@ class _Torso:
         organ_hu = rng.normal(90, 4)
         texture = self.smooth_field(0.05)
         self.hu = np.where(organ, organ_hu + 6 * texture, self.hu)
-        self.hu = np.where(tumour, organ_hu - rng.uniform(30, 45) + 4 * texture, self.hu)
+        self.lesion_tissue = lambda: organ_hu - rng.uniform(30, 45) + 4 * texture
+        self.hu = np.where(tumour, self.lesion_tissue(), self.hu)
         self.label[organ] = 1
         self.label[tumour] = 2
 
@@ -249,6 +271,7 @@ class _Torso:
     def add_nodules(self) -> None:
         """One to three soft-tissue nodules with their centres inside the lungs."""
         rng = self.rng
+        self.lesion_tissue = lambda: rng.normal(35, 8) + 6 * self.smooth_field(0.05)
         depth = ndimage.distance_transform_edt(self.lungs, sampling=self.voxel)
         lumps = 1 + 0.1 * self.smooth_field(0.07)
         for number in range(int(rng.integers(1, 4))):
@@ -258,14 +281,17 @@ class _Torso:
             places = np.argwhere(depth > min(0.7 * size, 0.6 * depth.max()))
             centre = (places[rng.integers(len(places))] - (np.array(self.shape) - 1) / 2) * self.voxel
             nodule = (self.ellipsoid(centre, radii) / lumps**2 < 1) & self.lungs
-            self.hu = np.where(nodule, rng.normal(35, 8) + 6 * self.smooth_field(0.05), self.hu)
+            self.hu = np.where(nodule, self.lesion_tissue(), self.hu)
             self.label[nodule] = 1
 
     def scanned(self) -> np.ndarray:
         """The volume as a scanner would give it: blurred, noisy, int16 HU."""
-        blurred = ndimage.gaussian_filter(self.hu, np.asarray(PSF_SIGMA_MM) / self.spacing_mm, mode="nearest")
-        noisy = blurred + self.rng.uniform(15, 20) * self._scanner_noise()
+        noisy = self.blurred(self.hu) + self.rng.uniform(15, 20) * self._scanner_noise()
         return np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
+
+    def blurred(self, hu: np.ndarray) -> np.ndarray:
+        """HU (z, y, x) as the scanner's resolution leaves them."""
+        return ndimage.gaussian_filter(hu, np.asarray(PSF_SIGMA_MM) / self.spacing_mm, mode="nearest")
 
     def _scanner_noise(self) -> np.ndarray:
         """Noise of unit variance, (z, y, x): in-plane power rises with frequency until the kernel rolls it off."""

@@ -22,16 +22,14 @@ MODEL = {
 }  # fmt: skip
 
 
-LIMITS = {
-    "real_lesions": 9, "percentiles": [1.0, 99.0], "mean_hu": [10.0, 450.0], "contrast_hu": [-80.0, 350.0],
-    "inside_fraction": 0.8, "found_share": 0.7,
-}  # fmt: skip
+LIMITS = {"real_lesions": 9, "percentiles": [1.0, 99.0], "inside_fraction": 0.8, "found_share": 0.7}
 
 
 def plain_quality(number: int) -> dict:
     return {
         "mean_hu": 400.0 + number, "core_sd_hu": 10.0, "contrast_hu": 300.0, "inside_fraction": 0.9,
         "found_share": None,
+        "limits": {"real_lesions": 9, "core_sd_hu": [4.0 + number, 20.0], "contrast_hu": [-80.0, 350.0]},
     }  # fmt: skip
 
 

@@ -66,9 +66,9 @@ def test_the_body_is_whole_without_the_table(chest):
 
 
 def test_lungs_of_a_phantom_are_the_phantoms_lungs():
-    from phantoms import _Torso
+    from phantoms import Torso
 
-    torso = _Torso(np.random.default_rng(3), (24, 64, 64), (4.0, 4.0, 4.0))
+    torso = Torso(np.random.default_rng(3), (24, 64, 64), (4.0, 4.0, 4.0))
     torso.add_body()
     torso.add_lungs(whole_length=True)
     found = lungs(torso.scanned(), spacing_mm=(4.0, 4.0, 4.0))

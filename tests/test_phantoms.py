@@ -90,7 +90,7 @@ def test_body_keeps_its_size_in_mm_when_voxels_shrink() -> None:
 
 
 def test_noise_has_unit_variance_and_a_rising_spectrum() -> None:
-    torso = phantoms._Torso(np.random.default_rng(0), (32, 64, 64), (3.0, 2.0, 2.0))
+    torso = phantoms.Torso(np.random.default_rng(0), (32, 64, 64), (3.0, 2.0, 2.0))
     noise = torso._scanner_noise()
     assert noise.std() == pytest.approx(1, rel=1e-4)
     power = (np.abs(np.fft.fft2(noise)) ** 2).mean(0)

@@ -38,39 +38,70 @@ def test_quality_holds_what_a_segmenter_found():
     found = np.zeros_like(lesion)
     found[3, 15:22, 14:24] = True
     found[0] = True
-    quality = lesion_quality(hu, lesion, organ & ~lesion, SPACING_MM, inside_fraction=0.9, found=found)
+    limits = real(12, core_sd_hu=range(12))
+    quality = lesion_quality(hu, lesion, organ & ~lesion, SPACING_MM, inside_fraction=0.9, found=found, limits=limits)
     assert quality["found_share"] == 0.7
     assert quality["inside_fraction"] == 0.9
-    alone = lesion_quality(hu, lesion, organ, SPACING_MM, inside_fraction=0.9, found=None)
+    alone = lesion_quality(hu, lesion, organ, SPACING_MM, inside_fraction=0.9, found=None, limits=limits)
     assert alone["found_share"] is None
+    # 100 voxels of 5 mm3 are a ball of 9.8 mm
+    assert alone["limits"] == limits.of_size(9.847).recorded()
 
 
-def real(*means):
-    others = dict.fromkeys(MEASURES) | {"core_sd_hu": 10.0}
-    lesions = [others | {"mean_hu": float(mean)} for mean in means]
-    return RealLesions(tuple(lesions), {})
+def real(count, **measures):
+    """Real lesions of 10, 11, ... mm; of each measure the value for each of them."""
+    others = dict.fromkeys(MEASURES)
+    lesions = [
+        others | {"diameter_mm": 10.0 + at} | {name: values[at] for name, values in measures.items()}
+        for at in range(count)
+    ]
+    return QualityLimits(RealLesions(tuple(lesions), {}), 0.8, 0.7)
 
 
-def test_limits_are_widened_percentiles_of_the_real_lesions():
-    limits = QualityLimits.of(real(*range(101)), inside_fraction=0.8, found_share=0.7)
-    # percentiles 1 and 99, and a quarter of the 98 between them, but at least 5
-    assert limits.real == {"mean_hu": (1 - 24.5, 99 + 24.5), "core_sd_hu": (5.0, 15.0)}
-    assert limits.real_lesions == 101
-    assert QualityLimits.of(real(), inside_fraction=0.8, found_share=0.7).real == {}
+def test_limits_of_mean_and_contrast_are_widened_percentiles_of_all_real_lesions():
+    limits = real(101, core_mean_hu=range(101), contrast_hu=[-30.0] * 101).of_size(12.0)
+    # percentiles 1 and 99, and a quarter of the 98 between them; at least 5
+    assert limits.hu == {"core_mean_hu": (1 - 24.5, 99 + 24.5), "contrast_hu": (-35.0, -25.0)}
+    few = real(4, core_mean_hu=[10, 20, 30, 40]).of_size(12.0)
+    # percentiles of 4 lie between them: 10.3 and 39.7; 8 / 4 of 29.4 is 58.8
+    assert few.hu["core_mean_hu"] == (-48.5, 98.5)
+    assert real(2, core_mean_hu=[10, 20]).of_size(12.0).hu == {}
+    assert real(0).of_size(12.0).hu == {} and real(0).of_size(12.0).diameters_mm is None
+
+
+def test_limits_of_texture_and_rim_are_those_of_the_real_lesions_nearest_in_size():
+    # of 48 lesions of 10 to 57 mm a third
+    limits = real(48, core_sd_hu=[10.0] * 24 + [40.0] * 24, rim_hu=[-100.0] * 48, slice_change_hu=[1.0] * 48)
+    small, large = limits.of_size(11.0), limits.of_size(50.0)
+    assert small.real_lesions == 16 and small.diameters_mm == (10.0, 25.0)
+    assert small.hu == {"core_sd_hu": (5.0, 15.0), "rim_hu": (-125.0, -75.0), "slice_change_hu": (0.0, 6.0)}
+    # 42 to 57 mm, of which 57 and 42 are the farthest by their ratio to 50
+    assert large.diameters_mm == (42.0, 57.0)
+    assert large.hu["core_sd_hu"] == (30.0, 50.0), "a quarter of the median"
+    # 24.5 lies between both
+    between = limits.of_size(33.0).hu["core_sd_hu"]
+    assert between[0] < 10 and between[1] > 40
+    assert real(20, core_sd_hu=range(20)).of_size(10.0).real_lesions == 12
+    assert real(5, core_sd_hu=range(5)).of_size(10.0).real_lesions == 5
 
 
 def test_every_reason_is_said():
-    limits = QualityLimits({"mean_hu": (30.0, 60.0), "contrast_hu": (-50.0, -20.0)}, 9, 0.8, 0.7)
-    good = {"mean_hu": 60.0, "core_sd_hu": 1.0, "contrast_hu": -50.0, "inside_fraction": 0.8, "found_share": 0.7}
+    limits = QualityLimits(RealLesions((), {}), 0.8, 0.7)
+    allowed = {"diameters_mm": [9.6, 14.2], "core_sd_hu": [5.0, 20.0], "contrast_hu": [-50.0, -20.0]}
+    good = dict.fromkeys(MEASURES, 20.0) | {
+        "contrast_hu": -50.0, "inside_fraction": 0.8, "found_share": 0.7, "limits": allowed,
+    }  # fmt: skip
     assert reasons_against([good], limits) == []
     assert reasons_against([good | {"found_share": None, "contrast_hu": None}], limits) == []
-    assert reasons_against([good | {"mean_hu": 61.0}], limits) == [
-        "the lesion has a mean of 61 HU; real ones allow 30 to 60"
+    nothing = QualityLimits(RealLesions((), {}), 0.8, 0.7).of_size(10.0).recorded()
+    assert reasons_against([good | {"core_sd_hu": 99.0, "limits": nothing}], limits) == []
+    assert reasons_against([good | {"core_sd_hu": 61.0}], limits) == [
+        "the lesion has a core with a standard deviation of 61 HU; real ones of 10 to 14 mm allow 5 to 20"
     ]
-    bad = {"mean_hu": 0.0, "core_sd_hu": 1.0, "contrast_hu": 5.0, "inside_fraction": 0.75, "found_share": 0.5}
+    bad = good | {"core_sd_hu": 1.0, "contrast_hu": 5.0, "inside_fraction": 0.75, "found_share": 0.5}
     assert reasons_against([good, bad], limits) == [
-        "lesion 2 has a mean of 0 HU; real ones allow 30 to 60",
         "lesion 2 has a contrast of 5 HU to its surroundings; real ones allow -50 to -20",
+        "lesion 2 has a core with a standard deviation of 1 HU; real ones of 10 to 14 mm allow 5 to 20",
         "75% of lesion 2 lies in the organ; at least 80% are needed",
         "50% of lesion 2 is found by the segmenter; at least 70% are needed",
     ]

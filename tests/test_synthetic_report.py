@@ -79,8 +79,9 @@ def test_quality_is_summed_up_for_accepted_and_rejected_lesions_beside_the_limit
     rows = {row[0]: row[1:] for row in page.table("of each lesion", "limits")}
     # diameters are 14 mm and the case's number; 0 to 2 are accepted, 3 and 4 rejected
     assert rows["diameter (mm)"] == ["3", "14.0", "15.0", "16.0", "2", "17.0", "17.5", "18.0", ""]
-    assert rows["mean (HU)"] == ["3", "400.0", "401.0", "402.0", "2", "403.0", "403.5", "404.0", "10.0 to 450.0"]
-    assert rows["core's SD (HU)"] == ["2", "10.0", "11.0", "12.0", "2", "10.0", "10.0", "10.0", ""]
+    assert rows["mean (HU)"] == ["3", "400.0", "401.0", "402.0", "2", "403.0", "403.5", "404.0", ""]
+    assert rows["core's SD (HU)"] == ["2", "10.0", "11.0", "12.0", "2", "10.0", "10.0", "10.0", "(4.0 … 8.0) to 20.0"]
+    assert rows["contrast (HU)"][-1] == "−80.0 to 350.0"
     assert rows["share in the organ"][-1] == "at least 0.80"
     assert "share found by the segmenter" not in rows, "no segmenter was asked"
     cases = page.table("case", "source case", "shape")

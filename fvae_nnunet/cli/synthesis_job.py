@@ -81,7 +81,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         seed=arguments.seed,
         plan=plan,
         paint=paint,
-        limits=QualityLimits.of(
+        limits=QualityLimits(
             real,
             inside_fraction=plan.inside_fraction,
             found_share=arguments.found_share,

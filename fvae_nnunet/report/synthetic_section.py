@@ -115,10 +115,11 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
         return
     yield Heading("Quality", level)
     yield Paragraph(
-        "The core is what lies 4 mm or more inside the lesion, or deeper than half of its depth. Contrast is the "
-        "core's mean minus that of the surroundings in the organ, rim the mean of the rest of the lesion minus the "
-        "core's, and the change between slices that of the core's mean. What lies outside the limits is "
-        "rejected; those in HU are percentiles of the dataset's real lesions."
+        "The core of a lesion is what lies 4 mm inside it or deeper (in small ones two thirds of the greatest depth). "
+        "Contrast is the core's mean minus that of the surroundings in the organ, rim the mean of the lesion's rest "
+        "minus the core's, and the change between slices that of its inside. What lies outside the limits is "
+        "rejected. Those in HU come from the dataset's real lesions, of texture and rim from those nearest in size; "
+        "where they are not the same for all lesions, the lowest and the highest are in brackets."
     )
     sides = [side for side, found in lesions.items() if found]
     columns = [Column("of each lesion", "text")]
@@ -155,14 +156,19 @@ def _lesions(cases: Sequence[SyntheticCase]) -> dict[str, dict[str, Any]]:
 
 
 def _limits(of: SyntheticSet, key: str, digits: int) -> str:
-    """What quality control asks of a figure; nothing where it asks nothing, or not the same of every case."""
+    """What quality control asks of a figure: nothing where it asks nothing or not the same of every case; limits in HU
+    that differ with the size from lesion to lesion, as ranges of their ends."""
     asked = [case.record.get("quality", {}).get("limits", {}).get(key) for case in of.cases]
-    limit = asked[0]
-    if limit is None or any(other != limit for other in asked):
+    if asked[0] is not None and all(other == asked[0] for other in asked):
+        return f"at least {number(asked[0], digits)}"
+    limits = [(values.get("limits") or {}).get(key) for values in _lesions(of.cases).values()]
+    ends = [sorted({limit[end] for limit in limits if limit is not None}) for end in (0, 1)]
+    if not ends[0]:
         return ""
-    if isinstance(limit, list):
-        return " to ".join(number(end, digits) for end in limit)
-    return f"at least {number(limit, digits)}"
+    return " to ".join(
+        number(end[0], digits) if len(end) == 1 else f"({number(end[0], digits)} … {number(end[-1], digits)})"
+        for end in ends
+    )
 
 
 def _cases_table(cases: Sequence[SyntheticCase], figures: dict[str, tuple[str, int]]) -> Table:

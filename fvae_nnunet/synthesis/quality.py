@@ -1,42 +1,83 @@
-"""Whether a synthetic lesion looks like the real ones, and why not."""
+"""Whether a synthetic lesion looks like the real ones of its size, and why not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.synthesis.lesion_measures import MEASURES, measure_lesion
+from fvae_nnunet.synthesis.lesion_measures import measure_lesion
 from fvae_nnunet.synthesis.real_lesions import RealLesions
+from fvae_nnunet.synthesis.shapes import equivalent_diameter_mm
+
+NEAREST_SHARE = 1 / 3
+"""Texture and rim of a lesion are held against those of this share of the real lesions, the nearest in size (by the
+ratio of equivalent diameters): a small lesion is blurred into its surroundings as a large one is not. Mean and contrast
+of the core, which the blur does not reach, are held against all of them."""
+
+NEAREST = 12
+"""At least against so many, or all there are."""
 
 PERCENTILES = (1.0, 99.0)
-"""Of the real lesions: of fewer than a hundred these are nearly the extremes. The limits are wider, because real
-lesions are a sample and the next real one may lie outside:"""
+"""Of these: of fewer than a hundred these are nearly the extremes. The limits are wider, because real lesions are a
+sample and the next real one may lie outside:"""
 
 WIDENED_SHARE = 0.25
 """by this share of the distance between the percentiles on either side,"""
 
-WIDENED_FEW = 3.0
-"""or this divided by the number of real lesions, whichever is more: the range of few is narrow. Of normal values 3, 6
-and 12 span 1.7, 2.5 and 3.3 standard deviations on average, so that the limits are 5.1, 5.1 and 4.9 apart."""
+WIDENED_FEW = 8.0
+"""or by this divided by the number of real lesions, for the range of few is narrow: of normal values 12 and 24 span 3.3
+and 3.9 standard deviations on average, so that the limits are 3.8 and 3.2 standard deviations off the middle;"""
 
 WIDENED_HU = 5.0
-"""and at least by this."""
+"""at least by this,"""
 
-_SAID = {
-    "mean_hu": "mean of {value:.0f} HU",
+WIDENED_OF_MEDIAN = 0.25
+"""and for texture and rim, which in small lesions are measured on few voxels, at least by this share of the median: the
+standard deviation of 10 voxels is itself known to 1 / sqrt(20) of it."""
+
+FEWEST = 3
+"""Real lesions that must have a measure, or it is not checked."""
+
+_CHECKED = {
     "core_mean_hu": "core with a mean of {value:.0f} HU",
-    "core_sd_hu": "core with a standard deviation of {value:.0f} HU",
     "contrast_hu": "contrast of {value:.0f} HU to its surroundings",
+    "core_sd_hu": "core with a standard deviation of {value:.0f} HU",
     "rim_hu": "rim that differs by {value:.0f} HU from its core",
     "slice_change_hu": "core that changes by {value:.0f} HU from slice to slice",
 }
+"""Measures that have limits. The mean of the whole lesion has none: it is that of core and rim, in proportions that
+depend on the size."""
 
-
-_OF_BRIGHTNESS = ("mean_hu", "core_mean_hu", "contrast_hu", "rim_hu")
+_BY_SIZE = ("core_sd_hu", "rim_hu", "slice_change_hu")
+_NOT_NEGATIVE = ("core_sd_hu", "slice_change_hu")
+_OF_BRIGHTNESS = ("core_mean_hu", "contrast_hu", "rim_hu")
 """What cannot be as in real lesions where another brightness is asked for."""
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """What a lesion of one size must keep.
+
+    Attributes:
+        diameters_mm: the smallest and the largest of the real lesions nearest in size; None: there are none.
+        real_lesions: how many those are.
+        hu: for each measure the lower and upper limit; none: not checked.
+    """
+
+    diameters_mm: tuple[float, float] | None
+    real_lesions: int
+    hu: dict[str, tuple[float, float]]
+
+    def recorded(self) -> dict[str, Any]:
+        """As the record of a case states it."""
+        return {
+            "diameters_mm": None if self.diameters_mm is None else list(self.diameters_mm),
+            "real_lesions": self.real_lesions,
+            **{measure: list(limits) for measure, limits in self.hu.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -44,64 +85,59 @@ class QualityLimits:
     """What a synthetic lesion must keep to be accepted.
 
     Attributes:
-        real: for each measure of ``lesion_measures.MEASURES`` the lower and upper limit in HU; none: not checked.
-        real_lesions: how many they come from.
+        real: the lesions that it is held against.
         inside_fraction: least share in the organ.
         found_share: least share that a segmenter finds.
-        asked: which of the measures has its limits from what was asked for.
+        asked: the range of a measure of brightness that the user asks for; it stands for that of the real lesions, and
+            the other measures of brightness have no limits.
     """
 
-    real: dict[str, tuple[float, float]]
-    real_lesions: int
+    real: RealLesions
     inside_fraction: float
     found_share: float
-    asked: tuple[str, ...] = ()
+    asked: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        real: RealLesions,
-        *,
-        inside_fraction: float,
-        found_share: float,
-        asked: Mapping[str, tuple[float, float]] | None = None,
-    ) -> QualityLimits:
-        """From the real lesions of a dataset, see ``PERCENTILES``.
-
-        Args:
-            real: the lesions.
-            inside_fraction, found_share: see the class.
-            asked: the range of a measure of brightness that the user asks for. Its limits are this range, widened as
-                that of the real lesions is or by a quarter of itself, whichever is more; the other measures of
-                brightness have none.
-        """
-        asked = asked or {}
-        limits = {}
-        for measure in MEASURES:
-            values = real.values(measure)
-            by, lower, upper = WIDENED_HU, 0.0, 0.0
-            if values.size:
-                lower, upper = np.percentile(values, PERCENTILES)
-                share = max(WIDENED_SHARE, WIDENED_FEW / values.size)
-                by = max(WIDENED_HU, share * (upper - lower))
-            if measure in asked:
-                lower, upper = asked[measure]
-                by = max(by, WIDENED_SHARE * (upper - lower))
-            elif not values.size or (asked and measure in _OF_BRIGHTNESS):
-                continue
-            least = max(0.0, lower - by) if measure in ("core_sd_hu", "slice_change_hu") else lower - by
-            limits[measure] = (round(float(least), 2), round(float(upper + by), 2))
-        return cls(limits, len(real.lesions), inside_fraction, found_share, tuple(asked))
+    def of_size(self, diameter_mm: float) -> SizeLimits:
+        """What a lesion of this size must keep, see `NEAREST_SHARE` and what follows."""
+        lesions = self.real.lesions
+        diameters_mm = np.array([lesion["diameter_mm"] for lesion in lesions])
+        count = max(NEAREST, int(np.ceil(NEAREST_SHARE * len(lesions))))
+        nearest = np.argsort(np.abs(np.log(diameters_mm / diameter_mm)), kind="stable")[:count]
+        hu = {}
+        for measure in _CHECKED:
+            among = [lesions[at] for at in nearest] if measure in _BY_SIZE else lesions
+            values = np.array([lesion[measure] for lesion in among if lesion[measure] is not None])
+            if measure in self.asked:
+                hu[measure] = _widened(measure, values, self.asked[measure])
+            elif values.size >= FEWEST and not (self.asked and measure in _OF_BRIGHTNESS):
+                hu[measure] = _widened(measure, values)
+        sizes = diameters_mm[nearest]
+        return SizeLimits((float(sizes.min()), float(sizes.max())) if sizes.size else None, len(nearest), hu)
 
     def recorded(self) -> dict[str, Any]:
         """As the record of a case states it."""
         return {
-            "real_lesions": self.real_lesions,
+            "real_lesions": len(self.real.lesions),
+            "nearest": [NEAREST, round(NEAREST_SHARE, 4)],
             "percentiles": list(PERCENTILES),
-            **{measure: list(limits) for measure, limits in self.real.items()},
             "inside_fraction": self.inside_fraction,
             "found_share": self.found_share,
         }
+
+
+def _widened(measure: str, values: np.ndarray, asked: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The limits from real values, or what is asked for, widened as these or by a share of itself."""
+    by = WIDENED_HU
+    if values.size:
+        lower, upper = np.percentile(values, PERCENTILES)
+        by = max(by, max(WIDENED_SHARE, WIDENED_FEW / values.size) * (upper - lower))
+        if measure in _BY_SIZE:
+            by = max(by, WIDENED_OF_MEDIAN * abs(float(np.median(values))))
+    if asked is not None:
+        lower, upper = asked
+        by = max(by, WIDENED_SHARE * (upper - lower))
+    lower = max(0.0, lower - by) if measure in _NOT_NEGATIVE else lower - by
+    return round(float(lower), 2), round(float(upper + by), 2)
 
 
 def lesion_quality(
@@ -112,7 +148,8 @@ def lesion_quality(
     *,
     inside_fraction: float,
     found: np.ndarray | None,
-) -> dict[str, float | None]:
+    limits: QualityLimits,
+) -> dict[str, Any]:
     """The figures of one synthetic lesion.
 
     Args:
@@ -122,19 +159,23 @@ def lesion_quality(
         spacing_mm: (z, y, x).
         inside_fraction: share of the lesion in the organ.
         found: bool, what a segmenter calls lesion; None: there is none.
+        limits: what it will be held against.
 
     Returns:
-        ``MEASURES``, ``inside_fraction``, and ``found_share``: share of the lesion that was found, or None.
+        ``lesion_measures.MEASURES``, ``inside_fraction``, ``found_share``: share of the lesion that was found, or None,
+        and ``limits``: what one of its size must keep.
     """
-    share = None if found is None else round(float(np.count_nonzero(found & lesion) / np.count_nonzero(lesion)), 4)
+    voxels = int(np.count_nonzero(lesion))
+    share = None if found is None else round(float(np.count_nonzero(found & lesion) / voxels), 4)
     return {
         **measure_lesion(volume_hu, lesion, surroundings, spacing_mm),
         "inside_fraction": round(inside_fraction, 4),
         "found_share": share,
+        "limits": limits.of_size(equivalent_diameter_mm(voxels, spacing_mm)).recorded(),
     }
 
 
-def reasons_against(lesions: Sequence[dict[str, float | None]], limits: QualityLimits) -> list[str]:
+def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) -> list[str]:
     """Why a case with such lesions is not accepted, a sentence each; empty: it is.
 
     Args:
@@ -144,12 +185,16 @@ def reasons_against(lesions: Sequence[dict[str, float | None]], limits: QualityL
     reasons = []
     for number, quality in enumerate(lesions, start=1):
         which = "the lesion" if len(lesions) == 1 else f"lesion {number}"
-        for measure, (lower, upper) in limits.real.items():
+        allowed = quality["limits"]
+        for measure, said in _CHECKED.items():
             value = quality[measure]
-            if value is not None and not lower <= value <= upper:
-                allowed = "what was asked for allows" if measure in limits.asked else "real ones allow"
+            if value is None or measure not in allowed:
+                continue
+            lower, upper = allowed[measure]
+            if not lower <= value <= upper:
                 reasons.append(
-                    f"{which} has a {_SAID[measure].format(value=value)}; {allowed} {lower:.0f} to {upper:.0f}"
+                    f"{which} has a {said.format(value=value)}; {_whose(measure, limits, allowed)} {lower:.0f} to "
+                    f"{upper:.0f}"
                 )
         for key, least, said in (
             ("inside_fraction", limits.inside_fraction, "lies in the organ"),
@@ -160,3 +205,12 @@ def reasons_against(lesions: Sequence[dict[str, float | None]], limits: QualityL
             if share is not None and share < least - 5e-5:
                 reasons.append(f"{share:.0%} of {which} {said}; at least {least:.0%} are needed")
     return reasons
+
+
+def _whose(measure: str, limits: QualityLimits, allowed: Mapping[str, Any]) -> str:
+    if measure in limits.asked:
+        return "what was asked for allows"
+    if measure not in _BY_SIZE:
+        return "real ones allow"
+    smallest, largest = allowed["diameters_mm"]
+    return f"real ones of {smallest:.0f} to {largest:.0f} mm allow"

@@ -288,6 +288,7 @@ def _record(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
             source.spacing_mm,
             inside_fraction=lesion.placement.inside_fraction,
             found=painted.found,
+            limits=job.limits,
         )
         for lesion in planned.lesions
     ]
