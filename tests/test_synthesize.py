@@ -557,7 +557,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--found-share", "70"], "--found-share is a share between 0 and 1"),
         (["--steps", "0"], "--steps 0: DDIM would not begin near pure noise"),
         (["--steps", "501"], "--steps 501: DDIM would not begin near pure noise"),
-        (["--eta", "2"], "--eta in 0 to 1"),
+        (["--eta", "2"], "--eta must lie in 0 to 1, got 2"),
         (["--cases", "case_9"], "has no case_9; it has case_0"),
         (["--leave-out", "case_9"], "there is no training case 'case_9' to leave out"),
         (["--leave-out", "case_1", "--cases", "case_1"], "--cases and --leave-out both name case_1"),
