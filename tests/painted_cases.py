@@ -130,7 +130,7 @@ class PaintingModel:
         self.hu, self.bias_hu, self.noise_hu = hu, bias_hu, noise_hu
         self.calls = []
 
-    def inpaint(self, volume_hu, layout, region, *, generator, on_step=None, **sampling):
+    def inpaint(self, volume_hu, layout, region, draft_hu=None, *, generator, on_step=None, **sampling):
         class_map = layout.class_map
         assert volume_hu.shape == class_map.shape == region.shape
         assert len(volume_hu) <= self.settings.window_slices

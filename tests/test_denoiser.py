@@ -291,7 +291,7 @@ def test_onehot_condition_is_projected_and_vae_condition_is_not():
 
 @torch.no_grad()
 def test_detail_and_context_are_seen_as_they_are():
-    model = tiny_denoiser(mask_encoding="outline", detail_channels=5, context=True)
+    model = tiny_denoiser(mask_encoding="outline", detail_channels=5, context="masked")
     assert model.condition_channels == 3 + 5 and model.unet.config.in_channels == 4 + 4 + 5 + 4 + 1
     given = inputs()
     given["condition"] = torch.cat([given["condition"], torch.ones(2, 5, 3, 6, 6)], dim=1)
@@ -318,10 +318,27 @@ def test_detail_and_context_are_seen_as_they_are():
     given["condition"][:, 7] += 1
     assert torch.equal(model(**given, context=context, drop=dropped), without)
     assert (model(**given, context=known_context(latent + 1, generated), drop=dropped) - without).abs().max() > 1e-4
-    with pytest.raises(ValueError, match="context True"):
+    with pytest.raises(ValueError, match="with the context masked"):
         model(**given)
     kept = model.insert_consistency("conv")
-    assert kept.config["context"] and torch.equal(kept(**given, context=context), model(**given, context=context))
+    assert kept.config["context"] == "masked" and torch.equal(
+        kept(**given, context=context), model(**given, context=context)
+    )
+
+
+@torch.no_grad()
+def test_a_network_that_starts_from_a_draft_gives_it_back_at_first():
+    model = tiny_denoiser(context="draft")
+    given, latent, draft = inputs(), inputs(seed=7)["noisy"], inputs(seed=8)["noisy"]
+    generated = torch.zeros(2, 1, 3, 6, 6, dtype=torch.bool)
+    generated[..., 2:4, 2:4] = True
+    context = known_context(latent, generated, draft)
+    expected = torch.where(generated, draft, latent)
+    assert torch.equal(model(**given, context=context), expected)
+    model.unet.conv_out.bias += 0.5
+    torch.testing.assert_close(model(**given, context=context), expected + 0.5)
+    with pytest.raises(ValueError, match="known are none, masked, draft"):
+        tiny_denoiser(context="sketch")
 
 
 @pytest.mark.parametrize("kind", [None, "conv", "attention"])

@@ -143,7 +143,7 @@ def test_long_lesions_are_inpainted_window_by_window():
     region = np.zeros(volume.shape, bool)
     region[0:21, 3:9, 3:9] = True
     layout = Layout.of(class_map, (1.0, 1.0, 1.0), organs=1)
-    generated, reconstructed = inpaint(model, volume, layout, region, generator=torch.Generator().manual_seed(0))
+    generated, reconstructed = inpaint(model, volume, layout, region, None, generator=torch.Generator().manual_seed(0))
     assert [len(call.volume_hu) for call in model.calls] == [8] * 5
     # every slice is generated once, and the next window sees what was generated before
     assert sum(call.region.any(axis=(1, 2)).sum() for call in model.calls) == 21

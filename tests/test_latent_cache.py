@@ -14,6 +14,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import hu_to_model
 from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.synthesis.conditions import ConditionFormat, packed_condition
+from fvae_nnunet.synthesis.draft import drafted
 from fvae_nnunet.synthesis.latent_cache import (
     cache_folder,
     complete_cache,
@@ -22,7 +23,7 @@ from fvae_nnunet.synthesis.latent_cache import (
     read_records,
     remove_cache,
 )
-from fvae_nnunet.synthesis.latent_draws import LatentDraws, generated_cells, random_streams
+from fvae_nnunet.synthesis.latent_draws import LatentDraws, random_streams
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings, choose_inplane_pixels
 from fvae_nnunet.synthesis.latent_windows import choose_window_slices, plan_pieces
 from fvae_nnunet.synthesis.layout import Layout
@@ -275,19 +276,59 @@ def test_the_outline_is_the_lesion_and_its_look_is_measured(tiny):
     assert (whole[67:69][:, torch.from_numpy(tensors["lesion"][0] == 0)] == 0).all()
 
 
-def test_cells_to_generate_hold_the_lesion_and_a_margin():
-    lesion = torch.zeros(3, 12, 12)
-    lesion[1, 5, 6] = 0.3
-    kinds = set()
-    for seed in range(60):
-        cells = generated_cells(lesion, np.random.default_rng(seed))
-        assert cells.shape == lesion.shape and cells[1, 5, 6]
-        kinds.add(int(cells.sum()))
-        without = generated_cells(torch.zeros(1, 12, 12), np.random.default_rng(seed))
-        sides = without.any(dim=2).sum(), without.any(dim=1).sum()
-        assert all(3 <= side <= 9 for side in sides) or without.all()
-    # one cell or two around the lesion in its slice, or all
-    assert kinds == {9, 25, 3 * 144}
+@pytest.mark.parametrize("context", ["masked", "draft"])
+def test_what_a_network_with_context_is_shown(tiny, context):
+    dataset = phantom_dataset("lung", cases=1, shape=(20, 48, 48))
+    source = open_source_dataset(dataset.name, organ="lungs")
+    folder = cache_folder(source, f"context_{context}")
+    complete_cache(folder, source, tiny, settings_of(mask_encoding="outline"), made_with={}, workers=0)
+    scale = AppearanceScale((0.0, 0.0), (1.0, 1.0))
+    conditions = ConditionFormat("outline", 2, tiny.spec, (0.1,) * 16, (2.0,) * 16, scale)
+    draws = LatentDraws(
+        folder, ["phantom_000"], conditions=conditions, window=8, crop=6, lesion_share=0.5, context=context
+    )
+    batch = draws.batch(1, 0, range(80), seed=1, process=NoiseProcess())
+    assert batch.context.shape == (80, 17, 1, 6, 6) and torch.equal(batch.context[:, 16] > 0, batch.generated)
+    kinds = {"all": 0, "lesion": 0, "box": 0}
+    for latent, lesion, shown, generated in zip(batch.latent, batch.lesion, batch.context, batch.generated):
+        shown = shown[:16]
+        assert torch.equal(shown[:, ~generated], latent[:, ~generated])
+        if generated.all():
+            kinds["all"] += 1
+            assert (shown == 0).all()
+        elif (lesion > 0).any():
+            kinds["lesion"] += 1
+            assert generated[lesion > 0].all()
+            if context == "masked":
+                assert (shown[:, generated] == 0).all()
+            else:
+                # near the truth, and not the truth
+                assert 0 < (shown - latent)[:, generated].abs().mean() < latent[:, generated].abs().mean()
+        else:
+            # near a lesion of the next slice, or a box
+            kinds["box"] += 1
+    assert kinds["lesion"] > 20 and kinds["all"] > 2
+    if context == "masked":
+        assert kinds["box"] > 20
+
+
+def test_the_draft_of_a_case_is_the_latent_of_its_drawing(tiny):
+    dataset = phantom_dataset("lung", cases=1, shape=(20, 48, 48))
+    source = open_source_dataset(dataset.name, organ="lungs")
+    folder = cache_folder(source, "draft")
+    complete_cache(folder, source, tiny, settings_of(mask_encoding="outline"), made_with={}, workers=0)
+    case = source.read("phantom_000")
+    layout = Layout.of(case.class_map, case.spacing_mm, organs=1, volume_hu=case.volume_hu)
+    draft_hu = np.rint(drafted(case.volume_hu, layout, case.lesion, 0.0)).astype(np.int16)
+    tensors = load_file(latents_path(folder, "phantom_000"))
+    latent = tiny.encode(hu_to_model(torch.from_numpy(draft_hu), HU_WINDOW)[None, None])[0].numpy()
+    drawn = (draft_hu != case.volume_hu).any(axis=(1, 2))
+    np.testing.assert_allclose(tensors["draft"][0][:, drawn], latent[:, drawn], rtol=2**-10, atol=2e-3)
+    near = ndimage.distance_transform_edt(~case.lesion, sampling=case.spacing_mm) < 5
+    untouched = ~near.any(axis=(1, 2))
+    assert untouched.any() and drawn.any()
+    assert np.array_equal(tensors["draft"][0][:, untouched], tensors["latent"][0][:, untouched])
+    assert np.array_equal(tensors["region"][0, 0] > 0, near.reshape(20, 6, 8, 6, 8).any(axis=(2, 4)))
 
 
 def lesions(slices, *ranges):

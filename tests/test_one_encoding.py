@@ -89,9 +89,9 @@ def change_by_own_latent(
     regions = []
     inpaint = model.inpaint
 
-    def spy_inpaint(volume_hu, layout, region, **others):
+    def spy_inpaint(volume_hu, layout, region, draft_hu, **others):
         regions.append(region)
-        return inpaint(volume_hu, layout, region, **others)
+        return inpaint(volume_hu, layout, region, draft_hu, **others)
 
     monkeypatch.setattr(model.codec, "encode", spy_encode)
     monkeypatch.setattr(model, "inpaint", spy_inpaint)

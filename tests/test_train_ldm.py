@@ -39,6 +39,7 @@ from fvae_nnunet.synthesis.noise_process import NoiseProcess
 from fvae_nnunet.synthesis.slice_consistency import parameters_along_slices
 from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.training import Plan, denoising_loss, first_denoiser, train
+from fvae_nnunet.synthesis.training_inputs import Texts, draws_and_model
 from fvae_nnunet.synthesis.training_processes import connect
 from fvae_nnunet.synthesis.training_samples import SamplePictures
 from fvae_nnunet.synthesis.training_settings import WARMUP_STEPS, TrainingSettings
@@ -49,7 +50,7 @@ SETTINGS = TrainingSettings(
     size="tiny",
     prediction="epsilon",
     loss="mse",
-    context=False,
+    context="none",
     consistency="conv",
     steps=(4, 3),
     batch=4,
@@ -330,21 +331,43 @@ def test_the_learning_rate_falls_to_0_at_the_end_of_a_stage():
     assert settings.learning_rate_at(200, 400) == settings.learning_rate_at(200, 4000) == 1e-3
 
 
-def test_context_is_learnt_and_goes_on_to_the_bit(latents, tmp_path):
-    draws, model = copy.copy(latents[0]), replace(latents[1], context=True, prediction="sample")
-    draws._context = True
-    settings = replace(SETTINGS, context=True, prediction="sample", loss="l1", decay_share=0.3)
+@pytest.fixture(scope="module")
+def outlines():
+    """Draws and model settings as ``latents``, with outlines and drafts."""
+    source, vae = open_source_dataset(phantom_dataset().name), load_vae("tiny")
+    folder = cache_folder(source, "outline")
+    latent_settings = LatentSettings((-1000.0, 1000.0), 4, 32, None, "outline")
+    complete_cache(folder, source, vae, latent_settings, made_with={}, workers=0)
+
+    def use(context):
+        settings = replace(SETTINGS, context=context, prediction="sample", loss="l1", decay_share=0.3)
+        return *draws_and_model(settings, source, vae, latent_settings, folder, Texts({})), settings
+
+    return use
+
+
+@pytest.mark.parametrize("context", ["masked", "draft"])
+def test_context_is_learnt_and_goes_on_to_the_bit(outlines, tmp_path, context):
+    draws, model, settings = outlines(context)
     whole = run((draws, model), tmp_path / "whole", settings)
     run((draws, model), tmp_path / "model", settings, stop_after=3)
     assert_equal(run((draws, model), tmp_path / "model", settings), whole)
     loaded = LatentDiffusion.load(tmp_path / "model")
+    assert loaded.settings.context == context and loaded.settings.appearance is not None
     volume = np.full((4, 32, 32), 40, np.int16)
     layout = Layout.of(np.ones(volume.shape, np.uint8), (1.0, 1.0, 1.0), organs=1)
     region = np.zeros(volume.shape, bool)
     region[1:3, 8:20, 8:20] = True
     generator = torch.Generator()
-    hu = [loaded.inpaint(volume, layout, region, generator=generator.manual_seed(0))[0] for _ in range(2)]
+    draft = volume.astype(np.float32) - 30
+    hu = [loaded.inpaint(volume, layout, region, draft, generator=generator.manual_seed(0))[0] for _ in range(2)]
     assert np.array_equal(*hu) and np.isfinite(loaded.generate(layout, generator=generator)).all()
+    if context == "draft":
+        with pytest.raises(UserError, match="starts from a draft; give one"):
+            loaded.inpaint(volume, layout, region, generator=generator)
+        # after no more than a few steps it still gives about the draft
+        _, without = loaded.inpaint(volume, layout, region, volume, generator=generator)
+        assert -40 < (hu[0] - without)[1:3, 10:18, 10:18].mean() < -10
 
 
 @pytest.mark.parametrize(
@@ -357,6 +380,8 @@ def test_context_is_learnt_and_goes_on_to_the_bit(latents, tmp_path):
         ({"learning_rate": 0.0}, "--lr"),
         ({"accumulate": 0}, "--accumulate"),
         ({"seed": -1}, "--seed"),
+        ({"loss": "l2"}, "--loss is l1 or mse"),
+        ({"context": "draft"}, "--context draft needs --prediction sample"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message):

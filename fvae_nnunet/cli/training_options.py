@@ -102,8 +102,9 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--loss", choices=("l1", "mse"), help="of the prediction; l1 (lesion) or mse (paper)")
     group.add_argument(
-        "--context", action=argparse.BooleanOptionalAction,
-        help="show the network what is known of the latent around the cells that it generates",
+        "--context", choices=("none", "masked", "draft"),
+        help="what the network sees of the latent: nothing (paper), what is known of it, or that and a draft of the "
+        "lesion in HU, which it completes (lesion)",
     )  # fmt: skip
     group.add_argument(
         "--consistency", choices=("conv", "attention"), default="conv",

@@ -18,6 +18,8 @@ from fvae_nnunet.synthesis.slice_consistency import (
     parameters_along_slices,
 )
 
+CONTEXTS = ("none", "masked", "draft")
+
 
 @dataclass(frozen=True)
 class UNetSize:
@@ -60,10 +62,12 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text_width: width of the report's embedding; None for a model that knows no text.
         consistency: None for slices that do not see each other, ``conv`` or ``attention``; see ``slice_consistency``.
         detail_channels: channels of the condition behind shares or grey map, see ``conditions.detail_channels``.
-        context: whether the network sees what is known of the latent, see ``known_context``.
+        context: what the network sees beside (``known_context``): ``none``; ``masked``: what is known of the latent;
+            ``draft``: that, and a draft of what is generated (see there). Its output is then added to the draft, and is
+            zero at first.
 
     Raises:
-        ValueError: an unknown size, encoding or kind of consistency.
+        ValueError: an unknown size, encoding, context or kind of consistency.
     """
 
     _supports_gradient_checkpointing = True
@@ -78,7 +82,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text_width: int | None = None,
         consistency: str | None = None,
         detail_channels: int = 0,
-        context: bool = False,
+        context: str = "none",
     ) -> None:
         super().__init__()
         check_encoding(mask_encoding)
@@ -86,6 +90,8 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"unknown size {size!r}; known are {', '.join(SIZES)}")
         if consistency is not None and consistency not in KINDS:
             raise ValueError(f"unknown consistency {consistency!r}; known are {', '.join(KINDS)}")
+        if context not in CONTEXTS:
+            raise ValueError(f"unknown context {context!r}; known are {', '.join(CONTEXTS)}")
         self._mask_channels = latent_channels if mask_encoding == "vae" else classes + 1
         self.condition_channels = self._mask_channels + detail_channels
         self.project_mask = (
@@ -96,7 +102,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.null_token = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
         deeper = len(sizes.widths) - 1
         self.unet = UNet2DConditionModel(
-            in_channels=2 * latent_channels + detail_channels + (latent_channels + 1 if context else 0),
+            in_channels=2 * latent_channels + detail_channels + (0 if context == "none" else latent_channels + 1),
             out_channels=latent_channels,
             down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
             up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
@@ -106,6 +112,9 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
             attention_head_dim=sizes.heads,  # in this class the number of heads
             norm_num_groups=sizes.groups,
         )
+        if context == "draft":
+            for parameter in self.unet.conv_out.parameters():
+                nn.init.zeros_(parameter)
         self._count = SliceCount()
         if consistency is not None:
             insert_along_slices(self.unet, consistency, self._count)
@@ -137,8 +146,8 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
             (B, C, d, h, w).
         """
         batch, _, slices = noisy.shape[:3]
-        if (context is not None) != self.config["context"]:
-            raise ValueError(f"this model was made with context {self.config['context']}")
+        if (context is None) != (self.config["context"] == "none"):
+            raise ValueError(f"this model was made with the context {self.config['context']}")
         if self.project_mask is not None:
             mask, detail = condition.tensor_split([self._mask_channels], dim=1)
             mask = self.project_mask(_as_slices(mask)).unflatten(0, (batch, slices)).transpose(1, 2)
@@ -155,7 +164,11 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 encoder_attention_mask=None if token_mask is None else token_mask.repeat_interleave(slices, dim=0),
                 return_dict=False,
             )[0]
-        return predicted.unflatten(0, (batch, slices)).transpose(1, 2)
+        predicted = predicted.unflatten(0, (batch, slices)).transpose(1, 2)
+        if self.config["context"] == "draft":
+            assert context is not None
+            return predicted + context[:, :-1]
+        return predicted
 
     def _tokens(
         self, batch: int, text: torch.Tensor | None, text_mask: torch.Tensor | None, drop: torch.Tensor | None
@@ -203,20 +216,22 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().enable_gradient_checkpointing(self._count.checkpointed)
 
 
-def known_context(latent: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+def known_context(latent: torch.Tensor, generated: torch.Tensor, draft: torch.Tensor | None = None) -> torch.Tensor:
     """What a model with context is told of a latent of which a part is to be generated.
 
-    As the inpainting model of Rombach et al. 2022: the latent with zeros in the cells that are generated, and which
-    these are.
+    As the inpainting model of Rombach et al. 2022: the latent, and which cells are generated. In these the latent is
+    0, or that of a draft.
 
     Args:
         latent: (B, C, d, h, w), standardised.
         generated: bool (B, 1, d, h, w).
+        draft: as the latent, for the context ``draft``; None: nothing is drafted.
 
     Returns:
         (B, C + 1, d, h, w).
     """
-    return torch.cat([latent.masked_fill(generated, 0.0), generated.to(latent.dtype)], dim=1)
+    shown = latent.masked_fill(generated, 0.0) if draft is None else torch.where(generated, draft, latent)
+    return torch.cat([shown, generated.to(latent.dtype)], dim=1)
 
 
 def _as_slices(x: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ def inpaint(
     volume_hu: np.ndarray,
     layout: Layout,
     region: np.ndarray,
+    draft_hu: np.ndarray | None,
     *,
     generator: torch.Generator,
     **sampling: Any,
@@ -45,7 +46,7 @@ def inpaint(
 
     Args:
         model: with its settings.
-        volume_hu, layout, region: of one shape, on the model's grid.
+        volume_hu, layout, region, draft_hu: as for ``model.inpaint``, on the model's grid, any number of slices.
         generator: all noise comes from it.
         sampling: further arguments of ``model.inpaint``.
 
@@ -63,7 +64,12 @@ def inpaint(
         fresh[: max(0, done - start)] = False
         if fresh.any():
             with_lesion, without = model.inpaint(
-                working[start:stop], layout.slices(slice(start, stop)), fresh, generator=generator, **sampling
+                working[start:stop],
+                layout.slices(slice(start, stop)),
+                fresh,
+                None if draft_hu is None else draft_hu[start:stop],
+                generator=generator,
+                **sampling,
             )
             new = slice(max(0, done - start), None)
             target = slice(max(start, done), stop)

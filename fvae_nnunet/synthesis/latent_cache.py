@@ -8,7 +8,10 @@ counts by the same rules as one of a view) and ``<case>.safetensors`` with, floa
 
 and the condition as ``conditions.packed_condition`` gives it: with the mask encoding ``outline`` or ``onehot``
 ``classes`` and ``shares`` (P, k, d, h, w), with ``outline`` also ``outline`` and ``appearance_hu``, with ``vae``
-``condition`` (P, C, d, h, w), not standardised.
+``condition`` (P, C, d, h, w), not standardised. With ``outline`` there are also::
+
+    draft      (P, C, d, h, w)    the latent of the case with its lesions drawn anew, see ``draft``
+    region     (P, 1, d, h, w)    uint8, cells with a voxel near a lesion (``latent_encoding.MARGIN_MM``)
 
 The record of a case says which windows there are and what of them holds lesion::
 

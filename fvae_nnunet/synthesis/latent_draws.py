@@ -17,12 +17,17 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.conditions import ConditionFormat
+from fvae_nnunet.synthesis.denoiser import known_context
 from fvae_nnunet.synthesis.latent_cache import latents_path, read_records
 from fvae_nnunet.synthesis.latent_scale import standardise
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 Place = tuple[int, int]
 """A piece of a case and the first latent slice in it."""
+
+
+ALL_GENERATED_SHARE = 0.1
+"""Of samples with lesion of which nothing is known, for whole volumes."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,16 @@ class Sample:
         latent: (C, d, h, w).
         condition: (K, d, h, w).
         lesion: (d, h, w), share of each cell that is lesion.
+        draft: (C, d, h, w), standardised; None for a network without context, as ``region``.
+        region: bool (d, h, w), cells in which lesions are drawn.
     """
 
     case: str
     latent: torch.Tensor
     condition: torch.Tensor
     lesion: torch.Tensor
+    draft: torch.Tensor | None = None
+    region: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Batch:
         timesteps: (B,).
         condition: (B, K, d, h, w).
         lesion: (B, d, h, w).
-        generated: bool (B, d, h, w), the cells that the network does not see; None for a network without context.
+        context: (B, C + 1, d, h, w), see ``denoiser.known_context``; None for a network without, as ``generated``.
+        generated: bool (B, d, h, w), the cells that the network is to generate.
         drop: bool (B,), samples without condition; None where none is ever dropped.
         text, text_mask: (B, T, width) and bool (B, T); None without texts.
     """
@@ -61,6 +71,7 @@ class Batch:
     timesteps: torch.Tensor
     condition: torch.Tensor
     lesion: torch.Tensor
+    context: torch.Tensor | None
     generated: torch.Tensor | None
     drop: torch.Tensor | None
     text: torch.Tensor | None
@@ -93,7 +104,7 @@ class LatentDraws:
         window: latent slices of a window.
         crop: latent cells of a sample along y and x; smaller where the slices are.
         lesion_share: in [0, 1].
-        context: whether batches say which cells are generated, see ``generated_cells``.
+        context: of the network, see ``denoiser``.
         texts: case -> embedding (T, width) of its report; cases without one have none.
 
     Attributes:
@@ -115,10 +126,11 @@ class LatentDraws:
         window: int,
         crop: int,
         lesion_share: float,
-        context: bool = False,
+        context: str = "none",
         texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._folder, self.conditions, self._context = folder, conditions, context
+        self._of_context = () if context == "none" else ("draft", "region")
         self._window, self._crop, self.texts = window, crop, texts or {}
         records = read_records(folder, cases)
         self._spacing_mm = {case: record["spacing_mm"] for case, record in records.items()}
@@ -169,13 +181,15 @@ class LatentDraws:
             )
             latent, *stored = (
                 file.get_slice(name)[piece : piece + 1, :, run, rows, columns]
-                for name in ("latent", *self.conditions.stored)
+                for name in ("latent", *self.conditions.stored, *self._of_context)
             )
-        condition = self.conditions.dense(
-            dict(zip(self.conditions.stored, stored, strict=True)), self._spacing_mm[case]
-        )
-        latent = standardise(latent, self.conditions.latent_mean, self.conditions.latent_std)
-        return Sample(case, latent[0], condition[0], lesion[:, rows, columns])
+        packed = dict(zip((*self.conditions.stored, *self._of_context), stored, strict=True))
+        condition = self.conditions.dense(packed, self._spacing_mm[case])[0]
+        mean, std = self.conditions.latent_mean, self.conditions.latent_std
+        draft, region = None, None
+        if self._of_context:
+            draft, region = standardise(packed["draft"], mean, std)[0], packed["region"][0, 0] > 0
+        return Sample(case, standardise(latent, mean, std)[0], condition, lesion[:, rows, columns], draft, region)
 
     def batch(
         self,
@@ -198,15 +212,17 @@ class LatentDraws:
             condition_dropout: probability that a sample has no condition.
         """
         samples: list[Sample] = []
-        drawn: dict[str, list[Any]] = {"noise": [], "timesteps": [], "drop": [], "generated": []}
+        drawn: dict[str, list[Any]] = {"noise": [], "timesteps": [], "drop": [], "context": [], "generated": []}
         for number in numbers:
             places, noise = random_streams(seed, stage, step, number)
             samples.append(self.sample(stage, places))
             drawn["timesteps"].append(process.draw_timesteps(1, noise))
             drawn["noise"].append(torch.randn(samples[-1].latent.shape, generator=noise))
             drawn["drop"].append(bool(places.random() < condition_dropout))
-            if self._context:
-                drawn["generated"].append(generated_cells(samples[-1].lesion, places))
+            if self._context != "none":
+                generated, context = self._shown(samples[-1], places)
+                drawn["generated"].append(generated)
+                drawn["context"].append(context)
         text, text_mask = self._embeddings([sample.case for sample in samples])
         return Batch(
             latent=torch.stack([sample.latent for sample in samples]),
@@ -214,11 +230,32 @@ class LatentDraws:
             timesteps=torch.cat(drawn["timesteps"]),
             condition=torch.stack([sample.condition for sample in samples]),
             lesion=torch.stack([sample.lesion for sample in samples]),
-            generated=torch.stack(drawn["generated"]) if self._context else None,
+            context=torch.stack(drawn["context"]) if drawn["context"] else None,
+            generated=torch.stack(drawn["generated"]) if drawn["generated"] else None,
             drop=torch.tensor(drawn["drop"]) if condition_dropout else None,
             text=text,
             text_mask=text_mask,
         )
+
+    def _shown(self, sample: Sample, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which cells of a sample are generated (d, h, w), and the context (C + 1, d, h, w).
+
+        Around lesions those of the region. Without lesion a box of cells, or for a network that starts from drafts all,
+        as there is nothing to draw; and now and then all, for whole volumes.
+        """
+        assert sample.region is not None and sample.draft is not None
+        everything = torch.ones_like(sample.region)
+        draft = sample.draft if self._context == "draft" else None
+        if sample.region.any():
+            generated = sample.region if random.random() >= ALL_GENERATED_SHARE else everything
+        elif draft is None:
+            generated = box_of_cells(sample.region.shape, random)
+        else:
+            generated = everything
+        if generated is everything and draft is not None:
+            draft = torch.zeros_like(draft)
+        one = known_context(sample.latent[None], generated[None, None], None if draft is None else draft[None])
+        return generated, one[0]
 
     def _embeddings(self, cases: Sequence[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if not self.texts:
@@ -232,30 +269,11 @@ class LatentDraws:
         return text, mask
 
 
-ALL_GENERATED_SHARE = 0.1
-"""Of samples of which nothing is known, for whole volumes."""
-
-
-def generated_cells(lesion: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
-    """Cells for a network with context to generate: the lesion's and one or two around it along y and x; without
-    lesion a box of a quarter to three quarters of each side; now and then all.
-
-    Args:
-        lesion: (d, h, w), share of each cell.
-        random: draws.
-
-    Returns:
-        bool (d, h, w), at least one.
-    """
-    if random.random() < ALL_GENERATED_SHARE:
-        return torch.ones(lesion.shape, dtype=torch.bool)
-    if (lesion > 0).any():
-        around = int(random.integers(1, 3))
-        held = (lesion > 0).float()[None]
-        return torch.nn.functional.max_pool2d(held, 2 * around + 1, stride=1, padding=around)[0] > 0
-    cells = torch.zeros(lesion.shape, dtype=torch.bool)
+def box_of_cells(shape: Sequence[int], random: np.random.Generator) -> torch.Tensor:
+    """bool (d, h, w): a box of a quarter to three quarters of each side along y and x, in all slices."""
+    cells = torch.zeros(tuple(shape), dtype=torch.bool)
     sides = []
-    for size in lesion.shape[1:]:
+    for size in shape[1:]:
         length = max(1, round(size * random.uniform(0.25, 0.75)))
         start = int(random.integers(0, size - length + 1))
         sides.append(slice(start, start + length))

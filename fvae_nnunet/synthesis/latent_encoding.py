@@ -11,12 +11,17 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import hu_to_model
 from fvae_nnunet.synthesis.conditions import packed_condition
+from fvae_nnunet.synthesis.draft import drafted
 from fvae_nnunet.synthesis.latent_windows import Piece, latent_slices, plan_pieces
 from fvae_nnunet.synthesis.layout import Layout
-from fvae_nnunet.synthesis.mask_conditions import share_of_cells
+from fvae_nnunet.synthesis.mask_conditions import cells_of, share_of_cells
 from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled_shape
+from fvae_nnunet.synthesis.placement import too_close
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
+
+MARGIN_MM = 5.0
+"""Around lesions, in which a network learns to generate; also the default of synthesis."""
 
 FORMAT = 2
 """Of what is stored; raised when it changes."""
@@ -64,12 +69,16 @@ class CaseToEncode:
     Attributes:
         volume_hu: int16 (z, y, x).
         layout: same shape.
+        draft_hu: the same with its lesions drawn anew (``draft``); None where this is not kept.
+        region: bool, closer than `MARGIN_MM` to a lesion.
         pieces: to be encoded.
         digests: of the files that it comes from.
     """
 
     volume_hu: np.ndarray
     layout: Layout
+    draft_hu: np.ndarray | None
+    region: np.ndarray | None
     pieces: list[Piece]
     digests: dict[str, str]
 
@@ -114,13 +123,18 @@ def choose_inplane_pixels(
 
 def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, organs: int) -> CaseToEncode:
     """A case on the model's grid, and the pieces of it; classes above ``organs`` are lesions."""
-    layout = Layout.of(source.class_map, source.spacing_mm, organs=organs, volume_hu=source.volume_hu)
+    raw = Layout.of(source.class_map, source.spacing_mm, organs=organs, volume_hu=source.volume_hu)
     grid = ModelGrid(source.volume_hu.shape, source.spacing_mm, settings.spacing_mm)
-    layout = grid.layout(layout)
-    shape = padded_shape(layout.shape, spec, settings.window_slices, settings.inplane_pixels)
-    volume_hu, layout = padded_volume(grid.volume(source.volume_hu), shape, settings.hu_window), layout.padded(shape)
+    shape = padded_shape(grid.shape, spec, settings.window_slices, settings.inplane_pixels)
+    volume_hu = padded_volume(grid.volume(source.volume_hu), shape, settings.hu_window)
+    layout = grid.layout(raw).padded(shape)
+    draft_hu, region = None, None
+    if settings.mask_encoding == "outline":
+        draft_hu = drafted(source.volume_hu, raw, raw.lesion_numbers > 0, unknown_hu=0.0)
+        draft_hu = padded_volume(grid.volume(draft_hu), shape, settings.hu_window)
+        region = too_close(layout.lesion_numbers > 0, layout.spacing_mm, MARGIN_MM)
     pieces = plan_pieces(layout.class_map > organs, settings.window_slices, spec)
-    return CaseToEncode(volume_hu, layout, pieces, source.digests)
+    return CaseToEncode(volume_hu, layout, draft_hu, region, pieces, source.digests)
 
 
 def padded_shape(
@@ -173,12 +187,31 @@ def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, clas
         lesion = share_of_cells(torch.from_numpy(layout.lesion_numbers > 0)[None].float(), vae.spec)
         found = {"latent": _to_float16(encode_slices(case.volume_hu[run], vae, settings.hu_window))}
         found["lesion"] = lesion[:, None].half().numpy()
+        if case.draft_hu is not None and case.region is not None:
+            found |= _draft(case.draft_hu[run], case.region[run], found["latent"], vae, settings)
         for name, tensor in packed.items():
             found[name] = _to_float16(tensor) if name == "condition" else tensor.numpy()
         pieces.append(found)
     tensors = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
     tensors["lesion"] = tensors["lesion"][:, 0]
     return EncodedCase(tensors, _record(case, tensors, settings.window_slices, vae.spec), case.digests)
+
+
+def _draft(
+    draft_hu: np.ndarray, region: np.ndarray, latent: np.ndarray, vae: FrozenVAE, settings: LatentSettings
+) -> dict[str, np.ndarray]:
+    """``draft`` and ``region`` of a piece. Where nothing is drawn its latent is the draft's; of slices that do not see
+    each other only those in which something is are encoded."""
+    cells = cells_of(torch.from_numpy(region)[None], vae.spec)[:, None]
+    draft = latent.copy()
+    if region.any():
+        run = slice(0, len(region))
+        if vae.spec.independent_slices:
+            touched = np.flatnonzero(region.any(axis=(1, 2)))
+            run = slice(int(touched[0]), int(touched[-1]) + 1)
+        latents = run if vae.spec.independent_slices else slice(None)
+        draft[:, :, latents] = _to_float16(encode_slices(draft_hu[run], vae, settings.hu_window))
+    return {"draft": draft, "region": cells.to(torch.uint8).numpy()}
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -166,6 +166,7 @@ class LatentDiffusion:
         volume_hu: np.ndarray,
         layout: Layout,
         region: np.ndarray,
+        draft_hu: np.ndarray | None = None,
         *,
         generator: torch.Generator,
         steps: int | None = None,
@@ -185,6 +186,8 @@ class LatentDiffusion:
             volume_hu: (z, y, x), any real dtype, at most ``window_slices`` slices.
             layout: same shape.
             region: bool, same shape.
+            draft_hu: the volume with what is to be generated drawn into it (``draft``), same shape; for models with the
+                context ``draft``.
             generator: on the CPU.
             steps, eta: see ``NoiseProcess.sampler``; None: as the model says.
             guidance: see ``sampling.sample_latent``.
@@ -215,7 +218,12 @@ class LatentDiffusion:
         windows = LatentWindows.over(padded_slices, padded_slices, spec)
         rows, columns = self._square(cells)
         seen = np.s_[..., rows, columns]
-        known = Known(codec.standardised(latent)[seen], cells[seen])
+        draft = None
+        if self.settings.context == "draft":
+            if draft_hu is None:
+                raise UserError("this model starts from a draft; give one, see synthesis.draft")
+            draft = codec.standardised(codec.encode(draft_hu))[seen]
+        known = Known(codec.standardised(latent)[seen], cells[seen], draft)
         conditions = codec.conditions(layout.padded((padded_slices, *layout.shape[1:])), windows, self.denoiser.device)
         drawn = self._sampled(
             windows, conditions.cropped(rows, columns), steps, eta, guidance, text, generator, known, on_step

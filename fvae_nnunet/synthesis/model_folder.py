@@ -64,7 +64,7 @@ class ModelSettings:
         detail_channels: see ``conditions``.
         appearance_mean, appearance_std: of the training lesions, see ``lesion_detail.AppearanceScale``; None for a
             model that is not told how lesions look.
-        context: whether the network sees what is known of the latent, see ``denoiser.known_context``.
+        context: what the network sees of the latent, see ``denoiser``.
     """
 
     vae: str
@@ -88,7 +88,7 @@ class ModelSettings:
     detail_channels: int = 0
     appearance_mean: tuple[float, ...] | None = None
     appearance_std: tuple[float, ...] | None = None
-    context: bool = False
+    context: str = "none"
 
     @property
     def appearance(self) -> AppearanceScale | None:

@@ -44,8 +44,8 @@ class ModelGrid:
         return resampled_shape(self.volume_shape, self.spacing_mm, self.model_spacing_mm)
 
     def volume(self, volume_hu: np.ndarray) -> np.ndarray:
-        """A volume of int16 HU on the model's grid: linear, int16."""
-        if self.shape == self.volume_shape:
+        """A volume of HU on the model's grid: linear, int16."""
+        if self.shape == self.volume_shape and volume_hu.dtype == np.int16:
             return volume_hu
         return np.rint(resampled(volume_hu, self.shape, order=1)).astype(np.int16)
 

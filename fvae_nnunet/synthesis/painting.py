@@ -12,6 +12,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
 from fvae_nnunet.synthesis.appearance import Appearance
+from fvae_nnunet.synthesis.draft import drafted
 from fvae_nnunet.synthesis.inpainting import inpaint, slices_seen
 from fvae_nnunet.synthesis.insertion import TEXTURES, blend_lesion, margin_weight
 from fvae_nnunet.synthesis.layout import Layout
@@ -170,11 +171,16 @@ def _insert(
             f"{model.settings.spacing_mm} mm; choose larger ones (--sizes, --diameter-mm)"
         )
     seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
+    draft_hu = None
+    if model.settings.context == "draft":
+        assert model.settings.appearance is not None
+        draft_hu = grid.volume(drafted(volume_hu, layout, mask, model.settings.appearance.mean[0]))[seen]
     decoded = inpaint(
         model,
         grid.volume(volume_hu)[seen],
         grid.layout(layout).slices(seen),
         grid.mask(region)[seen],
+        draft_hu,
         generator=generator,
         on_step=on_step,
         **_sampling(settings),

@@ -13,7 +13,7 @@ class Recipe:
         prediction: see ``noise_process``.
         loss: ``l1`` or ``mse``.
         mask_encoding: see ``conditions``.
-        context: whether the network sees what is known of the latent around the cells that it generates.
+        context: what the network sees of the latent, see ``denoiser``.
         lesion_share: share of samples with lesion.
         lesion_weight: of a latent cell that is all lesion in the loss; others weigh 1.
         decay_share: last part of each stage over which the learning rate falls to 0.
@@ -23,7 +23,7 @@ class Recipe:
     prediction: str
     loss: str
     mask_encoding: str
-    context: bool
+    context: str
     lesion_share: float
     lesion_weight: float
     decay_share: float
@@ -37,8 +37,8 @@ RECIPES = {
         prediction="sample",
         loss="l1",
         mask_encoding="outline",
-        context=False,
-        lesion_share=0.6,
+        context="draft",
+        lesion_share=0.9,
         lesion_weight=8.0,
         decay_share=0.3,
         sampling_steps=4,
@@ -49,7 +49,7 @@ RECIPES = {
         prediction="epsilon",
         loss="mse",
         mask_encoding="vae",
-        context=False,
+        context="none",
         lesion_share=0.5,
         lesion_weight=1.0,
         decay_share=0.0,

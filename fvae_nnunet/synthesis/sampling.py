@@ -106,10 +106,12 @@ class Known:
     Attributes:
         latent: (1, C, frames, h, w), standardised.
         generated: bool (1, 1, frames, h, w), the cells that are.
+        draft: as the latent, for networks that start from one; None for others.
     """
 
     latent: torch.Tensor
     generated: torch.Tensor
+    draft: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -159,11 +161,11 @@ def sample_latent(
     context = None
     if known is not None:
         x = torch.where(known.generated, x, sampler.known(known.latent, noise, -1))
-    if denoiser.config["context"]:
+    if denoiser.config["context"] != "none":
         context = (
             known_context(torch.zeros_like(x), torch.ones_like(x[:, :1], dtype=torch.bool))
             if known is None
-            else known_context(known.latent, known.generated)
+            else known_context(known.latent, known.generated, known.draft)
         )
     for index, timestep in enumerate(sampler.timesteps):
         prediction = torch.zeros_like(x)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.denoiser import LatentDenoiser, known_context
+from fvae_nnunet.synthesis.denoiser import LatentDenoiser
 from fvae_nnunet.synthesis.latent_draws import Batch, LatentDraws
 from fvae_nnunet.synthesis.model_folder import ModelSettings, save_model
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
@@ -261,7 +261,7 @@ def _run_stage(
                     batch.text,
                     batch.text_mask,
                     batch.drop,
-                    None if batch.generated is None else known_context(batch.latent, batch.generated[:, None]),
+                    batch.context,
                 )
                 loss, in_lesion = denoising_loss(
                     prediction,

@@ -84,17 +84,14 @@ class SamplePictures:
         embedding = self.draws.texts.get(sample.case)
         text = None if embedding is None else embedding[None].float().to(device)
         latent, condition = sample.latent[None].to(device), sample.condition[None].to(device)
-        around = torch.nn.functional.max_pool3d(
-            (sample.lesion > 0).float()[None, None],
-            (1, 2 * AROUND_CELLS + 1, 2 * AROUND_CELLS + 1),
-            1,
-            (0, *[AROUND_CELLS] * 2),
-        )
+        draft, generated = None, _around(sample.lesion)
+        if sample.draft is not None and sample.region is not None:
+            draft, generated = sample.draft[None].to(device), sample.region[None, None]
         windows = LatentWindows.over(self.settings.window_slices, self.settings.window_slices, self.vae.spec)
         sampler = self.process.sampler()
         made = [latent] + [
             sample_latent(denoiser, sampler, windows, [condition], generator=generator, text=text, known=known)
-            for known in (Known(latent, (around > 0).to(device)), None)
+            for known in (Known(latent, generated.to(device), draft), None)
         ]
         return [self._decoded(one) for one in made]
 
@@ -106,6 +103,13 @@ class SamplePictures:
         # the last slice of those that a latent slice codes
         stride, offset = self.vae.spec.slice_stride, self.vae.spec.slice_offset
         return volume[(offset or stride) - 1 :: stride]
+
+
+def _around(lesion: torch.Tensor) -> torch.Tensor:
+    """Lesion cells (d, h, w) and those around them along y and x: bool (1, 1, d, h, w)."""
+    sides = 2 * AROUND_CELLS + 1
+    held = (lesion > 0).float()[None, None]
+    return torch.nn.functional.max_pool3d(held, (1, sides, sides), 1, (0, AROUND_CELLS, AROUND_CELLS)) > 0
 
 
 def _hu_window(slice_hu: np.ndarray, lesion: np.ndarray) -> tuple[float, float]:

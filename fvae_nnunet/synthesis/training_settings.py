@@ -50,7 +50,7 @@ class TrainingSettings:
         size: of the network.
         prediction: see ``noise_process``.
         loss: ``l1`` or ``mse``, of the prediction.
-        context: whether the network sees what is known around the cells that it generates.
+        context: what the network sees of the latent, see ``denoiser``.
         consistency: ``conv`` or ``attention``, inserted for stage 2.
         steps: of stage 1 and of stage 2; stage 2 may have none.
         batch: latent slices of a step of stage 1, over all processes and passes.
@@ -69,7 +69,7 @@ class TrainingSettings:
     size: str
     prediction: str
     loss: str
-    context: bool
+    context: str
     consistency: str
     steps: tuple[int, int]
     batch: int
@@ -85,6 +85,8 @@ class TrainingSettings:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.context == "draft" and self.prediction != "sample":
+            raise UserError(f"--context draft needs --prediction sample, got {self.prediction}")
         if self.loss not in LOSSES:
             raise UserError(f"--loss is {' or '.join(LOSSES)}, got {self.loss}")
         if self.steps[0] < 1 or self.steps[1] < 0:
