@@ -214,8 +214,8 @@ def test_without_an_organs_label_the_place_is_background(dataset):
 class AnatomyModel(PaintingModel):
     """Paints the whole region: organ where the layout has organ, lesion where it has lesion."""
 
-    def inpaint(self, volume_hu, layout, region, *, generator, **sampling):
-        generated, reconstructed = super().inpaint(volume_hu, layout, region, generator=generator, **sampling)
+    def inpaint(self, volume_hu, layout, region, draft_hu=None, *, generator, **sampling):
+        generated, reconstructed = super().inpaint(volume_hu, layout, region, draft_hu, generator=generator, **sampling)
         organ = region & (layout.class_map == 1)
         generated[organ] = ORGAN_HU + self.noise_hu * torch.randn(int(organ.sum()), generator=generator).numpy()
         return generated, reconstructed
