@@ -63,6 +63,23 @@ class LatentCodec:
         window = self.settings.hu_window
         return encode_slices(padded_volume(volume_hu, shape, window), self.vae, window).float()
 
+    def encode_draft(self, latent: torch.Tensor, draft_hu: np.ndarray, drawn: slice) -> torch.Tensor:
+        """The latent of a window into which something was drawn.
+
+        Args:
+            latent: of the window, from ``encode``.
+            draft_hu: the window with it, of the shape that was encoded.
+            drawn: the slices in which anything is; only these are encoded where slices do not see each other.
+        """
+        if not self.vae.spec.independent_slices:
+            return self.encode(draft_hu)
+        shape = self.padded_shape(draft_hu.shape)
+        run = draft_hu[drawn]
+        padded = padded_volume(run, (len(run), *shape[1:]), self.settings.hu_window)
+        draft = latent.clone()
+        draft[:, :, drawn] = encode_slices(padded, self.vae, self.settings.hu_window).float()
+        return draft
+
     def decode(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
         """(1, C, d, h, w), not standardised, becomes float32 HU of the shape (z, y, x), inside the HU window.
 
