@@ -215,7 +215,7 @@ class LatentDiffusion:
         if not region.any():
             return generated_hu, reconstructed_hu
         touched = np.flatnonzero(region.any(axis=(1, 2)))
-        drawn = slice(int(touched[0]), int(touched[-1]) + 1)
+        fresh = slice(int(touched[0]), int(touched[-1]) + 1)
         padded_slices = codec.padded_shape(volume_hu.shape)[0]
         windows = LatentWindows.over(padded_slices, padded_slices, spec)
         rows, columns = self._square(cells)
@@ -224,7 +224,7 @@ class LatentDiffusion:
         if self.settings.context == "draft":
             if draft_hu is None:
                 raise UserError("this model starts from a draft; give one, see synthesis.draft")
-            draft = codec.standardised(codec.encode_draft(latent, draft_hu, drawn))[seen]
+            draft = codec.standardised(codec.encode_draft(latent, draft_hu, fresh))[seen]
         known = Known(codec.standardised(latent)[seen], cells[seen], draft)
         conditions = codec.conditions(layout.padded((padded_slices, *layout.shape[1:])), windows, self.denoiser.device)
         drawn = self._sampled(
@@ -234,7 +234,7 @@ class LatentDiffusion:
         mixed[seen] = torch.where(cells[seen], codec.unstandardised(drawn), latent[seen])
         run = slice(0, len(volume_hu))
         if spec.independent_slices:
-            run, latent, mixed = drawn, latent[:, :, drawn], mixed[:, :, drawn]
+            run, latent, mixed = fresh, latent[:, :, fresh], mixed[:, :, fresh]
         shape = (run.stop - run.start, *volume_hu.shape[1:])
         generated_hu[run], reconstructed_hu[run] = codec.decode(mixed, shape), codec.decode(latent, shape)
         return generated_hu, reconstructed_hu
