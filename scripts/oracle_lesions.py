@@ -166,9 +166,15 @@ FAULTS: dict[str, Fault] = {
 
 
 def insert_ideal_lesions(
-    phantom: Phantom, vae: FrozenVAE, rng: np.random.Generator, diameters_mm: Sequence[float]
+    phantom: Phantom,
+    vae: FrozenVAE,
+    rng: np.random.Generator,
+    diameters_mm: Sequence[float],
+    *,
+    reconstructed_hu: np.ndarray,
 ) -> Iterator[IdealLesion]:
-    """Lesions of these sizes in one phantom, those for which there is a place, clear of each other."""
+    """Lesions of these sizes in one phantom, whose reconstruction is given: those for which there is a place, clear of
+    each other."""
     placed: list[tuple[Box, np.ndarray]] = []
     occupied = phantom.lesion.copy()
     ideal_hu = np.zeros(phantom.volume_hu.shape, np.float32)
@@ -194,7 +200,7 @@ def insert_ideal_lesions(
         ideal_hu += phantom.torso.blurred(np.where(mask, tissue, 0).astype(np.float32))
     if not placed:
         return
-    decoded_hu = reconstruct_volume(vae, phantom.volume_hu + ideal_hu) - reconstruct_volume(vae, phantom.volume_hu)
+    decoded_hu = reconstruct_volume(vae, phantom.volume_hu + ideal_hu) - reconstructed_hu
     for box, shape in placed:
         mask = np.zeros_like(occupied)
         mask[box] = shape
@@ -212,12 +218,14 @@ def ideal_lesions(
     phantoms: Sequence[Phantom], vae: FrozenVAE, rng: np.random.Generator, n: int, diameters_mm: tuple[float, float]
 ) -> list[IdealLesion]:
     """So many, of sizes that are uniform in their logarithm, evenly over the phantoms."""
+    reconstructed_hu = {phantom.case: reconstruct_volume(vae, phantom.volume_hu) for phantom in phantoms}
     found: list[IdealLesion] = []
     while len(found) < n:
         for phantom in phantoms:
             if len(found) < n:
                 sizes = np.exp(rng.uniform(*np.log(diameters_mm), PLACED_AT_ONCE))
-                found += insert_ideal_lesions(phantom, vae, rng, sizes)
+                without_hu = reconstructed_hu[phantom.case]
+                found += insert_ideal_lesions(phantom, vae, rng, sizes, reconstructed_hu=without_hu)
     return found[:n]
 
 

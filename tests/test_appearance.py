@@ -91,11 +91,11 @@ def test_limits_of_brightness_are_those_that_were_asked_for():
     wide = QualityLimits(real, **shares, asked={"core_mean_hu": (0.0, 400.0)}).of_size(20.0)
     assert wide.hu["core_mean_hu"] == (-100.0, 500.0)
     alone = QualityLimits(RealLesions((), {}), **shares, asked={"core_mean_hu": (40.0, 40.0)})
-    assert alone.of_size(20.0).hu == {"core_mean_hu": (35.0, 45.0)}
+    assert alone.of_size(20.0).hu == {"core_mean_hu": (32.0, 48.0)}
     allowed = alone.of_size(20.0).recorded()
     quality = dict.fromkeys(measures, 50.0) | {"inside_fraction": 1.0, "found_share": None, "limits": allowed}
     assert reasons_against([quality], alone) == [
-        "the lesion has a core with a mean of 50 HU; what was asked for allows 35 to 45"
+        "the lesion has a core with a mean of 50 HU; what was asked for allows 32 to 48"
     ]
     assert reasons_against([quality | {"core_mean_hu": 44.0}], alone) == []
 

@@ -60,8 +60,8 @@ def real(count, **measures):
 
 def test_limits_of_mean_and_contrast_are_widened_percentiles_of_all_real_lesions():
     limits = real(101, core_mean_hu=range(101), contrast_hu=[-30.0] * 101).of_size(12.0)
-    # percentiles 1 and 99, and a quarter of the 98 between them; at least 5
-    assert limits.hu == {"core_mean_hu": (1 - 24.5, 99 + 24.5), "contrast_hu": (-35.0, -25.0)}
+    # percentiles 1 and 99, and a quarter of the 98 between them; at least 8
+    assert limits.hu == {"core_mean_hu": (1 - 24.5, 99 + 24.5), "contrast_hu": (-38.0, -22.0)}
     few = real(4, core_mean_hu=[10, 20, 30, 40]).of_size(12.0)
     # percentiles of 4 lie between them: 10.3 and 39.7; 8 / 4 of 29.4 is 58.8
     assert few.hu["core_mean_hu"] == (-48.5, 98.5)
@@ -74,15 +74,22 @@ def test_limits_of_texture_and_rim_are_those_of_the_real_lesions_nearest_in_size
     limits = real(48, core_sd_hu=[10.0] * 24 + [40.0] * 24, rim_hu=[-100.0] * 48, slice_change_hu=[1.0] * 48)
     small, large = limits.of_size(11.0), limits.of_size(50.0)
     assert small.real_lesions == 16 and small.diameters_mm == (10.0, 25.0)
-    assert small.hu == {"core_sd_hu": (5.0, 15.0), "rim_hu": (-125.0, -75.0), "slice_change_hu": (0.0, 6.0)}
+    assert small.hu == {"core_sd_hu": (2.0, 18.0), "rim_hu": (-108.0, -92.0), "slice_change_hu": (0.0, 9.0)}
     # 42 to 57 mm, of which 57 and 42 are the farthest by their ratio to 50
     assert large.diameters_mm == (42.0, 57.0)
-    assert large.hu["core_sd_hu"] == (30.0, 50.0), "a quarter of the median"
+    assert large.hu["core_sd_hu"] == (32.0, 48.0)
     # 24.5 lies between both
     between = limits.of_size(33.0).hu["core_sd_hu"]
     assert between[0] < 10 and between[1] > 40
     assert real(20, core_sd_hu=range(20)).of_size(10.0).real_lesions == 12
     assert real(5, core_sd_hu=range(5)).of_size(10.0).real_lesions == 5
+
+
+def test_of_lesions_that_are_all_blur_everything_is_held_against_the_nearest():
+    limits = real(40, core_mean_hu=[0.0] * 20 + [40.0] * 20, core_sd_hu=[10.0] * 40)
+    assert limits.of_size(8.0).hu == {"core_mean_hu": (-10.0, 50.0), "core_sd_hu": (2.0, 18.0)}
+    # below 8 mm: 14 of 40, 10 to 23 mm; and twice the standard deviation
+    assert limits.of_size(7.9).hu == {"core_mean_hu": (-8.0, 8.0), "core_sd_hu": (2.0, 36.0)}
 
 
 def test_every_reason_is_said():

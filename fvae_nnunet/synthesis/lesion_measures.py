@@ -39,20 +39,23 @@ def lesion_core(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> n
         least `CORE_DEPTH_MM` or `CORE_DEPTH` of the greatest distance, whichever is less. A lesion that reaches the
         border of the volume counts as going on beyond it; one that fills the volume is all core.
     """
-    depth_mm = _depth_mm(lesion, spacing_mm)
-    return lesion & (depth_mm >= min(CORE_DEPTH_MM, CORE_DEPTH * depth_mm.max()))
+    box = box_around(lesion, max(spacing_mm), spacing_mm)
+    core = np.zeros_like(lesion)
+    core[box] = _core(_depth_mm(lesion[box], spacing_mm))
+    return core
 
 
 def _depth_mm(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Distance to the nearest voxel outside; infinite where there is none."""
+    """Distance to the nearest voxel outside; 0 there, infinite where there is none."""
     from scipy import ndimage
 
     if lesion.all():
         return np.full(lesion.shape, np.inf)
-    depth_mm = np.zeros(lesion.shape)
-    box = box_around(lesion, max(spacing_mm), spacing_mm)
-    depth_mm[box] = ndimage.distance_transform_edt(lesion[box], sampling=spacing_mm)
-    return depth_mm
+    return ndimage.distance_transform_edt(lesion, sampling=spacing_mm)
+
+
+def _core(depth_mm: np.ndarray) -> np.ndarray:
+    return depth_mm >= min(CORE_DEPTH_MM, CORE_DEPTH * depth_mm.max())
 
 
 def surroundings_hu(
@@ -104,7 +107,8 @@ def measure_lesion(
         None where there is nothing to measure: no surroundings, no rim, no two slices with so many voxels.
     """
     box = box_around(lesion, max(spacing_mm), spacing_mm)
-    core = lesion_core(lesion, spacing_mm)[box]
+    depth_mm = _depth_mm(lesion[box], spacing_mm)
+    core = _core(depth_mm)
     hu = volume_hu[box].astype(np.float64)
     inside, rim = lesion[box], lesion[box] & ~core
     core_mean = hu[core].mean()
@@ -115,7 +119,7 @@ def measure_lesion(
         "core_sd_hu": hu[core].std(),
         "contrast_hu": None if around is None else core_mean - around,
         "rim_hu": hu[rim].mean() - core_mean if rim.any() else None,
-        "slice_change_hu": _slice_change(hu, _depth_mm(lesion, spacing_mm)[box] >= CORE_DEPTH_MM),
+        "slice_change_hu": _slice_change(hu, depth_mm >= CORE_DEPTH_MM),
     }
     return {name: None if value is None else round(float(value), 2) for name, value in measured.items()}
 

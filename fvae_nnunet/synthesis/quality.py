@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.synthesis.lesion_measures import measure_lesion
+from fvae_nnunet.synthesis.lesion_measures import CORE_DEPTH_MM, measure_lesion
 from fvae_nnunet.synthesis.real_lesions import RealLesions
 from fvae_nnunet.synthesis.shapes import equivalent_diameter_mm
 
@@ -31,12 +31,16 @@ WIDENED_FEW = 8.0
 """or by this divided by the number of real lesions, for the range of few is narrow: of normal values 12 and 24 span 3.3
 and 3.9 standard deviations on average, so that the limits are 3.8 and 3.2 standard deviations off the middle;"""
 
-WIDENED_HU = 5.0
-"""at least by this,"""
+WIDENED_HU = 8.0
+"""and at least by this: in a core of 30 voxels, of which noise makes 15 independent ones, noise of 20 HU is known to
+20 / sqrt(30) = 4 HU, and twice that is not rare."""
 
-WIDENED_OF_MEDIAN = 0.25
-"""and for texture and rim, which in small lesions are measured on few voxels, at least by this share of the median: the
-standard deviation of 10 voxels is itself known to 1 / sqrt(20) of it."""
+UNRESOLVED_MM = 2 * CORE_DEPTH_MM
+"""In a lesion smaller than this no voxel lies as deep as the core of others, and the blur reaches all of it. So its
+mean and contrast, too, are held against the nearest in size,"""
+
+UNRESOLVED_SD = 2.0
+"""and its core's standard deviation, to which the blur adds, may be so many times as large."""
 
 FEWEST = 3
 """Real lesions that must have a measure, or it is not checked."""
@@ -104,13 +108,16 @@ class QualityLimits:
         count = max(NEAREST, int(np.ceil(NEAREST_SHARE * len(lesions))))
         nearest = np.argsort(np.abs(np.log(diameters_mm / diameter_mm)), kind="stable")[:count]
         hu = {}
+        unresolved = diameter_mm < UNRESOLVED_MM
         for measure in _CHECKED:
-            among = [lesions[at] for at in nearest] if measure in _BY_SIZE else lesions
+            among = [lesions[at] for at in nearest] if measure in _BY_SIZE or unresolved else lesions
             values = np.array([lesion[measure] for lesion in among if lesion[measure] is not None])
             if measure in self.asked:
                 hu[measure] = _widened(measure, values, self.asked[measure])
             elif values.size >= FEWEST and not (self.asked and measure in _OF_BRIGHTNESS):
                 hu[measure] = _widened(measure, values)
+        if unresolved and "core_sd_hu" in hu:
+            hu["core_sd_hu"] = hu["core_sd_hu"][0], round(UNRESOLVED_SD * hu["core_sd_hu"][1], 2)
         sizes = diameters_mm[nearest]
         return SizeLimits((float(sizes.min()), float(sizes.max())) if sizes.size else None, len(nearest), hu)
 
@@ -131,8 +138,6 @@ def _widened(measure: str, values: np.ndarray, asked: tuple[float, float] | None
     if values.size:
         lower, upper = np.percentile(values, PERCENTILES)
         by = max(by, max(WIDENED_SHARE, WIDENED_FEW / values.size) * (upper - lower))
-        if measure in _BY_SIZE:
-            by = max(by, WIDENED_OF_MEDIAN * abs(float(np.median(values))))
     if asked is not None:
         lower, upper = asked
         by = max(by, WIDENED_SHARE * (upper - lower))
