@@ -52,7 +52,7 @@ class Comparison:
         data: ``lung`` or ``pancreas`` for phantoms, or a dataset's name.
         seed: of phantoms, training and synthesis.
         recipe: of ``RECIPES``.
-        steps: of stage 1; stage 2 has a twentieth of it.
+        steps: of stage 1; stage 2 has a tenth of it.
     """
 
     data: str
@@ -91,7 +91,7 @@ class Comparison:
         train = (
             "fvae-train-ldm", self.dataset, "--vae", arguments.vae, *weights, "--size", "tiny", *RECIPES[self.recipe],
             *(("--organ", *organ) if organ else ()), "--stage1-steps", str(self.steps), "--stage2-steps",
-            str(self.steps // 20), "--seed", str(self.seed), "--samples-every", "0", "-o", str(model),
+            str(self.steps // 10), "--seed", str(self.seed), "--samples-every", "0", "-o", str(model),
         )  # fmt: skip
         after = (data,) if self.data in LABELS else ()
         result = model / "manifest.json"
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--organ", metavar="SOURCE", help="of the datasets, as for fvae-train-ldm")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="default: all")
-    parser.add_argument("--steps", nargs="+", type=int, default=[400, 1600], metavar="N", help="default 400 and 1600")
+    parser.add_argument("--steps", nargs="+", type=int, default=[400, 1200], metavar="N", help="default 400 and 1200")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0, 1 and 2")
     parser.add_argument("-n", type=int, default=12, metavar="N", help="lesions of each model; default 12")
     parser.add_argument("--vae", default="tiny", help="default tiny")

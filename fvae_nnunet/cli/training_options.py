@@ -112,7 +112,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for stage, what, values in (
         (1, "of the 2D network", "100000, 100000 or 1200"),
-        (2, "of the consistency along the slices; 0: none", "20000, 20000 or 100"),
+        (2, "of the consistency along the slices; 0: none", "20000, 20000 or 120"),
     ):
         group.add_argument(f"--stage{stage}-steps", type=int, metavar="N", help=f"{what}; default by size {values}")
     group.add_argument(

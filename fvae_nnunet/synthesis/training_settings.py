@@ -38,7 +38,7 @@ class SizeDefaults:
 DEFAULTS = {
     "paper": SizeDefaults(512, (100_000, 20_000), 32, 4, 1e-4, passes=4, gradient_checkpointing=True),
     "small": SizeDefaults(256, (100_000, 20_000), 32, 4, 1e-4),
-    "tiny": SizeDefaults(64, (1_200, 100), 16, 2, 1e-3),
+    "tiny": SizeDefaults(64, (1_200, 120), 16, 2, 1e-3),
 }
 
 
