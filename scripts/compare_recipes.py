@@ -130,14 +130,12 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
         made, real = ([lesion for one in runs for lesion in one[kind]] for kind in ("lesions", "real"))
         accepted = ", ".join(f"{one['accepted']} of {one['cases']}" for one in runs)
         missed = [lesion["core_mean_hu"] - lesion["asked"]["core_mean_hu"] for lesion in made if lesion["asked"]]
-        lower, middle, upper = np.percentile(missed, (25, 50, 75)) if missed else [np.nan] * 3
+        quartiles = np.percentile(missed, (50, 25, 75)) if missed else ()
+        followed = "{:.0f} ({:.0f} to {:.0f})".format(*quartiles) if missed else "not told"
         texture, contrast = (
             f"{_median(made, measure)} ({_median(real, measure)})" for measure in ("core_sd_hu", "contrast_hu")
         )
-        lines.append(
-            f"| {data} | {recipe} | {steps} | {accepted} | {texture} | {middle:.0f} ({lower:.0f} to {upper:.0f}) | "
-            f"{contrast} |"
-        )
+        lines.append(f"| {data} | {recipe} | {steps} | {accepted} | {texture} | {followed} | {contrast} |")
     return lines
 
 
