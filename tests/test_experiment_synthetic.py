@@ -6,7 +6,16 @@ import experiment_synthetic
 
 
 def steps_of(**changed):
-    options = {"real": 4, "test": 12, "n": 60, "trainings": 2, "epochs": 5, "ldm_steps": 4000, "seed": 0}
+    options = {
+        "kind": "lung",
+        "real": 4,
+        "test": 12,
+        "n": 60,
+        "trainings": 2,
+        "epochs": 5,
+        "ldm_steps": 4000,
+        "seed": 0,
+    }
     return experiment_synthetic.planned(Namespace(**options, device="cpu", **changed))
 
 
