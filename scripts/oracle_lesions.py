@@ -260,7 +260,7 @@ def real_rejected(real: RealLesions) -> list[tuple[dict[str, Any], list[str]]]:
     for lesion in real.lesions:
         others = tuple(other for other in real.lesions if other["case"] != lesion["case"])
         limits = QualityLimits(RealLesions(others, {}), inside_fraction=0, found_share=0)
-        allowed = limits.of_size(lesion["diameter_mm"]).recorded()
+        allowed = limits.of_size(lesion["diameter_mm"], lesion["depth_mm"]).recorded()
         reasons = reasons_against([lesion | {"inside_fraction": 1.0, "found_share": None, "limits": allowed}], limits)
         if reasons:
             rejected.append((lesion, reasons))

@@ -81,18 +81,20 @@ def test_ranges_that_are_none_are_refused(values):
 
 def test_limits_of_brightness_are_those_that_were_asked_for():
     measures = ("mean_hu", "core_mean_hu", "core_sd_hu", "contrast_hu", "rim_hu", "slice_change_hu")
-    lesions = tuple(dict.fromkeys(measures, float(value)) | {"diameter_mm": 20.0} for value in range(101))
+    lesions = tuple(
+        dict.fromkeys(measures, float(value)) | {"diameter_mm": 20.0, "depth_mm": 9.0} for value in range(101)
+    )
     real = RealLesions(lesions, {})
     shares = {"inside_fraction": 0.8, "found_share": 0.7}
-    limits = QualityLimits(real, **shares, asked={"contrast_hu": (-200.0, -190.0)}).of_size(20.0)
+    limits = QualityLimits(real, **shares, asked={"contrast_hu": (-200.0, -190.0)}).of_size(20.0, 9.0)
     # widened as the real ones are: a quarter of the 98 between their percentiles 1 and 99
     assert limits.hu["contrast_hu"] == (-224.5, -165.5)
     assert set(limits.hu) == {"contrast_hu", "core_sd_hu", "slice_change_hu"}
-    wide = QualityLimits(real, **shares, asked={"core_mean_hu": (0.0, 400.0)}).of_size(20.0)
+    wide = QualityLimits(real, **shares, asked={"core_mean_hu": (0.0, 400.0)}).of_size(20.0, 9.0)
     assert wide.hu["core_mean_hu"] == (-100.0, 500.0)
     alone = QualityLimits(RealLesions((), {}), **shares, asked={"core_mean_hu": (40.0, 40.0)})
-    assert alone.of_size(20.0).hu == {"core_mean_hu": (32.0, 48.0)}
-    allowed = alone.of_size(20.0).recorded()
+    assert alone.of_size(20.0, 9.0).hu == {"core_mean_hu": (32.0, 48.0)}
+    allowed = alone.of_size(20.0, 9.0).recorded()
     quality = dict.fromkeys(measures, 50.0) | {"inside_fraction": 1.0, "found_share": None, "limits": allowed}
     assert reasons_against([quality], alone) == [
         "the lesion has a core with a mean of 50 HU; what was asked for allows 32 to 48"

@@ -38,6 +38,8 @@ def test_a_lesion_at_the_border_goes_on_beyond_it():
     assert np.array_equal(lesion_core(whole[middle:], (1.0, 1.0, 1.0)), lesion_core(whole, (1.0, 1.0, 1.0))[middle:])
     everything = np.ones((2, 3, 4), bool)
     assert lesion_core(everything, SPACING_MM).all()
+    measured = measure_lesion(everything.astype(np.int16), everything, ~everything, SPACING_MM)
+    assert measured["depth_mm"] is None and measured["rim_hu"] is None and measured["core_mean_hu"] == 1
 
 
 def test_every_lesion_has_a_core():
@@ -48,7 +50,7 @@ def test_every_lesion_has_a_core():
     line[1, 2, 1:8] = True
     assert np.array_equal(lesion_core(line, SPACING_MM), line)
     measured = measure_lesion(np.full(line.shape, 7, np.int16), line, ~line, SPACING_MM)
-    assert measured["rim_hu"] is None and measured["slice_change_hu"] is None
+    assert measured["rim_hu"] == 0 and measured["slice_change_hu"] is None and measured["depth_mm"] == 1
     assert measured["core_mean_hu"] == 7 and measured["core_sd_hu"] == 0 and measured["contrast_hu"] == 0
 
 
@@ -69,16 +71,16 @@ def a_lesion():
 def test_measures_of_a_lesion():
     hu, organ, lesion = a_lesion()
     assert measure_lesion(hu, lesion, organ, SPACING_MM) == {
-        "mean_hu": 40.0, "core_mean_hu": 40.0, "core_sd_hu": 20.0, "contrast_hu": -60.0, "rim_hu": 0.0,
-        "slice_change_hu": None,
+        "depth_mm": 5.0, "mean_hu": 40.0, "core_mean_hu": 40.0, "core_sd_hu": 20.0, "contrast_hu": -60.0,
+        "rim_hu": 0.0, "slice_change_hu": None,
     }  # fmt: skip
     assert tuple(measure_lesion(hu, lesion, organ, SPACING_MM)) == MEASURES
     rim = hu.copy()
-    rim[lesion & ~lesion_core(lesion, SPACING_MM)] = 75
+    rim[3, 12:14, 14:30] = rim[3, 26:28, 14:30] = rim[3, 12:28, 14:16] = rim[3, 12:28, 28:30] = 75
     measured = measure_lesion(rim, lesion, organ, SPACING_MM)
-    # 256 voxels, 100 of them core
+    # 256 voxels, of which 144 are deeper than 2 mm
     assert measured["rim_hu"] == 35.0 and measured["core_sd_hu"] == 20.0 and measured["contrast_hu"] == -60.0
-    assert measured["mean_hu"] == pytest.approx(40 + 35 * 156 / 256, abs=0.005)
+    assert measured["mean_hu"] == pytest.approx(40 + 35 * 112 / 256, abs=0.005)
 
 
 def test_surroundings_reach_6_mm():

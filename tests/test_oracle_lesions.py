@@ -26,7 +26,7 @@ def shares(kind, *, lesions, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lung", "pancreas"])
 def test_ideal_lesions_pass_and_mottled_ones_do_not(kind):
-    accepted = shares(kind, lesions=60, seed=200)
+    accepted = shares(kind, lesions=60, seed=400)
     assert accepted["none"] >= 0.95
     assert accepted["core SD x 3"] == 0
     assert accepted["core SD x 2"] <= 0.1
@@ -77,8 +77,8 @@ def test_the_rim_tells_of_an_edge_that_is_too_soft_or_too_hard(ball):
 
 def test_real_lesions_are_held_against_other_cases():
     lesion = {
-        "diameter_mm": 20.0, "mean_hu": 40.0, "core_mean_hu": 40.0, "core_sd_hu": 10.0, "contrast_hu": -30.0,
-        "rim_hu": 5.0, "slice_change_hu": 1.0,
+        "diameter_mm": 20.0, "depth_mm": 9.0, "mean_hu": 40.0, "core_mean_hu": 40.0, "core_sd_hu": 10.0,
+        "contrast_hu": -30.0, "rim_hu": 5.0, "slice_change_hu": 1.0,
     }  # fmt: skip
     odd = lesion | {"case": "odd", "core_sd_hu": 60.0}
     real = oracle.RealLesions((*(lesion | {"case": f"case_{at}"} for at in range(11)), odd, odd), {})

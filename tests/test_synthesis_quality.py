@@ -45,51 +45,61 @@ def test_quality_holds_what_a_segmenter_found():
     alone = lesion_quality(hu, lesion, organ, SPACING_MM, inside_fraction=0.9, found=None, limits=limits)
     assert alone["found_share"] is None
     # 100 voxels of 5 mm3 are a ball of 9.8 mm
-    assert alone["limits"] == limits.of_size(9.847).recorded()
+    assert alone["limits"] == limits.of_size(9.847, 5.0).recorded()
 
 
 def real(count, **measures):
     """Real lesions of 10, 11, ... mm; of each measure the value for each of them."""
     others = dict.fromkeys(MEASURES)
     lesions = [
-        others | {"diameter_mm": 10.0 + at} | {name: values[at] for name, values in measures.items()}
+        others | {"diameter_mm": 10.0 + at, "depth_mm": 5.0} | {name: values[at] for name, values in measures.items()}
         for at in range(count)
     ]
     return QualityLimits(RealLesions(tuple(lesions), {}), 0.8, 0.7)
 
 
 def test_limits_of_mean_and_contrast_are_widened_percentiles_of_all_real_lesions():
-    limits = real(101, core_mean_hu=range(101), contrast_hu=[-30.0] * 101).of_size(12.0)
+    limits = real(101, core_mean_hu=range(101), contrast_hu=[-30.0] * 101).of_size(12.0, 5.0)
     # percentiles 1 and 99, and a quarter of the 98 between them; at least 8
     assert limits.hu == {"core_mean_hu": (1 - 24.5, 99 + 24.5), "contrast_hu": (-38.0, -22.0)}
-    few = real(4, core_mean_hu=[10, 20, 30, 40]).of_size(12.0)
+    few = real(4, core_mean_hu=[10, 20, 30, 40]).of_size(12.0, 5.0)
     # percentiles of 4 lie between them: 10.3 and 39.7; 8 / 4 of 29.4 is 58.8
     assert few.hu["core_mean_hu"] == (-48.5, 98.5)
-    assert real(2, core_mean_hu=[10, 20]).of_size(12.0).hu == {}
-    assert real(0).of_size(12.0).hu == {} and real(0).of_size(12.0).diameters_mm is None
+    assert real(2, core_mean_hu=[10, 20]).of_size(12.0, 5.0).hu == {}
+    assert real(0).of_size(12.0, 5.0).hu == {} and real(0).of_size(12.0, 5.0).diameters_mm is None
 
 
 def test_limits_of_texture_and_rim_are_those_of_the_real_lesions_nearest_in_size():
     # of 48 lesions of 10 to 57 mm a third
     limits = real(48, core_sd_hu=[10.0] * 24 + [40.0] * 24, rim_hu=[-100.0] * 48, slice_change_hu=[1.0] * 48)
-    small, large = limits.of_size(11.0), limits.of_size(50.0)
+    small, large = limits.of_size(11.0, 5.0), limits.of_size(50.0, 5.0)
     assert small.real_lesions == 16 and small.diameters_mm == (10.0, 25.0)
     assert small.hu == {"core_sd_hu": (2.0, 18.0), "rim_hu": (-108.0, -92.0), "slice_change_hu": (0.0, 9.0)}
     # 42 to 57 mm, of which 57 and 42 are the farthest by their ratio to 50
     assert large.diameters_mm == (42.0, 57.0)
     assert large.hu["core_sd_hu"] == (32.0, 48.0)
     # 24.5 lies between both
-    between = limits.of_size(33.0).hu["core_sd_hu"]
+    between = limits.of_size(33.0, 5.0).hu["core_sd_hu"]
     assert between[0] < 10 and between[1] > 40
-    assert real(20, core_sd_hu=range(20)).of_size(10.0).real_lesions == 12
-    assert real(5, core_sd_hu=range(5)).of_size(10.0).real_lesions == 5
+    assert real(20, core_sd_hu=range(20)).of_size(10.0, 5.0).real_lesions == 12
+    assert real(5, core_sd_hu=range(5)).of_size(10.0, 5.0).real_lesions == 5
 
 
-def test_of_lesions_that_are_all_blur_everything_is_held_against_the_nearest():
-    limits = real(40, core_mean_hu=[0.0] * 20 + [40.0] * 20, core_sd_hu=[10.0] * 40)
-    assert limits.of_size(8.0).hu == {"core_mean_hu": (-10.0, 50.0), "core_sd_hu": (2.0, 18.0)}
-    # below 8 mm: 14 of 40, 10 to 23 mm; and twice the standard deviation
-    assert limits.of_size(7.9).hu == {"core_mean_hu": (-8.0, 8.0), "core_sd_hu": (2.0, 36.0)}
+def test_lesions_with_a_blurred_core_are_held_against_such():
+    values = {"core_mean_hu": [0.0] * 20 + [40.0] * 20, "contrast_hu": [-100.0] * 40, "core_sd_hu": [10.0] * 40}
+    plain = {"core_mean_hu": (-10.0, 50.0), "contrast_hu": (-108.0, -92.0), "core_sd_hu": (2.0, 18.0)}
+    limits = real(40, **values)
+    assert limits.of_size(12.0, 4.0).hu == plain
+    # no real one is 3.9 mm deep at most: half the contrast, and one and a half times the standard deviation
+    assert limits.of_size(12.0, 3.9).hu == {"contrast_hu": (-108.0, -46.0), "core_sd_hu": (2.0, 27.0)}
+    bright = real(40, contrast_hu=[800.0] * 40)
+    assert bright.of_size(12.0, 3.9).hu == {"contrast_hu": (396.0, 808.0)}
+    for depth_mm, mean_hu in ((3.0, (-8.0, 8.0)), (5.0, (-10.0, 50.0))):
+        some = real(40, **values)
+        for lesion in some.real.lesions[:3]:
+            lesion["depth_mm"] = 3.0
+        expected = plain | {"core_mean_hu": mean_hu}
+        assert some.of_size(12.0, depth_mm).hu == expected
 
 
 def test_every_reason_is_said():
@@ -100,7 +110,7 @@ def test_every_reason_is_said():
     }  # fmt: skip
     assert reasons_against([good], limits) == []
     assert reasons_against([good | {"found_share": None, "contrast_hu": None}], limits) == []
-    nothing = QualityLimits(RealLesions((), {}), 0.8, 0.7).of_size(10.0).recorded()
+    nothing = QualityLimits(RealLesions((), {}), 0.8, 0.7).of_size(10.0, 5.0).recorded()
     assert reasons_against([good | {"core_sd_hu": 99.0, "limits": nothing}], limits) == []
     assert reasons_against([good | {"core_sd_hu": 61.0}], limits) == [
         "the lesion has a core with a standard deviation of 61 HU; real ones of 10 to 14 mm allow 5 to 20"

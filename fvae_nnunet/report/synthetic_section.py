@@ -116,7 +116,7 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
     yield Heading("Quality", level)
     yield Paragraph(
         "The core of a lesion is what lies 4 mm inside it or deeper (in small ones two thirds of the greatest depth). "
-        "Contrast is the core's mean minus that of the surroundings in the organ, rim the mean of the lesion's rest "
+        "Contrast is the core's mean minus that of the surroundings in the organ, rim the mean of the outer 2 mm "
         "minus the core's, and the change between slices that of its inside. What lies outside the limits is "
         "rejected. Those in HU come from the dataset's real lesions, of texture and rim from those nearest in size; "
         "where they are not the same for all lesions, the lowest and the highest are in brackets."

@@ -17,6 +17,9 @@ CORE_DEPTH = 2 / 3
 """or at this share of the depth of its deepest voxel. With half of it slices of 3 mm at either end of a lesion of 10 mm
 were core, where a scanner blurs 60 HU of lung into them."""
 
+RIM_MM = 2.0
+"""How deep the rim of a lesion reaches, or one voxel where voxels are larger. It is as deep in small and large ones."""
+
 RING_MM = 6.0
 """How far the surroundings of a lesion reach that it is compared with."""
 
@@ -24,7 +27,7 @@ SHARED_VOXELS = 30
 """So many voxels at least must be deep in both of two slices for a change between them to be more than noise: of noise
 of 20 HU their mean difference has a standard deviation of 5 HU."""
 
-MEASURES = ("mean_hu", "core_mean_hu", "core_sd_hu", "contrast_hu", "rim_hu", "slice_change_hu")
+MEASURES = ("depth_mm", "mean_hu", "core_mean_hu", "core_sd_hu", "contrast_hu", "rim_hu", "slice_change_hu")
 
 
 def lesion_core(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
@@ -92,28 +95,31 @@ def measure_lesion(
         spacing_mm: (z, y, x).
 
     Returns:
+        * ``depth_mm``: distance of the deepest voxel to the nearest voxel outside.
         * ``mean_hu``: mean over the whole lesion.
         * ``core_mean_hu``, ``core_sd_hu``: mean and standard deviation in ``lesion_core``.
         * ``contrast_hu``: the core's mean minus ``surroundings_hu``. Not the lesion's: its rim, blurred into the
           surroundings, makes up more of a small lesion than of a large one, so the same tissue would have another
           contrast.
-        * ``rim_hu``: mean of the lesion outside its core minus the core's.
+        * ``rim_hu``: mean of what lies up to `RIM_MM` deep minus the core's.
         * ``slice_change_hu``: how much the lesion changes from a slice to the next, `CORE_DEPTH_MM` and more inside it:
           root mean square over all pairs of slices of the mean difference of the voxels that lie so deep in both
           (`SHARED_VOXELS` at least), weighted by their number, without what noise of this spread, independent in each
           voxel, adds to it. A lesion that flickers has much, a noisy one little. Nearer to the ends of a lesion slices
           change because it ends.
 
-        None where there is nothing to measure: no surroundings, no rim, no two slices with so many voxels.
+        None where there is nothing to measure: nothing outside, no surroundings, no two slices with so many voxels.
     """
     box = box_around(lesion, max(spacing_mm), spacing_mm)
     depth_mm = _depth_mm(lesion[box], spacing_mm)
     core = _core(depth_mm)
     hu = volume_hu[box].astype(np.float64)
-    inside, rim = lesion[box], lesion[box] & ~core
+    inside = lesion[box]
+    rim = inside & (depth_mm <= max(RIM_MM, min(spacing_mm)))
     core_mean = hu[core].mean()
     around = surroundings_hu(volume_hu, lesion, surroundings, spacing_mm)
     measured = {
+        "depth_mm": depth_mm.max() if rim.any() else None,
         "mean_hu": hu[inside].mean(),
         "core_mean_hu": core_mean,
         "core_sd_hu": hu[core].std(),

@@ -15,7 +15,8 @@ from fvae_nnunet.synthesis.shapes import equivalent_diameter_mm
 NEAREST_SHARE = 1 / 3
 """Texture and rim of a lesion are held against those of this share of the real lesions, the nearest in size (by the
 ratio of equivalent diameters): a small lesion is blurred into its surroundings as a large one is not. Mean and contrast
-of the core, which the blur does not reach, are held against all of them."""
+of the core are held against all of them whose core is blurred, or not, as its own is; where these are fewer than
+`FEWEST`, against all."""
 
 NEAREST = 12
 """At least against so many, or all there are."""
@@ -35,12 +36,13 @@ WIDENED_HU = 8.0
 """and at least by this: in a core of 30 voxels, of which noise makes 15 independent ones, noise of 20 HU is known to
 20 / sqrt(30) = 4 HU, and twice that is not rare."""
 
-UNRESOLVED_MM = 2 * CORE_DEPTH_MM
-"""In a lesion smaller than this no voxel lies as deep as the core of others, and the blur reaches all of it. So its
-mean and contrast, too, are held against the nearest in size,"""
+UNRESOLVED_SD = 1.5
+"""A lesion with no voxel `CORE_DEPTH_MM` deep is blurred in its core, too. Where no `FEWEST` real ones are alike, its
+core's mean is not checked, the standard deviation may be so many times as large,"""
 
-UNRESOLVED_SD = 2.0
-"""and its core's standard deviation, to which the blur adds, may be so many times as large."""
+UNRESOLVED_CONTRAST = 0.5
+"""and the contrast so much less. (An ideal nodule of 7 mm in slices of 3 mm has 70 HU less in its core than a large
+one, and a standard deviation of 30 to 50 HU instead of 17.)"""
 
 FEWEST = 3
 """Real lesions that must have a measure, or it is not checked."""
@@ -101,23 +103,25 @@ class QualityLimits:
     found_share: float
     asked: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def of_size(self, diameter_mm: float) -> SizeLimits:
-        """What a lesion of this size must keep, see `NEAREST_SHARE` and what follows."""
+    def of_size(self, diameter_mm: float, depth_mm: float | None) -> SizeLimits:
+        """What a lesion of this size and depth (as measured) must keep, see `NEAREST_SHARE` and what follows."""
         lesions = self.real.lesions
         diameters_mm = np.array([lesion["diameter_mm"] for lesion in lesions])
         count = max(NEAREST, int(np.ceil(NEAREST_SHARE * len(lesions))))
         nearest = np.argsort(np.abs(np.log(diameters_mm / diameter_mm)), kind="stable")[:count]
         hu = {}
-        unresolved = diameter_mm < UNRESOLVED_MM
+        resolved = _is_resolved(depth_mm)
+        alike = [lesion for lesion in lesions if _is_resolved(lesion["depth_mm"]) == resolved]
+        are_few = len(alike) < FEWEST
         for measure in _CHECKED:
-            among = [lesions[at] for at in nearest] if measure in _BY_SIZE or unresolved else lesions
+            among = [lesions[at] for at in nearest] if measure in _BY_SIZE else lesions if are_few else alike
             values = np.array([lesion[measure] for lesion in among if lesion[measure] is not None])
             if measure in self.asked:
                 hu[measure] = _widened(measure, values, self.asked[measure])
             elif values.size >= FEWEST and not (self.asked and measure in _OF_BRIGHTNESS):
                 hu[measure] = _widened(measure, values)
-        if unresolved and "core_sd_hu" in hu:
-            hu["core_sd_hu"] = hu["core_sd_hu"][0], round(UNRESOLVED_SD * hu["core_sd_hu"][1], 2)
+        if are_few and not resolved:
+            hu = {measure: _of_blurred(measure, *limits) for measure, limits in hu.items() if measure != "core_mean_hu"}
         sizes = diameters_mm[nearest]
         return SizeLimits((float(sizes.min()), float(sizes.max())) if sizes.size else None, len(nearest), hu)
 
@@ -130,6 +134,22 @@ class QualityLimits:
             "inside_fraction": self.inside_fraction,
             "found_share": self.found_share,
         }
+
+
+def _is_resolved(depth_mm: float | None) -> bool:
+    return depth_mm is None or depth_mm >= CORE_DEPTH_MM
+
+
+def _of_blurred(measure: str, lower: float, upper: float) -> tuple[float, float]:
+    """The limits of a lesion that is blurred in its core."""
+    if measure == "core_sd_hu":
+        return lower, round(UNRESOLVED_SD * upper, 2)
+    if measure == "contrast_hu":
+        return (
+            round(UNRESOLVED_CONTRAST * lower, 2) if lower > 0 else lower,
+            round(UNRESOLVED_CONTRAST * upper, 2) if upper < 0 else upper,
+        )
+    return lower, upper
 
 
 def _widened(measure: str, values: np.ndarray, asked: tuple[float, float] | None = None) -> tuple[float, float]:
@@ -172,11 +192,13 @@ def lesion_quality(
     """
     voxels = int(np.count_nonzero(lesion))
     share = None if found is None else round(float(np.count_nonzero(found & lesion) / voxels), 4)
+    measured = measure_lesion(volume_hu, lesion, surroundings, spacing_mm)
+    of_size = limits.of_size(equivalent_diameter_mm(voxels, spacing_mm), measured["depth_mm"])
     return {
-        **measure_lesion(volume_hu, lesion, surroundings, spacing_mm),
+        **measured,
         "inside_fraction": round(inside_fraction, 4),
         "found_share": share,
-        "limits": limits.of_size(equivalent_diameter_mm(voxels, spacing_mm)).recorded(),
+        "limits": of_size.recorded(),
     }
 
 
