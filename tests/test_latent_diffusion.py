@@ -125,7 +125,7 @@ class PerfectNetwork:
             "classes": len(settings.class_names),
             "text_width": None,
             "detail_channels": 0,
-            "context": False,
+            "context": "none",
         }
         self.device = torch.device("cpu")
         self.process = NoiseProcess(settings.prediction)

@@ -427,6 +427,26 @@ def test_the_command_makes_a_model_that_says_what_it_is(trained):
     assert model.denoiser.config["consistency"] == "conv"
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ("sample", "outline", "draft", 4, 0.0)),
+        (("--recipe", "paper"), ("epsilon", "vae", "none", 20, 1.0)),
+        (("--prediction", "v_prediction"), ("v_prediction", "outline", "none", 4, 0.0)),
+        (("--mask-encoding", "onehot", "--sampling-steps", "10"), ("sample", "onehot", "none", 10, 0.0)),
+    ],
+    ids=["lesion", "paper", "prediction", "onehot"],
+)
+def test_a_recipe_sets_what_is_not_given(trained, tmp_path, options, expected):
+    dataset, _ = trained
+    options = ("--organ", "lungs", *options, "-o", str(tmp_path / "model"))
+    assert train_ldm.main(command(dataset, *options, steps=("--stage1-steps", "1", "--stage2-steps", "0"))) == 0
+    model = LatentDiffusion.load(tmp_path / "model")
+    settings, process = model.settings, model.process
+    found = settings.prediction, settings.mask_encoding, settings.context, process.steps, process.eta
+    assert found == expected
+
+
 def test_the_same_training_gives_the_same_bytes_and_names_no_folder_of_the_machine(trained, tmp_path):
     dataset, _ = trained
     masks = shutil.copytree(dataset.raw / "labelsTr", tmp_path / "machine" / "masks")
@@ -649,6 +669,8 @@ def _parsed(dataset, *options):
         (("--organ", "lungs", "--accumulate", "3"), "make it a multiple of 3"),
         (("--organ", "lungs", "--mixed-precision", "fp16"), "fp16 needs a GPU"),
         (("--organ", "lungs", "--save-every", "0"), "--save-every is at least 1"),
+        (("--organ", "lungs", "--mask-encoding", "onehot", "--context", "masked"), "needs --mask-encoding outline"),
+        (("--organ", "lungs", "--prediction", "flow", "--context", "draft"), "draft also --prediction sample"),
     ],
 )
 def test_what_cannot_be_is_one_error(trained, capsys, options, message):

@@ -155,6 +155,11 @@ def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
     }
     if not has_lesions:
         defaults["lesion_share"] = 0.0
+    encoding = arguments.mask_encoding or defaults["mask_encoding"]
+    if encoding != "outline" or arguments.prediction not in (None, "sample"):
+        if arguments.context == "draft" or (encoding != "outline" and arguments.context == "masked"):
+            raise UserError("--context needs --mask-encoding outline, and draft also --prediction sample")
+        defaults["context"] = "none"
     for name, value in defaults.items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)

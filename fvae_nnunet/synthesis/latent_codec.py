@@ -36,7 +36,6 @@ class LatentCodec:
 
     def __init__(self, vae: FrozenVAE, settings: ModelSettings) -> None:
         self.vae, self.settings = vae, settings
-        self.condition_format = settings.condition_format(vae.spec)
 
     def padded_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """The size at which a window of this shape is encoded.
@@ -143,7 +142,7 @@ class LatentCodec:
                 part.padded(shape), self.vae, encoding=self.settings.mask_encoding, classes=len(names)
             )
             packed.append({name: tensor.to(device) for name, tensor in found.items()})
-        return WindowConditions(packed, self.condition_format, layout.spacing_mm)
+        return WindowConditions(packed, self.settings.condition_format(spec), layout.spacing_mm)
 
     def cells(self, region: np.ndarray) -> torch.Tensor:
         """The latent cells with a voxel in a region: bool (z, y, x) becomes bool (1, 1, d, h, w)."""

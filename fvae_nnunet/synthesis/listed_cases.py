@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,7 @@ def generate_listed(
     Raises:
         UserError: the folder is not ours or was filled with other settings, or the disk is full.
     """
+    job = replace(job, paint=job.paint.resolved(model.process))
     described = describe(model, job.model_folder)
     structures = job.dataset.organ.structures
     open_output(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from fvae_nnunet.synthesis.model import LatentDiffusion
+    from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
 MODES = ("inpaint", "grow", "full")
 OnStep = Callable[[int, int], object]
@@ -50,6 +51,14 @@ class PaintSettings:
     eta: float | None = None
     guidance: float = 1.0
     text: str | None = None
+
+    def resolved(self, process: NoiseProcess) -> PaintSettings:
+        """With steps and eta of a model's process where they are not given."""
+        return replace(
+            self,
+            steps=process.steps if self.steps is None else self.steps,
+            eta=process.eta if self.eta is None else self.eta,
+        )
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.texture not in TEXTURES:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +165,7 @@ def synthesize_cases(
     Raises:
         UserError: the folder is not ours or was filled with other settings, or the disk is full.
     """
+    job = replace(job, paint=job.paint.resolved(model.process))
     described = describe(model, job.model_folder)
     settings = job.recorded() | {
         "sources": list(job.sources),

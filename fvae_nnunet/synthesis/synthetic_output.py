@@ -56,7 +56,7 @@ def open_output(
         for name in _OUR_FOLDERS:
             shutil.rmtree(output / name, ignore_errors=True)
         manifest.remove()
-    made_by = {key: model[key] for key in ("weights_sha256", "vae", "vae_sha256", "sampling")}
+    made_by = {key: model[key] for key in ("weights_sha256", "vae", "vae_sha256")}
     manifest.begin(KIND, settings | {"model": made_by}, {"model": model})
     write_json(output / "dataset.json", dataset_json)
     if structures is not None:
@@ -70,7 +70,6 @@ def describe(model: LatentDiffusion, folder: Path) -> dict[str, Any]:
         "weights_sha256": model.weights_sha256,
         "vae": model.settings.vae,
         "vae_sha256": model.settings.weights_sha256,
-        "sampling": {"steps": model.process.steps, "eta": model.process.eta},
         "training_cases": model.training.get("training_cases"),
     }
 
