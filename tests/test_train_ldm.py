@@ -41,7 +41,7 @@ from fvae_nnunet.synthesis.source_dataset import open_source_dataset
 from fvae_nnunet.synthesis.training import Plan, denoising_loss, first_denoiser, train
 from fvae_nnunet.synthesis.training_inputs import Texts, draws_and_model
 from fvae_nnunet.synthesis.training_processes import connect
-from fvae_nnunet.synthesis.training_samples import SamplePictures
+from fvae_nnunet.synthesis.training_samples import SamplePictures, _core_of
 from fvae_nnunet.synthesis.training_settings import WARMUP_STEPS, TrainingSettings
 from fvae_nnunet.synthesis.training_state import find_checkpoints
 from fvae_nnunet.vae import load_vae
@@ -644,6 +644,22 @@ def test_pictures_are_made_with_the_cases_own_text(latents, tmp_path, monkeypatc
         for text in given:
             expected = draws.texts.get(case)
             assert text is None if expected is None else torch.equal(text, expected.float())
+
+
+def test_pictures_show_the_lesions_outline_and_its_core(outlines, tmp_path):
+    draws, model, settings = outlines("draft")
+    vae = load_vae("tiny")
+    pictures = SamplePictures(tmp_path, draws, model, NoiseProcess("sample", steps=2), vae, seed=5)
+    plan = Plan(None, settings, model, NoiseProcess("sample"), {}, save_every=1)
+    assert pictures(first_denoiser(plan).eval(), 3).is_file()
+    sample = draws.sample(2, np.random.default_rng(0), with_lesion=True)
+    pixels = pictures._lesion_pixels(sample)
+    # the share of a cell's pixels is that of its lesion
+    shares = pixels.reshape(len(pixels), -1, 8, pixels.shape[2] // 8, 8).mean(axis=(2, 4))
+    assert np.array_equal(shares.astype(np.float32), sample.lesion.numpy()) and pixels.any()
+    volume_hu = np.where(pixels, 40.0, -800.0)
+    assert _core_of(volume_hu, pixels, sample.spacing_mm) == "\ncore 40 HU, SD 0"
+    assert _core_of(volume_hu, np.zeros_like(pixels), sample.spacing_mm) == ""
 
 
 def _parsed(dataset, *options):

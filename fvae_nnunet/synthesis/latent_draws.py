@@ -39,6 +39,7 @@ class Sample:
         latent: (C, d, h, w).
         condition: (K, d, h, w).
         lesion: (d, h, w), share of each cell that is lesion.
+        spacing_mm: of latent slices and of pixels (z, y, x).
         draft: (C, d, h, w), standardised; None for a network without context, as ``region``.
         region: bool (d, h, w), cells in which lesions are drawn.
     """
@@ -47,6 +48,7 @@ class Sample:
     latent: torch.Tensor
     condition: torch.Tensor
     lesion: torch.Tensor
+    spacing_mm: tuple[float, float, float]
     draft: torch.Tensor | None = None
     region: torch.Tensor | None = None
 
@@ -189,7 +191,10 @@ class LatentDraws:
         draft, region = None, None
         if self._of_context:
             draft, region = standardise(packed["draft"], mean, std)[0], packed["region"][0, 0] > 0
-        return Sample(case, standardise(latent, mean, std)[0], condition, lesion[:, rows, columns], draft, region)
+        z, y, x = self._spacing_mm[case]
+        spacing_mm = (z * self.conditions.spec.slice_stride, y, x)
+        latent = standardise(latent, mean, std)[0]
+        return Sample(case, latent, condition, lesion[:, rows, columns], spacing_mm, draft, region)
 
     def batch(
         self,

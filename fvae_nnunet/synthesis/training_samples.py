@@ -13,6 +13,8 @@ import torch
 from fvae_nnunet.synthesis.denoiser import LatentDenoiser
 from fvae_nnunet.synthesis.latent_draws import LatentDraws, Sample, random_streams
 from fvae_nnunet.synthesis.latent_scale import unstandardise
+from fvae_nnunet.synthesis.lesion_detail import outline_channels
+from fvae_nnunet.synthesis.lesion_measures import lesion_core
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.synthesis.noise_process import NoiseProcess
 from fvae_nnunet.vae.base import FrozenVAE
@@ -49,7 +51,8 @@ class SamplePictures:
         """Write a picture of ``ROWS`` lesions: decoded, with the lesion generated anew, and all generated, with the
         case's report as their text.
 
-        The slices are those with most lesion, its outline in red; the headlines give the mean HU inside.
+        The slices are those with most lesion, its outline in red; the headlines give mean and standard deviation of HU
+        in the lesion's core, as quality control measures them (``lesion_measures``).
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -65,10 +68,13 @@ class SamplePictures:
             frame = int(lesion.sum(axis=(1, 2)).argmax())
             volumes = self._volumes(denoiser, sample, generator)
             window = _hu_window(volumes[0][frame], lesion[frame])
+            mask = self._lesion_pixels(sample)
             for axis, name, latent_hu in zip(axes, ("real", "lesion generated", "all generated"), volumes, strict=True):
                 if name == "real":
                     name = f"{sample.case}, {window[0]:.0f} to {window[1]:.0f} HU"
-                _show(axis, latent_hu[frame], lesion[frame], window, name)
+                _show(
+                    axis, latent_hu[frame], mask[frame], window, f"{name}{_core_of(latent_hu, mask, sample.spacing_mm)}"
+                )
         figure.suptitle(f"step {step}: decoded latents")
         path = self.folder / f"step_{step:07d}.png"
         with atomic_write(path) as temporary:
@@ -94,6 +100,18 @@ class SamplePictures:
             for known in (Known(latent, generated.to(device), draft), None)
         ]
         return [self._decoded(one) for one in made]
+
+    def _lesion_pixels(self, sample: Sample) -> np.ndarray:
+        """The lesion in the slices that are shown, bool (d, y, x): its outline where the model is told it, else its
+        cells."""
+        stride = self.vae.spec.inplane_stride
+        if self.settings.mask_encoding != "outline":
+            return (sample.lesion.numpy() > 0).repeat(stride, axis=1).repeat(stride, axis=2)
+        first = len(self.settings.class_names) + 1
+        voxels = sample.condition[first : first + outline_channels(self.vae.spec)]
+        # the last slice of those that a latent slice codes
+        pixels = voxels[-(stride**2) :].unflatten(0, (stride, stride)).permute(2, 3, 0, 4, 1)
+        return (pixels.flatten(3, 4).flatten(1, 2) > 0).numpy()
 
     def _decoded(self, latent: torch.Tensor) -> np.ndarray:
         from fvae_nnunet.intensity import model_to_hu
@@ -128,12 +146,17 @@ def _in_pixels(cells: np.ndarray, slice_hu: np.ndarray) -> np.ndarray:
     return cells.repeat(height // rows, axis=0).repeat(width // columns, axis=1)
 
 
-def _show(axis: Axes, slice_hu: np.ndarray, lesion: np.ndarray, window: tuple[float, float], name: str) -> None:
-    mask = _in_pixels(lesion, slice_hu)
+def _core_of(volume_hu: np.ndarray, lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> str:
+    """A line on the core of a lesion, bool (d, y, x); nothing without one."""
+    if not lesion.any():
+        return ""
+    core_hu = volume_hu[lesion_core(lesion, spacing_mm)]
+    return f"\ncore {core_hu.mean():.0f} HU, SD {core_hu.std():.0f}"
+
+
+def _show(axis: Axes, slice_hu: np.ndarray, lesion: np.ndarray, window: tuple[float, float], title: str) -> None:
     axis.imshow(slice_hu, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
-    inside = ""
-    if mask.any():
-        axis.contour(mask, levels=[0.5], colors="#ff3b5c", linewidths=1)
-        inside = f"\n{np.average(slice_hu, weights=mask):.0f} HU in the lesion"
-    axis.set_title(f"{name}{inside}", fontsize=9)
+    if lesion.any():
+        axis.contour(lesion, levels=[0.5], colors="#ff3b5c", linewidths=1)
+    axis.set_title(title, fontsize=9)
     axis.axis("off")
