@@ -287,6 +287,8 @@ def test_what_a_network_with_context_is_shown(tiny, context):
     draws = LatentDraws(
         folder, ["phantom_000"], conditions=conditions, window=8, crop=6, lesion_share=0.5, context=context
     )
+    drawn = draws.sample(2, random_streams(1, 2, 0, 0)[0])
+    assert drawn.region is not None and (drawn.draft is None) == (context == "masked")
     batch = draws.batch(1, 0, range(80), seed=1, process=NoiseProcess())
     assert batch.context.shape == (80, 17, 1, 6, 6) and torch.equal(batch.context[:, 16] > 0, batch.generated)
     kinds = {"all": 0, "lesion": 0, "box": 0}

@@ -144,7 +144,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--lesion-share", type=float, metavar="P",
-        help="share of samples that hold lesion; 0.6 (lesion), 0.5 (paper), without lesions 0",
+        help="share of samples that hold lesion; 0.9 (lesion), 0.5 (paper), without lesions 0",
     )  # fmt: skip
     group.add_argument(
         "--lesion-weight", type=float, metavar="W",

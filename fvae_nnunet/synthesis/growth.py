@@ -21,8 +21,7 @@ from fvae_nnunet.synthesis.case_plan import (
 from fvae_nnunet.synthesis.lesion_sizes import LesionSizes
 from fvae_nnunet.synthesis.placed_lesions import PlacedLesion, ReplacedLesion
 from fvae_nnunet.synthesis.placement import Box, NothingFits, Placement, grown, too_close
-from fvae_nnunet.synthesis.real_lesions import TOUCHING
-from fvae_nnunet.synthesis.shapes import MIN_VOXELS, equivalent_diameter_mm, scaled_in_place
+from fvae_nnunet.synthesis.shapes import MIN_VOXELS, TOUCHING, equivalent_diameter_mm, scaled_in_place
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
 
 _NEAR_MM = 20.0

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model import LatentDiffusion
 
 
-def slices_seen(region: slice, slices: int, window_slices: int) -> slice:
-    """The slices that a model sees for a region: a window with the region in its middle as far as the volume goes; more
-    where the region has more.
+def slices_seen(region: slice, n: int, window: int) -> slice:
+    """What a model sees for a region along an axis: a window with the region in its middle as far as the axis goes;
+    more where the region has more.
 
     Args:
-        region: of slices.
-        slices: of the volume.
-        window_slices: of the model.
+        region: of slices, or of rows or columns of latent cells.
+        n: of the whole axis.
+        window: of the model along it.
     """
-    length = min(slices, max(window_slices, region.stop - region.start))
-    start = min(max(0, (region.start + region.stop - length) // 2), slices - length)
+    length = min(n, max(window, region.stop - region.start))
+    start = min(max(0, (region.start + region.stop - length) // 2), n - length)
     return slice(start, start + length)
 
 

@@ -11,7 +11,7 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import model_to_hu
 from fvae_nnunet.synthesis.conditions import ConditionFormat, packed_condition
-from fvae_nnunet.synthesis.latent_encoding import encode_slices, padded_shape, padded_volume
+from fvae_nnunet.synthesis.latent_encoding import encode_draft, encode_slices, padded_shape, padded_volume
 from fvae_nnunet.synthesis.latent_scale import standardise, unstandardise
 from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.mask_conditions import cells_of
@@ -70,14 +70,8 @@ class LatentCodec:
             draft_hu: the window with it, of the shape that was encoded.
             drawn: the slices in which anything is; only these are encoded where slices do not see each other.
         """
-        if not self.vae.spec.independent_slices:
-            return self.encode(draft_hu)
-        shape = self.padded_shape(draft_hu.shape)
-        run = draft_hu[drawn]
-        padded = padded_volume(run, (len(run), *shape[1:]), self.settings.hu_window)
-        draft = latent.clone()
-        draft[:, :, drawn] = encode_slices(padded, self.vae, self.settings.hu_window).float()
-        return draft
+        padded = padded_volume(draft_hu, self.padded_shape(draft_hu.shape), self.settings.hu_window)
+        return encode_draft(padded, drawn, latent, self.vae, self.settings.hu_window)
 
     def decode(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
         """(1, C, d, h, w), not standardised, becomes float32 HU of the shape (z, y, x), inside the HU window.

@@ -26,6 +26,9 @@ Place = tuple[int, int]
 """A piece of a case and the first latent slice in it."""
 
 
+_OF_CONTEXT = {"none": (), "masked": ("region",), "draft": ("draft", "region")}
+"""What is read of a sample beside latent and condition."""
+
 ALL_GENERATED_SHARE = 0.1
 """Of samples with lesion of which nothing is known, for whole volumes."""
 
@@ -40,8 +43,8 @@ class Sample:
         condition: (K, d, h, w).
         lesion: (d, h, w), share of each cell that is lesion.
         spacing_mm: of latent slices and of pixels (z, y, x).
-        draft: (C, d, h, w), standardised; None for a network without context, as ``region``.
-        region: bool (d, h, w), cells in which lesions are drawn.
+        draft: (C, d, h, w), standardised; None for a network that does not start from drafts.
+        region: bool (d, h, w), cells in which lesions are drawn; None for a network without context.
     """
 
     case: str
@@ -132,7 +135,7 @@ class LatentDraws:
         texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._folder, self.conditions, self._context = folder, conditions, context
-        self._of_context = () if context == "none" else ("draft", "region")
+        self._of_context = _OF_CONTEXT[context]
         self._window, self._crop, self.texts = window, crop, texts or {}
         records = read_records(folder, cases)
         self._spacing_mm = {case: record["spacing_mm"] for case, record in records.items()}
@@ -188,9 +191,8 @@ class LatentDraws:
         packed = dict(zip((*self.conditions.stored, *self._of_context), stored, strict=True))
         condition = self.conditions.dense(packed, self._spacing_mm[case])[0]
         mean, std = self.conditions.latent_mean, self.conditions.latent_std
-        draft, region = None, None
-        if self._of_context:
-            draft, region = standardise(packed["draft"], mean, std)[0], packed["region"][0, 0] > 0
+        draft = standardise(packed["draft"], mean, std)[0] if "draft" in packed else None
+        region = packed["region"][0, 0] > 0 if "region" in packed else None
         z, y, x = self._spacing_mm[case]
         spacing_mm = (z * self.conditions.spec.slice_stride, y, x)
         latent = standardise(latent, mean, std)[0]
@@ -248,17 +250,13 @@ class LatentDraws:
         Around lesions those of the region. Without lesion a box of cells, or for a network that starts from drafts all,
         as there is nothing to draw; and now and then all, for whole volumes.
         """
-        assert sample.region is not None and sample.draft is not None
-        everything = torch.ones_like(sample.region)
-        draft = sample.draft if self._context == "draft" else None
+        assert sample.region is not None
+        generated, draft = torch.ones_like(sample.region), None
         if sample.region.any():
-            generated = sample.region if random.random() >= ALL_GENERATED_SHARE else everything
-        elif draft is None:
+            if random.random() >= ALL_GENERATED_SHARE:
+                generated, draft = sample.region, sample.draft
+        elif self._context == "masked":
             generated = box_of_cells(sample.region.shape, random)
-        else:
-            generated = everything
-        if generated is everything and draft is not None:
-            draft = torch.zeros_like(draft)
         one = known_context(sample.latent[None], generated[None, None], None if draft is None else draft[None])
         return generated, one[0]
 

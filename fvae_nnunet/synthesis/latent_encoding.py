@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.surface_dice import bounding_box
 from fvae_nnunet.intensity import hu_to_model
 from fvae_nnunet.synthesis.conditions import packed_condition
 from fvae_nnunet.synthesis.draft import drafted
 from fvae_nnunet.synthesis.latent_windows import Piece, latent_slices, plan_pieces
 from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.mask_conditions import cells_of, share_of_cells
-from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled_shape
+from fvae_nnunet.synthesis.model_grid import ModelGrid, padded_behind, resampled_shape
 from fvae_nnunet.synthesis.placement import too_close
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
@@ -147,10 +148,7 @@ def padded_shape(
 
 def padded_volume(volume_hu: np.ndarray, shape: tuple[int, int, int], hu_window: tuple[float, float]) -> np.ndarray:
     """A volume (z, y, x) padded behind: slices like the last one, in-plane the lower end of the HU window."""
-    beyond, *sides = (more - n for more, n in zip(shape, volume_hu.shape, strict=True))
-    lower_hu = int(np.floor(max(hu_window[0], np.iinfo(np.int16).min)))
-    volume_hu = np.pad(volume_hu, ((0, beyond), (0, 0), (0, 0)), mode="edge")
-    return np.pad(volume_hu, ((0, 0), (0, sides[0]), (0, sides[1])), constant_values=lower_hu)
+    return padded_behind(volume_hu, shape, int(np.floor(max(hu_window[0], np.iinfo(np.int16).min))))
 
 
 def encode_slices(volume_hu: np.ndarray, vae: FrozenVAE, hu_window: tuple[float, float]) -> torch.Tensor:
@@ -165,6 +163,24 @@ def encode_slices(volume_hu: np.ndarray, vae: FrozenVAE, hu_window: tuple[float,
             for start in range(0, len(volume_hu), step)
         ]
     return torch.cat(runs, dim=2)
+
+
+def encode_draft(
+    draft_hu: np.ndarray, drawn: slice, latent: torch.Tensor, vae: FrozenVAE, hu_window: tuple[float, float]
+) -> torch.Tensor:
+    """The latent of slices into which something was drawn.
+
+    Args:
+        draft_hu: the slices with it, as for ``encode_slices``.
+        drawn: those in which anything is; only these are encoded where slices do not see each other.
+        latent: of the slices without it.
+        vae, hu_window: as for ``encode_slices``.
+    """
+    run = drawn if vae.spec.independent_slices else slice(0, len(draft_hu))
+    latents = run if vae.spec.independent_slices else slice(None)
+    draft = latent.clone()
+    draft[:, :, latents] = encode_slices(draft_hu[run], vae, hu_window).to(draft.dtype)
+    return draft
 
 
 def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, classes: int) -> EncodedCase:
@@ -185,33 +201,22 @@ def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, clas
         layout = case.layout.slices(run)
         packed = packed_condition(layout, vae, encoding=settings.mask_encoding, classes=classes)
         lesion = share_of_cells(torch.from_numpy(layout.lesion_numbers > 0)[None].float(), vae.spec)
-        found = {"latent": _to_float16(encode_slices(case.volume_hu[run], vae, settings.hu_window))}
+        latent = encode_slices(case.volume_hu[run], vae, settings.hu_window)
+        found = {"latent": _to_float16(latent)}
         found["lesion"] = lesion[:, None].half().numpy()
         if case.draft_hu is not None and case.region is not None:
-            found |= _draft(case.draft_hu[run], case.region[run], found["latent"], vae, settings)
+            region, draft = case.region[run], latent
+            if region.any():
+                drawn = bounding_box(region)[0]
+                draft = encode_draft(case.draft_hu[run], drawn, latent, vae, settings.hu_window)
+            cells = cells_of(torch.from_numpy(region)[None], vae.spec)[:, None]
+            found |= {"draft": _to_float16(draft), "region": cells.to(torch.uint8).numpy()}
         for name, tensor in packed.items():
             found[name] = _to_float16(tensor) if name == "condition" else tensor.numpy()
         pieces.append(found)
     tensors = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
     tensors["lesion"] = tensors["lesion"][:, 0]
     return EncodedCase(tensors, _record(case, tensors, settings.window_slices, vae.spec), case.digests)
-
-
-def _draft(
-    draft_hu: np.ndarray, region: np.ndarray, latent: np.ndarray, vae: FrozenVAE, settings: LatentSettings
-) -> dict[str, np.ndarray]:
-    """``draft`` and ``region`` of a piece. Where nothing is drawn its latent is the draft's; of slices that do not see
-    each other only those in which something is are encoded."""
-    cells = cells_of(torch.from_numpy(region)[None], vae.spec)[:, None]
-    draft = latent.copy()
-    if region.any():
-        run = slice(0, len(region))
-        if vae.spec.independent_slices:
-            touched = np.flatnonzero(region.any(axis=(1, 2)))
-            run = slice(int(touched[0]), int(touched[-1]) + 1)
-        latents = run if vae.spec.independent_slices else slice(None)
-        draft[:, :, latents] = _to_float16(encode_slices(draft_hu[run], vae, settings.hu_window))
-    return {"draft": draft, "region": cells.to(torch.uint8).numpy()}
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

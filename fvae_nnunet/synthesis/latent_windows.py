@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.shapes import TOUCHING
 from fvae_nnunet.vae.base import VAESpec
 
 IMAGE_VAE_WINDOW_SLICES = 16
@@ -79,5 +80,5 @@ def _lesion_ranges(lesion: np.ndarray) -> list[tuple[int, int]]:
     """First slice and the one behind the last of each lesion, in order."""
     from scipy import ndimage
 
-    numbered, _ = ndimage.label(lesion, structure=np.ones((3, 3, 3), dtype=bool))
+    numbered, _ = ndimage.label(lesion, structure=TOUCHING)
     return sorted((int(box[0].start), int(box[0].stop)) for box in ndimage.find_objects(numbered))

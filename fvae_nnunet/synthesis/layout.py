@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from fvae_nnunet.synthesis.appearance import Appearance
+from fvae_nnunet.synthesis.model_grid import padded_behind
 from fvae_nnunet.synthesis.placement import Box, grown
+from fvae_nnunet.synthesis.shapes import TOUCHING
 
 APPEARANCE = tuple(field.name for field in fields(Appearance))
 """The measures (``lesion_measures``) of a lesion that a model is told."""
@@ -46,7 +48,7 @@ class Layout:
 
         from fvae_nnunet.synthesis.lesion_measures import lesion_core
 
-        numbered, n = ndimage.label(class_map > organs, structure=np.ones((3, 3, 3), dtype=bool))
+        numbered, n = ndimage.label(class_map > organs, structure=TOUCHING)
         appearances_hu = np.full((n, len(APPEARANCE)), np.nan, dtype=np.float32)
         if volume_hu is not None:
             for number, box in enumerate(ndimage.find_objects(numbered), start=1):
@@ -62,13 +64,8 @@ class Layout:
 
     def padded(self, shape: tuple[int, ...]) -> Layout:
         """The layout padded behind to a shape: slices like the last one, in-plane background."""
-        beyond, *sides = (more - n for more, n in zip(shape, self.shape, strict=True))
-
-        def more(array: np.ndarray) -> np.ndarray:
-            array = np.pad(array, ((0, beyond), (0, 0), (0, 0)), mode="edge")
-            return np.pad(array, ((0, 0), (0, sides[0]), (0, sides[1])))
-
-        return replace(self, class_map=more(self.class_map), lesion_numbers=more(self.lesion_numbers))
+        class_map, numbers = (padded_behind(array, shape) for array in (self.class_map, self.lesion_numbers))
+        return replace(self, class_map=class_map, lesion_numbers=numbers)
 
     def slices(self, run: slice) -> Layout:
         """The layout of some slices."""

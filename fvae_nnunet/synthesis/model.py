@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.surface_dice import bounding_box
+from fvae_nnunet.synthesis.inpainting import slices_seen
 from fvae_nnunet.synthesis.latent_codec import LatentCodec
 from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.model_folder import (
@@ -214,8 +216,7 @@ class LatentDiffusion:
         reconstructed_hu = generated_hu.copy()
         if not region.any():
             return generated_hu, reconstructed_hu
-        touched = np.flatnonzero(region.any(axis=(1, 2)))
-        fresh = slice(int(touched[0]), int(touched[-1]) + 1)
+        fresh = bounding_box(region)[0]
         padded_slices = codec.padded_shape(volume_hu.shape)[0]
         windows = LatentWindows.over(padded_slices, padded_slices, spec)
         rows, columns = self._square(cells)
@@ -242,14 +243,8 @@ class LatentDiffusion:
     def _square(self, cells: torch.Tensor) -> tuple[slice, slice]:
         """Rows and columns of latent cells that the network sees, of bool (1, 1, d, h, w)."""
         side = self.settings.inplane_pixels // self.vae.spec.inplane_stride
-        ranges = []
-        for axis in (3, 4):
-            held = cells.any(dim=tuple(other for other in range(5) if other != axis)).nonzero()
-            first, stop, size = int(held[0]), int(held[-1]) + 1, cells.shape[axis]
-            length = min(size, max(side, stop - first))
-            start = min(max(0, (first + stop - length) // 2), size - length)
-            ranges.append(slice(start, start + length))
-        return ranges[0], ranges[1]
+        _, rows, columns = bounding_box(cells[0, 0].cpu().numpy())
+        return slices_seen(rows, cells.shape[3], side), slices_seen(columns, cells.shape[4], side)
 
     def generate(self, layout: Layout, **sampling: Any) -> np.ndarray:
         """A whole volume from its layout: float32 (z, y, x) in HU, inside the HU window.

@@ -22,6 +22,13 @@ def resampled_shape(
     )
 
 
+def padded_behind(array: np.ndarray, shape: Sequence[int], inplane: int = 0) -> np.ndarray:
+    """An array padded to a shape: with slices like the last one, in-plane with a value."""
+    beyond, *sides = (more - n for more, n in zip(shape, array.shape, strict=True))
+    array = np.pad(array, ((0, beyond), (0, 0), (0, 0)), mode="edge")
+    return np.pad(array, ((0, 0), (0, sides[0]), (0, sides[1])), constant_values=inplane)
+
+
 @dataclass(frozen=True)
 class ModelGrid:
     """The grid of a whole volume, the same in training and in synthesis.

@@ -15,6 +15,7 @@ from fvae_nnunet.synthesis.appearance import Appearance
 from fvae_nnunet.synthesis.draft import drafted
 from fvae_nnunet.synthesis.inpainting import inpaint, slices_seen
 from fvae_nnunet.synthesis.insertion import TEXTURES, blend_lesion, margin_weight
+from fvae_nnunet.synthesis.latent_encoding import MARGIN_MM
 from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled
 from fvae_nnunet.synthesis.placed_lesions import PlacedLesion
@@ -45,7 +46,7 @@ class PaintSettings:
     """
 
     mode: str = "inpaint"
-    margin_mm: float = 5.0
+    margin_mm: float = MARGIN_MM
     texture: str = "scanner"
     steps: int | None = None
     eta: float | None = None

@@ -29,14 +29,11 @@ from fvae_nnunet.manifest import write_json
 from fvae_nnunet.pipeline import StageSeconds, run_cases
 from fvae_nnunet.synthesis.lesion_measures import MEASURES, RING_MM, measure_lesion
 from fvae_nnunet.synthesis.placement import grown
-from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion, equivalent_diameter_mm
+from fvae_nnunet.synthesis.shapes import MIN_VOXELS, TOUCHING, RealLesion, equivalent_diameter_mm
 from fvae_nnunet.synthesis.source_cases import SourceCase, SourceDataset, refuse_failed
 
 FILE_NAME = "real_lesions.json"
 """In the folder of synthetic cases, so that they are measured once."""
-
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
-"""Voxels that share a face, an edge or a corner are of one lesion."""
 
 
 @dataclass(frozen=True)

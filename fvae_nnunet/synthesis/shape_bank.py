@@ -20,8 +20,8 @@ from fvae_nnunet.evaluation.surface_dice import bounding_box
 from fvae_nnunet.image_files import Geometry, find_images, read_volume
 from fvae_nnunet.pipeline import StageSeconds, run_cases
 from fvae_nnunet.recorded_files import sha256_of_file
-from fvae_nnunet.synthesis.real_lesions import TOUCHING, piece_of
-from fvae_nnunet.synthesis.shapes import MIN_VOXELS, RealLesion
+from fvae_nnunet.synthesis.real_lesions import piece_of
+from fvae_nnunet.synthesis.shapes import MIN_VOXELS, TOUCHING, RealLesion
 
 
 @dataclass(frozen=True)

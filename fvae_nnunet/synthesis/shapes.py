@@ -20,6 +20,9 @@ Field = Callable[[np.ndarray], np.ndarray]
 MIN_VOXELS = 8
 """Below this a lesion is no shape any more, and its size in voxels steps by more than a tenth of the volume."""
 
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+"""Voxels that share a face, an edge or a corner are of one lesion."""
+
 SIZE_TOLERANCE = 0.1
 """Of the equivalent diameter, where a shape that falls into pieces loses some."""
 
@@ -228,5 +231,5 @@ def _rotation(rng: np.random.Generator) -> np.ndarray:
 def _largest_piece(mask: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
-    numbered, n = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
+    numbered, n = ndimage.label(mask, structure=TOUCHING)
     return mask if n == 1 else numbered == np.bincount(numbered[mask]).argmax()

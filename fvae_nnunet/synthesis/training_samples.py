@@ -90,9 +90,8 @@ class SamplePictures:
         embedding = self.draws.texts.get(sample.case)
         text = None if embedding is None else embedding[None].float().to(device)
         latent, condition = sample.latent[None].to(device), sample.condition[None].to(device)
-        draft, generated = None, _around(sample.lesion)
-        if sample.draft is not None and sample.region is not None:
-            draft, generated = sample.draft[None].to(device), sample.region[None, None]
+        draft = None if sample.draft is None else sample.draft[None].to(device)
+        generated = _around(sample.lesion) if sample.region is None else sample.region[None, None]
         windows = LatentWindows.over(self.settings.window_slices, self.settings.window_slices, self.vae.spec)
         sampler = self.process.sampler()
         made = [latent] + [
