@@ -115,12 +115,17 @@ class _Clock:
             self.seconds.computing += self.stopped_at - started
 
 
+def unchanged(case: str, content: Any) -> Any:
+    """The step of ``run_cases`` that does nothing."""
+    return content
+
+
 def run_cases(
     cases: Iterable[str],
     *,
     read: Callable[[str], Any],
-    compute: Callable[[str, Any], Any],
-    write: Callable[[str, Any], Any],
+    compute: Callable[[str, Any], Any] = unchanged,
+    write: Callable[[str, Any], Any] = unchanged,
     workers: int,
     seconds: StageSeconds,
 ) -> Generator[Outcome, None, None]:

@@ -26,8 +26,9 @@ from steps import Runner, Step, command_environment, script, small_machine_setti
 
 from fvae_nnunet.cli.command import run_command
 
-KINDS = {"lung": (910, ("--organ", "lungs")), "pancreas": (911, ())}
-"""Kind of phantom -> number of its dataset, and where ``fvae-train-ldm`` finds the organ."""
+KINDS = {"lung": (910, ("--organ", "lungs"), ()), "pancreas": (911, (), ("--inside-fraction", "0.5"))}
+"""Kind of phantom -> number of its dataset, where ``fvae-train-ldm`` finds the organ, where ``fvae-synthesize`` puts
+lesions: the tumours of the pancreas phantoms are wider than the organ."""
 
 CONFIGURATION = "3d_fullres"
 MEASURES = ("Dice", "NSD_2mm", "detection_rate", "false_positives_per_case")
@@ -38,7 +39,7 @@ LDM = ("--vae", "tiny", "--size", "tiny")
 
 def planned(arguments: argparse.Namespace) -> list[Step]:
     """All steps, in order."""
-    number, organ = KINDS[arguments.kind]
+    number, organ, places = KINDS[arguments.kind]
     name, id_of = f"Dataset{number}_Few{arguments.kind.capitalize()}", str(number)
     raw, preprocessed = Path("nnUNet_raw") / name, Path("nnUNet_preprocessed") / name
     model, synthetic = Path("ldm"), Path("synthetic")
@@ -71,7 +72,7 @@ def planned(arguments: argparse.Namespace) -> list[Step]:
             "4-synthesize",
             (
                 "fvae-synthesize", id_of, "--ldm", str(model), "-n", str(arguments.n), "-o", str(synthetic),
-                "--sizes", "real", "--seed", str(arguments.seed),
+                "--sizes", "real", "--seed", str(arguments.seed), *places,
             ),
             synthetic / "dataset.json",
             (synthetic,),
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kind", choices=list(KINDS), default="lung", help="of phantom; default lung")
     parser.add_argument("--real", type=int, default=4, metavar="N", help="real training cases; default 4")
-    parser.add_argument("--test", type=int, default=12, metavar="N", help="test cases; default 12")
+    parser.add_argument("--test", type=int, default=24, metavar="N", help="test cases; default 24")
     parser.add_argument("-n", type=int, default=60, metavar="N", help="synthetic cases to try; default 60")
     parser.add_argument("--trainings", type=int, default=3, metavar="N", help="of each arm; default 3")
     parser.add_argument("--epochs", type=int, default=5, choices=(1, 5, 10, 20, 50, 100), help="of nnU-Net; default 5")

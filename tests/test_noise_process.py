@@ -66,12 +66,11 @@ def test_ddim_step_is_the_published_formula(eta, steps):
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon", "v_prediction"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_steps_are_those_of_diffusers(prediction, eta, spacing):
-    sampler = NoiseProcess(prediction, timestep_spacing=spacing).sampler(20, eta)
+def test_steps_are_those_of_diffusers(prediction, eta):
+    sampler = NoiseProcess(prediction).sampler(20, eta)
     scheduler = DDIMScheduler(
         beta_start=8.5e-4, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        steps_offset=1, prediction_type=prediction, timestep_spacing=spacing,
+        steps_offset=1, prediction_type=prediction,
     )  # fmt: skip
     scheduler.set_timesteps(20)
     assert torch.equal(sampler.timesteps, scheduler.timesteps)
@@ -146,7 +145,7 @@ def test_timesteps_are_uniform_and_follow_the_generator():
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon", "v_prediction", "flow"])
 def test_saved_process_is_read_again_and_says_how_to_sample(prediction, tmp_path):
-    process = NoiseProcess(prediction, steps=7, eta=0.25, timestep_spacing="trailing")
+    process = NoiseProcess(prediction, steps=7, eta=0.25)
     process.save(tmp_path)
     loaded = NoiseProcess.load(tmp_path)
     assert (loaded.prediction, loaded.steps, loaded.eta) == (prediction, 7, 0.25)
@@ -205,10 +204,6 @@ def test_sampling_begins_near_pure_noise():
             process.check_steps(1000)
         with pytest.raises(UserError, match="--steps 0"):
             process.check_steps(0)
-    trailing = NoiseProcess("sample", timestep_spacing="trailing")
-    for steps in (1, 3, 700):
-        assert trailing.sampler(steps).timesteps[0] == 999
-        trailing.check_steps(steps)
     for steps in (1, 3, 1000):
         assert NoiseProcess("flow").sampler(steps).timesteps[0] == 1000
         NoiseProcess("flow").check_steps(steps)

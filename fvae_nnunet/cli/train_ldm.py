@@ -49,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.recorded_files import damage_of
     from fvae_nnunet.synthesis.latent_cache import cache_folder
     from fvae_nnunet.synthesis.noise_process import NoiseProcess
-    from fvae_nnunet.synthesis.recipes import RECIPES
     from fvae_nnunet.synthesis.source_dataset import open_source_dataset
     from fvae_nnunet.synthesis.training import train
     from fvae_nnunet.synthesis.training_inputs import draws_and_model, read_texts
@@ -77,12 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_main = accelerator.is_main_process
     _complete(arguments, has_lesions=bool(dataset.lesions))
     settings = _training_settings(arguments, accelerator)
-    process = NoiseProcess(
-        settings.prediction,
-        steps=arguments.sampling_steps,
-        eta=arguments.sampling_eta,
-        timestep_spacing=RECIPES[arguments.recipe].timestep_spacing,
-    )
+    process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
     process.check_steps(process.steps)
     texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     loaded = _load_vae(arguments, str(accelerator.device))

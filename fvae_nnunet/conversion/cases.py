@@ -136,8 +136,6 @@ def convert_cases(
     return run_cases(
         cases,
         read=partial(_convert, sources, conversion),
-        compute=_as_it_is,
-        write=_as_it_is,
         workers=workers,
         seconds=seconds,
     )
@@ -166,10 +164,6 @@ def _written(manifest: Manifest, case: str) -> list[Path]:
                 "removed; move it elsewhere"
             )
     return list(files)
-
-
-def _as_it_is(case: str, record: dict[str, Any]) -> dict[str, Any]:
-    return record
 
 
 def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -> dict[str, Any] | None:

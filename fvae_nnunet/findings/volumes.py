@@ -123,7 +123,6 @@ class VolumeCache:
             for outcome in run_cases(
                 claims.each(sorted(images)),
                 read=partial(_read, self.folder, images, self.grid),
-                compute=_as_it_is,
                 write=partial(_write, self.folder, images),
                 workers=workers,
                 seconds=StageSeconds(),
@@ -182,10 +181,6 @@ def _read(folder: Path, images: Mapping[str, Path], grid: Grid, case: str) -> _M
     if manifest.is_done(case, inputs={path.name: digest}, outputs=outputs):
         return _Made(None, digest, state)
     return _Made(read_on_grid(path, grid), digest, state)
-
-
-def _as_it_is(case: str, made: _Made) -> _Made:
-    return made
 
 
 def _write(folder: Path, images: Mapping[str, Path], case: str, made: _Made) -> dict[str, Any]:

@@ -54,13 +54,6 @@ class ClassShares:
         dense = torch.zeros(batch, classes + 1, *cells, device=self.classes.device)
         return dense.scatter_add_(1, self.classes.long(), self.shares.float())
 
-    def share_above(self, lowest: int) -> torch.Tensor:
-        """The share of all classes above ``lowest`` together: float16 (B, d, h, w)."""
-        return (self.shares * (self.classes > lowest)).sum(1)
-
-    def to(self, device: torch.device) -> ClassShares:
-        return ClassShares(self.classes.to(device), self.shares.to(device))
-
 
 def class_shares(class_maps: torch.Tensor, spec: VAESpec, *, classes: int) -> ClassShares:
     """The share of the voxels of each latent cell that are in each class, the background first; they sum to 1.

@@ -24,7 +24,6 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import read_json
 
 PREDICTIONS = ("sample", "epsilon", "v_prediction", "flow")
-TIMESTEP_SPACINGS = ("leading", "trailing")
 TRAINING_STEPS = 1000
 
 _OF_OLDER_VERSIONS = "set_alpha_to_one"
@@ -39,19 +38,13 @@ class NoiseProcess:
             velocity of Salimans and Ho 2022 (``v_prediction``: signal * noise - noise_level * latent), or that of the
             flow (``flow``: noise - latent).
         steps, eta: how to sample unless told otherwise, see ``sampler``.
-        timestep_spacing: where DDIM's steps lie: 1000 // steps apart, the last at 1 (``leading``, the paper's), or
-            1000 / steps apart, the first at 999 (``trailing``, Lin et al. 2024).
     """
 
-    def __init__(
-        self, prediction: str = "epsilon", *, steps: int = 20, eta: float = 1.0, timestep_spacing: str = "leading"
-    ) -> None:
+    def __init__(self, prediction: str = "epsilon", *, steps: int = 20, eta: float = 1.0) -> None:
         from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
         if prediction not in PREDICTIONS:
             raise UserError(f"unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}")
-        if timestep_spacing not in TIMESTEP_SPACINGS:
-            raise UserError(f"unknown timestep spacing {timestep_spacing!r}; known are {', '.join(TIMESTEP_SPACINGS)}")
         self.prediction, self.steps, self.eta = prediction, steps, eta
         self._scheduler: Any
         if prediction == "flow":
@@ -66,7 +59,7 @@ class NoiseProcess:
                 set_alpha_to_one=True,
                 steps_offset=1,
                 prediction_type=prediction,
-                timestep_spacing=timestep_spacing,
+                timestep_spacing="leading",
             )
         self._scheduler.register_to_config(sampling_steps=steps, sampling_eta=eta)
 
@@ -87,20 +80,13 @@ class NoiseProcess:
             raise UserError(f"{folder} has no scheduler_config.json; it is no noise schedule of fvae-train-ldm")
         content = read_json(
             path,
-            {
-                "_class_name": str,
-                "prediction_type?": str,
-                "timestep_spacing?": str,
-                "sampling_steps?": int,
-                "sampling_eta?": float,
-            },
+            {"_class_name": str, "prediction_type?": str, "sampling_steps?": int, "sampling_eta?": float},
         )
         flow = content["_class_name"] == "FlowMatchEulerDiscreteScheduler"
         process = cls(
             "flow" if flow else content.get("prediction_type", "epsilon"),
             steps=content.get("sampling_steps", 20),
             eta=content.get("sampling_eta", 1.0),
-            timestep_spacing=content.get("timestep_spacing", "leading"),
         )
         for name, value in process._scheduler.config.items():
             if not name.startswith("_") and name != _OF_OLDER_VERSIONS and content.get(name, value) != value:
@@ -143,14 +129,14 @@ class NoiseProcess:
     def check_steps(self, steps: int) -> None:
         """See that sampling in so many steps begins where hardly anything but noise is left.
 
-        With the spacing ``leading`` three steps begin at timestep 667, and 501 steps at 501, where half of the latent
-        is left. ``trailing`` and the flow always begin where all is noise.
+        DDIM's steps lie 1000 // steps apart, the last at 1 (the paper's), so three begin at timestep 667, and 501 at
+        501, where half of the latent is left. The flow always begins where all is noise.
 
         Raises:
             UserError: it does not, or there are no such steps.
         """
-        leading = self.prediction != "flow" and self._scheduler.config["timestep_spacing"] == "leading"
-        if leading and (steps < 1 or (steps - 1) * (TRAINING_STEPS // steps) < 0.75 * TRAINING_STEPS - 1):
+        ddim = self.prediction != "flow"
+        if ddim and (steps < 1 or (steps - 1) * (TRAINING_STEPS // steps) < 0.75 * TRAINING_STEPS - 1):
             raise UserError(
                 f"--steps {steps}: DDIM would not begin near pure noise; take 20, 50, 100 or another number from 4 to "
                 f"{TRAINING_STEPS // 2} that about divides {TRAINING_STEPS}"

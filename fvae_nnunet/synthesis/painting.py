@@ -75,11 +75,6 @@ class PaintSettings:
             raise UserError(f"--eta must lie in 0 to 1, got {self.eta:g}")
 
 
-def layout_of(source: SourceCase) -> Layout:
-    """The layout of a case, with the appearance of its own lesions."""
-    return Layout.of(source.class_map, source.spacing_mm, organs=source.organ_classes, volume_hu=source.volume_hu)
-
-
 def with_lesion(layout: Layout, lesion: PlacedLesion, lesion_class: int) -> Layout:
     """The layout with a planned lesion put in, and without the one that it replaces."""
     if lesion.replaces is not None:
@@ -113,7 +108,13 @@ def paint(
     Raises:
         UserError: a lesion has no voxel on the model's coarser grid, HU that do not fit int16, or what the model says.
     """
-    layout = layout_of(source)
+    told_looks = model.settings.appearance is not None
+    layout = Layout.of(
+        source.class_map,
+        source.spacing_mm,
+        organs=source.organ_classes,
+        volume_hu=source.volume_hu if told_looks else None,
+    )
     volume_hu = source.volume_hu.copy()
     for lesion in lesions:
         layout = with_lesion(layout, lesion, source.lesion_class)

@@ -103,8 +103,6 @@ def measure_real_lesions(
     for outcome in run_cases(
         dataset.cases,
         read=partial(_measure, dataset, before.digests, lesions),
-        compute=lambda case, measured: measured,
-        write=_as_it_is,
         workers=workers,
         seconds=StageSeconds(),
     ):
@@ -149,10 +147,6 @@ def _measure(
     if before.get(case) == digests:
         return digests, lesions[case]
     return digests, lesions_of(dataset.read(case, digests=digests))
-
-
-def _as_it_is(case: str, measured: Any) -> Any:
-    return measured
 
 
 def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:

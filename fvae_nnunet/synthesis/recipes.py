@@ -17,7 +17,7 @@ class Recipe:
         lesion_share: share of samples with lesion.
         lesion_weight: of a latent cell that is all lesion in the loss; others weigh 1.
         decay_share: last part of each stage over which the learning rate falls to 0.
-        sampling_steps, sampling_eta, timestep_spacing: of the sampler, see ``noise_process``.
+        sampling_steps, sampling_eta: of the sampler, see ``noise_process``.
     """
 
     prediction: str
@@ -29,7 +29,6 @@ class Recipe:
     decay_share: float
     sampling_steps: int
     sampling_eta: float
-    timestep_spacing: str
 
 
 RECIPES = {
@@ -43,7 +42,6 @@ RECIPES = {
         decay_share=0.3,
         sampling_steps=4,
         sampling_eta=0.0,
-        timestep_spacing="leading",
     ),
     "paper": Recipe(
         prediction="epsilon",
@@ -55,7 +53,6 @@ RECIPES = {
         decay_share=0.0,
         sampling_steps=20,
         sampling_eta=1.0,
-        timestep_spacing="leading",
     ),
 }
 """``lesion``, the default: what came out best on phantoms (docs/synthesis_training.md); after DiffTumor, which predicts

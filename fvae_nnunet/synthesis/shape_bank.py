@@ -57,8 +57,6 @@ class ShapeBank:
         for outcome in run_cases(
             sorted(paths),
             read=partial(_measure, paths),
-            compute=lambda name, measured: measured,
-            write=_as_it_is,
             workers=workers,
             seconds=StageSeconds(),
         ):
@@ -107,7 +105,3 @@ def _read(path: Path) -> tuple[np.ndarray, Geometry]:
         raise UserError(f"{path} holds negative values or NaN, so it is an image and no mask")
     mask = values.transpose(geometry.axial_order) != 0
     return mask[bounding_box(mask)] if mask.any() else mask, geometry
-
-
-def _as_it_is(name: str, measured: Any) -> Any:
-    return measured
