@@ -29,6 +29,9 @@ from fvae_nnunet.manifest import write_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
 
+PLACES = {"pancreas": ("--inside-fraction", "0.5")}
+"""Data -> where ``fvae-synthesize`` puts lesions: the tumours of the pancreas phantoms are wider than the organ."""
+
 RECIPES = {
     "draft": (),
     "masked context": ("--context", "masked", "--lesion-share", "0.6"),
@@ -98,11 +101,12 @@ class Comparison:
         yield Step(f"train-{self.name}", train, result, (model,), resumes=True, options=device, after=after)
         synthesize = (
             "fvae-synthesize", self.dataset, "--ldm", str(model), *weights, "-n", str(arguments.n), "--seed",
-            str(self.seed), "--sizes", "real", "-o", str(self.output),
+            str(self.seed), "--sizes", "real", *PLACES.get(self.data, ()), "-o", str(self.output),
         )  # fmt: skip
+        # 1: for some lesions there was no place
         yield Step(
             f"synthesize-{self.name}", synthesize, self.output / "dataset.json", (self.output,), resumes=True,
-            shows="cases accepted", options=device, after=(f"train-{self.name}",),
+            shows="cases accepted", options=device, after=(f"train-{self.name}",), statuses=(0, 1),
         )  # fmt: skip
 
 
@@ -121,21 +125,27 @@ def judged(output: Path) -> dict[str, Any]:
 def table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: a line for each dataset, recipe and number of steps, over all seeds."""
     lines = [
-        "| data | recipe | steps | accepted | core SD, HU (real) | core mean minus asked, HU (quartiles) | contrast, "
-        "HU (real) |",
-        "|---|---|---|---|---|---|---|",
+        "| data | recipe | steps | accepted | core SD, HU (real) | core SD gained for 1 HU more asked | core mean "
+        "minus asked, HU (quartiles) | contrast, HU (real) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for data, recipe, steps in dict.fromkeys((one["data"], one["recipe"], one["steps"]) for one in results):
         runs = [one for one in results if (one["data"], one["recipe"], one["steps"]) == (data, recipe, steps)]
         made, real = ([lesion for one in runs for lesion in one[kind]] for kind in ("lesions", "real"))
         accepted = ", ".join(f"{one['accepted']} of {one['cases']}" for one in runs)
+        unplaced = sum(one["tried"] - one["cases"] for one in runs)
+        if unplaced:
+            accepted += f" ({unplaced} found no place)"
+        pairs = [(lesion["asked"]["core_sd_hu"], lesion["core_sd_hu"]) for lesion in made if lesion["asked"]]
+        known = np.array([pair for pair in pairs if None not in pair], float)
+        gain = f"{np.polyfit(*known.T, 1)[0]:.2f}" if len(known) and np.ptp(known[:, 0]) else "none"
         missed = [lesion["core_mean_hu"] - lesion["asked"]["core_mean_hu"] for lesion in made if lesion["asked"]]
         quartiles = np.percentile(missed, (50, 25, 75)) if missed else ()
         followed = "{:.0f} ({:.0f} to {:.0f})".format(*quartiles) if missed else "not told"
         texture, contrast = (
             f"{_median(made, measure)} ({_median(real, measure)})" for measure in ("core_sd_hu", "contrast_hu")
         )
-        lines.append(f"| {data} | {recipe} | {steps} | {accepted} | {texture} | {followed} | {contrast} |")
+        lines.append(f"| {data} | {recipe} | {steps} | {accepted} | {texture} | {gain} | {followed} | {contrast} |")
     return lines
 
 
@@ -169,7 +179,7 @@ def run(arguments: argparse.Namespace) -> int:
                     one = Comparison(data, seed, recipe, steps)
                     for step in one.planned(arguments):
                         runner.run(step)
-                    results.append(vars(one) | judged(work / one.output))
+                    results.append(vars(one) | {"tried": arguments.n} | judged(work / one.output))
                     write_json(work / "recipes.json", results)
     print("\n".join(["", *table(results)]))
     return 0

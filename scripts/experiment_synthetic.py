@@ -79,6 +79,7 @@ def planned(arguments: argparse.Namespace) -> list[Step]:
             resumes=True,
             shows="cases accepted",
             options=device,
+            statuses=(0, 1),  # 1: for some lesions there was no place
         ),
         Step(
             "5-preprocess",

@@ -49,6 +49,7 @@ class Step:
         options: the rest of the command, which does not change the result, such as the device.
         variables: environment variables of this command.
         after: names of the steps that it needs; None: the one that was run before it.
+        statuses: exit statuses that count as success where the result is there.
         record: a file whose content stands for the result: only another content makes the steps that need this one run
             anew. The command itself sees which of its results it can keep, so nothing is deleted for another command.
     """
@@ -62,6 +63,7 @@ class Step:
     options: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] | None = None
+    statuses: tuple[int, ...] = (0,)
     record: Path | None = None
 
     @property
@@ -181,8 +183,9 @@ class Runner:
         start = time.monotonic()
         status = self._execute(step)
         self.seconds[step.name] = seconds = time.monotonic() - start
-        if status != 0 or not (self.work / step.result).exists():
-            reason = f"ended with status {status}" if status else f"ended without {self.work / step.result}"
+        failed = status not in step.statuses
+        if failed or not (self.work / step.result).exists():
+            reason = f"ended with status {status}" if failed else f"ended without {self.work / step.result}"
             tail = "\n".join(self.log_of(step).read_text(errors="replace").splitlines()[-TAIL_LINES:])
             raise UserError(f"step {step.name} {reason}; the end of {self.log_of(step)}:\n{tail}")
         made = sha256_of_file(self.work / step.record) if step.record else uuid.uuid4().hex

@@ -136,3 +136,13 @@ def test_the_result_of_a_stopped_step_is_not_taken_for_whole(tmp_path: Path) -> 
     assert not (tmp_path / "steps" / "task" / "claims").exists(), "the claim was given back"
     assert run_each_alone(tmp_path, step("a")) == set()
     assert (tmp_path / "a").read_text() == "ran\n"
+
+
+def test_a_step_may_end_with_another_status_where_its_result_is_there(tmp_path: Path) -> None:
+    half, nothing = APPEND + "; sys.exit(1)", "import sys; sys.exit(1)"
+    run_each_alone(tmp_path, step("made", code=half, statuses=(0, 1)))
+    assert run_each_alone(tmp_path, step("made", code=half, statuses=(0, 1))) == {"made"}
+    with pytest.raises(UserError, match="step other ended with status 1"):
+        run_each_alone(tmp_path, step("other", code=half))
+    with pytest.raises(UserError, match="step third ended without"):
+        run_each_alone(tmp_path, step("third", code=nothing, statuses=(0, 1)))
