@@ -12,6 +12,7 @@ def steps_of(**changed):
         "test": 12,
         "n": 60,
         "trainings": 2,
+        "base_epochs": 10,
         "epochs": 5,
         "ldm_steps": 4000,
         "seed": 0,
