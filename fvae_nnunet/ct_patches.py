@@ -56,10 +56,12 @@ class CTPatches:
         channels: those that are CT.
         transpose_forward: axis k of a patch is axis ``transpose_forward[k]`` of the image as its reader gave it, whose
             first axis counts as the body axis. None in 2d: the patch is a slice already.
+        plane_mm: distance of rows and of columns of a slice; None: not known.
     """
 
     channels: tuple[CTChannel, ...]
     transpose_forward: AxisOrder | None
+    plane_mm: tuple[float, float] | None = None
 
     @classmethod
     def of_plans(
@@ -118,7 +120,10 @@ class CTPatches:
             )
         first, second, third = (int(axis) for axis in plans["transpose_forward"])
         is_2d = len(manager.patch_size) == 2
-        return cls(tuple(found), None if is_2d else (first, second, third))
+        if is_2d:
+            return cls(tuple(found), None, _in_plane(manager.spacing))
+        forward = (first, second, third)
+        return cls(tuple(found), forward, _in_plane([manager.spacing[axis] for axis in np.argsort(forward)]))
 
     def to_axial(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, z, y, x) or (B, y, x) with the patch's axes to (B, body axis, front-back, left-right)."""
@@ -132,3 +137,7 @@ class CTPatches:
         if self.transpose_forward is None:
             return axial[:, 0]
         return axial.permute(0, *(axis + 1 for axis in self.transpose_forward))
+
+
+def _in_plane(spacing_mm: Sequence[float]) -> tuple[float, float]:
+    return float(spacing_mm[-2]), float(spacing_mm[-1])

@@ -87,7 +87,15 @@ def reconstruct_folder(
     def compute(case: str, raw: _Volume) -> _Reconstructed:
         order = raw.geometry.axial_order
         count = partial(on_slices, case) if on_slices is not None else None
-        view = reconstruct_to_int16(vae, raw.volume_hu, settings, axis_order=order, case=case, on_slices=count)
+        view = reconstruct_to_int16(
+            vae,
+            raw.volume_hu,
+            settings,
+            axis_order=order,
+            spacing_mm=raw.geometry.spacing_mm[::-1],
+            case=case,
+            on_slices=count,
+        )
         return _Reconstructed(raw, view)
 
     return run_cases(

@@ -1,28 +1,14 @@
-"""HU to the model's range and back: the only place that knows the HU window."""
+"""HU to the model's range and back."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
 
-PAPER_HU_WINDOW = (-1000.0, 1000.0)
-"""Lower and upper end in HU, as in the paper's reconstruction scripts."""
-
-
 POSSIBLE_HU = (-10_000.0, 32_767.0)
 """What lies outside is no HU of a scanner: the padding of some goes down to -8192, their extended scale up to 30710."""
-
-
-def check_hu_window(hu_window: tuple[float, float]) -> tuple[float, float]:
-    """The window as two floats; UserError unless both are finite and lower < upper."""
-    lower, upper = (float(end) for end in hu_window)
-    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
-        raise UserError(f"the HU window needs lower < upper, got {lower:g} {upper:g} (the paper's: -1000 1000)")
-    return lower, upper
 
 
 def hu_to_model(volume_hu: torch.Tensor, hu_window: tuple[float, float]) -> torch.Tensor:

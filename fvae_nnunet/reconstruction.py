@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ def reconstruct_volume(
     settings: Reconstruction | None = None,
     *,
     axis_order: AxisOrder = (0, 1, 2),
+    spacing_mm: Sequence[float] | None = None,
     case: str = "",
     on_slices: Callable[[int, int], object] | None = None,
 ) -> np.ndarray:
@@ -38,6 +39,7 @@ def reconstruct_volume(
         settings: None for ``Reconstruction.for_vae`` with its defaults.
         axis_order: transposition that brings the volume into (body axis, front-back, left-right); see
             ``orientation.axial_order``. It is undone on the result.
+        spacing_mm: voxel size, in the order of the volume's axes; needed where the settings say the size of a pixel.
         case: mixed into ``settings.posterior_seed``, so that every case has draws of its own, whatever the order in
             which cases are made.
         on_slices: called with the slices done and the slices in all, for a progress bar.
@@ -48,7 +50,7 @@ def reconstruct_volume(
     Raises:
         UserError: the volume is not 3-dimensional, empty or not finite, or the VAE's output is not finite.
     """
-    return _reconstruct(vae, volume_hu, settings, np.float32, axis_order, case, on_slices)
+    return _reconstruct(vae, volume_hu, settings, np.float32, axis_order, spacing_mm, case, on_slices)
 
 
 def reconstruct_to_int16(
@@ -57,6 +59,7 @@ def reconstruct_to_int16(
     settings: Reconstruction | None = None,
     *,
     axis_order: AxisOrder = (0, 1, 2),
+    spacing_mm: Sequence[float] | None = None,
     case: str = "",
     on_slices: Callable[[int, int], object] | None = None,
 ) -> np.ndarray:
@@ -64,7 +67,7 @@ def reconstruct_to_int16(
 
     No volume in float32 is held.
     """
-    return _reconstruct(vae, volume_hu, settings, np.int16, axis_order, case, on_slices)
+    return _reconstruct(vae, volume_hu, settings, np.int16, axis_order, spacing_mm, case, on_slices)
 
 
 @torch.no_grad()
@@ -74,6 +77,7 @@ def _reconstruct(
     settings: Reconstruction | None,
     dtype: type[np.generic],
     axis_order: AxisOrder,
+    spacing_mm: Sequence[float] | None,
     case: str,
     on_slices: Callable[[int, int], object] | None,
 ) -> np.ndarray:
@@ -87,7 +91,8 @@ def _reconstruct(
     result = np.empty(axial_hu.shape, dtype=dtype)
     to_int16 = truncate_to_int16 if settings.truncate else round_to_int16
     done = 0
-    for slices_hu in reconstructed_slices(vae, axial_hu, settings, _generator(settings, case)):
+    plane_mm = None if spacing_mm is None else (float(spacing_mm[order[1]]), float(spacing_mm[order[2]]))
+    for slices_hu in reconstructed_slices(vae, axial_hu, settings, _generator(settings, case), plane_mm):
         result[done : done + len(slices_hu)] = to_int16(slices_hu) if dtype is np.int16 else slices_hu
         done += len(slices_hu)
         if on_slices is not None:

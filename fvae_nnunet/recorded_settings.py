@@ -23,6 +23,7 @@ def _are_numbers(value: Any, count: int | None = None) -> bool:
 HU_WINDOW = Rule("two numbers, the lower first", lambda value: _are_numbers(value, 2) and value[0] < value[1])
 _AT_LEAST_0 = Rule("a whole number, at least 0", lambda value: _is_whole(value, 0))
 _AT_LEAST_1 = Rule("a whole number, at least 1", lambda value: _is_whole(value, 1))
+_ABOVE_0 = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
 _STRENGTH = Rule("a number, at least 0", lambda value: _is_number(value) and value >= 0)
 _SPACING_MM = Rule("three numbers above 0", lambda value: _are_numbers(value, 3) and min(value) > 0)
 _DEVIATIONS = Rule("numbers above 0", lambda value: _are_numbers(value) and all(number > 0 for number in value))
@@ -41,6 +42,10 @@ SETTINGS = {
     "weights_sha256?": str,
     "precision?": _one_of("float32", "bfloat16", "float16"),
     "hu_window?": HU_WINDOW,
+    "inner_windows?": [HU_WINDOW],
+    "enlarge?": _ABOVE_0,
+    "pixel_mm?": _ABOVE_0,
+    "average?": _AT_LEAST_1,
     "window_slices?": _AT_LEAST_1,
     "inplane_pixels?": _AT_LEAST_1,
     "spacing_mm?": (_SPACING_MM, None),

@@ -1,19 +1,23 @@
 """Three ways to take a long volume through a VAE that sees a limited number of slices.
 
 ``windows``: overlapping windows that are blended; the default. ``paper``: the windows, precision and rounding of the
-scripts released with the paper. ``stream``: one causal pass over all slices, without seams.
+scripts released with the paper. ``stream``: one causal pass over all slices, without seams. Each may see a window
+several times (``combined_windows``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fvae_nnunet.combined_windows import PlaneChange, combined
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hu_windows import HUWindow
 from fvae_nnunet.intensity import (
     hu_to_model,
     hu_to_model_over_unit_interval,
@@ -32,57 +36,74 @@ Pieces = Iterator[torch.Tensor]
 
 
 def reconstructed_slices(
-    vae: FrozenVAE, axial_hu: np.ndarray, settings: Reconstruction, generator: torch.Generator | None = None
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    generator: torch.Generator | None = None,
+    plane_mm: tuple[float, float] | None = None,
 ) -> Iterator[np.ndarray]:
     """The reconstruction of a volume, a run of slices at a time, in order.
 
     Args:
         vae: the frozen VAE.
         axial_hu: (z, y, x) in HU, any real dtype; not copied as a whole.
-        settings: scheme, windows and HU window.
+        settings: scheme, windows and HU windows.
         generator: draws from the posterior if given.
+        plane_mm: distance of rows and of columns, needed where the settings say the size of a pixel.
 
     Yields:
-        (d, y, x) float32 in HU inside the window, together the whole volume.
+        (d, y, x) float32 in HU inside the widest window, together the whole volume.
 
     Raises:
         UserError: the VAE's output is not finite (an overflow in half precision), or it cannot stream.
     """
     schemes = {"windows": _windows, "paper": _paper, "stream": _stream}
-    pieces = schemes[settings.scheme](vae, axial_hu, settings, generator)
+    changes = settings.plane_changes(axial_hu.shape[1:], plane_mm)
+    pieces = schemes[settings.scheme](vae, axial_hu, settings, changes, generator)
     return blend_windows(_to_host(vae, pieces), settings.overlap_slices)
 
 
 def _windows(
-    vae: FrozenVAE, axial_hu: np.ndarray, settings: Reconstruction, generator: torch.Generator | None
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    changes: Sequence[PlaneChange],
+    generator: torch.Generator | None,
 ) -> Pieces:
     windows = slice_windows(len(axial_hu), settings.window_slices, settings.overlap_slices)
-    for together in _batches(windows, axial_hu[0].size, vae.device, one_by_one=generator is not None):
+    pixels = math.prod(changes[0].size or axial_hu.shape[1:])
+    for together in _batches(windows, pixels, vae.device, one_by_one=generator is not None):
         window_hu = torch.stack([_slices(axial_hu, start, stop, vae.device) for start, stop in together])
-        yield from reconstructed_windows(vae, window_hu, settings.hu_window, generator)
+        yield from reconstructed_windows(vae, window_hu, changes, settings.hu_windows, generator)
 
 
 def reconstructed_windows(
     vae: FrozenVAE,
     window_hu: torch.Tensor,
-    hu_window: tuple[float, float],
+    changes: Sequence[PlaneChange],
+    hu_windows: Sequence[HUWindow],
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Windows of equal shape through the VAE in one call, padded by replication to what it admits and cut back.
+    """Windows of equal shape through the VAE, padded by replication to what it admits and cut back.
 
     Args:
         vae: the frozen VAE.
         window_hu: (B, d, y, x) in HU, any real dtype, on any device.
-        hu_window: what the VAE sees.
-        generator: draws from the posterior if given.
+        changes, hu_windows: of the passes, see ``combined_windows.combined``.
+        generator: draws from the posterior if given, anew in each pass.
 
     Returns:
-        Same shape, float32, in HU inside the window, on the VAE's device; NaN where the VAE's output is not finite.
+        Same shape, float32, in HU inside the widest window, on the VAE's device; NaN where the VAE's output is not
+        finite.
     """
-    slices = vae.spec.padded_slices(window_hu.shape[1])
-    volume = hu_to_model(_padded(window_hu, slices, vae), hu_window)
-    decoded = vae.decode(vae.encode(volume[:, None], generator))[:, 0]
-    return model_to_hu(_cut(decoded, window_hu), hu_window)
+
+    def code(slices_hu: torch.Tensor, hu_window: HUWindow, _: int) -> torch.Tensor:
+        slices = vae.spec.padded_slices(slices_hu.shape[1])
+        volume = hu_to_model(_padded(slices_hu, slices, vae), hu_window)
+        decoded = vae.decode(vae.encode(volume[:, None], generator))[:, 0]
+        return model_to_hu(_cut(decoded, slices_hu), hu_window)
+
+    return combined(window_hu, changes, hu_windows, code)
 
 
 def _batches(
@@ -95,42 +116,59 @@ def _batches(
         yield from (equal[first : first + count] for first in range(0, len(equal), count))
 
 
-def _paper(vae: FrozenVAE, axial_hu: np.ndarray, settings: Reconstruction, generator: torch.Generator | None) -> Pieces:
+def _paper(
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    changes: Sequence[PlaneChange],
+    generator: torch.Generator | None,
+) -> Pieces:
     script = PAPER_SCRIPTS[vae.spec.name]
-    for start, stop in slice_windows(len(axial_hu), settings.window_slices, 0):
-        window_hu = _slices(axial_hu, start, stop, vae.device)[None]
+
+    def code(slices_hu: torch.Tensor, hu_window: HUWindow, _: int) -> torch.Tensor:
         # behind the slices of a causal VAE less padding gives the same values
-        slices = vae.spec.padded_slices(stop - start) if vae.spec.causal else settings.window_slices
-        padded_hu = _padded(window_hu, slices, vae)
+        slices = vae.spec.padded_slices(slices_hu.shape[1]) if vae.spec.causal else settings.window_slices
+        padded_hu = _padded(slices_hu, slices, vae)
         if script.unit_interval:
             dtype = vae.dtype if script.rounds_unit_interval else torch.float32
-            volume = hu_to_model_over_unit_interval(padded_hu, settings.hu_window, dtype)
+            volume = hu_to_model_over_unit_interval(padded_hu, hu_window, dtype)
         else:
-            volume = hu_to_model(padded_hu, settings.hu_window)
-        decoded = _cut(vae.decode(vae.encode(volume[:, None], generator))[:, 0], window_hu)
+            volume = hu_to_model(padded_hu, hu_window)
+        decoded = _cut(vae.decode(vae.encode(volume[:, None], generator))[:, 0], slices_hu)
         if script.unit_interval:
-            yield model_to_hu_over_unit_interval(decoded, settings.hu_window, vae.dtype)[0]
-        else:
-            yield model_to_hu(decoded, settings.hu_window)[0]
+            return model_to_hu_over_unit_interval(decoded, hu_window, vae.dtype)
+        return model_to_hu(decoded, hu_window)
+
+    for start, stop in slice_windows(len(axial_hu), settings.window_slices, 0):
+        window_hu = _slices(axial_hu, start, stop, vae.device)[None]
+        yield combined(window_hu, changes, settings.hu_windows, code)[0]
 
 
 def _stream(
-    vae: FrozenVAE, axial_hu: np.ndarray, settings: Reconstruction, generator: torch.Generator | None
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    changes: Sequence[PlaneChange],
+    generator: torch.Generator | None,
 ) -> Pieces:
-    stream = vae.open_stream()
-    if stream is None:
-        raise UserError(f"{vae.spec.name} cannot code a volume in one pass; use --scheme windows")
+    streams = [vae.open_stream() for _ in range(len(changes) * len(settings.hu_windows))]
     spec = vae.spec
+
+    def code(slices_hu: torch.Tensor, hu_window: HUWindow, number: int) -> torch.Tensor:
+        stream = streams[number]
+        if stream is None:
+            raise UserError(f"{spec.name} cannot code a volume in one pass; use --scheme windows")
+        missing = -(slices_hu.shape[1] - offset) % spec.slice_stride
+        volume = hu_to_model(_padded(slices_hu, slices_hu.shape[1] + missing, vae), hu_window)
+        return model_to_hu(_cut(stream.reconstruct(volume[:, None], generator)[:, 0], slices_hu), hu_window)
+
     start = 0
     while start < len(axial_hu):
         offset = spec.slice_offset if start == 0 else 0
         steps = max(1, (settings.window_slices - offset) // spec.slice_stride)
         stop = min(start + offset + steps * spec.slice_stride, len(axial_hu))
         window_hu = _slices(axial_hu, start, stop, vae.device)[None]
-        missing = -(stop - start - offset) % spec.slice_stride
-        volume = hu_to_model(_padded(window_hu, stop - start + missing, vae), settings.hu_window)
-        decoded = stream.reconstruct(volume[:, None], generator)[:, 0]
-        yield model_to_hu(_cut(decoded, window_hu), settings.hu_window)[0]
+        yield combined(window_hu, changes, settings.hu_windows, code)[0]
         start = stop
 
 

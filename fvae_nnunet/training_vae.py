@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import PAPER_HU_WINDOW
+from fvae_nnunet.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.vae import FrozenVAE, load_vae
@@ -51,9 +51,9 @@ def load_training_vae(
 ) -> TrainingVAE:
     """The VAE that ``nnUNet_fvae_vae`` names, or else that of the view which the offline trainers would use.
 
-    A view gives the VAE, where its weights and code are, the strength of a control, the HU window and, if it was made
-    by windows, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (as ``--weights`` and ``--vae-code``) go
-    before what the view says.
+    A view gives the VAE, where its weights and code are, the strength of a control, HU windows and passes and, if it
+    was made by windows, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (as ``--weights`` and
+    ``--vae-code``) go before what the view says.
 
     Args:
         data_folder: nnU-Net's preprocessed data.
@@ -104,9 +104,12 @@ def load_training_vae(
         )
     by_windows = recorded.get("scheme") == "windows"
     lower_hu, upper_hu = hu_window or recorded.get("hu_window") or PAPER_HU_WINDOW
+    alike = {} if hu_window else {"inner_windows": recorded.get("inner_windows", ())}
     settings = Reconstruction.for_vae(
         vae.spec,
         hu_window=(lower_hu, upper_hu),
+        **alike,
+        **{name: recorded[name] for name in ("enlarge", "pixel_mm", "average") if name in recorded},
         window_slices=recorded["window_slices"] if by_windows else None,
         overlap_slices=recorded["overlap_slices"] if by_windows else None,
     )

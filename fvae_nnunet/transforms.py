@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 
+from fvae_nnunet.combined_windows import PlaneChange
 from fvae_nnunet.ct_patches import CTPatches
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import PAPER_HU_WINDOW
+from fvae_nnunet.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.schemes import VOXELS_OF_A_CALL, reconstructed_windows
 from fvae_nnunet.vae.base import FrozenVAE
@@ -207,7 +208,9 @@ class PatchReconstruction:
         measures = self.windows_of_a_call is None and self.vae.device.type == "cuda"
         free, allocated = _free_and_allocated_bytes(self.vae.device) if measures else (0, 0)
         try:
-            decoded = reconstructed_windows(self.vae, windows_hu, self.settings.hu_window, generator)
+            decoded = reconstructed_windows(
+                self.vae, windows_hu, self._changes(windows_hu), self.settings.hu_windows, generator
+            )
         except (torch.OutOfMemoryError, UserError) as error:
             cause = error.__cause__ if isinstance(error, UserError) else error
             if not isinstance(cause, torch.OutOfMemoryError):
@@ -226,6 +229,10 @@ class PatchReconstruction:
             fitting = int(SHARE_OF_FREE_MEMORY * free / needed)
             self.windows_of_a_call = max(1, min(fitting, VOXELS_OF_A_CALL // windows_hu.numel()))
         return decoded
+
+    def _changes(self, windows_hu: torch.Tensor) -> list[PlaneChange]:
+        rows, columns = windows_hu.shape[-2:]
+        return self.settings.plane_changes((rows, columns), self.patches.plane_mm)
 
     def _halve(self, failed: int) -> None:
         self.windows_of_a_call = failed // 2

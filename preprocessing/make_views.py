@@ -33,6 +33,7 @@ from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_
 class _RawCase:
     channels: list[np.ndarray]
     axis_order: AxisOrder
+    spacing_mm: list[float]
     raw_digests: dict[str, str]
     configurations: list[str]
 
@@ -125,6 +126,7 @@ def make_views(
                 raw.channels[channel],
                 settings,
                 axis_order=raw.axis_order,
+                spacing_mm=raw.spacing_mm,
                 case=f"{case}_{channel:04d}",
                 on_slices=count,
             )
@@ -159,20 +161,20 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], hu_as_is:
     ]
     if not pending:
         return None
-    channels, axis_order = _read_channels(dataset, case)
+    channels, axis_order, spacing_mm = _read_channels(dataset, case)
     if not hu_as_is:
         for channel in dataset.ct_channels:
             check_volume_hu(channels[channel], files[channel])
-    return _RawCase(channels, axis_order, raw_digests, pending)
+    return _RawCase(channels, axis_order, spacing_mm, raw_digests, pending)
 
 
 def read_axial_ct(dataset: PreprocessedDataset, case: str) -> list[np.ndarray]:
     """The CT channels of a raw case, each (body axis, front-back, left-right) in HU."""
-    channels, axis_order = _read_channels(dataset, case)
+    channels, axis_order, _ = _read_channels(dataset, case)
     return [channels[channel].transpose(axis_order) for channel in dataset.ct_channels]
 
 
-def _read_channels(dataset: PreprocessedDataset, case: str) -> tuple[list[np.ndarray], AxisOrder]:
+def _read_channels(dataset: PreprocessedDataset, case: str) -> tuple[list[np.ndarray], AxisOrder, list[float]]:
     from nibabel.filebasedimages import ImageFileError
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -185,7 +187,8 @@ def _read_channels(dataset: PreprocessedDataset, case: str) -> tuple[list[np.nda
     except (RuntimeError, AssertionError, OSError, ValueError, ImageFileError) as error:
         names = ", ".join(map(str, files))
         raise UserError(f"nnU-Net's {type(reader).__name__} cannot read {names}: {error}") from error
-    return [compact(channel) for channel in image], axial_order_of_nnunet(properties)
+    spacing_mm = [float(edge) for edge in properties["spacing"]]
+    return [compact(channel) for channel in image], axial_order_of_nnunet(properties), spacing_mm
 
 
 def _write_case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,26 @@ def test_schemes_reach_the_voxels_and_the_manifest(images: Path, wan: Path, tmp_
     assert np.abs(views["windows"][:49].astype(int) - views["stream"][:49]).max() <= 1
     for one, other in (("windows", "paper"), ("windows", "stream"), ("paper", "stream")):
         assert np.abs(views[one][65:].astype(int) - views[other][65:]).max() > 1
+
+
+def test_passes_reach_the_voxels_and_the_manifest_and_their_printed_options_make_the_same(
+    images: Path, wan: Path, tmp_path: Path
+) -> None:
+    plain, _ = view_hu(images, wan, tmp_path / "plain")
+    asked = ["--windows", "bone", "soft", "--enlarge", "1.5", "--average", "2"]
+    view, settings = view_hu(images, wan, tmp_path / "view", *asked)
+    assert settings["hu_window"] == [-1000, 2000] and settings["inner_windows"] == [[-200, 300], [150, 2000]]
+    assert (settings["enlarge"], settings["average"]) == (1.5, 2)
+    assert not np.array_equal(view, plain)
+    (manifest,) = (tmp_path / "view").rglob("manifest.json")
+    options = shlex.split(json.loads(manifest.read_text())["made_with"]["options"])
+    fixed = ["-i", str(images), "-o", str(tmp_path / "again"), "-np", "0"]
+    assert reconstruct.main([*fixed, *options]) == 0
+    again = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "again" / "case_0000.nii.gz")))
+    assert np.array_equal(again, view)
+    by_size, settings = view_hu(images, wan, tmp_path / "size", "--pixel-mm", "0.5", "--scheme", "stream")
+    enlarged, _ = view_hu(images, wan, tmp_path / "enlarged", "--enlarge", "2", "--scheme", "stream")
+    assert settings["pixel_mm"] == 0.5 and np.array_equal(by_size, enlarged), "the image has pixels of 1 mm"
 
 
 def test_truncation_is_at_most_one_hu_from_rounding_and_toward_zero(images: Path, wan: Path, tmp_path: Path) -> None:
@@ -117,12 +138,17 @@ def test_paper_scheme_says_where_its_script_draws(
         (["--vae", "tiny", "--vae-code", "."], "tiny needs no checkout"),
         (["--vae", "wan2.2"], "looks like wan2.1"),
         (["-device", "cpu", "--devices", "cpu"], "exclude each other"),
+        (["--windows", "soft", "--hu-window", "-1000", "1000"], "--windows and --hu-window exclude each other"),
+        (["--hu-window", "-200", "300", "--hu-window", "-1000", "1000"], "the first one must span all others"),
+        (["--average", "9"], "1 to 8 ways to lay a slice"),
+        (["--enlarge", "2", "--pixel-mm", "1"], "excludes --enlarge"),
+        (["--vae", "control:identity", "--average", "2"], "filters the image as it is"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_message(
     options: list[str], message: str, images: Path, wan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = [] if "tiny" in options else ["--weights", str(wan)]
+    weights = [] if {"tiny", "control:identity"} & set(options) else ["--weights", str(wan)]
     fixed = ["-i", str(images), "-o", str(tmp_path / "out"), "-np", "0", "--vae", "wan2.1", *weights]
     assert reconstruct.main([*fixed, *options]) == 1
     err = capsys.readouterr().err

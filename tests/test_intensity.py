@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import PAPER_HU_WINDOW, check_hu_window, hu_to_model, model_to_hu, round_to_int16
+from fvae_nnunet.hu_windows import PAPER_HU_WINDOW, check_hu_window
+from fvae_nnunet.intensity import hu_to_model, model_to_hu, round_to_int16
 
 
 def test_window_ends_and_middle_map_to_minus_one_zero_one_and_metal_is_clipped():

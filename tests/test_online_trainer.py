@@ -16,6 +16,7 @@ from views_for_tests import BrighterVAE, make_view
 from fvae_nnunet import training_vae
 from fvae_nnunet.ct_patches import CTPatches
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.trained_model import open_model
 from fvae_nnunet.trainers import nnUNetTrainerFVAEOnline
 from fvae_nnunet.transforms import Draw, PatchReconstruction, ReconstructionTransform
@@ -211,6 +212,24 @@ def test_the_view_names_the_vae_and_its_weights_are_checked(clone, monkeypatch):
     monkeypatch.setattr(training_vae, "load_vae", lambda name, **options: other)
     with pytest.raises(UserError, match=r"weights of identity are not those .* export nnUNet_fvae_weights=PATH"):
         trainer_of(Always, clone).on_train_start()
+
+
+def test_the_passes_of_the_view_are_those_of_the_patches(clone):
+    vae = load_vae("tiny")
+    passes = {"inner_windows": ((-200.0, 300.0),), "pixel_mm": 1.5, "average": 2}
+    make_view(clone, vae, configurations=["3d_fullres"], hu_window=(-1000.0, 1000.0), **passes)
+    trainer = trainer_of(Always, clone)
+    batch = random_batch(trainer)
+    seen = seen_by_the_network(trainer, batch)
+    assert {name: trainer.view_settings[name] for name in passes} == passes
+    patches = CTPatches.of_plans(clone.plans, "3d_fullres", clone.dataset_json)
+    assert patches.plane_mm == tuple(clone.plans["configurations"]["3d_fullres"]["spacing"][1:])
+    settings = Reconstruction.for_vae(vae.spec, **passes)
+    everything = Draw((0, 1), (1.0, 1.0))
+    expected = PatchReconstruction(vae, patches, settings).apply(batch["data"], everything)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4)
+    plain = PatchReconstruction(vae, patches).apply(batch["data"], everything)
+    assert not torch.allclose(seen, plain, atol=1e-2)
 
 
 def test_a_control_takes_its_strength_from_its_view(clone):

@@ -411,7 +411,7 @@ def error_of(capsys, *arguments):
 def test_another_vae_or_setting_than_recorded_is_refused_with_its_name(recon_only, images, tmp_path, capsys):
     output = tmp_path / "out"
     err = error_of(capsys, recon_only, images, output, "--hu-window", -160, 240, "--vae", "wan2.1")
-    assert "hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]" in err
+    assert "hu_windows: [[-1000.0, 1000.0]], now [[-160.0, 240.0]]" in err
     assert 'vae: "tiny", now "wan2.1"' in err
     assert "Leave these options out" in err
     other = with_record(recon_only, tmp_path, weights_sha256="1" * 64)
@@ -432,6 +432,16 @@ def test_the_recorded_settings_are_used(recon_only, images, tmp_path, two_steps)
     two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
     assert labels(tmp_path / "ours").keys() == labels(tmp_path / "theirs").keys()
     assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
+
+
+def test_the_recorded_passes_are_used_and_others_refused(recon_only, images, tmp_path, two_steps, capsys):
+    other = with_record(recon_only, tmp_path, inner_windows=[[-200.0, 300.0]], pixel_mm=1.5, average=2)
+    assert run(other, images, tmp_path / "ours", "--windows", "soft", "--average", 2) == 0
+    reconstruct_by_hand(images, tmp_path / "view", "--windows", "soft", "--pixel-mm", "1.5", "--average", "2")
+    two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
+    assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
+    assert "hu_windows" in error_of(capsys, other, images, tmp_path / "out", "--hu-window", -1000, 1000)
+    assert "average: 2, now 3" in error_of(capsys, other, images, tmp_path / "out", "--average", 3)
 
 
 def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, images, tmp_path, two_steps, capsys):

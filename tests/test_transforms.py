@@ -58,17 +58,25 @@ def test_the_normalisation_is_undone_exactly_within_float32():
     assert CHANNEL.normalised_range == pytest.approx((float(normalised(hu).min()), float(normalised(hu).max())))
 
 
+PASSES = {"inner_windows": ((-200.0, 300.0),), "pixel_mm": 0.4, "average": 2}
+
+
+@pytest.mark.parametrize("passes", [{}, PASSES])
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_a_patch_equals_the_reconstruction_of_its_volume_normalised_by_nnunet(axes):
+def test_a_patch_equals_the_reconstruction_of_its_volume_normalised_by_nnunet(axes, passes):
     """Slices run along the image's own first axis whatever the plans transpose; long patches are blended."""
     vae = SmoothingVAE(slice_stride=4, slice_offset=1, window_slices=9)
-    settings = Reconstruction.for_vae(vae.spec)
+    settings = Reconstruction.for_vae(vae.spec, **passes)
     assert settings.overlap_slices == 4
     images = [hu_volume((22, 13, 17), seed) for seed in (0, 1)]
     clipped = [np.clip(image, -96, 215) for image in images]
-    expected = [normalised(reconstruct_volume(vae, image, settings)).numpy().transpose(axes) for image in clipped]
+    expected = [
+        normalised(reconstruct_volume(vae, image, settings, spacing_mm=(3, 0.8, 0.6))).numpy().transpose(axes)
+        for image in clipped
+    ]
     patches = torch.stack([normalised(image).permute(axes)[None] for image in images])
-    result = PatchReconstruction(vae, replace(PATCHES, transpose_forward=axes), settings).apply(patches, ALL)
+    of_plans = replace(PATCHES, transpose_forward=axes, plane_mm=(0.8, 0.6))
+    result = PatchReconstruction(vae, of_plans, settings).apply(patches, ALL)
     np.testing.assert_allclose(result[:, 0].numpy(), np.stack(expected), rtol=0, atol=2e-6)
 
 

@@ -23,12 +23,20 @@ class BrighterVAE(IdentityVAE):
 
 
 def make_view(
-    dataset, vae=None, *, view="test", configurations=None, hu_window=WIDE_HU_WINDOW, workers=0, overwrite=False
+    dataset,
+    vae=None,
+    *,
+    view="test",
+    configurations=None,
+    hu_window=WIDE_HU_WINDOW,
+    workers=0,
+    overwrite=False,
+    **passes,
 ) -> dict[str, Path]:
     """Make a view of every case; fails where one case failed. Returns the folders."""
     vae = vae or IdentityVAE(slice_stride=4, slice_offset=1, window_slices=9, causal=True)
     found = open_preprocessed_dataset(dataset.id, configurations=configurations)
-    settings = Reconstruction.for_vae(vae.spec, hu_window=hu_window)
+    settings = Reconstruction.for_vae(vae.spec, hu_window=hu_window, **passes)
     made_with = {"options": f"--vae identity --view {view}"}
     folders = open_views(found, vae, view=view, settings=settings, made_with=made_with, overwrite=overwrite)
     for outcome in make_views(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.hu_windows import NAMED_WINDOWS, PAPER_HU_WINDOW
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,8 +141,26 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "paper; stream: one causal pass without seams",
     )  # fmt: skip
     group.add_argument(
-        "--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"),
-        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's",
+        "--hu-window", nargs=2, type=float, action="append", metavar=("LOWER", "UPPER"), dest="hu_windows",
+        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's. Given several times, "
+        "the widest first: the image is reconstructed in each, and the narrower ones are put in where they apply",
+    )  # fmt: skip
+    named = ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in NAMED_WINDOWS.items())
+    group.add_argument(
+        "--windows", nargs="+", choices=list(NAMED_WINDOWS), dest="named_windows",
+        help=f"instead of --hu-window: -1000 to 1000 HU (with bone to {NAMED_WINDOWS['bone'][1]:g}), and in it {named}",
+    )  # fmt: skip
+    group.add_argument(
+        "--enlarge", type=float, metavar="K",
+        help="the VAE sees slices of K times as many pixels along an edge, 0.25 to 4: more keeps more detail and more "
+        "noise, less smooths more; time and memory go with K squared",
+    )  # fmt: skip
+    group.add_argument(
+        "--pixel-mm", type=float, metavar="MM", help="instead of --enlarge: with pixels of this size, in every image"
+    )
+    group.add_argument(
+        "--average", type=int, metavar="N",
+        help="the mean of N reconstructions, 1 to 8, of the slice flipped and transposed; default 1",
     )  # fmt: skip
     add_hu_as_is_option(group)
     group.add_argument(
@@ -254,27 +273,47 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         device=device,
         dtype=dtype,
     )
+    hu_windows = hu_windows_of(arguments)
     settings = Reconstruction.for_vae(
         vae.spec,
         scheme=arguments.scheme,
-        hu_window=tuple(arguments.hu_window),
+        hu_window=hu_windows[0],
+        inner_windows=hu_windows[1:],
         window_slices=arguments.window_slices,
         overlap_slices=arguments.overlap_slices,
         truncate=arguments.truncate,
         posterior_seed=arguments.posterior_seed,
+        enlarge=1.0 if arguments.enlarge is None else arguments.enlarge,
+        pixel_mm=arguments.pixel_mm,
+        average=1 if arguments.average is None else arguments.average,
     )
     options = ["--vae", arguments.vae]
     for option, value in (("--weights", arguments.weights), ("--vae-code", arguments.vae_code)):
         options += [option, value] if value else []
     options += ["--trust-weights"] if arguments.trust_weights else []
     options += [] if arguments.strength is None else ["--strength", f"{arguments.strength}"]
-    options += ["--scheme", settings.scheme, "--hu-window", *(f"{end:g}" for end in settings.hu_window)]
+    options += ["--scheme", settings.scheme]
+    for hu_window in settings.hu_windows:
+        options += ["--hu-window", *(f"{end:g}" for end in hu_window)]
+    options += [] if settings.enlarge == 1 else ["--enlarge", f"{settings.enlarge:g}"]
+    options += [] if settings.pixel_mm is None else ["--pixel-mm", f"{settings.pixel_mm:g}"]
+    options += [] if settings.average == 1 else ["--average", str(settings.average)]
     options += ["--window-slices", str(settings.window_slices), "--overlap", str(settings.overlap_slices)]
     options += ["--precision", str(vae.dtype).removeprefix("torch.")]
     options += ["--truncate"] if settings.truncate else []
     options += ["--hu-as-is"] if arguments.hu_as_is else []
     options += [] if settings.posterior_seed is None else ["--sample-posterior", str(settings.posterior_seed)]
     return LoadedVAE(vae, settings, shlex.join(options))
+
+
+def hu_windows_of(arguments: argparse.Namespace) -> list[tuple[float, float]]:
+    """The HU windows that the options ask for, the widest first; UserError where both options are given."""
+    if not arguments.named_windows:
+        return [(lower, upper) for lower, upper in arguments.hu_windows or [PAPER_HU_WINDOW]]
+    if arguments.hu_windows:
+        raise UserError("--windows and --hu-window exclude each other; give one of them")
+    inner = [NAMED_WINDOWS[name] for name in NAMED_WINDOWS if name in arguments.named_windows]
+    return [(PAPER_HU_WINDOW[0], max(PAPER_HU_WINDOW[1], *(upper for _, upper in inner))), *inner]
 
 
 def _check_control_options(arguments: argparse.Namespace) -> None:
@@ -292,6 +331,12 @@ def _check_control_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.vae} filters each slice alone; leave --scheme {arguments.scheme} out")
     if arguments.posterior_seed is not None:
         raise UserError(f"{arguments.vae} draws nothing; leave --sample-posterior out")
+    passes = arguments.named_windows, arguments.enlarge, arguments.pixel_mm, arguments.average
+    if any(passes) or (arguments.hu_windows and len(arguments.hu_windows) > 1):
+        raise UserError(
+            f"{arguments.vae} filters the image as it is; leave --windows, --enlarge, --pixel-mm, --average and a "
+            "second --hu-window out"
+        )
 
 
 def match_noise(
@@ -349,7 +394,7 @@ def _said(arguments: argparse.Namespace, view: NoiseOfView, match: Match) -> str
             f"{median.fine:.3f} of the fine and {median.coarse:.3f} of the coarse"
         )
 
-    meaning = find_control(arguments.vae).explained(match.strength, arguments.hu_window)
+    meaning = find_control(arguments.vae).explained(match.strength, hu_windows_of(arguments)[0])
     if match.strength == 0:
         outcome = "the view removes no noise by this measure; the matched control is the identity (--strength 0)"
     else:

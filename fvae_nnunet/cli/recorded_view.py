@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import LoadedVAE, add_reconstruction_options, load
+from fvae_nnunet.cli.command import LoadedVAE, add_reconstruction_options, hu_windows_of, load
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
             )
         return load(argparse.Namespace(**defaults | given | {"device": arguments.device}))
     recorded = {name: value for name, value in record.items() if name in defaults}
+    recorded["hu_windows"] = [record["hu_window"], *record.get("inner_windows", ())]
+    if given.keys() & {"hu_windows", "named_windows"}:
+        given = {name: value for name, value in given.items() if name != "named_windows"}
+        given["hu_windows"] = [list(hu_window) for hu_window in hu_windows_of(arguments)]
     asked = recorded | {name: value for name, value in given.items() if name in recorded}
     _refuse(model, differences(recorded, asked), "Leave these options out")
     options = defaults | recorded | given | {"device": arguments.device}

@@ -190,8 +190,10 @@ def _training_settings(arguments: argparse.Namespace, accelerator: Accelerator) 
 
 def _load_vae(arguments: argparse.Namespace, device: str) -> LoadedVAE:
     """The VAE, with the options of reconstruction that do not matter for latents at their defaults."""
-    others = {"scheme": "windows", "window_slices": None, "overlap_slices": None, "truncate": False, "strength": None}
-    others |= {"match": None, "posterior_seed": None}
+    others: dict[str, Any] = dict.fromkeys(
+        ("window_slices", "overlap_slices", "strength", "match", "posterior_seed", "named_windows", "enlarge",
+         "pixel_mm", "average")
+    ) | {"scheme": "windows", "truncate": False, "hu_windows": [arguments.hu_window]}  # fmt: skip
     return load(argparse.Namespace(**vars(arguments) | others | {"device": device}))
 
 

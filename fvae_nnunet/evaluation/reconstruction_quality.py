@@ -17,7 +17,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.boundary import NO_SURFACE, SLOPE_NOISE_PART, EdgePair
 from fvae_nnunet.evaluation.label_scheme import Label
 from fvae_nnunet.evaluation.seams import seam_score
-from fvae_nnunet.intensity import check_hu_window
+from fvae_nnunet.hu_windows import check_hu_window
 from fvae_nnunet.noise import homogeneous_region, measure_noise, noise_figures
 
 TISSUES_HU = {

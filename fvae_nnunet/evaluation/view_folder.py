@@ -24,8 +24,8 @@ from fvae_nnunet.evaluation.reconstruction_quality import (
     evaluate_view,
 )
 from fvae_nnunet.evaluation.reconstruction_summary import SCHEMA, summarise
+from fvae_nnunet.hu_windows import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.image_files import Geometry, find_images, read_upright, read_volume
-from fvae_nnunet.intensity import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.windows import slice_windows
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.intensity import check_hu_window, hu_to_model
+from fvae_nnunet.hu_windows import check_hu_window
+from fvae_nnunet.intensity import hu_to_model
 from fvae_nnunet.json_files import read_json
 
 PLANES = ("axial", "coronal", "sagittal")
