@@ -289,6 +289,10 @@ class Torso:
         noisy = self.blurred(self.hu) + self.rng.uniform(15, 20) * self._scanner_noise()
         return np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
 
+    def clean(self) -> np.ndarray:
+        """The volume as the scanner would give it without noise: int16 HU."""
+        return np.clip(np.rint(self.blurred(self.hu)), -1024, 3071).astype(np.int16)
+
     def blurred(self, hu: np.ndarray) -> np.ndarray:
         """HU (z, y, x) as the scanner's resolution leaves them."""
         return ndimage.gaussian_filter(hu, np.asarray(PSF_SIGMA_MM) / self.spacing_mm, mode="nearest")

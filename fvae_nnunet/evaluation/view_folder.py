@@ -83,7 +83,7 @@ def evaluate_view_folder(
         slice_windows(1, *windows)
     scheme = None if label_folder is None else _scheme(label_folder, dataset_json)
     folders = {"raw images": raw_folder, "view": view_folder} | ({"labels": label_folder} if label_folder else {})
-    files = {name: _cases(folder) for name, folder in folders.items()}
+    files = {name: cases_of(folder) for name, folder in folders.items()}
     problems = []
     for name in list(folders)[1:]:
         missing = sorted(files["raw images"].keys() - files[name].keys())
@@ -270,7 +270,7 @@ def _scheme(label_folder: Path, dataset_json: Path | None) -> LabelScheme | None
     return LabelScheme.read(dataset_json)
 
 
-def _cases(folder: Path) -> dict[str, Path]:
+def cases_of(folder: Path) -> dict[str, Path]:
     """The images of a folder by case."""
     images = find_images(folder)
     in_channels = all(name.endswith(CHANNEL) for name in images)

@@ -1,0 +1,134 @@
+"""Which denoiser is best? Known noise is put into CT images, and views and plain filters take it out.
+
+    python scripts/view_front.py IMAGE... --view tiny="--vae tiny" --view soft="--vae tiny --windows soft" -o front.json
+    python scripts/view_front.py --phantoms 6 --view tiny="--vae tiny" -o front.json
+
+The truth is the image softened in the plane, of phantoms (pancreas and lung in turns) the phantom itself. Errors are
+root mean squares at edges, in flat tissue and by tissue, over a part of each image. Written are the figures of every
+case, and a picture: filters as curves, views as points. Views are the options of ``fvae-reconstruct``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from phantoms import LABELS, make_torso
+
+from fvae_nnunet.cli.command import add_reconstruction_options, load, run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.front import (
+    Method,
+    front_results,
+    front_table,
+    measure_front,
+    methods_count,
+    write_front_picture,
+)
+from fvae_nnunet.evaluation.known_noise import KnownNoise
+from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.manifest import write_json
+from fvae_nnunet.progress_bar import progress_bar
+from fvae_nnunet.reconstruction import reconstruct_volume
+
+PHANTOM_SHAPE, PHANTOM_SPACING_MM = (24, 192, 192), (3.0, 1.0, 1.0)
+
+Case = tuple[str, np.ndarray, tuple[float, float, float]]
+
+
+def images(paths: Sequence[Path], *, slices: int, pixels: int) -> Iterator[Case]:
+    """The middle of each image: so many slices of at most so many rows and columns."""
+    for path in paths:
+        volume_hu, spacing_mm = read_upright(path)
+        middle = [slice(max(0, (n - most) // 2), (n + most) // 2) for n, most in zip(
+            volume_hu.shape, (slices, pixels, pixels), strict=True
+        )]  # fmt: skip
+        yield path.name, volume_hu[tuple(middle)], spacing_mm
+
+
+def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
+    """Phantoms without noise, of both kinds in turns."""
+    for number in range(count):
+        kind = list(LABELS)[number % len(LABELS)]
+        torso = make_torso(kind, seed=(700, number), shape=PHANTOM_SHAPE, spacing_mm=PHANTOM_SPACING_MM)
+        first = (PHANTOM_SHAPE[0] - slices) // 2
+        yield f"{kind}_{number}", torso.clean()[first : first + slices], PHANTOM_SPACING_MM
+
+
+def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
+    """The reconstruction that the options of ``fvae-reconstruct`` ask for; its time is added to ``seconds``."""
+    parser = argparse.ArgumentParser(prog=f"--view {name}", allow_abbrev=False)
+    add_reconstruction_options(parser)
+    loaded = load(parser.parse_args(shlex.split(options)))
+
+    def method(noisy_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+        start = time.monotonic()
+        view_hu = reconstruct_volume(loaded.vae, noisy_hu, loaded.settings, spacing_mm=spacing_mm, case=name)
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+        return view_hu
+
+    return method
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.images) == (arguments.phantoms is not None):
+        raise UserError("name images, or --phantoms N, and not both")
+    if arguments.o.suffix != ".json":
+        raise UserError(f"-o must name a file that ends in .json, got {arguments.o}")
+    named = {}
+    for view in arguments.view:
+        name, found, options = view.partition("=")
+        if not found or name in named:
+            raise UserError(f"--view takes NAME=OPTIONS, each name once, got {view!r}")
+        named[name] = options
+    softened = 0.0 if arguments.phantoms else arguments.softened
+    noise = KnownNoise(arguments.noise, arguments.kernel, softened)
+    if arguments.phantoms:
+        cases = list(clean_phantoms(arguments.phantoms, slices=arguments.slices))
+    else:
+        cases = list(images(arguments.images, slices=arguments.slices, pixels=arguments.pixels))
+    seconds: dict[str, float] = {}
+    methods = {name: view_method(options, seconds, name) for name, options in named.items()}
+    with progress_bar(total=len(cases) * methods_count(len(methods)), unit="view") as bar:
+        found = measure_front([case[1:] for case in cases], methods, noise, seed=arguments.seed, on_step=bar.update)
+    pixels = sum(volume_hu.size for _, volume_hu, _ in cases)
+    results = front_results(found, noise, [name for name, *_ in cases]) | {
+        "views": named,
+        "seconds_per_slice_of_512": {name: round(taken / pixels * 512**2, 3) for name, taken in seconds.items()},
+    }
+    write_json(arguments.o, results)
+    picture = arguments.o.with_suffix(".png")
+    what = "phantoms" if arguments.phantoms else "images"
+    write_front_picture(found, picture, title=f"{noise.sd_hu:g} HU of noise in {len(cases)} {what}: what is left")
+    print("\n".join(front_table(found)))
+    print(f"{len(cases)} cases; seconds a slice of 512 x 512: {results['seconds_per_slice_of_512']}")
+    print(f"written: {arguments.o} and {picture}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="view_front.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="CT in HU")
+    parser.add_argument("--phantoms", type=int, metavar="N", help="instead of images: so many phantoms")
+    parser.add_argument("--view", action="append", default=[], metavar="NAME=OPTIONS", help="such as tiny='--vae tiny'")
+    parser.add_argument("--noise", type=float, default=25.0, metavar="HU", help="standard deviation; default 25")
+    parser.add_argument(
+        "--kernel", type=float, default=0.6, metavar="PIXELS", help="of the noise; default 0.6; 0: white"
+    )
+    parser.add_argument("--softened", type=float, default=0.8, metavar="PIXELS", help="of the truth; default 0.8")
+    parser.add_argument("--slices", type=int, default=6, metavar="N", help="of each image; default 6")
+    parser.add_argument("--pixels", type=int, default=320, metavar="N", help="along an edge, at most; default 320")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; default 0")
+    parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="figures (.json); the picture beside it")
+    return run_command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
