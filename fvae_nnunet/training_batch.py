@@ -213,7 +213,7 @@ class _Noting:
             return _Origin(source, synthetic=synthetic), raw
         if isinstance(data, BlendedArray):
             return _Origin(identifier, float(data.weight)), data.raw
-        if isinstance(dataset, ViewDataset) and Path(str(data.urlpath)).parent == dataset.folder:
+        if isinstance(dataset, ViewDataset) and Path(str(data.urlpath)).parent in dataset.folders:
             return _Origin(identifier, 1.0), inner.load_case(identifier)[0]
         return _Origin(identifier), data
 

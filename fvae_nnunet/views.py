@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +95,11 @@ def view_names(data_folder: Path) -> list[str]:
     )
 
 
-def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> str:
-    """The name of the view to train with: the trainer's own, or ``nnUNet_fvae_view``, or else the only one there is.
+def find_views(data_folder: Path, repair: str, of_trainer: str | None = None) -> dict[str, float]:
+    """The views to train with and the weight of each: the trainer's own, or ``nnUNet_fvae_view``, or the only one.
+
+    Several are named with commas between them, and with weights behind colons: ``wan2.1:2,control-nlm``; without one
+    the weight is 1.
 
     Args:
         data_folder: nnU-Net's preprocessed data.
@@ -102,24 +107,50 @@ def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> 
         of_trainer: what the trainer's class attribute ``view`` says.
 
     Raises:
-        UserError: there is none, or several and nothing says which, or not the one that is asked for.
+        UserError: there is none, or several and nothing says which, or not the one that is asked for, or a weight that
+            is none.
     """
     names = view_names(data_folder)
-    wanted = of_trainer or os.environ.get(VIEW_VARIABLE)
-    if wanted:
-        if wanted in names:
-            return wanted
-        raise UserError(
-            f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {wanted!r} of {data_folder}; "
-            f"there is {', '.join(names) or 'none'}. {_way_to(wanted, names, repair)}"
-        )
+    asked = of_trainer or os.environ.get(VIEW_VARIABLE)
+    if asked:
+        wanted = _weighted(asked)
+        for name in wanted:
+            if name not in names:
+                raise UserError(
+                    f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {name!r} of {data_folder}; "
+                    f"there is {', '.join(names) or 'none'}. {_way_to(name, names, repair)}"
+                )
+        return wanted
     if len(names) == 1:
-        return names[0]
+        return {names[0]: 1.0}
     if names:
         raise UserError(
-            f"{data_folder} has the views {', '.join(names)}; choose one: export {VIEW_VARIABLE}={names[0]}"
+            f"{data_folder} has the views {', '.join(names)}; choose one: export {VIEW_VARIABLE}={names[0]}, or "
+            f"several: export {VIEW_VARIABLE}={','.join(names)}"
         )
     raise UserError(f"{data_folder} has no reconstructed view. Make it with: {repair}")
+
+
+def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> str:
+    """As ``find_views``, where only one can be used; UserError where several are asked for."""
+    views = find_views(data_folder, repair, of_trainer)
+    if len(views) > 1:
+        raise UserError(f"only one view can be used here, not {', '.join(views)}; name one of them")
+    return next(iter(views))
+
+
+def _weighted(text: str) -> dict[str, float]:
+    views: dict[str, float] = {}
+    for part in text.split(","):
+        name, found, number = part.strip().partition(":")
+        try:
+            weight = float(number) if found else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or name in views or not 0 < weight < math.inf:
+            raise UserError(f"views are named NAME or NAME:WEIGHT, each once, with commas between them; got {text!r}")
+        views[name] = weight
+    return views
 
 
 def _way_to(view: str, names: list[str], repair: str) -> str:
@@ -223,28 +254,34 @@ class DatasetAround:
 
 
 class ViewDataset(DatasetAround):
-    """nnU-Net's dataset with the image of a case, by chance, replaced by its view.
+    """nnU-Net's dataset with the image of a case, by chance, replaced by its view, or by one of its views.
 
     Everything but the image is the inner dataset's, whose interface it keeps. All chance comes from ``np.random``,
-    which nnU-Net seeds in every worker; with probability 0 or 1 and a fixed weight nothing is drawn. Picklable: no
-    array stays open.
+    which nnU-Net seeds in every worker; with probability 0 or 1, a fixed weight and one view nothing is drawn.
+    Picklable: no array stays open.
 
     Args:
         inner: nnU-Net's dataset of the preprocessed raw cases.
-        folder: the view's folder.
+        folders: the views' folders, and how often each is drawn beside the others.
         probability: of handing out the view, in [0, 1].
         blend: lowest and highest weight of the view, drawn uniformly for each sample; (1, 1) is the view itself.
     """
 
     def __init__(
-        self, inner: Any, folder: Path, *, probability: float, blend: tuple[float, float] = (1.0, 1.0)
+        self,
+        inner: Any,
+        folders: Mapping[Path, float],
+        *,
+        probability: float,
+        blend: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
             raise UserError(
                 f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
             )
         super().__init__(inner)
-        self.folder = folder
+        self.folders = tuple(folders)
+        self.shares = np.array(list(folders.values())) / sum(folders.values())
         self.probability = probability
         self.blend = blend
 
@@ -269,7 +306,12 @@ class ViewDataset(DatasetAround):
     def _open_view(self, identifier: str) -> Any:
         import blosc2
 
-        path = self.folder / f"{identifier}.b2nd"
+        folder = (
+            self.folders[0]
+            if len(self.folders) == 1
+            else self.folders[np.random.choice(len(self.folders), p=self.shares)]
+        )
+        path = folder / f"{identifier}.b2nd"
         # as nnU-Net opens its own: no memory mapping on Windows; nnU-Net 2.6 does not tell
         mmap_kwargs = getattr(self.inner, "mmap_kwargs", {} if os.name == "nt" else {"mmap_mode": "r"})
         return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap_kwargs)

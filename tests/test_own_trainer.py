@@ -77,7 +77,7 @@ def test_mixed_trainers_have_our_view_and_nnunets_augmentation_mirroring_and_los
     )
     for trainer in (no_mirroring, top_k, da5):
         training, _ = trainer.get_tr_and_val_datasets()
-        assert training.folder.name.endswith("__fvae_test")
+        assert training.folders[0].name.endswith("__fvae_test")
         assert training.probability == (0.3 if trainer is top_k else 0.5)
     for trainer in (no_mirroring, top_k):
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -94,7 +94,7 @@ def test_a_class_for_each_view(classes, clone):
         make_view(clone, configurations=["3d_fullres"], view=view)
     for number, view in (("21", "wan2.1"), ("22", "wan2.2")):
         training, _ = trainer_of(classes[f"nnUNetTrainerFVAEWan{number}"], clone).get_tr_and_val_datasets()
-        assert training.folder.name == f"nnUNetPlans_3d_fullres__fvae_{view}"
+        assert training.folders[0].name == f"nnUNetPlans_3d_fullres__fvae_{view}"
 
 
 def test_the_page_prints_nnunets_own_folder():

@@ -152,7 +152,7 @@ def test_validation_on_another_view_than_trained_on_is_refused_too(clone):
     make_view(clone, configurations=["3d_fullres"], hu_window=(-900.0, 900.0), overwrite=True)
     trainer = trainer_of(nnUNetTrainerFVAEReconOnly, clone)
     trainer.load_checkpoint(str(checkpoint))
-    assert "view.hu_window" in refusal(lambda: trainer._open_view(trainer.do_split()[1]))
+    assert "view.hu_window" in refusal(lambda: trainer._open_views(trainer.do_split()[1]))
 
 
 def test_other_attributes_of_the_class_are_refused_and_named(planned):
@@ -234,7 +234,7 @@ def test_a_trainer_names_its_view_before_the_variable(clone, monkeypatch):
         make_view(clone, configurations=["3d_fullres"], view=view)
     monkeypatch.setenv("nnUNet_fvae_view", "first")
     training, _ = trainer_of(Second, clone).get_tr_and_val_datasets()
-    assert training.folder.name == "nnUNetPlans_3d_fullres__fvae_second"
+    assert [folder.name for folder in training.folders] == ["nnUNetPlans_3d_fullres__fvae_second"]
     Second.view = "third"
     assert "the trainer asks for the view 'third'" in refusal(trainer_of(Second, clone).get_tr_and_val_datasets)
 

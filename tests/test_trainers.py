@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -104,6 +105,34 @@ def test_recon_only_validates_on_the_view_too(clone):
         case = dataset.identifiers[0]
         view = blosc2.open(str(folder / f"{case}.b2nd"), mode="r")[:]
         assert np.array_equal(dataset.load_case(case)[0][:], view)
+
+
+def test_several_views_are_drawn_recorded_and_those_of_before_are_needed_to_go_on(clone, monkeypatch, capsys):
+    make_view(clone, BrighterVAE(), view="bright", configurations=["3d_fullres"])
+    make_view(clone, view="same", configurations=["3d_fullres"])
+    monkeypatch.setenv("nnUNet_fvae_view", "bright:3,same")
+    trainer = trainer_of(nnUNetTrainerFVAE, clone)
+    training, _ = trainer.get_tr_and_val_datasets()
+    assert [folder.name.split("__fvae_")[1] for folder in training.folders] == ["bright", "same"]
+    assert training.shares.tolist() == [0.75, 0.25]
+    said = capsys.readouterr().out
+    assert "view 'bright'" in said and "probability 0.375" in said and "probability 0.125" in said
+    record = trainer.training_record()
+    assert record["view_name"] == "bright:3,same:1" and record["view"] is None
+    assert record["views"].keys() == {"bright", "same"}
+    assert len(record["view_cases"]) == 2 * len(training.identifiers)
+    path = Path(trainer.output_folder) / "checkpoint.pth"
+    trainer.save_checkpoint(str(path))
+    again = trainer_of(nnUNetTrainerFVAE, clone)
+    again.load_checkpoint(str(path))
+    again.get_tr_and_val_datasets()
+    monkeypatch.setenv("nnUNet_fvae_view", "bright,same")
+    other = trainer_of(nnUNetTrainerFVAE, clone)
+    other.load_checkpoint(str(path))
+    with pytest.raises(UserError, match=r"view_name: .bright:3,same:1., now .bright:1,same:1.[^$]*export"):
+        other.get_tr_and_val_datasets()
+    with pytest.raises(UserError, match="validates on the view, so it takes one and not bright, same"):
+        trainer_of(nnUNetTrainerFVAEReconOnly, clone).get_tr_and_val_datasets()
 
 
 def test_fold_all_and_2d_find_their_view(clone):

@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from views_for_tests import BrighterVAE, make_view
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.views import BlendedArray, ViewDataset, default_view_name, find_view, view_folder
+from fvae_nnunet.views import BlendedArray, ViewDataset, default_view_name, find_view, find_views, view_folder
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def test_probability_zero_and_one_give_raw_and_view_without_drawing(brighter):
     raw = inner.load_case(case)
     view = blosc2.open(str(folder / f"{case}.b2nd"), mode="r")[:]
     state = np.random.get_state()[1].copy()
-    assert np.array_equal(ViewDataset(inner, folder, probability=0).load_case(case)[0][:], raw[0][:])
-    data, seg, seg_prev, properties = ViewDataset(inner, folder, probability=1)[case]
+    assert np.array_equal(ViewDataset(inner, {folder: 1}, probability=0).load_case(case)[0][:], raw[0][:])
+    data, seg, seg_prev, properties = ViewDataset(inner, {folder: 1}, probability=1)[case]
     assert np.array_equal(data[:], view)
     assert np.array_equal(seg[:], raw[1][:])
     assert seg_prev is None
@@ -43,7 +44,7 @@ def test_probability_zero_and_one_give_raw_and_view_without_drawing(brighter):
 
 def test_the_view_comes_as_often_as_asked(brighter):
     _, data_folder, folder = brighter
-    dataset = ViewDataset(inner_dataset(data_folder), folder, probability=0.3)
+    dataset = ViewDataset(inner_dataset(data_folder), {folder: 1}, probability=0.3)
     np.random.seed(0)
     opened = sum(dataset._draw_view() for _ in range(4000)) / 4000
     assert opened == pytest.approx(0.3, abs=0.03)
@@ -55,7 +56,7 @@ def test_a_blended_sample_lies_between_raw_and_view(brighter):
     case = inner.identifiers[0]
     raw = inner.load_case(case)[0][:]
     view = blosc2.open(str(folder / f"{case}.b2nd"), mode="r")[:]
-    dataset = ViewDataset(inner, folder, probability=1, blend=(0.25, 0.75))
+    dataset = ViewDataset(inner, {folder: 1}, probability=1, blend=(0.25, 0.75))
     weights = []
     for _ in range(20):
         data = dataset.load_case(case)[0]
@@ -86,7 +87,7 @@ def test_nnunets_crop_takes_a_blended_array_as_it_takes_a_plain_one():
 
 def test_the_dataset_survives_pickling_and_hands_out_the_same(brighter):
     _, data_folder, folder = brighter
-    dataset = ViewDataset(inner_dataset(data_folder), folder, probability=1)
+    dataset = ViewDataset(inner_dataset(data_folder), {folder: 1}, probability=1)
     case = dataset.identifiers[0]
     again = pickle.loads(pickle.dumps(dataset))
     assert np.array_equal(again.load_case(case)[0][:], dataset.load_case(case)[0][:])
@@ -96,7 +97,7 @@ def test_the_dataset_survives_pickling_and_hands_out_the_same(brighter):
 def test_impossible_probabilities_are_refused(brighter, probability, blend):
     _, data_folder, folder = brighter
     with pytest.raises(UserError, match="must lie in"):
-        ViewDataset(inner_dataset(data_folder), folder, probability=probability, blend=blend)
+        ViewDataset(inner_dataset(data_folder), {folder: 1}, probability=probability, blend=blend)
 
 
 def test_the_only_view_is_found_and_several_need_the_variable(clone, monkeypatch):
@@ -132,3 +133,41 @@ def test_names_of_views(tmp_path):
     for name in ("", "a/b", "..", "with space"):
         with pytest.raises(UserError, match="view's name"):
             view_folder(tmp_path / "nnUNetPlans_2d", name)
+
+
+def test_each_sample_draws_one_of_several_views_as_often_as_its_weight_says(brighter, tmp_path):
+    _, data_folder, folder = brighter
+    inner = inner_dataset(data_folder)
+    case = inner.identifiers[0]
+    other = tmp_path / "darker"
+    other.mkdir()
+    blosc2.asarray(np.asarray(inner.load_case(case)[0][:]) - 5, urlpath=str(other / f"{case}.b2nd"), mode="w")
+    dataset = ViewDataset(inner, {folder: 3, other: 1}, probability=0.8)
+    np.random.seed(0)
+    drawn = [Path(str(dataset.load_case(case)[0].urlpath)).parent for _ in range(1000)]
+    counts = {"view": drawn.count(folder), "darker": drawn.count(other), "raw": drawn.count(data_folder)}
+    # five standard deviations of a binomial count of 1000
+    assert abs(counts["view"] - 600) < 78 and abs(counts["darker"] - 200) < 64 and abs(counts["raw"] - 200) < 64
+    np.random.seed(1)
+    first = [str(pickle.loads(pickle.dumps(dataset)).load_case(case)[0].urlpath) for _ in range(5)]
+    np.random.seed(1)
+    assert first == [str(dataset.load_case(case)[0].urlpath) for _ in range(5)]
+
+
+def test_views_are_named_with_weights(tmp_path, monkeypatch):
+    data_folder = tmp_path / "nnUNetPlans_3d_fullres"
+    for name in ("one", "two"):
+        folder = view_folder(data_folder, name)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    assert find_views(data_folder, "", "two") == {"two": 1}
+    assert find_views(data_folder, "", "two:2.5, one") == {"two": 2.5, "one": 1}
+    monkeypatch.setenv("nnUNet_fvae_view", "one,two:3")
+    assert find_views(data_folder, "") == {"one": 1, "two": 3}
+    with pytest.raises(UserError, match="only one view can be used here, not one, two"):
+        find_view(data_folder, "")
+    with pytest.raises(UserError, match=r"asks for the view 'three'.*there is one, two"):
+        find_views(data_folder, "", "one,three:2")
+    for wrong in ("one:0", "one:-1", "one:many", "one,one", "one,", "one:nan", "one:inf"):
+        with pytest.raises(UserError, match="NAME or NAME:WEIGHT"):
+            find_views(data_folder, "", wrong)

@@ -30,11 +30,13 @@ class RecordingTrainer(nnUNetTrainer):
     """nnU-Net's trainer, whose checkpoints say what it has seen, and which goes on only with the same.
 
     Attributes:
-        view: name of the view to use; None for the one that ``nnUNet_fvae_view`` names, or the only one.
+        view: name of the view or views to use; None for what ``nnUNet_fvae_view`` names, or the only one.
         view_probability, view_blend, view_in_validation, synthetic_probability: see the subclasses; here nothing but
             raw images.
-        view_settings: what the view is made with, as in a view's manifest; None as long as there is none.
-        view_name, view_cases: which view is used, and a digest of each of its cases.
+        view_settings: what the view is made with, as in a view's manifest; None as long as there is none, and with
+            several.
+        views_settings: of several views, by name; None with one.
+        view_name, view_cases: which view or views are used (``a:2,b:1``), and a digest of each of their cases.
         continued: the record of the checkpoint that was loaded; None as long as there is none.
     """
 
@@ -44,6 +46,7 @@ class RecordingTrainer(nnUNetTrainer):
     view_in_validation = False
     synthetic_probability = 0.0
     view_settings: dict[str, Any] | None = None
+    views_settings: dict[str, Any] | None = None
     view_name: str | None = None
     view_cases: Mapping[str, str] = {}
     continued: dict[str, Any] | None = None
@@ -57,6 +60,7 @@ class RecordingTrainer(nnUNetTrainer):
             "base": next(base.__name__ for base in type(self).__mro__ if base.__module__.startswith(f"{__package__}.")),
             **self._shares(),
             "view": self.view_settings,
+            "views": self.views_settings,
             "view_name": self.view_name,
             "view_cases": dict(self.view_cases),
         }

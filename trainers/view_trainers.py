@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from fvae_nnunet import __version__
+from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest
 from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
 from fvae_nnunet.views import (
     VIEW_VARIABLE,
     ViewDataset,
     check_view,
-    find_view,
+    find_views,
     preprocessing_settings,
     view_folder,
 )
@@ -25,7 +26,8 @@ class nnUNetTrainerFVAE(RecordingTrainer):
     """Raw and view mixed: each sample of a training batch is, by chance, the case's view instead of the raw image.
 
     Attributes:
-        view: name of the view to use; None for the one that ``nnUNet_fvae_view`` names, or the only one.
+        view: name of the view to use, or of several with weights (``a:2,b:1``), of which each sample draws one; None
+            for what ``nnUNet_fvae_view`` names, or the only one.
         view_probability: chance of a training sample to come from the view.
         view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
         view_in_validation: validate on the view too, during and after training.
@@ -40,10 +42,10 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         if self.view_probability > 0:
             cases = sorted({*training.identifiers, *(validation.identifiers if self.view_in_validation else ())})
             training = ViewDataset(
-                training, self._open_view(cases), probability=self.view_probability, blend=self.view_blend
+                training, self._open_views(cases), probability=self.view_probability, blend=self.view_blend
             )
         if self.view_in_validation:
-            validation = ViewDataset(validation, self._open_view(validation.identifiers), probability=1.0)
+            validation = ViewDataset(validation, self._open_views(validation.identifiers), probability=1.0)
         return training, validation
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -54,7 +56,7 @@ class nnUNetTrainerFVAE(RecordingTrainer):
 
         def view_dataset(folder: str, identifiers: list[str], **keywords: Any) -> ViewDataset:
             inner = raw_class(folder, identifiers, **keywords)
-            return ViewDataset(inner, self._open_view(inner.identifiers), probability=1.0)
+            return ViewDataset(inner, self._open_views(inner.identifiers), probability=1.0)
 
         self.dataset_class = view_dataset
         try:
@@ -62,40 +64,67 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         finally:
             self.dataset_class = raw_class
 
-    def _open_view(self, cases: list[str]) -> Path:
-        """The folder of the view to use, after checking that it holds these cases and fits the data and plans."""
+    def _open_views(self, cases: list[str]) -> dict[Path, float]:
+        """The folders of the views to use and their weights, after checking that each holds these cases and fits the
+        data and plans."""
         data_folder = Path(self.preprocessed_dataset_folder)
         repair = self.repair_command()
-        view = find_view(data_folder, repair, self.view)
-        folder = view_folder(data_folder, view)
-        preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
-        content = check_view(folder, data_folder, cases, preprocessing, repair)
-        settings = {key: value for key, value in content["settings"].items() if key != "preprocessing"}
-        digests = {case: Manifest(folder).content_sha256([case])[:16] for case in cases}
-        self._refuse_another_view(view, settings, digests)
-        self.view_cases = {**self.view_cases, **digests}
-        if self.view_settings is None:
-            checked = Manifest(folder).check_sample(cases, f"{repair} {content['made_with']['options']} --verify")
-            self.view_name, self.view_settings = view, settings
-            self.print_to_log_file(
-                f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
-                f"drawn with probability {self.view_probability:g}, weight {self.view_blend[0]:g} to "
-                f"{self.view_blend[1]:g}, {'also' if self.view_in_validation else 'not'} in validation; {checked}; "
-                f"made with {json.dumps(self.view_settings)}"
+        views = find_views(data_folder, repair, self.view)
+        if len(views) > 1 and self.view_in_validation:
+            raise UserError(
+                f"{type(self).__name__} validates on the view, so it takes one and not {', '.join(views)}; name one of "
+                f"them ({VIEW_VARIABLE}), or train with nnUNetTrainerFVAE"
             )
-        return folder
+        preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
+        folders = {view_folder(data_folder, view): weight for view, weight in views.items()}
+        contents = [check_view(folder, data_folder, cases, preprocessing, repair) for folder in folders]
+        settings = [
+            {key: value for key, value in content["settings"].items() if key != "preprocessing"} for content in contents
+        ]
+        several = len(views) > 1
+        digests = {
+            f"{view}/{case}" if several else case: Manifest(folder).content_sha256([case])[:16]
+            for view, folder in zip(views, folders, strict=True)
+            for case in cases
+        }
+        record = {
+            "view_name": ",".join(f"{view}:{weight:g}" for view, weight in views.items())
+            if several
+            else next(iter(views)),
+            "view": None if several else settings[0],
+            "views": dict(zip(views, settings, strict=True)) if several else None,
+        }
+        self._refuse_other_views(record, digests)
+        self.view_cases = {**self.view_cases, **digests}
+        if self.view_name is None:
+            self.view_name, self.view_settings, self.views_settings = (
+                record["view_name"],
+                record["view"],
+                record["views"],
+            )
+            for view, folder, content, made_with in zip(views, folders, contents, settings, strict=True):
+                checked = Manifest(folder).check_sample(cases, f"{repair} {content['made_with']['options']} --verify")
+                share = self.view_probability * views[view] / sum(views.values())
+                self.print_to_log_file(
+                    f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
+                    f"drawn with probability {share:g}, weight {self.view_blend[0]:g} to "
+                    f"{self.view_blend[1]:g}, {'also' if self.view_in_validation else 'not'} in validation; {checked}; "
+                    f"made with {json.dumps(made_with)}"
+                )
+        return folders
 
-    def _refuse_another_view(self, view: str, settings: dict[str, Any], digests: dict[str, str]) -> None:
-        """UserError where the loaded checkpoint was trained with another view, or with other content of the same."""
-        changed = self.changed_since_checkpoint({"view_name": view, "view": settings})
+    def _refuse_other_views(self, record: dict[str, Any], digests: dict[str, str]) -> None:
+        """UserError where the loaded checkpoint was trained with other views, or with other content of the same."""
+        changed = self.changed_since_checkpoint(record)
         others = self.changed_cases_since_checkpoint("view_cases", digests)
+        now = record["view_name"]
         if others:
             changed.append(
-                f"the view {view!r} was made anew: {len(others)} of {len(digests)} cases are not those of before "
+                f"the view {now!r} was made anew: {len(others)} of {len(digests)} cases are not those of before "
                 f"(first: {others[0]})"
             )
         before = (self.continued or {}).get("view_name")
-        named = f" (export {VIEW_VARIABLE}={before})" if before not in (None, view) and self.view is None else ""
+        named = f" (export {VIEW_VARIABLE}={before})" if before not in (None, now) and self.view is None else ""
         self.refuse_to_go_on(changed, f"Bring back the view that it was trained with{named}")
 
 
