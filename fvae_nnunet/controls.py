@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.noise import homogeneous_region, measure_noise, measured_slices
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.known import CONTROL_PREFIX
 
@@ -37,6 +39,9 @@ BILATERAL_SPATIAL_SD_PIXELS, BILATERAL_RANGE_SAMPLES = 2.0, 1000
 TV_RELATIVE_CHANGE, TV_ITERATIONS = 1e-5, 200
 """Where Chambolle's iteration ends. scikit-image's own 2e-4 ends it after a few steps, so that the result would jump
 with the strength."""
+
+AUTO = "auto"
+"""As a strength: what suits the noise of each volume."""
 
 NLM_PATCH_PIXELS, NLM_DISTANCE_PIXELS = 5, 6
 """Edge of the patches that are compared, and how far away they are sought: 13 x 13 pixels."""
@@ -55,6 +60,9 @@ class Denoiser:
         largest_strength: where it ends; little is left of the image there. 0 where there is no strength.
         parameters: what is fixed, for the record.
         of_grey_values: the strength is a difference of grey values, in halves of the HU window.
+        of_noise: the strength for the least error, in standard deviations of the noise; None: not known. Found on two
+            phantoms and two CTs with noise of 10, 25 and 40 HU and kernels of 0, 0.6 and 1 pixel: errors at edges and
+            in flat tissue are within a tenth of the least anywhere.
     """
 
     description: str
@@ -65,6 +73,7 @@ class Denoiser:
     largest_strength: float
     parameters: dict[str, Any] = field(default_factory=dict)
     of_grey_values: bool = False
+    of_noise: float | None = None
 
     @property
     def has_strength(self) -> bool:
@@ -159,11 +168,12 @@ CONTROLS: dict[str, Denoiser] = {
         ),
         "tv": Denoiser(
             "total variation (Chambolle)", "weight of the total variation", "scikit-image", _tv, 0.005, 1,
-            {"relative_change": TV_RELATIVE_CHANGE, "iterations": TV_ITERATIONS}, of_grey_values=True,
+            {"relative_change": TV_RELATIVE_CHANGE, "iterations": TV_ITERATIONS}, of_grey_values=True, of_noise=1.0,
         ),
         "nlm": Denoiser(
             "non-local means", "h", "scikit-image", _nlm, 0.01, 2,
-            {"patch_pixels": NLM_PATCH_PIXELS, "distance_pixels": NLM_DISTANCE_PIXELS}, of_grey_values=True,
+            {"patch_pixels": NLM_PATCH_PIXELS, "distance_pixels": NLM_DISTANCE_PIXELS},
+            of_grey_values=True, of_noise=1.2,
         ),
     }.items()
 }  # fmt: skip
@@ -175,7 +185,8 @@ class Control(FrozenVAE):
 
     Args:
         name: a key of ``CONTROLS``.
-        strength: from 0, which leaves every value as it is, to ``Denoiser.largest_strength``, in ``Denoiser.unit``.
+        strength: from 0, which leaves every value as it is, to ``Denoiser.largest_strength``, in ``Denoiser.unit``; or
+            `AUTO`: then ``for_volume`` gives the control of a volume.
 
     Attributes:
         weights_sha256: there are no weights: the digest of the filter's name, strength and fixed parameters.
@@ -184,20 +195,25 @@ class Control(FrozenVAE):
         UserError: unknown name, a strength out of range, or scikit-image is needed and missing.
     """
 
-    def __init__(self, name: str, strength: float) -> None:
+    def __init__(self, name: str, strength: float | str) -> None:
         denoiser = find_control(name)
-        if not 0 <= strength <= denoiser.largest_strength:
+        if strength == AUTO:
+            if denoiser.of_noise is None:
+                known = ", ".join(other for other, one in CONTROLS.items() if one.of_noise is not None)
+                raise UserError(f"{name}: which strength suits a noise is known for {known} alone; give --strength S")
+        elif isinstance(strength, str) or not 0 <= strength <= denoiser.largest_strength:
             raise UserError(
                 f"{name}: the strength ({denoiser.unit}) must lie between 0 and {denoiser.largest_strength:g}, "
-                f"got {strength:g}"
+                f"got {strength}"
             )
         self.spec = VAESpec(name=name, inplane_stride=1, latent_channels=1, window_slices=32)
-        self.strength = float(strength)
-        text = json.dumps({"filter": name, "strength": self.strength, **denoiser.parameters}, sort_keys=True)
+        self.strength = AUTO if isinstance(strength, str) else float(strength)
+        auto = {"of_noise": denoiser.of_noise} if strength == AUTO else {}
+        text = json.dumps({"filter": name, "strength": self.strength, **denoiser.parameters, **auto}, sort_keys=True)
         self.weights_sha256 = hashlib.sha256(text.encode()).hexdigest()
         package = denoiser.package
         self.weights_source = f"no weights; {package} {version(package)}" if package else "no weights"
-        self._filtered = lambda plane: denoiser.filtered(plane, float(strength))
+        self._denoiser = denoiser
 
     @property
     def device(self) -> torch.device:
@@ -207,6 +223,22 @@ class Control(FrozenVAE):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
+    def for_volume(self, axial_hu: np.ndarray, hu_window: tuple[float, float]) -> Control:
+        """This control, or with the strength `AUTO` the one for the noise of a volume (z, y, x) in HU.
+
+        Raises:
+            UserError: there is no soft tissue to measure its noise in.
+        """
+        if self.strength != AUTO:
+            return self
+        assert self._denoiser.of_noise is not None
+        slices_hu = np.clip(measured_slices(axial_hu).astype(np.float32), *hu_window)
+        region = homogeneous_region(slices_hu)
+        if not region.any():
+            raise UserError(f"{self.spec.name}: there is no soft tissue to measure the noise in; give --strength S")
+        noise = measure_noise(slices_hu, region).total_hu / ((hu_window[1] - hu_window[0]) / 2)
+        return Control(self.spec.name, min(self._denoiser.of_noise * noise, self._denoiser.largest_strength))
+
     def encode(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         self.check_volume(volume)
         return volume.detach().to(self.device, self.dtype)
@@ -214,11 +246,16 @@ class Control(FrozenVAE):
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         self.check_volume(latent)
         volume = latent.detach().to(self.device, self.dtype)
+        if isinstance(self.strength, str):
+            raise UserError(
+                f"{self.spec.name} with the strength {AUTO} needs the whole image, to measure its noise; make a view "
+                "before training (fvae-preprocess), or give a strength"
+            )
         if self.strength == 0:
             return volume
         planes = volume.flatten(0, 2).numpy()
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            filtered = list(pool.map(self._filtered, planes))
+            filtered = list(pool.map(self._denoiser.filtered, planes, repeat(self.strength)))
         return torch.from_numpy(np.stack(filtered).astype(np.float32)).view(volume.shape)
 
 
@@ -229,7 +266,7 @@ def find_control(name: str) -> Denoiser:
     return CONTROLS[name]
 
 
-def load_control(name: str, strength: float | None) -> Control:
+def load_control(name: str, strength: float | str | None) -> Control:
     """The control with this name and strength; the identity has none but 0, all others need one.
 
     Raises:
@@ -239,8 +276,9 @@ def load_control(name: str, strength: float | None) -> Control:
     if strength and not denoiser.has_strength:
         raise UserError(f"{name} has no strength; leave --strength out")
     if strength is None and denoiser.has_strength:
+        auto = "--strength auto for the noise of each image, " if denoiser.of_noise else ""
         raise UserError(
-            f"{name} needs a strength: --strength S ({denoiser.unit}), or --match VIEW to remove as much noise as "
-            "a view does"
+            f"{name} needs a strength: --strength S ({denoiser.unit}), {auto}or --match VIEW to remove as much "
+            "noise as a view does"
         )
     return Control(name, 0.0 if strength is None else strength)

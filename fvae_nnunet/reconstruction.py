@@ -91,6 +91,7 @@ def _reconstruct(
     result = np.empty(axial_hu.shape, dtype=dtype)
     to_int16 = truncate_to_int16 if settings.truncate else round_to_int16
     done = 0
+    vae = vae.for_volume(axial_hu, settings.hu_window)
     plane_mm = None if spacing_mm is None else (float(spacing_mm[order[1]]), float(spacing_mm[order[2]]))
     for slices_hu in reconstructed_slices(vae, axial_hu, settings, _generator(settings, case), plane_mm):
         result[done : done + len(slices_hu)] = to_int16(slices_hu) if dtype is np.int16 else slices_hu

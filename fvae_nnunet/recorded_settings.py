@@ -24,7 +24,7 @@ HU_WINDOW = Rule("two numbers, the lower first", lambda value: _are_numbers(valu
 _AT_LEAST_0 = Rule("a whole number, at least 0", lambda value: _is_whole(value, 0))
 _AT_LEAST_1 = Rule("a whole number, at least 1", lambda value: _is_whole(value, 1))
 _ABOVE_0 = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
-_STRENGTH = Rule("a number, at least 0", lambda value: _is_number(value) and value >= 0)
+_STRENGTH = Rule("a number, at least 0, or auto", lambda value: value == "auto" or (_is_number(value) and value >= 0))
 _SPACING_MM = Rule("three numbers above 0", lambda value: _are_numbers(value, 3) and min(value) > 0)
 _DEVIATIONS = Rule("numbers above 0", lambda value: _are_numbers(value) and all(number > 0 for number in value))
 _CHANNELS = Rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +211,9 @@ def test_the_record_tells_filter_and_strength_apart() -> None:
         ("control:gaussian", {"strength": float("nan")}, "got nan"),
         ("control:tv", {"strength": float("inf")}, "between 0 and 1, got inf"),
         ("control:identity", {"strength": 0.1}, "has no strength; leave --strength out"),
+        ("control:nlm", {}, "--strength auto for the noise of each image, or --match"),
+        ("control:gaussian", {"strength": "auto"}, "is known for control:tv, control:nlm alone"),
+        ("control:tv", {"strength": "much"}, "between 0 and 1, got much"),
         ("control:sharpen", {"strength": 1}, "unknown control 'control:sharpen'; there are control:identity, "),
         ("control:median", {"strength": 1, "weights": "w.pth"}, "no weights and no code of its own; leave --weights"),
         ("control:median", {"strength": 1, "code": "c", "trust_weights": True}, "leave --vae-code, --trust-weights"),
@@ -287,3 +291,38 @@ def test_options_that_do_not_go_together_are_one_message(tmp_path, capsys, optio
     assert message in err
     assert "Traceback" not in err
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(("name", "of_noise"), [("control:nlm", 1.2), ("control:tv", 1.0)])
+def test_strength_auto_is_for_the_noise_of_each_volume(name: str, of_noise: float) -> None:
+    rng = np.random.default_rng(0)
+    control = load_vae(name, strength="auto")
+    assert control.strength == "auto"
+    assert Reconstruction.for_vae(control.spec).recorded_with(control)["strength"] == "auto"
+    for noise_hu in (8, 24):
+        volume = np.rint(50 + noise_hu * rng.standard_normal((3, 96, 96))).astype(np.int16)
+        found = control.for_volume(volume, (-1000.0, 1000.0))
+        assert found.strength == pytest.approx(of_noise * noise_hu / 1000, rel=0.05)
+        narrow = control.for_volume(volume, (-200.0, 300.0))
+        assert narrow.strength == pytest.approx(of_noise * noise_hu / 250, rel=0.05)
+        assert np.array_equal(reconstruct_to_int16(control, volume), reconstruct_to_int16(found, volume))
+        coronal = reconstruct_to_int16(control, volume.transpose(1, 0, 2), axis_order=(1, 0, 2))
+        assert np.array_equal(coronal.transpose(1, 0, 2), reconstruct_to_int16(found, volume))
+    with pytest.raises(UserError, match="no soft tissue to measure the noise in"):
+        reconstruct_to_int16(control, np.full((3, 32, 32), -800, dtype=np.int16))
+    with pytest.raises(UserError, match="needs the whole image"):
+        control.decode(torch.zeros(1, 1, 2, 8, 8))
+
+
+def test_strength_auto_through_the_command(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    volume = np.rint(50 + 20 * np.random.default_rng(0).standard_normal((3, 64, 64))).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(volume), str(images / "case_0000.nii.gz"))
+    options = ["--vae", "control:nlm", "--strength", "auto"]
+    assert reconstruct.main(["-i", str(images), "-o", str(tmp_path / "view"), "-np", "0", *options]) == 0
+    view = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "view" / "case_0000.nii.gz")))
+    assert np.array_equal(view, reconstruct_to_int16(load_vae("control:nlm", strength="auto"), volume))
+    assert view.std() < volume.std() / 2
+    # what is written is read again, and the options in it make the same
+    assert reconstruct.main(["-i", str(images), "-o", str(tmp_path / "view"), "-np", "0", *options]) == 0

@@ -183,8 +183,9 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         help="draw the latent from the posterior; default: its mode",
     )  # fmt: skip
     group.add_argument(
-        "--strength", type=float, metavar="S",
-        help="of a plain denoiser, --vae control:<name>; unit: fvae-setup --vaes; 0 changes nothing",
+        "--strength", type=_strength, metavar="S",
+        help="of a plain denoiser, --vae control:<name>; unit: fvae-setup --vaes; 0 changes nothing; auto (nlm and tv): "
+        "for the noise of each image",
     )  # fmt: skip
     group.add_argument(
         "--match", metavar="VIEW",
@@ -192,6 +193,10 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "dataset, fvae-reconstruct: a folder that it wrote",
     )  # fmt: skip
     group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+
+
+def _strength(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 def add_hu_as_is_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

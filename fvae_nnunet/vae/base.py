@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -81,7 +82,7 @@ class FrozenVAE(ABC):
         weights_source: where they came from, in words a user understands (hub id, folder or file).
         latent_mean, latent_std: per-channel statistics of the latent, tensors (latent_channels,), where the model
             publishes them, else None. Reconstruction does not use them.
-        strength: of a control (see ``controls``); None for VAEs.
+        strength: of a control (see ``controls``), ``auto`` where each volume has its own; None for VAEs.
     """
 
     spec: VAESpec
@@ -89,7 +90,7 @@ class FrozenVAE(ABC):
     weights_source: str
     latent_mean: torch.Tensor | None = None
     latent_std: torch.Tensor | None = None
-    strength: float | None = None
+    strength: float | str | None = None
 
     @property
     @abstractmethod
@@ -122,6 +123,10 @@ class FrozenVAE(ABC):
     @abstractmethod
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """The volume (B, 1, D, H, W), float32, of a latent as ``encode`` returns it. Values may leave [-1, 1]."""
+
+    def for_volume(self, axial_hu: np.ndarray, hu_window: tuple[float, float]) -> FrozenVAE:
+        """What codes this volume (z, y, x): of a control with the strength ``auto`` the one for its noise."""
+        return self
 
     def open_stream(self) -> VAEStream | None:
         """A new pass over a volume, or None where the VAE is not causal or its code keeps no state between calls."""

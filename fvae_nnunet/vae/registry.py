@@ -36,7 +36,7 @@ def load_vae(
     weights: str | os.PathLike[str] | None = None,
     code: str | os.PathLike[str] | None = None,
     trust_weights: bool = False,
-    strength: float | None = None,
+    strength: float | str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FrozenVAE:
@@ -51,7 +51,7 @@ def load_vae(
         code: checkout of the VAE's own repository (``KnownVAE.code``), whose modules are imported and run. Needed
             where ``KnownVAE.needs_code``; elsewhere it takes the place of our own module.
         trust_weights: read a pickled file even if it holds more than tensors and plain values.
-        strength: of a control; not for others.
+        strength: of a control, a number or ``auto``; not for others.
         device: where to compute.
         dtype: precision; the digest in ``weights_sha256`` is that of the weights before they are cast to it.
 
@@ -81,7 +81,7 @@ def is_control(name: str) -> bool:
     return name.startswith(CONTROL_PREFIX)
 
 
-def _load_control(name: str, strength: float | None, *, dtype: torch.dtype, **only_for_vaes: object) -> FrozenVAE:
+def _load_control(name: str, strength: float | str | None, *, dtype: torch.dtype, **only_for_vaes: object) -> FrozenVAE:
     from fvae_nnunet.controls import load_control
 
     options = {"weights": "--weights", "code": "--vae-code", "trust_weights": "--trust-weights"}
