@@ -184,8 +184,8 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--strength", type=_strength, metavar="S",
-        help="of a plain denoiser, --vae control:<name>; unit: fvae-setup --vaes; 0 changes nothing; auto (nlm and tv): "
-        "for the noise of each image",
+        help="of a plain denoiser, --vae control:<name>; unit: fvae-setup --vaes; 0 changes nothing; auto (nlm, "
+        "tv): for the noise of each image",
     )  # fmt: skip
     group.add_argument(
         "--match", metavar="VIEW",
