@@ -321,12 +321,15 @@ def write_phantom_dataset(
     shape: tuple[int, int, int] = (48, 96, 96),
     spacing_mm: tuple[float, float, float] = (3.0, 2.0, 2.0),
     file_ending: str = ".nii.gz",
+    clean: bool = False,
 ) -> Path:
     """A dataset of phantoms in nnU-Net's raw format: imagesTr, labelsTr, imagesTs, labelsTs, dataset.json.
 
     `folder` is the dataset's own folder, by nnU-Net's habit named DatasetNNN_Name; it must not exist or be empty, and
     it appears only when it is complete. Cases are named `phantom_000` and so on, training cases first. shape and
-    spacing_mm are (z, y, x), `file_ending` is one that SimpleITK writes (".nii.gz", ".nrrd", ".mha"). Returns `folder`.
+    spacing_mm are (z, y, x), `file_ending` is one that SimpleITK writes (".nii.gz", ".nrrd", ".mha"). With `clean` the
+    folders cleanTr and cleanTs, which nnU-Net does not look at, hold the images as they are without noise. Returns
+    `folder`.
     """
     folder = Path(folder)
     if kind not in LABELS:
@@ -338,16 +341,19 @@ def write_phantom_dataset(
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for index in range(n_train + n_test):
-        hu, label = make_phantom(kind, seed=(seed, index), shape=shape, spacing_mm=spacing_mm)
+        torso = make_torso(kind, seed=(seed, index), shape=shape, spacing_mm=spacing_mm)
         part, name = ("Tr" if index < n_train else "Ts"), f"phantom_{index:03d}"
         # lying on the back, head first: array axes and patient axes agree; the table height differs from scan to scan
         rng = np.random.default_rng([seed, index])
         size_mm = np.asarray(shape[::-1]) * spacing_mm[::-1]
         origin_mm = -size_mm / 2 + rng.uniform((-8, -30, -900), (8, 10, -300)).round(2)
-        for array, subfolder, file_name in (
-            (hu, f"images{part}", f"{name}_0000{file_ending}"),
-            (label, f"labels{part}", f"{name}{file_ending}"),
-        ):
+        arrays = [
+            (torso.scanned(), f"images{part}", f"{name}_0000{file_ending}"),
+            (torso.label, f"labels{part}", f"{name}{file_ending}"),
+        ]
+        if clean:
+            arrays.append((torso.clean(), f"clean{part}", f"{name}_0000{file_ending}"))
+        for array, subfolder, file_name in arrays:
             image = sitk.GetImageFromArray(array)
             image.SetSpacing([float(step) for step in spacing_mm[::-1]])
             image.SetOrigin([float(at) for at in origin_mm])
@@ -381,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--spacing", type=float, nargs=3, default=(3.0, 2.0, 2.0), metavar=("Z", "Y", "X"), help="mm (3 2 2)"
     )
+    parser.add_argument("--clean", action="store_true", help="also write the images without noise (cleanTr, cleanTs)")
     parser.add_argument("--file-ending", default=".nii.gz", choices=[".nii.gz", ".nrrd", ".mha"])
     return run_command(parser, run, argv)
 
@@ -395,6 +402,7 @@ def run(args: argparse.Namespace) -> int:
         shape=tuple(args.shape),
         spacing_mm=tuple(args.spacing),
         file_ending=args.file_ending,
+        clean=args.clean,
     )
     print(f"{args.n_train} training and {args.n_test} test phantoms ({args.kind}) in {folder}")
     return 0

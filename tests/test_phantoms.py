@@ -193,3 +193,20 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (folder / "imagesTr" / "phantom_000_0000.nrrd").is_file()
     assert phantoms.main(command) == 1
     assert "not empty" in capsys.readouterr().err
+
+
+def test_clean_images_are_the_same_without_the_noise(tmp_path: Path) -> None:
+    options = {"n_train": 1, "n_test": 1, "seed": 5, "shape": SMALL}
+    with_clean = write_phantom_dataset(tmp_path / "clean", "lung", clean=True, **options)
+    plain = write_phantom_dataset(tmp_path / "plain", "lung", **options)
+    assert not (plain / "cleanTr").exists()
+    for part, name in (("Tr", "phantom_000_0000.nii.gz"), ("Ts", "phantom_001_0000.nii.gz")):
+        image = sitk.ReadImage(str(with_clean / f"images{part}" / name))
+        clean = sitk.ReadImage(str(with_clean / f"clean{part}" / name))
+        assert image.GetOrigin() == clean.GetOrigin()
+        scanned, without = (sitk.GetArrayFromImage(one).astype(float) for one in (image, clean))
+        np.testing.assert_array_equal(
+            scanned, sitk.GetArrayFromImage(sitk.ReadImage(str(plain / f"images{part}" / name)))
+        )
+        difference = (scanned - without)[(without > -900) & (without < 2500)]
+        assert abs(difference.mean()) < 0.5 and 14.5 < difference.std() < 20.5
