@@ -123,7 +123,8 @@ def _explain_vaes() -> None:
         print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
     for name, denoiser in CONTROLS.items():
         print(f"{name}: plain denoiser, for comparison: {denoiser.description}")
-        print(f"  strength: {denoiser.unit}")
+        auto = "; auto: for the noise of each image" if denoiser.of_noise else ""
+        print(f"  strength: {denoiser.unit}{auto}")
 
 
 def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:

@@ -159,7 +159,7 @@ def _rounded(errors: Sequence[float]) -> list[float | None]:
 
 
 def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) -> None:
-    """A PNG: filters as curves, views as points, means over cases.
+    """A PNG: filters as curves, views as numbered points with the 95 % intervals of both errors over cases.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -169,7 +169,7 @@ def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) ->
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("the picture needs matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(8, 6.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9.5, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, method in enumerate(dict.fromkeys(one.method for one in found if one.strength is not None)):
@@ -179,17 +179,33 @@ def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) ->
             color=_FILTER_COLOURS[number % len(_FILTER_COLOURS)], markersize=4, label=f"{method}, by strength",
         )  # fmt: skip
     points = [one for one in found if one.strength is None]
-    for one in points:
-        at = one.mean("flat"), one.mean("edges")
-        axes.plot(*at, "x" if one.method == NOISY else "o", color="black" if one.method == NOISY else "#c1121f")
-        axes.annotate(one.method, at, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    for number, one in enumerate(points):
+        colour = "black" if one.method == NOISY else "#c1121f"
+        flat, edges = one.mean("flat"), one.mean("edges")
+        axes.errorbar(
+            flat, edges, xerr=_reach(one.errors["flat"]), yerr=_reach(one.errors["edges"]), color=colour, fmt="o",
+            markersize=3, elinewidth=0.6, label=f"{number}  {one.method}",
+        )  # fmt: skip
+        beside = (4, 4) if number % 2 else (-10, -12)
+        axes.annotate(str(number), (flat, edges), xytext=beside, textcoords="offset points", fontsize=9, color=colour)
     axes.set_xlabel("root mean square error in flat tissue, HU")
     axes.set_ylabel("root mean square error at edges, HU")
+    axes.set_ylim(0, 1.2 * max(one.mean("edges") for one in points))
+    axes.set_xlim(left=0)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="plain filters", loc="best")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _reach(errors: Sequence[float]) -> list[list[float]] | None:
+    """How far the interval of the mean reaches down and up, as matplotlib takes it."""
+    known = np.array([error for error in errors if not math.isnan(error)])
+    interval = bootstrap_interval(known, seed=0)
+    if interval.method == "none":
+        return None
+    return [[known.mean() - interval.low], [interval.high - known.mean()]]
 
 
 _FILTER_COLOURS = ("#1b6ca8", "#e09f3e", "#335c67", "#7a5195")
