@@ -300,8 +300,8 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     options += ["--scheme", settings.scheme]
     for hu_window in settings.hu_windows:
         options += ["--hu-window", *(f"{end:g}" for end in hu_window)]
-    options += [] if settings.enlarge == 1 else ["--enlarge", f"{settings.enlarge:g}"]
-    options += [] if settings.pixel_mm is None else ["--pixel-mm", f"{settings.pixel_mm:g}"]
+    options += [] if settings.enlarge == 1 else ["--enlarge", str(settings.enlarge)]
+    options += [] if settings.pixel_mm is None else ["--pixel-mm", str(settings.pixel_mm)]
     options += [] if settings.average == 1 else ["--average", str(settings.average)]
     options += ["--window-slices", str(settings.window_slices), "--overlap", str(settings.overlap_slices)]
     options += ["--precision", str(vae.dtype).removeprefix("torch.")]
