@@ -189,12 +189,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compared(work: Path) -> list[str]:
-    """A line for each of `MEASURES` from ``comparison_cases.csv``: the arms' means and their paired difference."""
+    """A line for each of `MEASURES` of the tumour from ``comparison_cases.csv``: the arms' means and their paired
+    difference."""
     from fvae_nnunet.evaluation.statistics import bootstrap_interval, signed_rank_test
 
     of_case: dict[tuple[str, str, str], list[float]] = {}
     with (work / "comparison_cases.csv").open(newline="") as file:
         for row in csv.DictReader(file):
+            if row["label_name"] != "tumour":
+                continue
             arm = row["model"].rpartition("_")[0]
             of_case.setdefault((row["measure"], arm, row["case"]), []).append(float(row["value"] or "nan"))
     cases = sorted({case for _, _, case in of_case})

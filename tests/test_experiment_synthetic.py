@@ -60,13 +60,15 @@ def test_every_training_is_predicted_and_evaluated_in_one_comparison():
 
 def test_arms_are_compared_by_the_mean_of_their_trainings_in_each_case(tmp_path):
     # the same by hand: real 0.5, 0.6, 0.7 and synthetic 0.6, 0.8, 1.0 in three cases
-    rows = [("model", "case", "measure", "value")]
+    rows = [("label_name", "model", "case", "measure", "value")]
     for measure in experiment_synthetic.MEASURES:
         for number, (real, synthetic) in enumerate([(0.5, 0.6), (0.6, 0.8), (0.7, 1.0)]):
             for model, value in (("real_1", real - 0.1), ("real_2", real + 0.1)):
-                rows.append((model, f"case_{number}", measure, value))
+                rows.append(("tumour", model, f"case_{number}", measure, value))
             for model, value in (("synthetic_1", synthetic + 0.2), ("synthetic_2", synthetic - 0.2)):
-                rows.append((model, f"case_{number}", measure, value))
+                rows.append(("tumour", model, f"case_{number}", measure, value))
+    # what is said of the organ does not count
+    rows += [("pancreas", *row[1:4], 0.0) for row in rows[1:]]
     (tmp_path / "comparison_cases.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
     lines = experiment_synthetic.compared(tmp_path)
     assert len(lines) == len(experiment_synthetic.MEASURES)

@@ -29,7 +29,13 @@ class ClassPainter(PaintingModel):
 
     def __init__(self, **settings):
         super().__init__()
-        defaults = {"class_names": CLASSES, "lesions": 2, "organ": "structures", "text_encoder": "bert"}
+        defaults = {
+            "class_names": CLASSES,
+            "lesions": 2,
+            "organ": "structures",
+            "text_encoder": "bert",
+            "appearance": None,
+        }
         self.settings = SimpleNamespace(**vars(self.settings) | defaults | settings)
         self.settings.lesion_names = self.settings.class_names[-self.settings.lesions :]
 
