@@ -11,7 +11,6 @@ case, and a picture: filters as curves, views as points. Views are the options o
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from phantoms import LABELS, make_torso
 
-from fvae_nnunet.cli.command import add_reconstruction_options, load, run_command
+from fvae_nnunet.cli.command import load_again, run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.front import (
     Method,
@@ -28,6 +27,7 @@ from fvae_nnunet.evaluation.front import (
     front_table,
     measure_front,
     methods_count,
+    middle,
     write_front_picture,
 )
 from fvae_nnunet.evaluation.known_noise import KnownNoise
@@ -45,10 +45,7 @@ def images(paths: Sequence[Path], *, slices: int, pixels: int) -> Iterator[Case]
     """The middle of each image: so many slices of at most so many rows and columns."""
     for path in paths:
         volume_hu, spacing_mm = read_upright(path)
-        middle = [slice(max(0, (n - most) // 2), (n + most) // 2) for n, most in zip(
-            volume_hu.shape, (slices, pixels, pixels), strict=True
-        )]  # fmt: skip
-        yield path.name, volume_hu[tuple(middle)], spacing_mm
+        yield path.name, middle(volume_hu, slices, pixels, pixels), spacing_mm
 
 
 def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
@@ -56,15 +53,12 @@ def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
     for number in range(count):
         kind = list(LABELS)[number % len(LABELS)]
         torso = make_torso(kind, seed=(700, number), shape=PHANTOM_SHAPE, spacing_mm=PHANTOM_SPACING_MM)
-        first = (PHANTOM_SHAPE[0] - slices) // 2
-        yield f"{kind}_{number}", torso.clean()[first : first + slices], PHANTOM_SPACING_MM
+        yield f"{kind}_{number}", middle(torso.clean(), slices), PHANTOM_SPACING_MM
 
 
 def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
     """The reconstruction that the options of ``fvae-reconstruct`` ask for; its time is added to ``seconds``."""
-    parser = argparse.ArgumentParser(prog=f"--view {name}", allow_abbrev=False)
-    add_reconstruction_options(parser)
-    loaded = load(parser.parse_args(shlex.split(options)))
+    loaded = load_again(options)
 
     def method(noisy_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
         start = time.monotonic()

@@ -442,6 +442,8 @@ def test_the_recorded_passes_are_used_and_others_refused(recon_only, images, tmp
     assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
     assert "hu_windows" in error_of(capsys, other, images, tmp_path / "out", "--hu-window", -1000, 1000)
     assert "average: 2, now 3" in error_of(capsys, other, images, tmp_path / "out", "--average", 3)
+    for option, value, said in (("--average", 3, "average: 1, now 3"), ("--enlarge", 2, "enlarge: 1.0, now 2.0")):
+        assert said in error_of(capsys, recon_only, images, tmp_path / "out", option, value)
 
 
 def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, images, tmp_path, two_steps, capsys):

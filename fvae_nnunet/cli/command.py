@@ -151,7 +151,7 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         help=f"instead of --hu-window: -1000 to 1000 HU (with bone to {NAMED_WINDOWS['bone'][1]:g}), and in it {named}",
     )  # fmt: skip
     group.add_argument(
-        "--enlarge", type=float, metavar="K",
+        "--enlarge", type=float, default=1.0, metavar="K",
         help="the VAE sees slices of K times as many pixels along an edge, 0.25 to 4: more keeps more detail and more "
         "noise, less smooths more; time and memory go with K squared",
     )  # fmt: skip
@@ -159,7 +159,7 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--pixel-mm", type=float, metavar="MM", help="instead of --enlarge: with pixels of this size, in every image"
     )
     group.add_argument(
-        "--average", type=int, metavar="N",
+        "--average", type=int, default=1, metavar="N",
         help="the mean of N reconstructions, 1 to 8, of the slice flipped and transposed; default 1",
     )  # fmt: skip
     add_hu_as_is_option(group)
@@ -288,9 +288,9 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         overlap_slices=arguments.overlap_slices,
         truncate=arguments.truncate,
         posterior_seed=arguments.posterior_seed,
-        enlarge=1.0 if arguments.enlarge is None else arguments.enlarge,
+        enlarge=arguments.enlarge,
         pixel_mm=arguments.pixel_mm,
-        average=1 if arguments.average is None else arguments.average,
+        average=arguments.average,
     )
     options = ["--vae", arguments.vae]
     for option, value in (("--weights", arguments.weights), ("--vae-code", arguments.vae_code)):
@@ -336,12 +336,19 @@ def _check_control_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.vae} filters each slice alone; leave --scheme {arguments.scheme} out")
     if arguments.posterior_seed is not None:
         raise UserError(f"{arguments.vae} draws nothing; leave --sample-posterior out")
-    passes = arguments.named_windows, arguments.enlarge, arguments.pixel_mm, arguments.average
-    if any(passes) or (arguments.hu_windows and len(arguments.hu_windows) > 1):
+    resampled = arguments.enlarge != 1 or arguments.pixel_mm is not None
+    if resampled or arguments.average != 1 or len(hu_windows_of(arguments)) > 1:
         raise UserError(
             f"{arguments.vae} filters the image as it is; leave --windows, --enlarge, --pixel-mm, --average and a "
             "second --hu-window out"
         )
+
+
+def load_again(options: str) -> LoadedVAE:
+    """``load`` for options as ``LoadedVAE.options`` holds them, or as they are typed."""
+    parser = argparse.ArgumentParser(prog="the options of the view", allow_abbrev=False)
+    add_reconstruction_options(parser)
+    return load(parser.parse_args(shlex.split(options)))
 
 
 def match_noise(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _with_noise(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.cli.command import add_reconstruction_options, load
+    from fvae_nnunet.cli.command import load_again
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.front import (
         KIND,
@@ -135,6 +134,7 @@ def _with_noise(arguments: argparse.Namespace) -> int:
         front_table,
         measure_front,
         methods_count,
+        middle,
         write_front_picture,
     )
     from fvae_nnunet.evaluation.known_noise import KnownNoise
@@ -154,14 +154,11 @@ def _with_noise(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.view_folder} was not written by fvae-reconstruct, so how to make it is not known")
     noise = KnownNoise(arguments.with_noise, arguments.noise_kernel, arguments.softened)
     images = cases_of(arguments.raw_folder)
-    parser = CommandParser(prog="the options of the view")
-    add_reconstruction_options(parser)
-    loaded = load(parser.parse_args(shlex.split(content["made_with"]["options"])))
+    loaded = load_again(content["made_with"]["options"])
     volumes = []
     for image in images.values():
         volume_hu, spacing_mm = read_upright(image)
-        first = max(0, (len(volume_hu) - arguments.slices) // 2)
-        volumes.append((volume_hu[first : first + arguments.slices], spacing_mm))
+        volumes.append((middle(volume_hu, arguments.slices), spacing_mm))
     name = loaded.vae.spec.name
 
     def view(noisy_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:

@@ -49,7 +49,9 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
                 "the other options that its view was made with"
             )
         return load(argparse.Namespace(**defaults | given | {"device": arguments.device}))
-    recorded = {name: value for name, value in record.items() if name in defaults}
+    # a record says nothing of passes that its view does not have
+    passes = {name: defaults[name] for name in ("enlarge", "pixel_mm", "average")}
+    recorded = passes | {name: value for name, value in record.items() if name in defaults}
     recorded["hu_windows"] = [record["hu_window"], *record.get("inner_windows", ())]
     if given.keys() & {"hu_windows", "named_windows"}:
         given = {name: value for name, value in given.items() if name != "named_windows"}

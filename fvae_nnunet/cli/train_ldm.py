@@ -191,9 +191,8 @@ def _training_settings(arguments: argparse.Namespace, accelerator: Accelerator) 
 def _load_vae(arguments: argparse.Namespace, device: str) -> LoadedVAE:
     """The VAE, with the options of reconstruction that do not matter for latents at their defaults."""
     others: dict[str, Any] = dict.fromkeys(
-        ("window_slices", "overlap_slices", "strength", "match", "posterior_seed", "named_windows", "enlarge",
-         "pixel_mm", "average")
-    ) | {"scheme": "windows", "truncate": False, "hu_windows": [arguments.hu_window]}  # fmt: skip
+        ("window_slices", "overlap_slices", "strength", "match", "posterior_seed", "named_windows", "pixel_mm")
+    ) | {"scheme": "windows", "truncate": False, "hu_windows": [arguments.hu_window], "enlarge": 1.0, "average": 1}
     return load(argparse.Namespace(**vars(arguments) | others | {"device": device}))
 
 

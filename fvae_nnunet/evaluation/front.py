@@ -53,6 +53,11 @@ class Denoised:
         return float(np.mean(known)) if known else math.nan
 
 
+def middle(volume: np.ndarray, *most: int) -> np.ndarray:
+    """At most so many slices, rows and columns from the middle of a volume (z, y, x); of axes not given all."""
+    return volume[tuple(slice(max(0, (n - m) // 2), (n + m) // 2) for n, m in zip(volume.shape, most, strict=False))]
+
+
 def filter_methods(noise: KnownNoise) -> Iterator[tuple[str, float, Method]]:
     """Plain filters at their strengths."""
     settings = {name: Reconstruction.for_vae(Control(f"control:{name}", 0).spec) for name in FILTER_STRENGTHS}
