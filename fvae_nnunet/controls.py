@@ -25,7 +25,7 @@ import torch
 from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.noise import homogeneous_region, measure_noise, measured_slices
+from fvae_nnunet.noise import measured_region
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.known import CONTROL_PREFIX
 
@@ -232,12 +232,11 @@ class Control(FrozenVAE):
         if self.strength != AUTO:
             return self
         assert self._denoiser.of_noise is not None
-        slices_hu = np.clip(measured_slices(axial_hu).astype(np.float32), *hu_window)
-        region = homogeneous_region(slices_hu)
-        if not region.any():
+        _, noise = measured_region(axial_hu, hu_window)
+        if noise is None:
             raise UserError(f"{self.spec.name}: there is no soft tissue to measure the noise in; give --strength S")
-        noise = measure_noise(slices_hu, region).total_hu / ((hu_window[1] - hu_window[0]) / 2)
-        return Control(self.spec.name, min(self._denoiser.of_noise * noise, self._denoiser.largest_strength))
+        strength = self._denoiser.of_noise * noise.total_hu / ((hu_window[1] - hu_window[0]) / 2)
+        return Control(self.spec.name, min(strength, self._denoiser.largest_strength))
 
     def encode(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         self.check_volume(volume)

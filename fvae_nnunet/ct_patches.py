@@ -120,10 +120,9 @@ class CTPatches:
             )
         first, second, third = (int(axis) for axis in plans["transpose_forward"])
         is_2d = len(manager.patch_size) == 2
-        if is_2d:
-            return cls(tuple(found), None, _in_plane(manager.spacing))
-        forward = (first, second, third)
-        return cls(tuple(found), forward, _in_plane([manager.spacing[axis] for axis in np.argsort(forward)]))
+        forward = None if is_2d else (first, second, third)
+        axial_mm = manager.spacing if forward is None else [manager.spacing[axis] for axis in np.argsort(forward)]
+        return cls(tuple(found), forward, (float(axial_mm[-2]), float(axial_mm[-1])))
 
     def to_axial(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, z, y, x) or (B, y, x) with the patch's axes to (B, body axis, front-back, left-right)."""
@@ -137,7 +136,3 @@ class CTPatches:
         if self.transpose_forward is None:
             return axial[:, 0]
         return axial.permute(0, *(axis + 1 for axis in self.transpose_forward))
-
-
-def _in_plane(spacing_mm: Sequence[float]) -> tuple[float, float]:
-    return float(spacing_mm[-2]), float(spacing_mm[-1])

@@ -143,6 +143,21 @@ def homogeneous_region(
     return region
 
 
+def measured_region(axial_hu: np.ndarray, hu_window: tuple[float, float]) -> tuple[np.ndarray, Noise | None]:
+    """Where the noise of a raw volume is measured, and that noise.
+
+    Args:
+        axial_hu: (z, y, x) in HU, any real dtype.
+        hu_window: it is clipped to.
+
+    Returns:
+        ``homogeneous_region`` of its `measured_slices`, and the noise there; None without soft tissue.
+    """
+    slices_hu = np.clip(measured_slices(axial_hu).astype(np.float32), *hu_window)
+    region = homogeneous_region(slices_hu)
+    return region, measure_noise(slices_hu, region) if region.any() else None
+
+
 @dataclass(frozen=True)
 class Noise:
     """Standard deviations of noise in HU.

@@ -17,7 +17,7 @@ from scipy import optimize
 from fvae_nnunet.controls import Control, find_control
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.noise import Noise, evenly_spread, homogeneous_region, measure_noise, measured_slices, noise_figures
+from fvae_nnunet.noise import Noise, evenly_spread, measure_noise, measured_region, measured_slices, noise_figures
 from fvae_nnunet.reconstruction import reconstruct_to_int16
 from fvae_nnunet.reconstruction_settings import Reconstruction
 
@@ -149,12 +149,10 @@ class NoiseSample:
         for case, recorded_hu in raw_noise_hu.items():
             slices_and_regions, noise = [], []
             for volume_hu in read_axial(case):
-                slices_hu = measured_slices(volume_hu)
-                clipped_hu = np.clip(slices_hu.astype(np.float32), *settings.hu_window)
-                region = homogeneous_region(clipped_hu)
-                if region.any():
-                    slices_and_regions.append((slices_hu, region))
-                    noise.append(measure_noise(clipped_hu, region))
+                region, of_channel = measured_region(volume_hu, settings.hu_window)
+                if of_channel is not None:
+                    slices_and_regions.append((measured_slices(volume_hu), region))
+                    noise.append(of_channel)
             if not noise or not np.isclose(_mean(noise).total_hu, recorded_hu, rtol=1e-3):
                 raise UserError(f"the raw image of {case} has changed since the view was made; make the view anew")
             self._cases.append((_mean(noise), slices_and_regions))

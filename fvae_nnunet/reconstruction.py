@@ -11,7 +11,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import POSSIBLE_HU, round_to_int16, truncate_to_int16
-from fvae_nnunet.noise import homogeneous_region, measure_noise, measured_slices, noise_figures
+from fvae_nnunet.noise import measure_noise, measured_region, measured_slices, noise_figures
 from fvae_nnunet.orientation import AxisOrder
 from fvae_nnunet.reconstruction_settings import Reconstruction
 from fvae_nnunet.schemes import reconstructed_slices
@@ -156,10 +156,8 @@ def fidelity(
             impossible += int(np.count_nonzero((raw_slice < POSSIBLE_HU[0]) | (raw_slice > POSSIBLE_HU[1])))
     mean_square = squared / volume_hu.size
     psnr_db = float("inf") if mean_square == 0 else 10 * np.log10((upper - lower) ** 2 / mean_square)
-    raw_hu = np.clip(measured_slices(volume_hu.transpose(axis_order)).astype(np.float32), lower, upper)
-    view_hu = measured_slices(reconstruction_hu.transpose(axis_order))
-    region = homogeneous_region(raw_hu)
-    raw, view = (measure_noise(slices_hu, region) if region.any() else None for slices_hu in (raw_hu, view_hu))
+    region, raw = measured_region(volume_hu.transpose(axis_order), hu_window)
+    view = None if raw is None else measure_noise(measured_slices(reconstruction_hu.transpose(axis_order)), region)
     return Fidelity(
         float(psnr_db),
         absolute / volume_hu.size,

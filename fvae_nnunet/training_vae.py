@@ -104,11 +104,10 @@ def load_training_vae(
         )
     by_windows = recorded.get("scheme") == "windows"
     lower_hu, upper_hu = hu_window or recorded.get("hu_window") or PAPER_HU_WINDOW
-    alike = {} if hu_window else {"inner_windows": recorded.get("inner_windows", ())}
     settings = Reconstruction.for_vae(
         vae.spec,
         hu_window=(lower_hu, upper_hu),
-        **alike,
+        inner_windows=() if hu_window else recorded.get("inner_windows", ()),
         **{name: recorded[name] for name in ("enlarge", "pixel_mm", "average") if name in recorded},
         window_slices=recorded["window_slices"] if by_windows else None,
         overlap_slices=recorded["overlap_slices"] if by_windows else None,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from phantoms import LABELS
+from phantoms import LABELS, LESION_PLACES
 from steps import Runner, Step, command_environment, script, small_machine_settings
 
 from fvae_nnunet.cli.command import run_command
@@ -28,9 +28,6 @@ from fvae_nnunet.json_files import read_json
 from fvae_nnunet.manifest import write_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
-
-PLACES = {"pancreas": ("--inside-fraction", "0.5")}
-"""Data -> where ``fvae-synthesize`` puts lesions: the tumours of the pancreas phantoms are wider than the organ."""
 
 RECIPES = {
     "draft": (),
@@ -101,7 +98,7 @@ class Comparison:
         yield Step(f"train-{self.name}", train, result, (model,), resumes=True, options=device, after=after)
         synthesize = (
             "fvae-synthesize", self.dataset, "--ldm", str(model), *weights, "-n", str(arguments.n), "--seed",
-            str(self.seed), "--sizes", "real", *PLACES.get(self.data, ()), "-o", str(self.output),
+            str(self.seed), "--sizes", "real", *LESION_PLACES.get(self.data, ()), "-o", str(self.output),
         )  # fmt: skip
         # 1: for some lesions there was no place
         yield Step(

@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from phantoms import LESION_PLACES
 from steps import Runner, Step, command_environment, script, small_machine_settings
 
 from fvae_nnunet.cli.command import run_command
 
-KINDS = {"lung": (910, ("--organ", "lungs"), ()), "pancreas": (911, (), ("--inside-fraction", "0.5"))}
-"""Kind of phantom -> number of its dataset, where ``fvae-train-ldm`` finds the organ, where ``fvae-synthesize`` puts
-lesions: the tumours of the pancreas phantoms are wider than the organ."""
+KINDS = {"lung": (910, ("--organ", "lungs")), "pancreas": (911, ())}
+"""Kind of phantom -> number of its dataset, and where ``fvae-train-ldm`` finds the organ."""
 
 CONFIGURATION, FOLD = "3d_fullres", "0"
 BASE_PLANS = "nnUNetPlansSmall"
@@ -42,7 +42,7 @@ LDM = ("--vae", "tiny", "--size", "tiny")
 
 def planned(arguments: argparse.Namespace) -> list[Step]:
     """All steps, in order."""
-    number, organ, places = KINDS[arguments.kind]
+    number, organ = KINDS[arguments.kind]
     name, id_of = f"Dataset{number}_Few{arguments.kind.capitalize()}", str(number)
     raw, preprocessed = Path("nnUNet_raw") / name, Path("nnUNet_preprocessed") / name
     model, synthetic = Path("ldm"), Path("synthetic")
@@ -82,7 +82,7 @@ def planned(arguments: argparse.Namespace) -> list[Step]:
             "4-synthesize",
             (
                 "fvae-synthesize", id_of, "--ldm", str(model), *of_fold, "-n", str(arguments.n), "-o", str(synthetic),
-                "--sizes", "real", "--seed", str(arguments.seed), *places,
+                "--sizes", "real", "--seed", str(arguments.seed), *LESION_PLACES[arguments.kind],
             ),
             synthetic / "dataset.json",
             (synthetic,),

@@ -32,6 +32,9 @@ LABELS = {
 }
 """Kind of phantom -> nnU-Net's `labels` entry."""
 
+LESION_PLACES = {"pancreas": ("--inside-fraction", "0.5"), "lung": ()}
+"""Kind of phantom -> options of ``fvae-synthesize``: the tumours of the pancreas are wider than the organ."""
+
 MIN_SHAPE = (12, 32, 32)
 """Below this the organs have no room (z, y, x)."""
 
