@@ -87,7 +87,7 @@ class nnUNetTrainerFVAE(RecordingTrainer):
             for view, folder in zip(views, folders, strict=True)
             for case in cases
         }
-        record = {
+        record: dict[str, Any] = {
             "view_name": ",".join(f"{view}:{weight:g}" for view, weight in views.items())
             if several
             else next(iter(views)),
