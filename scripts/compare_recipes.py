@@ -122,9 +122,9 @@ def judged(output: Path) -> dict[str, Any]:
 def table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: a line for each dataset, recipe and number of steps, over all seeds."""
     lines = [
-        "| data | recipe | steps | accepted | core SD, HU (real) | core SD gained for 1 HU more asked | core mean "
-        "minus asked, HU (quartiles) | contrast, HU (real) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | recipe | steps | accepted | core SD, HU (real) | texture, HU (real) | texture gained for 1 HU more "
+        "asked | core mean minus asked, HU (quartiles) | contrast, HU (real) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for data, recipe, steps in dict.fromkeys((one["data"], one["recipe"], one["steps"]) for one in results):
         runs = [one for one in results if (one["data"], one["recipe"], one["steps"]) == (data, recipe, steps)]
@@ -133,16 +133,19 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
         unplaced = sum(one["tried"] - one["cases"] for one in runs)
         if unplaced:
             accepted += f" ({unplaced} found no place)"
-        pairs = [(lesion["asked"]["core_sd_hu"], lesion["core_sd_hu"]) for lesion in made if lesion["asked"]]
+        pairs = [(lesion["asked"]["texture_sd_hu"], lesion["texture_sd_hu"]) for lesion in made if lesion["asked"]]
         known = np.array([pair for pair in pairs if None not in pair], float)
         gain = f"{np.polyfit(*known.T, 1)[0]:.2f}" if len(known) and np.ptp(known[:, 0]) else "none"
         missed = [lesion["core_mean_hu"] - lesion["asked"]["core_mean_hu"] for lesion in made if lesion["asked"]]
         quartiles = np.percentile(missed, (50, 25, 75)) if missed else ()
         followed = "{:.0f} ({:.0f} to {:.0f})".format(*quartiles) if missed else "not told"
-        texture, contrast = (
-            f"{_median(made, measure)} ({_median(real, measure)})" for measure in ("core_sd_hu", "contrast_hu")
+        core_sd, texture, contrast = (
+            f"{_median(made, measure)} ({_median(real, measure)})"
+            for measure in ("core_sd_hu", "texture_sd_hu", "contrast_hu")
         )
-        lines.append(f"| {data} | {recipe} | {steps} | {accepted} | {texture} | {gain} | {followed} | {contrast} |")
+        lines.append(
+            f"| {data} | {recipe} | {steps} | {accepted} | {core_sd} | {texture} | {gain} | {followed} | {contrast} |"
+        )
     return lines
 
 

@@ -40,9 +40,14 @@ def test_datasets_and_seeds_have_folders_of_their_own():
     assert train.command[train.command.index("--organ") + 1] == "body" and "--weights" in train.command
 
 
-def lesion(core_mean_hu, core_sd_hu, contrast_hu, asked=None, asked_sd=10.0):
-    appearance = None if asked is None else {"core_mean_hu": asked, "core_sd_hu": asked_sd}
-    return {"core_mean_hu": core_mean_hu, "core_sd_hu": core_sd_hu, "contrast_hu": contrast_hu, "asked": appearance}
+def lesion(core_mean_hu, core_sd_hu, contrast_hu, asked=None, asked_texture=10.0):
+    return {
+        "core_mean_hu": core_mean_hu,
+        "core_sd_hu": core_sd_hu,
+        "texture_sd_hu": core_sd_hu - 12,
+        "contrast_hu": contrast_hu,
+        "asked": None if asked is None else {"core_mean_hu": asked, "texture_sd_hu": asked_texture},
+    }
 
 
 def test_the_table_takes_all_seeds_of_a_recipe_together():
@@ -51,15 +56,15 @@ def test_the_table_takes_all_seeds_of_a_recipe_together():
         {"data": "lung", "seed": 0, "recipe": "draft", "steps": 9, "accepted": 2, "cases": 3, "tried": 3, "real": real,
          "lesions": [lesion(35, 20, 810, 30), lesion(40, 22, None, 38), lesion(20, 24, 830, 30)]},
         {"data": "lung", "seed": 1, "recipe": "draft", "steps": 9, "accepted": 1, "cases": 1, "tried": 3, "real": real,
-         "lesions": [lesion(31, 26, 850, 30, asked_sd=18.0)]},
+         "lesions": [lesion(31, 26, 850, 30, asked_texture=18.0)]},
         {"data": "lung", "seed": 0, "recipe": "paper", "steps": 9, "accepted": 0, "cases": 1, "tried": 1, "real": real,
          "lesions": [lesion(31, 90, None)]},
     ]  # fmt: skip
     *_, draft, paper = table(results)
-    # differences 5, 2, -10, 1; standard deviations of 22 on average where 10 were asked for, of 26 where 18 were
+    # differences 5, 2, -10, 1; textures of 10 on average where 10 were asked for, of 14 where 18 were
     accepted = "2 of 3, 1 of 1 (2 found no place)"
-    assert draft == f"| lung | draft | 9 | {accepted} | 23 (19) | 0.50 | 2 (-2 to 3) | 830 (850) |"
-    assert paper == "| lung | paper | 9 | 0 of 1 | 90 (19) | none | not told | none (850) |"
+    assert draft == f"| lung | draft | 9 | {accepted} | 23 (19) | 11 (7) | 0.50 | 2 (-2 to 3) | 830 (850) |"
+    assert paper == "| lung | paper | 9 | 0 of 1 | 90 (19) | 78 (7) | none | not told | none (850) |"
 
 
 def test_a_dataset_needs_its_organ():

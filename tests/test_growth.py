@@ -111,7 +111,7 @@ def test_growth_is_a_factor_of_the_diameter(dataset):
         (own,) = [lesion for lesion in real if lesion["voxels"] == old]
         assert record["replaces"]["diameter_mm"] == own["diameter_mm"]
         # it looks as it did: its own core in this case
-        assert record["appearance"]["core_sd_hu"] == own["core_sd_hu"]
+        assert record["appearance"]["texture_sd_hu"] == own["texture_sd_hu"]
     assert 0.69 < min(factors) < 0.85 and 1.3 < max(factors) < 1.51
 
 

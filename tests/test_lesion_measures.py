@@ -71,8 +71,8 @@ def a_lesion():
 def test_measures_of_a_lesion():
     hu, organ, lesion = a_lesion()
     assert measure_lesion(hu, lesion, organ, SPACING_MM) == {
-        "depth_mm": 5.0, "mean_hu": 40.0, "core_mean_hu": 40.0, "core_sd_hu": 20.0, "contrast_hu": -60.0,
-        "rim_hu": 0.0, "slice_change_hu": None,
+        "depth_mm": 5.0, "mean_hu": 40.0, "core_mean_hu": 40.0, "core_sd_hu": 20.0, "texture_sd_hu": 14.58,
+        "contrast_hu": -60.0, "rim_hu": 0.0, "slice_change_hu": None,
     }  # fmt: skip
     assert tuple(measure_lesion(hu, lesion, organ, SPACING_MM)) == MEASURES
     rim = hu.copy()
@@ -81,6 +81,25 @@ def test_measures_of_a_lesion():
     # 256 voxels, of which 144 are deeper than 2 mm
     assert measured["rim_hu"] == 35.0 and measured["core_sd_hu"] == 20.0 and measured["contrast_hu"] == -60.0
     assert measured["mean_hu"] == pytest.approx(40 + 35 * 112 / 256, abs=0.005)
+
+
+def test_texture_is_what_a_gaussian_of_2_mm_within_the_core_leaves():
+    hu, organ, lesion = a_lesion()
+    # of 10 rows of the core, 5 of 20 HU and 5 of 60; it reaches 6 mm
+    distance_mm = np.abs(np.subtract.outer(np.arange(10), np.arange(10)))
+    weights = np.where(distance_mm <= 6, np.exp(-(distance_mm**2) / (2 * 2.0**2)), 0)
+    smoothed = weights @ np.repeat([20.0, 60.0], 5) / weights.sum(axis=1)
+    measured = measure_lesion(hu, lesion, organ, SPACING_MM)
+    assert measured["texture_sd_hu"] == pytest.approx(smoothed.std(), abs=0.01)
+
+
+def test_noise_is_little_of_the_texture():
+    """White noise smoothed by a Gaussian of sigma voxels has (2 sqrt(pi) sigma)^(-1/2) of its SD left for each axis."""
+    ball = np.sum((np.indices((41, 41, 41)).T - 20) ** 2, axis=-1).T <= 18**2
+    noise = np.random.default_rng(0).normal(0, 30, ball.shape)
+    measured = measure_lesion(noise, ball, ~ball, (1.0, 1.0, 1.0))
+    assert measured["core_sd_hu"] == pytest.approx(30, rel=0.02)
+    assert measured["texture_sd_hu"] == pytest.approx(30 / (2 * np.sqrt(np.pi) * 2) ** 1.5, rel=0.25)
 
 
 def test_surroundings_reach_6_mm():

@@ -17,14 +17,15 @@ ALIKE_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Appearance:
-    """Mean and standard deviation of HU in a lesion's core (``lesion_measures.lesion_core``); NaN: not known."""
+    """Mean of HU in a lesion's core (``lesion_measures.lesion_core``) and standard deviation of its texture
+    (``texture.core_texture``); NaN: not known."""
 
     core_mean_hu: float
-    core_sd_hu: float
+    texture_sd_hu: float
 
     def recorded(self) -> dict[str, float | None]:
         """As the record of a case states it."""
-        values = {"core_mean_hu": self.core_mean_hu, "core_sd_hu": self.core_sd_hu}
+        values = {"core_mean_hu": self.core_mean_hu, "texture_sd_hu": self.texture_sd_hu}
         return {name: None if math.isnan(value) else round(value, 2) for name, value in values.items()}
 
 
@@ -89,7 +90,7 @@ def draw_appearance(
         distances = [abs(math.log(lesion["diameter_mm"] / diameter_mm)) for lesion in real]
         nearest = np.argsort(distances, kind="stable")[: math.ceil(ALIKE_SHARE * len(real))]
         like = real[int(rng.choice(nearest))]
-    sd_hu = math.nan if like is None else like["core_sd_hu"]
+    sd_hu = math.nan if like is None else like["texture_sd_hu"]
     if asked.core_mean_hu is not None:
         return Appearance(float(rng.uniform(*asked.core_mean_hu)), sd_hu)
     if asked.contrast_hu is not None:

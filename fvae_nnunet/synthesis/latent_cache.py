@@ -20,7 +20,7 @@ The record of a case says which windows there are and what of them holds lesion:
     "shape": [P, d, h, w]
     "mean": [C numbers], "variance": [C numbers]    of the latents as stored
     "spacing_mm": [z, y, x]    of the voxels that were encoded
-    "appearances_hu": [[core mean, core standard deviation], ...]    of each lesion, see ``layout``
+    "appearances_hu": [[core mean, texture], ...]    of each lesion, see ``layout``
 
 Slices are encoded whole, padded with the lower end of the HU window (and class 0) on their far sides, so that they have
 at least ``inplane_pixels`` and the VAE takes them. A case with fewer slices than a window goes on with its last slice,

@@ -11,6 +11,7 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.surface_dice import bounding_box
 from fvae_nnunet.intensity import hu_to_model
+from fvae_nnunet.synthesis.appearance import Appearance
 from fvae_nnunet.synthesis.conditions import packed_condition
 from fvae_nnunet.synthesis.draft import drafted
 from fvae_nnunet.synthesis.latent_windows import Piece, latent_slices, plan_pieces
@@ -24,7 +25,7 @@ from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 MARGIN_MM = 5.0
 """Around lesions, in which a network learns to generate; also the default of synthesis."""
 
-FORMAT = 2
+FORMAT = 3
 """Of what is stored; raised when it changes."""
 
 _LARGEST_FLOAT16 = 65504.0
@@ -131,7 +132,7 @@ def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, organs:
     layout = grid.layout(raw).padded(shape)
     draft_hu, region = None, None
     if settings.mask_encoding == "outline":
-        draft_hu = drafted(source.volume_hu, raw, raw.lesion_numbers > 0, unknown_hu=0.0)
+        draft_hu = drafted(source.volume_hu, raw, raw.lesion_numbers > 0, unknown=Appearance(0.0, 0.0), rng=None)
         draft_hu = padded_volume(grid.volume(draft_hu), shape, settings.hu_window)
         region = too_close(layout.lesion_numbers > 0, layout.spacing_mm, MARGIN_MM)
     pieces = plan_pieces(layout.class_map > organs, settings.window_slices, spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Layout:
         from scipy import ndimage
 
         from fvae_nnunet.synthesis.lesion_measures import lesion_core
+        from fvae_nnunet.synthesis.texture import core_texture
 
         numbered, n = ndimage.label(class_map > organs, structure=TOUCHING)
         appearances_hu = np.full((n, len(APPEARANCE)), np.nan, dtype=np.float32)
@@ -54,13 +55,18 @@ class Layout:
             for number, box in enumerate(ndimage.find_objects(numbered), start=1):
                 around = grown(box, (1, 1, 1), class_map.shape)
                 core = lesion_core(numbered[around] == number, spacing_mm)
-                core_hu = volume_hu[around][core].astype(np.float64)
-                appearances_hu[number - 1] = core_hu.mean(), core_hu.std()
+                texture_hu = core_texture(volume_hu[around], core, spacing_mm)
+                appearances_hu[number - 1] = volume_hu[around][core].mean(dtype=np.float64), texture_hu[core].std()
         return cls(class_map, numbered.astype(np.uint16), appearances_hu, spacing_mm)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.class_map.shape
+
+    def appearance(self, lesion: int, unknown: Appearance) -> Appearance:
+        """What the lesion of this number (from 1) looks like; what is not known is that of ``unknown``."""
+        row = self.appearances_hu[lesion - 1]
+        return Appearance(*np.where(np.isnan(row), astuple(unknown), row).tolist())
 
     def padded(self, shape: tuple[int, ...]) -> Layout:
         """The layout padded behind to a shape: slices like the last one, in-plane background."""
@@ -82,7 +88,7 @@ class Layout:
         """
         class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
         class_map[box][lesion], numbers[box][lesion] = lesion_class, len(self.appearances_hu) + 1
-        row = np.array([[appearance.core_mean_hu, appearance.core_sd_hu]], dtype=np.float32)
+        row = np.array([astuple(appearance)], dtype=np.float32)
         appearances_hu = np.concatenate([self.appearances_hu, row])
         return replace(self, class_map=class_map, lesion_numbers=numbers, appearances_hu=appearances_hu)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fvae_nnunet.synthesis.placement import box_around
+from fvae_nnunet.synthesis.texture import core_texture
 
 CORE_DEPTH_MM = 4.0
 """So far from the outside, at most, the core of a lesion begins,"""
@@ -27,7 +28,16 @@ SHARED_VOXELS = 30
 """So many voxels at least must be deep in both of two slices for a change between them to be more than noise: of noise
 of 20 HU their mean difference has a standard deviation of 5 HU."""
 
-MEASURES = ("depth_mm", "mean_hu", "core_mean_hu", "core_sd_hu", "contrast_hu", "rim_hu", "slice_change_hu")
+MEASURES = (
+    "depth_mm",
+    "mean_hu",
+    "core_mean_hu",
+    "core_sd_hu",
+    "texture_sd_hu",
+    "contrast_hu",
+    "rim_hu",
+    "slice_change_hu",
+)
 
 
 def lesion_core(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
@@ -98,6 +108,7 @@ def measure_lesion(
         * ``depth_mm``: distance of the deepest voxel to the nearest voxel outside.
         * ``mean_hu``: mean over the whole lesion.
         * ``core_mean_hu``, ``core_sd_hu``: mean and standard deviation in ``lesion_core``.
+        * ``texture_sd_hu``: standard deviation there of ``texture.core_texture``, in which noise plays little part.
         * ``contrast_hu``: the core's mean minus ``surroundings_hu``. Not the lesion's: its rim, blurred into the
           surroundings, makes up more of a small lesion than of a large one, so the same tissue would have another
           contrast.
@@ -123,6 +134,7 @@ def measure_lesion(
         "mean_hu": hu[inside].mean(),
         "core_mean_hu": core_mean,
         "core_sd_hu": hu[core].std(),
+        "texture_sd_hu": core_texture(hu, core, spacing_mm)[core].std(),
         "contrast_hu": None if around is None else core_mean - around,
         "rim_hu": hu[rim].mean() - core_mean if rim.any() else None,
         "slice_change_hu": _slice_change(hu, depth_mm >= CORE_DEPTH_MM),

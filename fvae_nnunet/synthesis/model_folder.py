@@ -35,7 +35,7 @@ DENOISER_FOLDER = "denoiser"
 SCHEDULER_FOLDER = "scheduler"
 
 _ADDED_LATER = frozenset(
-    {"text_weights_sha256", "lesions", "detail_channels", "appearance_mean", "appearance_std", "context"}
+    {"text_weights_sha256", "lesions", "detail_channels", "core_mean_hu", "texture_sd_hu", "context"}
 )
 
 
@@ -62,8 +62,8 @@ class ModelSettings:
         text_weights_sha256: of the text encoder; None: not checked.
         lesions: how many of the classes are lesions.
         detail_channels: see ``conditions``.
-        appearance_mean, appearance_std: of the training lesions, see ``lesion_detail.AppearanceScale``; None for a
-            model that is not told how lesions look.
+        core_mean_hu, texture_sd_hu: mean and standard deviation of ``layout.APPEARANCE`` over the training lesions;
+            None for a model that is not told how lesions look.
         context: what the network sees of the latent, see ``denoiser``.
     """
 
@@ -86,18 +86,18 @@ class ModelSettings:
     text_weights_sha256: str | None = None
     lesions: int = 1
     detail_channels: int = 0
-    appearance_mean: tuple[float, ...] | None = None
-    appearance_std: tuple[float, ...] | None = None
+    core_mean_hu: tuple[float, float] | None = None
+    texture_sd_hu: tuple[float, float] | None = None
     context: str = "none"
 
     @property
     def appearance(self) -> AppearanceScale | None:
         """Of the training lesions; None for a model that is not told how lesions look."""
-        if self.appearance_mean is None or self.appearance_std is None:
+        if self.core_mean_hu is None or self.texture_sd_hu is None:
             return None
         from fvae_nnunet.synthesis.lesion_detail import AppearanceScale
 
-        return AppearanceScale(self.appearance_mean, self.appearance_std)
+        return AppearanceScale(*zip(self.core_mean_hu, self.texture_sd_hu, strict=True))
 
     def condition_format(self, spec: VAESpec) -> ConditionFormat:
         """How the network is told what is where; ``spec`` is that of the model's VAE."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.intensity import round_to_int16
@@ -23,8 +24,6 @@ from fvae_nnunet.synthesis.placement import box_around
 from fvae_nnunet.synthesis.source_cases import SourceCase
 
 if TYPE_CHECKING:
-    import torch
-
     from fvae_nnunet.synthesis.model import LatentDiffusion
     from fvae_nnunet.synthesis.noise_process import NoiseProcess
 
@@ -185,7 +184,14 @@ def _insert(
     draft_hu = None
     if model.settings.context == "draft":
         assert model.settings.appearance is not None
-        draft_hu = grid.volume(drafted(volume_hu, layout, mask, model.settings.appearance.mean[0]))[seen]
+        drawn_hu = drafted(
+            volume_hu,
+            layout,
+            mask,
+            unknown=Appearance(*model.settings.appearance.mean),
+            rng=np.random.default_rng(int(torch.randint(2**62, (), generator=generator))),
+        )
+        draft_hu = grid.volume(drawn_hu)[seen]
     decoded = inpaint(
         model,
         grid.volume(volume_hu)[seen],

@@ -19,7 +19,7 @@ A record::
      "text": null, "findings": null,
      "lesions": [{"shape": "ellipsoid", "borrowed_from": null, "diameter_mm": 14.2, "voxels": 830,
                   "centre_voxel": [z, y, x], "centre_mm": [x, y, z], "inside_fraction": 0.97,
-                  "appearance": {"core_mean_hu": 52.0, "core_sd_hu": 17.0}, "replaces": null}],
+                  "appearance": {"core_mean_hu": 52.0, "texture_sd_hu": 7.0}, "replaces": null}],
      "label": {"name": "tumour", "value": 2},
      "model": {"folder": "...", "weights_sha256": "...", "vae": "...", "vae_sha256": "...", "training_cases": [...]},
      "settings": {...}, "quality": {...}}

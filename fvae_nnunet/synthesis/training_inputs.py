@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from fvae_nnunet.synthesis.latent_cache import cache_folder, latent_statistics, 
 from fvae_nnunet.synthesis.latent_draws import LatentDraws
 from fvae_nnunet.synthesis.latent_encoding import LatentSettings
 from fvae_nnunet.synthesis.latent_windows import latent_slices
+from fvae_nnunet.synthesis.layout import APPEARANCE
 from fvae_nnunet.synthesis.lesion_detail import AppearanceScale
 from fvae_nnunet.synthesis.model_folder import ModelSettings
 from fvae_nnunet.synthesis.source_cases import SourceDataset
@@ -99,9 +101,10 @@ def draws_and_model(
     """
     records = read_records(cache, dataset.cases)
     mean, std = latent_statistics(records.values())
-    appearance = None
+    looks: dict[str, Any] = {}
     if latent_settings.mask_encoding == "outline":
-        appearance = AppearanceScale.of([hu for record in records.values() for hu in record["appearances_hu"]])
+        scale = AppearanceScale.of([hu for record in records.values() for hu in record["appearances_hu"]])
+        looks = dict(zip(APPEARANCE, zip(scale.mean, scale.std, strict=True), strict=True))
     model = ModelSettings(
         vae=vae.spec.name,
         weights_sha256=vae.weights_sha256,
@@ -122,9 +125,8 @@ def draws_and_model(
         text_weights_sha256=texts.weights_sha256,
         organ=portable_name(dataset.organ.text),
         detail_channels=detail_channels(latent_settings.mask_encoding, vae.spec),
-        appearance_mean=None if appearance is None else appearance.mean,
-        appearance_std=None if appearance is None else appearance.std,
         context=settings.context,
+        **looks,
     )
     draws = LatentDraws(
         cache,
