@@ -21,7 +21,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.json_files import read_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 from fvae_nnunet.synthesis import case_plan, model, model_folder, painting, segmenter
-from fvae_nnunet.synthesis.case_plan import source_of
+from fvae_nnunet.synthesis.case_plan import SOURCES_TRIED, sources_of
 from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.placed_lesions import PlacedLesion
 from fvae_nnunet.synthesis.placement import Placement, position_of
@@ -215,10 +215,12 @@ def test_the_same_bytes_however_the_work_is_spread(paints, tmp_path):
 
 def test_sources_are_used_evenly():
     cases = ["a", "b", "c", "d"]
-    drawn = [source_of(number, cases, seed=3) for number in range(40)]
+    drawn = [sources_of(number, cases, seed=3)[0] for number in range(40)]
     for start in range(0, 40, 4):
         assert sorted(drawn[start : start + 4]) == cases
     assert len({tuple(drawn[start : start + 4]) for start in range(0, 40, 4)}) > 3
+    assert all(sorted(sources_of(number, cases, seed=3)) == cases for number in range(8))
+    assert len(sources_of(3, range(40), seed=3)) == SOURCES_TRIED
 
 
 def test_verify_makes_a_damaged_case_again(paints, tmp_path, capsys):
@@ -253,7 +255,9 @@ def test_finished_cases_are_left_alone_and_changed_ones_made_again(paints, tmp_p
     assert len(read_synthetic_cases(output)) == 1
 
 
-def test_where_nothing_fits_the_others_are_made_and_the_status_says_so(paints, tmp_path, capsys):
+def test_where_nothing_fits_another_case_is_taken_and_where_it_fits_nowhere_the_status_says_so(
+    paints, tmp_path, capsys
+):
     dataset = write_dataset(cases=2)
 
     def shrink_the_organ(labels):
@@ -262,13 +266,25 @@ def test_where_nothing_fits_the_others_are_made_and_the_status_says_so(paints, t
         return labels
 
     rewrite_image(dataset.raw / "labelsTr" / "case_1.nii.gz", shrink_the_organ)
-    assert run(dataset, tmp_path / "out", *SIZE, n=4) == 1
-    captured = capsys.readouterr()
-    assert captured.err.count("case_1: no lesion of 10 to 14 mm fits, 5 were tried; the last: no place") == 2
-    assert "2 of 4 cases failed" in captured.err
-    assert "2 cases accepted, 0 rejected, 0 already complete, 2 failed" in captured.out
+    assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
     made = read_synthetic_cases(tmp_path / "out")
-    assert [case.record["source_case"] for case in made] == ["case_0", "case_0"]
+    assert [case.record["source_case"] for case in made] == ["case_0"] * 4
+    capsys.readouterr()
+    assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
+    assert "0 cases accepted, 0 rejected, 4 already complete" in capsys.readouterr().out
+    before = files_of(tmp_path / "out")
+    made[2].images[0].unlink()
+    assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
+    assert "1 cases accepted, 0 rejected, 3 already complete" in capsys.readouterr().out
+    assert files_of(tmp_path / "out") == before
+    rewrite_image(dataset.raw / "labelsTr" / "case_0.nii.gz", shrink_the_organ)
+    assert run(dataset, tmp_path / "nowhere", *SIZE, n=2) == 1
+    captured = capsys.readouterr()
+    for last, first in (("case_0", "case_1"), ("case_1", "case_0")):
+        said = f"{last}: no lesion of 10 to 14 mm fits, 5 were tried; the last: no place"
+        assert re.search(f"{said}.*; nor in {first}$", captured.err, re.MULTILINE)
+    assert "2 of 2 cases failed" in captured.err
+    assert "0 cases accepted, 0 rejected, 0 already complete, 2 failed" in captured.out
 
 
 def test_fewer_lesions_where_there_is_no_room_for_all(paints, tmp_path):

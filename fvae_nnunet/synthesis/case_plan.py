@@ -32,6 +32,9 @@ SHAPES_TRIED = 5
 
 PLACES_TRIED = 1000
 
+SOURCES_TRIED = 5
+"""Cases that are tried, where no lesion fits into the first."""
+
 INSIDE_FRACTION_LUNG = 0.85
 INSIDE_FRACTION = 0.80
 """MAISI asks 0.85 of lung tumours and 0.80 of pancreatic ones."""
@@ -110,14 +113,16 @@ def default_inside_fraction(organ: OrganSource) -> float:
     return INSIDE_FRACTION_LUNG if "lung" in organ.recorded.lower() else INSIDE_FRACTION
 
 
-def source_of(number: int, cases: Sequence[str], seed: int) -> str:
-    """Which case the synthetic case of this number is made from.
+def sources_of(number: int, cases: Sequence[str], seed: int) -> list[str]:
+    """Which cases the synthetic case of this number may be made from: the first in which a lesion finds a place.
 
-    The cases are gone through again and again, each time in another order; so they are used evenly.
+    The cases are gone through again and again, each time in another order; so they are used evenly. Where nothing fits,
+    those that follow in this order are tried, `SOURCES_TRIED` in all.
     """
     passed, index = divmod(number, len(cases))
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, passed)))
-    return cases[rng.permutation(len(cases))[index]]
+    order = np.roll(rng.permutation(len(cases)), -index)
+    return [cases[at] for at in order[:SOURCES_TRIED]]
 
 
 def plan_lesions(

@@ -18,11 +18,12 @@ from fvae_nnunet.image_files import write_volume
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.recorded_files import atomic_write, sha256_of_file
-from fvae_nnunet.synthesis.case_plan import Avoided, PlanSettings, plan_lesions, source_of
+from fvae_nnunet.synthesis.case_plan import Avoided, PlanSettings, plan_lesions, sources_of
 from fvae_nnunet.synthesis.growth import plan_growth
 from fvae_nnunet.synthesis.lesion_measures import MEASURES
 from fvae_nnunet.synthesis.painting import PaintSettings, paint
 from fvae_nnunet.synthesis.placed_lesions import PlacedLesion, labels_with
+from fvae_nnunet.synthesis.placement import NothingFits
 from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.real_lesions import (
     FILE_NAME,
@@ -223,11 +224,22 @@ def _refuse_other_real_lesions(job: Job, settings: dict[str, Any]) -> None:
 
 
 def _read(job: Job, case: str) -> _Planned | None:
-    number = number_of(case)
-    name = source_of(number, job.sources, job.seed)
-    inputs = job.inputs(name)
-    if _is_done(job, case, inputs):
+    if _is_done(job, case):
         return None
+    number = number_of(case)
+    names = sources_of(number, job.sources, job.seed)
+    reasons = []
+    for name in names:
+        try:
+            return _plan(job, number, name)
+        except NothingFits as error:
+            reasons.append(str(error))
+    others = f"; nor in {', '.join(names[:-1])}" if names[1:] else ""
+    raise NothingFits(f"{reasons[-1]}{others}")
+
+
+def _plan(job: Job, number: int, name: str) -> _Planned:
+    inputs = job.inputs(name)
     source = job.dataset.read(name, digests=inputs)
     rng = np.random.default_rng(np.random.SeedSequence([job.seed, number]))
     avoid = None if job.avoid is None else job.avoid.read(source)
@@ -239,12 +251,13 @@ def _read(job: Job, case: str) -> _Planned | None:
     return _Planned(number, source, inputs, lesions)
 
 
-def _is_done(job: Job, case: str, inputs: dict[str, str]) -> bool:
-    record = job.manifest.read_case(case, {"accepted": bool})
+def _is_done(job: Job, case: str) -> bool:
+    record = job.manifest.read_case(case, {"accepted": bool, "source": str})
     if record is None:
         return False
     paths = job.paths(case, accepted=record["accepted"])
-    return job.manifest.is_done(case, inputs=inputs, outputs=[*paths.images, paths.label, paths.record])
+    outputs = [*paths.images, paths.label, paths.record]
+    return job.manifest.is_done(case, inputs=job.inputs(record["source"]), outputs=outputs)
 
 
 def _find(job: Job, segmenter: Segmenter, source: SourceCase, volume_hu: np.ndarray) -> np.ndarray:
@@ -269,7 +282,12 @@ def _write(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
     other = job.paths(case, accepted=not record["accepted"])
     for stale in (*other.images, other.label, other.record):
         stale.unlink(missing_ok=True)
-    result = {"accepted": record["accepted"], "reasons": record["reasons"], "lesions": len(record["lesions"])}
+    result = {
+        "accepted": record["accepted"],
+        "reasons": record["reasons"],
+        "lesions": len(record["lesions"]),
+        "source": source.case,
+    }
     outputs = [*paths.images, paths.label, paths.record]
     job.manifest.write_case(case, inputs=planned.inputs, outputs=outputs, results=result)
     sizes = ", ".join(f"{lesion['diameter_mm']:.0f}" for lesion in record["lesions"])
