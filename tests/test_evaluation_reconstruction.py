@@ -18,6 +18,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction_quality import evaluate_view, ssim_3d
 from fvae_nnunet.evaluation.reconstruction_summary import format_table, summarise
 from fvae_nnunet.evaluation.seams import seam_score
+from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.evaluation.view_folder import evaluate_view_folder
 from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
 
@@ -68,6 +69,25 @@ def test_tissues_are_those_of_the_raw_volume_with_the_lower_end_inside():
         "air": 0, "lung": 2, "fat": 2, "soft tissue": 2, "bone": 1,
     }  # fmt: skip
     assert np.isnan([tissues["air"]["mae_hu"], tissues["air"]["bias_hu"]]).all()
+
+
+def test_errors_in_soft_tissue_at_its_edges_and_of_what_is_coarse():
+    raw_hu = np.full((2, 24, 40), -1000)
+    raw_hu[:, :, 8:24], raw_hu[:, :, 24:] = -100, 100
+    coarse = evaluated(raw_hu, raw_hu + np.where(raw_hu > -200, 8, 100))["volume"]
+    assert coarse["soft_mae_hu"] == coarse["soft_edges_mae_hu"] == 8
+    assert 8 < coarse["soft_coarse_mae_hu"] < 20, "some of the air's 100 HU reaches over"
+    chequered = np.where(np.indices(raw_hu.shape).sum(axis=0) % 2, 8, -8)
+    fine = evaluated(raw_hu, raw_hu + chequered)["volume"]
+    assert fine["soft_mae_hu"] == fine["soft_edges_mae_hu"] == 8 and fine["soft_coarse_mae_hu"] < 0.5
+    # the step of 200 HU has 70 HU per pixel beside it and 26 a pixel further on, that to the air 317 and 117
+    moved = raw_hu.copy()
+    moved[:, :, 23:25] += 16
+    edges = evaluated(raw_hu, moved)["volume"]
+    assert edges["soft_mae_hu"] == pytest.approx(16 * 2 / 32)
+    assert edges["soft_edges_mae_hu"] == pytest.approx(16 * 2 / 6)
+    air = evaluated(np.full((2, 8, 8), -1000), np.full((2, 8, 8), -990))["volume"]
+    assert np.isnan([air["soft_mae_hu"], air["soft_edges_mae_hu"], air["soft_coarse_mae_hu"]]).all()
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image():
@@ -177,9 +197,13 @@ def test_cases_are_matched_and_summarised(folders):
     assert [case["case"] for case in results["cases"]] == ["case_0", "case_1", "case_2"]
     assert [case["volume"]["mae_hu"] for case in results["cases"]] == [0, 2, 4]
     assert results["labels"] == [{"key": "1", "name": "tumour", "value": 1}]
-    assert results["summary"]["volume"]["mae_hu"] == {"mean": 2, "sd": 2, "min": 0, "max": 4, "n": 3}
+    interval = bootstrap_interval([0, 2, 4], seed=0)
+    assert 0 <= interval.low < 2 < interval.high <= 4
+    assert results["summary"]["volume"]["mae_hu"] == {
+        "mean": 2, "low": interval.low, "high": interval.high, "sd": 2, "min": 0, "max": 4, "n": 3,
+    }  # fmt: skip
     assert results["summary"]["labels"]["1"]["mae_hu"] == {
-        "mean": 1, "sd": pytest.approx(math.sqrt(2)), "min": 0, "max": 2, "n": 2,
+        "mean": 1, "low": 0, "high": 2, "sd": pytest.approx(math.sqrt(2)), "min": 0, "max": 2, "n": 2,
     }  # fmt: skip
     assert results["summary"]["tissues"]["bone"]["mae_hu"]["n"] == 0
     psnr = results["summary"]["volume"]["psnr_db"]
@@ -306,8 +330,9 @@ def test_command_writes_table_json_csv_and_pictures(folders, capsys):
     assert [path.name for path in sorted(pictures.iterdir())] == ["case_0.png", "case_2.png"]
     printed = capsys.readouterr().out
     assert "label tumour" in printed
+    interval = bootstrap_interval([0, 2, 4], seed=0)
     assert " ".join(next(line for line in printed.splitlines() if "MAE (HU)" in line).split()) == (
-        "MAE (HU) 2.00 2.00 0.00 4.00 3"
+        f"MAE (HU) 2.00 {interval.low:.2f} {interval.high:.2f} 2.00 0.00 4.00 3"
     )
 
 
@@ -341,5 +366,5 @@ def test_the_table_says_where_a_tissue_occurs_in_no_case():
         "summary": summarise([case]),
     }
     lines = format_table(results).splitlines()
-    assert lines[2].split() == ["MAE", "(HU)", "1.00", "-", "1.00", "1.00", "1"]
+    assert lines[2].split() == ["MAE", "(HU)", "1.00", "-", "-", "-", "1.00", "1.00", "1"]
     assert lines[3].split() == ["bone", "in", "no", "case"]

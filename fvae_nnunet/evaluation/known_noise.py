@@ -14,15 +14,15 @@ import numpy as np
 from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.reconstruction_quality import TISSUES_HU
+from fvae_nnunet.evaluation.places import (
+    EDGE_HU_PER_PIXEL,
+    FLAT_HU_PER_PIXEL,
+    TISSUES_HU,
+    slopes,
+    soft_tissue,
+    tissue_masks,
+)
 from fvae_nnunet.hu_windows import PAPER_HU_WINDOW, HUWindow
-
-SOFT_TISSUE_HU = (-150.0, 250.0)
-"""Of the truth, where edges and flat places are looked for: fat, muscle, organs, with contrast agent or without."""
-
-EDGE_HU_PER_PIXEL, FLAT_HU_PER_PIXEL = 20.0, 6.0
-"""Steepest in-plane slope of the truth, after a Gaussian of one pixel: at least so much is an edge, at most so much
-flat. Fat beside muscle (150 HU) has 60."""
 
 PLACES = ("edges", "flat", *TISSUES_HU)
 """Where errors are measured; tissues are those of the truth."""
@@ -68,12 +68,9 @@ class KnownNoise:
 
 def places_of(truth_hu: np.ndarray) -> dict[str, np.ndarray]:
     """Where errors are measured, by name (`PLACES`): bool, same shape as the truth (z, y, x)."""
-    slope = np.empty_like(truth_hu)
-    for plane, steepness in zip(truth_hu, slope, strict=True):
-        ndimage.gaussian_gradient_magnitude(plane, 1.0, output=steepness, mode="nearest")
-    soft = (truth_hu >= SOFT_TISSUE_HU[0]) & (truth_hu <= SOFT_TISSUE_HU[1])
+    soft, slope = soft_tissue(truth_hu), slopes(truth_hu)
     places = {"edges": soft & (slope >= EDGE_HU_PER_PIXEL), "flat": soft & (slope <= FLAT_HU_PER_PIXEL)}
-    return places | {name: (truth_hu >= lower) & (truth_hu < upper) for name, (lower, upper) in TISSUES_HU.items()}
+    return places | tissue_masks(truth_hu)
 
 
 def errors_hu(view_hu: np.ndarray, truth_hu: np.ndarray, places: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -16,20 +16,13 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.boundary import NO_SURFACE, SLOPE_NOISE_PART, EdgePair
 from fvae_nnunet.evaluation.label_scheme import Label
+from fvae_nnunet.evaluation.places import EDGE_HU_PER_PIXEL, slopes, soft_tissue, tissue_masks
 from fvae_nnunet.evaluation.seams import seam_score
 from fvae_nnunet.hu_windows import check_hu_window
 from fvae_nnunet.noise import homogeneous_region, measure_noise, noise_figures
 
-TISSUES_HU = {
-    "air": (-math.inf, -950.0),
-    "lung": (-950.0, -500.0),
-    "fat": (-190.0, -30.0),
-    "soft tissue": (-30.0, 150.0),
-    "bone": (200.0, math.inf),
-}
-"""Raw HU of a tissue's voxels, lower end included, upper end not. Fat and soft tissue are the ranges usual for fat and
-muscle in body composition (-190 to -30 and -29 to 150 HU), air and lung part at the -950 HU of emphysema scores;
-contrast agent above 200 HU counts as bone."""
+COARSE_PIXELS = 3.0
+"""In-plane Gaussian behind which noise and edges hardly count: what is left of an error is a change of brightness."""
 
 SSIM_WINDOW_VOXELS = 7
 """Edge of the cube, uniformly weighted, in which SSIM compares: scikit-image's default."""
@@ -82,7 +75,7 @@ def evaluate_view(
     """
     _check(raw_hu, view_hu, spacing_mm, segmentation)
     lower, upper = check_hu_window(hu_window)
-    tissue_masks = {name: (raw_hu >= low) & (raw_hu < high) for name, (low, high) in TISSUES_HU.items()}
+    in_tissues = tissue_masks(raw_hu)
     raw_hu, view_hu = (np.clip(volume.astype(np.float32), lower, upper) for volume in (raw_hu, view_hu))
     difference_hu = view_hu - raw_hu
     whole = _errors(difference_hu)
@@ -97,6 +90,7 @@ def evaluate_view(
         "mse_normalised": mse_hu2 / (upper - lower) ** 2,
         "mae_hu": whole.mae_hu,
         "bias_hu": whole.bias_hu,
+        **_soft_tissue_errors(raw_hu, difference_hu),
         **noise_figures(raw_noise, view_noise),
         "noise_ratio": _ratio(view_noise.total_hu, raw_noise.total_hu),
         "noise_fine_ratio": _ratio(view_noise.fine_hu, raw_noise.fine_hu),
@@ -104,7 +98,7 @@ def evaluate_view(
         "noise_voxels": int(region.sum()),
         "seam_score": seam_score(raw_hu, view_hu, inner) if 0 < len(inner) < len(raw_hu) - 1 else math.nan,
     }
-    tissues = {name: asdict(_errors(difference_hu[mask])) for name, mask in tissue_masks.items()}
+    tissues = {name: asdict(_errors(difference_hu[mask])) for name, mask in in_tissues.items()}
     in_labels = {}
     if segmentation is not None:
         flat = homogeneous_region(raw_hu, flattest_part=SLOPE_NOISE_PART)
@@ -113,6 +107,17 @@ def evaluate_view(
             mask = np.isin(segmentation, label)
             in_labels[str(label)] = asdict(_errors(difference_hu[mask])) | asdict(edges.shift_at(mask))
     return {"volume": volume, "tissues": tissues, "labels": in_labels}
+
+
+def _soft_tissue_errors(raw_hu: np.ndarray, difference_hu: np.ndarray) -> dict[str, float]:
+    """Mean absolute errors in `places.SOFT_HU`: of all of it, at its edges, and of what is coarse."""
+    from scipy import ndimage
+
+    soft = soft_tissue(raw_hu)
+    edges = soft & (slopes(raw_hu) >= EDGE_HU_PER_PIXEL)
+    coarse_hu = ndimage.gaussian_filter(difference_hu, (0, COARSE_PIXELS, COARSE_PIXELS), mode="nearest")
+    places = {"soft": difference_hu[soft], "soft_edges": difference_hu[edges], "soft_coarse": coarse_hu[soft]}
+    return {f"{name}_mae_hu": _errors(errors_hu).mae_hu for name, errors_hu in places.items()}
 
 
 def ssim_3d(raw: np.ndarray, view: np.ndarray, *, data_range: float) -> float:

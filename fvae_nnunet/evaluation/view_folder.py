@@ -17,10 +17,11 @@ from fvae_nnunet.evaluation import boundary
 from fvae_nnunet.evaluation.case_files import geometry_differences, run_each, unknown_labels
 from fvae_nnunet.evaluation.label_scheme import Label, LabelScheme, find_dataset_json
 from fvae_nnunet.evaluation.picture import case_picture
+from fvae_nnunet.evaluation.places import EDGE_HU_PER_PIXEL, SOFT_HU, TISSUES_HU
 from fvae_nnunet.evaluation.reconstruction_quality import (
+    COARSE_PIXELS,
     LABEL_IN_NO_VOXEL,
     SSIM_WINDOW_VOXELS,
-    TISSUES_HU,
     evaluate_view,
 )
 from fvae_nnunet.evaluation.reconstruction_summary import SCHEMA, summarise
@@ -124,6 +125,9 @@ def evaluate_view_folder(
             "tissues_hu": {
                 name: [end if math.isfinite(end) else None for end in limits] for name, limits in TISSUES_HU.items()
             },
+            "soft_hu": list(SOFT_HU),
+            "edge_hu_per_pixel": EDGE_HU_PER_PIXEL,
+            "coarse_pixels": COARSE_PIXELS,
             "noise": noise.SETTINGS,
             "boundary": boundary.SETTINGS,
             "windows": windows and {"window_slices": windows[0], "overlap_slices": windows[1]},
