@@ -23,16 +23,14 @@ from fvae_nnunet.cli.command import load_again, run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.front import (
     Method,
-    front_results,
-    front_table,
+    front_rows,
     measure_front,
     methods_count,
     middle,
-    write_front_picture,
+    write_front,
 )
 from fvae_nnunet.evaluation.known_noise import KnownNoise
 from fvae_nnunet.image_files import read_upright
-from fvae_nnunet.manifest import write_json
 from fvae_nnunet.progress_bar import progress_bar
 from fvae_nnunet.reconstruction import reconstruct_volume
 
@@ -91,16 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bar(total=len(cases) * methods_count(len(methods)), unit="view") as bar:
         found = measure_front([case[1:] for case in cases], methods, noise, seed=arguments.seed, on_step=bar.update)
     pixels = sum(volume_hu.size for _, volume_hu, _ in cases)
-    results = front_results(found, noise, [name for name, *_ in cases]) | {
-        "views": named,
-        "seconds_per_slice_of_512": {name: round(taken / pixels * 512**2, 3) for name, taken in seconds.items()},
-    }
-    write_json(arguments.o, results)
-    picture = arguments.o.with_suffix(".png")
-    what = "phantoms" if arguments.phantoms else "images"
-    write_front_picture(found, picture, title=f"{noise.sd_hu:g} HU of noise in {len(cases)} {what}: what is left")
-    print("\n".join(front_table(found)))
-    print(f"{len(cases)} cases; seconds a slice of 512 x 512: {results['seconds_per_slice_of_512']}")
+    per_slice = {name: round(taken / pixels * 512**2, 3) for name, taken in seconds.items()}
+    made_with = {"views": named, "seconds_per_slice_of_512": per_slice}
+    picture = write_front(found, noise, [name for name, *_ in cases], arguments.o, made_with)
+    head, *rows = front_rows(found)
+    for row in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(row)} |")
+    print(f"{len(cases)} cases; seconds a slice of 512 x 512: {per_slice}")
     print(f"written: {arguments.o} and {picture}")
     return 0
 

@@ -130,25 +130,25 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.front import (
         KIND,
-        front_results,
-        front_table,
+        front_rows,
         measure_front,
         methods_count,
         middle,
-        write_front_picture,
+        write_front,
     )
     from fvae_nnunet.evaluation.known_noise import KnownNoise
+    from fvae_nnunet.evaluation.text_table import text_table
     from fvae_nnunet.evaluation.view_folder import cases_of
     from fvae_nnunet.image_files import read_upright
-    from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
+    from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
     from fvae_nnunet.progress_bar import progress_bar
     from fvae_nnunet.reconstruction import reconstruct_volume
 
     path = arguments.o or arguments.view_folder / "denoising_front.json"
     if path.suffix != ".json" or arguments.slices < 1:
         raise UserError(f"-o must name a file that ends in .json and --slices be 1 or more, got {path}")
-    picture = path.with_suffix(".png")
-    refuse_other_output(path, is_ours=is_json_of(KIND), beside=[picture], command="fvae-evaluate-reconstruction")
+    beside = [path.with_suffix(".png")]
+    refuse_other_output(path, is_ours=is_json_of(KIND), beside=beside, command="fvae-evaluate-reconstruction")
     content = Manifest(arguments.view_folder / MANIFEST_FOLDER).read({"made_with": {"options": str}})
     if content is None:
         raise UserError(f"{arguments.view_folder} was not written by fvae-reconstruct, so how to make it is not known")
@@ -166,12 +166,11 @@ def _with_noise(arguments: argparse.Namespace) -> int:
 
     with progress_bar(total=len(volumes) * methods_count(1), unit="view") as bar:
         found = measure_front(volumes, {name: view}, noise, on_step=bar.update)
-    write_json(path, front_results(found, noise, list(images)) | {"views": {name: loaded.options}})
-    write_front_picture(found, picture, title=f"{noise.sd_hu:g} HU of noise in {len(volumes)} images: what is left")
-    print("\n".join(front_table(found)))
+    picture = write_front(found, noise, list(images), path, {"views": {name: loaded.options}})
+    print("\n".join(text_table(front_rows(found, ("edges", "flat")))))
     print(
-        f"{len(volumes)} images, {noise.sd_hu:g} HU of noise; root mean square errors in HU against the truth, 95 % "
-        "intervals over images; each filter at the strength with the smallest error at edges and in flat tissue"
+        f"{len(volumes)} images, {noise.sd_hu:g} HU of noise; root mean square errors against the truth in HU, with "
+        "their\n95 % intervals over images; each filter at the strength with the least error"
     )
     print(f"written: {path} and {picture}")
     return 0

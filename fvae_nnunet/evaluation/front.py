@@ -15,6 +15,7 @@ from fvae_nnunet.controls import CONTROLS, Control
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.known_noise import PLACES, KnownNoise, errors_hu, places_of
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.manifest import write_json
 from fvae_nnunet.reconstruction import reconstruct_volume
 from fvae_nnunet.reconstruction_settings import Reconstruction
 
@@ -127,14 +128,19 @@ def _both(denoised: Denoised) -> float:
     return denoised.mean("edges") + denoised.mean("flat")
 
 
-def front_table(found: Sequence[Denoised]) -> list[str]:
-    """Markdown: each method at its best strength, mean errors with 95 % intervals over cases."""
-    lines = [f"| | strength | {' | '.join(PLACES)} |", "|---" * (2 + len(PLACES)) + "|"]
-    for denoised in best_of(found):
-        strength = "" if denoised.strength is None else f"{denoised.strength:.3g}"
-        cells = [_with_interval(denoised.errors[place]) for place in PLACES]
-        lines.append(f"| {denoised.method} | {strength} | {' | '.join(cells)} |")
-    return lines
+def front_rows(found: Sequence[Denoised], places: Sequence[str] = PLACES) -> list[list[str]]:
+    """A table: a head, and each method at its best strength with mean errors and their 95 % intervals over cases."""
+    return [
+        ["", "strength", *places],
+        *(
+            [
+                denoised.method,
+                "" if denoised.strength is None else f"{denoised.strength:.3g}",
+                *(_with_interval(denoised.errors[place]) for place in places),
+            ]
+            for denoised in best_of(found)
+        ),
+    ]
 
 
 def _with_interval(errors: Sequence[float]) -> str:
@@ -146,8 +152,21 @@ def _with_interval(errors: Sequence[float]) -> str:
     return f"{known.mean():.1f}{ends}"
 
 
-def front_results(found: Sequence[Denoised], noise: KnownNoise, cases: Sequence[str]) -> dict[str, Any]:
-    """JSON values: noise, cases, and of each method its errors in each case."""
+def write_front(
+    found: Sequence[Denoised], noise: KnownNoise, cases: Sequence[str], path: Path, made_with: Mapping[str, Any]
+) -> Path:
+    """Write what was measured as JSON, and beside it a picture.
+
+    Args:
+        found: of ``measure_front``.
+        noise: that was added.
+        cases: their names.
+        path: of the JSON: noise, cases, of each method its errors in each case, and ``made_with``.
+        made_with: further values, such as the options of the views.
+
+    Returns:
+        The path of the picture.
+    """
     methods = [
         {
             "method": one.method,
@@ -156,7 +175,11 @@ def front_results(found: Sequence[Denoised], noise: KnownNoise, cases: Sequence[
         }
         for one in found
     ]
-    return {"schema": 1, "kind": KIND, "noise": asdict(noise), "cases": list(cases), "methods": methods}
+    results = {"schema": 1, "kind": KIND, "noise": asdict(noise), "cases": list(cases), "methods": methods}
+    write_json(path, results | dict(made_with))
+    picture = path.with_suffix(".png")
+    write_front_picture(found, picture, title=f"{noise.sd_hu:g} HU of noise in {len(cases)} images: what is left")
+    return picture
 
 
 def _rounded(errors: Sequence[float]) -> list[float | None]:
