@@ -14,8 +14,9 @@ process (its workers not included). GPU use is the mean of nvidia-smi's samples.
 process without its workers: on a CPU that others use too, its ratio says more than that of the wall-clock.
 
 The floor is the VAE's arithmetic on the samples that were drawn, counted by torch, at the rate of a large matrix
-product in the precision of the VAE, measured in the same process before training. The last column is what an iteration
-takes more than nnUNetTrainer's, in floors.
+product in the precision of the VAE, measured in the same process before training. The excess is what an iteration
+takes more than nnUNetTrainer's, in floors. Graph breaks are those of torch.compile, which is on by default on CUDA; 0
+where nothing is compiled.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """In a process of its own: warm up, train the iterations, and say what they took."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from torch._dynamo.utils import counters
 
     from fvae_nnunet import trainers
 
@@ -134,6 +136,7 @@ def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "floor": None if floor is None else floor * sum(drawn) / arguments.iterations,
         "patch": list(trainer.configuration_manager.patch_size),
         "batch": trainer.batch_size,
+        "graph_breaks": counters["graph_break"].total(),
     }
 
 
@@ -198,8 +201,8 @@ def print_table(rows: dict[tuple[str, str], list[dict[str, Any]]], arguments: ar
     print(f"{machine(arguments.device)}; {size}; {arguments.iterations} iterations, median of {arguments.rounds}\n")
     memory = "GPU memory, MiB" if arguments.device == "cuda" else "memory, MiB"
     print(f"| trainer | VAE | ms per iteration | ratio | range of the ratio | CPU time, ms | ratio | {memory} | "
-          "GPU use | samples drawn | floor, ms | excess in floors |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+          "GPU use | samples drawn | floor, ms | excess in floors | graph breaks |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     base, base_cpu = (statistics.median(run[key] for run in first) for key in ("seconds", "cpu_seconds"))
     for (trainer, vae), runs in rows.items():
         seconds, cpu_seconds = (statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_seconds"))
@@ -213,6 +216,7 @@ def print_table(rows: dict[tuple[str, str], list[dict[str, Any]]], arguments: ar
             f"{max(run['mib'] for run in runs):.0f}", f"{statistics.mean(use):.0f}%" if use else "",
             f"{statistics.mean(run['drawn'] for run in runs):.2f}" if floor else "",
             f"{floor * 1e3:.1f}" if floor else "", f"{(seconds - base) / floor:.1f}" if floor else "",
+            str(max(run["graph_breaks"] for run in runs)),
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 
