@@ -111,7 +111,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             hu_as_is=self.hu_as_is or loaded.hu_as_is,
         )
         vae = loaded.vae
-        reconstruction = PatchReconstruction(vae, patches, loaded.settings, say=self.print_to_log_file)
+        reconstruction = PatchReconstruction(vae, patches, loaded.settings)
         if self.posterior == "sample" and not reconstruction.has_posterior():
             raise UserError(f"{vae.spec.name} has no posterior to draw from; leave posterior at 'mode'")
         compiled = self._do_i_compile() and compile_vae(vae)
