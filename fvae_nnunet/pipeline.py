@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fvae_nnunet.device_memory import release
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.workers import Worker, WorkerDied
 
@@ -175,6 +176,7 @@ def _run_here(
         except Exception as error:
             if (stop := _fatal(error)) is not None:
                 raise stop from error
+            release(error)
             yield Outcome(case, error=error)
         else:
             yield Outcome(case, result)
@@ -235,6 +237,7 @@ class _Pipeline:
                 try:
                     computed = clock.compute(compute, case, payload)
                 except Exception as error:
+                    release(error)
                     self._end("compute", Outcome(case, error=error))
                 else:
                     self._hand_over(case, computed)

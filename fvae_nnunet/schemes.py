@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fvae_nnunet.combined_windows import PlaneChange, combined
+from fvae_nnunet.device_memory import even_part
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.hu_windows import HUWindow
 from fvae_nnunet.intensity import (
@@ -112,8 +113,16 @@ def _batches(
     """The windows in groups of equal length that are coded in one call."""
     for slices, group in groupby(windows, key=lambda window: window[1] - window[0]):
         equal = list(group)
-        count = 1 if one_by_one or device.type == "cpu" else max(1, VOXELS_OF_A_CALL // (slices * pixels))
-        yield from (equal[first : first + count] for first in range(0, len(equal), count))
+        most = 1 if one_by_one else windows_of_a_call(slices * pixels, device)
+        while equal:
+            count = even_part(len(equal), most)
+            yield equal[:count]
+            equal = equal[count:]
+
+
+def windows_of_a_call(voxels: int, device: torch.device) -> int:
+    """How many windows of so many voxels are coded together; where memory lacks, the VAE parts them again."""
+    return 1 if device.type == "cpu" else max(1, VOXELS_OF_A_CALL // voxels)
 
 
 def _paper(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,26 +132,3 @@ def _options(content: dict[str, Any]) -> argparse.Namespace:
     for switch in ("--trust-weights", "--hu-as-is"):
         parser.add_argument(switch, action="store_true")
     return parser.parse_known_args(shlex.split(content["made_with"].get("options", "")))[0]
-
-
-def compile_vae(vae: FrozenVAE, **options: Any) -> bool:
-    """Let torch compile the VAE's own network, apart from any other; whether it has one that can be compiled.
-
-    Args:
-        vae: changed in place.
-        options: of ``torch.compile``.
-    """
-    module = getattr(vae, "_module", None)
-    methods = [name for name in ("encode", "decode") if callable(getattr(module, name, None))]
-    for name in methods:
-        setattr(module, name, torch.compile(_called_from_here(getattr(module, name)), **options))
-    return bool(methods)
-
-
-def _called_from_here(method: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch 2.5 and 2.6 compile needs ``torch`` in the module of its outermost function; diffusers' has none."""
-
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        return method(*arguments, **keywords)
-
-    return call

@@ -6,7 +6,7 @@ Both ways, for the trainer and for the transform, lead through the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -17,15 +17,13 @@ from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 
 from fvae_nnunet.combined_windows import PlaneChange
 from fvae_nnunet.ct_patches import CTPatches
+from fvae_nnunet.device_memory import TooLittleMemory, even_part
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.reconstruction_settings import Reconstruction
-from fvae_nnunet.schemes import VOXELS_OF_A_CALL, reconstructed_windows
+from fvae_nnunet.schemes import reconstructed_windows, windows_of_a_call
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.windows import blend_weights, slice_windows
-
-SHARE_OF_FREE_MEMORY = 0.5
-"""What the VAE may take of the GPU memory that is free when it codes its first window; the network comes after it."""
 
 Posterior = Literal["mode", "sample"]
 
@@ -102,11 +100,6 @@ class PatchReconstruction:
         vae: the frozen VAE; its device need not be the batch's.
         patches: what the plans say.
         settings: HU window and windows of slices; the scheme must be ``windows``.
-        say: takes the one message when memory is short.
-
-    Attributes:
-        windows_of_a_call: windows of slices that go through the VAE at once; None until a GPU's first window has shown
-            what one needs.
 
     Raises:
         UserError: 2d patches and a VAE that needs several slices, or another scheme.
@@ -117,10 +110,8 @@ class PatchReconstruction:
         vae: FrozenVAE,
         patches: CTPatches,
         settings: Reconstruction | None = None,
-        *,
-        say: Callable[[str], object] = print,
     ) -> None:
-        self.vae, self.patches, self._say = vae, patches, say
+        self.vae, self.patches = vae, patches
         self.settings = settings or Reconstruction.for_vae(vae.spec)
         if self.settings.scheme != "windows":
             raise UserError(f"patches are reconstructed with the scheme windows, not {self.settings.scheme}")
@@ -130,8 +121,6 @@ class PatchReconstruction:
                 "an image VAE (tiny, taef2, diffusers:...), or a view made before training (fvae-preprocess, -tr "
                 "nnUNetTrainerFVAE)"
             )
-        self.windows_of_a_call: int | None = None if vae.device.type == "cuda" else 1
-        self._said = False
 
     def has_posterior(self) -> bool:
         """Whether two draws from the posterior differ, tried on the smallest volume."""
@@ -140,6 +129,18 @@ class PatchReconstruction:
         ramp = torch.linspace(-1, 1, side, device=device).expand(1, 1, spec.padded_slices(1), side, side)
         first, second = (self.vae.encode(ramp, torch.Generator().manual_seed(seed)) for seed in (0, 1))
         return not torch.equal(first, second)
+
+    def warm_up(self, patch_size: Sequence[int], device: torch.device, posterior: Posterior) -> None:
+        """Reconstruct one sample of zeros, so that every size of call of later 3D batches has occurred.
+
+        Args:
+            patch_size: (z, y, x) of later batches.
+            device: of the batches.
+            posterior: as they will be drawn.
+        """
+        channels = 1 + max(channel.index for channel in self.patches.channels)
+        draw = Draw((0,), (1.0,), (0,) if posterior == "sample" else None)
+        self.apply(torch.zeros((1, channels, *patch_size), device=device), draw)
 
     @torch.no_grad()
     def apply(self, batch: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -154,7 +155,7 @@ class PatchReconstruction:
             A new tensor of the same shape, dtype and device.
 
         Raises:
-            UserError: the VAE gives values that are not finite, or not even one window fits into memory.
+            UserError: the VAE gives values that are not finite, or memory is too little for it.
         """
         result = batch.clone()
         if not draw.samples:
@@ -184,17 +185,13 @@ class PatchReconstruction:
         ramp = torch.from_numpy(blend_weights(settings.overlap_slices)).to(axial_hu.device)[:, None, None]
         result = torch.empty_like(axial_hu)
         ranges = slice_windows(axial_hu.shape[1], settings.window_slices, settings.overlap_slices)
-        places = [(sample, start, stop) for start, stop in ranges for sample in range(len(axial_hu))]
-        for _, equal in groupby(places, key=lambda place: place[2] - place[1]):
-            waiting = list(equal)
+        for waiting in self._equal_windows(ranges, len(axial_hu)):
+            most = windows_of_a_call((waiting[0][2] - waiting[0][1]) * axial_hu[0, 0].numel(), self.vae.device)
             while waiting:
-                count = 1 if generators is not None else self.windows_of_a_call or 1
-                some = waiting[:count]
+                some = waiting[: 1 if generators is not None else even_part(len(waiting), most)]
                 generator = None if generators is None else generators[some[0][0]]
                 windows_hu = torch.stack([axial_hu[sample, start:stop] for sample, start, stop in some])
                 decoded = self._decoded(windows_hu, generator)
-                if decoded is None:
-                    continue
                 for (sample, start, stop), piece in zip(some, decoded.to(result.device), strict=True):
                     shared = settings.overlap_slices if start else 0
                     into = result[sample, start:stop]
@@ -203,53 +200,32 @@ class PatchReconstruction:
                 waiting = waiting[len(some) :]
         return result
 
-    def _decoded(self, windows_hu: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor | None:
-        """The windows (n, d, y, x) in one call; None where memory did not suffice and the next call is smaller."""
-        measures = self.windows_of_a_call is None and self.vae.device.type == "cuda"
-        free, allocated = _free_and_allocated_bytes(self.vae.device) if measures else (0, 0)
+    def _equal_windows(self, ranges: list[tuple[int, int]], samples: int) -> Iterator[list[tuple[int, int, int]]]:
+        """Windows (sample, start, stop) of the same length, which may be coded together.
+
+        In 3D those of one sample, so that the sizes of all calls are the same however many samples are drawn; in 2D,
+        where a sample has one window, those of all samples.
+        """
+        is_2d = self.patches.transpose_forward is None
+        for some in [range(samples)] if is_2d else [range(sample, sample + 1) for sample in range(samples)]:
+            for _, equal in groupby(ranges, key=lambda window: window[1] - window[0]):
+                yield [(sample, start, stop) for start, stop in equal for sample in some]
+
+    def _decoded(self, windows_hu: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """The windows (n, d, y, x) in one call."""
         try:
-            decoded = reconstructed_windows(
+            return reconstructed_windows(
                 self.vae, windows_hu, self._changes(windows_hu), self.settings.hu_windows, generator
             )
-        except (torch.OutOfMemoryError, UserError) as error:
-            cause = error.__cause__ if isinstance(error, UserError) else error
-            if not isinstance(cause, torch.OutOfMemoryError):
-                raise
-            if len(windows_hu) == 1:
-                raise UserError(
-                    f"{self.vae.spec.name}: {self.vae.device} has too little free memory for one window of "
-                    f"{' x '.join(map(str, windows_hu.shape[1:]))} voxels in {self.vae.dtype}. Use a smaller VAE, or "
-                    "a view made before training (fvae-preprocess, -tr nnUNetTrainerFVAE)"
-                ) from error
-            decoded = None  # what the error's frames hold is free only behind this block
-        if decoded is None:
-            self._halve(len(windows_hu))
-        elif measures:
-            needed = max(1, torch.cuda.max_memory_allocated(self.vae.device) - allocated)
-            fitting = int(SHARE_OF_FREE_MEMORY * free / needed)
-            self.windows_of_a_call = max(1, min(fitting, VOXELS_OF_A_CALL // windows_hu.numel()))
-        return decoded
+        except TooLittleMemory as error:
+            raise UserError(
+                f"{error}. In training: a smaller VAE, a smaller batch, or a view made before (fvae-preprocess, -tr "
+                "nnUNetTrainerFVAE)"
+            ) from error
 
     def _changes(self, windows_hu: torch.Tensor) -> list[PlaneChange]:
         rows, columns = windows_hu.shape[-2:]
         return self.settings.plane_changes((rows, columns), self.patches.plane_mm)
-
-    def _halve(self, failed: int) -> None:
-        self.windows_of_a_call = failed // 2
-        torch.cuda.empty_cache()
-        if not self._said:
-            self._say(
-                f"fvae_nnunet: {failed} windows of slices at once are too many for the memory of {self.vae.device}; "
-                f"going on with {self.windows_of_a_call}, and fewer if need be"
-            )
-            self._said = True
-
-
-def _free_and_allocated_bytes(device: torch.device) -> tuple[int, int]:
-    """What torch could still allocate on the GPU, and what it has; restarts torch's peak of allocated memory."""
-    allocated = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated, allocated
 
 
 class ReconstructionTransform(ImageOnlyTransform):

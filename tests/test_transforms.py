@@ -9,7 +9,9 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from identity_vae import IdentityVAE
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
+from fvae_nnunet import schemes, transforms
 from fvae_nnunet.ct_patches import CTChannel, CTPatches
+from fvae_nnunet.device_memory import TooLittleMemory
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction import reconstruct_volume
 from fvae_nnunet.reconstruction_settings import Reconstruction
@@ -133,85 +135,63 @@ def test_the_weight_blends_raw_and_view():
     assert torch.equal(mixed[1], batch[1])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 100])
+@pytest.fixture(params=[1, 2, 3, 5, 100])
+def most(request, monkeypatch):
+    """So many windows may go through the VAE at once."""
+    monkeypatch.setattr(transforms, "windows_of_a_call", lambda voxels, device: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("vae", [SmoothingVAE(slice_stride=4, slice_offset=1, window_slices=9), SmoothingVAE()])
-def test_chunks_do_not_change_values(vae, count):
+def test_chunks_do_not_change_values(vae, most):
     batch = batch_of(3, 1, 22, 9, 8)
     draw = Draw((0, 1, 2), (1.0, 1.0, 0.5))
-    expected = PatchReconstruction(vae, PATCHES).apply(batch, draw)
-    reconstruction = PatchReconstruction(vae, PATCHES)
-    reconstruction.windows_of_a_call = count
     vae.windows.clear()
-    assert torch.equal(reconstruction.apply(batch, draw), expected)
-    largest = max(shape[0] for shape in vae.windows)
-    assert largest <= count
-    assert largest > 1 or count == 1
+    found = PatchReconstruction(vae, PATCHES).apply(batch, draw)
+    together = {shape[0] for shape in vae.windows}
+    with pytest.MonkeyPatch.context() as one_by_one:
+        one_by_one.setattr(transforms, "windows_of_a_call", lambda voxels, device: 1)
+        assert torch.equal(found, PatchReconstruction(vae, PATCHES).apply(batch, draw))
+    assert max(together) <= most
+    assert max(together) > 1 or most == 1
 
 
-def test_chunks_do_not_change_the_values_of_a_real_vae():
-    batch, draw = batch_of(2, 1, 11, 20, 24), ALL
-    one, several = (PatchReconstruction(load_vae("tiny"), PATCHES) for _ in range(2))
-    several.windows_of_a_call = 4
-    # the order of sums in convolutions may depend on the batch
-    torch.testing.assert_close(one.apply(batch, draw), several.apply(batch, draw), rtol=0, atol=1e-4)
+def test_chunks_do_not_change_the_values_of_a_real_vae(most):
+    batch, reconstruction = batch_of(2, 1, 11, 20, 24), PatchReconstruction(load_vae("tiny"), PATCHES)
+    found = reconstruction.apply(batch, ALL)
+    with pytest.MonkeyPatch.context() as one_by_one:
+        one_by_one.setattr(transforms, "windows_of_a_call", lambda voxels, device: 1)
+        # the order of sums in convolutions may depend on the batch
+        torch.testing.assert_close(found, reconstruction.apply(batch, ALL), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_too_little_memory_halves_the_chunk_and_says_so_once(wrapped):
-    class Large(SmoothingVAE):
-        def decode(self, latent):
-            if len(latent) > 2:
-                error = torch.OutOfMemoryError("CUDA out of memory")
-                if wrapped:  # as Wan does where its own, smaller steps do not fit
-                    raise UserError("too little memory") from error
-                raise error
-            return super().decode(latent)
-
-    batch, said = batch_of(2, 1, 64, 8, 8), []
-    reconstruction = PatchReconstruction(Large(), PATCHES, say=said.append)
-    reconstruction.windows_of_a_call = 16
-    result = reconstruction.apply(batch, ALL)
-    assert torch.equal(result, PatchReconstruction(SmoothingVAE(), PATCHES).apply(batch, ALL))
-    assert reconstruction.windows_of_a_call == 2
-    assert len(said) == 1 and "16 windows" in said[0] and "going on with 8" in said[0]
+def test_sizes_of_calls_do_not_depend_on_how_many_samples_are_drawn(monkeypatch):
+    monkeypatch.setattr(transforms, "windows_of_a_call", lambda voxels, device: 3)
+    batch, sizes = batch_of(4, 1, 30, 9, 8), []
+    for drawn in ((0,), (1, 3), (0, 1, 2, 3)):
+        vae = SmoothingVAE(slice_stride=4, slice_offset=1, window_slices=9)
+        PatchReconstruction(vae, PATCHES).apply(batch, Draw(drawn, (1.0,) * len(drawn)))
+        sizes.append(vae.windows)
+    assert sizes[1] == 2 * sizes[0] and sizes[2] == 4 * sizes[0]
 
 
-def test_memory_for_not_even_one_window_is_an_error_with_a_way_out():
+def test_too_little_memory_is_an_error_with_a_way_out():
     class TooLarge(IdentityVAE):
         def decode(self, latent):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise TooLittleMemory("identity: too little memory")
 
-    with pytest.raises(UserError, match=r"too little free memory for one window of 4 x 8 x 8 .*nnUNetTrainerFVAE"):
+    with pytest.raises(UserError, match=r"identity: too little memory. In training: .*nnUNetTrainerFVAE"):
         PatchReconstruction(TooLarge(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
 
 
-def test_other_errors_of_the_vae_are_not_taken_for_memory():
-    class Broken(IdentityVAE):
-        def decode(self, latent):
-            raise UserError("broken")
-
-    with pytest.raises(UserError, match="broken"):
-        PatchReconstruction(Broken(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
-
-
-def test_on_a_gpu_the_first_window_decides_how_many_go_together(monkeypatch):
-    class OnGPU(SmoothingVAE):
-        device = type("Device", (), {"type": "cuda"})()
-
-        def encode(self, volume, generator=None):
-            self.windows.append(tuple(volume.shape))
-            return volume
-
-    from fvae_nnunet import transforms
-
-    monkeypatch.setattr(transforms, "_free_and_allocated_bytes", lambda device: (1000, 100))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + 120)
-    vae = OnGPU()
-    reconstruction = PatchReconstruction(vae, PATCHES)
-    batch = batch_of(2, 1, 44, 8, 8)
-    assert torch.equal(reconstruction.apply(batch, ALL), PatchReconstruction(SmoothingVAE(), PATCHES).apply(batch, ALL))
-    assert reconstruction.windows_of_a_call == 4  # half of 1000 bytes for windows of 120
-    assert [shape[0] for shape in vae.windows] == [1, 4, 4, 1, 2]
+def test_on_a_gpu_the_windows_of_a_sample_go_together(monkeypatch):
+    monkeypatch.setattr(schemes, "VOXELS_OF_A_CALL", 4 * 8 * 8 * 8)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [schemes.windows_of_a_call(8 * 8 * 8, device) for device in (cpu, gpu)] == [1, 4]
+    assert schemes.windows_of_a_call(10**9, gpu) == 1
+    windows = [(start, start + 8) for start in range(0, 48, 8)]
+    assert [len(some) for some in schemes._batches(windows, 64, gpu, one_by_one=False)] == [3, 3]
+    assert [len(some) for some in schemes._batches(windows, 64, gpu, one_by_one=True)] == [1] * 6
 
 
 def test_2d_takes_image_vaes_and_refuses_video_vaes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,7 +71,8 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         return super().train_step(batch)
 
     def on_train_end(self) -> None:
-        self._reconstruction = None  # nnU-Net then empties the device's cache
+        self._reconstruction = None
+        gc.collect()  # a compiled VAE holds itself; nnU-Net then empties the device's cache
         super().on_train_end()
 
     def training_record(self) -> dict[str, Any]:
@@ -89,9 +91,10 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
 
     def _load_reconstruction(self) -> PatchReconstruction:
         """The VAE on this rank's device, after checking that these plans allow it; says and records what is used."""
+        from fvae_nnunet.compiled_vae import CompiledVAE
         from fvae_nnunet.ct_patches import CTPatches
         from fvae_nnunet.errors import UserError
-        from fvae_nnunet.training_vae import compile_vae, load_training_vae
+        from fvae_nnunet.training_vae import load_training_vae
         from fvae_nnunet.transforms import PatchReconstruction, check_draw_settings
 
         check_draw_settings(self.view_probability, self.view_blend, self.posterior)
@@ -111,10 +114,15 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             hu_as_is=self.hu_as_is or loaded.hu_as_is,
         )
         vae = loaded.vae
-        reconstruction = PatchReconstruction(vae, patches, loaded.settings, say=self.print_to_log_file)
+        reconstruction = PatchReconstruction(vae, patches, loaded.settings)
         if self.posterior == "sample" and not reconstruction.has_posterior():
             raise UserError(f"{vae.spec.name} has no posterior to draw from; leave posterior at 'mode'")
-        compiled = self._do_i_compile() and compile_vae(vae)
+        sizes = 0
+        if self._do_i_compile() and len(self.configuration_manager.patch_size) == 3:
+            compiled = CompiledVAE(vae)
+            reconstruction.warm_up(self.configuration_manager.patch_size, self.device, self.posterior)
+            compiled.close()
+            sizes = compiled.sizes
         made_with = {
             **loaded.settings.recorded_with(vae),
             "ct_channels": [channel.index for channel in patches.channels],
@@ -135,7 +143,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
                 **drawn_with,
                 "vae_named_by": loaded.named_by,
                 "weights": portable_name(vae.weights_source),
-                "compiled": compiled,
+                "compiled": sizes > 0,
             }
             self.print_to_log_file(
                 f"fvae_nnunet {__version__}: training patches pass through {vae.spec.name} (named by "

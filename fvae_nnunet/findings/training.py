@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fvae_nnunet.csv_tables import csv_bytes
+from fvae_nnunet.device_memory import memory_explained
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.augmentation import Augmentation
 from fvae_nnunet.findings.networks import build_network
@@ -89,7 +90,7 @@ def train(
         The network, in evaluation mode.
 
     Raises:
-        UserError: the loss is not finite, the GPU's memory does not suffice, or no checkpoint is whole.
+        UserError: the loss is not finite, the device's memory does not suffice, or no checkpoint is whole.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -106,29 +107,28 @@ def train(
     network.train()
     batches = _batches(settings, keys, load, first=len(losses))
     try:
-        for step, (drawn, volumes_hu) in enumerate(batches, start=len(losses)):
-            volumes = window(volumes_hu, settings, device)
-            volumes = torch.stack(
-                [augmentation(one, settings.augmentation_seed(step, place)) for place, one in enumerate(volumes)]
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate_at(step)
-            targets = torch.from_numpy(labels[drawn]).to(device)
-            with _autocast(settings, device):
-                logits = network(volumes)
-            loss = masked_loss(logits.float(), targets, weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise UserError(f"the loss of step {step + 1} is {value}; use a lower --lr, or --precision float32")
-            losses.append(value)
-            if len(losses) % save_every == 0 or len(losses) == settings.steps:
-                _save(output, network, optimizer, losses, settings)
-            on_step(len(losses), value)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError("the GPU's memory does not suffice; use a smaller --batch, --shape or --network") from error
+        with memory_explained(_lack(settings, "--batch, --shape or --network")):
+            for step, (drawn, volumes_hu) in enumerate(batches, start=len(losses)):
+                volumes = window(volumes_hu, settings, device)
+                volumes = torch.stack(
+                    [augmentation(one, settings.augmentation_seed(step, place)) for place, one in enumerate(volumes)]
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate_at(step)
+                targets = torch.from_numpy(labels[drawn]).to(device)
+                with _autocast(settings, device):
+                    logits = network(volumes)
+                loss = masked_loss(logits.float(), targets, weight)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                value = float(loss.detach())
+                if not np.isfinite(value):
+                    raise UserError(f"the loss of step {step + 1} is {value}; use a lower --lr, or --precision float32")
+                losses.append(value)
+                if len(losses) % save_every == 0 or len(losses) == settings.steps:
+                    _save(output, network, optimizer, losses, settings)
+                on_step(len(losses), value)
     finally:
         batches.close()
     _save_network(output, network)
@@ -166,11 +166,16 @@ def predict(
     """Probability of each finding, float32 (F,), for each case."""
     probabilities = {}
     for key in keys:
-        with _autocast(settings, device):
+        with memory_explained(_lack(settings, "--shape or --network")), _autocast(settings, device):
             logits = network(window([load(key)], settings, device))
         probabilities[key] = torch.sigmoid(logits.float())[0].cpu().numpy()
         on_case()
     return probabilities
+
+
+def _lack(settings: TrainingSettings, smaller: str) -> str:
+    precision = ", or --precision bfloat16" if settings.precision == "float32" else ""
+    return f"the device's memory does not suffice; use a smaller {smaller}{precision}"
 
 
 def window(volumes_hu: Sequence[np.ndarray], settings: TrainingSettings, device: str) -> torch.Tensor:

@@ -45,6 +45,10 @@ class VAESpec:
         steps = max(0, math.ceil((slices - self.slice_offset) / self.slice_stride))
         return max(1, self.slice_offset + steps * self.slice_stride)
 
+    def slices_of(self, latent_slices: int) -> int:
+        """How many slices so many latent slices (>= 1) stand for."""
+        return (self.slice_offset or self.slice_stride) + (latent_slices - 1) * self.slice_stride
+
     def padded_inplane(self, pixels: int) -> int:
         """The smallest multiple of the in-plane stride that is not less than ``pixels`` (>= 1)."""
         return math.ceil(pixels / self.inplane_stride) * self.inplane_stride

@@ -54,24 +54,42 @@ class ImageVAE(ModuleVAE):
             latent_channels=config.latent_channels,
             window_slices=WINDOW_SLICES,
         )
-        super().__init__(model, spec, source=source, device=device, dtype=dtype)
+        super().__init__(
+            model, spec, source=source, device=device, dtype=dtype, features_per_voxel=_widest_at_full_size(config)
+        )
         self._model = model
         self._in_channels: int = config.in_channels
         self.latent_mean, self.latent_std = _latent_statistics(config, config.latent_channels)
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        encoded = self._model.encode(slices_as_batch(volume, self._in_channels))
-        if not self._has_posterior:
-            latent = encoded.latents
-        elif generator is None:
-            latent = encoded.latent_dist.mode()
-        else:
-            latent = encoded.latent_dist.sample(generator)
+        latent = self._encoding.over(self._encode_images, slices_as_batch(volume, self._in_channels))
+        if self._has_posterior:
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+            posterior = DiagonalGaussianDistribution(latent)
+            latent = posterior.mode() if generator is None else posterior.sample(generator)
         return batch_as_slices(latent, volume.shape[0])
 
+    def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) to latents, or to what a posterior is made of."""
+        encoded: Any = self._model.encode(images)
+        latent: torch.Tensor = encoded.latent_dist.parameters if self._has_posterior else encoded.latents
+        return latent
+
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        images = self._model.decode(latent.transpose(1, 2).flatten(0, 1)).sample
-        return batch_as_slices(grey(images), latent.shape[0])
+        images = self._decoding.over(self._decode_images, latent.transpose(1, 2).flatten(0, 1))
+        return batch_as_slices(images, latent.shape[0])
+
+    def _decode_images(self, latent: torch.Tensor) -> torch.Tensor:
+        decoded: Any = self._model.decode(latent)
+        return grey(decoded.sample)
+
+
+def _widest_at_full_size(config: Any) -> int:
+    """Channels of the widest feature map with a value for every pixel: the decoder's last block takes the width of the
+    level below."""
+    widths = config.block_out_channels if hasattr(config, "block_out_channels") else config.decoder_block_out_channels
+    return max(widths[:2])
 
 
 def _latent_statistics(config: Any, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:

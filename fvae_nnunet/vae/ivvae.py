@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fvae_nnunet.device_memory import CallSize
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.ivvae_layers import Past
@@ -58,6 +59,7 @@ class IVVAE(ModuleVAE):
         )
         super().__init__(network, spec, source=source, device=device, dtype=dtype)
         self._network = network
+        self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
         self.latent_mean, self.latent_std = published_statistics(network.latent_channels, network.dim)
 
     def open_stream(self) -> VAEStream:
@@ -66,11 +68,15 @@ class IVVAE(ModuleVAE):
     def _encode(
         self, volume: torch.Tensor, generator: torch.Generator | None, past: Past | None = None
     ) -> torch.Tensor:
-        mean, log_variance = self._network.encode(volume.expand(-1, 3, -1, -1, -1), past)
+        colours = volume.expand(-1, 3, -1, -1, -1)
+        mean, log_variance = self._network.encode(colours, past, calls=self._encoder_chunks)
         return drawn(mean, torch.exp(log_variance / 2), generator)
 
     def _decode(self, latent: torch.Tensor, past: Past | None = None) -> torch.Tensor:
-        return grey(self._network.decode(latent, past))
+        return grey(self._network.decode(latent, past, calls=self._decoder_chunks))
+
+    def _least_slices(self, slices: int) -> int:
+        return GROUP_SLICES
 
 
 class _Stream(VAEStream):
@@ -87,7 +93,7 @@ class _Stream(VAEStream):
         slices = volume.shape[2]
         if slices % GROUP_SLICES != offset:
             raise ValueError(f"{vae.spec.name}: {slices} slices; needs {offset} + k * {GROUP_SLICES} slices here")
-        with torch.autocast(vae.device.type, enabled=False):
+        with vae._memory_explained(*volume.shape[2:]), torch.autocast(vae.device.type, enabled=False):
             latent = vae._encode(volume.to(vae.device, vae.dtype), generator, self._encoder_past)
             return vae._decode(latent, self._decoder_past)
 

@@ -34,6 +34,14 @@ class Past:
     leading: int = 1
     held: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
 
+    def copy(self) -> Past:
+        """Another one with the same tensors, which are never written to."""
+        return Past(self.leading, dict(self.held))
+
+    def restore(self, before: Past) -> None:
+        """Be again what ``copy`` gave."""
+        self.leading, self.held = before.leading, before.held
+
 
 def conv_slices(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **options: Any) -> torch.Tensor:
     """2D convolution of each slice; x is (..., C, H, W)."""

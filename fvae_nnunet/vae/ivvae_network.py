@@ -7,11 +7,12 @@ Source: github.com/ali-vilab/iv-vae (MIT).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
+from fvae_nnunet.device_memory import CallSize
 from fvae_nnunet.vae.ivvae_layers import (
     Attention,
     Downsample,
@@ -124,31 +125,32 @@ class IVVAENetwork(nn.Module):
         self.conv2 = PointwiseConv(width, width)
         self.decoder = Decoder(dim, width)
 
-    def encode(self, volume: torch.Tensor, past: Past | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, volume: torch.Tensor, past: Past | None = None, *, calls: CallSize | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance of the latent.
 
         Args:
             volume: (B, 3, D, H, W) in [-1, 1], H and W multiples of 8, D = 1 + 4k, or 4k where ``past`` has begun.
             past: of the pass that this goes on with; None codes a whole volume. It is updated.
+            calls: what is known of the size of a call.
 
         Returns:
             twice (B, latent_channels, d, H / 8, W / 8), as the network makes it, neither shifted nor scaled.
         """
         past = past or Past()
         slices = volume.transpose(1, 2)
-        chunks = _chunks(slices, past.leading, GROUP_SLICES, slices[:, 0, 0].numel())
-        features = torch.cat([self.encoder(chunk, past) for chunk in chunks], dim=1)
+        features = _in_chunks(self.encoder, slices, past, GROUP_SLICES, slices[:, 0, 0].numel(), calls)
         plane_and_space = self.conv1(features, past).transpose(1, 2).unflatten(1, (2, 2, -1))
         mean, log_variance = plane_and_space.unbind(2)
         return mean.flatten(1, 2), log_variance.flatten(1, 2)
 
-    def decode(self, latent: torch.Tensor, past: Past | None = None) -> torch.Tensor:
-        """(B, 3, D, H, W), not clamped, of a latent (B, latent_channels, d, h, w); ``past`` as in ``encode``."""
+    def decode(self, latent: torch.Tensor, past: Past | None = None, *, calls: CallSize | None = None) -> torch.Tensor:
+        """(B, 3, D, H, W), not clamped, of a latent (B, latent_channels, d, h, w); the rest as in ``encode``."""
         past = past or Past()
         slices = self.conv2(latent.transpose(1, 2), past)
-        voxels = latent[:, 0, 0].numel() * INPLANE_STRIDE**2 * GROUP_SLICES
-        chunks = _chunks(slices, past.leading, 1, voxels)
-        return torch.cat([self.decoder(chunk, past) for chunk in chunks], dim=1).transpose(1, 2)
+        pixels = latent[:, 0, 0].numel() * INPLANE_STRIDE**2
+        return _in_chunks(self.decoder, slices, past, 1, pixels, calls).transpose(1, 2)
 
 
 def _middle(width: int) -> nn.ModuleList:
@@ -161,9 +163,39 @@ def _blocks_and_attention(width: int, count: int) -> Iterator[nn.Module]:
         yield Attention(width)
 
 
-def _chunks(slices: torch.Tensor, leading: int, group: int, voxels_of_slice: int) -> Iterator[torch.Tensor]:
-    """Slices (B, D, C, H, W) as whole groups, as many as ``CHUNK_VOXELS`` allows; the leading slice is in the first."""
-    size = max(1, CHUNK_VOXELS // (group * voxels_of_slice)) * group
-    ends = [*range(leading + size, slices.shape[1], size), slices.shape[1]]
-    for start, end in zip([0, *ends], ends, strict=False):
-        yield slices[:, start:end]
+def _in_chunks(
+    code: Callable[[torch.Tensor, Past], torch.Tensor],
+    slices: torch.Tensor,
+    past: Past,
+    group: int,
+    pixels: int,
+    calls: CallSize | None,
+) -> torch.Tensor:
+    """Slices (B, D, C, H, W) through ``code`` in whole groups; the leading slice goes with the first.
+
+    A call takes at most ``CHUNK_VOXELS``, or a group.
+
+    Args:
+        code: encoder or decoder.
+        slices: of the volume, or latent.
+        past: is updated.
+        group: of these slices.
+        pixels: of a slice of the volume, all volumes of the batch together.
+        calls: see ``IVVAENetwork.encode``.
+    """
+    leading, voxels = past.leading, pixels * GROUP_SLICES
+
+    def chunk(first: int, last: int) -> torch.Tensor:
+        start, stop = (place * group + (leading if place else 0) for place in (first, last))
+        before = past.copy()
+        try:
+            return code(slices[:, start:stop], past)
+        except RuntimeError:
+            past.restore(before)
+            raise
+
+    groups = (slices.shape[1] - leading) // group
+    if groups == 0:
+        return code(slices, past)
+    calls = calls or CallSize("iv-vae")
+    return torch.cat(calls.run(chunk, groups, voxels, most=max(1, CHUNK_VOXELS // voxels)), dim=1)

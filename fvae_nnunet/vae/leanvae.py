@@ -81,7 +81,7 @@ class _Stream(VAEStream):
         offset = 0 if self._encoder_memory else 1
         if volume.shape[2] % SLICES != offset:
             raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {SLICES} slices here")
-        with torch.autocast(vae.device.type, enabled=False):
+        with vae._memory_explained(*volume.shape[2:]), torch.autocast(vae.device.type, enabled=False):
             latent = vae._encode(volume.to(vae.device, vae.dtype), generator, self._encoder_memory)
             return vae._decode(latent, self._decoder_memory)
 

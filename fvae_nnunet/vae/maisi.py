@@ -49,7 +49,8 @@ class MaisiVAE(ModuleVAE):
             slice_stride=STRIDE,
             window_slices=WINDOW_SLICES,
         )
-        super().__init__(model, spec, source=source, device=device, dtype=dtype)
+        width = len(model.get_parameter(_FIRST))
+        super().__init__(model, spec, source=source, device=device, dtype=dtype, features_per_voxel=2 * width)
         self._model = model
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

@@ -180,7 +180,8 @@ class MedVAE(ModuleVAE):
             slice_stride=STRIDE,
             window_slices=WINDOW_SLICES,
         )
-        super().__init__(network, spec, source=source, device=device, dtype=dtype)
+        width = len(network.get_parameter(_FIRST))
+        super().__init__(network, spec, source=source, device=device, dtype=dtype, features_per_voxel=2 * width)
         self._network = network
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from fvae_nnunet.device_memory import CallSize, memory_explained
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.weights import state_dict_sha256
 
@@ -15,19 +18,33 @@ class ModuleVAE(FrozenVAE):
     """A frozen VAE around one module.
 
     Subclasses code tensors that are already checked, on the device and in the precision of the module; gradients and
-    autocast are off there.
+    autocast are off there. Where memory is too little for all volumes of a batch at once (of image VAEs: for all
+    slices), fewer go through the module in one call, see ``CallSize``; values do not depend on it but for rounding.
 
     Args:
         module: the model with its weights in the precision of their source; it is hashed, frozen and then cast.
         spec: strides, latent channels and admissible sizes.
         source: where the weights came from, in words a user understands.
         device, dtype: where and in what precision to compute.
+        features_per_voxel: values per voxel in the widest feature map; 0 where it is not known.
     """
 
     def __init__(
-        self, module: nn.Module, spec: VAESpec, *, source: str, device: str | torch.device, dtype: torch.dtype
+        self,
+        module: nn.Module,
+        spec: VAESpec,
+        *,
+        source: str,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        features_per_voxel: int = 0,
     ) -> None:
         self.spec = spec
+        voxels_of_value = spec.slice_stride * spec.inplane_stride**2
+        self._encoding = CallSize(f"{spec.name}: encoding", features=features_per_voxel)
+        self._decoding = CallSize(
+            f"{spec.name}: decoding", voxels_of_value=voxels_of_value, features=features_per_voxel
+        )
         self.weights_source = source
         self.weights_sha256 = state_dict_sha256(module.state_dict())
         # not diffusers' own `to`, which warns about modules to keep in float32 even where there are none
@@ -44,8 +61,11 @@ class ModuleVAE(FrozenVAE):
     @torch.no_grad()
     def encode(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         self.check_volume(volume)
-        with torch.autocast(self.device.type, enabled=False):
-            return self._encode(volume.to(self.device, self.dtype), generator)
+        with self._memory_explained(*volume.shape[2:]), torch.autocast(self.device.type, enabled=False):
+            volume = volume.to(self.device, self.dtype)
+            if generator is not None or self.spec.independent_slices:  # a draw is one for all
+                return self._encode(volume, generator)
+            return self._encoding.over(lambda volumes: self._encode(volumes, None), volume)
 
     @torch.no_grad()
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
@@ -53,8 +73,27 @@ class ModuleVAE(FrozenVAE):
             raise ValueError(
                 f"{self.spec.name}: expected (B, {self.spec.latent_channels}, d, h, w), got {tuple(latent.shape)}"
             )
-        with torch.autocast(self.device.type, enabled=False):
-            return self._decode(latent.to(self.device, self.dtype))
+        inplane = (side * self.spec.inplane_stride for side in latent.shape[3:])
+        with (
+            self._memory_explained(self.spec.slices_of(latent.shape[2]), *inplane),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            latent = latent.to(self.device, self.dtype)
+            return self._decode(latent) if self.spec.independent_slices else self._decoding.over(self._decode, latent)
+
+    def _memory_explained(self, slices: int, rows: int, columns: int) -> AbstractContextManager[None]:
+        """Lack of memory becomes ``TooLittleMemory``, which names the smallest call and the way out."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        least = self._least_slices(slices)
+        way_out = "" if self.dtype.itemsize < torch.float32.itemsize else "--precision bfloat16 or "
+        return memory_explained(
+            f"{self.spec.name}: {self.device} has too little free memory for {least} slice{'s' * (least > 1)} of "
+            f"{rows} x {columns} pixels in {dtype}; use {way_out}-device cpu"
+        )
+
+    def _least_slices(self, slices: int) -> int:
+        """Of a window of so many slices, how many one call must take."""
+        return 1 if self.spec.independent_slices else slices
 
     @abstractmethod
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -87,3 +126,22 @@ def batch_as_slices(images: torch.Tensor, batch: int) -> torch.Tensor:
 def grey(images: torch.Tensor, *, dim: int = 1) -> torch.Tensor:
     """The mean over the colour channels, kept as one channel, float32."""
     return images.float().mean(dim, keepdim=True)
+
+
+def silu_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Write SiLU of ``x`` to ``out``, which may be a part of a tensor.
+
+    torch.compile ends its graph at an ``out`` that is not contiguous; a copy it joins to the operation before.
+    """
+    if torch.compiler.is_compiling():
+        out.copy_(functional.silu(x))
+    else:
+        torch.ops.aten.silu.out(x, out=out)
+
+
+def lerp_into(start: torch.Tensor, end: torch.Tensor, weight: float, out: torch.Tensor) -> None:
+    """``torch.lerp`` to ``out``, as ``silu_into``."""
+    if torch.compiler.is_compiling():
+        out.copy_(torch.lerp(start, end, weight))
+    else:
+        torch.lerp(start, end, weight, out=out)

@@ -90,15 +90,15 @@ class TAEF2(ModuleVAE):
             latent_channels=latent_channels,
             window_slices=WINDOW_SLICES,
         )
-        super().__init__(parts, spec, source=source, device=device, dtype=dtype)
+        super().__init__(parts, spec, source=source, device=device, dtype=dtype, features_per_voxel=width)
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        latent = self._encoder(slices_as_batch((volume + 1) / 2, 3))
+        latent = self._encoding.over(self._encoder, slices_as_batch((volume + 1) / 2, 3))
         return batch_as_slices(latent, volume.shape[0])
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        images = self._decoder(latent.transpose(1, 2).flatten(0, 1))
-        return batch_as_slices(grey(images) * 2 - 1, latent.shape[0])
+        images = self._decoding.over(lambda part: grey(self._decoder(part)), latent.transpose(1, 2).flatten(0, 1))
+        return batch_as_slices(images * 2 - 1, latent.shape[0])
 
 
 def load_taef2(

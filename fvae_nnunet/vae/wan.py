@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fvae_nnunet.device_memory import MARGIN, CallSize, available_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.folders import HubModel, open_folder
 from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
 from fvae_nnunet.vae.wan_checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
-from fvae_nnunet.vae.wan_network import Before, WanNetwork, WanSizes
+from fvae_nnunet.vae.wan_network import Before, WanNetwork, WanSizes, kept_values_per_pixel
 from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
 
 PAPER_WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction scripts released with the paper
@@ -21,16 +23,16 @@ PAPER_WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction scripts release
 CPU_CHUNK_SLICES = 8
 """Short chunks stay in the cache and reuse memory; shorter ones leave the deepest layers single slices."""
 
-GPU_CHUNK_SLICES = 32
-"""At most; with 512 x 512 pixels a tensor of more slices passes 2^31 elements."""
-
-TENSORS_ALIVE = 6
-"""Feature maps of full size at a layer: input, padded input, output, two of normalisation, the kernels' workspace."""
+GPU_CHUNK_VOXELS = 32 * 512 * 512
+"""At most, more if a single step of slices has them: enough for any GPU, and at most 2^30 values in a tensor."""
 
 WAN_ON_HUB = {
     "wan2.1": HubModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ("vae",), 508),
     "wan2.2": HubModel("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ("vae",), 2820),
 }
+
+NORM_UPCASTS = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
+"""Whether torch normalises half precision by way of float32 tensors, which doubles what is alive."""
 
 _Coder = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[torch.Tensor]]]
 
@@ -72,7 +74,9 @@ class WanVAE(ModuleVAE):
         super().__init__(network, spec, source=source, device="cpu", dtype=torch.float32)
         on_cpu = torch.device(device).type == "cpu"
         self._network = network.fold(pairs=on_cpu and dtype == torch.float32).to(device, dtype)
-        self._features_per_pixel = sizes.features_per_pixel
+        self._sizes = sizes
+        self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
+        self._fitting: dict[int, int] = {}
         mean, std = config.get("latents_mean") or (), config.get("latents_std") or ()
         if len(mean) == len(std) == sizes.z_dim:
             self.latent_mean, self.latent_std = torch.tensor(mean), torch.tensor(std)
@@ -89,51 +93,55 @@ class WanVAE(ModuleVAE):
     def _encode_next(
         self, volume: torch.Tensor, before: Before, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, Before]:
-        stride = self.spec.slice_stride
-        steps = self._steps_of_a_chunk(volume.shape[0] * volume[0, 0, 0].numel())
-        moments, before = self._in_chunks(self._network.encode, volume, before, stride, steps)
+        pixels, stride = volume[:, 0, 0].numel(), self.spec.slice_stride
+        moments, before = self._in_chunks(self._network.encode, self._encoder_chunks, volume, before, stride, pixels)
         mean, log_variance = moments.chunk(2, dim=1)
         return drawn(mean, torch.exp(log_variance.clamp(-30, 20) / 2), generator).contiguous(), before
 
     def _decode_next(self, latent: torch.Tensor, before: Before) -> tuple[torch.Tensor, Before]:
-        pixels = latent.shape[0] * latent[0, 0, 0].numel() * self.spec.inplane_stride**2
-        return self._in_chunks(self._network.decode, latent, before, 1, self._steps_of_a_chunk(pixels))
+        pixels = latent[:, 0, 0].numel() * self.spec.inplane_stride**2
+        return self._in_chunks(self._network.decode, self._decoder_chunks, latent, before, 1, pixels)
+
+    def _least_slices(self, slices: int) -> int:
+        return self.spec.slice_stride
 
     def _steps_of_a_chunk(self, pixels: int) -> int:
-        """How many latent slices are coded at once where a slice (of all volumes of the batch) has so many pixels."""
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            bytes_per_slice = pixels * self._features_per_pixel * self.dtype.itemsize * TENSORS_ALIVE
-            slices = min((free + unused) // bytes_per_slice, GPU_CHUNK_SLICES)
-        else:
-            slices = CPU_CHUNK_SLICES
-        return max(1, slices // self.spec.slice_stride)
+        """How many latent slices are coded at once where a slice (of all volumes of the batch) has so many pixels.
+
+        On a GPU found out once for each size: it stays, so that the windows of a dataset are coded alike.
+        """
+        if self.device.type == "cpu":
+            return CPU_CHUNK_SLICES // self.spec.slice_stride
+        if pixels not in self._fitting:
+            slices = GPU_CHUNK_VOXELS // pixels
+            if self.device.type == "cuda":
+                values = available_bytes(self.device) / MARGIN / self.dtype.itemsize
+                kept = 2 * self._kept_values_per_pixel  # of the chunk before and of this one
+                alive = self._sizes.live_values_per_pixel
+                if NORM_UPCASTS and self.dtype.itemsize < torch.float32.itemsize:
+                    alive *= 2
+                slices = min(slices, int((values / pixels - kept) / alive))
+            self._fitting[pixels] = max(1, slices // self.spec.slice_stride)
+        return self._fitting[pixels]
+
+    @cached_property
+    def _kept_values_per_pixel(self) -> int:
+        return kept_values_per_pixel(self._sizes)
 
     def _in_chunks(
-        self, code: _Coder, x: torch.Tensor, before: Before, stride: int, steps: int
+        self, code: _Coder, calls: CallSize, x: torch.Tensor, before: Before, stride: int, pixels: int
     ) -> tuple[torch.Tensor, Before]:
-        """``code`` over the slices of ``x``, ``steps * stride`` at once, or fewer where the GPU's memory is too small.
+        """``code`` over steps of ``stride`` slices of ``x``; slice 0 of a pass counts for a whole step."""
+        lacking = stride - 1 if before is None else 0
 
-        Slice 0 of a pass counts for a whole step.
-        """
-        pieces = []
-        start = 0
-        while start < x.shape[2]:
-            stop = start + steps * stride - (stride - 1 if before is None else 0)
-            try:
-                piece, before = code(x[:, :, start:stop], before)
-            except torch.OutOfMemoryError as error:
-                if steps == 1:
-                    raise UserError(
-                        f"{self.spec.name}: {self.device} has too little free memory for {self.spec.slice_stride} "
-                        f"slices of this size in {self.dtype}; use --precision bfloat16 or -device cpu"
-                    ) from error
-                steps //= 2
-                torch.cuda.empty_cache()
-                continue
-            pieces.append(piece)
-            start = stop
+        def chunk(first: int, last: int) -> torch.Tensor:
+            nonlocal before
+            piece, before = code(x[:, :, max(0, first * stride - lacking) : last * stride - lacking], before)
+            return piece
+
+        steps = (x.shape[2] + lacking) // stride
+        voxels = pixels * self.spec.slice_stride
+        pieces = calls.run(chunk, steps, voxels, most=self._steps_of_a_chunk(pixels))
         return torch.cat(pieces, dim=2), before
 
 
@@ -152,7 +160,7 @@ class _Stream(VAEStream):
         offset, stride = (1 if self._encoder_past is None else 0), vae.spec.slice_stride
         if volume.shape[2] % stride != offset % stride or volume.shape[2] < offset:
             raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {stride} slices here")
-        with torch.autocast(vae.device.type, enabled=False):
+        with vae._memory_explained(*volume.shape[2:]), torch.autocast(vae.device.type, enabled=False):
             volume = volume.to(vae.device, vae.dtype)
             latent, self._encoder_past = vae._encode_next(volume, self._encoder_past, generator)
             decoded, self._decoder_past = vae._decode_next(latent, self._decoder_past)

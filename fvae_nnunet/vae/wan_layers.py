@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fvae_nnunet.vae.module_vae import silu_into
+
 CONVOLVED_BEFORE = 2  # slices before the present one that a causal kernel of three slices covers
 
 
@@ -64,8 +66,8 @@ class RMSNorm(nn.Module):
 
     def silu_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Write SiLU of the norm of ``x`` to ``out``."""
-        if x.is_cuda:
-            torch.ops.aten.silu.out(self(x), out=out)
+        if x.is_cuda or torch.compiler.is_compiling():
+            silu_into(self(x), out)
             return
         # torch has no kernel of this norm for the CPU: slice by slice, in the cache
         gamma = self.gamma.flatten()
@@ -104,7 +106,8 @@ class CausalConv(nn.Conv3d):
     def forward(self, x: torch.Tensor, *, is_first: bool = False) -> torch.Tensor:
         """(B, 2 + D, H, W, C_in) to (B, D, H, W, C_out); ``is_first``: the two slices in front are zeros."""
         depth = x.shape[1] - CONVOLVED_BEFORE
-        alone = 1 if is_first else 0  # slice 0 meets a third of the kernel, the rest meets zeros
+        # slice 0 meets a third of the kernel, the rest meets zeros; on a GPU they are cheaper than a copy of the result
+        alone = 1 if is_first and x.device.type == "cpu" else 0
         pairs = 0 if self.sum_weight is None else (depth - alone) // 2
         done = alone + 2 * pairs
         if done == 0:

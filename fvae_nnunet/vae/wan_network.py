@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise, product
+from math import ceil
 from typing import Any
 
 import torch
@@ -69,11 +70,16 @@ class WanSizes:
         return self.patch_size or 1
 
     @property
-    def features_per_pixel(self) -> int:
-        """Values per pixel of a slice in the widest feature map."""
+    def live_values_per_pixel(self) -> int:
+        """Values per pixel of a slice that are alive at the decoder's peak, which is above the encoder's.
+
+        Counted (``tests/test_gpu_memory.py``): five feature maps of full size in Wan 2.1; in Wan 2.2 three of the last
+        upsampling, which has the width of the level below.
+        """
         base = self.decoder_base_dim or self.base_dim
-        upsampled = base * self.dim_mult[1] if self.is_residual else base * self.dim_mult[0]
-        return max(self.base_dim * self.dim_mult[0], upsampled) // self.patch**2
+        if self.is_residual:
+            return 3 * base * self.dim_mult[1] // self.patch**2
+        return 5 * base * self.dim_mult[0] // self.patch**2
 
     @property
     def slice_stride(self) -> int:
@@ -279,6 +285,14 @@ class WanNetwork(nn.Module):
         past = Past(before)
         volume = self.decoder(mix_channels(self.post_quant_conv, latent.movedim(1, -1)), past)
         return volume[:, None], past.after
+
+
+def kept_values_per_pixel(sizes: WanSizes) -> int:
+    """Values per pixel of a slice that the decoder hands from chunk to chunk (the encoder fewer), from its layers."""
+    pixels = sizes.inplane_stride**2
+    with torch.device("meta"), torch.no_grad():
+        _, after = WanNetwork(sizes).fold(pairs=False).decode(torch.empty(1, sizes.z_dim, 2, 1, 1))
+    return ceil(sum(tensor.numel() for tensor in after) / pixels)
 
 
 def _residual_blocks(channels_in: int, channels_out: int, count: int) -> nn.ModuleList:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fvae_nnunet.vae.module_vae import batch_as_slices
+from fvae_nnunet.vae.module_vae import batch_as_slices, lerp_into, silu_into
 
 LEAD_SLICES = 2
 
@@ -162,8 +162,8 @@ class Upsample(nn.Module):
             rest = x[:, :, 1:]
             towards_last, towards_next = doubled[:, :, LEAD_SLICES + 1 :: 2], doubled[:, :, LEAD_SLICES + 2 :: 2]
             towards_last[:, :, 0] = rest[:, :, 0]
-            torch.lerp(rest[:, :, 1:], rest[:, :, :-1], 0.25, out=towards_last[:, :, 1:])
-            torch.lerp(rest[:, :, :-1], rest[:, :, 1:], 0.25, out=towards_next[:, :, :-1])
+            lerp_into(rest[:, :, 1:], rest[:, :, :-1], 0.25, towards_last[:, :, 1:])
+            lerp_into(rest[:, :, :-1], rest[:, :, 1:], 0.25, towards_next[:, :, :-1])
             towards_next[:, :, -1] = rest[:, :, -1]
         fine = functional.interpolate(as_slices(doubled), scale_factor=2, mode="bilinear")
         return self.conv(batch_as_slices(fine, batch))
@@ -187,6 +187,6 @@ def with_lead(x: torch.Tensor) -> torch.Tensor:
 def activated_with_lead(x: torch.Tensor) -> torch.Tensor:
     """``with_lead(silu(x))``, without the copy of the whole volume."""
     led = _empty_volume(x, LEAD_SLICES + x.shape[2])
-    torch.ops.aten.silu.out(x, out=led[:, :, LEAD_SLICES:])
+    silu_into(x, led[:, :, LEAD_SLICES:])
     led[:, :, :LEAD_SLICES] = led[:, :, LEAD_SLICES : LEAD_SLICES + 1]
     return led

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fvae_nnunet.device_memory import CallSize
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.network_inputs import (
     NetworkInput,
@@ -40,6 +41,7 @@ class FeatureNetwork:
         input: how an image is prepared.
         module: on ``device``.
         device: torch's name of it.
+        calls: slices of a call, fewer where memory lacks.
     """
 
     name: str
@@ -48,6 +50,7 @@ class FeatureNetwork:
     input: NetworkInput
     module: torch.nn.Module
     device: str
+    calls: CallSize = field(default_factory=lambda: CallSize("features"), compare=False, repr=False)
 
     @property
     def sees_volumes(self) -> bool:
@@ -70,20 +73,20 @@ class FeatureNetwork:
         return {part: self._rows(part, tensor) for part, tensor in prepared.items()}
 
     def _rows(self, part: str, tensor: torch.Tensor) -> np.ndarray:
-        batches = tensor.split(SLICES_AT_ONCE) if isinstance(self.input, SliceInput) else (tensor,)
-        rows = []
-        for batch in batches:
-            seen = batch.to(self.device)
+        def of(start: int, stop: int) -> np.ndarray:
+            seen = tensor[start:stop].to(self.device)
             if isinstance(self.input, SliceInput):
                 seen = self.input.channels(seen)
-            try:
-                with torch.inference_mode():
-                    output = self.module(seen)
-            except RuntimeError as error:
-                raise UserError(
-                    f"{self.name} ({self.path}) fails on its {part} input {tuple(seen.shape)}: {_last_line(error)}"
-                ) from error
-            rows.append(as_rows(output, len(batch), f"{self.name} ({self.path})"))
+            with torch.inference_mode():
+                output = self.module(seen)
+            return as_rows(output, stop - start, f"{self.name} ({self.path})")
+
+        try:
+            rows = self.calls.run(of, len(tensor), tensor[0].numel(), most=SLICES_AT_ONCE)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.name} ({self.path}) fails on its {part} input {tuple(tensor.shape)}: {_last_line(error)}"
+            ) from error
         return np.concatenate(rows)
 
 
