@@ -37,12 +37,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from fvae_nnunet.json_files import read_json
 from fvae_nnunet.nnunet_folders import nnunet_folder
 
 DATASET, PLANS = "Dataset950_Benchmark", "nnUNetPlans"
 ONLINE = "nnUNetTrainerFVAEOnline"
+EAGER = ", eager"
 VAES = {"cuda": ("tiny", "taesd", "wan2.1", "wan2.2"), "cpu": ("tiny", "taesd")}
 
 
@@ -83,10 +85,13 @@ def quiet_run(command: list[str]) -> str:
 
 
 def variables_of(vae: str, root: Path) -> dict[str, str]:
-    """What to export for the online trainer."""
-    if vae == "taesd":
-        return {"nnUNet_fvae_vae": f"diffusers:{root / vae}"}
-    return {"nnUNet_fvae_vae": vae} | ({} if vae == "tiny" else {"nnUNet_fvae_weights": str(root / f"{vae}.pth")})
+    """What to export for the online trainer with a VAE of the table."""
+    name = vae.removesuffix(EAGER)
+    variables = {} if name == vae else {"nnUNet_compile": "f"}
+    if name == "taesd":
+        return variables | {"nnUNet_fvae_vae": f"diffusers:{root / name}"}
+    weights = {} if name == "tiny" else {"nnUNet_fvae_weights": str(root / f"{name}.pth")}
+    return variables | {"nnUNet_fvae_vae": name} | weights
 
 
 def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -238,6 +243,9 @@ def main() -> int:
         "--vae", nargs="+", choices=VAES["cuda"],
         help="of the online trainer; default: all on CUDA, tiny and taesd on a CPU",
     )  # fmt: skip
+    parser.add_argument(
+        "--eager", action="store_true", help="the online trainer also with neither network nor VAE compiled"
+    )
     parser.add_argument("--iterations", type=int, default=100, help="measured; default 100")
     parser.add_argument("--warm-up", type=int, default=10, help="iterations before; default 10")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
@@ -255,7 +263,9 @@ def main() -> int:
 
     root = Path(tempfile.mkdtemp(prefix="fvae_benchmark_"))
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {
-        key: [] for key in [("nnUNetTrainer", ""), ("nnUNetTrainerFVAE", "tiny"), *((ONLINE, v) for v in arguments.vae)]
+        key: []
+        for key in [("nnUNetTrainer", ""), ("nnUNetTrainerFVAE", "tiny"), *((ONLINE, vae) for vae in arguments.vae)]
+        + [(ONLINE, f"{vae}{EAGER}") for vae in arguments.vae if arguments.eager]
     }
     try:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -270,11 +280,8 @@ def main() -> int:
                     sys.executable, __file__, "--child", trainer, "-device", arguments.device,
                     "--iterations", str(arguments.iterations), "--warm-up", str(arguments.warm_up),
                 ]  # fmt: skip
-                wanted = variables_of(vae, root) if trainer == ONLINE else {}
-                os.environ.update(wanted)
-                runs.append(json.loads(quiet_run(command).splitlines()[-1]))
-                for variable in wanted:
-                    del os.environ[variable]
+                with mock.patch.dict(os.environ, variables_of(vae, root) if trainer == ONLINE else {}):
+                    runs.append(json.loads(quiet_run(command).splitlines()[-1]))
     finally:
         shutil.rmtree(root)
     print_table(rows, arguments)

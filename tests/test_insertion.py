@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from painted_cases import PaintingModel
+from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.inpainting import inpaint, slices_seen
-from fvae_nnunet.synthesis.insertion import blend_lesion, margin_weight
+from fvae_nnunet.synthesis.insertion import blend_lesion, margin_weight, noise_of_residual
 from fvae_nnunet.synthesis.layout import Layout
 from fvae_nnunet.synthesis.model_grid import ModelGrid, resampled
 
@@ -46,6 +47,7 @@ def test_blending_is_the_formula_and_nothing_else_changes(texture):
     weight = np.where(outside, 0, (1 + np.cos(np.pi * distance / margin_mm)) / 2)
     assert np.all(weight[lesion] == 1)
     without = reconstructed if texture == "scanner" else raw
+    # the residual is nearly uniform, and none of it far off its spread
     expected = raw + weight * (generated.astype(float) - without)
     # rounding to integers, and the weight in float32
     assert np.abs(blended - expected).max() < 0.5 + 0.001
@@ -65,8 +67,43 @@ def test_the_scans_noise_stays_in_the_lesion():
     lesion[2:6, 10:30, 10:30] = True
     generated = np.where(lesion, smooth - 60, smooth)
     kept = blend_lesion(raw, generated, smooth, lesion, (1, 1, 1), 3.0)
-    assert np.array_equal(kept[lesion], raw[lesion] - 60)
+    usual = lesion & (np.abs(raw - 100) < 2.2 * 20)
+    assert usual.sum() > 0.95 * lesion.sum() and np.array_equal(kept[usual], raw[usual] - 60)
+    assert kept[lesion].std() == pytest.approx(20, rel=0.05)
     assert np.all(blend_lesion(raw, generated, smooth, lesion, (1, 1, 1), 3.0, texture="vae")[lesion] == 40)
+
+
+def test_edges_of_what_a_lesion_covers_do_not_show_through():
+    """The VAE blurs a bone; the lesion over it has the noise, and no bone's outline."""
+    rng = np.random.default_rng(2)
+    bone = np.zeros((8, 40, 40), bool)
+    bone[:, 15:22, 18:26] = True
+    anatomy = np.where(bone, 900.0, 50.0)
+    noise = rng.normal(0, 12, bone.shape)
+    raw = np.rint(anatomy + noise).astype(np.int16)
+    blurred = ndimage.gaussian_filter(anatomy, (0, 1.2, 1.2)).astype(np.float32)
+    lesion = np.zeros(bone.shape, bool)
+    lesion[2:6, 8:32, 8:32] = True
+    generated = np.where(lesion, np.float32(30), blurred)
+    inserted = blend_lesion(raw, generated, blurred, lesion, (3, 1, 1), 3.0)
+    ghosts = 30 + anatomy - blurred  # what was there before
+    assert np.abs(ghosts[lesion] - 30).max() > 300
+    inside = inserted[lesion].astype(float) - 30
+    assert np.abs(inside).max() <= 4 * 12 * 1.4 and inside.std() == pytest.approx(12, rel=0.25)
+    far = lesion & ~ndimage.binary_dilation(bone, iterations=6)
+    kept = np.abs(inserted - (30 + noise))[far]
+    assert (kept <= 0.51).mean() > 0.95, "noise is left as it is"
+
+
+def test_noise_of_a_residual():
+    residual = np.array([0.0, 1.0, -1.0, 1.0, -1.0, 2.0, 300.0])
+    noise = noise_of_residual(residual, np.full(7, 900.0), np.ones(7, bool))
+    # the median is 1, the spread 1.4826 * 2; 300 is far off
+    assert noise == pytest.approx([0, 1, -1, 1, -1, 2, 1])
+    unchanged = noise_of_residual(residual, np.array([900.0] * 6 + [3.0]), np.ones(7, bool))
+    assert unchanged == pytest.approx(residual), "the same edge is there again"
+    flat = np.array([5.0, 5.0, 9.0])
+    assert np.array_equal(noise_of_residual(flat, np.full(3, 900.0), np.ones(3, bool)), flat)
 
 
 def test_without_a_margin_only_the_lesion_changes():

@@ -11,6 +11,12 @@ from fvae_nnunet.intensity import round_to_int16
 
 TEXTURES = ("scanner", "vae")
 
+NOISE_SDS = (2.5, 4.0)
+"""Of noise 1.2 % lie beyond the first."""
+
+NEAR_PIXELS = 9
+"""Along a row and a column: a VAE's error at an edge reaches about half a latent cell of 8 pixels to either side."""
+
 
 def margin_weight(lesion: np.ndarray, spacing_mm: Sequence[float], margin_mm: float) -> np.ndarray:
     """How much of a voxel is generated: 1 on the lesion, down to exactly 0 at the margin and beyond.
@@ -46,7 +52,10 @@ def blend_lesion(
 
     ``scanner``: raw + w * (generated - reconstructed). Both come from the same decoder, so what the VAE gets wrong and
     the noise that it removes cancel: the lesion carries the scan's own noise. Without it a segmenter could find
-    lesions by their smoothness. ``vae``: raw + w * (generated - raw), the lesion as the decoder gives it.
+    lesions by their smoothness. But at edges of what the lesion covers (bone, vessels, skin) the VAE's error does not
+    cancel: where both differ, the lesion gets of raw - reconstructed only what is noise (``noise_of_residual``), its
+    margin w * w of that change.
+    ``vae``: raw + w * (generated - raw), the lesion as the decoder gives it.
 
     Args:
         raw_hu: int16 (z, y, x).
@@ -68,6 +77,42 @@ def blend_lesion(
     changed = weight > 0
     raw = raw_hu[changed].astype(np.float64)
     without = reconstructed_hu[changed] if texture == "scanner" else raw
+    share = weight[changed]
+    new = raw + share * (generated_hu[changed] - without)
+    if texture == "scanner":
+        residual_hu = raw - without
+        noise_hu = noise_of_residual(
+            residual_hu, _difference_near(generated_hu, reconstructed_hu)[changed], lesion[changed]
+        )
+        new += share**2 * (noise_hu - residual_hu)
     blended = raw_hu.copy()
-    blended[changed] = round_to_int16(raw + weight[changed] * (generated_hu[changed] - without))
+    blended[changed] = round_to_int16(new)
     return blended
+
+
+def noise_of_residual(residual_hu: np.ndarray, difference_hu: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """What a VAE removed from an image, without what it got wrong at edges that are not to stay.
+
+    Args:
+        residual_hu: raw minus reconstructed, any shape, float.
+        difference_hu: by how much the image is to be changed near each voxel, same shape, not negative.
+        lesion: bool, same shape: median and spread (by the median absolute deviation) are those in it.
+
+    Returns:
+        The residual up to `NOISE_SDS[0]` standard deviations off the median; from there on less and less of its
+        deviation, from `NOISE_SDS[1]` on none (Hampel 1974). Where the image is changed by less than the first, all.
+    """
+    middle = np.median(residual_hu[lesion])
+    off = residual_hu - middle
+    sd = 1.4826 * np.median(np.abs(off[lesion]))
+    least, most = NOISE_SDS[0] * sd, NOISE_SDS[1] * sd
+    if sd == 0:
+        return residual_hu
+    kept = np.where(difference_hu < least, 1, np.clip((most - np.abs(off)) / (most - least), 0, 1))
+    return middle + off * kept
+
+
+def _difference_near(generated_hu: np.ndarray, reconstructed_hu: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.maximum_filter(np.abs(generated_hu - reconstructed_hu), size=(1, NEAR_PIXELS, NEAR_PIXELS))
