@@ -26,6 +26,7 @@ MADE_WITH = {"weights": "embedded", "options": "--vae tiny", "fvae_nnunet": "0.1
 SETTINGS = {
     "vae": "tiny", "weights_sha256": "abcdef0123456789", "precision": "float32", "hu_window": [-1000.0, 1000.0],
     "window_slices": 8, "overlap_slices": 0, "scheme": "windows", "truncate": False, "posterior_seed": None,
+    "inner_windows": [[-200.0, 300.0], [-1000.0, -300.0]], "average": 2,
 }  # fmt: skip
 
 

@@ -147,6 +147,7 @@ def test_page_says_what_was_compared_and_how(made, full_page):
     view = dict(next(rows for rows in full_page.tables if ["VAE", "tiny"] in rows)[1:])
     assert view["weights, sha256"] == "abcdef012345" and view["HU window"] == "−1000 to 1000"
     assert view["precision"] == "float32" and view["options"] == "--vae tiny" and view["window (slices)"] == "8"
+    assert view["HU windows inside of it"] == "−200 to 300; −1000 to −300" and view["passes averaged"] == "2"
 
 
 def test_best_and_worst_cases_are_those_that_change_most(full_page):

@@ -24,6 +24,10 @@ _SETTING_NAMES = {
     "strength": "strength",
     "precision": "precision",
     "hu_window": "HU window",
+    "inner_windows": "HU windows inside of it",
+    "enlarge": "pixels enlarged (times)",
+    "pixel_mm": "pixels (mm)",
+    "average": "passes averaged",
     "scheme": "scheme",
     "window_slices": "window (slices)",
     "overlap_slices": "overlap (slices)",
@@ -163,11 +167,17 @@ def _versions_of(made_with: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {made_with[name]}" for name in packages if name in made_with)
 
 
+def _window_text(window: Sequence[float]) -> str:
+    return f"{window[0]:g} to {window[1]:g}".replace("-", "−")
+
+
 def _value_text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name == "HU window":
-        return f"{value[0]:g} to {value[1]:g}".replace("-", "−")
+    if name == _SETTING_NAMES["hu_window"]:
+        return _window_text(value)
+    if name == _SETTING_NAMES["inner_windows"]:
+        return "; ".join(map(_window_text, value))
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
     return "none" if value is None else str(value)
