@@ -231,3 +231,17 @@ def test_tf32_is_told_by_a_variable_and_recorded(monkeypatch):
     assert vae.tf32 and settings.recorded_with(vae)["tf32"] is True
     monkeypatch.setenv("nnUNet_fvae_tf32", "f")
     assert "tf32" not in settings.recorded_with(vae)
+
+
+def test_setup_says_what_the_gpu_lacks(turing, monkeypatch, capsys):
+    from fvae_nnunet.cli import setup
+
+    card = argparse.Namespace(total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr("fvae_nnunet.device_numerics.torch.backends.cudnn.version", lambda: 91002)
+    monkeypatch.setattr(torch, "__version__", "2.9.0+cu128")
+    setup._show_installation()
+    said = capsys.readouterr().out
+    assert "device: cuda, Tesla T4, 16 GiB, no bfloat16 of its own\n" in said
+    assert "cuDNN 9.10, 3D convolutions in bfloat16 take several times the memory" in said
