@@ -33,8 +33,9 @@ def hu_to_model_over_unit_interval(
     Any shape, any real dtype in; ``dtype`` out.
     """
     lower, upper = hu_window
-    unit = (volume_hu.to(torch.float64).clamp(lower, upper) - lower) / (upper - lower)
-    return unit.to(dtype) * 2 - 1
+    precise = volume_hu.to("cpu" if volume_hu.device.type == "mps" else volume_hu.device, torch.float64)  # MPS has none
+    unit = (precise.clamp(lower, upper) - lower) / (upper - lower)
+    return unit.to(dtype).to(volume_hu.device) * 2 - 1
 
 
 def model_to_hu_over_unit_interval(

@@ -14,8 +14,9 @@ of ``root``: a folder that comes from elsewhere cannot have other files read or 
 
     {"schema": 1, "kind": "view", "settings": {...}, "made_with": {...}}
 
-``settings`` must be equal for the folder to be continued; ``made_with`` (versions, source of the weights) is for the
-reader.
+``settings`` must be equal for the folder to be continued; ``made_with`` (versions, source of the weights, kind of
+device) is for the reader. A folder that goes on on another kind of device is warned of: CPUs and GPUs round
+differently, and are no other settings.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -162,6 +164,13 @@ class Manifest:
         changed = differences(content["settings"], settings)
         if changed:
             raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{way_out}")
+        began, now = (made.get("device") for made in (content["made_with"], made_with))
+        if began and now and began != now:
+            warnings.warn(
+                f"{self.folder} was begun on another device ({began}) than it goes on ({now}): the same settings, but "
+                "other rounding",
+                stacklevel=2,
+            )
 
     def remove(self) -> None:
         """Delete the manifest and all records, so that every case is made again."""

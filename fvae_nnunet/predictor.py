@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.device_memory import release
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.image_files import read_volume
 from fvae_nnunet.prediction import CaseFiles, Prediction, result_files
@@ -140,6 +141,7 @@ class Predictor:
         try:
             self._predict_together(inputs, cases, output, scratch)
         except Exception as error:
+            release(error)  # the cases that are left are done while it is held
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             if shutil.disk_usage(output).free < FULL_DISK_BYTES:

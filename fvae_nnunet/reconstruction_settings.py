@@ -143,6 +143,7 @@ class Reconstruction:
             "weights_sha256": vae.weights_sha256,
             **({} if vae.strength is None else {"strength": vae.strength}),
             "precision": str(vae.dtype).removeprefix("torch."),
+            **({"tf32": True} if vae.tf32 else {}),
             **self._recorded(),
         }
 

@@ -41,6 +41,7 @@ SETTINGS = {
     "vae?": str,
     "weights_sha256?": str,
     "precision?": _one_of("float32", "bfloat16", "float16"),
+    "tf32?": bool,
     "hu_window?": HU_WINDOW,
     "inner_windows?": [HU_WINDOW],
     "enlarge?": _ABOVE_0,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fvae_nnunet.device_numerics import fastest_precision
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.manifest import Manifest
@@ -60,8 +61,8 @@ def load_training_vae(
         device: where to compute; controls compute on the CPU.
         view: that the trainer names; goes before the variables.
         hu_window: None for the view's, without a view the paper's.
-        precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on CUDA and float32 elsewhere. Controls
-            have only float32.
+        precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on GPUs that have it (from Ampere
+            on) and float32 elsewhere. Controls have only float32.
 
     Raises:
         UserError: no VAE is named, it cannot be loaded, or its weights are not those of the view.
@@ -85,7 +86,7 @@ def load_training_vae(
             name = options.vae or name
     control = is_control(name)
     if precision is None:
-        precision = "bfloat16" if device.type == "cuda" and not control else "float32"
+        precision = "float32" if control else fastest_precision(device)
     weights = os.environ.get(WEIGHTS_VARIABLE) or options.weights
     vae = load_vae(
         name,

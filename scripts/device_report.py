@@ -1,11 +1,11 @@
-"""What a machine's GPU makes of fvae_nnunet: a Markdown page that says at its top what is wrong.
+"""What a device does with fvae_nnunet, as one Markdown page whose top says what is wrong.
 
-    sh scripts/device_report.sh                    # a GPU: under 8 minutes
-    sh scripts/device_report.sh --small            # a try in small, also on a CPU
+    bash scripts/device_report.sh -o device_report.md                  # a GPU, in full
+    bash scripts/device_report.sh -device cpu --small                  # narrow networks, small volumes: a try
 
-No network is needed: VAEs have random weights of full size (``--small``: of a few channels), data are phantoms. Each
-section runs in a process of its own, with a limit of time: one that crashes or hangs is a finding, and the others go
-on. The exit status is 0 where nothing is wrong, and 1 where something is.
+No network is needed: VAEs have random weights, data are phantoms. Each section runs in a process of its own, with a
+limit of time: one that fails, crashes or hangs is a line at the top, and the others are written all the same. The exit
+status is 1 where anything is wrong.
 """
 
 from __future__ import annotations
@@ -16,87 +16,84 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from device_sections import SECTIONS, Measured, Setting
+import torch
+from device_sections import SECTIONS, Part
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.device_numerics import device_class
+from fvae_nnunet.devices import chosen_device
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.progress_bar import progress_bar
 from fvae_nnunet.recorded_files import write_bytes
 
 LIMIT_S = 240.0
-"""Of a section; all of them together stay below 8 minutes where none hangs."""
+"""Of a section."""
 
 LINE = "measured: "
-"""Before the JSON of a section's process."""
+"""Before the JSON that a section's process prints."""
 
 
-def measured_apart(name: str, setting: Setting) -> Measured:
+def measured_apart(title: str, device: str, *, small: bool) -> Part:
     """A section in a process of its own; what went wrong with the process is a problem of the section."""
-    command = [sys.executable, __file__, "--section", name, "--setting", json.dumps(asdict(setting))]
-    lost = Measured(SECTIONS[name].title)
+    part = Part(torch.device(device), small)
+    command = [sys.executable, __file__, "-device", device, *(["--small"] if small else []), "--section", title]
+    started = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return lost.with_problem(f"did not end within {LIMIT_S:.0f} s")
-    for line in done.stdout.splitlines():
-        if line.startswith(LINE):
-            return Measured(**json.loads(line.removeprefix(LINE)))
-    tail = " / ".join(done.stderr.strip().splitlines()[-3:])
-    return lost.with_problem(f"its process ended with status {done.returncode}: {tail}")
+        part.problems.append(f"did not end within {LIMIT_S:.0f} s")
+    else:
+        found = [line.removeprefix(LINE) for line in done.stdout.splitlines() if line.startswith(LINE)]
+        if found:
+            part.lines, part.problems = json.loads(found[0])
+        else:
+            tail = " / ".join(done.stderr.strip().splitlines()[-3:])
+            part.problems.append(f"its process ended with status {done.returncode}: {tail}")
+    part.lines += ["", f"{time.monotonic() - started:.0f} s"]
+    return part
 
 
-def page(parts: Sequence[Measured], seconds: Mapping[str, float]) -> str:
-    """The report in Markdown: problems, then each section's table and notes."""
-    problems = [f"{part.title}: {problem}" for part in parts for problem in part.problems]
-    lines = ["# Device report", ""]
-    lines += (
-        [f"**{len(problems)} found wrong:**", "", *(f"- {problem}" for problem in problems)]
-        if problems
-        else ["**Nothing found wrong.**"]
-    )
-    for part in parts:
-        lines += ["", f"## {part.title}", ""]
-        if part.rows:
-            lines += [_row(part.head), "|---" * len(part.head) + "|", *map(_row, part.rows)]
-        lines += [""] * bool(part.rows and part.notes) + [*part.notes]
-        lines += ["", f"({seconds[part.title]:.0f} s)"]
+def page(name: str, parts: dict[str, Part]) -> str:
+    """The page of a device: problems, then each section by its title."""
+    top = [f"- {title}: {problem}" for title, part in parts.items() for problem in part.problems]
+    lines = [f"# {name}", "", "**Wrong:**", "", *(top or ["Nothing is wrong that this page looks at."])]
+    for title, part in parts.items():
+        lines += ["", f"## {title}", "", *part.lines]
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _measure(title: str, part: Part) -> None:
+    """In the section's own process: measure, and print what was found."""
+    try:
+        SECTIONS[title](part)
+    except Exception as error:
+        part.problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    print(LINE + json.dumps([part.lines, part.problems]), flush=True)
+    os._exit(0)  # libraries take seconds to say good-bye
 
 
 def run(arguments: argparse.Namespace) -> int:
+    device = chosen_device(arguments.device)
     if arguments.section is not None:
-        setting = Setting(**json.loads(arguments.setting))
-        print(LINE + json.dumps(asdict(SECTIONS[arguments.section].measure(setting))), flush=True)
-        os._exit(0)  # libraries take seconds to say good-bye
-    from fvae_nnunet.devices import chosen_device
-
-    setting = Setting(chosen_device(arguments.device), arguments.small)
-    if setting.device == "cpu" and not setting.small:
-        raise UserError("no GPU is visible to torch; --small tries the report out on the CPU")
+        _measure(arguments.section, Part(torch.device(device), arguments.small))
+    if device == "cpu" and not arguments.small:
+        raise UserError("torch sees no GPU; --small tries the report out on the CPU")
     if arguments.o.suffix != ".md":
         raise UserError(f"-o must name a file that ends in .md, got {arguments.o}")
-    names = arguments.only or list(SECTIONS)
-    parts, seconds = [], {}
-    with progress_bar(total=len(names), unit="section") as bar:
-        for name in names:
-            bar.set_postfix_str(SECTIONS[name].title)
-            started = time.monotonic()
-            parts.append(measured_apart(name, setting))
-            seconds[parts[-1].title] = time.monotonic() - started
+    parts = {}
+    with progress_bar(total=len(SECTIONS), unit="section") as bar:
+        for title in SECTIONS:
+            bar.set_postfix_str(title)
+            parts[title] = measured_apart(title, device, small=arguments.small)
             bar.update()
-    text = page(parts, seconds)
+    text = page(device_class(torch.device(device)), parts)
     write_bytes(arguments.o, text.encode())
-    print(text.split("\n## ")[0])
+    print(text.split("\n\n## ")[0])
     print(f"written: {arguments.o}")
-    return 1 if any(part.problems for part in parts) else 0
+    return 1 if any(part.problems for part in parts.values()) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,13 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="device_report.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-device", choices=("cuda", "mps", "cpu"), help="default: the best that torch sees")
-    parser.add_argument("--small", action="store_true", help="few channels, small volumes: a try")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--small", action="store_true", help="narrow networks and small volumes")
     parser.add_argument(
-        "-o", type=Path, default=Path("device_report.md"), metavar="FILE", help="the page; default device_report.md"
+        "-o", type=Path, default=Path("device_report.md"), metavar="FILE", help="default device_report.md"
     )
     parser.add_argument("--section", choices=list(SECTIONS), help=argparse.SUPPRESS)
-    parser.add_argument("--setting", help=argparse.SUPPRESS)
     return run_command(parser, run, argv)
 
 

@@ -1,9 +1,13 @@
-"""The sections of ``device_report.py``: what is measured on a device, and when it counts as wrong."""
+"""The sections of ``device_report.py``: what is measured on a device, and when it counts as wrong.
+
+Values are held against the CPU in float32, in HU. Weights are random (each layer keeps the variance), except those of
+`tiny`, so differences are larger than with trained ones. Speed is that of encode and decode of one window; the floor
+is the published network's arithmetic at the rate of a large matrix product.
+"""
 
 from __future__ import annotations
 
-import gc
-import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -11,293 +15,281 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from benchmark_reconstruction import WAN22_SIZES, randomise, write_random_weights
-from phantoms import make_phantom, write_phantom_dataset
-from torch.utils.flop_counter import FlopCounterMode
+from benchmark_reconstruction import WAN22_SIZES, matmul_tflops, randomise, write_random_weights
+from phantoms import write_phantom_dataset
 
+from fvae_nnunet.device_memory import TooLittleMemory
+from fvae_nnunet.device_numerics import conv3d_fault, has_bfloat16, tf32
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.reconstruction import reconstruct_volume
-from fvae_nnunet.reconstruction_settings import Reconstruction
-from fvae_nnunet.vae import FrozenVAE, load_vae
-from fvae_nnunet.vae import wan as wan_module
+from fvae_nnunet.manifest import versions
+from fvae_nnunet.pipeline import StageSeconds, run_cases
+from fvae_nnunet.vae import load_vae
+from fvae_nnunet.vae.module_vae import ModuleVAE
 from fvae_nnunet.vae.wan import WanVAE
+from fvae_nnunet.vae.wan_network import WanNetwork, WanSizes
 
 GIB = 2**30
-
-FEW_CHANNELS: dict[str, Any] = {"base_dim": 8, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
-FEW_CHANNELS_22 = FEW_CHANNELS | {"decoder_base_dim": 8}
-
-MOST_RMS_HU = {"float32": 0.05, "float32, TF32": 2.0, "bfloat16": 30.0}
-"""A device may differ from the CPU by so much (root mean square) with random weights, whose images are like noise; with
-trained weights it is less. Above it something is wrong, not rounded."""
-
+HU = 1000  # half of the widest window: the model's 1 in HU
 CARDS_GIB = (24, 16, 11, 8)
-
-MOST_LEFT_MIB = 64.0
-"""Of GPU memory that may stay allocated when a case has failed."""
+MFLOP_PER_VOXEL = {"wan2.1": 13.5, "wan2.2": 22.0}
+LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "bfloat16": 30.0}
+"""What rounding can make; wrong kernels make hundreds."""
 
 MOST_IDLE = 0.2
 """Share of the time in which the device may wait while ``fvae-preprocess`` does many cases."""
 
+Row = Sequence[object]
 
-@dataclass(frozen=True)
-class Setting:
-    """What is measured: ``device`` of torch, and whether in small."""
 
-    device: str
+@dataclass
+class Part:
+    """A section: lines of Markdown, and what is wrong.
+
+    Attributes:
+        device: where to measure.
+        small: narrow networks and small volumes.
+    """
+
+    device: torch.device
     small: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A section's outcome: a table (``head`` and ``rows``), sentences, and what is wrong."""
-
-    title: str
-    head: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
-    def with_problem(self, problem: str) -> Measured:
-        return replace(self, problems=[*self.problems, problem])
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    measure: Callable[[Setting], Measured]
+    def table(self, head: Row, rows: Sequence[Row]) -> None:
+        for row in (head, ["---"] * len(head), *rows):
+            self.lines.append(f"| {' | '.join(map(str, row))} |")
 
 
-def phantom_hu(shape: tuple[int, int, int]) -> np.ndarray:
-    """A phantom's first slices, int16 HU (z, y, x)."""
-    volume_hu, _ = make_phantom("lung", seed=0, shape=(max(shape[0], 12), *shape[1:]), spacing_mm=(2.0, 1.0, 1.0))
-    return volume_hu[: shape[0]]
+def wan(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> WanVAE:
+    """Of published size, or narrow, with random weights that depend on the name alone."""
+    state, config = random_wan(name, small)
+    return WanVAE(state, config, name=name, source="random", device=device, dtype=dtype)
 
 
-def random_wan(name: str, setting: Setting, *, device: str, dtype: torch.dtype) -> WanVAE:
-    """Wan with random weights: of full size, or with few channels."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-    sizes: dict[str, Any] = dict(WAN22_SIZES) if name == "wan2.2" else {}
-    if setting.small:
-        sizes |= FEW_CHANNELS_22 if name == "wan2.2" else FEW_CHANNELS
-    model: Any = randomise(AutoencoderKLWan(**sizes))
-    return WanVAE(model.state_dict(), model.config, name=name, source="random", device=device, dtype=dtype)
+@lru_cache
+def random_wan(name: str, small: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    config: dict[str, Any] = dict(WAN22_SIZES) if name == "wan2.2" else {}
+    if small:
+        config |= {"base_dim": 16} | ({"decoder_base_dim": 32} if name == "wan2.2" else {})
+    return randomise(WanNetwork(WanSizes.from_config(config))).state_dict(), config
 
 
-def reconstructed(vae: FrozenVAE, volume_hu: np.ndarray) -> np.ndarray:
-    return reconstruct_volume(vae, volume_hu, Reconstruction.for_vae(vae.spec, overlap_slices=0))
+def vae_of(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> ModuleVAE:
+    vae = load_vae(name, device=device, dtype=dtype) if name == "tiny" else wan(name, device, dtype, small=small)
+    assert isinstance(vae, ModuleVAE)
+    return vae
 
 
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Let float32 products and convolutions be rounded to TF32, or not."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+def window(slices: int, side: int) -> torch.Tensor:
+    z, y, x = torch.meshgrid(*(torch.linspace(0, 3, n) for n in (slices, side, side)), indexing="ij")
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    return (0.5 * torch.sin(3 * x + z) * torch.cos(4 * y) + 0.05 * noise)[None, None].clamp(-1, 1)
 
 
-def versions(setting: Setting) -> Measured:
-    """The machine and what is installed."""
-    packages = ("fvae_nnunet", "torch", "nnunetv2", "diffusers", "monai", "numpy", "SimpleITK", "triton")
-    rows = [["Python", platform.python_version()], ["system", platform.platform()]]
-    for package in packages:
-        try:
-            rows.append([package, importlib.metadata.version(package)])
-        except importlib.metadata.PackageNotFoundError:
-            rows.append([package, "not installed"])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows.append(["CPU cores", str(cores)])
-    if setting.device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        rows += [
-            ["GPU", f"{properties.name}, {properties.total_memory / GIB:.1f} GiB"],
-            ["compute capability", f"{properties.major}.{properties.minor}"],
-            ["CUDA of torch, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}"],
-            ["bfloat16 in hardware", str(torch.cuda.is_bf16_supported(including_emulation=False))],
-        ]
-    return Measured("Machine and versions", ["", ""], rows)
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def values(setting: Setting) -> Measured:
-    """Reconstructions of the device against those of the CPU in float32."""
-    found = Measured(
-        "Values: against the CPU in float32", ["VAE", "precision", "rms, HU", "largest, HU", "at most, rms"]
-    )
-    volume_hu = phantom_hu((5, 32, 32) if setting.small else (5, 96, 96))
-    on_device = setting.device
-    precisions = [("float32", torch.float32, False), ("bfloat16", torch.bfloat16, False)]
-    if on_device == "cuda":
-        precisions.insert(1, ("float32, TF32", torch.float32, True))
+def write_versions(page: Part) -> None:
+    rows: list[Row] = [("python", platform.python_version()), *versions().items()]
+    rows += [("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")]
+    rows += [("bfloat16 of its own", has_bfloat16(page.device))]
+    if page.device.type == "cuda":
+        rows += [("memory, GiB", f"{torch.cuda.get_device_properties(page.device).total_memory / GIB:.1f}")]
+        if not has_bfloat16(page.device):
+            page.problems.append("the GPU emulates bfloat16: --precision bfloat16 is slow here")
+    if (fault := conv3d_fault()) is not None and page.device.type == "cuda":
+        page.problems.append(fault)
+    page.table(("what", "version"), rows)
+
+
+def write_values(page: Part) -> None:
+    rows: list[Row] = []
+    volume = window(5, 32) if page.small else window(9, 64)
     for name in ("tiny", "wan2.1", "wan2.2"):
-
-        def loaded(device: str, dtype: torch.dtype, name: str = name) -> FrozenVAE:
-            if name == "tiny":
-                return load_vae(name, device=device, dtype=dtype)
-            return random_wan(name, setting, device=device, dtype=dtype)
-
-        reference_hu = reconstructed(loaded("cpu", torch.float32), volume_hu)
-        for precision, dtype, allowed in precisions:
-            with tf32(allowed):
-                difference = reconstructed(loaded(on_device, dtype), volume_hu).astype(np.float64) - reference_hu
-            rms, largest, limit = (
-                np.sqrt(np.square(difference).mean()),
-                np.abs(difference).max(),
-                MOST_RMS_HU[precision],
-            )
-            found.rows.append([name, precision, f"{rms:.3g}", f"{largest:.3g}", f"{limit:g}"])
-            if not rms <= limit:  # NaN too
-                found.problems.append(f"{name} in {precision} differs from the CPU by {rms:.3g} HU (rms)")
-    return found
-
-
-def speed(setting: Setting) -> Measured:
-    """Throughput and memory by size of the chunks."""
-    from benchmark_reconstruction import matmul_tflops
-
-    shape = (9, 48, 48) if setting.small else (65, 512, 512)
-    volume_hu, on_gpu = phantom_hu(shape), setting.device == "cuda"
-    head = ["VAE", "precision", "slices of a chunk", "Mvoxel/s", "share of the floor", "peak memory, GiB"]
-    found = Measured(f"Speed: encode and decode, {' x '.join(map(str, shape))}", head)
-    found.notes.append("The floor is the arithmetic, counted by torch, at the rate of a large matrix product.")
-    for dtype in (torch.float32, torch.bfloat16) if on_gpu else (torch.float32,):
-        tflops = matmul_tflops(torch.device(setting.device), dtype)
-        found.notes.append(f"Matrix product in {short(dtype)}: {tflops:.3g} TFLOP/s.")
-        for name in ("wan2.1", "wan2.2"):
-            vae = random_wan(name, setting, device=setting.device, dtype=dtype)
-            flop = flop_per_voxel(vae)
-            for slices in (8, 16, 32) if on_gpu else (8,):
-                rate, peak_gib = rate_and_peak(vae, volume_hu, slices, on_gpu=on_gpu)
-                found.rows.append(
-                    [
-                        name, short(dtype), str(slices), f"{rate / 1e6:.3g}", f"{rate * flop / tflops / 1e12:.0%}",
-                        f"{peak_gib:.1f}" if on_gpu else "",
-                    ]
-                )  # fmt: skip
-            del vae
-            gc.collect()
-    return found
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def flop_per_voxel(vae: FrozenVAE) -> float:
-    """Of encoding and decoding, counted on a small volume."""
-    volume_hu = phantom_hu((17, 64, 64))
-    with FlopCounterMode(display=False) as counter:
-        reconstructed(vae, volume_hu)
-    return counter.get_total_flops() / volume_hu.size
-
-
-def rate_and_peak(vae: FrozenVAE, volume_hu: np.ndarray, slices: int, *, on_gpu: bool) -> tuple[float, float]:
-    """Voxels per second of the faster of two runs, and the peak of allocated GPU memory in GiB."""
-    with chunks_of(slices, volume_hu.shape):
-        best = float("inf")
-        for _ in range(2):
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            reconstructed(vae, volume_hu)
-            best = min(best, time.perf_counter() - started)
-    return volume_hu.size / best, torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0
-
-
-@contextmanager
-def chunks_of(slices: int, shape: tuple[int, ...]) -> Iterator[None]:
-    """Wan codes at most so many slices of this size at once."""
-    before = wan_module.GPU_CHUNK_VOXELS
-    wan_module.GPU_CHUNK_VOXELS = slices * shape[1] * shape[2]
-    try:
-        yield
-    finally:
-        wan_module.GPU_CHUNK_VOXELS = before
-
-
-def memory(setting: Setting) -> Measured:
-    """Smaller cards, emulated by a limit of torch's memory, and what a case leaves that failed for lack of it."""
-    found = Measured(
-        "Lack of memory: smaller cards, emulated", ["card, GiB", "VAE", "precision", "outcome", "Mvoxel/s"]
-    )
-    if setting.device != "cuda":
-        found.notes.append("Needs CUDA.")
-        return found
-    total = torch.cuda.get_device_properties(0).total_memory
-    volume_hu = phantom_hu((33, 512, 512))
-    for name, dtype in (("wan2.1", torch.float32), ("wan2.1", torch.bfloat16), ("wan2.2", torch.bfloat16)):
-        for card in (card for card in (*CARDS_GIB, 3) if card * GIB < total):
-            torch.cuda.set_per_process_memory_fraction(1.0)
-            vae = random_wan(name, setting, device="cuda", dtype=dtype)
-            torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(card * GIB / total)
-            before, started = torch.cuda.memory_allocated(), time.perf_counter()
-            try:
-                reconstructed(vae, volume_hu)
-            except UserError as error:
-                outcome, rate = str(error), ""
-                left_mib = (torch.cuda.memory_allocated() - before) / 2**20
-                if left_mib > MOST_LEFT_MIB:
-                    found.problems.append(
-                        f"a case that failed leaves {left_mib:.0f} MiB allocated ({name}, {card} GiB)"
-                    )
-            except Exception as error:
-                outcome, rate = f"{type(error).__name__}: {error}".splitlines()[0][:120], ""
-                found.problems.append(f"{name} in {short(dtype)} on {card} GiB ends with {outcome}")
+        reference = vae_of(name, torch.device("cpu"), torch.float32, small=page.small)
+        expected = reference.decode(reference.encode(volume)).double()
+        variants = [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+        variants += [("tf32", torch.float32)] if page.device.type == "cuda" else []
+        for precision, dtype in variants:
+            vae = vae_of(name, page.device, dtype, small=page.small)
+            if precision == "tf32":
+                with tf32(True), torch.no_grad():
+                    coded = vae._decode(vae._encode(volume.to(page.device), None))
             else:
-                outcome, rate = "done", f"{volume_hu.size / (time.perf_counter() - started) / 1e6:.3g}"
-            found.rows.append([str(card), name, short(dtype), outcome, rate])
-            del vae
-            gc.collect()
-    torch.cuda.set_per_process_memory_fraction(1.0)
-    return found
+                coded = vae.decode(vae.encode(volume))
+            difference = HU * (coded.cpu().double() - expected)
+            rms, largest = float(difference.square().mean().sqrt()), float(difference.abs().max())
+            rows.append((name, precision, f"{rms:.4f}", f"{largest:.3f}"))
+            if not rms <= LARGEST_RMS_HU[precision]:
+                page.problems.append(f"{name} in {precision} is {rms:.2f} HU (rms) from the CPU")
+    page.table(("VAE", "precision", "rms, HU", "largest, HU"), rows)
 
 
-def large_tensors(setting: Setting) -> Measured:
-    """Slices so large that a chunk of 32 would have more than 2^31 values in a tensor."""
-    found = Measured("Slices of 1024 x 1024 pixels", ["VAE", "slices of a chunk", "rms to chunks of 4, HU"])
-    if setting.device != "cuda":
-        found.notes.append("Needs CUDA.")
-        return found
-    volume_hu = phantom_hu((17, 1024, 1024))
+def write_speed(page: Part) -> None:
+    rows: list[Row] = []
+    slices, side, chunks = (9, 32, (4, 8)) if page.small else (65, 512, (8, 16, 32, 64))
+    volume = window(slices, side)
     for name in ("wan2.1", "wan2.2"):
-        vae = random_wan(name, setting, device="cuda", dtype=torch.bfloat16)
-        with chunks_of(4, volume_hu.shape):
-            reference_hu = reconstructed(vae, volume_hu).astype(np.float64)
-        rms = float(np.sqrt(np.square(reconstructed(vae, volume_hu) - reference_hu).mean()))
-        found.rows.append([name, "as chosen", f"{rms:.3g}"])
-        if not rms <= MOST_RMS_HU["bfloat16"]:
-            found.problems.append(f"{name}: values depend on the chunks by {rms:.3g} HU")
-    return found
+        for dtype in (torch.float32, torch.bfloat16):
+            vae = wan(name, page.device, dtype, small=page.small)
+            floor = matmul_tflops(page.device, dtype) * 1e6 / MFLOP_PER_VOXEL[name]
+            for chunk in (*chunks, None):
+                if chunk is not None:
+                    vae._steps_of_a_chunk = lambda pixels, chunk=chunk: chunk // 4  # type: ignore[method-assign]
+                else:
+                    del vae._steps_of_a_chunk
+                rows.append(
+                    (name, str(dtype).removeprefix("torch."), chunk or "chosen", *speed(page, vae, volume, floor))
+                )
+    page.table(("VAE", "precision", "slices of a chunk", "Mvoxel/s", "share of the floor", "peak, GiB"), rows)
+    if page.small:
+        page.lines.append("\nNarrow networks: the share of the floor says nothing.")
 
 
-def preprocessing(setting: Setting) -> Measured:
-    """``fvae-preprocess`` on many cases: how long the device waits."""
-    cases, shape = (3, (12, 48, 48)) if setting.small else (20, (65, 224, 224))
-    found = Measured(f"fvae-preprocess, {cases} phantoms of {' x '.join(map(str, shape))}", ["VAE", "s", "device idle"])
-    with dataset_of_phantoms(cases, shape) as (root, environment):
-        for name in ("tiny" if setting.small else "wan2.1",):
-            options = ["--vae", name, "--view", name, "-device", setting.device]
-            if name != "tiny":
-                options += ["--weights", str(write_random_weights(name, root)), "--precision", "bfloat16"]
+def speed(page: Part, vae: WanVAE, volume: torch.Tensor, floor: float) -> Row:
+    seconds = []
+    if page.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(page.device)
+    try:
+        for _ in range(2):  # the first one chooses kernels
+            wait(page.device)
             started = time.perf_counter()
-            printed = command("fvae-preprocess", "950", "-c", "3d_fullres", *options, environment=environment)
-            idle = float(re.search(r"device idle (\d+)%", printed)[1]) / 100  # type: ignore[index]
-            found.rows.append([name, f"{time.perf_counter() - started:.0f}", f"{idle:.0%}"])
-            if idle > MOST_IDLE and not setting.small:
-                found.problems.append(f"the device waits {idle:.0%} of the time ({name})")
-    return found
+            vae.decode(vae.encode(volume))
+            wait(page.device)
+            seconds.append(time.perf_counter() - started)
+    except TooLittleMemory:
+        return "memory", "", ""
+    rate = volume.numel() / min(seconds) / 1e6
+    peak = f"{torch.cuda.max_memory_allocated(page.device) / GIB:.1f}" if page.device.type == "cuda" else ""
+    return f"{rate:.3g}", f"{rate / floor:.0%}", peak
+
+
+def write_failed_case(page: Part) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def compute(case: str, content: str) -> int:
+        alive.extend(tensor() is not None for tensor in held)
+        tensor = torch.zeros(2**20, device=page.device)
+        held.append(weakref.ref(tensor))
+        if case == "fails":
+            raise torch.OutOfMemoryError("CUDA out of memory, said for this page")
+        return len(tensor)
+
+    list(run_cases(["fails", "next"], read=str, compute=compute, workers=0, seconds=StageSeconds()))
+    page.lines.append(f"Tensors of a failed case that are alive while the next one computes: {sum(alive)}")
+    if any(alive):
+        page.problems.append("a case that fails keeps memory from the next one")
+
+
+def write_cards(page: Part) -> None:
+    if page.device.type != "cuda":
+        page.lines.append("Needs CUDA; tests/test_gpu_memory.py counts it on fake tensors.")
+        return
+    total = torch.cuda.get_device_properties(page.device).total_memory
+    own, rows, volume = torch.cuda.mem_get_info, [], window(65, 512)
+    try:
+        for name, dtype in [(name, dtype) for name in MFLOP_PER_VOXEL for dtype in (torch.float32, torch.bfloat16)]:
+            vae = wan(name, page.device, dtype, small=False)
+            for gib in [gib for gib in CARDS_GIB if gib * GIB < total]:
+                torch.cuda.set_per_process_memory_fraction(gib * GIB / total, page.device)
+                torch.cuda.mem_get_info = partial(left_of, gib * GIB)
+                rows.append((gib, name, str(dtype).removeprefix("torch."), card(page, vae, volume, gib)))
+                torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(1.0, page.device)
+            torch.cuda.mem_get_info = own
+    finally:
+        torch.cuda.mem_get_info = own
+        torch.cuda.set_per_process_memory_fraction(1.0, page.device)
+    page.table(("card, GiB", "VAE", "precision", "slices of the largest chunk"), rows)
+
+
+def left_of(total: int, device: torch.device) -> tuple[int, int]:
+    """``torch.cuda.mem_get_info`` of a card on which nothing else is."""
+    return max(0, total - torch.cuda.memory_reserved(device)), total
+
+
+def card(page: Part, vae: WanVAE, volume: torch.Tensor, gib: int) -> str:
+    vae._fitting.clear()
+    for calls in (vae._encoder_chunks, vae._decoder_chunks):
+        calls.most_voxels = math.inf
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            vae.decode(vae.encode(volume))
+    except TooLittleMemory:
+        return "too little memory"
+    halved = any("too many" in str(warning.message) for warning in warned)
+    if halved:
+        page.problems.append(f"{vae.spec.name} in {vae.dtype} on a card of {gib} GiB: the first chunk did not fit")
+    return f"{4 * max(vae._fitting.values())}{', halved' * halved}"
+
+
+def write_graphs(page: Part) -> None:
+    rows: list[Row] = []
+    dtype = torch.bfloat16
+    for name in ("wan2.1", "wan2.2"):
+        vae = wan(name, page.device, dtype, small=True)
+        volume = window(5, 32).expand(2, -1, -1, -1, -1).to(page.device, dtype)
+        with torch.no_grad():
+            latent = vae.encode(volume)
+            for method, x in ((vae._network.encode, volume), (vae._network.decode, latent)):
+                torch._dynamo.reset()
+                found = torch._dynamo.explain(method)(x, None)
+                rows.append((name, method.__name__, found.graph_count, found.graph_break_count))
+                if found.graph_break_count:
+                    page.problems.append(f"{name}: {method.__name__} breaks into {found.graph_count} graphs")
+    page.table(("VAE", "half", "graphs", "breaks"), rows)
+
+
+def write_large_tensors(page: Part) -> None:
+    if page.device.type != "cuda":
+        page.lines.append("Needs CUDA.")
+        return
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    from fvae_nnunet.vae.image import ImageVAE
+
+    widths = (128, 256, 512, 512)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    model = randomise(AutoencoderKL(block_out_channels=widths, layers_per_block=2, **blocks))
+    vae = ImageVAE(model, name="sd", source="random", device=page.device, dtype=torch.bfloat16)
+    volume = window(16, 1024)
+    together, alone = vae.decode(vae.encode(volume))[:, :, -1:], vae.decode(vae.encode(volume[:, :, -1:]))
+    difference = HU * float((together - alone).square().mean().sqrt())
+    page.lines.append(f"The last of 16 slices of 1024 x 1024, against itself alone: {difference:.3f} HU (rms)")
+    if not difference <= LARGEST_RMS_HU["bfloat16"]:
+        page.problems.append(f"slices that are coded together differ by {difference:.1f} HU at 1024 x 1024")
+
+
+def write_preprocessing(page: Part) -> None:
+    """``fvae-preprocess`` on many cases: how long the device waits."""
+    cases, shape, name = (3, (12, 48, 48), "tiny") if page.small else (20, (65, 224, 224), "wan2.1")
+    with dataset_of_phantoms(cases, shape) as (root, environment):
+        options = ["--vae", name, "-device", page.device.type]
+        if name != "tiny":
+            options += ["--weights", str(write_random_weights(name, root)), "--precision", "bfloat16"]
+        started = time.perf_counter()
+        printed = command("fvae-preprocess", "950", "-c", "3d_fullres", *options, environment=environment)
+        seconds = time.perf_counter() - started
+    found = re.search(r"device idle (\d+)%", printed)
+    assert found is not None, printed
+    size = " x ".join(map(str, shape))
+    page.table(("cases", "size", "VAE", "s", "device idle"), [(cases, size, name, f"{seconds:.0f}", f"{found[1]}%")])
+    if int(found[1]) > 100 * MOST_IDLE and not page.small:
+        page.problems.append(f"fvae-preprocess leaves the device idle {found[1]}% of the time")
 
 
 @contextmanager
@@ -317,65 +309,43 @@ def dataset_of_phantoms(cases: int, shape: tuple[int, int, int]) -> Iterator[tup
         yield root, environment
 
 
-def command(name: str, *arguments: str, environment: dict[str, str]) -> str:
+def command(name: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
     """What a command of this environment prints; UserError with its last lines where it fails."""
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / name), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    path = Path(sys.executable).with_name(name)
+    done = subprocess.run([str(path), *arguments], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{name} ended with status {done.returncode}: {' / '.join(done.stderr.splitlines()[-3:])}")
     return done.stdout + done.stderr
 
 
-def training(setting: Setting) -> Measured:
+def write_training(page: Part) -> None:
     """Iterations of the trainers, by ``benchmark_training.py``."""
-    found = Measured("Training, phantoms")
-    options = ["-device", setting.device, "--rounds", "1"]
-    if setting.small:
-        options += ["--cases", "5", "--shape", "24", "64", "64", "--iterations", "2", "--warm-up", "1", "--vae", "tiny"]
-        options += ["--patch-voxels", "20000"]
-    else:
-        options += [
-            "--cases",
-            "5",
-            "--shape",
-            "96",
-            "224",
-            "224",
-            "--iterations",
-            "10",
-            "--warm-up",
-            "4",
-            "--vae",
-            "wan2.1",
-        ]
-        options += ["--eager"]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("benchmark_training.py")), *options],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        return found.with_problem(f"the benchmark failed: {' / '.join(done.stderr.splitlines()[-3:])}")
-    table = [
-        [cell.strip() for cell in line[1:-1].split("|")] for line in done.stdout.splitlines() if line.startswith("|")
-    ]
-    head, _, *rows = table
-    breaks = head.index("graph breaks")
-    problems = [f"{row[0]} with {row[1]}: {row[breaks]} graph breaks" for row in rows if row[breaks] not in ("", "0")]
-    return replace(found, head=head, rows=rows, notes=[done.stdout.splitlines()[0] + "."], problems=problems)
+    options = ["-device", page.device.type, "--rounds", "1", "--cases", "5"]
+    options += (
+        ["--shape", "24", "64", "64", "--iterations", "2", "--warm-up", "1", "--vae", "tiny", "--patch-voxels", "20000"]
+        if page.small
+        else ["--shape", "96", "224", "224", "--iterations", "10", "--warm-up", "4", "--vae", "wan2.1", "--eager"]
+    )
+    script = Path(__file__).with_name("benchmark_training.py")
+    printed = command(Path(sys.executable).name, str(script), *options)
+    page.lines += [f"`python scripts/{script.name} {' '.join(options)}`", ""]
+    page.lines += [line for line in printed.splitlines() if line.startswith(("|", "x86", "NVIDIA"))]
+    head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in page.lines if line.startswith("|")]
+    for row in rows:
+        breaks = row[head.index("graph breaks")]
+        if breaks != "0":
+            page.problems.append(f"{row[0]} with {row[1]}: {breaks} graph breaks")
 
 
-SECTIONS = {
-    "versions": Section("Machine and versions", versions),
-    "values": Section("Values", values),
-    "speed": Section("Speed", speed),
-    "memory": Section("Lack of memory", memory),
-    "large": Section("Large slices", large_tensors),
-    "preprocessing": Section("fvae-preprocess", preprocessing),
-    "training": Section("Training", training),
+SECTIONS: dict[str, Callable[[Part], None]] = {
+    "Versions": write_versions,
+    "Values against the CPU": write_values,
+    "Speed and memory": write_speed,
+    "What a failed case leaves": write_failed_case,
+    "Smaller cards": write_cards,
+    "Tensors of 2^31 values": write_large_tensors,
+    "Graphs under torch.compile": write_graphs,
+    "fvae-preprocess on many cases": write_preprocessing,
+    "Training": write_training,
 }
-"""By the name that ``--only`` takes."""
+"""By title."""

@@ -39,9 +39,9 @@ class FakeGPU(TorchDispatchMode):
         fail: called with the name of each operation before it runs; may raise.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, total: float = float("inf")) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, total: float = 2**50) -> None:
         super().__init__()
-        self.total = total
+        self.total = int(total)
         self.live = self.peak = self.widest = 0
         self.freed_at: list[int] = []
         self.fail: Callable[[str], object] = lambda operation: None

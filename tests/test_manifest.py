@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,16 @@ def test_files_are_on_the_disk_before_they_take_their_place(tmp_path, monkeypatc
     names = [name for what, name in happened[: happened.index(("rename", "checkpoint"))] if what == "flush"]
     assert {"weights", "state", "unfinished"} <= set(names)
     assert names[0].startswith(".a.bin")
+
+
+def test_another_kind_of_device_is_warned_of_and_no_other_setting(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.begin("view", {"vae": "tiny"}, {"device": "cuda, NVIDIA H200"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manifest.begin("view", {"vae": "tiny"}, {"device": "cuda, NVIDIA H200"})
+        manifest.begin("view", {"vae": "tiny"}, {})  # of an older version
+    with pytest.warns(UserWarning, match=r"begun on another device \(cuda, NVIDIA H200\) than it goes on \(cpu\)"):
+        manifest.begin("view", {"vae": "tiny"}, {"device": "cpu"})
+    with pytest.raises(UserError, match="tf32: null, now true"):
+        manifest.begin("view", {"vae": "tiny", "tf32": True}, {"device": "cuda, NVIDIA H200"})

@@ -14,6 +14,7 @@ from test_trainers import batches, reproducible, trainer_of  # noqa: F401
 from views_for_tests import BrighterVAE, make_view
 
 from fvae_nnunet import training_vae
+from fvae_nnunet.compiled_vae import CompiledVAE
 from fvae_nnunet.ct_patches import CTPatches
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction_settings import Reconstruction
@@ -184,6 +185,16 @@ def test_training_records_the_vae_frees_it_resumes_and_predicts_as_nnunet(clone,
     assert draws == [
         Draw.random(again.batch_size, probability=0.5, entropy=(0, 0, 1, iteration)) for iteration in range(2)
     ]
+
+
+def test_a_compiled_vae_is_gone_when_training_ends(planned, tiny, monkeypatch):
+    trainer = trainer_of(Always, planned)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda self: freed.append(vae() is None))
+    trainer._reconstruction = trainer._load_reconstruction()
+    CompiledVAE(trainer._reconstruction.vae, backend="eager")
+    vae, freed = weakref.ref(trainer._reconstruction.vae), []
+    trainer.on_train_end()  # nnU-Net's part empties the cache
+    assert freed == [True]
 
 
 def test_the_view_names_the_vae_and_its_weights_are_checked(clone, monkeypatch):

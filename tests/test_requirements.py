@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import configparser
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = ("fvae_nnunet", "trainers", "preprocessing")
@@ -81,3 +83,11 @@ def test_what_is_declared_is_imported():
 @pytest.mark.parametrize("extra", [extra for extra in declared() if extra != "dev"])
 def test_every_requirement_has_a_lower_end(extra):
     assert [name for name, bounds in declared()[extra].items() if ">=" not in bounds] == []
+
+
+def test_torch_is_as_new_as_what_is_called():
+    """torch.OutOfMemoryError, is_bf16_supported(including_emulation=...) and F.rms_norm are all there from 2.5 on."""
+    assert declared()[""]["torch"] == ">=2.5"
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+    assert "including_emulation" in inspect.signature(torch.cuda.is_bf16_supported).parameters
+    assert torch.nn.functional.rms_norm(torch.ones(1, 2), (2,), eps=0.0).tolist() == [[1.0, 1.0]]

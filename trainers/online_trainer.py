@@ -31,7 +31,8 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         posterior: ``mode``, or ``sample`` for a draw from the encoder's posterior, so that each view is new.
         draw_seed: of all these draws.
         hu_window: what the VAE sees; None for that of the view which names the VAE, without a view -1000 to 1000 HU.
-        vae_precision: None for bfloat16 on CUDA and float32 elsewhere; or ``float32``, ``bfloat16``, ``float16``.
+        vae_precision: None for bfloat16 on GPUs from Ampere on and float32 elsewhere; or ``float32``, ``bfloat16``,
+            ``float16``.
         ct_channels: those that are reconstructed; None for those of the view which names the VAE, without a view those
             that are called CT.
         hu_as_is: reconstruct also a foreground that cannot be in HU; as ``--hu-as-is`` of the view.

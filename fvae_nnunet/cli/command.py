@@ -248,6 +248,17 @@ class LoadedVAE:
     settings: Reconstruction
     options: str
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """For the reader of a manifest: where the weights are, these options, and the kind of device."""
+        from fvae_nnunet.device_numerics import device_class
+
+        return {
+            "weights": self.vae.weights_source,
+            "options": self.options,
+            "device": device_class(self.vae.device),
+        }
+
 
 def load(arguments: argparse.Namespace) -> LoadedVAE:
     """The VAE that the options name, on its device; UserError where it cannot be had."""

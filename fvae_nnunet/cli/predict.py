@@ -245,7 +245,6 @@ def _reconstruct(
     files_to_do = [files[channel] for files in cases.values() for channel in channels]
     images = {path.name.removesuffix(model.file_ending): path for path in files_to_do}
     progress = CaseProgress(len(images), arguments)
-    made_with: dict[str, object] = {"weights": loaded.vae.weights_source, "options": loaded.options}
     outcomes = reconstruct_folder(
         images,
         folder,
@@ -254,7 +253,7 @@ def _reconstruct(
         hu_as_is=bool(arguments.hu_as_is),
         workers=arguments.npp,
         seconds=progress.seconds,
-        made_with=made_with,
+        made_with=loaded.made_with,
         reader=model.reader,
         on_slices=progress.on_slices,
     )
@@ -270,7 +269,7 @@ def _reconstruct(
         if case not in failed
     }
     made = loaded.settings.recorded_with(loaded.vae)
-    return files, {**made, "ct_channels": channels, "made_with": made_with}
+    return files, {**made, "ct_channels": channels, "made_with": loaded.made_with}
 
 
 def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[str, Any] | None) -> None:

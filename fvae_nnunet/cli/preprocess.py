@@ -214,7 +214,7 @@ class _MakeViews:
             view=self.view,
             settings=loaded.settings,
             made_with={
-                "weights": loaded.vae.weights_source,
+                **loaded.made_with,
                 "options": f"{loaded.options}{channels_option(self.arguments)} --view {self.view}",
             },
             overwrite=self.arguments.overwrite and first,

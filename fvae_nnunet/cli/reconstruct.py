@@ -101,7 +101,7 @@ class _Reconstruct:
             cases=cases,
             workers=workers_of(self.arguments),
             seconds=seconds,
-            made_with={"weights": loaded.vae.weights_source, "options": loaded.options},
+            made_with=loaded.made_with,
             overwrite=self.arguments.overwrite and first,
             reader=_reader(self.arguments.i),
             on_slices=on_slices,

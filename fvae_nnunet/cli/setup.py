@@ -79,12 +79,16 @@ def _mend() -> None:
 def _show_installation() -> None:
     import torch
 
+    from fvae_nnunet.device_numerics import conv3d_fault, has_bfloat16
     from fvae_nnunet.manifest import versions
 
     print(f"python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in versions().items()))
     if torch.cuda.is_available():
         memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        print(f"device: cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB")
+        bfloat16 = "bfloat16" if has_bfloat16("cuda") else "no bfloat16 of its own"
+        print(f"device: cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB, {bfloat16}")
+        if (fault := conv3d_fault()) is not None:
+            print(f"  {fault}")
     else:
         print(f"device: {'mps' if torch.backends.mps.is_available() else 'cpu'}, {os.cpu_count()} cores")
 

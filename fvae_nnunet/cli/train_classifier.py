@@ -141,8 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace, reports: CaseReports, device: str) -> TrainingSettings:
-    import torch
-
+    from fvae_nnunet.device_numerics import fastest_precision
     from fvae_nnunet.findings.training_settings import TrainingSettings
     from fvae_nnunet.findings.volumes import Grid
 
@@ -151,9 +150,6 @@ def _settings(arguments: argparse.Namespace, reports: CaseReports, device: str) 
     if unknown or not findings or len(set(findings)) < len(findings):
         what = f"no finding {unknown[0]!r}" if unknown else "no findings" if not findings else "a finding twice"
         raise UserError(f"{what}: reports.json has {', '.join(reports.findings) or 'none'}; see docs/conversion.md")
-    precision = arguments.precision
-    if precision is None:
-        precision = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return TrainingSettings(
         network=arguments.network,
         grid=Grid(tuple(arguments.shape), tuple(arguments.spacing)),
@@ -163,7 +159,7 @@ def _settings(arguments: argparse.Namespace, reports: CaseReports, device: str) 
         batch=arguments.batch,
         learning_rate=arguments.lr,
         positive_weight=arguments.positive_weight,
-        precision=precision,
+        precision=arguments.precision or fastest_precision(device),
         seed=arguments.seed,
     )
 

@@ -238,7 +238,7 @@ def _encode(
             dataset,
             loaded.vae,
             settings,
-            made_with={"weights": loaded.vae.weights_source, "options": loaded.options},
+            made_with=loaded.made_with,
             share=share,
             workers=arguments.np,
             on_case=lambda _: bar.update(),

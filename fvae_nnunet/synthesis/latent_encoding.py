@@ -55,6 +55,7 @@ class LatentSettings:
             "vae": vae.spec.name,
             "weights_sha256": vae.weights_sha256,
             "precision": str(vae.dtype).removeprefix("torch."),
+            **({"tf32": True} if vae.tf32 else {}),
             "ct_channel": dataset.ct_channel,
             "organ": dataset.organ.recorded,
             "lesions": list(dataset.lesions.values()),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fvae_nnunet.device_memory import memory_explained
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.denoiser import LatentDenoiser
 from fvae_nnunet.synthesis.latent_draws import Batch, LatentDraws
@@ -217,7 +218,8 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
                     torch.manual_seed(settings.seed)
                     denoiser = denoiser.insert_consistency(settings.consistency)
             stage = _Stage(plan, accelerator, denoiser, number, within)
-            _run_stage(plan, draws, stage, done, last, progress, show_samples)
+            with memory_explained(_LACK):
+                _run_stage(plan, draws, stage, done, last, progress, show_samples)
             denoiser, done = stage.release(), last
         if accelerator.is_main_process:
             record = plan.record | {"steps": list(settings.steps)}
@@ -226,6 +228,12 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
     finally:
         if progress is not None:
             progress.close()
+
+
+_LACK = (
+    "the device's memory does not suffice; use a larger --accumulate, --gradient-checkpointing, a smaller "
+    "--inplane-pixels, or --mixed-precision bf16, and run this again: it goes on from the last checkpoint"
+)
 
 
 def _say_nothing(text: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import torch
-
+from fvae_nnunet.device_numerics import has_bfloat16
 from fvae_nnunet.devices import chosen_device
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.optional_packages import needed_for
@@ -31,7 +30,7 @@ def connect(*, device: str | None, mixed_precision: str | None) -> Accelerator:
         from accelerate.utils import DistributedType
     device = chosen_device(device)
     if mixed_precision is None:
-        mixed_precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        mixed_precision = "bf16" if has_bfloat16(device) else "no"
     if mixed_precision == "fp16" and device == "cpu":
         raise UserError("--mixed-precision fp16 needs a GPU; use bf16 or no")
     accelerator = Accelerator(

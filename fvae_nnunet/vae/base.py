@@ -106,6 +106,11 @@ class FrozenVAE(ABC):
     def dtype(self) -> torch.dtype:
         """In what precision the model computes."""
 
+    @property
+    def tf32(self) -> bool:
+        """Whether what is said to be float32 may be computed in TF32 (``device_numerics``)."""
+        return False
+
     @abstractmethod
     def encode(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """The latent of ``volume``.

@@ -58,7 +58,7 @@ class IVVAE(ModuleVAE):
             causal=True,
         )
         super().__init__(network, spec, source=source, device=device, dtype=dtype)
-        self._network = network
+        self._network = network.lay_out()
         self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
         self.latent_mean, self.latent_std = published_statistics(network.latent_channels, network.dim)
 
@@ -93,7 +93,7 @@ class _Stream(VAEStream):
         slices = volume.shape[2]
         if slices % GROUP_SLICES != offset:
             raise ValueError(f"{vae.spec.name}: {slices} slices; needs {offset} + k * {GROUP_SLICES} slices here")
-        with vae._memory_explained(*volume.shape[2:]), torch.autocast(vae.device.type, enabled=False):
+        with vae._computing(*volume.shape[2:]):
             latent = vae._encode(volume.to(vae.device, vae.dtype), generator, self._encoder_past)
             return vae._decode(latent, self._decoder_past)
 

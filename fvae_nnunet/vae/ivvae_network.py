@@ -24,6 +24,7 @@ from fvae_nnunet.vae.ivvae_layers import (
     ResidualBlock,
     Upsample,
 )
+from fvae_nnunet.vae.module_vae import depth_outermost
 
 GROUP_SLICES = 4
 INPLANE_STRIDE = 8
@@ -124,6 +125,13 @@ class IVVAENetwork(nn.Module):
         self.conv1 = PointwiseConv(latent_channels, latent_channels)
         self.conv2 = PointwiseConv(width, width)
         self.decoder = Decoder(dim, width)
+
+    def lay_out(self) -> IVVAENetwork:
+        """Itself, the kernels that are used slice by slice laid out for that."""
+        for module in self.modules():
+            if isinstance(module, GroupCausalConv):
+                module.conv_3d.weight.data = depth_outermost(module.conv_3d.weight.data)
+        return self
 
     def encode(
         self, volume: torch.Tensor, past: Past | None = None, *, calls: CallSize | None = None

@@ -10,7 +10,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.leanvae_layers import Memory
 from fvae_nnunet.vae.leanvae_network import BLOCK, SLICES, LeanVAENetwork, Sizes
-from fvae_nnunet.vae.module_vae import ModuleVAE
+from fvae_nnunet.vae.module_vae import ModuleVAE, place
 from fvae_nnunet.vae.weights import StateDict, first_difference, read_checkpoint
 
 WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
@@ -52,7 +52,8 @@ class LeanVAE(ModuleVAE):
             causal=True,
         )
         super().__init__(network, spec, source=source, device="cpu", dtype=torch.float32)
-        self._network = network.fold().to(device, dtype)
+        place(network.fold(), device, dtype)
+        self._network = network
 
     def open_stream(self) -> VAEStream:
         return _Stream(self)
@@ -81,7 +82,7 @@ class _Stream(VAEStream):
         offset = 0 if self._encoder_memory else 1
         if volume.shape[2] % SLICES != offset:
             raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {SLICES} slices here")
-        with vae._memory_explained(*volume.shape[2:]), torch.autocast(vae.device.type, enabled=False):
+        with vae._computing(*volume.shape[2:]):
             latent = vae._encode(volume.to(vae.device, vae.dtype), generator, self._encoder_memory)
             return vae._decode(latent, self._decoder_memory)
 

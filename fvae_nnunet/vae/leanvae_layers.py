@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fvae_nnunet.vae.module_vae import depth_outermost
+
 Memory = dict[nn.Module, torch.Tensor]
 """The last slices that each convolution saw; empty before the first slice of a volume."""
 
@@ -50,7 +52,7 @@ class _GatedGELU(nn.Module):
         return F.gelu(gate).mul_(value)
 
 
-class _CausalDepthwise(nn.Module):
+class CausalDepthwise(nn.Module):
     """A depthwise 3 x 3 x 3 convolution over a slice and the two before it.
 
     It is computed as planar convolutions, one for each distance between slices: on CPUs they are an order of magnitude
@@ -60,6 +62,9 @@ class _CausalDepthwise(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ds_conv = nn.Conv3d(width, width, 3, groups=width)
+
+    def lay_out(self) -> None:
+        self.ds_conv.weight.data = depth_outermost(self.ds_conv.weight.data)
 
     def forward(self, x: torch.Tensor, memory: Memory | None) -> torch.Tensor:
         seen = x
@@ -88,7 +93,7 @@ class Layers(nn.Module):
     def __init__(self, layers: int, width: int, *, residual: bool) -> None:
         super().__init__()
         self.ffd_layer = nn.Sequential(*(FeedForward(width) for _ in range(layers)))
-        self.dconv_layer = nn.Sequential(*(_CausalDepthwise(width) for _ in range(layers)))
+        self.dconv_layer = nn.Sequential(*(CausalDepthwise(width) for _ in range(layers)))
         self._residual = residual
 
     def forward(self, x: torch.Tensor, memory: Memory | None) -> torch.Tensor:

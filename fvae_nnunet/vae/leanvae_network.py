@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fvae_nnunet.vae.leanvae_layers import Bottleneck, FeedForward, Layers, Memory, frozen
+from fvae_nnunet.vae.leanvae_layers import Bottleneck, CausalDepthwise, FeedForward, Layers, Memory, frozen
 
 BLOCK = 8  # pixels of a block along y and x
 SLICES = 4  # slices of a block; the first slice of a volume has blocks of its own
@@ -85,6 +85,8 @@ class LeanVAENetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, FeedForward):
                 module.align()
+            elif isinstance(module, CausalDepthwise):
+                module.lay_out()
         return self
 
     def encode(

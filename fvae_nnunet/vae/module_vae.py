@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fvae_nnunet.device_memory import CallSize, memory_explained
+from fvae_nnunet.device_numerics import tf32, tf32_is_wanted
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.weights import state_dict_sha256
 
@@ -47,8 +49,7 @@ class ModuleVAE(FrozenVAE):
         )
         self.weights_source = source
         self.weights_sha256 = state_dict_sha256(module.state_dict())
-        # not diffusers' own `to`, which warns about modules to keep in float32 even where there are none
-        self._module = nn.Module.to(module.eval().requires_grad_(False), device, dtype)
+        self._module = place(module.eval().requires_grad_(False), device, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -58,10 +59,14 @@ class ModuleVAE(FrozenVAE):
     def dtype(self) -> torch.dtype:
         return next(self._module.parameters()).dtype
 
+    @property
+    def tf32(self) -> bool:
+        return self.device.type == "cuda" and self.dtype == torch.float32 and tf32_is_wanted()
+
     @torch.no_grad()
     def encode(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         self.check_volume(volume)
-        with self._memory_explained(*volume.shape[2:]), torch.autocast(self.device.type, enabled=False):
+        with self._computing(*volume.shape[2:]):
             volume = volume.to(self.device, self.dtype)
             if generator is not None or self.spec.independent_slices:  # a draw is one for all
                 return self._encode(volume, generator)
@@ -74,22 +79,25 @@ class ModuleVAE(FrozenVAE):
                 f"{self.spec.name}: expected (B, {self.spec.latent_channels}, d, h, w), got {tuple(latent.shape)}"
             )
         inplane = (side * self.spec.inplane_stride for side in latent.shape[3:])
-        with (
-            self._memory_explained(self.spec.slices_of(latent.shape[2]), *inplane),
-            torch.autocast(self.device.type, enabled=False),
-        ):
+        with self._computing(self.spec.slices_of(latent.shape[2]), *inplane):
             latent = latent.to(self.device, self.dtype)
             return self._decode(latent) if self.spec.independent_slices else self._decoding.over(self._decode, latent)
 
-    def _memory_explained(self, slices: int, rows: int, columns: int) -> AbstractContextManager[None]:
-        """Lack of memory becomes ``TooLittleMemory``, which names the smallest call and the way out."""
+    @contextmanager
+    def _computing(self, slices: int, rows: int, columns: int) -> Iterator[None]:
+        """In the module's precision and no other, on a window of this size.
+
+        Lack of memory becomes ``TooLittleMemory``, which names the smallest call and the way out.
+        """
         dtype = str(self.dtype).removeprefix("torch.")
         least = self._least_slices(slices)
         way_out = "" if self.dtype.itemsize < torch.float32.itemsize else "--precision bfloat16 or "
-        return memory_explained(
+        lack = (
             f"{self.spec.name}: {self.device} has too little free memory for {least} slice{'s' * (least > 1)} of "
             f"{rows} x {columns} pixels in {dtype}; use {way_out}-device cpu"
         )
+        with memory_explained(lack), torch.autocast(self.device.type, enabled=False), tf32(self.tf32):
+            yield
 
     def _least_slices(self, slices: int) -> int:
         """Of a window of so many slices, how many one call must take."""
@@ -102,6 +110,27 @@ class ModuleVAE(FrozenVAE):
     @abstractmethod
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, latent_channels, d, h, w) to (B, 1, D, H, W) float32."""
+
+
+def place(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module on its device, its weights laid out as the device needs them."""
+    # not diffusers' own `to`, which warns about modules to keep in float32 even where there are none
+    nn.Module.to(module, device, dtype)
+    if torch.device(device).type == "mps":
+        lay_out_plainly(module)
+    return module
+
+
+def lay_out_plainly(module: nn.Module) -> None:
+    """Make all weights contiguous, but for those of ``depth_outermost``: MPS reads others wrongly, in silence."""
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.ndim < 5 or not weight[:, :, 0].is_contiguous():
+            weight.data = weight.data.contiguous()
+
+
+def depth_outermost(weight: torch.Tensor) -> torch.Tensor:
+    """A 3D kernel (C_out, C_in, d, h, w), each ``[:, :, i]`` of which is contiguous, for convolutions in plane."""
+    return weight.movedim(2, 0).contiguous().movedim(0, 2)
 
 
 def drawn(mean: torch.Tensor, std: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

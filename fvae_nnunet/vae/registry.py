@@ -15,6 +15,7 @@ from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
 from fvae_nnunet.vae.identify import model_of_file
 from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN
+from fvae_nnunet.vae.self_check import check_device
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
@@ -56,8 +57,9 @@ def load_vae(
         dtype: precision; the digest in ``weights_sha256`` is that of the weights before they are cast to it.
 
     Raises:
-        UserError: unknown name, weights or code that cannot be had, weights of another model, or a control without
-            strength or with options that only a VAE has.
+        UserError: unknown name, weights or code that cannot be had, weights of another model, a control without
+            strength or with options that only a VAE has, or a device that computes other values than the CPU (where
+            ``self_check.check_device`` looks).
     """
     if is_control(name):
         return _load_control(name, strength, weights=weights, code=code, trust_weights=trust_weights, dtype=dtype)
@@ -68,7 +70,9 @@ def load_vae(
         raise UserError(f"{name}: --weights: no such file or folder: {path}")
     load = _loader(name, None if code is None else Path(code).expanduser(), trust_weights)
     try:
-        return load(path, device, dtype)
+        vae = load(path, device, dtype)
+        check_device(vae, lambda: load(path, "cpu", torch.float32))
+        return vae
     except UserError as error:
         found = None if path is None else model_of_file(path)
         if found is None or found == name or found in str(error).replace(name, ""):

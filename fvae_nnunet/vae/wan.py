@@ -13,7 +13,7 @@ from fvae_nnunet.device_memory import MARGIN, CallSize, available_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.folders import HubModel, open_folder
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
+from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, place
 from fvae_nnunet.vae.wan_checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
 from fvae_nnunet.vae.wan_network import Before, WanNetwork, WanSizes, kept_values_per_pixel
 from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
@@ -73,7 +73,8 @@ class WanVAE(ModuleVAE):
         )
         super().__init__(network, spec, source=source, device="cpu", dtype=torch.float32)
         on_cpu = torch.device(device).type == "cpu"
-        self._network = network.fold(pairs=on_cpu and dtype == torch.float32).to(device, dtype)
+        place(network.fold(pairs=on_cpu and dtype == torch.float32), device, dtype)
+        self._network = network
         self._sizes = sizes
         self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
         self._fitting: dict[int, int] = {}
@@ -160,7 +161,7 @@ class _Stream(VAEStream):
         offset, stride = (1 if self._encoder_past is None else 0), vae.spec.slice_stride
         if volume.shape[2] % stride != offset % stride or volume.shape[2] < offset:
             raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {stride} slices here")
-        with vae._memory_explained(*volume.shape[2:]), torch.autocast(vae.device.type, enabled=False):
+        with vae._computing(*volume.shape[2:]):
             volume = volume.to(vae.device, vae.dtype)
             latent, self._encoder_past = vae._encode_next(volume, self._encoder_past, generator)
             decoded, self._decoder_past = vae._decode_next(latent, self._decoder_past)

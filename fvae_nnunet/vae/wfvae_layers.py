@@ -139,7 +139,7 @@ class SliceUpsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padded = functional.pad(self.conv.weight.flip(2, 3), (1, 1, 1, 1))
-        kernel = functional.avg_pool2d(padded, 2, stride=1, divisor_override=1).transpose(0, 1)
+        kernel = functional.avg_pool2d(padded, 2, stride=1, divisor_override=1).transpose(0, 1).contiguous()
         fine = functional.conv_transpose2d(as_slices(x), kernel, self.conv.bias, stride=2, padding=1)
         return batch_as_slices(fine, x.shape[0])
 
