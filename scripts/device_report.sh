@@ -3,6 +3,6 @@
 #
 #   bash scripts/device_report.sh [-device cuda|mps|cpu] [-o device_report.md] [--small]
 #
-# PYTHON chooses the interpreter, which must have fvae_nnunet. No network; under 8 minutes on a GPU, one in small on a CPU.
+# PYTHON chooses the interpreter, which must have fvae_nnunet. No network; meant for under 8 minutes on a GPU, and --small for a few on a CPU.
 set -euo pipefail
 exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/device_report.py" "$@"

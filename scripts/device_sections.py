@@ -329,8 +329,9 @@ def write_training(page: Part) -> None:
     script = Path(__file__).with_name("benchmark_training.py")
     printed = command(Path(sys.executable).name, str(script), *options)
     page.lines += [f"`python scripts/{script.name} {' '.join(options)}`", ""]
-    page.lines += [line for line in printed.splitlines() if line.startswith(("|", "x86", "NVIDIA"))]
-    head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in page.lines if line.startswith("|")]
+    table = [line for line in printed.splitlines() if line.startswith("|")]
+    page.lines += [printed.splitlines()[0], "", *table]
+    head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table]
     for row in rows:
         breaks = row[head.index("graph breaks")]
         if breaks != "0":
