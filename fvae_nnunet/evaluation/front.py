@@ -24,7 +24,7 @@ KIND, NOISY = "denoising_front", "noisy"
 FILTER_STRENGTHS = {
     "gaussian": (0.4, 0.55, 0.7, 0.85, 1.0, 1.3),
     "curvature-flow": (0.25, 0.5, 1.0, 2.0, 4.0),
-    "tv": (0.004, 0.008, 0.012, 0.018, 0.027),
+    "tv": (0.004, 0.008, 0.012, 0.018, 0.027, 0.04),
     "nlm": (0.012, 0.016, 0.02, 0.025, 0.032, 0.045),
 }
 """Of the plain filters in the HU window of -1000 to 1000, for noise of 25 HU; for other noise the strengths that are
