@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_gpu import skip_without_fake_cuda
 from identity_vae import IdentityVAE
 from test_transforms import PATCHES, batch_of
 from test_vae_contract import MAKERS
@@ -38,6 +39,7 @@ def forget_what_was_compiled() -> None:
 
 def put_on_gpu(module: nn.Module) -> None:
     """Fake weights on a GPU that is not there."""
+    skip_without_fake_cuda()
     for part in module.modules():
         for weights in (part._parameters, part._buffers):
             for name, weight in weights.items():

@@ -198,9 +198,12 @@ def test_the_papers_rounding_needs_no_float64_on_mps():
                 raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
             return result
 
-    with FakeTensorMode(), NoFloat64():
-        volume = torch.empty(2, 3, device="mps")
-        found = hu_to_model_over_unit_interval(volume, (-1000, 1000), torch.bfloat16)
+    try:
+        with FakeTensorMode(), NoFloat64():
+            volume = torch.empty(2, 3, device="mps")
+            found = hu_to_model_over_unit_interval(volume, (-1000, 1000), torch.bfloat16)
+    except RuntimeError as error:
+        pytest.skip(f"this torch has no fake MPS tensors: {error}")
     assert (found.device.type, found.dtype) == ("mps", torch.bfloat16)
 
 
