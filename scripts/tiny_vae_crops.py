@@ -7,11 +7,11 @@ import math
 
 import torch
 import torch.nn.functional as functional
-from tiny_vae_images import DRAWN
+from tiny_vae_images import SIMPLE_DRAWINGS
 
 MOST_NOISE = 0.12
 CLEAN_SHARE = 0.25
-DRAWN_SHARE = 0.4
+SIMPLE_SHARE = 0.4
 LIVELY_SHARE = 0.6
 """Of the crops; of two places the one with more contrast is taken. Much of a photograph is sky or out of focus."""
 SOFTENED_SHARE = 0.5
@@ -49,7 +49,7 @@ class CropSampler:
             for scale, share in zip(self.SCALES, self.SHARES, strict=True):
                 level = functional.interpolate(image[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
                 self.levels.append(level)
-                weights.append(math.sqrt(level[0].numel()) * share * (DRAWN_SHARE if name in DRAWN else 1.0))
+                weights.append(math.sqrt(level[0].numel()) * share * (SIMPLE_SHARE if name in SIMPLE_DRAWINGS else 1.0))
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
     def with_seed(self, seed: int) -> CropSampler:

@@ -65,8 +65,10 @@ WALLPAPERS = {
 }
 """Below ``usr/share`` of the unpacked packages; authors and licences stand on the card of the VAE."""
 
-DRAWN = frozenset({"stripes", "altai", "ice", "kay", "patak", "calla", "desert", "roll", "ribbon", "folds", "strings"})
-"""Drawn or computed, not photographed: sharp edges, smooth places and no noise."""
+SIMPLE_DRAWINGS = frozenset(
+    {"stripes", "altai", "ice", "kay", "patak", "calla", "desert", "roll", "ribbon", "folds", "strings"}
+)
+"""Few shapes, sharp edges, no noise. `shell` and `waves` are drawn, too, with as much in them as photographs."""
 
 WALLPAPERS_HELD_OUT = {"picos": 2, "nuthatch": 3}
 """With what they are shrunk once more, so that grain and demosaicing of the camera are gone."""

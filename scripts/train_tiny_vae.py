@@ -45,7 +45,7 @@ NORM_GROUPS = 8
 KL_WEIGHT = 1e-4  # per latent element; the posterior noise is then far below the error
 LEAST_ERROR = 0.004  # root mean square, where an error of a crop stops to count more for being small
 INITIAL_LOGVAR = -6.0
-LEARNING_RATE = (2.5e-3, 1e-5)
+LEARNING_RATE, LAST_LEARNING_RATE = 2.5e-3, 1e-5
 WARM_UP_SHARE = 0.02
 EMA_DECAY = 0.999
 SAVE_EVERY_MINUTES = 4.0
@@ -76,9 +76,9 @@ def build_model(channels: tuple[int, ...], *, norm_num_groups: int = NORM_GROUPS
     return model
 
 
-def learning_rate(share: float) -> float:
-    """The rate after ``share`` (0 to 1) of the time: linear warm-up, then a cosine."""
-    high, low = LEARNING_RATE
+def learning_rate(share: float, high: float = LEARNING_RATE) -> float:
+    """The rate after ``share`` (0 to 1) of the time: linear warm-up to ``high``, then a cosine."""
+    low = LAST_LEARNING_RATE
     if share < WARM_UP_SHARE:
         return high * max(share / WARM_UP_SHARE, 0.02)
     phase = min((share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE), 1.0)
@@ -190,7 +190,7 @@ class Run:
         kernels = [p for p in self.model.parameters() if p.ndim == 4 and len(p) > 1]
         others = [p for p in self.model.parameters() if p.ndim != 4 or len(p) == 1]
         self.kernels = [(p, torch.nn.Parameter(p.detach().flatten(1))) for p in kernels]  # Muon takes matrices: views
-        rate = LEARNING_RATE[0]
+        rate = LEARNING_RATE
         self.optimizers = [
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
             torch.optim.Muon(
@@ -301,7 +301,7 @@ def train(run: Run, sampler: CropSampler, held_out: HeldOut, arguments: argparse
         loss = loss_of(run.model, noisy, clean, bfloat16=arguments.bfloat16 and share < 1 - FLOAT32_SHARE)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-        run.step(learning_rate(share))
+        run.step(learning_rate(share, arguments.learning_rate))
         run.update_average()
         run.seconds += time.perf_counter() - began
         bar.update(round(run.seconds) - bar.n)
@@ -322,6 +322,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--wallpapers", type=Path, help="folder with Debian's unpacked packages (tiny_vae_images.py)")
     parser.add_argument("--start", type=Path, help="folder of a VAE with as many or fewer channels to start from")
     parser.add_argument("--channels", type=int, nargs=4, default=(16, 48, 80, 96), help="per resolution, finest first")
+    parser.add_argument(
+        "--learning-rate", type=float, default=LEARNING_RATE, help=f"the highest (default {LEARNING_RATE:g})"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
