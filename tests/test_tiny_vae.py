@@ -71,8 +71,18 @@ def test_held_out_photograph_comes_back():
     model = load_vae("tiny")._model
     _, held_out = load_images()
     figures = {name: psnr_db(model, image) for name, image in held_out_pairs(held_out).items()}
-    assert figures["camera"] > 30  # measured 30.5
-    assert figures["camera_island"] > 39.5  # measured 40.1
+    assert figures["camera"] > 29.5  # 30.0; 30.5 before it denoised
+    assert figures["camera_island"] > 39  # 39.6; 40.1 before it denoised
+
+
+def test_noise_is_taken_out_of_held_out_photographs(tiny):
+    """Total variation at its best leaves 18.5 and 10.1 HU of five such photographs, the first weights 20.6 and 17.6."""
+    from tiny_vae_held_out import denoising_cases, denoising_errors_hu
+    from tiny_vae_images import load_images
+
+    _, held_out = load_images()
+    errors = denoising_errors_hu(denoising_cases(held_out), lambda image_hu: reconstruct_volume(tiny, image_hu))
+    assert errors["edges"] < 18.5 and errors["flat"] < 10.5, errors
 
 
 def test_ct_comes_back_above_the_bar(tiny):
@@ -81,7 +91,7 @@ def test_ct_comes_back_above_the_bar(tiny):
     from fvae_nnunet.image_files import read_volume
 
     volume_hu, _ = read_volume(CT_SMALL)
-    assert fidelity(volume_hu, reconstruct_volume(tiny, volume_hu), WINDOW_HU).psnr_db > 31.5  # measured 31.7
+    assert fidelity(volume_hu, reconstruct_volume(tiny, volume_hu), WINDOW_HU).psnr_db > 30.5  # 30.8; 31.7 before it denoised
 
 
 def test_normalising_the_latent_leaves_the_reconstruction():
