@@ -99,8 +99,8 @@ def load_training_vae(
     )
     if recorded and vae.weights_sha256 != recorded["weights_sha256"]:
         raise UserError(
-            f"the weights of {name} are not those that {named_by} was made with; say where these are: "
-            f"export {WEIGHTS_VARIABLE}=PATH"
+            f"the weights of {name} are not those that {named_by} was made with; "
+            + vae.way_to_other_weights(f"export {WEIGHTS_VARIABLE}=PATH")
         )
     by_windows = recorded.get("scheme") == "windows"
     lower_hu, upper_hu = hu_window or recorded.get("hu_window") or PAPER_HU_WINDOW

@@ -1,13 +1,15 @@
 """Train the embedded VAE `tiny`: a small diffusers AutoencoderKL for grey images, 8x8 compression, 16 latent channels.
 
-It sees only natural images that scikit-image, scikit-learn and matplotlib carry, cut and changed at random; no CT.
-The run is measured in minutes, not in steps: the learning rate follows the elapsed time, so it ends well on any
-machine. It can be stopped at any time and goes on from its checkpoint, if the same command is given again:
+It learns to denoise: it sees crops of natural images with noise and is compared with the crops without. No CT. The run
+is measured in minutes, not in steps: the learning rate follows the elapsed time, so it ends well on any machine. It can
+be stopped at any time and goes on from its checkpoint, if the same command is given again. With the wallpapers that
+tiny_vae_images.py names, from the weights of the version before:
 
-    python scripts/train_tiny_vae.py --minutes 60 --out fvae_nnunet/vae/tiny --checkpoint tiny.ckpt --bfloat16
+    python scripts/train_tiny_vae.py --minutes 50 --out NEW --checkpoint tiny.ckpt --bfloat16 \\
+        --wallpapers wallpapers --start OLD --channels 16 48 80 96
 
-The seed fixes the weights at the start and the order of the crops. The number of steps depends on the machine, so two
-runs give similar weights, not equal ones. Needs torch 2.9 or newer (torch.optim.Muon).
+The seed fixes the order of the crops and, without ``--start``, the weights at the start. The number of steps depends
+on the machine, so two runs give similar weights, not equal ones. Needs torch 2.9 or newer (torch.optim.Muon).
 """
 
 from __future__ import annotations
@@ -20,28 +22,36 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tiny_vae_images import CropSampler, held_out_pairs, load_images
+import torch.nn.functional as functional
+from safetensors.torch import load_file
+from tiny_vae_crops import CropSampler
+from tiny_vae_held_out import NOISE, denoising_cases, denoising_errors_hu
+from tiny_vae_images import HELD_OUT, held_out_pairs, load_images
 from tqdm import tqdm
 
 AutoencoderKL = Any  # diffusers' class, imported where it is made; type checkers do not see that it is a torch module
 
 LATENT_CHANNELS = 16
 PIXELS_PER_STEP = 8 * 64 * 64
-CROP_SIZES = (48, 64, 64, 64, 96, 96, 128, 192)  # drawn evenly; mixed, because GroupNorm sees the whole crop
-FLOAT32_SHARE = 0.25  # the last part of a bfloat16 run is in float32: bfloat16 steps near -1 are 4 HU wide
-KL_WEIGHT = 1e-4  # per latent element; with 10 * MSE the posterior noise then costs about 59 dB, far below the error
+CROP_SIZES = (64, 64, 64, 96, 96, 128, 128, 192)  # drawn evenly; mixed, because GroupNorm sees the whole crop
+FLOAT32_SHARE = 0.2  # the last part of a bfloat16 run is in float32: bfloat16 steps near -1 are 4 HU wide
+NORM_GROUPS = 8
+KL_WEIGHT = 1e-4  # per latent element; the posterior noise is then far below the error
+LEAST_ERROR = 0.004  # root mean square, where an error of a crop stops to count more for being small
 INITIAL_LOGVAR = -6.0
-LEARNING_RATE = (2.5e-3, 1e-5)
+LEARNING_RATE, LAST_LEARNING_RATE = 2.5e-3, 1e-5
 WARM_UP_SHARE = 0.02
 EMA_DECAY = 0.999
 SAVE_EVERY_MINUTES = 4.0
 
 
-def build_model(channels: tuple[int, ...], *, norm_num_groups: int = 8) -> AutoencoderKL:
+def build_model(channels: tuple[int, ...], *, norm_num_groups: int = NORM_GROUPS) -> AutoencoderKL:
     """A randomly initialised AutoencoderKL; four numbers of channels give 8x8 compression."""
     from diffusers import AutoencoderKL
 
@@ -66,24 +76,28 @@ def build_model(channels: tuple[int, ...], *, norm_num_groups: int = 8) -> Autoe
     return model
 
 
-def learning_rate(share: float) -> float:
-    """The rate after ``share`` (0 to 1) of the time: linear warm-up, then a cosine."""
-    high, low = LEARNING_RATE
+def learning_rate(share: float, high: float = LEARNING_RATE) -> float:
+    """The rate after ``share`` (0 to 1) of the time: linear warm-up to ``high``, then a cosine."""
+    low = LAST_LEARNING_RATE
     if share < WARM_UP_SHARE:
         return high * max(share / WARM_UP_SHARE, 0.02)
     phase = min((share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE), 1.0)
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * phase))
 
 
-def loss_of(model: AutoencoderKL, images: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
-    """0.5 * L1 + 10 * MSE of a drawn reconstruction of ``images`` (B, 1, H, W) in [-1, 1], plus the weighted KL."""
+def loss_of(model: AutoencoderKL, noisy: torch.Tensor, clean: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
+    """0.5 * RMSE of each crop + 10 * MSE of a drawn reconstruction of ``noisy`` against ``clean``, plus weighted KL.
+
+    Both are (B, 1, H, W) in [-1, 1]. The root of each crop counts crops of little contrast as much as others.
+    """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        posterior = model.encode(images).latent_dist
+        posterior = model.encode(noisy).latent_dist
         decoded = model.decode(posterior.sample()).sample
-    error = decoded.float() - images
+    error = decoded.float() - clean
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return 0.5 * error.abs().mean() + 10 * error.square().mean() + KL_WEIGHT * divergence
+    squared = error.square().mean(dim=(1, 2, 3))
+    return 0.5 * (squared + LEAST_ERROR**2).sqrt().mean() + 10 * squared.mean() + KL_WEIGHT * divergence
 
 
 @torch.no_grad()
@@ -135,6 +149,36 @@ def save_model(model: AutoencoderKL, folder: Path, batches: list[torch.Tensor]) 
     return statistics
 
 
+def widened(weights: dict[str, torch.Tensor], wider: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``weights`` of a network, float32, for one with more channels at some levels, whose shapes are ``wider``'s.
+
+    The additional channels are copies of others in their group of GroupNorm, and copies share the outgoing weights
+    (Chen et al., Net2Net, ICLR 2016) at random, so that they do not stay copies. It is nearly the same function, as the
+    groups' statistics change a little.
+    """
+    taken = {}
+    for name, weight in weights.items():
+        shape = wider[name].shape
+        rows = _copied(weight.shape[0], shape[0])
+        weight = weight.float()[rows]
+        if weight.ndim > 1:
+            columns = _copied(weight.shape[1], shape[1])
+            share = 0.5 + torch.rand(shape[:2])
+            shares = torch.zeros(shape[0], weight.shape[1]).index_add_(1, columns, share)[:, columns]
+            weight = weight[:, columns] * (share / shares)[:, :, None, None]
+        taken[name] = weight
+    return taken
+
+
+def _copied(channels: int, wanted: int, groups: int = NORM_GROUPS) -> torch.Tensor:
+    """Which of ``channels`` stands at each of ``wanted`` places: each group is filled up with its own channels."""
+    if channels == wanted:
+        return torch.arange(channels)
+    old, new = channels // groups, wanted // groups
+    within = torch.arange(new) % old
+    return torch.cat([group * old + (within + (torch.arange(new) >= old) * group) % old for group in range(groups)])
+
+
 class Run:
     """What a checkpoint holds: model, its moving average, optimizer, random state, steps and seconds."""
 
@@ -146,7 +190,7 @@ class Run:
         kernels = [p for p in self.model.parameters() if p.ndim == 4 and len(p) > 1]
         others = [p for p in self.model.parameters() if p.ndim != 4 or len(p) == 1]
         self.kernels = [(p, torch.nn.Parameter(p.detach().flatten(1))) for p in kernels]  # Muon takes matrices: views
-        rate = LEARNING_RATE[0]
+        rate = LEARNING_RATE
         self.optimizers = [
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
             torch.optim.Muon(
@@ -155,6 +199,12 @@ class Run:
         ]
         self.steps = 0
         self.seconds = 0.0
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of a VAE with the same or fewer channels; its posterior, too."""
+        weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+        self.model.load_state_dict(widened(weights, self.model.state_dict()))
+        self.average.load_state_dict(self.model.state_dict())
 
     def step(self, rate: float) -> None:
         """One step of both optimizers at this learning rate, from the gradients that are there."""
@@ -200,20 +250,45 @@ class Run:
         torch.set_rng_state(state["torch"])
 
 
-def save_all(run: Run, sampler: CropSampler, arguments: argparse.Namespace) -> None:
+class HeldOut:
+    """The held-out photographs, as they are and noisy, and what an averaged model makes of them."""
+
+    def __init__(self, images: dict[str, torch.Tensor]) -> None:
+        self.pairs = held_out_pairs({name: images[name] for name in HELD_OUT})
+        self.cases = denoising_cases(images)
+
+    def figures(self, model: AutoencoderKL) -> dict[str, float]:
+        """PSNR (dB) without noise, and errors (HU) at edges and in flat places with noise of 25 HU and without."""
+        denoise = partial(self._denoised_hu, model)
+        psnr = [psnr_db(model, image) for image in self.pairs.values()]
+        found = {"psnr_db": sum(psnr) / len(psnr)}
+        for what, noise in {"noisy": NOISE, "clean": None}.items():
+            errors = denoising_errors_hu(self.cases, denoise, noise=noise)
+            found |= {f"{what}_{place}_hu": error for place, error in errors.items()}
+        return found
+
+    @staticmethod
+    @torch.no_grad()
+    def _denoised_hu(model: AutoencoderKL, image_hu: np.ndarray) -> np.ndarray:
+        grey = torch.from_numpy(image_hu[None].astype(np.float32) / 1000).clamp(-1, 1)
+        padding = [-n % 8 for n in grey.shape[:1:-1]]
+        padded = functional.pad(grey, (0, padding[0], 0, padding[1]), mode="replicate")
+        decoded = model.decode(model.encode(padded).latent_dist.mode()).sample
+        return 1000 * decoded[0, :, : grey.shape[2], : grey.shape[3]].numpy()
+
+
+def save_all(run: Run, sampler: CropSampler, held_out: HeldOut, arguments: argparse.Namespace) -> None:
     """Save the checkpoint and the averaged weights, and print how well they do on the held-out images."""
-    training, held_out = load_images()
-    reference = CropSampler(training, seed=arguments.seed + 1)
     run.save(arguments.checkpoint, sampler)
+    reference = sampler.with_seed(arguments.seed + 1)
     statistics = save_model(run.average, arguments.out, [reference.draw(16, 64) for _ in range(16)])
-    figures = {name: psnr_db(run.average, image) for name, image in held_out_pairs(held_out).items()}
-    mean_db = sum(figures.values()) / len(figures)
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in (figures | statistics).items())
-    tqdm.write(f"{run.seconds / 60:.1f} min, step {run.steps}: held out {mean_db:.2f} dB ({parts})")
+    figures = held_out.figures(run.average) | statistics
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    tqdm.write(f"{run.seconds / 60:.1f} min, step {run.steps}: {parts}")
     sys.stdout.flush()
 
 
-def train(run: Run, sampler: CropSampler, arguments: argparse.Namespace) -> None:
+def train(run: Run, sampler: CropSampler, held_out: HeldOut, arguments: argparse.Namespace) -> None:
     """Train until ``arguments.minutes`` are used, saving every few minutes and at the end."""
     total = arguments.minutes * 60
     saved_at = run.seconds
@@ -222,19 +297,19 @@ def train(run: Run, sampler: CropSampler, arguments: argparse.Namespace) -> None
         began = time.perf_counter()
         share = run.seconds / total
         size = CROP_SIZES[int(torch.randint(len(CROP_SIZES), (), generator=sampler.generator))]
-        images = sampler.draw(max(2, round(PIXELS_PER_STEP / size**2)), size)
-        loss = loss_of(run.model, images, bfloat16=arguments.bfloat16 and share < 1 - FLOAT32_SHARE)
+        noisy, clean = sampler.draw_noisy(max(2, round(PIXELS_PER_STEP / size**2)), size)
+        loss = loss_of(run.model, noisy, clean, bfloat16=arguments.bfloat16 and share < 1 - FLOAT32_SHARE)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-        run.step(learning_rate(share))
+        run.step(learning_rate(share, arguments.learning_rate))
         run.update_average()
         run.seconds += time.perf_counter() - began
         bar.update(round(run.seconds) - bar.n)
         if run.seconds - saved_at >= SAVE_EVERY_MINUTES * 60:
             saved_at = run.seconds
-            save_all(run, sampler, arguments)
+            save_all(run, sampler, held_out, arguments)
     bar.close()
-    save_all(run, sampler, arguments)
+    save_all(run, sampler, held_out, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -244,7 +319,12 @@ def main(argv: list[str] | None = None) -> int:
         "--minutes", type=float, default=60.0, help="training time, resumed parts included (default 60)"
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint file; continued if it exists")
-    parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 96), help="per resolution, finest first")
+    parser.add_argument("--wallpapers", type=Path, help="folder with Debian's unpacked packages (tiny_vae_images.py)")
+    parser.add_argument("--start", type=Path, help="folder of a VAE with as many or fewer channels to start from")
+    parser.add_argument("--channels", type=int, nargs=4, default=(16, 48, 80, 96), help="per resolution, finest first")
+    parser.add_argument(
+        "--learning-rate", type=float, default=LEARNING_RATE, help=f"the highest (default {LEARNING_RATE:g})"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -253,14 +333,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     torch.set_num_threads(arguments.threads)
-    training, held_out = load_images()
+    training, held_out = load_images(arguments.wallpapers)
     sampler = CropSampler(training, seed=arguments.seed)
     run = Run(tuple(arguments.channels), arguments.seed)
+    if arguments.start is not None:
+        run.start_from(arguments.start)
     if arguments.checkpoint.exists():
         run.load(arguments.checkpoint, sampler)
     parameters = sum(p.numel() for p in run.model.parameters())
     print(f"{parameters} parameters, {len(training)} images to train on, {len(held_out)} held out", flush=True)
-    train(run, sampler, arguments)
+    train(run, sampler, HeldOut(held_out), arguments)
     return 0
 
 

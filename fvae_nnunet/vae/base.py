@@ -74,6 +74,10 @@ class VAEStream(ABC):
         """
 
 
+EMBEDDED = "embedded"
+"""The source of weights that this package holds."""
+
+
 class FrozenVAE(ABC):
     """A pretrained autoencoder with fixed weights, seen as a map between CT volumes and latents.
 
@@ -95,6 +99,12 @@ class FrozenVAE(ABC):
     latent_mean: torch.Tensor | None = None
     latent_std: torch.Tensor | None = None
     strength: float | str | None = None
+
+    def way_to_other_weights(self, option: str) -> str:
+        """What to do where something was made with other weights of this VAE; ``option`` names them."""
+        if self.weights_source == EMBEDDED:
+            return "those came with another version of fvae_nnunet: make it anew, or use that version"
+        return f"say where these are: {option}"
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.vae.base import FrozenVAE
+from fvae_nnunet.vae.base import EMBEDDED, FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
 from fvae_nnunet.vae.identify import model_of_file
 from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN
@@ -165,7 +165,7 @@ def _load_tiny(weights: Path | None, device: str | torch.device, dtype: torch.dt
         raise UserError("tiny: its weights are embedded; for others use --vae diffusers:FOLDER")
     if not has_model(TINY_FOLDER):
         raise UserError(f"tiny: the embedded weights are missing in {TINY_FOLDER}; install the package again")
-    return load_image_vae("tiny", open_folder(TINY_FOLDER), source="embedded", device=device, dtype=dtype)
+    return load_image_vae("tiny", open_folder(TINY_FOLDER), source=EMBEDDED, device=device, dtype=dtype)
 
 
 def _load_diffusers(place: str, weights: Path | None, device: str | torch.device, dtype: torch.dtype) -> FrozenVAE:
