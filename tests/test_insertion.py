@@ -97,13 +97,13 @@ def test_edges_of_what_a_lesion_covers_do_not_show_through():
 
 def test_noise_of_a_residual():
     residual = np.array([0.0, 1.0, -1.0, 1.0, -1.0, 2.0, 300.0])
-    noise = noise_of_residual(residual, np.full(7, 900.0), np.ones(7, bool))
+    noise = noise_of_residual(residual, np.ones(7, bool), np.ones(7, bool))
     # the median is 1, the spread 1.4826 * 2; 300 is far off
     assert noise == pytest.approx([0, 1, -1, 1, -1, 2, 1])
-    unchanged = noise_of_residual(residual, np.array([900.0] * 6 + [3.0]), np.ones(7, bool))
+    unchanged = noise_of_residual(residual, np.array([True] * 6 + [False]), np.ones(7, bool))
     assert unchanged == pytest.approx(residual), "the same edge is there again"
     flat = np.array([5.0, 5.0, 9.0])
-    assert np.array_equal(noise_of_residual(flat, np.full(3, 900.0), np.ones(3, bool)), flat)
+    assert np.array_equal(noise_of_residual(flat, np.ones(3, bool), np.ones(3, bool)), flat)
 
 
 def test_without_a_margin_only_the_lesion_changes():

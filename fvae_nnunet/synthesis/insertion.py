@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.places import slopes
 from fvae_nnunet.intensity import round_to_int16
 
 TEXTURES = ("scanner", "vae")
@@ -53,8 +54,8 @@ def blend_lesion(
     ``scanner``: raw + w * (generated - reconstructed). Both come from the same decoder, so what the VAE gets wrong and
     the noise that it removes cancel: the lesion carries the scan's own noise. Without it a segmenter could find
     lesions by their smoothness. But at edges of what the lesion covers (bone, vessels, skin) the VAE's error does not
-    cancel: where both differ, the lesion gets of raw - reconstructed only what is noise (``noise_of_residual``), its
-    margin w * w of that change.
+    cancel: there the lesion gets of raw - reconstructed only what is noise (``noise_of_residual``), its margin w * w of
+    that change.
     ``vae``: raw + w * (generated - raw), the lesion as the decoder gives it.
 
     Args:
@@ -81,38 +82,42 @@ def blend_lesion(
     new = raw + share * (generated_hu[changed] - without)
     if texture == "scanner":
         residual_hu = raw - without
-        noise_hu = noise_of_residual(
-            residual_hu, _difference_near(generated_hu, reconstructed_hu)[changed], lesion[changed]
-        )
+        vanished = _vanished_edges(generated_hu, reconstructed_hu)
+        noise_hu = noise_of_residual(residual_hu, vanished[changed], lesion[changed])
         new += share**2 * (noise_hu - residual_hu)
     blended = raw_hu.copy()
     blended[changed] = round_to_int16(new)
     return blended
 
 
-def noise_of_residual(residual_hu: np.ndarray, difference_hu: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+def noise_of_residual(residual_hu: np.ndarray, vanished: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     """What a VAE removed from an image, without what it got wrong at edges that are not to stay.
 
     Args:
         residual_hu: raw minus reconstructed, any shape, float.
-        difference_hu: by how much the image is to be changed near each voxel, same shape, not negative.
+        vanished: bool, same shape: where such edges are near.
         lesion: bool, same shape: median and spread (by the median absolute deviation) are those in it.
 
     Returns:
-        The residual up to `NOISE_SDS[0]` standard deviations off the median; from there on less and less of its
-        deviation, from `NOISE_SDS[1]` on none (Hampel 1974). Where the image is changed by less than the first, all.
+        The residual; where an edge vanishes, up to `NOISE_SDS[0]` standard deviations off the median, from there on
+        less and less of its deviation, from `NOISE_SDS[1]` on none (Hampel 1974).
     """
     middle = np.median(residual_hu[lesion])
     off = residual_hu - middle
     sd = 1.4826 * np.median(np.abs(off[lesion]))
-    least, most = NOISE_SDS[0] * sd, NOISE_SDS[1] * sd
     if sd == 0:
         return residual_hu
-    kept = np.where(difference_hu < least, 1, np.clip((most - np.abs(off)) / (most - least), 0, 1))
-    return middle + off * kept
+    least, most = NOISE_SDS[0] * sd, NOISE_SDS[1] * sd
+    return np.where(vanished, middle + off * np.clip((most - np.abs(off)) / (most - least), 0, 1), residual_hu)
 
 
-def _difference_near(generated_hu: np.ndarray, reconstructed_hu: np.ndarray) -> np.ndarray:
+def _vanished_edges(generated_hu: np.ndarray, reconstructed_hu: np.ndarray) -> np.ndarray:
+    """bool: the steepest slope near is less than half of what it was. An edge that stays, beside the lesion, has the
+    same error of the VAE as before."""
     from scipy import ndimage
 
-    return ndimage.maximum_filter(np.abs(generated_hu - reconstructed_hu), size=(1, NEAR_PIXELS, NEAR_PIXELS))
+    now, before = (
+        ndimage.maximum_filter(slopes(volume_hu), size=(1, NEAR_PIXELS, NEAR_PIXELS))
+        for volume_hu in (generated_hu, reconstructed_hu)
+    )
+    return np.asarray(now < before / 2)
