@@ -29,6 +29,8 @@ from fvae_nnunet.views import VIEW_VARIABLE, default_view_name
 PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
 HU_WINDOWS = {"pancreas": ("-160", "240"), "lung": ("-1000", "400")}
 N_TRAIN, N_TEST = 15, 3
+SHAPE, SPACING_MM = (48, 128, 128), (3, 1.5, 1.5)
+"""(z, y, x). In pixels of 2 mm organs are hardly larger than a latent cell, and the view blurs them."""
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainerFVAE_10epochs"
 PROGRESS_BAR = r"\[\d\d:\d\d[,<]"
@@ -67,7 +69,10 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
     predicted = Path("imagesTs_view") if view_tested else raw / "imagesTs"
 
     if args.dataset is None:
-        first = script("phantoms.py", raw, "--kind", args.kind, "--n-train", N_TRAIN, "--n-test", N_TEST)
+        first = script(
+            "phantoms.py", raw, "--kind", args.kind, "--n-train", N_TRAIN, "--n-test", N_TEST, "--shape", *SHAPE,
+            "--spacing", *SPACING_MM,
+        )  # fmt: skip
     else:
         count = ["--test-cases", args.test_cases] if args.test_cases is not None else []
         first = script("hold_out_cases.py", args.dataset, raw, *count)

@@ -51,4 +51,4 @@ def test_a_core_without_room_has_no_texture():
     pair = voxel.copy()
     pair[1, 4, 5] = True
     drawn = drawn_texture(np.random.default_rng(0), pair, SPACING_MM, 20.0)
-    assert np.sort(drawn[pair]) == pytest.approx([-20, 20], abs=0.01) and np.abs(drawn).max() <= 80
+    assert np.sort(drawn[pair]) == pytest.approx([-20, 20], abs=0.5) and np.abs(drawn).max() <= 80
