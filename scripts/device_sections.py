@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,14 +22,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from benchmark_reconstruction import WAN22_SIZES, matmul_tflops, randomise, write_random_weights
+from benchmark_training import quiet_run
 from phantoms import write_phantom_dataset
 
 from fvae_nnunet.device_memory import TooLittleMemory
 from fvae_nnunet.device_numerics import conv3d_fault, has_bfloat16, tf32
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.manifest import versions
 from fvae_nnunet.pipeline import StageSeconds, run_cases
 from fvae_nnunet.vae import load_vae
@@ -42,6 +42,8 @@ GIB = 2**30
 HU = 1000  # half of the widest window: the model's 1 in HU
 CARDS_GIB = (24, 16, 11, 8)
 MFLOP_PER_VOXEL = {"wan2.1": 13.5, "wan2.2": 22.0}
+"""Of encoding and decoding, as docs/online.md says."""
+
 LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "bfloat16": 30.0}
 """What rounding can make; wrong kernels make hundreds."""
 
@@ -101,119 +103,119 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def write_versions(page: Part) -> None:
+def write_versions(part: Part) -> None:
     rows: list[Row] = [("python", platform.python_version()), *versions().items()]
     rows += [("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")]
-    rows += [("bfloat16 of its own", has_bfloat16(page.device))]
-    if page.device.type == "cuda":
-        rows += [("memory, GiB", f"{torch.cuda.get_device_properties(page.device).total_memory / GIB:.1f}")]
-        if not has_bfloat16(page.device):
-            page.problems.append("the GPU emulates bfloat16: --precision bfloat16 is slow here")
-    if (fault := conv3d_fault()) is not None and page.device.type == "cuda":
-        page.problems.append(fault)
-    page.table(("what", "version"), rows)
+    rows += [("bfloat16 of its own", has_bfloat16(part.device))]
+    if part.device.type == "cuda":
+        rows += [("memory, GiB", f"{torch.cuda.get_device_properties(part.device).total_memory / GIB:.1f}")]
+        if not has_bfloat16(part.device):
+            part.problems.append("the GPU emulates bfloat16: --precision bfloat16 is slow here")
+    if (fault := conv3d_fault()) is not None and part.device.type == "cuda":
+        part.problems.append(fault)
+    part.table(("what", "version"), rows)
 
 
-def write_values(page: Part) -> None:
+def write_values(part: Part) -> None:
     rows: list[Row] = []
-    volume = window(5, 32) if page.small else window(9, 64)
+    volume = window(5, 32) if part.small else window(9, 64)
     for name in ("tiny", "wan2.1", "wan2.2"):
-        reference = vae_of(name, torch.device("cpu"), torch.float32, small=page.small)
+        reference = vae_of(name, torch.device("cpu"), torch.float32, small=part.small)
         expected = reference.decode(reference.encode(volume)).double()
         variants = [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
-        variants += [("tf32", torch.float32)] if page.device.type == "cuda" else []
+        variants += [("tf32", torch.float32)] if part.device.type == "cuda" else []
         for precision, dtype in variants:
-            vae = vae_of(name, page.device, dtype, small=page.small)
+            vae = vae_of(name, part.device, dtype, small=part.small)
             if precision == "tf32":
                 with tf32(True), torch.no_grad():
-                    coded = vae._decode(vae._encode(volume.to(page.device), None))
+                    coded = vae._decode(vae._encode(volume.to(part.device), None))
             else:
                 coded = vae.decode(vae.encode(volume))
             difference = HU * (coded.cpu().double() - expected)
             rms, largest = float(difference.square().mean().sqrt()), float(difference.abs().max())
             rows.append((name, precision, f"{rms:.4f}", f"{largest:.3f}"))
             if not rms <= LARGEST_RMS_HU[precision]:
-                page.problems.append(f"{name} in {precision} is {rms:.2f} HU (rms) from the CPU")
-    page.table(("VAE", "precision", "rms, HU", "largest, HU"), rows)
+                part.problems.append(f"{name} in {precision} is {rms:.2f} HU (rms) from the CPU")
+    part.table(("VAE", "precision", "rms, HU", "largest, HU"), rows)
 
 
-def write_speed(page: Part) -> None:
+def write_speed(part: Part) -> None:
     rows: list[Row] = []
-    slices, side, chunks = (9, 32, (4, 8)) if page.small else (65, 512, (8, 16, 32, 64))
+    slices, side, chunks = (9, 32, (4, 8)) if part.small else (65, 512, (8, 16, 32, 64))
     volume = window(slices, side)
     for name in ("wan2.1", "wan2.2"):
         for dtype in (torch.float32, torch.bfloat16):
-            vae = wan(name, page.device, dtype, small=page.small)
-            floor = matmul_tflops(page.device, dtype) * 1e6 / MFLOP_PER_VOXEL[name]
+            vae = wan(name, part.device, dtype, small=part.small)
+            floor = matmul_tflops(part.device, dtype) * 1e6 / MFLOP_PER_VOXEL[name]
             for chunk in (*chunks, None):
                 if chunk is not None:
                     vae._steps_of_a_chunk = lambda pixels, chunk=chunk: chunk // 4  # type: ignore[method-assign]
                 else:
                     del vae._steps_of_a_chunk
                 rows.append(
-                    (name, str(dtype).removeprefix("torch."), chunk or "chosen", *speed(page, vae, volume, floor))
+                    (name, str(dtype).removeprefix("torch."), chunk or "chosen", *speed(part, vae, volume, floor))
                 )
-    page.table(("VAE", "precision", "slices of a chunk", "Mvoxel/s", "share of the floor", "peak, GiB"), rows)
-    if page.small:
-        page.lines.append("\nNarrow networks: the share of the floor says nothing.")
+    part.table(("VAE", "precision", "slices of a chunk", "Mvoxel/s", "share of the floor", "peak, GiB"), rows)
+    if part.small:
+        part.lines.append("\nNarrow networks: the share of the floor says nothing.")
 
 
-def speed(page: Part, vae: WanVAE, volume: torch.Tensor, floor: float) -> Row:
+def speed(part: Part, vae: WanVAE, volume: torch.Tensor, floor: float) -> Row:
     seconds = []
-    if page.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(page.device)
+    if part.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(part.device)
     try:
         for _ in range(2):  # the first one chooses kernels
-            wait(page.device)
+            wait(part.device)
             started = time.perf_counter()
             vae.decode(vae.encode(volume))
-            wait(page.device)
+            wait(part.device)
             seconds.append(time.perf_counter() - started)
     except TooLittleMemory:
         return "memory", "", ""
     rate = volume.numel() / min(seconds) / 1e6
-    peak = f"{torch.cuda.max_memory_allocated(page.device) / GIB:.1f}" if page.device.type == "cuda" else ""
+    peak = f"{torch.cuda.max_memory_allocated(part.device) / GIB:.1f}" if part.device.type == "cuda" else ""
     return f"{rate:.3g}", f"{rate / floor:.0%}", peak
 
 
-def write_failed_case(page: Part) -> None:
+def write_failed_case(part: Part) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
 
     def compute(case: str, content: str) -> int:
         alive.extend(tensor() is not None for tensor in held)
-        tensor = torch.zeros(2**20, device=page.device)
+        tensor = torch.zeros(2**20, device=part.device)
         held.append(weakref.ref(tensor))
         if case == "fails":
             raise torch.OutOfMemoryError("CUDA out of memory, said for this page")
         return len(tensor)
 
     list(run_cases(["fails", "next"], read=str, compute=compute, workers=0, seconds=StageSeconds()))
-    page.lines.append(f"Tensors of a failed case that are alive while the next one computes: {sum(alive)}")
+    part.lines.append(f"Tensors of a failed case that are alive while the next one computes: {sum(alive)}")
     if any(alive):
-        page.problems.append("a case that fails keeps memory from the next one")
+        part.problems.append("a case that fails keeps memory from the next one")
 
 
-def write_cards(page: Part) -> None:
-    if page.device.type != "cuda":
-        page.lines.append("Needs CUDA; tests/test_gpu_memory.py counts it on fake tensors.")
+def write_cards(part: Part) -> None:
+    if part.device.type != "cuda":
+        part.lines.append("Needs CUDA; tests/test_gpu_memory.py counts it on fake tensors.")
         return
-    total = torch.cuda.get_device_properties(page.device).total_memory
+    total = torch.cuda.get_device_properties(part.device).total_memory
     own, rows, volume = torch.cuda.mem_get_info, [], window(65, 512)
     try:
         for name, dtype in [(name, dtype) for name in MFLOP_PER_VOXEL for dtype in (torch.float32, torch.bfloat16)]:
-            vae = wan(name, page.device, dtype, small=False)
+            vae = wan(name, part.device, dtype, small=False)
             for gib in [gib for gib in CARDS_GIB if gib * GIB < total]:
-                torch.cuda.set_per_process_memory_fraction(gib * GIB / total, page.device)
+                torch.cuda.set_per_process_memory_fraction(gib * GIB / total, part.device)
                 torch.cuda.mem_get_info = partial(left_of, gib * GIB)
-                rows.append((gib, name, str(dtype).removeprefix("torch."), card(page, vae, volume, gib)))
+                rows.append((gib, name, str(dtype).removeprefix("torch."), card(part, vae, volume, gib)))
                 torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(1.0, page.device)
+            torch.cuda.set_per_process_memory_fraction(1.0, part.device)
             torch.cuda.mem_get_info = own
     finally:
         torch.cuda.mem_get_info = own
-        torch.cuda.set_per_process_memory_fraction(1.0, page.device)
-    page.table(("card, GiB", "VAE", "precision", "slices of the largest chunk"), rows)
+        torch.cuda.set_per_process_memory_fraction(1.0, part.device)
+    part.table(("card, GiB", "VAE", "precision", "slices of the largest chunk"), rows)
 
 
 def left_of(total: int, device: torch.device) -> tuple[int, int]:
@@ -221,7 +223,7 @@ def left_of(total: int, device: torch.device) -> tuple[int, int]:
     return max(0, total - torch.cuda.memory_reserved(device)), total
 
 
-def card(page: Part, vae: WanVAE, volume: torch.Tensor, gib: int) -> str:
+def card(part: Part, vae: WanVAE, volume: torch.Tensor, gib: int) -> str:
     vae._fitting.clear()
     for calls in (vae._encoder_chunks, vae._decoder_chunks):
         calls.most_voxels = math.inf
@@ -233,16 +235,16 @@ def card(page: Part, vae: WanVAE, volume: torch.Tensor, gib: int) -> str:
         return "too little memory"
     halved = any("too many" in str(warning.message) for warning in warned)
     if halved:
-        page.problems.append(f"{vae.spec.name} in {vae.dtype} on a card of {gib} GiB: the first chunk did not fit")
+        part.problems.append(f"{vae.spec.name} in {vae.dtype} on a card of {gib} GiB: the first chunk did not fit")
     return f"{4 * max(vae._fitting.values())}{', halved' * halved}"
 
 
-def write_graphs(page: Part) -> None:
+def write_graphs(part: Part) -> None:
     rows: list[Row] = []
     dtype = torch.bfloat16
     for name in ("wan2.1", "wan2.2"):
-        vae = wan(name, page.device, dtype, small=True)
-        volume = window(5, 32).expand(2, -1, -1, -1, -1).to(page.device, dtype)
+        vae = wan(name, part.device, dtype, small=True)
+        volume = window(5, 32).expand(2, -1, -1, -1, -1).to(part.device, dtype)
         with torch.no_grad():
             latent = vae.encode(volume)
             for method, x in ((vae._network.encode, volume), (vae._network.decode, latent)):
@@ -250,13 +252,13 @@ def write_graphs(page: Part) -> None:
                 found = torch._dynamo.explain(method)(x, None)
                 rows.append((name, method.__name__, found.graph_count, found.graph_break_count))
                 if found.graph_break_count:
-                    page.problems.append(f"{name}: {method.__name__} breaks into {found.graph_count} graphs")
-    page.table(("VAE", "half", "graphs", "breaks"), rows)
+                    part.problems.append(f"{name}: {method.__name__} breaks into {found.graph_count} graphs")
+    part.table(("VAE", "half", "graphs", "breaks"), rows)
 
 
-def write_large_tensors(page: Part) -> None:
-    if page.device.type != "cuda":
-        page.lines.append("Needs CUDA.")
+def write_large_tensors(part: Part) -> None:
+    if part.device.type != "cuda":
+        part.lines.append("Needs CUDA.")
         return
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -265,36 +267,36 @@ def write_large_tensors(page: Part) -> None:
     widths = (128, 256, 512, 512)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     model = randomise(AutoencoderKL(block_out_channels=widths, layers_per_block=2, **blocks))
-    vae = ImageVAE(model, name="sd", source="random", device=page.device, dtype=torch.bfloat16)
+    vae = ImageVAE(model, name="sd", source="random", device=part.device, dtype=torch.bfloat16)
     volume = window(16, 1024)
     together, alone = vae.decode(vae.encode(volume))[:, :, -1:], vae.decode(vae.encode(volume[:, :, -1:]))
     difference = HU * float((together - alone).square().mean().sqrt())
-    page.lines.append(f"The last of 16 slices of 1024 x 1024, against itself alone: {difference:.3f} HU (rms)")
+    part.lines.append(f"The last of 16 slices of 1024 x 1024, against itself alone: {difference:.3f} HU (rms)")
     if not difference <= LARGEST_RMS_HU["bfloat16"]:
-        page.problems.append(f"slices that are coded together differ by {difference:.1f} HU at 1024 x 1024")
+        part.problems.append(f"slices that are coded together differ by {difference:.1f} HU at 1024 x 1024")
 
 
-def write_preprocessing(page: Part) -> None:
+def write_preprocessing(part: Part) -> None:
     """``fvae-preprocess`` on many cases: how long the device waits."""
-    cases, shape, name = (3, (12, 48, 48), "tiny") if page.small else (20, (65, 224, 224), "wan2.1")
-    with dataset_of_phantoms(cases, shape) as (root, environment):
-        options = ["--vae", name, "-device", page.device.type]
+    cases, shape, name = (3, (12, 48, 48), "tiny") if part.small else (20, (65, 224, 224), "wan2.1")
+    with dataset_of_phantoms(cases, shape) as root:
+        options = ["--vae", name, "-device", part.device.type]
         if name != "tiny":
             options += ["--weights", str(write_random_weights(name, root)), "--precision", "bfloat16"]
         started = time.perf_counter()
-        printed = command("fvae-preprocess", "950", "-c", "3d_fullres", *options, environment=environment)
+        printed = quiet_run([tool("fvae-preprocess"), "950", "-c", "3d_fullres", *options])
         seconds = time.perf_counter() - started
     found = re.search(r"device idle (\d+)%", printed)
     assert found is not None, printed
     size = " x ".join(map(str, shape))
-    page.table(("cases", "size", "VAE", "s", "device idle"), [(cases, size, name, f"{seconds:.0f}", f"{found[1]}%")])
-    if int(found[1]) > 100 * MOST_IDLE and not page.small:
-        page.problems.append(f"fvae-preprocess leaves the device idle {found[1]}% of the time")
+    part.table(("cases", "size", "VAE", "s", "device idle"), [(cases, size, name, f"{seconds:.0f}", f"{found[1]}%")])
+    if int(found[1]) > 100 * MOST_IDLE and not part.small:
+        part.problems.append(f"fvae-preprocess leaves the device idle {found[1]}% of the time")
 
 
 @contextmanager
-def dataset_of_phantoms(cases: int, shape: tuple[int, int, int]) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A planned and preprocessed dataset 950, and the environment that names its folders."""
+def dataset_of_phantoms(cases: int, shape: tuple[int, int, int]) -> Iterator[Path]:
+    """The root of nnU-Net's folders, which the environment names, with a planned and preprocessed dataset 950."""
     with tempfile.TemporaryDirectory(prefix="fvae_device_report_") as folder:
         root = Path(folder)
         folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
@@ -304,38 +306,34 @@ def dataset_of_phantoms(cases: int, shape: tuple[int, int, int]) -> Iterator[tup
             root / "nnUNet_raw" / "Dataset950_Report", "lung", n_train=cases, n_test=0, seed=0, shape=shape,
             spacing_mm=(2.0, 1.0, 1.0),
         )  # fmt: skip
-        environment = dict(os.environ) | folders
-        command("nnUNetv2_plan_and_preprocess", "-d", "950", "-c", "3d_fullres", environment=environment)
-        yield root, environment
+        with mock.patch.dict(os.environ, folders):
+            quiet_run([tool("nnUNetv2_plan_and_preprocess"), "-d", "950", "-c", "3d_fullres"])
+            yield root
 
 
-def command(name: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What a command of this environment prints; UserError with its last lines where it fails."""
-    path = Path(sys.executable).with_name(name)
-    done = subprocess.run([str(path), *arguments], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{name} ended with status {done.returncode}: {' / '.join(done.stderr.splitlines()[-3:])}")
-    return done.stdout + done.stderr
+def tool(name: str) -> str:
+    """The path of a command of this environment."""
+    return str(Path(sys.executable).with_name(name))
 
 
-def write_training(page: Part) -> None:
+def write_training(part: Part) -> None:
     """Iterations of the trainers, by ``benchmark_training.py``."""
-    options = ["-device", page.device.type, "--rounds", "1", "--cases", "5"]
+    options = ["-device", part.device.type, "--rounds", "1", "--cases", "5"]
     options += (
         ["--shape", "24", "64", "64", "--iterations", "2", "--warm-up", "1", "--vae", "tiny", "--patch-voxels", "20000"]
-        if page.small
+        if part.small
         else ["--shape", "96", "224", "224", "--iterations", "10", "--warm-up", "4", "--vae", "wan2.1", "--eager"]
     )
     script = Path(__file__).with_name("benchmark_training.py")
-    printed = command(Path(sys.executable).name, str(script), *options)
-    page.lines += [f"`python scripts/{script.name} {' '.join(options)}`", ""]
+    printed = quiet_run([sys.executable, str(script), *options])
+    part.lines += [f"`python scripts/{script.name} {' '.join(options)}`", ""]
     table = [line for line in printed.splitlines() if line.startswith("|")]
-    page.lines += [printed.splitlines()[0], "", *table]
+    part.lines += [printed.splitlines()[0], "", *table]
     head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table]
     for row in rows:
         breaks = row[head.index("graph breaks")]
         if breaks != "0":
-            page.problems.append(f"{row[0]} with {row[1]}: {breaks} graph breaks")
+            part.problems.append(f"{row[0]} with {row[1]}: {breaks} graph breaks")
 
 
 SECTIONS: dict[str, Callable[[Part], None]] = {

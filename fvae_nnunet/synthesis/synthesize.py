@@ -228,21 +228,20 @@ def _read(job: Job, case: str) -> _Planned | None:
         return None
     number = number_of(case)
     names = sources_of(number, job.sources, job.seed)
-    reasons = []
     for attempt, name in enumerate(names):
         try:
             return _plan(job, number, name, attempt)
         except NothingFits as error:
-            reasons.append(str(error))
+            last = str(error)
     others = f"; nor in {', '.join(names[:-1])}" if names[1:] else ""
-    raise NothingFits(f"{reasons[-1]}{others}")
+    raise NothingFits(f"{last}{others}")
 
 
 def _plan(job: Job, number: int, name: str, attempt: int) -> _Planned:
     inputs = job.inputs(name)
     source = job.dataset.read(name, digests=inputs)
     # another lesion at each attempt: a very large one may fit nowhere
-    rng = np.random.default_rng(np.random.SeedSequence([job.seed, number, *([attempt] if attempt else [])]))
+    rng = np.random.default_rng(np.random.SeedSequence([job.seed, number, attempt]))
     avoid = None if job.avoid is None else job.avoid.read(source)
     real = job.real.lesions
     if job.paint.mode == "grow":
