@@ -110,14 +110,18 @@ class CallSize:
         voxels_of_value: voxels of the volume that a value of one channel of the input stands for; 1 unless it is a
             latent.
         features: values per voxel in the widest feature map; 0 where it is not known.
+        most_voxels: of a call that is fast, all units together; a single unit may have more.
 
     Attributes:
-        most_voxels: of a call, all units together; infinite until memory has lacked.
+        most_voxels: of a call, all units together; less than at first where memory has lacked.
     """
 
-    def __init__(self, name: str, *, voxels_of_value: int = 1, features: int = 0) -> None:
-        self.most_voxels = math.inf
+    def __init__(
+        self, name: str, *, voxels_of_value: int = 1, features: int = 0, most_voxels: float = math.inf
+    ) -> None:
+        self.most_voxels = most_voxels
         self._name, self._voxels_of_value, self._features = name, voxels_of_value, features
+        self._has_lacked = False
 
     def over(self, code: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """``code`` over the first axis of ``x`` (units, C, ...), which must not make units depend on each other.
@@ -165,10 +169,11 @@ class CallSize:
         return max(1, int(min(most, self.most_voxels // voxels)))
 
     def _halve(self, count: int, voxels: int) -> None:
-        if math.isinf(self.most_voxels):
+        if not self._has_lacked:
             warnings.warn(
                 f"{self._name}: {count * voxels} voxels in one call are too many for the memory of the device; going "
                 "on with half of them, and fewer if need be",
                 stacklevel=3,
             )
+        self._has_lacked = True
         self.most_voxels = min(self.most_voxels, count // 2 * voxels)

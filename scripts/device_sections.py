@@ -44,7 +44,7 @@ CARDS_GIB = (24, 16, 11, 8)
 MFLOP_PER_VOXEL = {"wan2.1": 13.5, "wan2.2": 22.0}
 """Of encoding and decoding, as docs/online.md says."""
 
-LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "bfloat16": 30.0}
+LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "float16": 4.0, "bfloat16": 30.0}
 """What rounding can make; wrong kernels make hundreds."""
 
 MOST_IDLE = 0.2
@@ -122,7 +122,7 @@ def write_values(part: Part) -> None:
     for name in ("tiny", "wan2.1", "wan2.2"):
         reference = vae_of(name, torch.device("cpu"), torch.float32, small=part.small)
         expected = reference.decode(reference.encode(volume)).double()
-        variants = [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+        variants = [("float32", torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)]
         variants += [("tf32", torch.float32)] if part.device.type == "cuda" else []
         for precision, dtype in variants:
             vae = vae_of(name, part.device, dtype, small=part.small)
@@ -144,17 +144,19 @@ def write_speed(part: Part) -> None:
     slices, side, chunks = (9, 32, (4, 8)) if part.small else (65, 512, (8, 16, 32, 64))
     volume = window(slices, side)
     for name in ("wan2.1", "wan2.2"):
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
             vae = wan(name, part.device, dtype, small=part.small)
+            precision = str(dtype).removeprefix("torch.") + (f", {vae.kernels}" if vae.kernels else "")
             floor = matmul_tflops(part.device, dtype) * 1e6 / MFLOP_PER_VOXEL[name]
             for chunk in (*chunks, None):
                 if chunk is not None:
                     vae._steps_of_a_chunk = lambda pixels, chunk=chunk: chunk // 4  # type: ignore[method-assign]
                 else:
                     del vae._steps_of_a_chunk
-                rows.append(
-                    (name, str(dtype).removeprefix("torch."), chunk or "chosen", *speed(part, vae, volume, floor))
-                )
+                rows.append((name, precision, chunk or "chosen", *speed(part, vae, volume, floor)))
+            if vae.kernels:
+                vae._fast_decoder = None
+                rows.append((name, f"{precision} left out", "chosen", *speed(part, vae, volume, floor)))
     part.table(("VAE", "precision", "slices of a chunk", "Mvoxel/s", "share of the floor", "peak, GiB"), rows)
     if part.small:
         part.lines.append("\nNarrow networks: the share of the floor says nothing.")

@@ -12,5 +12,5 @@ venv="${FVAE_VENV:-.venv-test}"
 "$python" -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 [ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
 rm -rf build  # what an earlier installation left would be packed again
-"$venv/bin/pip" install --quiet --disable-pip-version-check '.[test]'
+"$venv/bin/pip" install --quiet --disable-pip-version-check '.[test,fast]'
 exec "$venv/bin/pytest" "$@"

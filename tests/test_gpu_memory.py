@@ -14,7 +14,7 @@ from fvae_nnunet.device_memory import CallSize, TooLittleMemory, even_part, is_o
 from fvae_nnunet.pipeline import StageSeconds, run_cases
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.image import ImageVAE
-from fvae_nnunet.vae.module_vae import ModuleVAE
+from fvae_nnunet.vae.module_vae import CPU_CALL_VOXELS, ModuleVAE
 from fvae_nnunet.vae.wan_network import WanSizes, kept_values_per_pixel
 
 
@@ -170,6 +170,19 @@ def test_an_image_vae_takes_fewer_slices_at_once_where_memory_is_short(monkeypat
         vae.decode(latent)
         assert first[:2] == [16, 8] and set(vae._model.decode.sizes) == {8}
     assert gpu.widest < 2**31
+
+
+def test_on_a_cpu_an_image_vae_takes_few_pixels_at_once():
+    vae = ImageVAE(tiny_kl(), name="test", source="test")
+    volume = torch.rand(1, 1, 5, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    together = vae.decode(vae.encode(volume))
+    encoded = vae._encode_images = Seen(vae._encode_images, 0)
+    decoded = vae._decode_images = Seen(vae._decode_images, 0)
+    for calls in (vae._encoding, vae._decoding):
+        assert calls.most_voxels == CPU_CALL_VOXELS == 512**2
+        calls.most_voxels = 2 * 16 * 16
+    torch.testing.assert_close(vae.decode(vae.encode(volume)), together)
+    assert encoded.sizes == decoded.sizes == [2, 2, 1]
 
 
 def test_an_image_vae_that_cannot_take_one_slice_names_the_way_out(monkeypatch):

@@ -172,8 +172,8 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16"),
-        help="in which the VAE computes; default float32 (--scheme paper: the script's); bfloat16 is faster on a GPU "
-        "and adds 6 to 7 HU of rounding noise with Wan",
+        help="in which the VAE computes; default float32 (--scheme paper: the script's); float16 and bfloat16 "
+        "are faster on a GPU and add 0.8 and 6 to 7 HU of rounding noise with Wan",
     )  # fmt: skip
     group.add_argument(
         "--truncate", action="store_true", help="with --scheme paper: cut to int16 as its scripts do; default: round"
@@ -250,13 +250,13 @@ class LoadedVAE:
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """For the reader of a manifest: where the weights are, these options, and the kind of device."""
+        """For the reader of a manifest: where the weights are, these options, and what kind of device computed."""
         from fvae_nnunet.device_numerics import device_class
 
         return {
             "weights": self.vae.weights_source,
             "options": self.options,
-            "device": device_class(self.vae.device),
+            "device": ", ".join(filter(None, (device_class(self.vae.device), self.vae.kernels))),
         }
 
 

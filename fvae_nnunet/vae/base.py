@@ -90,6 +90,7 @@ class FrozenVAE(ABC):
         weights_source: where they came from, in words a user understands (hub id, folder or file).
         latent_mean, latent_std: per-channel statistics of the latent, tensors (latent_channels,), where the model
             publishes them, else None. Reconstruction does not use them.
+        kernels: the package by whose code a part of it is computed, where it is not this one's; for manifests.
         strength: of a control (see ``controls``), ``auto`` where each volume has its own; None for VAEs.
     """
 
@@ -98,6 +99,7 @@ class FrozenVAE(ABC):
     weights_source: str
     latent_mean: torch.Tensor | None = None
     latent_std: torch.Tensor | None = None
+    kernels: str | None = None
     strength: float | str | None = None
 
     def way_to_other_weights(self, option: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from fvae_nnunet.device_memory import CallSize, memory_explained
 from fvae_nnunet.device_numerics import tf32, tf32_is_wanted
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.weights import state_dict_sha256
+
+CPU_CALL_VOXELS = 512 * 512
+"""Of image VAEs on a CPU: with more, half of the time goes into asking the system for memory and giving it back."""
 
 
 class ModuleVAE(FrozenVAE):
@@ -42,10 +46,12 @@ class ModuleVAE(FrozenVAE):
         features_per_voxel: int = 0,
     ) -> None:
         self.spec = spec
+        images_on_cpu = spec.independent_slices and torch.device(device).type == "cpu"
+        most = CPU_CALL_VOXELS if images_on_cpu else math.inf
         voxels_of_value = spec.slice_stride * spec.inplane_stride**2
-        self._encoding = CallSize(f"{spec.name}: encoding", features=features_per_voxel)
+        self._encoding = CallSize(f"{spec.name}: encoding", features=features_per_voxel, most_voxels=most)
         self._decoding = CallSize(
-            f"{spec.name}: decoding", voxels_of_value=voxels_of_value, features=features_per_voxel
+            f"{spec.name}: decoding", voxels_of_value=voxels_of_value, features=features_per_voxel, most_voxels=most
         )
         self.weights_source = source
         self.weights_sha256 = state_dict_sha256(module.state_dict())

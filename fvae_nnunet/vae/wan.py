@@ -15,6 +15,7 @@ from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.folders import HubModel, open_folder
 from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, place
 from fvae_nnunet.vae.wan_checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
+from fvae_nnunet.vae.wan_fast_decoder import fast_decoder
 from fvae_nnunet.vae.wan_network import Before, WanNetwork, WanSizes, kept_values_per_pixel
 from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
 
@@ -78,6 +79,10 @@ class WanVAE(ModuleVAE):
         self._sizes = sizes
         self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
         self._fitting: dict[int, int] = {}
+        self._fast_decoder: _Coder | None = fast_decoder(
+            network.decode, state, config, name=name, device=torch.device(device), dtype=dtype
+        )
+        self.kernels = None if self._fast_decoder is None else "fastvae"
         mean, std = config.get("latents_mean") or (), config.get("latents_std") or ()
         if len(mean) == len(std) == sizes.z_dim:
             self.latent_mean, self.latent_std = torch.tensor(mean), torch.tensor(std)
@@ -101,7 +106,10 @@ class WanVAE(ModuleVAE):
 
     def _decode_next(self, latent: torch.Tensor, before: Before) -> tuple[torch.Tensor, Before]:
         pixels = latent[:, 0, 0].numel() * self.spec.inplane_stride**2
-        return self._in_chunks(self._network.decode, self._decoder_chunks, latent, before, 1, pixels)
+        decode: _Coder = self._network.decode
+        if self._fast_decoder is not None and not torch.compiler.is_compiling():
+            decode = self._fast_decoder
+        return self._in_chunks(decode, self._decoder_chunks, latent, before, 1, pixels)
 
     def _least_slices(self, slices: int) -> int:
         return self.spec.slice_stride
