@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet_files import find_plans, read_dataset_json, read_plans
-from fvae_nnunet.nnunet_folders import dataset_id, dataset_name, nnunet_folder, training_files
+from fvae_nnunet.nnunet.ct_channels import find_ct_channels
+from fvae_nnunet.nnunet.files import find_plans, read_dataset_json, read_plans
+from fvae_nnunet.nnunet.folders import dataset_id, dataset_name, nnunet_folder, training_files
 
 
 @dataclass(frozen=True)

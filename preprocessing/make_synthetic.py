@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest, write_json
-from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.files.recorded import put_in_place, sha256_of_file
+from fvae_nnunet.jobs.manifest import Manifest, write_json
+from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase, lenders_of, read_synthetic_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
-from fvae_nnunet.recorded_files import put_in_place, sha256_of_file
-from fvae_nnunet.stored_images import check_image_file
-from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, lenders_of, read_synthetic_cases
-from fvae_nnunet.synthetic_dataset import (
+from fvae_nnunet.training.synthetic_dataset import (
     ACCEPTED_CASES,
     synthetic_data_folder,
     synthetic_files,

@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.hounsfield import check_volume_hu
+from fvae_nnunet.ct.noise import mean_of_known
+from fvae_nnunet.ct.orientation import AxisOrder, axial_order_of_nnunet
+from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.hounsfield import check_volume_hu
-from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.nnunet_folders import dataset_id
-from fvae_nnunet.noise import mean_of_known
-from fvae_nnunet.orientation import AxisOrder, axial_order_of_nnunet
-from fvae_nnunet.parcel import compact
-from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.files.recorded import sha256_of_file, write_bytes
+from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.jobs.shared_arrays import compact
+from fvae_nnunet.nnunet.folders import dataset_id
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
-from fvae_nnunet.reconstruction import fidelity, reconstruct_to_int16
-from fvae_nnunet.reconstruction_settings import Reconstruction
-from fvae_nnunet.recorded_files import sha256_of_file, write_bytes
-from fvae_nnunet.stored_images import check_image_file
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.volume import fidelity, reconstruct_to_int16
+from fvae_nnunet.training.views import preprocessed_inputs, preprocessing_settings, view_folder
 from fvae_nnunet.vae.base import FrozenVAE
-from fvae_nnunet.views import preprocessed_inputs, preprocessing_settings, view_folder
 
 
 @dataclass(frozen=True)

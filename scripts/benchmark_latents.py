@@ -21,16 +21,16 @@ import numpy as np
 import torch
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.recorded_files import write_bytes
-from fvae_nnunet.synthesis.conditions import ConditionFormat, detail_channels
-from fvae_nnunet.synthesis.denoiser import LatentDenoiser
-from fvae_nnunet.synthesis.latent_cache import latents_path
-from fvae_nnunet.synthesis.latent_draws import Batch, LatentDraws
-from fvae_nnunet.synthesis.lesion_detail import AppearanceScale
-from fvae_nnunet.synthesis.noise_process import NoiseProcess
-from fvae_nnunet.synthesis.training import denoising_loss
-from fvae_nnunet.synthesis.training_settings import DEFAULTS
+from fvae_nnunet.files.recorded import write_bytes
+from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.synthesis.model.conditions import ConditionFormat, detail_channels
+from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
+from fvae_nnunet.synthesis.model.lesion_detail import AppearanceScale
+from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+from fvae_nnunet.synthesis.training.latent_cache import latents_path
+from fvae_nnunet.synthesis.training.latent_draws import Batch, LatentDraws
+from fvae_nnunet.synthesis.training.loop import denoising_loss
+from fvae_nnunet.synthesis.training.settings import DEFAULTS
 from fvae_nnunet.vae.base import VAESpec
 
 SPEC = VAESpec("random", inplane_stride=8, latent_channels=16)

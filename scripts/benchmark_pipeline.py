@@ -44,10 +44,10 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
     """One run of a command's library function in this process, with the stand-in."""
     import torch
 
-    from fvae_nnunet.folder_reconstruction import reconstruct_folder
-    from fvae_nnunet.image_files import find_images
-    from fvae_nnunet.pipeline import Outcome, StageSeconds
-    from fvae_nnunet.reconstruction_settings import Reconstruction
+    from fvae_nnunet.ct.files import find_images
+    from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.reconstruction.folder import reconstruct_folder
+    from fvae_nnunet.reconstruction.settings import Reconstruction
     from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 
     class StandIn(FrozenVAE):

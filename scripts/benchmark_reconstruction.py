@@ -42,11 +42,11 @@ from phantoms import make_phantom
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fvae_nnunet.reconstruction import reconstruct_volume
-from fvae_nnunet.reconstruction_settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, load_vae
 from fvae_nnunet.vae.registry import TINY_FOLDER
-from fvae_nnunet.vae.wan import load_wan
+from fvae_nnunet.vae.wan.vae import load_wan
 
 WAN22_SIZES: dict[str, Any] = {
     "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
@@ -107,7 +107,7 @@ def write_random_weights(name: str, folder: Path) -> Path | None:
     if name == "tiny":
         return None
     if name == "leanvae":
-        from fvae_nnunet.vae.leanvae_network import LeanVAENetwork, Sizes
+        from fvae_nnunet.vae.leanvae.network import LeanVAENetwork, Sizes
 
         module: nn.Module = LeanVAENetwork(Sizes(**LEANVAE_SIZES))
     else:

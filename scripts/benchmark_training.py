@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.nnunet_folders import nnunet_folder
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.nnunet.folders import nnunet_folder
 
 DATASET, PLANS = "Dataset950_Benchmark", "nnUNetPlans"
 ONLINE = "nnUNetTrainerFVAEOnline"
@@ -165,8 +165,8 @@ def floor_seconds_per_sample(arguments: argparse.Namespace) -> float:
     from benchmark_reconstruction import matmul_tflops
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fvae_nnunet.training_vae import load_training_vae
-    from fvae_nnunet.windows import slice_windows
+    from fvae_nnunet.reconstruction.windows import slice_windows
+    from fvae_nnunet.training.online_vae import load_training_vae
 
     slices, height, width = read_preprocessed(PLANS)["configurations"]["3d_fullres"]["patch_size"]
     device = torch.device(arguments.device)

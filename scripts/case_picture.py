@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.picture import case_picture
-from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.pictures.case import case_picture
 
 
 def title_of(case: str, labels: dict[str, int | list[int]], summary: Path) -> str:

@@ -24,10 +24,10 @@ from steps import Runner, Step, command_environment, script, small_machine_setti
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import write_json
-from fvae_nnunet.nnunet_folders import nnunet_folder
-from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases
 
 RECIPES = {
     "draft": (),

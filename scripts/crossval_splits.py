@@ -15,8 +15,8 @@ from typing import Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import write_json
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.jobs.manifest import write_json
 
 FOLDS = 5
 FILE_NAME = "splits_final.json"

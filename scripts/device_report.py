@@ -23,11 +23,11 @@ import torch
 from device_sections import SECTIONS, Part
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.device_numerics import device_class
-from fvae_nnunet.devices import chosen_device
+from fvae_nnunet.device.numerics import device_class
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.progress_bar import progress_bar
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.files.recorded import write_bytes
+from fvae_nnunet.jobs.devices import chosen_device
+from fvae_nnunet.jobs.progress_bar import progress_bar
 
 LIMIT_S = 240.0
 """Of a section."""

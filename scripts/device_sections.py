@@ -29,14 +29,14 @@ from benchmark_reconstruction import WAN22_SIZES, matmul_tflops, randomise, writ
 from benchmark_training import quiet_run
 from phantoms import write_phantom_dataset
 
-from fvae_nnunet.device_memory import TooLittleMemory
-from fvae_nnunet.device_numerics import conv3d_fault, has_bfloat16, tf32
-from fvae_nnunet.manifest import versions
-from fvae_nnunet.pipeline import StageSeconds, run_cases
+from fvae_nnunet.device.memory import TooLittleMemory
+from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16, tf32
+from fvae_nnunet.jobs.manifest import versions
+from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.vae import load_vae
 from fvae_nnunet.vae.module_vae import ModuleVAE
-from fvae_nnunet.vae.wan import WanVAE
-from fvae_nnunet.vae.wan_network import WanNetwork, WanSizes
+from fvae_nnunet.vae.wan.network import WanNetwork, WanSizes
+from fvae_nnunet.vae.wan.vae import WanVAE
 
 GIB = 2**30
 HU = 1000  # half of the widest window: the model's 1 in HU
@@ -200,7 +200,7 @@ def write_failed_case(part: Part) -> None:
 
 def write_cards(part: Part) -> None:
     if part.device.type != "cuda":
-        part.lines.append("Needs CUDA; tests/test_gpu_memory.py counts it on fake tensors.")
+        part.lines.append("Needs CUDA; tests/device/test_memory.py counts it on fake tensors.")
         return
     total = torch.cuda.get_device_properties(part.device).total_memory
     own, rows, volume = torch.cuda.mem_get_info, [], window(65, 512)

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import find_images, read_volume
-from fvae_nnunet.reconstruction import fidelity, reconstruct_volume
-from fvae_nnunet.reconstruction_settings import Reconstruction
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.files.recorded import write_bytes
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.volume import fidelity, reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, load_vae
 
 SSIM_WINDOW_PIXELS = 7

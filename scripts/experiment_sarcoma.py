@@ -34,11 +34,11 @@ from steps import command_environment
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import Manifest, differences, versions, write_json
-from fvae_nnunet.nnunet_folders import dataset_id
-from fvae_nnunet.recorded_files import sha256_of_file
-from fvae_nnunet.views import VIEW_VARIABLE, view_folder
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.jobs.manifest import Manifest, differences, versions, write_json
+from fvae_nnunet.nnunet.folders import dataset_id
+from fvae_nnunet.training.views import VIEW_VARIABLE, view_folder
 
 FOLDS = 3
 TOLERANCES_MM = (1.0, 2.0, 3.0)
@@ -187,7 +187,7 @@ def train_and_score(args: argparse.Namespace, budget: Budget, arm: Arm, fold: in
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     from fvae_nnunet import trainers
-    from fvae_nnunet.evaluation.segmentation import score_folders
+    from fvae_nnunet.evaluation.segmentation.scoring import score_folders
 
     preprocessed = args.work / "nnUNet_preprocessed" / args.dataset.name
     dataset_json = read_json(preprocessed / "dataset.json")

@@ -21,7 +21,7 @@ import numpy as np
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.statistics import bootstrap_interval, holm, signed_rank_test
-from fvae_nnunet.json_files import read_json
+from fvae_nnunet.files.checked_json import read_json
 
 MEASURES = {
     "Dice": ("DSC", 3, True),

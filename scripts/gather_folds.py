@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
+from fvae_nnunet.files.checked_json import read_json
 
 
 def gather_folds(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.views import SEPARATOR, default_view_name
+from fvae_nnunet.training.views import SEPARATOR, default_view_name
 
 TASKS = {"Task06_Lung": "lung", "Task07_Pancreas": "pancreas"}
 """Folder of the download -> name of the dataset in the paper's tables."""

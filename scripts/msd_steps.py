@@ -9,7 +9,7 @@ from crossval_splits import FILE_NAME as SPLITS
 from msd_setting import PLANNERS, RAW, SMALL_PLANS, TASKS, Arm, Setting
 from steps import Step, script
 
-from fvae_nnunet.views import VIEW_VARIABLE
+from fvae_nnunet.training.views import VIEW_VARIABLE
 
 
 @dataclass(frozen=True)

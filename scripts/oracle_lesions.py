@@ -21,16 +21,16 @@ from phantoms import LABELS, Torso, make_torso
 from scipy import ndimage
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.reconstruction import reconstruct_volume
-from fvae_nnunet.synthesis.insertion import blend_lesion
-from fvae_nnunet.synthesis.lesion_measures import lesion_core
-from fvae_nnunet.synthesis.lesion_sizes import SIZE_RANGES_MM
-from fvae_nnunet.synthesis.organs import lungs
-from fvae_nnunet.synthesis.placement import Box, NothingFits, box_around, grown, place, too_close
-from fvae_nnunet.synthesis.quality import QualityLimits, lesion_quality, reasons_against
-from fvae_nnunet.synthesis.real_lesions import RealLesions, lesions_of, surroundings_of
-from fvae_nnunet.synthesis.shapes import draw_lesion_shape, equivalent_diameter_mm
-from fvae_nnunet.synthesis.source_dataset import open_source_dataset
+from fvae_nnunet.reconstruction.volume import reconstruct_volume
+from fvae_nnunet.synthesis.lesions.insertion import blend_lesion
+from fvae_nnunet.synthesis.lesions.measures import lesion_core
+from fvae_nnunet.synthesis.lesions.placement import Box, NothingFits, box_around, grown, place, too_close
+from fvae_nnunet.synthesis.lesions.quality import QualityLimits, lesion_quality, reasons_against
+from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions, lesions_of, surroundings_of
+from fvae_nnunet.synthesis.lesions.shapes import draw_lesion_shape, equivalent_diameter_mm
+from fvae_nnunet.synthesis.lesions.sizes import SIZE_RANGES_MM
+from fvae_nnunet.synthesis.sources.dataset import open_source_dataset
+from fvae_nnunet.synthesis.sources.organs import lungs
 from fvae_nnunet.vae import load_vae
 from fvae_nnunet.vae.base import FrozenVAE
 
@@ -238,7 +238,7 @@ def judged(of: IdealLesion, volume_hu: np.ndarray, limits: QualityLimits) -> lis
 
 
 def size_class(diameter_mm: float) -> str:
-    """Of ``lesion_sizes.SIZE_RANGES_MM``; below the smallest, the smallest."""
+    """Of ``lesions.sizes.SIZE_RANGES_MM``; below the smallest, the smallest."""
     return next(name for name, (_, upper) in SIZE_RANGES_MM.items() if diameter_mm < upper)
 
 

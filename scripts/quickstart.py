@@ -23,8 +23,8 @@ from hold_out_cases import held_out
 from steps import Runner, Step, command_environment, cores, script, small_machine_settings
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet_folders import dataset_id
-from fvae_nnunet.views import VIEW_VARIABLE, default_view_name
+from fvae_nnunet.nnunet.folders import dataset_id
+from fvae_nnunet.training.views import VIEW_VARIABLE, default_view_name
 
 PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
 HU_WINDOWS = {"pancreas": ("-160", "240"), "lung": ("-1000", "400")}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.files.recorded import write_bytes
 
 FEATURES_PER_STAGE = (8, 16, 32, 64)
 PATCH_VOXELS = 56_000

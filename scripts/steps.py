@@ -2,7 +2,7 @@
 
 A stamp ``NAME.json`` says what a step was run with, whether it is complete, and which results of other steps it is made
 from: a step whose command or whose sources have changed is done anew. While a step runs it is claimed (see
-``fvae_nnunet.claims``), so several processes, also on several machines, can share a folder. Stamps are written
+``fvae_nnunet.jobs.claims``), so several processes, also on several machines, can share a folder. Stamps are written
 atomically.
 """
 
@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.claims import BEAT_S, CRASHED_AFTER_S, Claims
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.manifest import write_json
-from fvae_nnunet.recorded_files import sha256_of_file
-from fvae_nnunet.registration import EXTERNAL_TRAINERS, external_trainers
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.jobs.claims import BEAT_S, CRASHED_AFTER_S, Claims
+from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.nnunet.registration import EXTERNAL_TRAINERS, external_trainers
 
 SCRIPTS = Path(__file__).resolve().parent
 TAIL_LINES = 30

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.comparison_tables import FEW_CASES
+from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.files.csv_tables import csv_bytes
+from fvae_nnunet.files.recorded import write_bytes
 from fvae_nnunet.report.numbers import NOT_THERE, PERCENTILE_MARK, number, p_value
 from fvae_nnunet.report.paper import paper_tables
 

@@ -1,7 +1,7 @@
 """How well a VAE takes known noise out of the held-out photographs: what its training is judged by, instead of CT.
 
 The photographs are given HU as if they were CT, at contrasts as they occur there, and truth, noise, edges and flat
-places are those of `fvae_nnunet.evaluation.known_noise`.
+places are those of `fvae_nnunet.evaluation.reconstruction.known_noise`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fvae_nnunet.evaluation.front import middle
-from fvae_nnunet.evaluation.known_noise import KnownNoise, errors_hu, places_of
+from fvae_nnunet.evaluation.reconstruction.front import middle
+from fvae_nnunet.evaluation.reconstruction.known_noise import KnownNoise, errors_hu, places_of
 
 HALF_RANGES_HU = (400.0, 150.0)
 """The photographs' black and white are at so many HU below and above 50 HU."""

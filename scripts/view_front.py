@@ -20,8 +20,9 @@ import numpy as np
 from phantoms import LABELS, make_torso
 
 from fvae_nnunet.cli.command import load_again, run_command
+from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.front import (
+from fvae_nnunet.evaluation.reconstruction.front import (
     Method,
     front_rows,
     measure_front,
@@ -29,10 +30,9 @@ from fvae_nnunet.evaluation.front import (
     middle,
     write_front,
 )
-from fvae_nnunet.evaluation.known_noise import KnownNoise
-from fvae_nnunet.image_files import read_upright
-from fvae_nnunet.progress_bar import progress_bar
-from fvae_nnunet.reconstruction import reconstruct_volume
+from fvae_nnunet.evaluation.reconstruction.known_noise import KnownNoise
+from fvae_nnunet.jobs.progress_bar import progress_bar
+from fvae_nnunet.reconstruction.volume import reconstruct_volume
 
 PHANTOM_SHAPE, PHANTOM_SPACING_MM = (24, 192, 192), (3.0, 1.0, 1.0)
 

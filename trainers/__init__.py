@@ -1,4 +1,4 @@
-"""Trainers for ``nnUNetv2_train -tr``; nnU-Net finds them through a stub, see ``fvae_nnunet.registration``."""
+"""Trainers for ``nnUNetv2_train -tr``; nnU-Net finds them through a stub, see ``fvae_nnunet.nnunet.registration``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
 
 class nnUNetTrainerFVAEProbe(RecordingTrainer):
-    """nnU-Net's trainer; looked up by ``fvae_nnunet.registration`` only, so that no other module has its name."""
+    """nnU-Net's trainer; looked up by ``nnunet.registration`` only, so that no other module has its name."""
 
 
 PROBE = nnUNetTrainerFVAEProbe

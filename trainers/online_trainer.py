@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fvae_nnunet import __version__
-from fvae_nnunet.portable_names import portable_name
+from fvae_nnunet.files.portable_names import portable_name
 from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
 
 if TYPE_CHECKING:
     import torch
 
-    from fvae_nnunet.transforms import Draw, PatchReconstruction
+    from fvae_nnunet.training.online import Draw, PatchReconstruction
 
 
 class nnUNetTrainerFVAEOnline(RecordingTrainer):
@@ -80,7 +80,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         return {**super().training_record(), "online": self.online_settings}
 
     def _draw(self, batch_size: int) -> Draw:
-        from fvae_nnunet.transforms import Draw
+        from fvae_nnunet.training.online import Draw
 
         return Draw.random(
             batch_size,
@@ -92,11 +92,11 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
 
     def _load_reconstruction(self) -> PatchReconstruction:
         """The VAE on this rank's device, after checking that these plans allow it; says and records what is used."""
-        from fvae_nnunet.compiled_vae import CompiledVAE
-        from fvae_nnunet.ct_patches import CTPatches
         from fvae_nnunet.errors import UserError
-        from fvae_nnunet.training_vae import load_training_vae
-        from fvae_nnunet.transforms import PatchReconstruction, check_draw_settings
+        from fvae_nnunet.training.compiled_vae import CompiledVAE
+        from fvae_nnunet.training.ct_patches import CTPatches
+        from fvae_nnunet.training.online import PatchReconstruction, check_draw_settings
+        from fvae_nnunet.training.online_vae import load_training_vae
 
         check_draw_settings(self.view_probability, self.view_blend, self.posterior)
         loaded = load_training_vae(

@@ -15,10 +15,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import differences
-from fvae_nnunet.nnunet_folders import dataset_id
-from fvae_nnunet.recorded_files import atomic_write
-from fvae_nnunet.trained_model import RECORD_KEY, read_record, saw_only_the_view
+from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.jobs.manifest import differences
+from fvae_nnunet.nnunet.folders import dataset_id
+from fvae_nnunet.nnunet.trained_model import RECORD_KEY, read_record, saw_only_the_view
 
 RAW_VARIABLE = "nnUNet_raw"
 

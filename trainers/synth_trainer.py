@@ -11,17 +11,17 @@ from typing import Any
 
 from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.nnunet_folders import dataset_id
-from fvae_nnunet.portable_names import portable_name
-from fvae_nnunet.synthetic_dataset import (
+from fvae_nnunet.files.portable_names import portable_name
+from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.nnunet.folders import dataset_id
+from fvae_nnunet.trainers.recording_trainer import RAW_VARIABLE
+from fvae_nnunet.trainers.view_trainers import nnUNetTrainerFVAE
+from fvae_nnunet.training.synthetic_dataset import (
     SyntheticData,
     SyntheticDataset,
     check_synthetic,
     synthetic_preprocessing_settings,
 )
-from fvae_nnunet.trainers.recording_trainer import RAW_VARIABLE
-from fvae_nnunet.trainers.view_trainers import nnUNetTrainerFVAE
 
 
 class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):

@@ -10,9 +10,9 @@ import torch
 
 from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.jobs.manifest import Manifest
 from fvae_nnunet.trainers.recording_trainer import RecordingTrainer
-from fvae_nnunet.views import (
+from fvae_nnunet.training.views import (
     VIEW_VARIABLE,
     ViewDataset,
     check_view,

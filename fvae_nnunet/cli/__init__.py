@@ -1,0 +1,1 @@
+"""The commands: parse, call the library, print, return an exit status."""

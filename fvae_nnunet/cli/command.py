@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvae_nnunet.cli.verify import add_verify_option, verify_finished
+from fvae_nnunet.ct.hu_windows import NAMED_WINDOWS, PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.hu_windows import NAMED_WINDOWS, PAPER_HU_WINDOW
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from fvae_nnunet.devices import Work
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.noise_matching import Left, Match, NoiseOfView
-    from fvae_nnunet.pipeline import Outcome
-    from fvae_nnunet.reconstruction_settings import Reconstruction
+    from fvae_nnunet.jobs.devices import Work
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.pipeline import Outcome
+    from fvae_nnunet.reconstruction.noise_matching import Left, Match, NoiseOfView
+    from fvae_nnunet.reconstruction.settings import Reconstruction
     from fvae_nnunet.vae.base import FrozenVAE
 
 Runner = Callable[[argparse.Namespace], int]
@@ -63,7 +63,7 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
 
 def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
-    from fvae_nnunet.progress_bar import messages_beside_bars, show_bars
+    from fvae_nnunet.jobs.progress_bar import messages_beside_bars, show_bars
 
     show_bars(not getattr(arguments, "disable_progress_bar", False))
     try:
@@ -73,7 +73,7 @@ def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str]
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        from fvae_nnunet.registration import without_nnunet
+        from fvae_nnunet.nnunet.registration import without_nnunet
 
         missing = without_nnunet(error)
         if missing is None:
@@ -251,7 +251,7 @@ class LoadedVAE:
     @property
     def made_with(self) -> dict[str, Any]:
         """For the reader of a manifest: where the weights are, these options, and what kind of device computed."""
-        from fvae_nnunet.device_numerics import device_class
+        from fvae_nnunet.device.numerics import device_class
 
         return {
             "weights": self.vae.weights_source,
@@ -264,8 +264,8 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     """The VAE that the options name, on its device; UserError where it cannot be had."""
     import torch
 
-    from fvae_nnunet.devices import chosen_device
-    from fvae_nnunet.reconstruction_settings import Reconstruction
+    from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.reconstruction.settings import Reconstruction
     from fvae_nnunet.vae import load_vae
     from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
 
@@ -384,9 +384,9 @@ def match_noise(
     Raises:
         UserError: options that do not go together, no such view, an incomplete or older one, or it cannot be matched.
     """
-    from fvae_nnunet.controls import find_control
-    from fvae_nnunet.noise_matching import NoiseSample, match_strength, noise_of_view
-    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.reconstruction.noise_matching import NoiseSample, match_strength, noise_of_view
+    from fvae_nnunet.vae.denoisers import find_control
 
     _check_control_options(arguments)
     if not find_control(arguments.vae).has_strength:
@@ -408,7 +408,7 @@ def match_noise(
 
 
 def _said(arguments: argparse.Namespace, view: NoiseOfView, match: Match) -> str:
-    from fvae_nnunet.controls import find_control
+    from fvae_nnunet.vae.denoisers import find_control
 
     def left(median: Left, cases: Iterable[Left], of: str) -> str:
         totals = [case.total for case in cases]
@@ -467,9 +467,9 @@ def do_cases(
         folders: where cases are claimed, see ``claims``.
         progress_type: says what became of each case.
     """
-    from fvae_nnunet.claims import Claims
-    from fvae_nnunet.devices import available_devices, run_on_devices
-    from fvae_nnunet.pipeline import Outcome
+    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.devices import available_devices, run_on_devices
+    from fvae_nnunet.jobs.pipeline import Outcome
 
     arguments.devices = available_devices(arguments.devices or [])
     folders = list(folders)
@@ -509,8 +509,8 @@ class CaseProgress:
     """A tqdm bar over cases with an estimate of the time left, a line for each case, and the failures."""
 
     def __init__(self, total: int, arguments: argparse.Namespace) -> None:
-        from fvae_nnunet.pipeline import StageSeconds
-        from fvae_nnunet.progress_bar import progress_bar
+        from fvae_nnunet.jobs.pipeline import StageSeconds
+        from fvae_nnunet.jobs.progress_bar import progress_bar
 
         self.seconds = StageSeconds()
         self.devices = max(1, len(arguments.devices))

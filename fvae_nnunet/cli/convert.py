@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.conversion.cases import Conversion
     from fvae_nnunet.conversion.plan import Plan
     from fvae_nnunet.conversion.structures import StructureMasks
-    from fvae_nnunet.pipeline import Outcome
+    from fvae_nnunet.jobs.pipeline import Outcome
 
 PROG = "fvae-convert"
 PUBLISHED = Path("dataset/ts_seg/ts_total")
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.conversion.cases import Conversion
     from fvae_nnunet.conversion.finish import finish_dataset
     from fvae_nnunet.conversion.nnunet_dataset import new_dataset_name
-    from fvae_nnunet.nnunet_folders import nnunet_folder
+    from fvae_nnunet.nnunet.folders import nnunet_folder
 
     if arguments.np < 0:
         raise UserError(f"-np must not be negative, got {arguments.np}")
@@ -121,8 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.conversion.splits import check_dataset
-    from fvae_nnunet.nnunet_folders import dataset_name
+    from fvae_nnunet.nnunet.folders import dataset_name
+    from fvae_nnunet.nnunet.patient_splits import check_dataset
 
     print(*check_dataset(dataset_name(dataset_of(arguments))), sep="\n")
     return 0
@@ -168,7 +168,7 @@ def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
 
 def _refuse_taken_number(raw: Path) -> None:
     """nnU-Net refuses to work with two datasets of one number."""
-    from fvae_nnunet.nnunet_folders import dataset_id
+    from fvae_nnunet.nnunet.folders import dataset_id
 
     taken = [
         folder.name for folder in raw.parent.glob(f"Dataset{dataset_id(raw.name):03d}_*") if folder.name != raw.name
@@ -185,10 +185,10 @@ def _say_homeless(plan: Plan) -> None:
 
 
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:
-    from fvae_nnunet.claims import Claims
     from fvae_nnunet.conversion.cases import begin_dataset, convert_cases
     from fvae_nnunet.conversion.finish import check_plan
-    from fvae_nnunet.manifest import MANIFEST_FOLDER
+    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
     with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
         claims.refuse_others()

@@ -65,12 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.evaluation.comparison import compare, model_names
-    from fvae_nnunet.evaluation.comparison_tables import comparison_csvs, format_comparison, write_comparison
-    from fvae_nnunet.evaluation.segmentation import score_folders
-    from fvae_nnunet.evaluation.segmentation_summary import format_table, summarise, write_summary
+    from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
+    from fvae_nnunet.evaluation.segmentation.comparison_tables import (
+        comparison_csvs,
+        format_comparison,
+        write_comparison,
+    )
+    from fvae_nnunet.evaluation.segmentation.scoring import score_folders
+    from fvae_nnunet.evaluation.segmentation.summary import format_table, summarise, write_summary
     from fvae_nnunet.evaluation.statistics import check_resampling
-    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.jobs.progress_bar import progress_bar
 
     folders, is_comparison = arguments.prediction_folders, len(arguments.prediction_folders) > 1
     path = arguments.o or (Path("comparison.json") if is_comparison else folders[0] / "summary.json")

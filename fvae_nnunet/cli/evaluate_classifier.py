@@ -45,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.case_reports import find_case_reports, read_case_reports
-    from fvae_nnunet.evaluation.comparison import model_names
+    from fvae_nnunet.evaluation.segmentation.comparison import model_names
     from fvae_nnunet.findings.comparison import KIND, compare_findings
     from fvae_nnunet.findings.comparison_text import format_findings
     from fvae_nnunet.findings.forest_plot import forest_plot
     from fvae_nnunet.findings.predictions import read_predictions
     from fvae_nnunet.findings.truth import scored_cases
-    from fvae_nnunet.manifest import write_json
-    from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+    from fvae_nnunet.jobs.manifest import write_json
+    from fvae_nnunet.nnunet.case_reports import find_case_reports, read_case_reports
+    from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
     if arguments.o.suffix != ".json":
         raise UserError(f"-o must name a file that ends in .json, got {arguments.o}")

@@ -98,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
     from fvae_nnunet.evaluation.generation.evaluation import Evaluation
     from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
@@ -106,7 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.generation.picture import generation_picture
     from fvae_nnunet.evaluation.generation.similarity import TextNetwork
     from fvae_nnunet.evaluation.generation.summary import format_table, write_results
-    from fvae_nnunet.manifest import MANIFEST_FOLDER
+    from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
     _check(arguments)
     device = chosen_device(arguments.device)
@@ -200,7 +200,7 @@ class _Bars:
         self._bar: tqdm | None = None
 
     def begin(self, stage: str, steps: int) -> Callable[[], object]:
-        from fvae_nnunet.progress_bar import progress_bar
+        from fvae_nnunet.jobs.progress_bar import progress_bar
 
         self.close()
         self._bar = progress_bar(desc=stage, total=steps, leave=False)

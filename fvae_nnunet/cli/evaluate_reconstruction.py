@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.evaluation.reconstruction_summary import format_table, write_results
-    from fvae_nnunet.evaluation.view_folder import evaluate_view_folder, write_pictures
-    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.evaluation.reconstruction.folder import evaluate_view_folder, write_pictures
+    from fvae_nnunet.evaluation.reconstruction.summary import format_table, write_results
+    from fvae_nnunet.jobs.progress_bar import progress_bar
 
     if arguments.with_noise is not None:
         return _with_noise(arguments)
@@ -127,8 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _with_noise(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.cli.command import load_again
+    from fvae_nnunet.ct.files import read_upright
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.evaluation.front import (
+    from fvae_nnunet.evaluation.reconstruction.folder import cases_of
+    from fvae_nnunet.evaluation.reconstruction.front import (
         KIND,
         front_rows,
         measure_front,
@@ -136,13 +138,11 @@ def _with_noise(arguments: argparse.Namespace) -> int:
         middle,
         write_front,
     )
-    from fvae_nnunet.evaluation.known_noise import KnownNoise
+    from fvae_nnunet.evaluation.reconstruction.known_noise import KnownNoise
     from fvae_nnunet.evaluation.text_table import text_table
-    from fvae_nnunet.evaluation.view_folder import cases_of
-    from fvae_nnunet.image_files import read_upright
-    from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
-    from fvae_nnunet.progress_bar import progress_bar
-    from fvae_nnunet.reconstruction import reconstruct_volume
+    from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.reconstruction.volume import reconstruct_volume
 
     path = arguments.o or arguments.view_folder / "denoising_front.json"
     if path.suffix != ".json" or arguments.slices < 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
+from fvae_nnunet.files.checked_json import read_json
 
 
 def refuse_other_output(

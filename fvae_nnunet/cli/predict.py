@@ -22,8 +22,8 @@ from fvae_nnunet.cli.recorded_view import (
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.prediction import CaseFiles, Prediction
-    from fvae_nnunet.trained_model import TrainedModel
+    from fvae_nnunet.nnunet.prediction import CaseFiles, Prediction
+    from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 INPUTS = ("raw", "view")
 _PROG = "fvae-predict"
@@ -103,9 +103,9 @@ def _fold(text: str) -> int | str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.prediction import find_cases, is_predicted
-    from fvae_nnunet.predictor import check_holds_predictions
-    from fvae_nnunet.trained_model import open_model
+    from fvae_nnunet.nnunet.prediction import find_cases, is_predicted
+    from fvae_nnunet.nnunet.predictor import check_holds_predictions
+    from fvae_nnunet.nnunet.trained_model import open_model
 
     check_holds_predictions(arguments.o)
     model = open_model(_model_folder(arguments), tuple(arguments.f), arguments.chk)
@@ -135,8 +135,8 @@ def _predict(
     arguments: argparse.Namespace, model: TrainedModel, how: Prediction, inputs: tuple[str, ...], cases: CaseFiles
 ) -> dict[str, str]:
     """Predict the cases; those that failed, and at what."""
-    from fvae_nnunet.prediction import damaged_cases, scratch_folder
-    from fvae_nnunet.predictor import Predictor
+    from fvae_nnunet.nnunet.prediction import damaged_cases, scratch_folder
+    from fvae_nnunet.nnunet.predictor import Predictor
 
     predictor = Predictor(model, how, inputs)
     reconstructed = model.reconstructed_channels(arguments.channels) if "view" in inputs else []
@@ -168,7 +168,7 @@ def _say(arguments: argparse.Namespace, errors: Mapping[str, Exception]) -> None
 
 
 def _model_folder(arguments: argparse.Namespace) -> Path:
-    from fvae_nnunet.trained_model import model_folder
+    from fvae_nnunet.nnunet.trained_model import model_folder
 
     by_name = {option: getattr(arguments, option) for option in ("d", "c", "tr", "p")}
     if arguments.m is not None:
@@ -204,8 +204,8 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
 
 
 def _prediction(arguments: argparse.Namespace) -> Prediction:
-    from fvae_nnunet.devices import chosen_device
-    from fvae_nnunet.prediction import Prediction
+    from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.nnunet.prediction import Prediction
 
     return Prediction(
         device=chosen_device(arguments.device),
@@ -225,11 +225,11 @@ def _reconstruct(
     arguments: argparse.Namespace, model: TrainedModel, cases: CaseFiles, folder: Path
 ) -> tuple[CaseFiles, dict[str, Any]]:
     """Reconstruct the CT channels into ``folder``; the files of the cases that it worked for, and what made them."""
-    from fvae_nnunet.ct_channels import said_channels
-    from fvae_nnunet.folder_reconstruction import reconstruct_folder
-    from fvae_nnunet.image_files import SINGLE_FILE_ENDINGS
-    from fvae_nnunet.image_readers import READERS
-    from fvae_nnunet.prediction import case_of
+    from fvae_nnunet.ct.files import SINGLE_FILE_ENDINGS
+    from fvae_nnunet.nnunet.ct_channels import said_channels
+    from fvae_nnunet.nnunet.image_readers import READERS
+    from fvae_nnunet.nnunet.prediction import case_of
+    from fvae_nnunet.reconstruction.folder import reconstruct_folder
 
     if model.file_ending not in SINGLE_FILE_ENDINGS:
         raise UserError(
@@ -277,9 +277,9 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
     from batchgenerators.utilities.file_and_folder_operations import save_json
 
     from fvae_nnunet import __version__
-    from fvae_nnunet.json_files import read_json
-    from fvae_nnunet.predictor import ARGUMENTS_FILE
-    from fvae_nnunet.recorded_files import atomic_write
+    from fvae_nnunet.files.checked_json import read_json
+    from fvae_nnunet.files.recorded import atomic_write
+    from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE
 
     path = arguments.o / ARGUMENTS_FILE
     if not path.is_file():

@@ -32,8 +32,8 @@ from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.devices import OnSlices
-    from fvae_nnunet.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.jobs.devices import OnSlices
+    from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
     from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 
 
@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_views(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.ct_channels import channel_names, said_channels
-    from fvae_nnunet.hounsfield import check_foreground_hu
+    from fvae_nnunet.ct.hounsfield import check_foreground_hu
+    from fvae_nnunet.nnunet.ct_channels import channel_names, said_channels
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
-    from fvae_nnunet.views import default_view_name, view_folder
+    from fvae_nnunet.training.views import default_view_name, view_folder
 
     dataset = open_preprocessed_dataset(
         arguments.dataset, plans_name=arguments.p, configurations=arguments.c, channels=arguments.channels
@@ -93,15 +93,15 @@ def _run_views(arguments: argparse.Namespace) -> int:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.claims import Claims
+    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.preprocessing.make_synthetic import (
         find_synthetic_cases,
         open_synthetic_data,
         preprocess_synthetic,
     )
-    from fvae_nnunet.progress_bar import progress_bar
-    from fvae_nnunet.synthetic_dataset import synthetic_data_folder
+    from fvae_nnunet.training.synthetic_dataset import synthetic_data_folder
 
     _refuse_view_options(arguments)
     dataset = open_preprocessed_dataset(
@@ -179,8 +179,8 @@ def _reason(error: Exception, verbose: bool) -> str:
 
 def _training_command(dataset: PreprocessedDataset, trainer: str, view: str | None = None) -> str:
     """For 3d_fullres if it is there, with the view's name where it is needed to choose it."""
-    from fvae_nnunet.nnunet_folders import dataset_argument
-    from fvae_nnunet.views import VIEW_VARIABLE, view_names
+    from fvae_nnunet.nnunet.folders import dataset_argument
+    from fvae_nnunet.training.views import VIEW_VARIABLE, view_names
 
     configuration = "3d_fullres" if "3d_fullres" in dataset.data_folders else next(iter(dataset.data_folders))
     several = view is not None and len(view_names(dataset.data_folders[configuration])) > 1
@@ -235,10 +235,10 @@ class _MakeViews:
 def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, view: str) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.nnunet_folders import dataset_id
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.nnunet.folders import dataset_id
     from fvae_nnunet.preprocessing.make_views import read_axial_ct
-    from fvae_nnunet.views import check_view, preprocessing_settings, view_folder
+    from fvae_nnunet.training.views import check_view, preprocessing_settings, view_folder
 
     if arguments.match == view:
         raise UserError(f"--match {view} is the view to be made; give one of the two another name (--view)")
@@ -274,7 +274,7 @@ def _warn_of_clipping(plans: dict[str, Any], ct_channels: list[int], hu_window: 
 
 def _before_training() -> str:
     """What has to stand before the training command, so that nnU-Net finds the trainer; makes it find it if need be."""
-    from fvae_nnunet.registration import export_line, has_external_trainers, is_found_by_nnunet, register
+    from fvae_nnunet.nnunet.registration import export_line, has_external_trainers, is_found_by_nnunet, register
 
     if is_found_by_nnunet():
         return ""

@@ -25,8 +25,8 @@ from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.devices import OnSlices
-    from fvae_nnunet.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.jobs.devices import OnSlices
+    from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.image_files import find_images
-    from fvae_nnunet.manifest import MANIFEST_FOLDER
+    from fvae_nnunet.ct.files import find_images
+    from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
     images = find_images(arguments.i)
     cases = part_of(list(images), arguments)
@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> None:
-    from fvae_nnunet.folder_reconstruction import check_folder, read_axial
-    from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
+    from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
+    from fvae_nnunet.reconstruction.folder import check_folder, read_axial
 
     folder = Path(arguments.match)
     if folder.resolve() == arguments.o.resolve():
@@ -90,7 +90,7 @@ class _Reconstruct:
     def run(
         self, loaded: LoadedVAE, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
     ) -> Generator[Outcome, None, None]:
-        from fvae_nnunet.folder_reconstruction import reconstruct_folder
+        from fvae_nnunet.reconstruction.folder import reconstruct_folder
 
         for outcome in reconstruct_folder(
             self.images,
@@ -111,7 +111,7 @@ class _Reconstruct:
 
 def _reader(images: Path) -> str | None:
     """The reader that the dataset.json beside or above the images asks for, as for imagesTs of a raw dataset."""
-    from fvae_nnunet.image_readers import reader_beside
+    from fvae_nnunet.nnunet.image_readers import reader_beside
 
     places = (images, images.resolve().parent)
     found = next((path / "dataset.json" for path in places if (path / "dataset.json").is_file()), None)

@@ -10,7 +10,7 @@ from fvae_nnunet.cli.command import LoadedVAE, add_reconstruction_options, hu_wi
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.trained_model import TrainedModel
+    from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 
 def add_recorded_reconstruction_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
     Raises:
         UserError: options, weights or settings differ from the record; or there is neither record nor ``--vae``.
     """
-    from fvae_nnunet.manifest import differences
+    from fvae_nnunet.jobs.manifest import differences
 
     defaults, given, record = _defaults(), given_reconstruction_options(arguments), model.reconstruction
     if record is None:

@@ -127,7 +127,7 @@ def _named(option: str, values: Sequence[str]) -> list[tuple[str, Path]]:
 @contextmanager
 def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar that appears with the first report."""
-    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.jobs.progress_bar import progress_bar
 
     bar: tqdm | None = None
 

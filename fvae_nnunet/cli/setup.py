@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.registration import remove
+    from fvae_nnunet.nnunet.registration import remove
 
     if arguments.export:
         _print_export()
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_export() -> None:
-    from fvae_nnunet.registration import EXTERNAL_TRAINERS, export_line, has_external_trainers
+    from fvae_nnunet.nnunet.registration import EXTERNAL_TRAINERS, export_line, has_external_trainers
 
     if not has_external_trainers():
         raise UserError(f"this nnU-Net is older than 2.8 and has no {EXTERNAL_TRAINERS}; run fvae-setup instead")
@@ -69,7 +69,7 @@ def _print_export() -> None:
 
 
 def _mend() -> None:
-    from fvae_nnunet.registration import mend
+    from fvae_nnunet.nnunet.registration import mend
 
     removed = mend()
     for path in removed:
@@ -79,8 +79,8 @@ def _mend() -> None:
 def _show_installation() -> None:
     import torch
 
-    from fvae_nnunet.device_numerics import conv3d_fault, has_bfloat16
-    from fvae_nnunet.manifest import versions
+    from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16
+    from fvae_nnunet.jobs.manifest import versions
 
     print(f"python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in versions().items()))
     if torch.cuda.is_available():
@@ -101,8 +101,8 @@ def _show_folders() -> None:
 
 
 def _show_vaes() -> None:
-    from fvae_nnunet.controls import CONTROLS
     from fvae_nnunet.vae import is_available_offline, known_vaes
+    from fvae_nnunet.vae.denoisers import CONTROLS
 
     print("VAEs (--vae NAME):")
     known = known_vaes()
@@ -115,8 +115,8 @@ def _show_vaes() -> None:
 
 
 def _explain_vaes() -> None:
-    from fvae_nnunet.controls import CONTROLS
     from fvae_nnunet.vae import is_available_offline, known_vaes
+    from fvae_nnunet.vae.denoisers import CONTROLS
 
     for vae in known_vaes():
         print(f"{vae.name}: {vae.description}")
@@ -139,7 +139,13 @@ def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:
 
 
 def _show_trainers(*, write: bool, only_show: bool) -> int:
-    from fvae_nnunet.registration import export_line, found_through, has_external_trainers, register, why_not_found
+    from fvae_nnunet.nnunet.registration import (
+        export_line,
+        found_through,
+        has_external_trainers,
+        register,
+        why_not_found,
+    )
 
     reason = why_not_found()
     if write or (reason and not only_show and not has_external_trainers()):

@@ -40,10 +40,10 @@ def _fold(text: str) -> int | str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.evaluation.batch_picture import MADE_BY, batch_picture
-    from fvae_nnunet.training_batch import take_training_batch
+    from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.training.batch import take_training_batch
+    from fvae_nnunet.training.batch_picture import MADE_BY, batch_picture
 
     if arguments.o.suffix.lower() != ".png":
         raise UserError(f"-o must name a file that ends in .png, got {arguments.o}")

@@ -13,14 +13,14 @@ from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.synthesis.case_plan import PlanSettings
-    from fvae_nnunet.synthesis.listed_cases import ListJob
-    from fvae_nnunet.synthesis.model_folder import ModelSettings
-    from fvae_nnunet.synthesis.painting import PaintSettings
-    from fvae_nnunet.synthesis.real_lesions import RealLesions
-    from fvae_nnunet.synthesis.shape_bank import ShapeBank
-    from fvae_nnunet.synthesis.source_cases import SourceDataset
-    from fvae_nnunet.synthesis.synthesize import Job
+    from fvae_nnunet.synthesis.generation.cases import Job
+    from fvae_nnunet.synthesis.generation.listed_cases import ListJob
+    from fvae_nnunet.synthesis.generation.painting import PaintSettings
+    from fvae_nnunet.synthesis.lesions.plan import PlanSettings
+    from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
+    from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
+    from fvae_nnunet.synthesis.model.folder import ModelSettings
+    from fvae_nnunet.synthesis.sources.cases import SourceDataset
 
 
 _BORROWED_SHARES = {"ellipsoid": 0.0, "borrowed": 1.0, "both": 0.5}
@@ -29,12 +29,12 @@ _BORROWED_SHARES = {"ellipsoid": 0.0, "borrowed": 1.0, "both": 0.5}
 
 def job_of(arguments: argparse.Namespace) -> Job:
     """Cases with placed lesions, checked."""
-    from fvae_nnunet.synthesis.case_plan import Avoided
-    from fvae_nnunet.synthesis.lesion_sizes import REAL
-    from fvae_nnunet.synthesis.model_folder import needs_text
-    from fvae_nnunet.synthesis.quality import QualityLimits
-    from fvae_nnunet.synthesis.segmenter import Judge
-    from fvae_nnunet.synthesis.synthesize import Job
+    from fvae_nnunet.nnunet.segmenter import Judge
+    from fvae_nnunet.synthesis.generation.cases import Job
+    from fvae_nnunet.synthesis.lesions.plan import Avoided
+    from fvae_nnunet.synthesis.lesions.quality import QualityLimits
+    from fvae_nnunet.synthesis.lesions.sizes import REAL
+    from fvae_nnunet.synthesis.model.folder import needs_text
 
     settings, training, dataset = _model_and_dataset(arguments)
     if arguments.text is None and needs_text(settings, training):
@@ -98,11 +98,11 @@ def job_of(arguments: argparse.Namespace) -> Job:
 
 def list_job_of(arguments: argparse.Namespace) -> ListJob:
     """The volumes of a list, checked."""
-    from fvae_nnunet.case_reports import FILE_NAME, read_case_reports
-    from fvae_nnunet.synthesis.case_list import read_case_list
-    from fvae_nnunet.synthesis.list_checks import checked_list
-    from fvae_nnunet.synthesis.listed_cases import ListJob
-    from fvae_nnunet.synthesis.model_folder import needs_text
+    from fvae_nnunet.nnunet.case_reports import FILE_NAME, read_case_reports
+    from fvae_nnunet.synthesis.generation.case_list import read_case_list
+    from fvae_nnunet.synthesis.generation.list_checks import checked_list
+    from fvae_nnunet.synthesis.generation.listed_cases import ListJob
+    from fvae_nnunet.synthesis.model.folder import needs_text
 
     rows = read_case_list(arguments.list)
     settings, training, dataset = _model_and_dataset(arguments)
@@ -123,10 +123,10 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
 
 def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, dict[str, Any], SourceDataset]:
     """The model's settings, how it was trained, and the dataset with its classes."""
-    from fvae_nnunet.synthesis.lesion_labels import NO_LESIONS
-    from fvae_nnunet.synthesis.model_folder import allows_guidance, read_model
-    from fvae_nnunet.synthesis.noise_process import NoiseProcess
-    from fvae_nnunet.synthesis.source_dataset import open_source_dataset
+    from fvae_nnunet.nnunet.lesion_labels import NO_LESIONS
+    from fvae_nnunet.synthesis.model.folder import allows_guidance, read_model
+    from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+    from fvae_nnunet.synthesis.sources.dataset import open_source_dataset
 
     settings, training = read_model(arguments.ldm)
     if arguments.steps is not None:
@@ -172,8 +172,8 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
 
 
 def _output(arguments: argparse.Namespace, dataset: SourceDataset) -> Path:
-    from fvae_nnunet.nnunet_folders import nnunet_folder
-    from fvae_nnunet.synthesis.synthetic_output import check_is_ours
+    from fvae_nnunet.nnunet.folders import nnunet_folder
+    from fvae_nnunet.synthesis.generation.output import check_is_ours
 
     output: Path = arguments.o or nnunet_folder("nnUNet_raw") / OUTPUT_PARENT / dataset.name
     check_is_ours(output)
@@ -181,7 +181,7 @@ def _output(arguments: argparse.Namespace, dataset: SourceDataset) -> Path:
 
 
 def _paint(arguments: argparse.Namespace) -> PaintSettings:
-    from fvae_nnunet.synthesis.painting import PaintSettings
+    from fvae_nnunet.synthesis.generation.painting import PaintSettings
 
     return PaintSettings(
         mode=arguments.mode,
@@ -195,9 +195,9 @@ def _paint(arguments: argparse.Namespace) -> PaintSettings:
 
 
 def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings:
-    from fvae_nnunet.synthesis.appearance import AskedAppearance
-    from fvae_nnunet.synthesis.case_plan import PlanSettings, default_inside_fraction
-    from fvae_nnunet.synthesis.lesion_sizes import DEFAULT_GROWTH, LesionSizes
+    from fvae_nnunet.synthesis.lesions.appearance import AskedAppearance
+    from fvae_nnunet.synthesis.lesions.plan import PlanSettings, default_inside_fraction
+    from fvae_nnunet.synthesis.lesions.sizes import DEFAULT_GROWTH, LesionSizes
 
     if arguments.sizes and arguments.diameter_mm:
         raise UserError("--sizes and --diameter-mm exclude each other; give one of them")
@@ -242,9 +242,9 @@ def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str
 
 
 def _bank(arguments: argparse.Namespace) -> ShapeBank | None:
-    from fvae_nnunet.image_files import find_images
-    from fvae_nnunet.progress_bar import progress_bar
-    from fvae_nnunet.synthesis.shape_bank import ShapeBank
+    from fvae_nnunet.ct.files import find_images
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
 
     if arguments.shapes in _BORROWED_SHARES:
         return None
@@ -256,8 +256,8 @@ def _bank(arguments: argparse.Namespace) -> ShapeBank | None:
 
 
 def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:
-    from fvae_nnunet.progress_bar import progress_bar
-    from fvae_nnunet.synthesis.real_lesions import FILE_NAME, measure_real_lesions
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.synthesis.lesions.real_lesions import FILE_NAME, measure_real_lesions
 
     with progress_bar(total=len(dataset.cases), desc="real lesions", unit="case", leave=False) as bar:
         real = measure_real_lesions(dataset, output / FILE_NAME, workers=arguments.np, on_case=bar.update)

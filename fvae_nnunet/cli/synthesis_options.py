@@ -72,7 +72,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
-    from fvae_nnunet.synthesis.lesion_sizes import (
+    from fvae_nnunet.synthesis.lesions.sizes import (
         DEFAULT_GROWTH,
         DEFAULT_SHARES,
         DISTRIBUTIONS_MM,

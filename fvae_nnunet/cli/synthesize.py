@@ -14,10 +14,10 @@ from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
 
 if TYPE_CHECKING:
-    from fvae_nnunet.devices import OnSlices
-    from fvae_nnunet.pipeline import Outcome, StageSeconds
-    from fvae_nnunet.synthesis.listed_cases import ListJob
-    from fvae_nnunet.synthesis.synthesize import Job
+    from fvae_nnunet.jobs.devices import OnSlices
+    from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
+    from fvae_nnunet.synthesis.generation.cases import Job
+    from fvae_nnunet.synthesis.generation.listed_cases import ListJob
 
 _PROG = "fvae-synthesize"
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.cli.synthesis_job import job_of, list_job_of
-    from fvae_nnunet.synthesis.synthesize import case_name
+    from fvae_nnunet.synthesis.generation.cases import case_name
 
     check_way(arguments)
     part_of([], arguments)
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> int:
     """Make this call's part of the cases; the exit status."""
-    from fvae_nnunet.manifest import MANIFEST_FOLDER
+    from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
     progress = do_cases(
         arguments,
@@ -71,9 +71,9 @@ class _Synthesize:
     def load(self, device: str | None) -> Any:
         import torch
 
-        from fvae_nnunet.devices import chosen_device
-        from fvae_nnunet.synthesis.model import LatentDiffusion
-        from fvae_nnunet.synthesis.segmenter import Segmenter
+        from fvae_nnunet.jobs.devices import chosen_device
+        from fvae_nnunet.nnunet.segmenter import Segmenter
+        from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
 
         device = chosen_device(device)
         model = LatentDiffusion.load(
@@ -90,8 +90,8 @@ class _Synthesize:
     def run(
         self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
     ) -> Generator[Outcome, None, None]:
-        from fvae_nnunet.synthesis.listed_cases import ListJob, generate_listed
-        from fvae_nnunet.synthesis.synthesize import synthesize_cases
+        from fvae_nnunet.synthesis.generation.cases import synthesize_cases
+        from fvae_nnunet.synthesis.generation.listed_cases import ListJob, generate_listed
 
         model, segmenter = loaded
         how: dict[str, Any] = {

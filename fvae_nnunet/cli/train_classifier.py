@@ -16,11 +16,11 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import NETWORKS
 
 if TYPE_CHECKING:
-    from fvae_nnunet.case_reports import CaseReports
     from fvae_nnunet.findings.cases import Case, CaseSplit
     from fvae_nnunet.findings.synthetic_cases import SyntheticCases
     from fvae_nnunet.findings.training_settings import TrainingSettings
     from fvae_nnunet.findings.volumes import VolumeCache
+    from fvae_nnunet.nnunet.case_reports import CaseReports
 
 _CLAIM = "training"
 
@@ -100,13 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.case_reports import find_case_reports, read_case_reports
-    from fvae_nnunet.claims import Claims
-    from fvae_nnunet.devices import chosen_device
     from fvae_nnunet.findings.cases import split_cases
     from fvae_nnunet.findings.model_folder import begin_model, check_is_ours, remove_model
     from fvae_nnunet.findings.training import forget_damaged_network
-    from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder
+    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.nnunet.case_reports import find_case_reports, read_case_reports
+    from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
     if arguments.np < 0 or arguments.save_every < 1:
         raise UserError("-np must not be negative, and --save-every is at least 1")
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace, reports: CaseReports, device: str) -> TrainingSettings:
-    from fvae_nnunet.device_numerics import fastest_precision
+    from fvae_nnunet.device.numerics import fastest_precision
     from fvae_nnunet.findings.training_settings import TrainingSettings
     from fvae_nnunet.findings.volumes import Grid
 
@@ -183,7 +183,7 @@ def _synthetic(
 
 
 def _output_folder(arguments: argparse.Namespace, dataset: str) -> Path:
-    from fvae_nnunet.nnunet_folders import nnunet_folder
+    from fvae_nnunet.nnunet.folders import nnunet_folder
 
     if arguments.o is not None:
         output: Path = arguments.o.expanduser().resolve()
@@ -223,9 +223,9 @@ def _prepare(
     arguments: argparse.Namespace, dataset: str, settings: TrainingSettings, cases: Sequence[Case]
 ) -> VolumeCache:
     from fvae_nnunet.findings.volumes import VolumeCache
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.nnunet_folders import nnunet_folder
-    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.nnunet.folders import nnunet_folder
 
     folder = nnunet_folder("nnUNet_preprocessed") / dataset / f"fvae_classifier__{settings.grid.name}"
     cache = VolumeCache(folder, settings.grid)
@@ -249,7 +249,7 @@ def _train_and_predict(
     from fvae_nnunet.findings.cases import label_array
     from fvae_nnunet.findings.predictions import predictions_path, write_predictions
     from fvae_nnunet.findings.training import predict, train
-    from fvae_nnunet.progress_bar import progress_bar
+    from fvae_nnunet.jobs.progress_bar import progress_bar
 
     with progress_bar(total=settings.steps, desc="training", unit="step") as bar:
 

@@ -19,14 +19,14 @@ from fvae_nnunet.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from fvae_nnunet.synthesis.latent_draws import LatentDraws
-    from fvae_nnunet.synthesis.latent_encoding import LatentSettings
-    from fvae_nnunet.synthesis.model_folder import ModelSettings
-    from fvae_nnunet.synthesis.noise_process import NoiseProcess
-    from fvae_nnunet.synthesis.source_cases import SourceDataset
-    from fvae_nnunet.synthesis.training import Plan
-    from fvae_nnunet.synthesis.training_inputs import Texts
-    from fvae_nnunet.synthesis.training_settings import TrainingSettings
+    from fvae_nnunet.synthesis.model.folder import ModelSettings
+    from fvae_nnunet.synthesis.model.latent_encoding import LatentSettings
+    from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+    from fvae_nnunet.synthesis.sources.cases import SourceDataset
+    from fvae_nnunet.synthesis.training.inputs import Texts
+    from fvae_nnunet.synthesis.training.latent_draws import LatentDraws
+    from fvae_nnunet.synthesis.training.loop import Plan
+    from fvae_nnunet.synthesis.training.settings import TrainingSettings
 
 _CLAIM = "training"
 
@@ -43,19 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.claims import Claims
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.nnunet_folders import dataset_id
-    from fvae_nnunet.recorded_files import damage_of
-    from fvae_nnunet.synthesis.latent_cache import cache_folder
-    from fvae_nnunet.synthesis.noise_process import NoiseProcess
-    from fvae_nnunet.synthesis.source_dataset import open_source_dataset
-    from fvae_nnunet.synthesis.training import train
-    from fvae_nnunet.synthesis.training_inputs import draws_and_model, read_texts
-    from fvae_nnunet.synthesis.training_processes import connect
-    from fvae_nnunet.synthesis.training_state import check_is_ours
+    from fvae_nnunet.files.recorded import damage_of
+    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.nnunet.folders import dataset_id
+    from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+    from fvae_nnunet.synthesis.sources.dataset import open_source_dataset
+    from fvae_nnunet.synthesis.training.checkpoints import check_is_ours
+    from fvae_nnunet.synthesis.training.inputs import draws_and_model, read_texts
+    from fvae_nnunet.synthesis.training.latent_cache import cache_folder
+    from fvae_nnunet.synthesis.training.loop import train
+    from fvae_nnunet.synthesis.training.processes import connect
+    from fvae_nnunet.training.views import default_view_name
     from fvae_nnunet.vae.registry import is_control
-    from fvae_nnunet.views import default_view_name
 
     _check_counts(arguments)
     if is_control(arguments.vae):
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             _say(dataset, draws, plan, cache)
         show_samples = None
         if is_main and plan.samples_every:
-            from fvae_nnunet.synthesis.training_samples import SamplePictures
+            from fvae_nnunet.synthesis.training.samples import SamplePictures
 
             show_samples = SamplePictures(output / "samples", draws, model, process, loaded.vae, settings.seed)
         del loaded  # only the pictures need it from here on
@@ -125,7 +125,7 @@ def _check_counts(arguments: argparse.Namespace) -> None:
 
 
 def _output_folder(arguments: argparse.Namespace, dataset: SourceDataset, vae_name: str) -> Path:
-    from fvae_nnunet.nnunet_folders import nnunet_folder
+    from fvae_nnunet.nnunet.folders import nnunet_folder
 
     if arguments.o is not None:
         return Path(arguments.o).expanduser().resolve()
@@ -135,8 +135,8 @@ def _output_folder(arguments: argparse.Namespace, dataset: SourceDataset, vae_na
 
 def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
     """Set the options that are not given to the values of recipe and size."""
-    from fvae_nnunet.synthesis.recipes import RECIPES
-    from fvae_nnunet.synthesis.training_settings import DEFAULTS
+    from fvae_nnunet.synthesis.training.recipes import RECIPES
+    from fvae_nnunet.synthesis.training.settings import DEFAULTS
 
     size = DEFAULTS[arguments.size]
     defaults = asdict(RECIPES[arguments.recipe]) | {
@@ -160,7 +160,7 @@ def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
 
 
 def _training_settings(arguments: argparse.Namespace, accelerator: Accelerator) -> TrainingSettings:
-    from fvae_nnunet.synthesis.training_settings import DEFAULTS, TrainingSettings
+    from fvae_nnunet.synthesis.training.settings import DEFAULTS, TrainingSettings
 
     accumulate = arguments.accumulate
     if accumulate is None:
@@ -197,9 +197,9 @@ def _load_vae(arguments: argparse.Namespace, device: str) -> LoadedVAE:
 
 
 def _latent_settings(arguments: argparse.Namespace, dataset: SourceDataset, loaded: LoadedVAE) -> LatentSettings:
-    from fvae_nnunet.synthesis.latent_encoding import LatentSettings, choose_inplane_pixels
-    from fvae_nnunet.synthesis.latent_windows import choose_window_slices
-    from fvae_nnunet.synthesis.training_settings import DEFAULTS
+    from fvae_nnunet.synthesis.model.latent_encoding import LatentSettings, choose_inplane_pixels
+    from fvae_nnunet.synthesis.model.latent_windows import choose_window_slices
+    from fvae_nnunet.synthesis.training.settings import DEFAULTS
 
     spec = loaded.vae.spec
     spacing_mm = None if arguments.spacing is None else tuple(arguments.spacing)
@@ -222,8 +222,8 @@ def _encode(
     settings: LatentSettings,
     cache: Path,
 ) -> None:
-    from fvae_nnunet.progress_bar import progress_bar
-    from fvae_nnunet.synthesis.latent_cache import complete_cache, remove_cache
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.synthesis.training.latent_cache import complete_cache, remove_cache
 
     if arguments.overwrite_latents and accelerator.is_main_process:
         remove_cache(cache)
@@ -268,7 +268,7 @@ def _plan(
     process: NoiseProcess,
     record: dict[str, Any],
 ) -> Plan:
-    from fvae_nnunet.synthesis.training import Plan
+    from fvae_nnunet.synthesis.training.loop import Plan
 
     samples_every = arguments.save_every if arguments.samples_every is None else arguments.samples_every
     return Plan(
@@ -286,8 +286,8 @@ def _plan(
 
 def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, loaded: LoadedVAE, texts: Texts) -> None:
     """Start the folder of the training, or check that it was started with the same settings."""
-    from fvae_nnunet.portable_names import portable_name, portable_options
-    from fvae_nnunet.synthesis.training_state import KIND, remove_training, training_manifest
+    from fvae_nnunet.files.portable_names import portable_name, portable_options
+    from fvae_nnunet.synthesis.training.checkpoints import KIND, remove_training, training_manifest
 
     if arguments.overwrite:
         remove_training(plan.output)
@@ -305,8 +305,8 @@ def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, lo
 
 
 def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) -> None:
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.synthesis.model_folder import needs_text
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.synthesis.model.folder import needs_text
 
     settings = plan.settings
     lesions = ", ".join(dataset.lesions) or "lesions"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.manifest import Manifest
+    from fvae_nnunet.jobs.manifest import Manifest
 
 
 def add_verify_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -37,9 +37,9 @@ def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], case
         return
     if getattr(arguments, "overwrite", False):
         raise UserError("--overwrite makes everything anew, so there is nothing to verify; leave one of them out")
-    from fvae_nnunet.manifest import Manifest
-    from fvae_nnunet.progress_bar import progress_bar
-    from fvae_nnunet.verification import forget_damaged
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.jobs.verification import forget_damaged
 
     manifests: list[Manifest] = [Manifest(folder) for folder in folders]
     cases = list(cases)

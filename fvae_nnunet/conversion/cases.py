@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.case_reports import DiseaseMask
 from fvae_nnunet.conversion.ct_rate import VolumeName
 from fvae_nnunet.conversion.headers import true_geometry
 from fvae_nnunet.conversion.hounsfield import to_hu
@@ -17,11 +16,12 @@ from fvae_nnunet.conversion.nnunet_dataset import image_path, label_path, struct
 from fvae_nnunet.conversion.rexgroundingct import GroundedCase, read_disease_map
 from fvae_nnunet.conversion.structures import StructureMasks
 from fvae_nnunet.conversion.tables import VolumeMetadata
+from fvae_nnunet.ct.files import read_volume, write_label_map, write_volume
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import read_volume, write_label_map, write_volume
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, sha256_of_files
-from fvae_nnunet.pipeline import Outcome, StageSeconds, run_cases
-from fvae_nnunet.recorded_files import sha256_of_file
+from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, sha256_of_files
+from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.nnunet.case_reports import DiseaseMask
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ CASE_RECORD = {
     "disease_masks?": [{"label": int, "name": str, "text": str, "voxels": int}],
     "structures?": {"*": int},
 }
-"""What is used again of the record of a case; a shape of ``json_files``."""
+"""What is used again of the record of a case; a shape of ``files.checked_json``."""
 
 
 def recorded_masks(record: Mapping[str, Any]) -> tuple[DiseaseMask, ...] | None:

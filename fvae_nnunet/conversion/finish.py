@@ -6,18 +6,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fvae_nnunet.case_reports import FILE_NAME, CaseReport, CaseReports, read_case_reports, write_case_reports
 from fvae_nnunet.conversion.cases import CASE_RECORD, Conversion, recorded_masks
 from fvae_nnunet.conversion.nnunet_dataset import SUFFIXES, image_path, write_dataset_json
 from fvae_nnunet.conversion.plan import Plan
-from fvae_nnunet.conversion.splits import FILE_NAME as SPLITS_FILE
-from fvae_nnunet.conversion.splits import check_leakage, deal_folds, write_folds
 from fvae_nnunet.conversion.structures import structures
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import write_json
-from fvae_nnunet.nnunet_files import read_splits
-from fvae_nnunet.synthesis.structures import NAMES_FILE
-from fvae_nnunet.views import SEPARATOR
+from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReport, CaseReports, read_case_reports, write_case_reports
+from fvae_nnunet.nnunet.files import read_splits
+from fvae_nnunet.nnunet.patient_splits import FILE_NAME as SPLITS_FILE
+from fvae_nnunet.nnunet.patient_splits import check_leakage, deal_folds, write_folds
+from fvae_nnunet.nnunet.structures import NAMES_FILE
+from fvae_nnunet.training.views import SEPARATOR
 
 MOST_NAMED = 20
 """Wrong cases that a message names."""

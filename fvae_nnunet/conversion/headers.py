@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fvae_nnunet.conversion.tables import VolumeMetadata
+from fvae_nnunet.ct.files import Geometry
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry
 
 SPACING_TOLERANCE = 0.01
 """Relative; tables round to some digits, a wrong header is wrong by far more."""

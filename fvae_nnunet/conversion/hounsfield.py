@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fvae_nnunet.ct.hounsfield import AIR_HU, SOFT_TISSUE_HU, sample_of, share_between, without_padding
+from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.hounsfield import AIR_HU, SOFT_TISSUE_HU, sample_of, share_between, without_padding
-from fvae_nnunet.intensity import round_to_int16
 
 LEAST_SHARE = 0.03
 """Of all voxels but padding. A chest has far more of both; of bone above 874 HU, which slope 1 and intercept -1024

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.manifest import write_json
+from fvae_nnunet.jobs.manifest import write_json
 
 ENDING = ".nii.gz"
 SUFFIXES = {"train": "Tr", "test": "Ts"}

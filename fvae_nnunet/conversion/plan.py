@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.case_reports import CaseReport
 from fvae_nnunet.conversion import ct_rate, rexgroundingct
 from fvae_nnunet.conversion.cases import Source
 from fvae_nnunet.conversion.ct_rate import VolumeName
 from fvae_nnunet.conversion.rexgroundingct import GroundedCase, GroundedCases
-from fvae_nnunet.conversion.splits import shared_patients
 from fvae_nnunet.conversion.tables import (
     FINDINGS,
     Table,
@@ -22,6 +20,8 @@ from fvae_nnunet.conversion.tables import (
     read_reports,
 )
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet.case_reports import CaseReport
+from fvae_nnunet.nnunet.patient_splits import shared_patients
 
 TABLES = {
     "metadata": (ct_rate.METADATA_FILES, read_metadata),

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.case_reports import DiseaseMask
 from fvae_nnunet.conversion.ct_rate import VolumeName
 from fvae_nnunet.conversion.tables import Table
+from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.stored_images import check_image_file
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.nnunet.case_reports import DiseaseMask
 
 SPLITS = ("train", "val")
 """Those with masks."""

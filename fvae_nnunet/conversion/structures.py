@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.conversion.choices import PROGRAMS
+from fvae_nnunet.ct.files import Geometry, read_image, read_volume
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import Geometry, read_image, read_volume
 
 VISTA3D_OTHERS = {
     2: "kidney",

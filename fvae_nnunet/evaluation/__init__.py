@@ -1,0 +1,1 @@
+"""Evaluation of segmentations, reconstructions and generated CT, and its statistics."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.case_reports import CaseReports
-from fvae_nnunet.conversion.splits import FILE_NAME, deal_folds, shared_patients
-from fvae_nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet_files import read_dataset_json, read_splits
-from fvae_nnunet.nnunet_folders import nnunet_folder
+from fvae_nnunet.nnunet.case_reports import CaseReports
+from fvae_nnunet.nnunet.ct_channels import find_ct_channels
+from fvae_nnunet.nnunet.files import read_dataset_json, read_splits
+from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.nnunet.patient_splits import FILE_NAME, deal_folds, shared_patients
 
 FOLDS = 5
 """Of patients, where there is no splits_final.json; dealt as ``fvae-convert`` deals them."""

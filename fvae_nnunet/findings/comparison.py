@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.delong import auc_difference, auc_interval, aucs
+from fvae_nnunet.evaluation.mean_auc import MeanAUCs, mean_aucs
 from fvae_nnunet.evaluation.statistics import CONFIDENCE, Interval, check_resampling, holm
-from fvae_nnunet.findings.delong import auc_difference, auc_interval, aucs
-from fvae_nnunet.findings.mean_auc import MeanAUCs, mean_aucs
+from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.findings.truth import ScoredCases
-from fvae_nnunet.manifest import versions
-from fvae_nnunet.recorded_files import sha256_of_file
+from fvae_nnunet.jobs.manifest import versions
 
 SCHEMA = 1
 KIND = "findings_comparison"

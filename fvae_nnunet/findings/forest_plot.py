@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.recorded_files import atomic_write
+from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.report.plots import SERIES_COLOURS, names_in_plot
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from fvae_nnunet.findings.synthetic_cases import SyntheticCases
 from fvae_nnunet.findings.training import CHECKPOINTS, NETWORK, PROGRESS, RECORDS
 from fvae_nnunet.findings.training_settings import TrainingSettings
 from fvae_nnunet.findings.volumes import VolumeCache
-from fvae_nnunet.manifest import Manifest
+from fvae_nnunet.jobs.manifest import Manifest
 
 KIND = "findings_classifier"
 _FILES = ("manifest.json", NETWORK, PROGRESS, *(predictions_path(Path(), part).name for part in PARTS))

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.csv_tables import csv_line, plain_text
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.files.csv_tables import csv_line, plain_text
+from fvae_nnunet.files.recorded import write_bytes
 
 PARTS = ("test", "validation")
 """Sets of cases that a model folder may hold predictions of, the one first that is taken where nothing is said."""

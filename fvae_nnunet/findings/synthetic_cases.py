@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case
-from fvae_nnunet.nnunet_folders import nnunet_folder
-from fvae_nnunet.synthesis.synthetic_folder import lenders_of, read_synthetic_cases
+from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
+from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.nnunet.synthetic_folder import lenders_of, read_synthetic_cases
 
 
 @dataclass(frozen=True)

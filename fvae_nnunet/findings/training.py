@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fvae_nnunet.csv_tables import csv_bytes
-from fvae_nnunet.device_memory import memory_explained
+from fvae_nnunet.ct.intensity import hu_to_model
+from fvae_nnunet.device.memory import memory_explained
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.csv_tables import csv_bytes
+from fvae_nnunet.files.recorded import write_bytes
 from fvae_nnunet.findings.augmentation import Augmentation
 from fvae_nnunet.findings.networks import build_network
 from fvae_nnunet.findings.training_settings import TrainingSettings, positive_weights
-from fvae_nnunet.intensity import hu_to_model
-from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.jobs.manifest import Manifest
 
 if TYPE_CHECKING:
     from torch import nn

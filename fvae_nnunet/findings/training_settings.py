@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.hu_windows import check_hu_window
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import check_network
 from fvae_nnunet.findings.volumes import Grid
-from fvae_nnunet.hu_windows import check_hu_window
 
 LARGEST_WEIGHT = 20.0
 """Of a positive case with ``balanced``, and its inverse the smallest: a finding of two cases must not rule the loss."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.case_reports import CaseReports
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import named
 from fvae_nnunet.findings.predictions import Predictions
+from fvae_nnunet.nnunet.case_reports import CaseReports
 
 
 @dataclass(frozen=True)

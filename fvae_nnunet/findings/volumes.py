@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.files import read_image
+from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import sha256_of_file, write_bytes
 from fvae_nnunet.findings.cases import Case, named
-from fvae_nnunet.image_files import read_image
-from fvae_nnunet.intensity import round_to_int16
-from fvae_nnunet.manifest import Manifest
-from fvae_nnunet.recorded_files import sha256_of_file, write_bytes
+from fvae_nnunet.jobs.manifest import Manifest
 
 OUTSIDE_HU = -1024
 """Of what lies outside the image: air, as scanners write it."""
@@ -113,8 +113,8 @@ class VolumeCache:
             UserError: the folder holds volumes of another grid, images cannot be read (all are named; the others are
                 done), or another process is at work on some.
         """
-        from fvae_nnunet.claims import Claims
-        from fvae_nnunet.pipeline import StageSeconds, run_cases
+        from fvae_nnunet.jobs.claims import Claims
+        from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 
         self._manifest.begin("classifier volumes", asdict(self.grid) | {"outside_hu": OUTSIDE_HU}, {})
         images = {case.key: case.image for case in cases}

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.ct_channels import channel_names, is_called_ct
+from fvae_nnunet.ct.files import find_images, image_ending
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import find_images, image_ending
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest
-from fvae_nnunet.nnunet_files import read_dataset_json
+from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
+from fvae_nnunet.nnunet.ct_channels import channel_names, is_called_ct
+from fvae_nnunet.nnunet.files import read_dataset_json
 from fvae_nnunet.report.results import Results
 
 

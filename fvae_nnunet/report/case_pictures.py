@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from fvae_nnunet.evaluation.case_files import run_each
-from fvae_nnunet.evaluation.picture import DIFFERENCE_HU, comparison_picture
-from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.ct.files import read_upright
+from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.pictures.case import comparison_picture
+from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.numbers import counted, listed, name_of, of_measure

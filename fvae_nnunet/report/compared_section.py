@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.lesion_summary import SIZES
+from fvae_nnunet.evaluation.segmentation.lesion_summary import SIZES
 from fvae_nnunet.report.blocks import Block, Column, Facts, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
 from fvae_nnunet.report.numbers import counted, listed, percent, short_sha256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fvae_nnunet.evaluation.lesion_summary import ALL_SIZES, SIZES
+from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
 from fvae_nnunet.report.blocks import Block, Column, Details, Table
 from fvae_nnunet.report.measure_tables import differences_table
 from fvae_nnunet.report.numbers import count, interval, of_measure

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.recorded_files import atomic_write
+from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
 from fvae_nnunet.report.case_pictures import case_blocks, choose_cases, draw_cases

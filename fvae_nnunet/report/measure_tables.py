@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.comparison_tables import FEW_CASES
-from fvae_nnunet.evaluation.scores import HD95_KEY
+from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES
+from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.report.blocks import Column, Table
 from fvae_nnunet.report.numbers import (
     NOT_THERE,

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.files import read_header
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import SPACING_TOLERANCE
-from fvae_nnunet.evaluation.reconstruction_summary import SCHEMA
-from fvae_nnunet.image_files import read_header
-from fvae_nnunet.json_files import check_shape, read_json
-from fvae_nnunet.manifest import differences
+from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA
+from fvae_nnunet.evaluation.segmentation.case_files import SPACING_TOLERANCE
+from fvae_nnunet.files.checked_json import check_shape, read_json
+from fvae_nnunet.jobs.manifest import differences
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.results import Results
 
@@ -36,7 +36,7 @@ _QUALITY = {
     ],
     "summary": {"volume": _SUMMARY, "tissues": {"*": _SUMMARY}, "labels": {"*": _SUMMARY}},
 }
-"""What a report uses of the file; a shape of ``json_files``."""
+"""What a report uses of the file; a shape of ``files.checked_json``."""
 
 
 @dataclass(frozen=True)

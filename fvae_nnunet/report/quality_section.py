@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.reconstruction_summary import IN_TABLE
+from fvae_nnunet.evaluation.reconstruction.summary import IN_TABLE
 from fvae_nnunet.report.blocks import Block, Column, Details, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
 from fvae_nnunet.report.numbers import counted, number

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.comparison import SCHEMA
-from fvae_nnunet.evaluation.scores import nsd_key
-from fvae_nnunet.json_files import Rule, check_shape, read_json
+from fvae_nnunet.evaluation.segmentation.comparison import SCHEMA
+from fvae_nnunet.evaluation.segmentation.scores import nsd_key
+from fvae_nnunet.files.checked_json import Rule, check_shape, read_json
 from fvae_nnunet.report.single_model import as_comparison
 
 _LESIONS = {"diameters_mm": [float], "detected": [bool], "false_positive_diameters_mm": [float]}
@@ -64,7 +64,7 @@ _COMPARISON = {
         "*": {"*": {"*": {"diameters_mm": [float], "detected": [bool], "false_positive_diameters_mm": [float]}}}
     },
 }
-"""What a report uses of ``comparison.json``; a shape of ``json_files``."""
+"""What a report uses of ``comparison.json``; a shape of ``files.checked_json``."""
 _WAY_OUT = "Run fvae-evaluate again"
 
 

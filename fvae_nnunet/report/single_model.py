@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.evaluation.label_scheme import VOLUME_ENDINGS
-from fvae_nnunet.evaluation.lesion_summary import ALL_SIZES, SIZES
-from fvae_nnunet.evaluation.lesions import SIZE_CLASSES
-from fvae_nnunet.evaluation.scores import HD95_KEY, nsd_key
+from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
+from fvae_nnunet.evaluation.segmentation.lesions import SIZE_CLASSES
+from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, nsd_key
+from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS
 
 NO_INTERVAL = {"interval": [math.nan, math.nan], "interval_method": "none"}
 

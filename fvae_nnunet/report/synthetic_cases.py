@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet_files import read_dataset_json
-from fvae_nnunet.nnunet_folders import dataset_name, nnunet_folder, training_files
+from fvae_nnunet.nnunet.files import read_dataset_json
+from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder, training_files
+from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase, read_synthetic_cases
 from fvae_nnunet.report.case_images import ct_channel
-from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase, read_synthetic_cases
 
 
 @dataclass(frozen=True)

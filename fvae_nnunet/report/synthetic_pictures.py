@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import run_each
-from fvae_nnunet.evaluation.picture import (
-    LABEL_COLOURS,
-    Plane,
-    hu_window_around,
-    largest_cross_sections,
-    largest_lesion,
-)
-from fvae_nnunet.evaluation.surface_dice import bounding_box
-from fvae_nnunet.image_files import read_upright
+from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
+from fvae_nnunet.pictures.panels import LABEL_COLOURS
+from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
 from fvae_nnunet.report.blocks import Figure, Picture
 from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
 from fvae_nnunet.report.plots import names_in_plot
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, largest_diameter_mm
-from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any, Literal
 
+from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.report.blocks import Block, Column, Details, Facts, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.numbers import counted, listed, number, short_sha256
 from fvae_nnunet.report.plots import SERIES_COLOURS, Values, paired_dots
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, lesions_of
-from fvae_nnunet.synthesis.synthetic_folder import SyntheticCase
 
 FIGURES = {
     "diameter_mm": ("diameter (mm)", 1),

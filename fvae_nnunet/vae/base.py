@@ -91,7 +91,7 @@ class FrozenVAE(ABC):
         latent_mean, latent_std: per-channel statistics of the latent, tensors (latent_channels,), where the model
             publishes them, else None. Reconstruction does not use them.
         kernels: the package by whose code a part of it is computed, where it is not this one's; for manifests.
-        strength: of a control (see ``controls``), ``auto`` where each volume has its own; None for VAEs.
+        strength: of a control (see ``vae.denoisers``), ``auto`` where each volume has its own; None for VAEs.
     """
 
     spec: VAESpec

@@ -9,7 +9,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.folders import has_model, open_folder
-from fvae_nnunet.vae.wan_checkpoint import is_original, looks_like, to_diffusers_keys
+from fvae_nnunet.vae.wan.checkpoint import is_original, looks_like, to_diffusers_keys
 from fvae_nnunet.vae.weights import read_state_dict
 
 _State = Mapping[str, torch.Tensor]

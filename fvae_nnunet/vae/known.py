@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DIFFUSERS_PREFIX = "diffusers:"
 CONTROL_PREFIX = "control:"
-"""Of plain denoisers, which are no VAEs; see ``controls``."""
+"""Of plain denoisers, which are no VAEs; see ``vae.denoisers``."""
 
 
 @dataclass(frozen=True)

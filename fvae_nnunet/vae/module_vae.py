@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fvae_nnunet.device_memory import CallSize, memory_explained
-from fvae_nnunet.device_numerics import tf32, tf32_is_wanted
+from fvae_nnunet.device.memory import CallSize, memory_explained
+from fvae_nnunet.device.numerics import tf32, tf32_is_wanted
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.weights import state_dict_sha256
 

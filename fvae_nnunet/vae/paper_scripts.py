@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fvae_nnunet.hu_windows import PAPER_HU_WINDOW
+from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 
 
 @dataclass(frozen=True)

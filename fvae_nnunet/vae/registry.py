@@ -20,11 +20,11 @@ from fvae_nnunet.vae.self_check import check_device
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
 _OWN_MODULES = {
-    "wan2.1": "wan.load_wan",
-    "wan2.2": "wan.load_wan",
-    "leanvae": "leanvae.load_leanvae",
-    "wf-vae": "wfvae.load_wfvae",
-    "iv-vae": "ivvae.load_ivvae",
+    "wan2.1": "wan.vae.load_wan",
+    "wan2.2": "wan.vae.load_wan",
+    "leanvae": "leanvae.vae.load_leanvae",
+    "wf-vae": "wfvae.vae.load_wfvae",
+    "iv-vae": "ivvae.vae.load_ivvae",
     "medvae": "medvae.load_medvae",
     "maisi": "maisi.load_maisi",
     "taef2": "taef2.load_taef2",
@@ -46,7 +46,7 @@ def load_vae(
     Args:
         name: one of ``known_vaes``, or ``diffusers:`` and the hub id or the local folder of an AutoencoderKL or
             AutoencoderTiny. Where a folder or repository has a subfolder ``vae`` (a pipeline), the VAE is taken from
-            there. Or one of ``controls.CONTROLS``, which compute on the CPU whatever the device.
+            there. Or one of ``vae.denoisers.CONTROLS``, which compute on the CPU whatever the device.
         weights: where the weights are, instead of the hub; ``KnownVAE.weights`` says what it may be. A leading ``~``
             is the home folder.
         code: checkout of the VAE's own repository (``KnownVAE.code``), whose modules are imported and run. Needed
@@ -81,12 +81,12 @@ def load_vae(
 
 
 def is_control(name: str) -> bool:
-    """Whether the name is one of a plain denoiser (``controls``), known or not."""
+    """Whether the name is one of a plain denoiser (``vae.denoisers``), known or not."""
     return name.startswith(CONTROL_PREFIX)
 
 
 def _load_control(name: str, strength: float | str | None, *, dtype: torch.dtype, **only_for_vaes: object) -> FrozenVAE:
-    from fvae_nnunet.controls import load_control
+    from fvae_nnunet.vae.denoisers import load_control
 
     options = {"weights": "--weights", "code": "--vae-code", "trust_weights": "--trust-weights"}
     given = [options[parameter] for parameter, value in only_for_vaes.items() if value]
@@ -112,7 +112,7 @@ def _loader(name: str, code: Path | None, trust_weights: bool) -> _Loader:
     if name == "tiny":
         return _load_tiny
     if code is not None:
-        from fvae_nnunet.vae.research_codes import load_checkout_vae
+        from fvae_nnunet.vae.checkout.codes import load_checkout_vae
 
         return lambda path, device, dtype: load_checkout_vae(
             name, code=code, weights=path, trust=trust_weights, device=device, dtype=dtype
@@ -122,7 +122,7 @@ def _loader(name: str, code: Path | None, trust_weights: bool) -> _Loader:
             f"{name}: its licence ({known.licence}) does not let us ship its network; get its code with "
             f"`git clone https://github.com/{known.code}` and give the folder with --vae-code"
         )
-    module, _, function = _OWN_MODULES[name].partition(".")
+    module, _, function = _OWN_MODULES[name].rpartition(".")
     load = getattr(import_module(f"fvae_nnunet.vae.{module}"), function)
     return lambda path, device, dtype: load(name, weights=path, trust=trust_weights, device=device, dtype=dtype)
 
@@ -142,7 +142,7 @@ def is_available_offline(name: str) -> bool:
         UserError: unknown name.
     """
     if is_control(name):
-        from fvae_nnunet.controls import find_control
+        from fvae_nnunet.vae.denoisers import find_control
 
         return find_control(name) is not None
     if name == "tiny":
@@ -192,7 +192,7 @@ def _hub_model(place: str) -> HubModel:
 
 
 def _unknown(name: str) -> UserError:
-    from fvae_nnunet.controls import CONTROLS
+    from fvae_nnunet.vae.denoisers import CONTROLS
 
     names = [vae.name for vae in KNOWN if not vae.name.startswith(DIFFUSERS_PREFIX)]
     close = difflib.get_close_matches(name, [*(vae.name for vae in KNOWN), *CONTROLS], n=2)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from fvae_nnunet.device_numerics import conv3d_fault
+from fvae_nnunet.device.numerics import conv3d_fault
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 

@@ -43,7 +43,7 @@ from fvae_nnunet.evaluation.generation.similarity import (
     unit,
 )
 from fvae_nnunet.evaluation.statistics import check_resampling
-from fvae_nnunet.synthesis.segmenter import open_segmenter
+from fvae_nnunet.nnunet.segmenter import open_segmenter
 
 SCHEMA = 1
 

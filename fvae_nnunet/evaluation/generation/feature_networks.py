@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fvae_nnunet.device_memory import CallSize
+from fvae_nnunet.device.memory import CallSize
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.network_inputs import (
     NetworkInput,
@@ -21,7 +21,7 @@ from fvae_nnunet.evaluation.generation.network_inputs import (
     read_network_input,
 )
 from fvae_nnunet.evaluation.generation.radimagenet import load_radimagenet
-from fvae_nnunet.recorded_files import sha256_of_file
+from fvae_nnunet.files.recorded import sha256_of_file
 
 CT_CLIP = "CT-CLIP"
 RADIMAGENET = "RadImageNet"

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.feature_networks import FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageCase, ImageSet
-from fvae_nnunet.image_files import read_upright
-from fvae_nnunet.recorded_files import sha256_of_file, write_shared
-from fvae_nnunet.tensor_files import load_tensors, save_tensors
+from fvae_nnunet.files.recorded import sha256_of_file, write_shared
+from fvae_nnunet.files.tensors import load_tensors, save_tensors
 
 CACHE_VERSION = 1
 """Part of every key; raised when an input is prepared differently."""

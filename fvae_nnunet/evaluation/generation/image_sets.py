@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.case_reports import FILE_NAME as REPORTS_FILE
-from fvae_nnunet.case_reports import KIND as REPORTS_KIND
-from fvae_nnunet.case_reports import read_case_reports
+from fvae_nnunet.ct.files import find_images, image_ending
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.image_files import find_images, image_ending
-from fvae_nnunet.json_files import read_json
-from fvae_nnunet.synthesis.synthetic_folder import read_synthetic_cases
-from fvae_nnunet.synthesis.text import read_reports
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.nnunet.case_reports import FILE_NAME as REPORTS_FILE
+from fvae_nnunet.nnunet.case_reports import KIND as REPORTS_KIND
+from fvae_nnunet.nnunet.case_reports import read_case_reports
+from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases
+from fvae_nnunet.synthesis.model.text import read_reports
 
 IMAGES_TR = "imagesTr"
 _CHANNEL = re.compile(r"_(\d{4})$")

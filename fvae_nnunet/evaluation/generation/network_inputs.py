@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fvae_nnunet.ct.hu_windows import check_hu_window
+from fvae_nnunet.ct.intensity import hu_to_model
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.hu_windows import check_hu_window
-from fvae_nnunet.intensity import hu_to_model
-from fvae_nnunet.json_files import read_json
+from fvae_nnunet.files.checked_json import read_json
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -71,7 +71,7 @@ class VolumeInput:
         return {"input": "volume"} | asdict(self)
 
     def prepare(self, volume_hu: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, torch.Tensor]:
-        """``{"volume": tensor}`` from HU (z, y, x) as `image_files.read_upright` gives them."""
+        """``{"volume": tensor}`` from HU (z, y, x) as `ct.files.read_upright` gives them."""
         volume = on_grid(volume_hu, spacing_mm, self.shape, self.spacing_mm, self.hu_window)
         return {VOLUME: (volume if self.order == "zyx" else volume.transpose(1, 2))[None, None].contiguous()}
 

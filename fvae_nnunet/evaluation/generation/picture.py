@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.generation.evaluate import Evaluated
 from fvae_nnunet.evaluation.generation.features import Extracted
-from fvae_nnunet.image_files import read_upright
-from fvae_nnunet.recorded_files import atomic_write
+from fvae_nnunet.files.recorded import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

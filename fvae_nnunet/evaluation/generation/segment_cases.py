@@ -7,15 +7,15 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from fvae_nnunet.ct.files import image_ending
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
-from fvae_nnunet.image_files import image_ending
-from fvae_nnunet.manifest import MANIFEST_FOLDER, Manifest, write_json
-from fvae_nnunet.prediction import Prediction
-from fvae_nnunet.predictor import Predictor
-from fvae_nnunet.recorded_files import sha256_of_file
-from fvae_nnunet.synthesis.structures import NAMES_FILE
-from fvae_nnunet.trained_model import TrainedModel
+from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
+from fvae_nnunet.nnunet.prediction import Prediction
+from fvae_nnunet.nnunet.predictor import Predictor
+from fvae_nnunet.nnunet.structures import NAMES_FILE
+from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 
 def segment_cases(

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.csv_tables import csv_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.manifest import write_json
-from fvae_nnunet.recorded_files import write_bytes
+from fvae_nnunet.files.csv_tables import csv_bytes
+from fvae_nnunet.files.recorded import write_bytes
+from fvae_nnunet.jobs.manifest import write_json
 
 _METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 

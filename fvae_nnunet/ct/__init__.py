@@ -1,0 +1,1 @@
+"""What a CT volume is: HU, axes, noise, boxes, and its files."""

@@ -1,0 +1,178 @@
+"""What a view changed in one CT volume: fidelity, errors by tissue and label, noise, boundaries, seams.
+
+Raw volume and view are both clipped to the HU window before anything is measured, so that the window is no error of the
+view. Definitions with their reasons: docs/reconstruction_quality.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.ct.hu_windows import check_hu_window
+from fvae_nnunet.ct.noise import homogeneous_region, measure_noise, noise_figures
+from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, slopes, soft_tissue, tissue_masks
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.reconstruction.boundary import NO_SURFACE, SLOPE_NOISE_PART, EdgePair
+from fvae_nnunet.evaluation.reconstruction.seams import seam_score
+from fvae_nnunet.nnunet.labels import Label
+
+COARSE_PIXELS = 3.0
+"""In-plane Gaussian behind which noise and edges hardly count: what is left of an error is a change of brightness."""
+
+SSIM_WINDOW_VOXELS = 7
+"""Edge of the cube, uniformly weighted, in which SSIM compares: scikit-image's default."""
+
+_SLAB_SLICES = 32
+
+
+@dataclass(frozen=True)
+class Errors:
+    """HU errors of the view, view minus raw, over some voxels; NaN over none."""
+
+    voxels: int
+    mae_hu: float
+    bias_hu: float
+
+
+NO_ERRORS = Errors(0, math.nan, math.nan)
+
+LABEL_IN_NO_VOXEL = asdict(NO_ERRORS) | asdict(NO_SURFACE)
+"""The figures of a label that a case does not hold."""
+
+
+def evaluate_view(
+    raw_hu: np.ndarray,
+    view_hu: np.ndarray,
+    *,
+    spacing_mm: Sequence[float],
+    hu_window: tuple[float, float],
+    segmentation: np.ndarray | None = None,
+    labels: Sequence[Label] = (),
+    borders: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Everything that is measured in one case.
+
+    Args:
+        raw_hu, view_hu: (z, y, x) in HU, any real dtype, axial slices first.
+        spacing_mm: voxel size (z, y, x).
+        hu_window: both are clipped to it; its width is the peak of PSNR and the data range of SSIM.
+        segmentation: label map (z, y, x), or None.
+        labels: values, or tuples of values (regions), to measure in.
+        borders: slices at which a window of the VAE begins, for the seam score; none: no score.
+
+    Returns:
+        ``volume``, ``tissues`` and ``labels`` of a case as `reconstruction.summary` describes them; the labels' keys
+        are ``str(label)``.
+
+    Raises:
+        UserError: shapes that differ or are not 3-dimensional, a spacing or window that cannot be, values that are not
+            finite.
+    """
+    _check(raw_hu, view_hu, spacing_mm, segmentation)
+    lower, upper = check_hu_window(hu_window)
+    in_tissues = tissue_masks(raw_hu)
+    raw_hu, view_hu = (np.clip(volume.astype(np.float32), lower, upper) for volume in (raw_hu, view_hu))
+    difference_hu = view_hu - raw_hu
+    whole = _errors(difference_hu)
+    mse_hu2 = float(np.square(difference_hu).mean(dtype=np.float64))
+    region = homogeneous_region(raw_hu)
+    raw_noise, view_noise = (measure_noise(volume_hu, region) for volume_hu in (raw_hu, view_hu))
+    inner = sorted({border for border in borders if 0 < border < len(raw_hu)})
+    volume = {
+        "psnr_db": math.inf if mse_hu2 == 0 else 10 * math.log10((upper - lower) ** 2 / mse_hu2),
+        "ssim": ssim_3d(raw_hu, view_hu, data_range=upper - lower),
+        "mse_hu2": mse_hu2,
+        "mse_normalised": mse_hu2 / (upper - lower) ** 2,
+        "mae_hu": whole.mae_hu,
+        "bias_hu": whole.bias_hu,
+        **_soft_tissue_errors(raw_hu, difference_hu),
+        **noise_figures(raw_noise, view_noise),
+        "noise_ratio": _ratio(view_noise.total_hu, raw_noise.total_hu),
+        "noise_fine_ratio": _ratio(view_noise.fine_hu, raw_noise.fine_hu),
+        "noise_coarse_ratio": _ratio(view_noise.coarse_hu, raw_noise.coarse_hu),
+        "noise_voxels": int(region.sum()),
+        "seam_score": seam_score(raw_hu, view_hu, inner) if 0 < len(inner) < len(raw_hu) - 1 else math.nan,
+    }
+    tissues = {name: asdict(_errors(difference_hu[mask])) for name, mask in in_tissues.items()}
+    in_labels = {}
+    if segmentation is not None:
+        flat = homogeneous_region(raw_hu, flattest_part=SLOPE_NOISE_PART)
+        edges = EdgePair(raw_hu, view_hu, spacing_mm=spacing_mm, region=flat)
+        for label in labels:
+            mask = np.isin(segmentation, label)
+            in_labels[str(label)] = asdict(_errors(difference_hu[mask])) | asdict(edges.shift_at(mask))
+    return {"volume": volume, "tissues": tissues, "labels": in_labels}
+
+
+def _soft_tissue_errors(raw_hu: np.ndarray, difference_hu: np.ndarray) -> dict[str, float]:
+    """Mean absolute errors in `places.SOFT_HU`: of all of it, at its edges, and of what is coarse."""
+    from scipy import ndimage
+
+    soft = soft_tissue(raw_hu)
+    edges = soft & (slopes(raw_hu) >= EDGE_HU_PER_PIXEL)
+    coarse_hu = ndimage.gaussian_filter(difference_hu, (0, COARSE_PIXELS, COARSE_PIXELS), mode="nearest")
+    places = {"soft": difference_hu[soft], "soft_edges": difference_hu[edges], "soft_coarse": coarse_hu[soft]}
+    return {f"{name}_mae_hu": _errors(errors_hu).mae_hu for name, errors_hu in places.items()}
+
+
+def ssim_3d(raw: np.ndarray, view: np.ndarray, *, data_range: float) -> float:
+    """Mean structural similarity (Wang et al., IEEE TIP 13:600, 2004) of two volumes in cubes.
+
+    Exactly `skimage.metrics.structural_similarity(raw, view, data_range=data_range)` of the whole volume, a slab at a
+    time, because its intermediate arrays are a dozen volumes.
+
+    Args:
+        raw, view: (z, y, x), floating point.
+        data_range: range of possible values.
+
+    Returns:
+        At most 1; the mean over all cubes of ``SSIM_WINDOW_VOXELS`` inside the volume, NaN if there is none.
+    """
+    from skimage.metrics import structural_similarity
+
+    if min(raw.shape) < SSIM_WINDOW_VOXELS:
+        return math.nan
+    margin = SSIM_WINDOW_VOXELS // 2
+    total, count = 0.0, 0
+    for first in range(margin, len(raw) - margin, _SLAB_SLICES):
+        last = min(first + _SLAB_SLICES, len(raw) - margin)
+        slab = slice(first - margin, last + margin)
+        _, similarity = structural_similarity(
+            raw[slab], view[slab], win_size=SSIM_WINDOW_VOXELS, data_range=data_range, full=True
+        )
+        inside = similarity[margin:-margin, margin:-margin, margin:-margin]
+        total += float(inside.sum(dtype=np.float64))
+        count += inside.size
+    return total / count
+
+
+def _ratio(view: float, raw: float) -> float:
+    return view / raw if raw else math.nan
+
+
+def _errors(difference_hu: np.ndarray) -> Errors:
+    if not difference_hu.size:
+        return NO_ERRORS
+    absolute = float(np.abs(difference_hu).mean(dtype=np.float64))
+    return Errors(difference_hu.size, absolute, float(difference_hu.mean(dtype=np.float64)))
+
+
+def _check(
+    raw_hu: np.ndarray, view_hu: np.ndarray, spacing_mm: Sequence[float], segmentation: np.ndarray | None
+) -> None:
+    shapes = {"raw volume": raw_hu.shape, "view": view_hu.shape}
+    if segmentation is not None:
+        shapes["segmentation"] = segmentation.shape
+    if raw_hu.ndim != 3 or 0 in raw_hu.shape or len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UserError(f"volumes (z, y, x) of one shape are needed, got {found}")
+    if len(spacing_mm) != 3 or not all(math.isfinite(edge) and edge > 0 for edge in spacing_mm):
+        raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
+    for name, volume in (("raw volume", raw_hu), ("view", view_hu)):
+        if volume.dtype.kind == "f" and not np.isfinite(volume).all():
+            raise UserError(f"the {name} holds values that are not finite (NaN or infinite)")

@@ -1,0 +1,175 @@
+"""The outcome of ``fvae-evaluate-reconstruction``: a JSON file, a CSV with a row for each case, a table.
+
+The JSON file::
+
+    {"schema": 1, "kind": "reconstruction_quality", "version": "0.1.0",
+     "raw_folder": "imagesTr", "view_folder": "view", "label_folder": "labelsTr" or null,
+     "settings": {"hu_window": [-1000.0, 1000.0], "ssim_window_voxels": 7, "tissues_hu": {"fat": [-190.0, -30.0], ...},
+                  "soft_hu": [-150.0, 250.0], "edge_hu_per_pixel": 20.0, "coarse_pixels": 3.0, "noise": {...},
+                  "boundary": {...}, "windows": {"window_slices": 65, "overlap_slices": 16} or null},
+     "view_settings": {"vae": "tiny", ...} or null,
+     "labels": [{"key": "1", "name": "tumour", "value": 1}, ...],
+     "cases": [{"case": "case_001", "raw_file": "...", "view_file": "...", "label_file": "..." or null,
+                "shape": [60, 170, 170], "spacing_mm": [3.27, 0.98, 0.98],
+                "volume": {"psnr_db": 39.7, "ssim": 0.97, "mse_hu2": ..., "mse_normalised": ..., "mae_hu": ...,
+                           "bias_hu": ..., "soft_mae_hu": ..., "soft_edges_mae_hu": ...,
+                           "soft_coarse_mae_hu": ..., "noise_raw_hu": ..., "noise_view_hu": ..., "noise_ratio": ...,
+                           "noise_fine_raw_hu": ..., "noise_fine_view_hu": ..., "noise_fine_ratio": ...,
+                           "noise_coarse_raw_hu": ..., "noise_coarse_view_hu": ..., "noise_coarse_ratio": ...,
+                           "noise_voxels": ..., "seam_score": ...},
+                "tissues": {"air": {"voxels": ..., "mae_hu": ..., "bias_hu": ...}, ...},
+                "labels": {"1": {"voxels": ..., "mae_hu": ..., "bias_hu": ..., "surface_points": ...,
+                                 "edge_points": ..., "lost_points": ..., "shift_median_mm": ...,
+                                 "shift_abs_median_mm": ..., "shift_abs_p95_mm": ..., "sharpness_ratio": ...}}}, ...],
+     "summary": {"volume": {"psnr_db": {"mean": ..., "low": ..., "high": ..., "sd": ..., "min": ..., "max": ...,
+                                        "n": 24}, ...},
+                 "tissues": {"air": {"mae_hu": {...}, ...}, ...}, "labels": {"1": {...}, ...}}}
+
+Shapes and spacings are (z, y, x) with axial slices first. A limit of a tissue is null where it has none.
+``view_settings`` are those of the manifest beside the view. A figure that is not defined in a case is NaN there (in the
+file ``NaN``, as in nnU-Net's summary.json) and left out of the summary; ``n`` cases have a value; ``low`` and
+``high`` are the ends of the mean's 95 % interval (``statistics.bootstrap_interval``), ``sd`` is that of a sample
+(n - 1); for fewer than two they are NaN. PSNR of equal volumes is ``Infinity``. In the CSV a column is called
+``mae_hu``, ``tissue fat mae_hu`` or ``label tumour mae_hu``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.files.csv_tables import csv_bytes
+from fvae_nnunet.files.recorded import write_bytes
+from fvae_nnunet.jobs.manifest import write_json
+
+SCHEMA = 1
+
+IN_TABLE = {
+    "psnr_db": ("PSNR (dB)", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "mse_hu2": ("MSE (HU²)", ".1f"),
+    "mse_normalised": ("MSE of [0, 1]", ".2e"),
+    "mae_hu": ("MAE (HU)", ".2f"),
+    "bias_hu": ("bias (HU)", "+.2f"),
+    "soft_mae_hu": ("MAE, -150 to 250 HU", ".2f"),
+    "soft_edges_mae_hu": ("MAE at edges there", ".2f"),
+    "soft_coarse_mae_hu": ("MAE there, smoothed", ".2f"),
+    "noise_raw_hu": ("noise, raw (HU)", ".2f"),
+    "noise_view_hu": ("noise, view (HU)", ".2f"),
+    "noise_ratio": ("noise, view/raw", ".3f"),
+    "noise_fine_ratio": ("fine noise, view/raw", ".3f"),
+    "noise_coarse_ratio": ("coarse noise, view/raw", ".3f"),
+    "seam_score": ("seam score", ".2f"),
+    "edge_points": ("surface points with an edge", ".0f"),
+    "lost_points": ("of these lost in the view", ".0f"),
+    "shift_median_mm": ("boundary shift, median (mm)", "+.3f"),
+    "shift_abs_median_mm": ("boundary shift, median of |.| (mm)", ".3f"),
+    "shift_abs_p95_mm": ("boundary shift, 95 % of |.| (mm)", ".3f"),
+    "sharpness_ratio": ("edge sharpness, view/raw", ".3f"),
+}
+"""Figures of the terminal's table: what they are called there, and with how many digits."""
+
+Figures = Mapping[str, float]
+
+_STATISTICS = ("mean", "low", "high", "sd", "min", "max")
+
+
+def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``summary`` of the module's docstring, from its ``cases`` (at least one)."""
+    first = cases[0]
+    return {"volume": _over([case["volume"] for case in cases])} | {
+        group: {key: _over([case[group][key] for case in cases]) for key in first[group]}
+        for group in ("tissues", "labels")
+    }
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> Path:
+    """Write the JSON file and beside it a CSV of the same name with a row for each case.
+
+    Returns:
+        The path of the CSV.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    table = path.with_suffix(".csv")
+    names = {label["key"]: label["name"] for label in results["labels"]}
+    rows = [{"case": case["case"]} | dict(_columns(case, names)) for case in results["cases"]]
+    try:
+        write_bytes(table, csv_bytes(rows))
+        write_json(path, dict(results))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+    return table
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """A summary as text: a line for each figure with mean, its 95 % interval, standard deviation, smallest and largest
+    over the cases."""
+    summary, cases = results["summary"], results["cases"]
+    names = {label["key"]: label["name"] for label in results["labels"]}
+    parts = [("whole volume", summary["volume"])]
+    parts += [(name, of_tissue) for name, of_tissue in summary["tissues"].items()]
+    parts += [(f"label {names[key]}", of_label) for key, of_label in summary["labels"].items()]
+    rows = [["", "mean", "95 % from", "to", "sd", "min", "max", "n"]]
+    for name, figures in parts:
+        rows.append([name, *[""] * (len(_STATISTICS) + 1)])
+        for figure, (heading, digits) in IN_TABLE.items():
+            if figure in figures and (figures[figure]["n"] or name == "whole volume"):
+                numbers = [
+                    _number(figures[figure][part], digits.lstrip("+") if part == "sd" else digits)
+                    for part in _STATISTICS
+                ]
+                rows.append([f"  {heading}", *numbers, str(figures[figure]["n"])])
+        if len(rows[-1][-1]) == 0:
+            rows[-1][1] = "in no case"
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    lower, upper = results["settings"]["hu_window"]
+    lines.append(
+        f"{len(cases)} cases; HU window {lower:g} to {upper:g}; errors and shifts are view minus raw, shifts outwards "
+        "positive; n: cases with a value"
+    )
+    return "\n".join(lines)
+
+
+def _columns(case: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+    yield from case["volume"].items()
+    for tissue, figures in case["tissues"].items():
+        yield from ((f"tissue {tissue} {figure}", value) for figure, value in figures.items())
+    for key, figures in case["labels"].items():
+        yield from ((f"label {names[key]} {figure}", value) for figure, value in figures.items())
+
+
+def _over(cases: Sequence[Figures]) -> dict[str, dict[str, float]]:
+    return {figure: _statistics([figures[figure] for figures in cases]) for figure in cases[0]}
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float]:
+    found = np.array([value for value in values if not math.isnan(value)])
+    if not found.size:
+        return dict.fromkeys(_STATISTICS, math.nan) | {"n": 0}
+    low = high = sd = math.nan
+    # an infinite PSNR has neither
+    if found.size > 1 and np.isfinite(found).all():
+        interval = bootstrap_interval(found, seed=0)
+        low, high, sd = interval.low, interval.high, float(found.std(ddof=1))
+    return {
+        "mean": float(found.mean()),
+        "low": low,
+        "high": high,
+        "sd": sd,
+        "min": float(found.min()),
+        "max": float(found.max()),
+        "n": int(found.size),
+    }
+
+
+def _number(value: float, digits: str) -> str:
+    return "-" if math.isnan(value) else format(value, digits)

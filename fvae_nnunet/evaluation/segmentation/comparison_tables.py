@@ -1,0 +1,184 @@
+"""A comparison as text for the terminal, and as ``comparison.json`` with three CSVs beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
+from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.files.csv_tables import csv_bytes
+from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.jobs.manifest import write_json
+
+FEW_CASES = 10
+"""Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
+
+_PERCENTILE_MARK = "*"
+"""After an interval that is not BCa."""
+
+
+def format_comparison(comparison: Mapping[str, Any]) -> str:
+    """For each label a table of the models and one of the comparisons, then what the numbers are."""
+    lines = []
+    for label in comparison["labels"]:
+        of_label = [measure for measure in comparison["measures"] if measure["label"] == label["key"]]
+        lines += [label["name"], *_indented(text_table(list(_model_rows(of_label)), left=2)), ""]
+        lines += [*_indented(text_table(list(_comparison_rows(of_label)), left=2)), ""]
+    return "\n".join(lines + _notes(comparison))
+
+
+def comparison_csvs(path: Path) -> list[Path]:
+    """The CSVs beside a ``comparison.json``: of comparisons, models and cases."""
+    return [path.with_suffix(".csv"), *(path.with_name(f"{path.stem}_{of}.csv") for of in ("models", "cases"))]
+
+
+def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
+    """Write ``comparison.json`` and beside it three CSVs; each file appears whole or not at all.
+
+    ``comparison.csv`` has a row for each label, measure and comparison, ``comparison_models.csv`` one for each label,
+    measure and model, ``comparison_cases.csv`` one for each label, measure, model and case.
+
+    Returns:
+        The paths of the CSVs.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    of_comparisons, of_models, of_cases = comparison_csvs(path)
+    tables = {
+        of_comparisons: list(_flat(comparison, "comparisons")),
+        of_models: list(_flat(comparison, "models")),
+        of_cases: [
+            _measure_columns(measure) | {"model": entry["model"], "case": case, "value": value}
+            for measure in comparison["measures"]
+            for entry in measure["models"]
+            for case, value in entry["values"].items()
+        ],
+    }
+    try:
+        with ExitStack() as written:
+            for table, rows in tables.items():
+                written.enter_context(atomic_write(table)).write_bytes(csv_bytes(rows))
+            write_json(path, comparison)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+    return list(tables)
+
+
+def _measure_columns(measure: Mapping[str, Any]) -> dict[str, Any]:
+    columns = ("label", "label_name", "key", "unit", "higher_is_better", "mean_over")
+    return {("measure" if column == "key" else column): measure[column] for column in columns}
+
+
+def _flat(comparison: Mapping[str, Any], kind: str) -> Iterator[dict[str, Any]]:
+    """The models or comparisons of all measures as rows: what is a single value, and the ends of intervals."""
+    for measure in comparison["measures"]:
+        for entry in measure[kind]:
+            row = _measure_columns(measure)
+            for key, value in entry.items():
+                if key == "interval":
+                    row |= {"interval_low": value[0], "interval_high": value[1]}
+                elif key == "bland_altman":
+                    row |= {"sd": value["sd"], "limit_low": value["limits"][0], "limit_high": value["limits"][1]}
+                elif not isinstance(value, (dict, list)):
+                    row[key] = value
+            yield row
+
+
+def _model_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    yield ["measure", "model", "mean", "95 % interval", "lesions", "n", "NaN", "missing"]
+    for measure in measures:
+        name = _full_name(measure)
+        for entry in measure["models"]:
+            lesions = str(entry["items"]) if measure["mean_over"] == "lesions" else ""
+            counts = [str(entry[count]) for count in ("n", "nan", "missing")]
+            yield [name, entry["model"], _number(entry["mean"]), _interval(entry), lesions, *counts]
+            name = ""
+
+
+def _comparison_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    yield [
+        "measure", "comparison", "difference", "95 % interval", "p", "p Holm",
+        "wins", "ties", "losses", "n", "NaN", "missing",
+    ]  # fmt: skip
+    for measure in measures:
+        name = _full_name(measure)
+        for entry in measure["comparisons"]:
+            counts = [str(entry[count]) for count in ("wins", "ties", "losses", "n", "nan", "missing")]
+            yield [
+                name,
+                f"{entry['second']} - {entry['first']}",
+                _number(entry["mean_difference"], "+"),
+                _interval(entry, "+"),
+                _p(entry["p"]),
+                _p(entry["p_holm"]),
+                *counts,
+            ]
+            name = ""
+
+
+def _notes(comparison: Mapping[str, Any]) -> list[str]:
+    settings, n = comparison["settings"], len(comparison["reference"]["cases"])
+    entries = [
+        entry for measure in comparison["measures"] for kind in ("models", "comparisons") for entry in measure[kind]
+    ]
+    family = len(comparison["measures"][0]["comparisons"])
+    lines = [
+        f"{n} cases; n: cases used, NaN: cases without a value, missing: cases without a prediction",
+        f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples, "
+        f"seed {settings['seed']}; none where fewer than 2 cases or no spread",
+    ]
+    if any(entry["interval_method"] != "none" and entry["n"] < FEW_CASES for entry in entries):
+        lines.append(f"with n below {FEW_CASES} such intervals are too narrow")
+    if any(entry["interval_method"] == "percentile" for entry in entries):
+        lines.append(f"{_PERCENTILE_MARK} percentile interval, because BCa is not defined there")
+    lines += [
+        "p: Wilcoxon signed-rank over cases, two-sided, equal cases left out; "
+        f"p Holm: corrected for the {family} comparison{'s' if family > 1 else ''} of each label and measure",
+        "a win is a case in which the model named first is better",
+    ]
+    for measure in comparison["measures"]:
+        if measure["key"] == HD95_KEY and any(entry["one_empty"] for entry in measure["models"]):
+            counts = ", ".join(f"{entry['model']} {entry['one_empty']}" for entry in measure["models"])
+            lines.append(
+                f"HD95 of {measure['label_name']} leaves out the cases that only the reference or only the prediction "
+                f"lacks: {counts}"
+            )
+    lesions = settings["lesions"]
+    if lesions["labels"]:
+        lines.append(
+            f"a lesion is detected if at least {lesions['detection_overlap']:.0%} of its voxels are predicted; false "
+            "positives are predicted components that touch no lesion, by their own size"
+        )
+    for model in comparison["models"]:
+        if model["missing"]:
+            lines.append(f"{model['name']}: {len(model['missing'])} missing: {', '.join(model['missing'])}")
+    return lines
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _full_name(measure: Mapping[str, Any]) -> str:
+    return f"{measure['name']} ({measure['unit']})" if measure["unit"] else measure["name"]
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "none" if math.isnan(value) else f"{value:{sign}.4f}"
+
+
+def _interval(entry: Mapping[str, Any], sign: str = "") -> str:
+    if entry["interval_method"] == "none":
+        return "none"
+    low, high = (_number(end, sign) for end in entry["interval"])
+    return f"{low} to {high}{_PERCENTILE_MARK if entry['interval_method'] == 'percentile' else ''}"
+
+
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

@@ -1,0 +1,1 @@
+"""Many cases: processes, devices, claims, and the record of what is done."""

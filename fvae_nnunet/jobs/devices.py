@@ -1,0 +1,264 @@
+"""One list of cases on several devices of this machine: a process for each, which asks for its next case when it can.
+
+The parent holds the list and the progress; a device's process loads the VAE and runs the pipeline of one device. When
+such a process dies, what it had not finished goes to the others.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
+from fvae_nnunet.jobs.workers import PortableError, limit_threads, obey_parent, start_uninterrupted
+
+_GRACE_S = 15.0
+_DEATHS_OF_A_CASE = 2
+"""So many processes may die with a case before it has failed: it may be what kills them."""
+
+OnSlices = Callable[[str, int, int], object]
+
+
+class Work(Protocol):
+    """What the process of one device does; picklable."""
+
+    def load(self, device: str | None) -> Any:
+        """The VAE on its device; None for the default one."""
+
+    def run(
+        self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
+    ) -> Generator[Outcome, None, None]:
+        """The pipeline. The output is opened before the first case is asked for; ``first`` is true in one process
+        only, and the others open it after that."""
+
+
+def available_devices(names: list[str]) -> list[str]:
+    """The torch devices with these names; ``all`` stands for every CUDA GPU.
+
+    Raises:
+        UserError: a device that torch does not see.
+    """
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    devices: list[str] = []
+    for name in names:
+        known = gpus if name == "all" else [name] if name == "cpu" or name in gpus else gpus[:1] * (name == "cuda")
+        known = ["mps"] if name == "mps" and torch.backends.mps.is_available() else known
+        if not known:
+            raise UserError(f"--devices: torch does not see {name}; there is: {', '.join([*gpus, 'cpu'])}")
+        devices += known
+    return devices
+
+
+def chosen_device(name: str | None) -> str:
+    """The torch device of one process: the named one, or without a name ``cuda`` if there is a GPU, else ``cpu``.
+
+    Raises:
+        UserError: torch sees no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("torch sees no MPS device; use -device cpu")
+    return name
+
+
+@dataclass(eq=False)
+class _Child:
+    """A device's process as the parent sees it: what it waits for, and the cases that it has and has not reported."""
+
+    name: str
+    process: BaseProcess
+    connection: Connection
+    waits_for: str | None = None
+    opens: bool = False
+    opened: bool = False
+    ended: bool = False
+    cases: set[str] = field(default_factory=set)
+    error: Exception | None = None
+
+    def answer(self, content: Any) -> None:
+        self.waits_for = None
+        with suppress(OSError):
+            self.connection.send(content)
+
+
+def run_on_devices(
+    devices: list[str],
+    work: Work,
+    cases: Iterable[str],
+    *,
+    seconds: StageSeconds,
+    on_slices: OnSlices,
+    say: Callable[[str], object],
+) -> Generator[Outcome, None, None]:
+    """Run ``work`` on every device at once, each case on one of them; yields what became of it.
+
+    A case that was with a process that died is given to another one; after two such deaths it has failed, and so have
+    all that are left when no process is left.
+
+    Args:
+        devices: names for torch; the same name may stand there several times (``cpu``).
+        work: what each process does.
+        cases: identifiers, asked for one by one.
+        seconds: filled with the sum over the devices.
+        on_slices: called with case, slices done and slices of the case.
+        say: called with a line on each process that failed.
+
+    Raises:
+        UserError: no process came as far as its first case; the reason of the first.
+    """
+    children: list[_Child] = []
+    try:
+        for device in devices:
+            children.append(_start(device, devices, work))
+        yield from _Parent(children, iter(cases), seconds, on_slices, say).outcomes()
+    finally:
+        for child in children:
+            child.process.terminate()
+        for child in children:
+            child.process.join(_GRACE_S)
+            if child.process.is_alive():
+                child.process.kill()
+            child.connection.close()
+
+
+def _start(device: str, devices: list[str], work: Work) -> _Child:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    process = context.Process(target=_child_main, args=(theirs, device, max(1, cores // len(devices)), work))
+    start_uninterrupted(process)
+    theirs.close()
+    return _Child(device, process, ours)
+
+
+class _Parent:
+    def __init__(
+        self,
+        children: list[_Child],
+        cases: Iterator[str],
+        seconds: StageSeconds,
+        on_slices: OnSlices,
+        say: Callable[[str], object],
+    ) -> None:
+        self._children = children
+        self._cases = cases
+        self._seconds = seconds
+        self._on_slices = on_slices
+        self._say = say
+        self._again: deque[str] = deque()
+        self._deaths: Counter[str] = Counter()
+
+    def outcomes(self) -> Iterator[Outcome]:
+        while running := [child for child in self._children if not child.ended]:
+            for connection in wait([child.connection for child in running]):
+                child = next(child for child in running if child.connection is connection)
+                try:
+                    kind, content = child.connection.recv()
+                except (EOFError, ConnectionResetError):
+                    yield from self._bury(child)
+                    continue
+                if kind == "outcome":
+                    outcome, error = content
+                    child.cases.discard(outcome.case)
+                    yield outcome if error is None else replace(outcome, error=error.restored())
+                elif kind == "slices":
+                    self._on_slices(*content)
+                elif kind == "waits":
+                    child.waits_for = content
+                    child.opened |= content == "case"
+                elif kind == "seconds":
+                    self._seconds.add(content)
+                elif kind == "error":
+                    child.error = content.restored()
+            self._answer()
+        first_error = next((child.error for child in self._children if child.error is not None), None)
+        if first_error is not None and not any(child.opened for child in self._children):
+            raise first_error
+        for case in (*self._again, *self._cases):
+            yield Outcome(case, error=UserError("no process is left to do it"))
+
+    def _answer(self) -> None:
+        """Let one process open the output and then the others; give cases to those that ask."""
+        running = [child for child in self._children if not child.ended]
+        for child in running:
+            if child.waits_for == "opening":
+                opened = any(other.opened for other in self._children)
+                if opened or not any(other.opens for other in running):
+                    child.opens = True
+                    child.answer(not opened)
+            elif child.waits_for == "case":
+                case = self._again.popleft() if self._again else next(self._cases, None)
+                if case is not None:
+                    child.cases.add(case)
+                    child.answer(case)
+                elif not any(other.cases for other in running):
+                    child.answer(None)
+
+    def _bury(self, child: _Child) -> Iterator[Outcome]:
+        child.process.join()
+        child.ended = True
+        if child.error is None and child.process.exitcode == 0:
+            return
+        reason = str(child.error or "") or f"its process died with exit code {child.process.exitcode}"
+        self._say(f"{child.name}: {reason}; what it had not finished goes to the other devices")
+        for case in sorted(child.cases):
+            self._deaths[case] += 1
+            if self._deaths[case] < _DEATHS_OF_A_CASE:
+                self._again.append(case)
+            else:
+                yield Outcome(case, error=UserError(f"{_DEATHS_OF_A_CASE} processes ended with it, last: {reason}"))
+        child.cases.clear()
+
+
+def _child_main(connection: Connection, device: str, threads: int, work: Work) -> None:
+    obey_parent()
+    if device == "cpu":
+        limit_threads(threads)
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)
+    one_at_a_time = threading.Lock()
+
+    def send(kind: str, content: Any) -> None:
+        with one_at_a_time:
+            connection.send((kind, content))
+
+    def cases() -> Iterator[str]:
+        send("waits", "case")
+        while (case := connection.recv()) is not None:
+            yield case
+            send("waits", "case")
+
+    try:
+        loaded = work.load(device)
+        send("waits", "opening")
+        first = connection.recv()
+        seconds = StageSeconds()
+        outcomes = work.run(
+            loaded, cases(), first=first, seconds=seconds, on_slices=lambda *state: send("slices", state)
+        )
+        for outcome in outcomes:
+            error = None if outcome.error is None else PortableError(outcome.error)
+            send("outcome", (replace(outcome, error=None), error))
+        send("seconds", seconds)
+    except Exception as error:
+        send("error", PortableError(error))

@@ -1,0 +1,204 @@
+"""Processes that run functions for this one, one call at a time each, and never outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from fvae_nnunet.jobs import shared_arrays as parcel
+
+_GRACE_S = 5.0
+_AGAIN_S = 0.01
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerDied(Exception):
+    """The process ended in the middle of a call."""
+
+
+class Worker:
+    """A process with a set of functions.
+
+    It must be made by a thread that lives until ``stop``: Linux ends it with the thread. Its first message, to be
+    received before the first call, says that it is up.
+
+    Args:
+        functions: picklable, by name.
+    """
+
+    def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe(duplex=True)
+        self.process = context.Process(target=_serve, args=(theirs, functions), daemon=True)
+        start_uninterrupted(self.process)
+        theirs.close()
+
+    def send(self, name: str, *arguments: Any) -> None:
+        """Start a call; the arguments may be dropped afterwards.
+
+        Raises:
+            WorkerDied: the process is gone.
+        """
+        try:
+            parcel.send(self._connection, (name, arguments))
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerDied from error
+
+    def receive(self) -> Any:
+        """The result of the call. What it raised is raised here, with the worker's traceback as its cause.
+
+        Raises:
+            WorkerDied: the process is gone.
+        """
+        try:
+            result, error = parcel.receive(self._connection)
+        except (EOFError, ConnectionResetError) as end:
+            raise WorkerDied from end
+        if error is not None:
+            raise error.restored()
+        return result
+
+    def stop(self) -> None:
+        """End the process: idle ones at once, busy ones at their next step, or by force after some seconds."""
+        if self.process.is_alive():
+            self.process.terminate()
+        self.process.join(_GRACE_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self._connection.close()
+
+
+class PortableError:
+    """An exception with its traceback's text, in a form that can always be pickled."""
+
+    def __init__(self, error: Exception) -> None:
+        self.text = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+            self.error = error
+        except Exception:
+            self.error = RuntimeError(repr(error))
+
+    def restored(self) -> Exception:
+        self.error.__cause__ = RuntimeError(f"in another process:\n{self.text}")
+        return self.error
+
+
+def start_uninterrupted(process: BaseProcess) -> None:
+    """Start a process that interruptions (Ctrl-C) never reach, not even while it imports what it needs.
+
+    A SIGINT or SIGTERM to this process takes effect when the start is complete: a child without all that it is to be
+    told would end with a traceback. Where signals cannot be blocked (Windows), interruptions reach the child until
+    ``obey_parent``.
+    """
+    with _signals_deferred():
+        if not hasattr(signal, "pthread_sigmask"):
+            process.start()
+            return
+        resource_tracker.ensure_running()  # its start would end the blocking too early
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM are handled at the end; only the main thread handles signals, others go on undisturbed.
+
+    Blocking them would not do: the system gives a signal to any thread that does not block it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    arrived: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for one in arrived:
+            signal.raise_signal(one)
+
+
+def obey_parent() -> None:
+    """For a child process: leave when the parent is gone, by whatever cause, and leave interruptions to the parent.
+
+    A parent's SIGTERM ends it in order (files half written are removed). When the parent is gone it is ended on the
+    spot, even inside a long call of a C library: somebody else may take up its case at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_once)
+    sys.unraisablehook = _exit_again
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # type: ignore[func-returns-value]
+
+
+def limit_threads(threads: int) -> None:
+    """Let torch, already loaded or still to be, use at most so many threads in this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    os.environ["OMP_NUM_THREADS"] = str(min(threads, int(wanted) if wanted.isdigit() else threads))
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
+
+
+def _exit_once(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _exit_again(unraisable: Any) -> None:
+    """Ask once more for an exit that was swallowed: Python does so with all that is raised in callbacks, such as the
+    end of a lock while a module is imported."""
+    if not isinstance(unraisable.exc_value, SystemExit):
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(signal.SIGTERM, _exit_once)
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+    again.start()
+
+
+def _serve(connection: Any, functions: dict[str, Callable[..., Any]]) -> None:
+    obey_parent()
+    limit_threads(1)
+    parcel.send(connection, (None, None))
+    with suppress(EOFError, SystemExit):
+        while True:
+            name, arguments = parcel.receive(connection)
+            result, failure = None, None
+            try:
+                result = functions[name](*arguments)
+            except Exception as error:
+                failure = PortableError(error)
+            del arguments
+            try:
+                parcel.send(connection, (result, failure))
+            except Exception as error:
+                parcel.send(connection, (None, PortableError(error)))
+            del result
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # nothing is left to do, and libraries take seconds to say good-bye
+    os._exit(0)

@@ -1,0 +1,88 @@
+"""nnU-Net's own JSON files, checked for what is used of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.checked_json import Rule, check_shape, read_json
+from fvae_nnunet.nnunet.folders import dataset_id
+
+_POSITIVE = Rule("a number above 0", lambda value: not isinstance(value, bool) and 0 < value < float("inf"))
+_CONFIGURATION = {
+    "data_identifier": str,
+    "preprocessor_name": str,
+    "spacing": [_POSITIVE],
+    "normalization_schemes": [str],
+    "use_mask_for_norm": [bool],
+    "resampling_fn_data": str,
+    "resampling_fn_data_kwargs": dict,
+}
+_PLANS = {
+    "configurations": {"*": {"inherits_from?": str}},
+    "transpose_forward": [int],
+    "foreground_intensity_properties_per_channel": {"*": {"percentile_00_5": float, "percentile_99_5": float}},
+}
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """``dataset.json`` of nnU-Net v2, in a raw or preprocessed dataset, with predictions or with a model.
+
+    Raises:
+        UserError: it cannot be read, or lacks channels, labels or the files' ending.
+    """
+    way_out = "Correct it as nnU-Net's documentation/dataset_format.md says, or bring it back from a copy"
+    shape = {"labels": dict, "file_ending": str, "channel_names?": {"*": str}, "modality?": {"*": str}}
+    content: dict[str, Any] = read_json(path, shape, way_out=way_out)
+    if "channel_names" not in content and "modality" not in content:
+        raise UserError(f"{path} is damaged or incomplete: it lacks channel_names. {way_out}")
+    return content
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """Plans of nnU-Net v2, in a preprocessed dataset or with a model.
+
+    Raises:
+        UserError: they cannot be read, or lack something that decides how an image is preprocessed.
+    """
+    way_out = "nnU-Net wrote it: bring it back from a copy"
+    if path.name != "plans.json":
+        way_out += ", or plan the dataset again with nnUNetv2_plan_experiment"
+    plans: dict[str, Any] = read_json(path, _PLANS, way_out=way_out)
+    configurations = plans["configurations"]
+    for name in configurations:
+        configuration, seen = dict(configurations[name]), {name}
+        while (parent := configuration.pop("inherits_from", None)) is not None:
+            if parent not in configurations or parent in seen:
+                raise UserError(f"{path}: {name} inherits from {parent}, which is not there or itself. {way_out}")
+            seen.add(parent)
+            configuration = configurations[parent] | configuration
+        if "data_identifier" in configuration:
+            content, shape = ({"configurations": {name: part}} for part in (configuration, _CONFIGURATION))
+            check_shape(path, content, shape, way_out=way_out)
+    return plans
+
+
+def find_plans(preprocessed: Path, plans_name: str) -> Path:
+    """The plans file of a folder of preprocessed data.
+
+    Raises:
+        UserError: there is none of this name; the message says which there are, or what to run.
+    """
+    path = preprocessed / f"{plans_name}.json"
+    if path.is_file():
+        return path
+    others = ("dataset", "dataset_fingerprint", "splits_final")
+    names = sorted(other.stem for other in preprocessed.glob("*.json") if other.stem not in others)
+    if names:
+        raise UserError(f"{path} is missing; there are the plans {', '.join(names)}: choose with -p")
+    command = f"nnUNetv2_plan_and_preprocess -d {dataset_id(preprocessed.name)}"
+    raise UserError(f"{path} is missing; run first: {command}")
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """``splits_final.json``, folds ``{"train": [case, ...], "val": [case, ...]}``; UserError where it is not."""
+    way_out = "Bring it back from a copy; where it is removed, the folds are dealt anew"
+    splits: list[dict[str, list[str]]] = read_json(path, [{"train": [str], "val": [str]}], way_out=way_out)
+    return splits

@@ -1,0 +1,87 @@
+"""Where nnU-Net keeps its data: its three environment variables and the dataset folders below them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names.
+
+    Raises:
+        UserError: the variable is not set or names no folder.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise UserError(f"the environment variable {variable} is not set; run: export {variable}=/path/to/{variable}")
+    if not Path(value).is_dir():
+        raise UserError(f"{variable} is set to {value}, which is no folder; create it or correct the variable")
+    return Path(value)
+
+
+def dataset_id(name: str) -> int:
+    """The id of ``DatasetNNN_Something``: all digits up to the underscore, for nnU-Net takes ids above 999.
+
+    Raises:
+        UserError: it is no name of a dataset.
+    """
+    match = re.match(r"Dataset(\d+)_", name)
+    if match is None:
+        raise UserError(f"{name!r} is no dataset's name such as Dataset007_Pancreas")
+    return int(match[1])
+
+
+def dataset_argument(name: str) -> str:
+    """The dataset as a printed nnU-Net command names it: by its id, or by its name where nnU-Net would take the id for
+    another dataset's too (it takes 100 for Dataset1001_X, since that begins with Dataset100)."""
+    number = dataset_id(name)
+    folders = [os.environ.get(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")]
+    names = {path.name for folder in folders if folder for path in Path(folder).glob(f"Dataset{number:03d}*")}
+    return name if names - {name} else str(number)
+
+
+def dataset_name(id_or_name: str) -> str:
+    """The name ``DatasetNNN_Something`` of a dataset that is given by name or by id, as nnU-Net's commands take it.
+
+    Raises:
+        UserError: it is neither, or no dataset or more than one dataset answers to it.
+    """
+    if not re.fullmatch(r"\d+|Dataset\d{3,}_.+", id_or_name):
+        raise UserError(f"{id_or_name!r} is neither a dataset id such as 7 nor a name such as Dataset007_Pancreas")
+    pattern = f"Dataset{int(id_or_name):03d}_*" if id_or_name.isdigit() else id_or_name
+    places = {variable: nnunet_folder(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed")}
+    names = sorted({folder.name for place in places.values() for folder in place.glob(pattern) if folder.is_dir()})
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise UserError(f"dataset {id_or_name} could be {' or '.join(names)}; give the name instead of the id")
+    known = sorted({folder.name for place in places.values() for folder in place.glob("Dataset*_*")})
+    raise UserError(
+        f"no dataset {id_or_name} in {' or '.join(str(place) for place in places.values())}; "
+        f"there are: {', '.join(known) or 'none'}"
+    )
+
+
+def training_files(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """``{"images": [...], "label": ...}`` for each training case of a raw dataset, as nnU-Net finds them.
+
+    Raises:
+        UserError: there are none, or nnU-Net would pass over something that is called as an image.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from fvae_nnunet.ct.files import find_files
+    from fvae_nnunet.files.ordinary import check_file
+
+    if "dataset" not in dataset_json:
+        for path in find_files(raw / "imagesTr", dataset_json["file_ending"]).values():
+            check_file(path)
+    files: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    if not files:
+        raise UserError(f"{raw} holds no training images")
+    return {str(case): files[case] for case in files}

@@ -1,0 +1,166 @@
+"""Splits by patient, and the check that no patient is on both sides of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.nnunet.case_reports import CaseReport, find_case_reports, read_case_reports
+from fvae_nnunet.nnunet.files import read_splits
+from fvae_nnunet.nnunet.folders import nnunet_folder
+
+FILE_NAME = "splits_final.json"
+Fold = dict[str, list[str]]
+
+
+def shared_patients(one: Iterable[str], other: Iterable[str], patients: Mapping[str, str]) -> dict[str, list[str]]:
+    """Patients with cases in both, sorted, each with its cases."""
+    one, other = list(one), list(other)
+    both = {patients[case] for case in one} & {patients[case] for case in other}
+    return {patient: sorted(case for case in {*one, *other} if patients[case] == patient) for patient in sorted(both)}
+
+
+def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = None) -> None:
+    """Raise UserError, with their names, where patients are in training and test, or on both sides of a fold.
+
+    Args:
+        cases: of ``reports.json``.
+        folds: of ``splits_final.json``; None to check training against test only.
+    """
+    patients = {case: report.patient for case, report in cases.items()}
+    of_split = {split: [case for case, report in cases.items() if report.split == split] for split in ("train", "test")}
+    _refuse(
+        shared_patients(of_split["train"], of_split["test"], patients),
+        "training (Tr) and test (Ts)",
+        ". Of ReXGroundingCT, --leave-out-shared takes their cases out of training",
+    )
+    for number, fold in enumerate(folds or []):
+        unknown = sorted({*fold["train"], *fold["val"]} - patients.keys())
+        if unknown:
+            raise UserError(f"fold {number} has {unknown[0]}, which reports.json does not know ({len(unknown)} such)")
+        tested = sorted({*fold["train"], *fold["val"]} & set(of_split["test"]))
+        if tested:
+            raise UserError(f"fold {number} has {tested[0]}, which is a test case ({len(tested)} such)")
+        _refuse(shared_patients(fold["train"], fold["val"], patients), f"training and validation of fold {number}")
+
+
+def _refuse(shared: Mapping[str, list[str]], where: str, way_out: str = "") -> None:
+    if shared:
+        named = "; ".join(f"{patient} ({', '.join(cases)})" for patient, cases in list(shared.items())[:10])
+        more = f" and {len(shared) - 10} more" if len(shared) > 10 else ""
+        raise UserError(f"{len(shared)} patients are in both {where}: {named}{more}{way_out}")
+
+
+def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:
+    """Training cases in folds, all cases of a patient in the same one, about equally many cases in each.
+
+    Patients are taken in the order of the SHA-256 of their names and put into the fold with the fewest cases so far,
+    so the folds depend on nothing but the names. Patients that are in a fold already stay there.
+
+    Args:
+        cases: those of split ``train`` are dealt.
+        folds: at least 2.
+        before: folds to keep.
+
+    Raises:
+        UserError: fewer patients than folds, or ``before`` has another number of folds or a patient in two of them.
+    """
+    if folds < 2:
+        raise UserError(f"--folds must be at least 2, got {folds}")
+    if before is not None and len(before) != folds:
+        raise UserError(
+            f"there are {len(before)} folds already, not {folds}; give --folds {len(before)}, or remove {FILE_NAME} to "
+            "deal anew"
+        )
+    of_patient: dict[str, list[str]] = {}
+    for case in sorted(case for case, report in cases.items() if report.split == "train"):
+        of_patient.setdefault(cases[case].patient, []).append(case)
+    if len(of_patient) < folds:
+        raise UserError(f"{len(of_patient)} training patients do not fill {folds} folds; give a lower --folds")
+    home: dict[str, int] = {}
+    for number, fold in enumerate(before or []):
+        for case in (case for case in fold["val"] if case in cases):
+            if home.setdefault(cases[case].patient, number) != number:
+                raise UserError(
+                    f"the folds that are there leak: {cases[case].patient} is validated in fold "
+                    f"{home[cases[case].patient]} and in fold {number}; remove {FILE_NAME} to deal anew"
+                )
+    validation: list[list[str]] = [[] for _ in range(folds)]
+    for patient in sorted(of_patient, key=lambda patient: (patient not in home, _digest(patient))):
+        number = home.get(patient, min(range(folds), key=lambda number: len(validation[number])))
+        validation[number] += of_patient[patient]
+    every = sorted(case for group in validation for case in group)
+    dealt = []
+    for group in map(set, validation):
+        dealt.append({"train": [case for case in every if case not in group], "val": sorted(group)})
+    return dealt
+
+
+def _digest(patient: str) -> str:
+    return hashlib.sha256(patient.encode()).hexdigest()
+
+
+def write_folds(path: Path, cases: Mapping[str, CaseReport], folds: int, *, anew: bool = False) -> list[Fold]:
+    """Write ``splits_final.json``, keeping the folds of patients that have one, and check it.
+
+    Args:
+        path: of the file.
+        cases: of ``reports.json``.
+        folds: how many.
+        anew: deal anew, whatever is there.
+
+    Raises:
+        UserError: as ``deal_folds`` and ``check_leakage``; nothing is written then.
+    """
+    before = read_splits(path) if path.exists() and not anew else None
+    dealt = deal_folds(cases, folds, before)
+    check_leakage(cases, dealt)
+    write_json(path, dealt)
+    return dealt
+
+
+def check_dataset(dataset: str) -> list[str]:
+    """Check the files and splits of a dataset against its ``reports.json``; sentences on what holds.
+
+    Raises:
+        UserError: images are missing or unknown, a patient is on both sides of a split, or a training case is in no
+            validation fold or in several.
+    """
+    raw = nnunet_folder("nnUNet_raw") / dataset
+    cases = read_case_reports(find_case_reports(raw)).cases
+    for split, folder in (("train", "imagesTr"), ("test", "imagesTs")):
+        named = {case for case, report in cases.items() if report.split == split}
+        there = {path.name.removesuffix("_0000.nii.gz") for path in (raw / folder).glob("*_0000.nii.gz")}
+        for wrong, what in (
+            (named - there, "has no image of"),
+            (there - named, "has an image that reports.json does not know,"),
+        ):
+            if wrong:
+                raise UserError(
+                    f"{raw / folder} {what} {min(wrong)} ({len(wrong)} such); run the conversion again, or remove what "
+                    "is left over"
+                )
+    check_leakage(cases)
+    patients = {
+        split: {report.patient for report in cases.values() if report.split == split} for split in ("train", "test")
+    }
+    in_train, in_test = len(patients["train"]), len(patients["test"])
+    said = [f"{len(cases)} cases; {in_train} patients in training, {in_test} in test, none in both"]
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
+    if not path.exists():
+        return [*said, f"no {path}: nnU-Net would deal its folds by case, not by patient"]
+    folds = read_splits(path)
+    check_leakage(cases, folds)
+    validated = Counter(case for fold in folds for case in fold["val"])
+    twice = sorted(case for case, times in validated.items() if times > 1)
+    never = sorted({case for case, report in cases.items() if report.split == "train"} - validated.keys())
+    if twice or never:
+        raise UserError(
+            f"{path}: " + (f"{twice[0]} is validated in several folds" if twice else f"{never[0]} is in no fold's val")
+        )
+    sizes = ", ".join(str(len(fold["val"])) for fold in folds)
+    return [*said, f"{len(folds)} folds with {sizes} validation cases; no patient in training and validation of one"]

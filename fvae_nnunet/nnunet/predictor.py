@@ -1,0 +1,227 @@
+"""nnU-Net's predictor on a list of cases, from one input or from the mean of the probabilities of several.
+
+nnU-Net itself predicts (``nnUNetPredictor``) and averages (``ensemble_folders``). What is done here: the files of a
+case may lie in several folders, one case's failure does not stop the others, and a mean appears only when it is
+complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.device.memory import release
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet.prediction import CaseFiles, Prediction, result_files
+from fvae_nnunet.nnunet.trained_model import TrainedModel
+
+MEAN_CASES = 8
+"""Cases whose probabilities lie on the disk at once while inputs are averaged: nnU-Net starts its processes anew for
+each lot, and a CT of 512 x 512 x 500 has 0.5 GB of float32 for each class and input before compression."""
+
+FULL_DISK_BYTES = 1 << 20
+"""With less room no segmentation can be written; SimpleITK does not say so."""
+
+ARGUMENTS_FILE = "predict_from_raw_data_args.json"
+_FILES_OF_A_FOLDER = (ARGUMENTS_FILE, "dataset.json", "plans.json")
+
+
+def check_holds_predictions(output: Path) -> None:
+    """Raise UserError where a folder holds a dataset.json or plans that no prediction has written."""
+    there = [name for name in _FILES_OF_A_FOLDER if (output / name).exists()]
+    if there and ARGUMENTS_FILE not in there:
+        raise UserError(f"{output} holds {there[0]} and no predictions; choose another folder (-o)")
+
+
+class Predictor:
+    """A trained model, on the CPU until the first case.
+
+    Args:
+        model: what predicts.
+        how: with which options.
+        inputs: names of what it predicts from. One: the result is as nnU-Net writes it. Several: it is nnU-Net's
+            ensembling of what it predicts from each, in this order.
+
+    Raises:
+        UserError: nnU-Net cannot build the network, the model is one of a cascade and has no previous stage (or the
+            other way round), or the installed nnU-Net is too old for what is asked.
+    """
+
+    def __init__(self, model: TrainedModel, how: Prediction, inputs: Sequence[str]) -> None:
+        import torch
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        self.model = model
+        self.how = how
+        self.inputs = tuple(inputs)
+        benchmark = torch.backends.cudnn.benchmark
+        self._nnunet = nnUNetPredictor(
+            tile_step_size=how.step_size,
+            use_gaussian=True,
+            use_mirroring=how.mirroring,
+            perform_everything_on_device=how.on_device,
+            device=torch.device(how.device),
+            verbose=how.verbose,
+            verbose_preprocessing=how.verbose,
+            allow_tqdm=how.progress_bar,
+        )
+        # nnU-Net turns it on for a GPU; a VAE that computes before nnU-Net does so as in fvae-reconstruct
+        torch.backends.cudnn.benchmark = benchmark
+        try:
+            self._nnunet.initialize_from_trained_model_folder(
+                str(model.folder), list(model.folds), checkpoint_name=model.checkpoint_name
+            )
+        except RuntimeError as error:
+            raise UserError(f"nnU-Net cannot load the model in {model.folder}: {error}") from error
+        previous = self._nnunet.configuration_manager.previous_stage_name
+        if previous is not None and how.previous_stage is None:
+            raise UserError(
+                f"the model is the second stage of a cascade; predict with its {previous} first and give that folder "
+                "with -prev_stage_predictions"
+            )
+        if previous is None and how.previous_stage is not None:
+            raise UserError("-prev_stage_predictions is for the second stage of a cascade; this model is none")
+        self._refuse_what_this_nnunet_gets_wrong()
+
+    def _refuse_what_this_nnunet_gets_wrong(self) -> None:
+        installed = version("nnunetv2")
+        release = tuple(map(int, installed.split(".")[:2]))
+        if release < (2, 7) and len(self.inputs) > 1 and self._nnunet.label_manager.has_regions:
+            # its ensembling applies the sigmoid to the mean once more: nearly every voxel is above one half
+            raise UserError(f"nnU-Net {installed} averages the probabilities of regions wrongly; install 2.7 or later")
+        if release < (2, 8) and self.how.previous_stage is not None and self.how.preprocessing_processes == 0:
+            # it does not give the previous stage to the network
+            raise UserError(f"nnU-Net {installed} predicts a cascade only with processes; leave -npp 0 -nps 0 out")
+
+    def predict(self, inputs: dict[str, CaseFiles], output: Path, *, scratch: Path) -> dict[str, Exception]:
+        """Write the segmentation of each case, and its probabilities if asked for, into ``output``.
+
+        With several inputs ``MEAN_CASES`` are done at a time. What ``output`` held of these cases is removed first, so
+        that a case that fails has no result and not an old one.
+
+        Args:
+            inputs: for each input the files of the same cases.
+            output: an existing folder.
+            scratch: an existing folder on the same file system.
+
+        Returns:
+            The cases that failed.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        cases = list(inputs[self.inputs[0]])
+        for case in cases:
+            self.remove(output, case)
+        failed: dict[str, Exception] = {}
+        at_once = MEAN_CASES if len(self.inputs) > 1 else max(1, len(cases))
+        with _nnunets_torch(self.how.device):
+            for first in range(0, len(cases), at_once):
+                failed |= self._predict_or_name(inputs, cases[first : first + at_once], output, scratch)
+        return failed
+
+    def remove(self, output: Path, case: str) -> None:
+        """Remove what ``output`` holds of a case."""
+        for path in result_files(output, case, self.model, self.how):
+            path.unlink(missing_ok=True)
+
+    def _predict_or_name(
+        self, inputs: dict[str, CaseFiles], cases: list[str], output: Path, scratch: Path
+    ) -> dict[str, Exception]:
+        """Predict; where nnU-Net stops, do the cases that are left one by one."""
+        try:
+            self._predict_together(inputs, cases, output, scratch)
+        except Exception as error:
+            release(error)  # the cases that are left are done while it is held
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if shutil.disk_usage(output).free < FULL_DISK_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
+            if len(cases) == 1:
+                self.remove(output, cases[0])
+                return {cases[0]: error}
+            print(f"nnU-Net stopped ({error}); the cases that are left are done one by one", file=sys.stderr)
+            failed: dict[str, Exception] = {}
+            for case in cases:
+                if not _is_whole(output / f"{case}{self.model.file_ending}"):
+                    failed |= self._predict_or_name(inputs, [case], output, scratch)
+            return failed
+        return {}
+
+    def _predict_together(self, inputs: dict[str, CaseFiles], cases: list[str], output: Path, scratch: Path) -> None:
+        if len(self.inputs) == 1:
+            files = inputs[self.inputs[0]]
+            self._run_nnunet([files[case] for case in cases], output, self.how.save_probabilities)
+            return
+        from nnunetv2.ensembling.ensemble import ensemble_folders
+
+        with tempfile.TemporaryDirectory(dir=scratch) as name:
+            folders = [Path(name) / input_name for input_name in self.inputs]
+            for folder in folders:
+                folder.mkdir()
+                self._run_nnunet([inputs[folder.name][case] for case in cases], folder, True)
+            mean = Path(name) / "mean"
+            ensemble_folders(
+                [str(folder) for folder in folders],
+                str(mean),
+                self.how.save_probabilities,
+                max(1, self.how.export_processes),
+            )
+            for case in cases:
+                for path in result_files(mean, case, self.model, self.how):
+                    path.replace(output / path.name)
+            for file_name in _FILES_OF_A_FOLDER:
+                (folders[0] / file_name).replace(output / file_name)
+
+    def _run_nnunet(self, images: Sequence[Sequence[Path]], output: Path, save_probabilities: bool) -> None:
+        previous = self.how.previous_stage
+        arguments: dict[str, Any] = {
+            "list_of_lists_or_source_folder": [[str(path) for path in channels] for channels in images],
+            "output_folder_or_list_of_truncated_output_files": str(output),
+            "save_probabilities": save_probabilities,
+            "overwrite": True,
+            "folder_with_segs_from_prev_stage": None if previous is None else str(previous),
+        }
+        if self.how.preprocessing_processes == 0:
+            self._nnunet.predict_from_files_sequential(**arguments)
+        else:
+            self._nnunet.predict_from_files(
+                **arguments,
+                num_processes_preprocessing=self.how.preprocessing_processes,
+                num_processes_segmentation_export=self.how.export_processes,
+            )
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        read_volume(path)
+    except UserError:
+        return False
+    return True
+
+
+@contextmanager
+def _nnunets_torch(device: str) -> Iterator[None]:
+    """The settings of torch with which nnUNetv2_predict computes."""
+    import torch
+
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = benchmark or device == "cuda"
+    if device in ("cpu", "cuda"):
+        torch.set_num_threads(1 if device == "cuda" else os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,0 +1,135 @@
+"""A trained nnU-Net model as a judge: how much of a synthetic lesion it finds."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.ct.files import Geometry, read_image, read_volume, write_volume
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet.prediction import Prediction
+from fvae_nnunet.nnunet.predictor import Predictor
+from fvae_nnunet.nnunet.trained_model import TrainedModel, open_model
+
+CHECKPOINT = "checkpoint_final.pth"
+
+
+def open_segmenter(folder: Path, fold: int | None = None) -> TrainedModel:
+    """A model folder of ``--segmenter``, with one fold or with all that are trained.
+
+    Raises:
+        UserError: it is no folder of a trained model, or of one that has seen only reconstructions.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--segmenter {folder} is no folder")
+    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
+    folds = tuple(int(name) if name.isdigit() else name for name in trained) if fold is None else (fold,)
+    if not folds:
+        raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
+    model = open_model(folder, folds, CHECKPOINT)
+    if model.saw_only_the_view:
+        raise UserError(f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images")
+    return model
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Which model, and which of its labels is the lesion. Small and picklable: ``Segmenter`` is the network.
+
+    Attributes:
+        model: nnU-Net's model folder and its folds.
+        lesion_values: values of the lesion's label in its segmentations.
+    """
+
+    model: TrainedModel
+    lesion_values: tuple[int, ...]
+
+    @classmethod
+    def open(cls, folder: Path, *, lesion_name: str, channels: int, fold: int | None) -> Judge:
+        """Look into a model folder.
+
+        Args:
+            folder: as nnU-Net leaves it after training, ``TRAINER__PLANS__CONFIGURATION``.
+            lesion_name: of the label, which the model must have.
+            channels: of the images that it will see.
+            fold: use this fold of the model; None: all that are trained.
+
+        Raises:
+            UserError: it is no such folder, or a model that cannot judge.
+        """
+        model = open_segmenter(folder, fold)
+        if model.channels != channels:
+            raise UserError(f"--segmenter {folder} takes {model.channels} channels, the dataset has {channels}")
+        labels = model.dataset_json["labels"]
+        if lesion_name not in labels:
+            raise UserError(
+                f"--segmenter {folder} has no label {lesion_name!r}, it has {', '.join(labels)}; take a model that was "
+                "trained on this lesion"
+            )
+        values = labels[lesion_name]
+        return cls(model, tuple(values) if isinstance(values, list | tuple) else (values,))
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.model.weights_sha256
+
+
+class Segmenter:
+    """nnU-Net's own prediction of one case after the other, by files in a temporary folder.
+
+    Args:
+        judge: what predicts.
+        device: ``cuda``, ``cpu`` or ``mps``.
+    """
+
+    def __init__(self, judge: Judge, device: str) -> None:
+        self.judge = judge
+        how = Prediction(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
+        self._predictor = Predictor(judge.model, how, ["synthetic"])
+
+    def find_lesions(self, images: Sequence[np.ndarray | Path], geometry: Geometry) -> np.ndarray:
+        """Where the model sees the lesion.
+
+        Args:
+            images: the channels in order: a volume (z, y, x) in the file's order of axes, or a file to take as it is.
+            geometry: of the volumes.
+
+        Returns:
+            bool (z, y, x), in the file's order of axes.
+
+        Raises:
+            UserError or whatever nnU-Net stops with.
+        """
+        ending = self.judge.model.file_ending
+        with tempfile.TemporaryDirectory(prefix="fvae_nnunet_") as name:
+            paths = [Path(name) / f"case_{channel:04d}{ending}" for channel in range(len(images))]
+            for path, image in zip(paths, images, strict=True):
+                _provide(path, image, geometry)
+            output, scratch = Path(name) / "output", Path(name) / "scratch"
+            output.mkdir()
+            scratch.mkdir()
+            # a line or two for each case, in the middle of a progress bar
+            with redirect_stdout(io.StringIO()):
+                failed = self._predictor.predict({"synthetic": {"case": paths}}, output, scratch=scratch)
+            for error in failed.values():
+                raise error
+            segmentation, _ = read_volume(output / f"case{ending}")
+        return np.isin(segmentation, self.judge.lesion_values)
+
+
+def _provide(path: Path, image: np.ndarray | Path, geometry: Geometry) -> None:
+    """Let there be a file of this name with this image."""
+    if isinstance(image, np.ndarray):
+        write_volume(path, image, geometry)
+    elif image.name.endswith(path.name[len("case_0000") :]):
+        path.symlink_to(image.resolve())
+    else:
+        import SimpleITK as sitk
+
+        sitk.WriteImage(read_image(image), str(path))

@@ -1,0 +1,122 @@
+"""Masks of many anatomical structures as the classes of a condition.
+
+A folder (``structuresTr`` of a dataset that ``fvae-convert`` made) holds for each case a file ``CASE.nii.gz`` whose
+values are structures, and ``structures.json``, which names them: ``{"heart": 51, "lung_upper_lobe_left": 10, ...}``.
+Other values than 0 and these are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.ct.files import find_images
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.checked_json import read_json
+
+NAMES_FILE = "structures.json"
+TRAINING_FOLDER = "structuresTr"
+MOST_CLASSES = 254
+"""Class maps are uint8, 0 is the background, and 255 marks what is unknown while a map is read."""
+
+_UNKNOWN = 255
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Structures as classes 1, 2, ... Picklable.
+
+    Attributes:
+        folder: of the masks.
+        files: case -> its mask.
+        values: name -> value in the files.
+        names: of the classes, in order. A class may have no value here (then no voxel has it), and a value no class
+            (then it is background).
+    """
+
+    folder: Path
+    files: Mapping[str, Path]
+    values: Mapping[str, int]
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path, cases: Iterable[str]) -> Structures:
+        """The structures of a folder, each a class, in the order of their values.
+
+        Raises:
+            UserError: no such folder, no or a wrong ``structures.json``, or no mask of one of these cases.
+        """
+        files = find_images(folder)
+        missing = sorted(set(cases) - files.keys())
+        if missing:
+            raise UserError(
+                f"{folder} has no structure mask of {len(missing)} cases (first: {missing[0]}); it has the case's "
+                f"name, such as {missing[0]}.nii.gz"
+            )
+        values = read_structure_names(folder / NAMES_FILE)
+        return cls(folder, files, values, tuple(sorted(values, key=lambda name: values[name])))
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Structures of the files that are no class."""
+        return tuple(name for name in self.values if name not in self.names)
+
+    def for_model(self, names: Sequence[str]) -> Structures:
+        """The same files with the classes of a model, by name.
+
+        Raises:
+            UserError: no structure of the files is a class of the model.
+        """
+        if not set(names) & self.values.keys():
+            raise UserError(
+                f"none of the model's structures ({', '.join(names[:5])} ...) is in {self.folder / NAMES_FILE}"
+            )
+        return replace(self, names=tuple(names))
+
+    def class_map(self, mask: np.ndarray, path: Path) -> np.ndarray:
+        """What the files' values are as classes: uint8, same shape.
+
+        Args:
+            mask: any real dtype.
+            path: where it is from, for messages.
+
+        Raises:
+            UserError: a value is no structure.
+        """
+        table = np.full(256, _UNKNOWN, dtype=np.uint8)
+        table[0] = 0
+        for name, value in self.values.items():
+            table[value] = self.names.index(name) + 1 if name in self.names else 0
+        whole = mask
+        if mask.dtype != np.uint8:
+            within = mask.clip(0, _UNKNOWN)
+            whole = np.where(within == mask, within, _UNKNOWN).astype(np.uint8)
+            whole[whole != within] = _UNKNOWN
+        class_map = table[whole]
+        if (class_map == _UNKNOWN).any():
+            value = mask[class_map == _UNKNOWN].flat[0]
+            raise UserError(f"{path} holds the value {value:g}, which {self.folder / NAMES_FILE} does not name")
+        return class_map
+
+
+def read_structure_names(path: Path) -> dict[str, int]:
+    """Name -> value, from ``structures.json``.
+
+    Raises:
+        UserError: no such file, or it is no object of names and different values from 1 to 254.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it names the values of the structure masks: {{name: value}}")
+    values = read_json(path)
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path} must be an object {{name: value}} with at least one structure")
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_CLASSES:
+            raise UserError(f"{path}: the value of {name} must be a whole number from 1 to 254, not {value!r}")
+    if len(set(values.values())) < len(values):
+        names = [name for name in values if list(values.values()).count(values[name]) > 1]
+        raise UserError(f"{path}: {' and '.join(names[:2])} have the same value {values[names[0]]}")
+    return values

@@ -1,0 +1,86 @@
+"""Where panels, colour bars and legend of a picture lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class _Layout:
+    """Places for panels, colour bars and legend; all lengths in inches, so that a panel's size is that of its slice.
+
+    ``font_size`` is in points.
+    """
+
+    GAP, BAR = 0.12, 0.16
+
+    def __init__(self, columns: int, *, panel_width: float = 3.6, font_size: float = 11.0, plain: bool = False) -> None:
+        self.columns, self.panel_width, self.font_size, self.plain = columns, panel_width, font_size, plain
+        scale = font_size / 11
+        self.bar_label, self.legend_line = 0.5 * scale, 0.25 * scale
+        # plain: no title above the panels, and the planes' names inside them
+        self.left, self.top = (0.15 * scale, 0.32 * scale) if plain else (0.3 * scale, 0.75 * scale)
+        self.width = self.left + columns * (panel_width + self.GAP)
+
+    @classmethod
+    def for_page(cls, columns: int) -> _Layout:
+        """For a picture that is shown about 11 inches wide, whatever its number of columns: the same size of text."""
+        return cls(columns, panel_width=2.8, font_size=max(8.0, 0.75 * columns * 2.92), plain=True)
+
+    def begin(self, proportions: Sequence[float], *, entries: int, legend_columns: int, heading_lines: int) -> Figure:
+        """The empty figure, for rows of panels with such heights by widths and a legend of so many entries."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.row_inches = [self.panel_width * float(np.clip(proportion, 0.15, 2.5)) for proportion in proportions]
+        self.top += (heading_lines - 1) * 1.35 * 12 / 11 * self.font_size / 72
+        self.legend_ncols = 2 * legend_columns
+        legend_inches = self.legend_line * (-(-entries // self.legend_ncols) + 0.5)
+        self.legend_inches = legend_inches
+        self.below = self.top + sum(self.row_inches) + self.GAP * len(self.row_inches)
+        self.height = self.below + max(self.BAR + self.bar_label, legend_inches)
+        self.figure = Figure(figsize=(self.width, self.height))
+        FigureCanvasAgg(self.figure)
+        return self.figure
+
+    @property
+    def title_y(self) -> float:
+        return 1 - 0.2 * self.font_size / 11 / self.height
+
+    def panel(self, row: int, column: int) -> Axes:
+        from_top = self.top + sum(self.row_inches[:row]) + self.GAP * row
+        return self._axes(column, from_top, self.row_inches[row])
+
+    def say_plane(self, panel: Axes, name: str) -> None:
+        """Which slice a row shows."""
+        if not self.plain:
+            panel.set_ylabel(name, fontsize=self.font_size)
+            return
+        panel.text(
+            0.02, 0.97, name.replace("slice ", "").replace(" of ", "/"), ha="left", va="top", color="white",
+            transform=panel.transAxes, fontsize=10 / 11 * self.font_size,
+            bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 2},
+        )  # fmt: skip
+
+    def colour_bar(self, panel: Axes, column: int, label: str, *, columns: int = 1, extend: str = "neither") -> None:
+        """The scale of a panel's image, below some columns."""
+        place = self._axes(column, self.below, self.BAR, columns=columns)
+        bar = self.figure.colorbar(panel.images[0], cax=place, orientation="horizontal", extend=extend)
+        bar.set_label(label, fontsize=10 / 11 * self.font_size)
+        place.tick_params(labelsize=10 / 11 * self.font_size)
+
+    def legend(self, column: int) -> Axes:
+        """From a column to the last."""
+        return self._axes(column, self.below, self.legend_inches, columns=self.columns - column)
+
+    def _axes(self, column: int, from_top: float, height: float, *, columns: int = 1) -> Axes:
+        left = self.left + column * (self.panel_width + self.GAP)
+        width = columns * self.panel_width + (columns - 1) * self.GAP
+        low = self.height - from_top - height
+        return self.figure.add_axes((left / self.width, low / self.height, width / self.width, height / self.height))

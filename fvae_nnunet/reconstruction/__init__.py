@@ -1,0 +1,1 @@
+"""The reconstruction of whole CT volumes by a frozen VAE."""

@@ -1,0 +1,174 @@
+"""Every image of a folder to its reconstruction in another folder, for test images and other people's pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.ct.files import Geometry, image_ending, read_volume, write_volume
+from fvae_nnunet.ct.hounsfield import check_volume_hu
+from fvae_nnunet.ct.stored_images import check_image_file
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
+from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.jobs.shared_arrays import compact
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.volume import Fidelity, fidelity, reconstruct_to_int16
+from fvae_nnunet.vae.base import FrozenVAE
+
+
+@dataclass(frozen=True)
+class _Volume:
+    volume_hu: np.ndarray
+    geometry: Geometry
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Reconstructed:
+    raw: _Volume
+    view_hu: np.ndarray
+
+
+def reconstruct_folder(
+    images: dict[str, Path],
+    output: Path,
+    vae: FrozenVAE,
+    *,
+    settings: Reconstruction,
+    hu_as_is: bool = False,
+    cases: Iterable[str] | None = None,
+    workers: int,
+    seconds: StageSeconds,
+    made_with: dict[str, object],
+    overwrite: bool = False,
+    reader: str | None = None,
+    on_slices: Callable[[str, int, int], object] | None = None,
+) -> Generator[Outcome, None, None]:
+    """Write the reconstruction of each image under its own name: int16 HU, same geometry, same ending.
+
+    Slices run along the axis nearest to the body axis. An image that was finished with the same settings from the
+    same file is left alone (its outcome has neither result nor error). The result of a case is its ``Fidelity``.
+
+    Args:
+        images: from ``ct.files.find_images``.
+        output: the folder to write to; made if needed.
+        vae, settings: with what.
+        hu_as_is: reconstruct also what cannot be HU (``hounsfield``); else it is the error of its case.
+        cases: names of the images to do, asked for one by one; None for all.
+        workers: processes for reading and writing; 0 for none.
+        seconds: filled with where the time went.
+        made_with: for the reader of the manifest.
+        overwrite: make finished images again, with other settings if need be.
+        reader: nnU-Net's reader with which the images are read, see ``ct.files.read_volume``.
+        on_slices: called with case, slices done and slices of the case.
+
+    Raises:
+        UserError: output equals input, holds reconstructions made with other settings, or the disk is full.
+    """
+    if any(path.parent.resolve() == output.resolve() for path in images.values()):
+        raise UserError(f"{output} is the input folder; the raw images would be overwritten")
+    manifest = Manifest(output / MANIFEST_FOLDER)
+    if overwrite:
+        manifest.remove()
+    targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
+    foreign = [target.name for target in targets.values() if target.exists()]
+    if foreign and not overwrite and manifest.read() is None:
+        raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or --overwrite")
+    turned = {"reader": reader} if reader is not None and reader.endswith("WithReorient") else {}
+    manifest.begin("reconstruction", settings.recorded_with(vae) | turned, made_with)
+
+    def compute(case: str, raw: _Volume) -> _Reconstructed:
+        order = raw.geometry.axial_order
+        count = partial(on_slices, case) if on_slices is not None else None
+        view = reconstruct_to_int16(
+            vae,
+            raw.volume_hu,
+            settings,
+            axis_order=order,
+            spacing_mm=raw.geometry.spacing_mm[::-1],
+            case=case,
+            on_slices=count,
+        )
+        return _Reconstructed(raw, view)
+
+    return run_cases(
+        sorted(images) if cases is None else cases,
+        read=partial(_read, images, targets, manifest, reader, hu_as_is),
+        compute=compute,
+        write=partial(_write, images, targets, manifest, settings.hu_window),
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def check_folder(folder: Path, images: dict[str, Path], repair: str) -> dict[str, Any]:
+    """The manifest of a folder after checking that it holds a whole reconstruction of each image as it is now.
+
+    Args:
+        folder: that ``reconstruct_folder`` wrote.
+        images: from ``ct.files.find_images``.
+        repair: start of the command that makes it, for the message.
+
+    Raises:
+        UserError: the folder is another one, or images are missing, incomplete or older.
+    """
+    manifest = Manifest(folder / MANIFEST_FOLDER)
+    content = manifest.read({"made_with": {"options": str}})
+    if content is None:
+        raise UserError(f"{folder} was not written by fvae-reconstruct. Make it with: {repair}")
+    lacking = [
+        case
+        for case, path in images.items()
+        if not manifest.is_done(
+            case, inputs={path.name: sha256_of_file(path)}, outputs=[folder / (case + image_ending(path))]
+        )
+    ]
+    if lacking:
+        raise UserError(
+            f"in {folder}, {len(lacking)} of {len(images)} images are missing, incomplete or older than the raw ones "
+            f"(first: {lacking[0]}). Complete it with: {repair} {content['made_with']['options']}"
+        )
+    return content
+
+
+def read_axial(path: Path) -> np.ndarray:
+    """The volume of an image (body axis, front-back, left-right) in HU."""
+    volume_hu, geometry = read_volume(path)
+    return compact(volume_hu).transpose(geometry.axial_order)
+
+
+def _read(
+    images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, reader: str | None, hu_as_is: bool, case: str
+) -> _Volume | None:
+    # before its digest: that of a header would not change with the file that it points to
+    check_image_file(images[case], voxels_too=False)
+    digest = sha256_of_file(images[case])
+    if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
+        return None
+    volume_hu, geometry = read_volume(images[case], reader=reader)
+    if not hu_as_is:
+        check_volume_hu(volume_hu, images[case])
+    return _Volume(compact(volume_hu), geometry, digest)
+
+
+def _write(
+    images: dict[str, Path],
+    targets: dict[str, Path],
+    manifest: Manifest,
+    hu_window: tuple[float, float],
+    case: str,
+    reconstructed: _Reconstructed,
+) -> Fidelity:
+    raw = reconstructed.raw
+    order = raw.geometry.axial_order
+    result = fidelity(raw.volume_hu, reconstructed.view_hu, hu_window, axis_order=order)
+    write_volume(targets[case], reconstructed.view_hu, raw.geometry)
+    manifest.write_case(case, inputs={images[case].name: raw.digest}, outputs=[targets[case]], results=asdict(result))
+    return result

@@ -1,0 +1,228 @@
+"""Three ways to take a long volume through a VAE that sees a limited number of slices.
+
+``windows``: overlapping windows that are blended; the default. ``paper``: the windows, precision and rounding of the
+scripts released with the paper. ``stream``: one causal pass over all slices, without seams. Each may see a window
+several times (``combined_windows``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fvae_nnunet.ct.hu_windows import HUWindow
+from fvae_nnunet.ct.intensity import (
+    hu_to_model,
+    hu_to_model_over_unit_interval,
+    model_to_hu,
+    model_to_hu_over_unit_interval,
+)
+from fvae_nnunet.device.memory import even_part
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.reconstruction.combined_windows import PlaneChange, combined
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.windows import blend_windows, slice_windows
+from fvae_nnunet.vae.base import FrozenVAE
+from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
+
+VOXELS_OF_A_CALL = 65 * 256 * 256
+"""On a GPU, windows with a small plane are coded together up to this many voxels."""
+
+Pieces = Iterator[torch.Tensor]
+
+
+def reconstructed_slices(
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    generator: torch.Generator | None = None,
+    plane_mm: tuple[float, float] | None = None,
+) -> Iterator[np.ndarray]:
+    """The reconstruction of a volume, a run of slices at a time, in order.
+
+    Args:
+        vae: the frozen VAE.
+        axial_hu: (z, y, x) in HU, any real dtype; not copied as a whole.
+        settings: scheme, windows and HU windows.
+        generator: draws from the posterior if given.
+        plane_mm: distance of rows and of columns, needed where the settings say the size of a pixel.
+
+    Yields:
+        (d, y, x) float32 in HU inside the widest window, together the whole volume.
+
+    Raises:
+        UserError: the VAE's output is not finite (an overflow in half precision), or it cannot stream.
+    """
+    schemes = {"windows": _windows, "paper": _paper, "stream": _stream}
+    changes = settings.plane_changes(axial_hu.shape[1:], plane_mm)
+    pieces = schemes[settings.scheme](vae, axial_hu, settings, changes, generator)
+    return blend_windows(_to_host(vae, pieces), settings.overlap_slices)
+
+
+def _windows(
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    changes: Sequence[PlaneChange],
+    generator: torch.Generator | None,
+) -> Pieces:
+    windows = slice_windows(len(axial_hu), settings.window_slices, settings.overlap_slices)
+    pixels = math.prod(changes[0].size or axial_hu.shape[1:])
+    for together in _batches(windows, pixels, vae.device, one_by_one=generator is not None):
+        window_hu = torch.stack([_slices(axial_hu, start, stop, vae.device) for start, stop in together])
+        yield from reconstructed_windows(vae, window_hu, changes, settings.hu_windows, generator)
+
+
+def reconstructed_windows(
+    vae: FrozenVAE,
+    window_hu: torch.Tensor,
+    changes: Sequence[PlaneChange],
+    hu_windows: Sequence[HUWindow],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Windows of equal shape through the VAE, padded by replication to what it admits and cut back.
+
+    Args:
+        vae: the frozen VAE.
+        window_hu: (B, d, y, x) in HU, any real dtype, on any device.
+        changes, hu_windows: of the passes, see ``combined_windows.combined``.
+        generator: draws from the posterior if given, anew in each pass.
+
+    Returns:
+        Same shape, float32, in HU inside the widest window, on the VAE's device; NaN where the VAE's output is not
+        finite.
+    """
+
+    def code(slices_hu: torch.Tensor, hu_window: HUWindow, _: int) -> torch.Tensor:
+        slices = vae.spec.padded_slices(slices_hu.shape[1])
+        volume = hu_to_model(_padded(slices_hu, slices, vae), hu_window)
+        decoded = vae.decode(vae.encode(volume[:, None], generator))[:, 0]
+        return model_to_hu(_cut(decoded, slices_hu), hu_window)
+
+    return combined(window_hu, changes, hu_windows, code)
+
+
+def _batches(
+    windows: list[tuple[int, int]], pixels: int, device: torch.device, *, one_by_one: bool
+) -> Iterator[list[tuple[int, int]]]:
+    """The windows in groups of equal length that are coded in one call."""
+    for slices, group in groupby(windows, key=lambda window: window[1] - window[0]):
+        equal = list(group)
+        most = 1 if one_by_one else windows_of_a_call(slices * pixels, device)
+        while equal:
+            count = even_part(len(equal), most)
+            yield equal[:count]
+            equal = equal[count:]
+
+
+def windows_of_a_call(voxels: int, device: torch.device) -> int:
+    """How many windows of so many voxels are coded together; where memory lacks, the VAE parts them again."""
+    return 1 if device.type == "cpu" else max(1, VOXELS_OF_A_CALL // voxels)
+
+
+def _paper(
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    changes: Sequence[PlaneChange],
+    generator: torch.Generator | None,
+) -> Pieces:
+    script = PAPER_SCRIPTS[vae.spec.name]
+
+    def code(slices_hu: torch.Tensor, hu_window: HUWindow, _: int) -> torch.Tensor:
+        # behind the slices of a causal VAE less padding gives the same values
+        slices = vae.spec.padded_slices(slices_hu.shape[1]) if vae.spec.causal else settings.window_slices
+        padded_hu = _padded(slices_hu, slices, vae)
+        if script.unit_interval:
+            dtype = vae.dtype if script.rounds_unit_interval else torch.float32
+            volume = hu_to_model_over_unit_interval(padded_hu, hu_window, dtype)
+        else:
+            volume = hu_to_model(padded_hu, hu_window)
+        decoded = _cut(vae.decode(vae.encode(volume[:, None], generator))[:, 0], slices_hu)
+        if script.unit_interval:
+            return model_to_hu_over_unit_interval(decoded, hu_window, vae.dtype)
+        return model_to_hu(decoded, hu_window)
+
+    for start, stop in slice_windows(len(axial_hu), settings.window_slices, 0):
+        window_hu = _slices(axial_hu, start, stop, vae.device)[None]
+        yield combined(window_hu, changes, settings.hu_windows, code)[0]
+
+
+def _stream(
+    vae: FrozenVAE,
+    axial_hu: np.ndarray,
+    settings: Reconstruction,
+    changes: Sequence[PlaneChange],
+    generator: torch.Generator | None,
+) -> Pieces:
+    streams = [vae.open_stream() for _ in range(len(changes) * len(settings.hu_windows))]
+    spec = vae.spec
+
+    def code(slices_hu: torch.Tensor, hu_window: HUWindow, number: int) -> torch.Tensor:
+        stream = streams[number]
+        if stream is None:
+            raise UserError(f"{spec.name} cannot code a volume in one pass; use --scheme windows")
+        missing = -(slices_hu.shape[1] - offset) % spec.slice_stride
+        volume = hu_to_model(_padded(slices_hu, slices_hu.shape[1] + missing, vae), hu_window)
+        return model_to_hu(_cut(stream.reconstruct(volume[:, None], generator)[:, 0], slices_hu), hu_window)
+
+    start = 0
+    while start < len(axial_hu):
+        offset = spec.slice_offset if start == 0 else 0
+        steps = max(1, (settings.window_slices - offset) // spec.slice_stride)
+        stop = min(start + offset + steps * spec.slice_stride, len(axial_hu))
+        window_hu = _slices(axial_hu, start, stop, vae.device)[None]
+        yield combined(window_hu, changes, settings.hu_windows, code)[0]
+        start = stop
+
+
+def _slices(axial_hu: np.ndarray, start: int, stop: int, device: torch.device) -> torch.Tensor:
+    """Slices (d, y, x) on the device, as int16 or float32."""
+    dtype = np.int16 if axial_hu.dtype == np.int16 else np.float32
+    slices = torch.from_numpy(np.array(axial_hu[start:stop], dtype=dtype, order="C"))
+    return slices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else slices.to(device)
+
+
+def _padded(window_hu: torch.Tensor, slices: int, vae: FrozenVAE) -> torch.Tensor:
+    """(B, d, y, x) float32, padded with replicated values behind the last slice, row and column."""
+    _, depth, height, width = window_hu.shape
+    behind = (vae.spec.padded_inplane(width) - width, vae.spec.padded_inplane(height) - height, slices - depth)
+    return F.pad(window_hu.float(), (0, behind[0], 0, behind[1], 0, behind[2]), mode="replicate")
+
+
+def _cut(decoded: torch.Tensor, window_hu: torch.Tensor) -> torch.Tensor:
+    """Without the padding; infinities, which the clamping to the HU window would hide, become NaN."""
+    _, slices, height, width = window_hu.shape
+    nan = float("nan")
+    return torch.nan_to_num(decoded[:, :slices, :height, :width], nan=nan, posinf=nan, neginf=nan)
+
+
+def _to_host(vae: FrozenVAE, pieces: Pieces) -> Iterator[np.ndarray]:
+    """The pieces as arrays. From a GPU one piece late, so that it computes the next while the host handles this one."""
+    waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for piece in pieces:
+        if piece.device.type != "cuda":
+            yield _finite(vae, piece.cpu())
+            continue
+        on_host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
+        on_host.copy_(piece, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(piece.device))
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield _finite(vae, waiting[0])
+        waiting = on_host, copied
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield _finite(vae, waiting[0])
+
+
+def _finite(vae: FrozenVAE, piece: torch.Tensor) -> np.ndarray:
+    if not torch.isfinite(piece).all():
+        raise UserError(f"{vae.spec.name} in {vae.dtype} gives values that are not finite; use --precision float32")
+    return piece.numpy()

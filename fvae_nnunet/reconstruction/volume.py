@@ -1,0 +1,168 @@
+"""The reconstruction x~ = D(E(x)) of one whole CT volume (paper, section 3), in HU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fvae_nnunet.ct.intensity import POSSIBLE_HU, round_to_int16, truncate_to_int16
+from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices, noise_figures
+from fvae_nnunet.ct.orientation import AxisOrder
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.reconstruction.schemes import reconstructed_slices
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.vae.base import FrozenVAE
+
+PAPER_AXIS_ORDER: AxisOrder = (0, 2, 1)
+"""From (z, y, x) as SimpleITK reads a file to the (z, x, y) of the paper's scripts, which read it with nibabel."""
+
+
+def reconstruct_volume(
+    vae: FrozenVAE,
+    volume_hu: np.ndarray,
+    settings: Reconstruction | None = None,
+    *,
+    axis_order: AxisOrder = (0, 1, 2),
+    spacing_mm: Sequence[float] | None = None,
+    case: str = "",
+    on_slices: Callable[[int, int], object] | None = None,
+) -> np.ndarray:
+    """The reconstruction of a CT volume.
+
+    Args:
+        vae: the frozen VAE.
+        volume_hu: (z, y, x) in HU, any real dtype; the axes may stand in another order, see ``axis_order``.
+        settings: None for ``Reconstruction.for_vae`` with its defaults.
+        axis_order: transposition that brings the volume into (body axis, front-back, left-right); see
+            ``orientation.axial_order``. It is undone on the result.
+        spacing_mm: voxel size, in the order of the volume's axes; needed where the settings say the size of a pixel.
+        case: mixed into ``settings.posterior_seed``, so that every case has draws of its own, whatever the order in
+            which cases are made.
+        on_slices: called with the slices done and the slices in all, for a progress bar.
+
+    Returns:
+        float32 in HU, same shape and axes as ``volume_hu``, inside the window.
+
+    Raises:
+        UserError: the volume is not 3-dimensional, empty or not finite, or the VAE's output is not finite.
+    """
+    return _reconstruct(vae, volume_hu, settings, np.float32, axis_order, spacing_mm, case, on_slices)
+
+
+def reconstruct_to_int16(
+    vae: FrozenVAE,
+    volume_hu: np.ndarray,
+    settings: Reconstruction | None = None,
+    *,
+    axis_order: AxisOrder = (0, 1, 2),
+    spacing_mm: Sequence[float] | None = None,
+    case: str = "",
+    on_slices: Callable[[int, int], object] | None = None,
+) -> np.ndarray:
+    """``reconstruct_volume``, rounded (or cut, by the settings) to int16 HU: what views and image files hold.
+
+    No volume in float32 is held.
+    """
+    return _reconstruct(vae, volume_hu, settings, np.int16, axis_order, spacing_mm, case, on_slices)
+
+
+@torch.no_grad()
+def _reconstruct(
+    vae: FrozenVAE,
+    volume_hu: np.ndarray,
+    settings: Reconstruction | None,
+    dtype: type[np.generic],
+    axis_order: AxisOrder,
+    spacing_mm: Sequence[float] | None,
+    case: str,
+    on_slices: Callable[[int, int], object] | None,
+) -> np.ndarray:
+    if volume_hu.ndim != 3 or 0 in volume_hu.shape:
+        raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
+    if volume_hu.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in volume_hu):
+        raise UserError("the volume holds values that are not finite (NaN or infinite)")
+    settings = settings or Reconstruction.for_vae(vae.spec)
+    order = PAPER_AXIS_ORDER if settings.scheme == "paper" else axis_order
+    axial_hu = volume_hu.transpose(order)
+    result = np.empty(axial_hu.shape, dtype=dtype)
+    to_int16 = truncate_to_int16 if settings.truncate else round_to_int16
+    done = 0
+    vae = vae.for_volume(axial_hu, settings.hu_window)
+    plane_mm = None if spacing_mm is None else (float(spacing_mm[order[1]]), float(spacing_mm[order[2]]))
+    for slices_hu in reconstructed_slices(vae, axial_hu, settings, _generator(settings, case), plane_mm):
+        result[done : done + len(slices_hu)] = to_int16(slices_hu) if dtype is np.int16 else slices_hu
+        done += len(slices_hu)
+        if on_slices is not None:
+            on_slices(done, len(axial_hu))
+    return result.transpose(tuple(np.argsort(order)))
+
+
+def _generator(settings: Reconstruction, case: str) -> torch.Generator | None:
+    if settings.posterior_seed is None:
+        return None
+    digest = hashlib.sha256(f"{settings.posterior_seed}\0{case}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a reconstruction is to the raw volume clipped to the same HU window, and how noisy both are.
+
+    Attributes:
+        psnr_db: peak signal-to-noise ratio; the peak is the width of the window. Infinite if equal.
+        mean_absolute_error_hu: mean absolute difference.
+        noise_raw_hu, noise_view_hu: standard deviation of the noise (``noise.Noise``) in the clipped raw volume and in
+            the reconstruction, in the same place; None where there is no soft tissue. And of its two parts.
+        lowest_hu, highest_hu: of the raw volume as it is, not clipped.
+        impossible_voxels: of the raw volume outside ``intensity.POSSIBLE_HU``.
+    """
+
+    psnr_db: float
+    mean_absolute_error_hu: float
+    noise_raw_hu: float | None
+    noise_view_hu: float | None
+    noise_fine_raw_hu: float | None
+    noise_fine_view_hu: float | None
+    noise_coarse_raw_hu: float | None
+    noise_coarse_view_hu: float | None
+    lowest_hu: float
+    highest_hu: float
+    impossible_voxels: int
+
+
+def fidelity(
+    volume_hu: np.ndarray,
+    reconstruction_hu: np.ndarray,
+    hu_window: tuple[float, float],
+    *,
+    axis_order: AxisOrder = (0, 1, 2),
+) -> Fidelity:
+    """PSNR, mean absolute error and noise of a reconstruction, and the raw volume's range; arrays of one shape, in HU.
+
+    Noise is measured on at most ``noise.MEASURED_SLICES`` axial slices; ``axis_order`` as for ``reconstruct_volume``.
+    """
+    lower, upper = hu_window
+    squared, absolute, impossible = 0.0, 0.0, 0
+    lowest_hu, highest_hu = float(volume_hu.min()), float(volume_hu.max())
+    for raw_slice, reconstructed_slice in zip(volume_hu, reconstruction_hu, strict=True):
+        difference = reconstructed_slice.astype(np.float64) - np.clip(raw_slice.astype(np.float64), lower, upper)
+        squared += float(np.square(difference).sum())
+        absolute += float(np.abs(difference).sum())
+        if lowest_hu < POSSIBLE_HU[0] or highest_hu > POSSIBLE_HU[1]:
+            impossible += int(np.count_nonzero((raw_slice < POSSIBLE_HU[0]) | (raw_slice > POSSIBLE_HU[1])))
+    mean_square = squared / volume_hu.size
+    psnr_db = float("inf") if mean_square == 0 else 10 * np.log10((upper - lower) ** 2 / mean_square)
+    region, raw = measured_region(volume_hu.transpose(axis_order), hu_window)
+    view = None if raw is None else measure_noise(measured_slices(reconstruction_hu.transpose(axis_order)), region)
+    return Fidelity(
+        float(psnr_db),
+        absolute / volume_hu.size,
+        **noise_figures(raw, view),
+        lowest_hu=lowest_hu,
+        highest_hu=highest_hu,
+        impossible_voxels=impossible,
+    )

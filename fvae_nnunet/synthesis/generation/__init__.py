@@ -1,0 +1,1 @@
+"""Synthetic cases: what is asked for, painted and written."""

@@ -1,0 +1,227 @@
+"""From planned lesions to HU: each is generated and blended into the case, or the whole volume is generated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fvae_nnunet.ct.intensity import round_to_int16
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.lesions.appearance import Appearance
+from fvae_nnunet.synthesis.lesions.insertion import TEXTURES, blend_lesion, margin_weight
+from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
+from fvae_nnunet.synthesis.lesions.placement import box_around
+from fvae_nnunet.synthesis.model.draft import drafted
+from fvae_nnunet.synthesis.model.grid import ModelGrid, resampled
+from fvae_nnunet.synthesis.model.inpainting import inpaint, slices_seen
+from fvae_nnunet.synthesis.model.latent_encoding import MARGIN_MM
+from fvae_nnunet.synthesis.model.layout import Layout
+from fvae_nnunet.synthesis.sources.cases import SourceCase
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+
+MODES = ("inpaint", "grow", "full")
+OnStep = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class PaintSettings:
+    """How lesions are generated.
+
+    Attributes:
+        mode: ``inpaint``: into the real case; ``grow``: in the place of a lesion of the real case; ``full``: the whole
+            volume from its class map.
+        margin_mm: around a lesion within which voxels may change, but for ``full``.
+        texture: see ``insertion.blend_lesion``, but for ``full``.
+        steps, eta: of sampling; None: as the model says.
+        guidance, text: of sampling.
+    """
+
+    mode: str = "inpaint"
+    margin_mm: float = MARGIN_MM
+    texture: str = "scanner"
+    steps: int | None = None
+    eta: float | None = None
+    guidance: float = 1.0
+    text: str | None = None
+
+    def resolved(self, process: NoiseProcess) -> PaintSettings:
+        """With steps and eta of a model's process where they are not given."""
+        return replace(
+            self,
+            steps=process.steps if self.steps is None else self.steps,
+            eta=process.eta if self.eta is None else self.eta,
+        )
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES or self.texture not in TEXTURES:
+            raise UserError(
+                f"the mode is {', '.join(MODES)} and the texture {' or '.join(TEXTURES)}; got {self.mode!r} and "
+                f"{self.texture!r}"
+            )
+        if not 0 <= self.margin_mm < float("inf"):
+            raise UserError(f"--margin-mm must not be negative, got {self.margin_mm:g}")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"--steps must be at least 1, got {self.steps}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise UserError(f"--eta must lie in 0 to 1, got {self.eta:g}")
+
+
+def with_lesion(layout: Layout, lesion: PlacedLesion, lesion_class: int) -> Layout:
+    """The layout with a planned lesion put in, and without the one that it replaces."""
+    if lesion.replaces is not None:
+        layout = layout.without_lesion(lesion.replaces.box, lesion.replaces.shape, lesion.replaces.classes)
+    appearance = lesion.appearance or Appearance(math.nan, math.nan)
+    return layout.with_lesion(lesion.box, lesion.shape, lesion_class, appearance)
+
+
+def paint(
+    model: LatentDiffusion,
+    source: SourceCase,
+    lesions: Sequence[PlacedLesion],
+    settings: PaintSettings,
+    *,
+    generator: torch.Generator,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """The synthetic volume of a case: int16 HU (z, y, x), axial.
+
+    ``inpaint`` and ``grow`` put one lesion after the other into the volume; the model sees those before. Voxels that
+    are ``margin_mm`` or more from every new lesion, and from those that they replace, are the raw ones.
+
+    Args:
+        model: generates.
+        source: the real case.
+        lesions: to put in.
+        settings: how.
+        generator: on the CPU; all noise comes from it.
+        on_step: called with the steps done and in all, for each window that is generated.
+
+    Raises:
+        UserError: a lesion has no voxel on the model's coarser grid, HU that do not fit int16, or what the model says.
+    """
+    told_looks = model.settings.appearance is not None
+    layout = Layout.of(
+        source.class_map,
+        source.spacing_mm,
+        organs=source.organ_classes,
+        volume_hu=source.volume_hu if told_looks else None,
+    )
+    volume_hu = source.volume_hu.copy()
+    for lesion in lesions:
+        layout = with_lesion(layout, lesion, source.lesion_class)
+        if settings.mode != "full":
+            _insert(model, volume_hu, layout, lesion, settings, generator, on_step)
+    if settings.mode != "full":
+        return volume_hu
+    return generated_volume(model, layout, settings, text=settings.text, generator=generator, on_step=on_step)
+
+
+def generated_volume(
+    model: LatentDiffusion,
+    layout: Layout,
+    settings: PaintSettings,
+    *,
+    text: str | None,
+    generator: torch.Generator,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """A whole volume from its layout: int16 HU, same shape (z, y, x).
+
+    Where the model has no spacing of its own, the volume is never held in another dtype.
+
+    Args:
+        model: generates.
+        layout: axial.
+        settings: how to sample.
+        text: a report, for models that know text; that of the settings is not used.
+        generator: on the CPU; all noise comes from it.
+        on_step: called with the steps done and in all.
+
+    Raises:
+        UserError: what the model says.
+    """
+    grid = ModelGrid(layout.shape, layout.spacing_mm, model.settings.spacing_mm)
+    on_models_grid = np.empty(grid.shape, dtype=np.int16 if grid.shape == layout.shape else np.float32)
+    start = 0
+    for run in model.generate_runs(
+        grid.layout(layout), generator=generator, on_step=on_step, **_sampling(settings) | {"text": text}
+    ):
+        on_models_grid[start : start + len(run)] = round_to_int16(run) if on_models_grid.dtype == np.int16 else run
+        start += len(run)
+    return round_to_int16(resampled(on_models_grid, layout.shape, order=1))
+
+
+def _insert(
+    model: LatentDiffusion,
+    volume_hu: np.ndarray,
+    layout: Layout,
+    lesion: PlacedLesion,
+    settings: PaintSettings,
+    generator: torch.Generator,
+    on_step: OnStep | None,
+) -> None:
+    """Generate one lesion and blend it into ``volume_hu``, in place."""
+    spacing_mm = layout.spacing_mm
+    mask = lesion.changed(volume_hu.shape)
+    box = box_around(mask, settings.margin_mm, spacing_mm)
+    region = np.zeros(volume_hu.shape, dtype=bool)
+    region[box] = margin_weight(mask[box], spacing_mm, settings.margin_mm) > 0
+    grid = ModelGrid(volume_hu.shape, spacing_mm, model.settings.spacing_mm)
+    if not grid.mask(lesion.mask(volume_hu.shape)).any():
+        raise UserError(
+            f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of "
+            f"{model.settings.spacing_mm} mm; choose larger ones (--sizes, --diameter-mm)"
+        )
+    seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
+    draft_hu = None
+    if model.settings.context == "draft":
+        assert model.settings.appearance is not None
+        drawn_hu = drafted(
+            volume_hu,
+            layout,
+            mask,
+            unknown=Appearance(*model.settings.appearance.mean),
+            rng=np.random.default_rng(int(torch.randint(2**62, (), generator=generator))),
+        )
+        draft_hu = grid.volume(drawn_hu)[seen]
+    decoded = inpaint(
+        model,
+        grid.volume(volume_hu)[seen],
+        grid.layout(layout).slices(seen),
+        grid.mask(region)[seen],
+        draft_hu,
+        generator=generator,
+        on_step=on_step,
+        **_sampling(settings),
+    )
+    of = (seen, slice(0, grid.shape[1]), slice(0, grid.shape[2]))
+    generated_hu, reconstructed_hu = (grid.back(volume, of, box) for volume in decoded)
+    raw_hu = volume_hu[box]
+    # what the HU window cuts off, such as metal, the model has never seen: it counts as an error of the reconstruction
+    cut_off = raw_hu - raw_hu.clip(*model.settings.hu_window)
+    volume_hu[box] = blend_lesion(
+        raw_hu,
+        generated_hu,
+        reconstructed_hu + cut_off,
+        mask[box],
+        spacing_mm,
+        settings.margin_mm,
+        texture=settings.texture,
+    )
+
+
+def _sampling(settings: PaintSettings) -> dict[str, Any]:
+    return {
+        "steps": settings.steps,
+        "eta": settings.eta,
+        "guidance": settings.guidance,
+        "text": settings.text,
+    }

@@ -1,0 +1,1 @@
+"""Lesions: shapes, sizes, places, looks, and their quality."""

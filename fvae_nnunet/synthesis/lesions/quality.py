@@ -1,0 +1,243 @@
+"""Whether a synthetic lesion looks like the real ones of its size, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.synthesis.lesions.measures import CORE_DEPTH_MM, measure_lesion
+from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
+from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
+
+NEAREST_SHARE = 1 / 3
+"""Texture and rim of a lesion are held against those of this share of the real lesions, the nearest in size (by the
+ratio of equivalent diameters): a small lesion is blurred into its surroundings as a large one is not. Mean and contrast
+of the core are held against all of them whose core is blurred, or not, as its own is; where these are fewer than
+`FEWEST`, against all."""
+
+NEAREST = 12
+"""At least against so many, or all there are."""
+
+PERCENTILES = (1.0, 99.0)
+"""Of these: of fewer than a hundred these are nearly the extremes. The limits are wider, because real lesions are a
+sample and the next real one may lie outside:"""
+
+WIDENED_SHARE = 0.25
+"""by this share of the distance between the percentiles on either side,"""
+
+WIDENED_FEW = 8.0
+"""or by this divided by the number of real lesions, for the range of few is narrow: of normal values 12 and 24 span 3.3
+and 3.9 standard deviations on average, so that the limits are 3.8 and 3.2 standard deviations off the middle;"""
+
+WIDENED_HU = 8.0
+"""and at least by this: in a core of 30 voxels, of which noise makes 15 independent ones, noise of 20 HU is known to
+20 / sqrt(30) = 4 HU, and twice that is not rare."""
+
+UNRESOLVED_SD = 1.5
+"""A lesion with no voxel `CORE_DEPTH_MM` deep is blurred in its core, too. Where no `FEWEST` real ones are alike, its
+core's mean is not checked, the standard deviation may be so many times as large,"""
+
+UNRESOLVED_CONTRAST = 0.5
+"""and the contrast so much less. (An ideal nodule of 7 mm in slices of 3 mm has 70 HU less in its core than a large
+one, and a standard deviation of 30 to 50 HU instead of 17.)"""
+
+FEWEST = 3
+"""Real lesions that must have a measure, or it is not checked."""
+
+_CHECKED = {
+    "core_mean_hu": "core with a mean of {value:.0f} HU",
+    "contrast_hu": "contrast of {value:.0f} HU to its surroundings",
+    "core_sd_hu": "core with a standard deviation of {value:.0f} HU",
+    "rim_hu": "rim that differs by {value:.0f} HU from its core",
+    "slice_change_hu": "core that changes by {value:.0f} HU from slice to slice",
+}
+"""Measures that have limits. The mean of the whole lesion has none: it is that of core and rim, in proportions that
+depend on the size."""
+
+_BY_SIZE = ("core_sd_hu", "rim_hu", "slice_change_hu")
+_NOT_NEGATIVE = ("core_sd_hu", "slice_change_hu")
+_OF_BRIGHTNESS = ("core_mean_hu", "contrast_hu", "rim_hu")
+"""What cannot be as in real lesions where another brightness is asked for."""
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """What a lesion of one size must keep.
+
+    Attributes:
+        diameters_mm: the smallest and the largest of the real lesions nearest in size; None: there are none.
+        real_lesions: how many those are.
+        hu: for each measure the lower and upper limit; none: not checked.
+    """
+
+    diameters_mm: tuple[float, float] | None
+    real_lesions: int
+    hu: dict[str, tuple[float, float]]
+
+    def recorded(self) -> dict[str, Any]:
+        """As the record of a case states it."""
+        return {
+            "diameters_mm": None if self.diameters_mm is None else list(self.diameters_mm),
+            "real_lesions": self.real_lesions,
+            **{measure: list(limits) for measure, limits in self.hu.items()},
+        }
+
+
+@dataclass(frozen=True)
+class QualityLimits:
+    """What a synthetic lesion must keep to be accepted.
+
+    Attributes:
+        real: the lesions that it is held against.
+        inside_fraction: least share in the organ.
+        found_share: least share that a segmenter finds.
+        asked: the range of a measure of brightness that the user asks for; it stands for that of the real lesions, and
+            the other measures of brightness have no limits.
+    """
+
+    real: RealLesions
+    inside_fraction: float
+    found_share: float
+    asked: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def of_size(self, diameter_mm: float, depth_mm: float | None) -> SizeLimits:
+        """What a lesion of this size and depth (as measured) must keep, see `NEAREST_SHARE` and what follows."""
+        lesions = self.real.lesions
+        diameters_mm = np.array([lesion["diameter_mm"] for lesion in lesions])
+        count = max(NEAREST, int(np.ceil(NEAREST_SHARE * len(lesions))))
+        nearest = np.argsort(np.abs(np.log(diameters_mm / diameter_mm)), kind="stable")[:count]
+        hu = {}
+        resolved = _is_resolved(depth_mm)
+        alike = [lesion for lesion in lesions if _is_resolved(lesion["depth_mm"]) == resolved]
+        are_few = len(alike) < FEWEST
+        for measure in _CHECKED:
+            among = [lesions[at] for at in nearest] if measure in _BY_SIZE else lesions if are_few else alike
+            values = np.array([lesion[measure] for lesion in among if lesion[measure] is not None])
+            if measure in self.asked:
+                hu[measure] = _widened(measure, values, self.asked[measure])
+            elif values.size >= FEWEST and not (self.asked and measure in _OF_BRIGHTNESS):
+                hu[measure] = _widened(measure, values)
+        if are_few and not resolved:
+            hu = {measure: _of_blurred(measure, *limits) for measure, limits in hu.items() if measure != "core_mean_hu"}
+        sizes = diameters_mm[nearest]
+        return SizeLimits((float(sizes.min()), float(sizes.max())) if sizes.size else None, len(nearest), hu)
+
+    def recorded(self) -> dict[str, Any]:
+        """As the record of a case states it."""
+        return {
+            "real_lesions": len(self.real.lesions),
+            "nearest": [NEAREST, round(NEAREST_SHARE, 4)],
+            "percentiles": list(PERCENTILES),
+            "inside_fraction": self.inside_fraction,
+            "found_share": self.found_share,
+        }
+
+
+def _is_resolved(depth_mm: float | None) -> bool:
+    return depth_mm is None or depth_mm >= CORE_DEPTH_MM
+
+
+def _of_blurred(measure: str, lower: float, upper: float) -> tuple[float, float]:
+    """The limits of a lesion that is blurred in its core."""
+    if measure == "core_sd_hu":
+        return lower, round(UNRESOLVED_SD * upper, 2)
+    if measure == "contrast_hu":
+        return (
+            round(UNRESOLVED_CONTRAST * lower, 2) if lower > 0 else lower,
+            round(UNRESOLVED_CONTRAST * upper, 2) if upper < 0 else upper,
+        )
+    return lower, upper
+
+
+def _widened(measure: str, values: np.ndarray, asked: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The limits from real values, or what is asked for, widened as these or by a share of itself."""
+    by = WIDENED_HU
+    if values.size:
+        lower, upper = np.percentile(values, PERCENTILES)
+        by = max(by, max(WIDENED_SHARE, WIDENED_FEW / values.size) * (upper - lower))
+    if asked is not None:
+        lower, upper = asked
+        by = max(by, WIDENED_SHARE * (upper - lower))
+    lower = max(0.0, lower - by) if measure in _NOT_NEGATIVE else lower - by
+    return round(float(lower), 2), round(float(upper + by), 2)
+
+
+def lesion_quality(
+    volume_hu: np.ndarray,
+    lesion: np.ndarray,
+    surroundings: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    *,
+    inside_fraction: float,
+    found: np.ndarray | None,
+    limits: QualityLimits,
+) -> dict[str, Any]:
+    """The figures of one synthetic lesion.
+
+    Args:
+        volume_hu: the synthetic volume (z, y, x).
+        lesion: bool, not empty.
+        surroundings: bool, the organ without any lesion.
+        spacing_mm: (z, y, x).
+        inside_fraction: share of the lesion in the organ.
+        found: bool, what a segmenter calls lesion; None: there is none.
+        limits: what it will be held against.
+
+    Returns:
+        ``lesions.measures.MEASURES``, ``inside_fraction``, ``found_share``: share of the lesion that was found, or
+        None, and ``limits``: what one of its size must keep.
+    """
+    voxels = int(np.count_nonzero(lesion))
+    share = None if found is None else round(float(np.count_nonzero(found & lesion) / voxels), 4)
+    measured = measure_lesion(volume_hu, lesion, surroundings, spacing_mm)
+    of_size = limits.of_size(equivalent_diameter_mm(voxels, spacing_mm), measured["depth_mm"])
+    return {
+        **measured,
+        "inside_fraction": round(inside_fraction, 4),
+        "found_share": share,
+        "limits": of_size.recorded(),
+    }
+
+
+def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) -> list[str]:
+    """Why a case with such lesions is not accepted, a sentence each; empty: it is.
+
+    Args:
+        lesions: from ``lesion_quality``.
+        limits: what they are held against.
+    """
+    reasons = []
+    for number, quality in enumerate(lesions, start=1):
+        which = "the lesion" if len(lesions) == 1 else f"lesion {number}"
+        allowed = quality["limits"]
+        for measure, said in _CHECKED.items():
+            value = quality[measure]
+            if value is None or measure not in allowed:
+                continue
+            lower, upper = allowed[measure]
+            if not lower <= value <= upper:
+                reasons.append(
+                    f"{which} has a {said.format(value=value)}; {_whose(measure, limits, allowed)} {lower:.0f} to "
+                    f"{upper:.0f}"
+                )
+        for key, least, said in (
+            ("inside_fraction", limits.inside_fraction, "lies in the organ"),
+            ("found_share", limits.found_share, "is found by the segmenter"),
+        ):
+            share = quality[key]
+            # shares are rounded to four places
+            if share is not None and share < least - 5e-5:
+                reasons.append(f"{share:.0%} of {which} {said}; at least {least:.0%} are needed")
+    return reasons
+
+
+def _whose(measure: str, limits: QualityLimits, allowed: Mapping[str, Any]) -> str:
+    if measure in limits.asked:
+        return "what was asked for allows"
+    if measure not in _BY_SIZE:
+        return "real ones allow"
+    smallest, largest = allowed["diameters_mm"]
+    return f"real ones of {smallest:.0f} to {largest:.0f} mm allow"

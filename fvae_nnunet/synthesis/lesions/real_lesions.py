@@ -1,0 +1,184 @@
+"""The real lesions of a dataset: how bright, how textured, how large; measured once, and lent as shapes.
+
+``real_lesions.json``::
+
+    {"dataset": "Dataset007_Pancreas", "lesion": "tumour", "organ": "label:pancreas",
+     "digests": {"pancreas_001": {"image ...": "...", "label ...": "..."}},
+     "measures": ["mean_hu", ...],
+     "lesions": [{"case": "pancreas_001", "number": 1, "voxels": 830, "diameter_mm": 14.2, "mean_hu": 52.1, ...}]}
+
+``measures`` are ``lesions.measures.MEASURES``; a file of others is not used. ``number`` counts the connected
+components (26 neighbours) of the lesion label from 1, as SciPy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.files import Geometry, read_volume
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.checked_json import check_shape, read_json
+from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
+from fvae_nnunet.synthesis.lesions.measures import MEASURES, RING_MM, measure_lesion
+from fvae_nnunet.synthesis.lesions.placement import grown
+from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, RealLesion, equivalent_diameter_mm
+from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset, refuse_failed
+
+FILE_NAME = "real_lesions.json"
+"""In the folder of synthetic cases, so that they are measured once."""
+
+
+@dataclass(frozen=True)
+class RealLesions:
+    """What was measured.
+
+    Attributes:
+        lesions: as the module says, by case and number.
+        digests: case -> sha256 of each of its files, by name; also of cases without lesions.
+    """
+
+    lesions: tuple[dict[str, Any], ...]
+    digests: dict[str, dict[str, str]]
+
+    def values(self, measure: str) -> np.ndarray:
+        """One of ``lesions.measures.MEASURES`` of all lesions that have it (n,)."""
+        found = [lesion[measure] for lesion in self.lesions if lesion[measure] is not None]
+        return np.asarray(found, dtype=float)
+
+    def of_case(self, case: str) -> list[dict[str, Any]]:
+        """Those of one case."""
+        return [lesion for lesion in self.lesions if lesion["case"] == case]
+
+
+def surroundings_of(source: SourceCase) -> np.ndarray:
+    """What a lesion of the case is compared with: the organ without real lesions of any kind; without an organ all but
+    lesions."""
+    return (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.any_lesion
+
+
+def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
+    """The real lesions of a case with at least `MIN_VOXELS` voxels, as in ``RealLesions``."""
+    from scipy import ndimage
+
+    numbered, _ = ndimage.label(source.lesion, structure=TOUCHING)
+    around = surroundings_of(source)
+    lesions = []
+    for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+        voxels = int(np.count_nonzero(numbered[box] == number))
+        if voxels < MIN_VOXELS:
+            continue
+        margins = np.ceil(RING_MM / np.asarray(source.spacing_mm)).astype(int)
+        crop = grown(box, margins, numbered.shape)
+        measured = measure_lesion(source.volume_hu[crop], numbered[crop] == number, around[crop], source.spacing_mm)
+        diameter_mm = round(equivalent_diameter_mm(voxels, source.spacing_mm), 2)
+        lesions.append({"case": source.case, "number": number, "voxels": voxels, "diameter_mm": diameter_mm} | measured)
+    return lesions
+
+
+def measure_real_lesions(
+    dataset: SourceDataset, path: Path, *, workers: int, on_case: Callable[[], object]
+) -> RealLesions:
+    """The real lesions of all cases of a dataset, from ``path`` where they were measured on the same files before.
+
+    Args:
+        dataset: which.
+        path: of the JSON; nothing is written.
+        workers: processes that read; 0: none.
+        on_case: called after each case.
+
+    Raises:
+        UserError: cases cannot be measured; all of them are named.
+    """
+    before = read_real_lesions(path, dataset)
+    lesions = {case: before.of_case(case) for case in before.digests}
+    digests, found, failed = {}, {}, {}
+    for outcome in run_cases(
+        dataset.cases,
+        read=partial(_measure, dataset, before.digests, lesions),
+        workers=workers,
+        seconds=StageSeconds(),
+    ):
+        on_case()
+        if outcome.error is not None:
+            failed[outcome.case] = outcome.error
+        else:
+            digests[outcome.case], found[outcome.case] = outcome.result
+    refuse_failed(failed, "measured", "Limits and borrowed shapes come from all real lesions, so nothing was made.")
+    return RealLesions(tuple(lesion for case in sorted(found) for lesion in found[case]), digests)
+
+
+def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
+    """What a file says of this dataset with this lesion and organ; nothing where it is missing, about others or of
+    other measures."""
+    way_out = "Remove it, and the lesions are measured again"
+    content = read_json(path, {}, way_out=way_out) if path.is_file() else {}
+    if any(content.get(key) != value for key, value in _subject(dataset).items()):
+        return RealLesions((), {})
+    check_shape(path, content, {"digests": {"*": {"*": str}}, "lesions": [{"case": str}]}, way_out=way_out)
+    return RealLesions(tuple(content["lesions"]), content["digests"])
+
+
+def write_real_lesions(path: Path, dataset: SourceDataset, real: RealLesions) -> None:
+    """Write the file of the real lesions of a dataset."""
+    write_json(path, _subject(dataset) | {"digests": real.digests, "lesions": real.lesions})
+
+
+def _subject(dataset: SourceDataset) -> dict[str, Any]:
+    return {
+        "dataset": dataset.name,
+        "lesion": dataset.lesion_name,
+        "organ": dataset.organ.recorded,
+        "measures": list(MEASURES),
+    }
+
+
+def _measure(
+    dataset: SourceDataset, before: dict[str, dict[str, str]], lesions: dict[str, list[dict[str, Any]]], case: str
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    digests = dataset.digests(case)
+    if before.get(case) == digests:
+        return digests, lesions[case]
+    return digests, lesions_of(dataset.read(case, digests=digests))
+
+
+def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:
+    """The mask of a real lesion, from its case's segmentation.
+
+    Raises:
+        UserError: the segmentation cannot be read, or is not the one that was measured.
+    """
+    path = dataset.label_files[lesion["case"]]
+    labels, geometry = read_volume(path)
+    mask = (labels == dataset.lesion_value).transpose(geometry.axial_order)
+    return piece_of(path, mask, geometry, lesion, name=lesion["case"])
+
+
+def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str, Any], *, name: str) -> RealLesion:
+    """A connected component of the mask of a file.
+
+    Args:
+        path: of the file, for the message.
+        mask: bool (z, y, x), axial.
+        geometry: of the file.
+        lesion: its ``number`` from 1, as SciPy counts in this mask, and its ``voxels``.
+        name: of the lender.
+
+    Raises:
+        UserError: there is no such component.
+    """
+    from scipy import ndimage
+
+    numbered, n = ndimage.label(mask, structure=TOUCHING)
+    piece = numbered == lesion["number"]
+    if lesion["number"] > n or np.count_nonzero(piece) != lesion["voxels"]:
+        raise UserError(f"{path} has changed while it was used; run the command again")
+    z, y, x = (geometry.spacing_mm[::-1][axis] for axis in geometry.axial_order)
+    return RealLesion(name, piece[bounding_box(piece)], (z, y, x))

@@ -1,0 +1,235 @@
+"""Shapes of lesions: deformed ellipsoids, and shapes of real lesions turned, scaled and deformed.
+
+A shape is the set of the voxels of a smooth field that lie lowest, as many as the wanted volume has. So the size is
+right to a voxel whatever the spacing and the deformation; the field itself is defined in mm and knows no voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.errors import UserError
+
+Field = Callable[[np.ndarray], np.ndarray]
+"""Points in mm around the lesion's centre, (3, n), to (n,): lower is deeper inside."""
+
+MIN_VOXELS = 8
+"""Below this a lesion is no shape any more, and its size in voxels steps by more than a tenth of the volume."""
+
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+"""Voxels that share a face, an edge or a corner are of one lesion."""
+
+SIZE_TOLERANCE = 0.1
+"""Of the equivalent diameter, where a shape that falls into pieces loses some."""
+
+AXIS_RATIOS = (0.75, 1.25)
+"""Semi-axes of an ellipsoid before they are scaled to the volume: plus and minus 25 %, as in SyntheticTumors."""
+
+DEFORMATION = 0.06
+"""Standard deviation of the elastic displacement along each axis, as a share of the diameter."""
+
+_LATTICE = 7
+"""Points along each edge of the lattice of random displacements; it spans `_REACH` diameters either way, so that they
+are a third of a diameter apart."""
+
+_REACH = 1.0
+_SHAPES_TRIED = 6
+
+
+@dataclass(frozen=True)
+class RealLesion:
+    """A connected lesion of a real case, to borrow the shape from.
+
+    Attributes:
+        case: where it is from.
+        mask: bool (z, y, x), axial, cropped to the lesion.
+        spacing_mm: (z, y, x).
+    """
+
+    case: str
+    mask: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+
+def equivalent_diameter_mm(voxels: float, spacing_mm: Sequence[float] | np.ndarray) -> float:
+    """Diameter of the ball with the volume of so many voxels; spacing (z, y, x) in mm."""
+    return float(np.cbrt(6 / np.pi * voxels * np.prod(np.asarray(spacing_mm, dtype=float))))
+
+
+def voxels_of_ball(diameter_mm: float, spacing_mm: Sequence[float]) -> float:
+    """Volume of a ball in voxels: the inverse of ``equivalent_diameter_mm``."""
+    return float(np.pi / 6 * diameter_mm**3 / np.prod(np.asarray(spacing_mm, dtype=float)))
+
+
+def draw_lesion_shape(
+    rng: np.random.Generator,
+    diameter_mm: float,
+    spacing_mm: Sequence[float],
+    *,
+    real: RealLesion | None = None,
+) -> np.ndarray:
+    """A random connected shape of a given size.
+
+    Args:
+        rng: decides everything random.
+        diameter_mm: equivalent diameter.
+        spacing_mm: voxel size of the result (z, y, x).
+        real: borrow this lesion's shape, turned at random (in mm, about any axis), mirrored or not, scaled to the
+            diameter and deformed; None: an ellipsoid of random axes, turned and deformed.
+
+    Returns:
+        bool (z, y, x), cropped to the shape; one piece (voxels that share a face, an edge or a corner). Its equivalent
+        diameter is the wanted one to within half a voxel's volume, or where the deformed shape has loose pieces, which
+        are dropped, to within `SIZE_TOLERANCE`.
+
+    Raises:
+        UserError: the lesion would have fewer than `MIN_VOXELS` voxels, or is in pieces however it is turned.
+    """
+    voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
+    if voxels < MIN_VOXELS:
+        raise UserError(
+            f"a lesion of {diameter_mm:.1f} mm has {voxels} voxels of {' x '.join(f'{step:g}' for step in spacing_mm)} "
+            f"mm; at least {MIN_VOXELS} are needed"
+        )
+    for attempt in range(_SHAPES_TRIED):
+        field = _ellipsoid(rng) if real is None else _borrowed(rng, real)
+        # the last attempt is not deformed at all: an ellipsoid is then in one piece for certain
+        strength = DEFORMATION * (1 - attempt / (_SHAPES_TRIED - 1))
+        displacement = strength * rng.standard_normal((3, _LATTICE, _LATTICE, _LATTICE), np.float32)
+        offset = rng.uniform(-0.5, 0.5, 3)
+        shape = _largest_piece(_lowest(field, displacement, offset, voxels, diameter_mm, np.asarray(spacing_mm)))
+        reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
+        if abs(reached - diameter_mm) <= SIZE_TOLERANCE * diameter_mm:
+            return shape[bounding_box(shape)]
+    whose = "an ellipsoid" if real is None else f"a lesion of {real.case}"
+    raise UserError(f"{whose} of {diameter_mm:.1f} mm falls into pieces on this grid in {_SHAPES_TRIED} attempts")
+
+
+def scaled_in_place(
+    mask: np.ndarray, spacing_mm: Sequence[float], diameter_mm: float
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A lesion with another diameter about the same centre: its signed distance field, scaled and nothing else.
+
+    Args:
+        mask: bool (z, y, x), cropped to the lesion.
+        spacing_mm: (z, y, x).
+        diameter_mm: equivalent diameter that it shall have; with its own it stays as it is.
+
+    Returns:
+        bool, cropped to the new shape, one piece; and the index in ``mask``, negative where it begins before it, at
+        which it begins.
+
+    Raises:
+        UserError: it would have fewer than `MIN_VOXELS` voxels, or falls into pieces.
+    """
+    from scipy import ndimage
+
+    voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
+    if voxels < MIN_VOXELS:
+        raise UserError(f"it would have {voxels} voxels; at least {MIN_VOXELS} are needed")
+    factor = diameter_mm / equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
+    distance = _signed_distance(np.pad(mask, 2), spacing_mm)
+    centre = np.argwhere(mask).mean(axis=0)
+    # a voxel more on each side than the scaled box
+    ends = [(c + factor * (-0.5 - c), c + factor * (n - 0.5 - c)) for c, n in zip(centre, mask.shape, strict=True)]
+    axes = [np.arange(np.floor(low), np.ceil(high) + 1) for low, high in ends]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"))
+    offsets = points - centre[:, None, None, None]
+    at = centre[:, None, None, None] + offsets / factor + 2
+    depth = ndimage.map_coordinates(distance, at, order=1, mode="nearest")
+    # of voxels that are equally deep, as in lesions with a symmetry, those nearest to the centre
+    far = np.square(offsets * np.asarray(spacing_mm)[:, None, None, None]).sum(axis=0)
+    lowest = np.lexsort((far.ravel(), depth.ravel()))[:voxels]
+    shape = np.zeros(depth.shape, dtype=bool)
+    shape.ravel()[lowest] = True
+    shape = _largest_piece(shape)
+    reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
+    if abs(reached - diameter_mm) > SIZE_TOLERANCE * diameter_mm:
+        raise UserError("it falls into pieces")
+    box = bounding_box(shape)
+    return shape[box], tuple(int(axis[side.start]) for axis, side in zip(axes, box, strict=True))
+
+
+def _lowest(
+    field: Field,
+    displacement: np.ndarray,
+    offset: np.ndarray,
+    voxels: int,
+    diameter_mm: float,
+    spacing_mm: np.ndarray,
+) -> np.ndarray:
+    """The voxels at which the deformed field is lowest, so many; points are given to the field in diameters."""
+    reach = np.ceil(_REACH * diameter_mm / spacing_mm).astype(int) + 1
+    axes = [
+        ((np.arange(-n, n + 1) + shift) * step / diameter_mm).astype(np.float32)
+        for n, shift, step in zip(reach, offset, spacing_mm, strict=True)
+    ]
+    shape = tuple(len(axis) for axis in axes)
+    moved = np.stack(np.meshgrid(*axes, indexing="ij")) + _between_lattice_points(displacement, axes)
+    depth = field(moved.reshape(3, -1)).reshape(shape)
+    return depth <= np.partition(depth, voxels - 1, axis=None)[voxels - 1]
+
+
+def _between_lattice_points(values: np.ndarray, axes: list[np.ndarray]) -> np.ndarray:
+    """Cubic interpolation (3, z, y, x) of lattice values (3, n, n, n) at all points of a grid."""
+    from scipy.interpolate import CubicSpline
+
+    lattice = np.linspace(-_REACH, _REACH, _LATTICE)
+    # interpolation is linear in the values and goes axis by axis: one small matrix for each
+    for dimension, axis in enumerate(axes, start=1):
+        weights = CubicSpline(lattice, np.eye(_LATTICE))(axis.clip(-_REACH, _REACH)).astype(np.float32)
+        values = np.moveaxis(np.tensordot(weights, values, axes=(1, dimension)), 0, dimension)
+    return values
+
+
+def _ellipsoid(rng: np.random.Generator) -> Field:
+    semi_axes = rng.uniform(*AXIS_RATIOS, 3)
+    matrix = (_rotation(rng) / semi_axes[:, None]).astype(np.float32)
+    return lambda points: np.square(matrix @ points).sum(axis=0)
+
+
+def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
+    """Signed distance to the surface of the real lesion, whose equivalent diameter is the unit of length."""
+    from scipy import ndimage
+
+    spacing_mm = np.asarray(real.spacing_mm)
+    diameter_mm = equivalent_diameter_mm(int(np.count_nonzero(real.mask)), spacing_mm)
+    margins = np.ceil(0.5 * diameter_mm / spacing_mm).astype(int) + 1
+    mask = np.pad(ndimage.binary_fill_holes(real.mask), [(n, n) for n in margins])
+    distance = _signed_distance(mask, spacing_mm)
+    centre = np.argwhere(mask).mean(axis=0).astype(np.float32)
+    turned = _rotation(rng) * rng.choice([-1.0, 1.0])
+    matrix = (turned * (diameter_mm / spacing_mm)[:, None]).astype(np.float32)
+
+    def field(points: np.ndarray) -> np.ndarray:
+        # far is far: what lies beyond the padded mask is never chosen before what lies within
+        outside = float(distance.max())
+        return ndimage.map_coordinates(distance, matrix @ points + centre[:, None], order=1, cval=outside)
+
+    return field
+
+
+def _signed_distance(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Distance in mm to the surface of a mask, negative inside; the mask ends before the array does."""
+    from scipy import ndimage
+
+    outside, inside = (ndimage.distance_transform_edt(part, sampling=spacing_mm) for part in (~mask, mask))
+    return outside - inside
+
+
+def _rotation(rng: np.random.Generator) -> np.ndarray:
+    """A rotation matrix (3, 3), uniform over all rotations."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_quat(rng.standard_normal(4)).as_matrix()
+
+
+def _largest_piece(mask: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    numbered, n = ndimage.label(mask, structure=TOUCHING)
+    return mask if n == 1 else numbered == np.bincount(numbered[mask]).argmax()

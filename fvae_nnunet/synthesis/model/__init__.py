@@ -1,0 +1,1 @@
+"""The latent diffusion model: network, conditions, noise, sampling, and its folder."""

@@ -1,0 +1,79 @@
+"""Inpainting of any number of slices, by windows of whole slices that go on from each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fvae_nnunet.reconstruction.windows import slice_windows
+
+if TYPE_CHECKING:
+    import torch
+
+    from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.layout import Layout
+
+
+def slices_seen(region: slice, n: int, window: int) -> slice:
+    """What a model sees for a region along an axis: a window with the region in its middle as far as the axis goes;
+    more where the region has more.
+
+    Args:
+        region: of slices, or of rows or columns of latent cells.
+        n: of the whole axis.
+        window: of the model along it.
+    """
+    length = min(n, max(window, region.stop - region.start))
+    start = min(max(0, (region.start + region.stop - length) // 2), n - length)
+    return slice(start, start + length)
+
+
+def inpaint(
+    model: LatentDiffusion,
+    volume_hu: np.ndarray,
+    layout: Layout,
+    region: np.ndarray,
+    draft_hu: np.ndarray | None,
+    *,
+    generator: torch.Generator,
+    **sampling: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``model.inpaint`` for any number of slices.
+
+    Where they are more than the model's window, windows that overlap by half go over them one after the other: each
+    keeps the slices that the one before has generated, and goes on from them.
+
+    Args:
+        model: with its settings.
+        volume_hu, layout, region, draft_hu: as for ``model.inpaint``, on the model's grid, any number of slices.
+        generator: all noise comes from it.
+        sampling: further arguments of ``model.inpaint``.
+
+    Returns:
+        generated and reconstructed HU, float32, as of ``model.inpaint``.
+    """
+    window = model.settings.window_slices
+    working = volume_hu.astype(np.float32)
+    generated, reconstructed = working.copy(), working.copy()
+    done = 0
+    for start, stop in slice_windows(len(working), window, 0 if len(working) <= window else window // 2):
+        # the last one is moved back, so that it is as long as the others
+        start = max(0, min(start, len(working) - window))
+        fresh = region[start:stop].copy()
+        fresh[: max(0, done - start)] = False
+        if fresh.any():
+            with_lesion, without = model.inpaint(
+                working[start:stop],
+                layout.slices(slice(start, stop)),
+                fresh,
+                None if draft_hu is None else draft_hu[start:stop],
+                generator=generator,
+                **sampling,
+            )
+            new = slice(max(0, done - start), None)
+            target = slice(max(start, done), stop)
+            generated[target], reconstructed[target] = with_lesion[new], without[new]
+            working[target] += np.where(fresh[new], with_lesion[new] - without[new], 0)
+        done = stop
+    return generated, reconstructed

@@ -1,0 +1,99 @@
+"""What a model is told about a volume: which class every voxel has, and what each lesion looks like."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields, replace
+
+import numpy as np
+
+from fvae_nnunet.synthesis.lesions.appearance import Appearance
+from fvae_nnunet.synthesis.lesions.placement import Box, grown
+from fvae_nnunet.synthesis.lesions.shapes import TOUCHING
+from fvae_nnunet.synthesis.model.grid import padded_behind
+
+APPEARANCE = tuple(field.name for field in fields(Appearance))
+"""The measures (``lesions.measures``) of a lesion that a model is told."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All arrays are axial, (z, y, x), and of one shape.
+
+    Attributes:
+        class_map: uint8; 0 background, organs or structures, lesions last.
+        lesion_numbers: uint16; 0 no lesion, else the row of ``appearances_hu``, from 1.
+        appearances_hu: float32 (n, 2), ``APPEARANCE`` of each lesion; NaN: not known.
+        spacing_mm: (z, y, x).
+    """
+
+    class_map: np.ndarray
+    lesion_numbers: np.ndarray
+    appearances_hu: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+    @classmethod
+    def of(
+        cls,
+        class_map: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+        *,
+        organs: int,
+        volume_hu: np.ndarray | None = None,
+    ) -> Layout:
+        """The layout of a class map, whose classes above ``organs`` are lesions.
+
+        Connected lesions (26 neighbours) are measured in ``volume_hu``; without it how they look is not known.
+        """
+        from scipy import ndimage
+
+        from fvae_nnunet.synthesis.lesions.measures import lesion_core
+        from fvae_nnunet.synthesis.lesions.texture import core_texture
+
+        numbered, n = ndimage.label(class_map > organs, structure=TOUCHING)
+        appearances_hu = np.full((n, len(APPEARANCE)), np.nan, dtype=np.float32)
+        if volume_hu is not None:
+            for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+                around = grown(box, (1, 1, 1), class_map.shape)
+                core = lesion_core(numbered[around] == number, spacing_mm)
+                texture_hu = core_texture(volume_hu[around], core, spacing_mm)
+                appearances_hu[number - 1] = volume_hu[around][core].mean(dtype=np.float64), texture_hu[core].std()
+        return cls(class_map, numbered.astype(np.uint16), appearances_hu, spacing_mm)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.class_map.shape
+
+    def appearance(self, lesion: int, unknown: Appearance) -> Appearance:
+        """What the lesion of this number (from 1) looks like; what is not known is that of ``unknown``."""
+        row = self.appearances_hu[lesion - 1]
+        return Appearance(*np.where(np.isnan(row), astuple(unknown), row).tolist())
+
+    def padded(self, shape: tuple[int, ...]) -> Layout:
+        """The layout padded behind to a shape: slices like the last one, in-plane background."""
+        class_map, numbers = (padded_behind(array, shape) for array in (self.class_map, self.lesion_numbers))
+        return replace(self, class_map=class_map, lesion_numbers=numbers)
+
+    def slices(self, run: slice) -> Layout:
+        """The layout of some slices."""
+        return replace(self, class_map=self.class_map[run], lesion_numbers=self.lesion_numbers[run])
+
+    def with_lesion(self, box: Box, lesion: np.ndarray, lesion_class: int, appearance: Appearance) -> Layout:
+        """The layout with another lesion in it.
+
+        Args:
+            box: where it lies.
+            lesion: bool, of the box's shape.
+            lesion_class: in the class map.
+            appearance: what it shall look like.
+        """
+        class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
+        class_map[box][lesion], numbers[box][lesion] = lesion_class, len(self.appearances_hu) + 1
+        row = np.array([astuple(appearance)], dtype=np.float32)
+        appearances_hu = np.concatenate([self.appearances_hu, row])
+        return replace(self, class_map=class_map, lesion_numbers=numbers, appearances_hu=appearances_hu)
+
+    def without_lesion(self, box: Box, lesion: np.ndarray, classes: np.ndarray) -> Layout:
+        """The layout with other classes (n,) in the voxels of a lesion; arguments else as of ``with_lesion``."""
+        class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
+        class_map[box][lesion], numbers[box][lesion] = classes, 0
+        return replace(self, class_map=class_map, lesion_numbers=numbers)

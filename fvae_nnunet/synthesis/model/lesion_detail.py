@@ -1,0 +1,85 @@
+"""Lesions at latent resolution, finer than their share of a cell: their outline and their appearance.
+
+The outline is the lesion mask at full resolution, the voxels of a latent cell as its channels (space to depth). From
+shares of cells alone a network cannot know where the edge lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from fvae_nnunet.synthesis.model.layout import APPEARANCE, Layout
+from fvae_nnunet.synthesis.model.mask_conditions import share_of_cells
+from fvae_nnunet.vae.base import VAESpec
+
+
+@dataclass(frozen=True)
+class AppearanceScale:
+    """Mean and standard deviation in HU of each of ``layout.APPEARANCE`` over the training lesions."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, appearances_hu: Sequence[Sequence[float]]) -> AppearanceScale:
+        """From those of the lesions, (n, 2); where there are none, or all are alike, 1 HU is 1."""
+        if not appearances_hu:
+            return cls((0.0,) * len(APPEARANCE), (1.0,) * len(APPEARANCE))
+        values = torch.tensor(appearances_hu, dtype=torch.float64)
+        std = values.std(dim=0, correction=0)
+        return cls(tuple(values.mean(dim=0).tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+
+    def scaled(self, appearance_hu: torch.Tensor) -> torch.Tensor:
+        """(B, 2, d, h, w) in HU becomes float32 in standard deviations from the mean, and NaN 0."""
+        mean, std = (torch.tensor(of, device=appearance_hu.device).view(-1, 1, 1, 1) for of in (self.mean, self.std))
+        return torch.nan_to_num((appearance_hu.float() - mean) / std)
+
+
+def appearance_of_cells(layout: Layout, spec: VAESpec) -> torch.Tensor:
+    """``APPEARANCE`` of the lesion in each latent cell: float32 (1, 2, d, h, w) in HU; NaN where there is none or it is
+    not known. A cell with several lesions has the mean of its lesion voxels.
+
+    Args:
+        layout: with numbers of slices and pixels that the VAE admits.
+        spec: of the VAE.
+    """
+    numbers = torch.from_numpy(layout.lesion_numbers.astype("int32"))[None]
+    table = torch.cat([torch.zeros(1, len(APPEARANCE)), torch.from_numpy(layout.appearances_hu)])
+    share = share_of_cells((numbers > 0).float(), spec)
+    sums = [share_of_cells(table[numbers, column], spec) for column in range(len(APPEARANCE))]
+    return torch.stack([total / share for total in sums], dim=1)  # 0 / 0 is NaN
+
+
+def outline_channels(spec: VAESpec) -> int:
+    """Voxels of a latent cell."""
+    return spec.slice_stride * spec.inplane_stride**2
+
+
+def packed_outline(lesion: torch.Tensor, spec: VAESpec) -> torch.Tensor:
+    """bool (B, D, H, W), sizes admissible for the VAE, to uint8 (B, n, d, h, w): the voxels of each latent cell in
+    order (z, y, x), eight a byte, the first in the highest bit.
+
+    Where the first latent slice codes fewer slices than the others (Wan: one instead of four), its first slice counts
+    several times.
+    """
+    if spec.slice_offset:
+        before = lesion[:, :1].expand(-1, spec.slice_stride - spec.slice_offset, -1, -1)
+        lesion = torch.cat([before, lesion], dim=1)
+    stride = spec.inplane_stride
+    cells = lesion.unflatten(3, (-1, stride)).unflatten(2, (-1, stride)).unflatten(1, (-1, spec.slice_stride))
+    voxels = cells.permute(0, 2, 4, 6, 1, 3, 5).flatten(1, 3).to(torch.uint8)  # (B, z * y * x, d, h, w)
+    voxels = F.pad(voxels, (0, 0, 0, 0, 0, 0, 0, -voxels.shape[1] % 8)).unflatten(1, (-1, 8))
+    return (voxels << _bits(voxels.device)).sum(dim=2, dtype=torch.uint8)
+
+
+def unpacked_outline(packed: torch.Tensor, voxels: int) -> torch.Tensor:
+    """The inverse of ``packed_outline``: float32 (B, voxels, d, h, w), 0 or 1."""
+    return ((packed[:, :, None] >> _bits(packed.device)) & 1).flatten(1, 2)[:, :voxels].float()
+
+
+def _bits(device: torch.device) -> torch.Tensor:
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device).view(1, 1, 8, 1, 1, 1)

@@ -1,0 +1,232 @@
+"""Report text as a condition: embeddings of a frozen text encoder, kept on disk."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import write_shared
+from fvae_nnunet.files.tensors import load_tensors, save_tensors
+from fvae_nnunet.optional_packages import needed_for
+from fvae_nnunet.vae.weights import state_dict_sha256
+
+DEFAULT_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
+"""The paper's (Boecking et al. 2022); 768 channels."""
+
+MAX_TOKENS = 512
+
+CXR_BERT = "cxr-bert"
+"""Model type of the default encoder: a BERT with heads that are not needed here. Taken as a BERT, none of the code in
+its repository is run."""
+
+
+class ReportEncoder:
+    """The last hidden state of a frozen transformers encoder.
+
+    Each text is encoded alone, so its embedding does not depend on its neighbours.
+
+    Args:
+        name: hub id or folder of an encoder and its tokenizer.
+        cache: folder of embeddings, one file for each text and model; None to keep none.
+        device: where to compute, in float32.
+        dtype: float32 or float16, of the embeddings.
+
+    Attributes:
+        width: channels of an embedding.
+        max_tokens: longer texts are cut, with a warning; at most 512.
+        weights_sha256: digest of the weights that its files hold, see ``vae.weights``.
+
+    Raises:
+        UserError: transformers or a package that it needs is not installed, or the encoder cannot be had or used.
+    """
+
+    def __init__(
+        self,
+        name: str | os.PathLike[str] = DEFAULT_TEXT_ENCODER,
+        *,
+        cache: Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float16):
+            raise ValueError(f"embeddings are float32 or float16, not {dtype}")
+        self.name = os.fspath(name)
+        self._tokenizer, model, missing = _load(self.name)
+        state = {key: value for key, value in model.state_dict().items() if key not in missing}
+        self.weights_sha256 = state_dict_sha256(state)
+        self.width: int = model.config.hidden_size
+        self.max_tokens = int(min(MAX_TOKENS, self._tokenizer.model_max_length, model.config.max_position_embeddings))
+        self._model = model.float().eval().requires_grad_(False).to(device)
+        self._device, self._dtype, self._cache = torch.device(device), dtype, cache
+
+    def encode(self, text: str) -> torch.Tensor:
+        """The embedding (T, width) of a text on the CPU; T counts its tokens with those that begin and end it.
+
+        Raises:
+            UserError: the text is empty.
+        """
+        if not text.strip():
+            raise UserError("a report is empty; leave the case out instead")
+        tokens = self._tokenizer(text, verbose=False)["input_ids"]
+        if len(tokens) > self.max_tokens:
+            warnings.warn(
+                f"a report of {len(tokens)} tokens is cut to {self.max_tokens}: {text[:60]!r}...", stacklevel=2
+            )
+            tokens = self._tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
+        if self._cache is None:
+            return self._embed(tokens)
+        path = self._cache / f"{self._key(tokens)}.safetensors"
+        embedding = _cached(path)
+        if embedding is None:
+            embedding = self._embed(tokens)
+            write_shared(path, save_tensors({"embedding": embedding}))
+        return embedding
+
+    def encode_batch(self, texts: Sequence[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (B, T, width), zero behind each text, and bool (B, T), True for its tokens.
+
+        T is that of the longest, at least 1; None has no token.
+        """
+        embeddings = [None if text is None else self.encode(text) for text in texts]
+        longest = max([1, *(len(embedding) for embedding in embeddings if embedding is not None)])
+        batch = torch.zeros(len(texts), longest, self.width, dtype=self._dtype)
+        mask = torch.zeros(len(texts), longest, dtype=torch.bool)
+        for row, embedding in enumerate(embeddings):
+            if embedding is not None:
+                batch[row, : len(embedding)] = embedding
+                mask[row, : len(embedding)] = True
+        return batch, mask
+
+    def _key(self, tokens: list[int]) -> str:
+        content = json.dumps([self.weights_sha256, str(self._dtype), tokens])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @torch.no_grad()
+    def _embed(self, tokens: list[int]) -> torch.Tensor:
+        ids = torch.tensor([tokens], device=self._device)
+        hidden = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return hidden[0].to("cpu", self._dtype)
+
+
+def _load(name: str) -> tuple[Any, Any, set[str]]:
+    """Tokenizer, model, and the names of parameters that its files do not hold (a pooler, which is not used)."""
+    with needed_for("report text"):
+        import transformers
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        name = str(folder)
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"the text encoder {name!r} is neither a folder here nor a hub id of the form owner/name")
+    options: dict[str, Any] = {"local_files_only": folder.is_dir() or _is_cached(name)}
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # heads that the encoder does not need are no cause for alarm
+    model_class: Any = transformers.AutoModel
+    try:
+        with needed_for(f"the text encoder {name}"):
+            config, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
+            if config.get("is_encoder_decoder"):
+                raise UserError(f"the text encoder {name} is an encoder with a decoder; name an encoder such as a BERT")
+            if config.get("model_type") == CXR_BERT:
+                tokenizer = transformers.BertTokenizer.from_pretrained(name, **options)
+                bert = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
+                options, model_class = options | {"config": bert}, transformers.BertModel
+            else:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+            model, loading = model_class.from_pretrained(name, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first_lines = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the text encoder {name} cannot be loaded: {first_lines}. Connect and run this again, or copy its files "
+            "(config.json, weights, vocabulary) from elsewhere into one folder and give that with --text-encoder; if "
+            "it is private or asks for its terms to be accepted, accept them on its page and run `hf auth login`"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    missing = loading["missing_keys"]
+    lacking = sorted(key for key in missing if "pooler" not in key)
+    if lacking:
+        raise UserError(f"the text encoder {name} lacks {lacking[0]} ({len(lacking)} such keys); is it an encoder?")
+    # some releases name them as the file would, with ``bert.`` before
+    return (
+        tokenizer,
+        model,
+        {key for key in model.state_dict() if any(f".{name}".endswith(f".{key}") for name in missing)},
+    )
+
+
+def _is_cached(hub_id: str) -> bool:
+    """Whether the encoder is in the hub's local cache; if not and the hub is not reached, UserError within seconds."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from fvae_nnunet.vae.folders import HubUnreachable, reach_hub
+
+    names = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in names):
+        return True
+    try:
+        reach_hub()
+    except HubUnreachable as error:
+        raise UserError(
+            f"the text encoder {hub_id} is not on this machine and the hub cannot be reached ({error}). Connect and "
+            "run this again, or copy its files (config.json, weights, vocabulary) from elsewhere into one folder and "
+            "give that with --text-encoder"
+        ) from error
+    return False
+
+
+def _cached(path: Path) -> torch.Tensor | None:
+    """None where it is not there, or not as it was written."""
+    try:
+        return load_tensors(path)["embedding"] if path.is_file() else None
+    except UserError:
+        return None
+
+
+def read_reports(path: Path) -> dict[str, str]:
+    """Report texts by case, from JSON ``{case: text}``, from ``reports.json`` of ``fvae-convert`` or from CSV with the
+    columns ``case`` and ``text``.
+
+    All in UTF-8. White space around a text is dropped. Cases of ``reports.json`` without a report are left out.
+
+    Raises:
+        UserError: no such file, another ending or content, a case twice, or an empty text.
+    """
+    from fvae_nnunet.nnunet.case_reports import KIND, read_case_reports
+
+    if not path.is_file():
+        raise UserError(f"reports: no such file: {path}")
+    try:
+        if path.suffix == ".json":
+            pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
+            if not isinstance(pairs, list) or any(not isinstance(pair, tuple) for pair in pairs):
+                raise UserError(f"reports: {path} must hold one object {{case: text}}")
+            if ("kind", KIND) in pairs:
+                known = read_case_reports(path).cases
+                pairs = [(case, entry.report) for case, entry in known.items() if entry.report is not None]
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = csv.DictReader(file)
+                if not {"case", "text"} <= set(rows.fieldnames or ()):
+                    raise UserError(f"reports: {path} needs the columns case and text, it has {rows.fieldnames}")
+                pairs = [(row["case"], row["text"]) for row in rows]
+        else:
+            raise UserError(f"reports: {path} must end in .json or .csv")
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise UserError(f"reports: {path} cannot be read: {error}") from error
+    reports: dict[str, str] = {}
+    for case, text in pairs:
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"reports: {path}: the text of {case!r} is empty or no text; leave the case out instead")
+        if case in reports:
+            raise UserError(f"reports: {path} has {case!r} twice")
+        reports[case] = text.strip()
+    return reports

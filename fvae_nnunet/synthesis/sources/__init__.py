@@ -1,0 +1,1 @@
+"""The real cases that synthesis starts from."""

@@ -1,0 +1,322 @@
+"""Raw cases of a dataset as synthesis needs them: HU, labels, organ and lesion on one axial grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fvae_nnunet.ct.files import Geometry, read_header, read_volume
+from fvae_nnunet.ct.hounsfield import check_volume_hu
+from fvae_nnunet.ct.intensity import round_to_int16
+from fvae_nnunet.ct.orientation import AxisOrder
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.synthesis.sources.organs import OrganSource
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.model.folder import ModelSettings
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """A raw case. All arrays are axial, (z, y, x) = (body axis, front-back, left-right), and of one shape.
+
+    Attributes:
+        case: its name.
+        volume_hu: int16.
+        labels: the dataset's label values.
+        class_map: uint8; 0 background, else the place (from 1) in ``SourceDataset.class_names``; lesions come last.
+        organ: bool, with the lesions; all False for an organ source ``none``. Of structures those into which lesions
+            are put.
+        lesion: bool, of the class that is put in; where none was chosen, of any class.
+        lesion_class: in ``class_map``, of the lesion that is put in; 0: none is.
+        organ_classes: how many classes are no lesion.
+        spacing_mm: (z, y, x).
+        geometry: of the image file.
+        axis_order: ``array.transpose(axis_order)`` of an array as the file holds it (z, y, x as SimpleITK reads it)
+            is axial.
+        digests: sha256 of each file that it was read from, by name.
+    """
+
+    case: str
+    volume_hu: np.ndarray
+    labels: np.ndarray
+    class_map: np.ndarray
+    organ: np.ndarray
+    lesion: np.ndarray
+    lesion_class: int
+    organ_classes: int
+    spacing_mm: tuple[float, float, float]
+    geometry: Geometry
+    axis_order: AxisOrder
+    digests: dict[str, str]
+
+    @property
+    def any_lesion(self) -> np.ndarray:
+        """Lesions of all classes, bool."""
+        return self.class_map > self.organ_classes
+
+    def as_in_file(self, axial: np.ndarray) -> np.ndarray:
+        """An axial array with its axes in the order of the image file."""
+        return axial.transpose(tuple(np.argsort(self.axis_order)))
+
+
+@dataclass(frozen=True)
+class SourceDataset:
+    """The training cases of a raw dataset. Picklable.
+
+    Attributes:
+        name: ``DatasetNNN_Something``.
+        raw_folder: its folder in nnUNet_raw.
+        dataset_json: content of its dataset.json.
+        image_files: case -> the files of its channels, in order. Only cases of the chosen fold.
+        label_files: case -> its segmentation.
+        ct_channel: the channel that is CT.
+        organ: where the organ comes from.
+        lesions: name -> value of the lesions' labels, in the order of their classes; empty: segmentations are not read.
+        lesion_name: of the lesion that is put in; None where there are none or several of which none was chosen.
+        known_labels: every value that a voxel may have.
+        hu_as_is: read also images that cannot be in HU.
+    """
+
+    name: str
+    raw_folder: Path
+    dataset_json: dict[str, Any]
+    image_files: dict[str, list[Path]]
+    label_files: dict[str, Path]
+    ct_channel: int
+    organ: OrganSource
+    lesions: dict[str, int]
+    lesion_name: str | None
+    known_labels: tuple[int, ...]
+    hu_as_is: bool = False
+
+    @property
+    def cases(self) -> list[str]:
+        return sorted(self.image_files)
+
+    @property
+    def file_ending(self) -> str:
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The condition classes in the order of their values in ``SourceCase.class_map``, from 1."""
+        return (*self.organ.class_names, *self.lesions)
+
+    @property
+    def lesion_value(self) -> int:
+        """Of the lesion that is put in."""
+        return self.lesions[self.check_lesion()]
+
+    def check_lesion(self) -> str:
+        """The name of the lesion that is put in; UserError where it is not known which."""
+        if self.lesion_name is None:
+            raise UserError(
+                f"the model knows several lesions; say with --lesion which is put in: {', '.join(self.lesions)}"
+                if self.lesions
+                else "the model knows no lesion that could be put in; generate whole volumes from a --list"
+            )
+        return self.lesion_name
+
+    def with_lesion(self, name: str) -> SourceDataset:
+        """The same classes, with this lesion to be put in; UserError where it is none of them."""
+        if name not in self.lesions:
+            raise UserError(f"--lesion: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
+        return replace(self, lesion_name=name)
+
+    @property
+    def lesion_class(self) -> int:
+        """Of the lesion that is put in, in ``SourceCase.class_map``; 0: none is."""
+        return 0 if self.lesion_name is None else self.class_of(self.lesion_name)
+
+    @property
+    def label_without_lesion(self) -> int:
+        """What a voxel of a lesion has as its label when the lesion is left out: the organ's, where it has one.
+
+        Raises:
+            UserError: the organ has several, so that it is not known.
+        """
+        if self.organ.kind != "label":
+            return 0
+        if len(self.organ.values) > 1:
+            raise UserError(f"--organ {self.organ.text} has several labels; which lies under a lesion is not known")
+        return self.organ.values[0]
+
+    def class_of(self, lesion: str) -> int:
+        """The class of a lesion in ``SourceCase.class_map``."""
+        return len(self.organ.class_names) + list(self.lesions).index(lesion) + 1
+
+    def without(self, cases: Iterable[str]) -> SourceDataset:
+        """The dataset without some cases; UserError where one is not among them, or none is left."""
+        left_out = set(cases)
+        unknown = sorted(left_out - self.image_files.keys())
+        if unknown:
+            raise UserError(f"there is no training case {unknown[0]!r} to leave out of {self.name}")
+        kept = {case: files for case, files in self.image_files.items() if case not in left_out}
+        if not kept:
+            raise UserError(f"all cases of {self.name} are left out")
+        return replace(self, image_files=kept)
+
+    def for_model(self, settings: ModelSettings, folder: Path) -> SourceDataset:
+        """The dataset with its classes in the order of a model, which must be the same.
+
+        A model of one organ and one lesion takes those of this dataset, whatever their names. Structures and several
+        lesions are matched by name; structures that only the dataset has become background.
+
+        Args:
+            settings: of the model.
+            folder: of the model, for messages.
+
+        Raises:
+            UserError: the classes do not fit.
+        """
+        organ, organs = self.organ, settings.class_names[: len(settings.class_names) - settings.lesions]
+        if organ.structures is not None and organs:
+            organ = replace(organ, structures=organ.structures.for_model(organs))
+        found = replace(self, organ=organ)
+        by_name = organ.structures is not None or settings.lesions > 1
+        if len(found.class_names) != len(settings.class_names) or (by_name and organ.class_names != organs):
+            raise UserError(
+                f"{folder} was trained on {_few(settings.class_names)}, and --organ {organ.text} gives "
+                f"{_few(found.class_names)}; give an --organ of the same kind"
+            )
+        return found
+
+    def read_size(self, case: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Voxels and spacing in mm of a case's image, (z, y, x), axial, from the head of its file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        size, geometry = read_header(self.image_files[case][self.ct_channel])
+        order = geometry.axial_order
+        return tuple(size[axis] for axis in order), tuple(geometry.spacing_mm[::-1][axis] for axis in order)
+
+    def digests(self, case: str) -> dict[str, str]:
+        """sha256 of each file that ``read`` would read, by its role and name; UserError where one is missing."""
+        roles = [("image", self.image_files[case][self.ct_channel])]
+        roles += [("label", self.label_files[case])] if self.lesions else []
+        roles += [("organ", path) for path in self.organ.files_of(case)]
+        for _, path in roles:
+            if not path.is_file():
+                raise UserError(f"{case}: {path} is missing")
+        return {f"{role} {path.name}": sha256_of_file(path) for role, path in roles}
+
+    def read(self, case: str, *, digests: dict[str, str] | None = None, lesions: bool = True) -> SourceCase:
+        """Read a case.
+
+        Args:
+            case: one of ``cases``.
+            digests: of its files, where they are known already.
+            lesions: False for the case as if it had none, see ``label_without_lesion``.
+
+        Raises:
+            UserError: a file is missing or damaged, image and label differ in shape, HU are not finite, do not fit
+                int16 or cannot be HU, a label is not in dataset.json, or the organ is empty.
+        """
+        if case not in self.image_files:
+            raise UserError(f"{self.name} has no case {case!r} to read; it has {', '.join(self.cases[:5])} ...")
+        image_path = self.image_files[case][self.ct_channel]
+        for path in (image_path, *([self.label_files[case]] if self.lesions else [])):
+            if not path.is_file():
+                raise UserError(f"{case}: {path} is missing")
+        raw, geometry = read_volume(image_path)
+        if not self.hu_as_is:
+            check_volume_hu(raw, image_path)
+        try:
+            volume_hu = round_to_int16(raw)
+        except UserError as error:
+            raise UserError(f"{image_path}: {error}") from error
+        order = geometry.axial_order
+        spacing_mm = tuple(geometry.spacing_mm[::-1][axis] for axis in order)
+        labels = self._read_labels(case, image_path, volume_hu.shape)
+        volume_hu = np.ascontiguousarray(volume_hu.transpose(order))
+        labels = np.ascontiguousarray(labels.transpose(order))
+        class_map = self.organ.class_map(case, volume_hu, labels, spacing_mm=spacing_mm, geometry=geometry)
+        any_lesion = np.isin(labels, list(self.lesions.values()))
+        organ = self.organ.where(class_map)
+        if self.organ.kind != "none":
+            organ |= any_lesion
+            if not organ.any():
+                organs = self.organ.recorded if self.organ.names else self.organ.text
+                raise UserError(
+                    f"{case}: the organ ({organs}) has no voxel; correct {self.label_files[case]} or the organ mask, "
+                    "give another --organ, or leave the case out (--leave-out; of a --list: its rows)"
+                )
+        if not lesions:
+            class_map[any_lesion & (class_map == 0)] = 1 if self.organ.class_names == ("organ",) else 0
+            labels[any_lesion] = self.label_without_lesion
+            any_lesion[...] = False
+        for name, value in self.lesions.items():
+            class_map[labels == value] = self.class_of(name)
+        return SourceCase(
+            case=case,
+            volume_hu=volume_hu,
+            labels=labels,
+            class_map=class_map,
+            organ=organ,
+            lesion=any_lesion if self.lesion_name is None else labels == self.lesion_value,
+            lesion_class=self.lesion_class,
+            organ_classes=len(self.organ.class_names),
+            spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
+            geometry=geometry,
+            axis_order=order,
+            digests=self.digests(case) if digests is None else digests,
+        )
+
+    def _read_labels(self, case: str, image_path: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """As in the file; all 0 where there are no lesions to read."""
+        dtype = np.min_scalar_type(max(self.known_labels))
+        if not self.lesions:
+            return np.zeros(shape, dtype=dtype)
+        path = self.label_files[case]
+        labels, _ = read_volume(path)
+        if labels.shape != shape:
+            raise UserError(
+                f"{case}: the image {image_path} has {shape} voxels (z, y, x), its segmentation {path} "
+                f"{labels.shape}; repair the dataset"
+            )
+        self.check_labels(path, labels)
+        return labels.astype(dtype)
+
+    def check_labels(self, path: Path, labels: np.ndarray) -> None:
+        """Raise UserError where a label map holds what ``dataset.json`` does not declare."""
+        unknown = sorted(set(np.unique(labels).tolist()) - set(self.known_labels))
+        if unknown:
+            raise UserError(
+                f"{path} holds the labels {', '.join(f'{value:g}' for value in unknown[:5])}, which dataset.json does "
+                f"not declare (it has {', '.join(map(str, self.known_labels))})"
+            )
+
+
+def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) -> None:
+    """Raise UserError where cases have failed, with the reason of each and the ways out.
+
+    Args:
+        failed: case -> why.
+        done: what cannot be done with them: ``encoded``.
+        consequence: a sentence on the other cases.
+    """
+    if not failed:
+        return
+    unexpected = next((error for error in failed.values() if not isinstance(error, UserError)), None)
+    raise UserError(
+        f"{len(failed)} cases cannot be {done}:\n  "
+        + "\n  ".join(_said(case, error) for case, error in failed.items())
+        + f"\n{consequence} Repair these, or leave them out (--leave-out {' '.join(failed)})"
+    ) from unexpected
+
+
+def _said(case: str, error: Exception) -> str:
+    said = str(error) if isinstance(error, UserError) else repr(error)
+    return said if said.startswith(case) else f"{case}: {said}"
+
+
+def _few(names: Sequence[str]) -> str:
+    """The names, or of more than eight the first and the last."""
+    return ", ".join(names if len(names) <= 8 else (*names[:4], f"... ({len(names)} classes)", *names[-2:]))

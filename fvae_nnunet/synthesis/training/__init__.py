@@ -1,0 +1,1 @@
+"""Training of the latent diffusion model."""

@@ -1,0 +1,173 @@
+"""Synthetic cases beside nnU-Net's preprocessed data: where they are, whether they fit, and their dataset class.
+
+The synthetic cases of the data folder ``nnUNetPlans_3d_fullres`` live in the sibling folder
+``nnUNetPlans_3d_fullres__fvae_synthetic``, which nnU-Net never scans: ``<case>.b2nd``, ``<case>_seg.b2nd`` and
+``<case>.pkl`` as nnU-Net preprocesses cases, a manifest (see ``manifest``; each record also names the ``source_case``),
+and ``accepted_cases.json``, which says of which cases the set consists::
+
+    {"cases": {"synthetic_0000": {"source_case": "pancreas_001", "borrowed_from": ["pancreas_007"]}, ...},
+     "models": [{...}]}
+
+``cases`` gives for each accepted case its source case and the cases whose lesions lent it their shape; ``models`` are
+the different ``model`` entries of the records (see ``nnunet.synthetic_folder``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.jobs.manifest import Manifest, differences
+from fvae_nnunet.training.views import SYNTHETIC_NAME, DatasetAround, preprocessing_settings, sibling_folder
+
+ACCEPTED_CASES = "accepted_cases.json"
+_ACCEPTED = {"cases": {"*": {"source_case": str, "borrowed_from": [str]}}, "models": [dict]}
+_MANIFEST = {"settings": {"preprocessing": dict}, "made_with": {"options": str}}
+
+
+def synthetic_data_folder(data_folder: Path) -> Path:
+    """The folder of the synthetic cases that belong to nnU-Net's preprocessed ``data_folder``."""
+    return sibling_folder(data_folder, SYNTHETIC_NAME)
+
+
+def synthetic_files(folder: Path, case: str) -> list[Path]:
+    """The files of a preprocessed case: image, segmentation, properties."""
+    return [folder / f"{case}{end}" for end in (".b2nd", "_seg.b2nd", ".pkl")]
+
+
+def synthetic_preprocessing_settings(
+    plans: dict[str, Any], configuration: Any, dataset_json: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What of nnU-Net's plans decides image, segmentation and properties of a preprocessed case, as JSON values.
+
+    Args:
+        plans: the content of the plans file.
+        configuration: nnU-Net's ConfigurationManager.
+        dataset_json: the content of dataset.json.
+    """
+    return {
+        **preprocessing_settings(plans, configuration),
+        "resampling_fn_seg": configuration.configuration["resampling_fn_seg"],
+        "resampling_fn_seg_kwargs": configuration.configuration["resampling_fn_seg_kwargs"],
+        "labels": dataset_json["labels"],
+        "regions_class_order": dataset_json.get("regions_class_order"),
+    }
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """A whole set of preprocessed synthetic cases.
+
+    Attributes:
+        folder: where they are.
+        source_cases: the source case of each, by name.
+        lenders: the cases whose lesions lent each its shape, by name.
+        models: what the diffusion models that made them are, as in the records of the cases.
+        settings: with which they were preprocessed, and from which folder.
+    """
+
+    folder: Path
+    source_cases: dict[str, str]
+    lenders: dict[str, list[str]]
+    models: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    def made_from(self, cases: Collection[str]) -> dict[str, str]:
+        """Those that know only these cases: the source case is one of them, and so is each that lent a shape."""
+        known = set(cases)
+        return {
+            name: source
+            for name, source in self.source_cases.items()
+            if known.issuperset({source, *self.lenders[name]})
+        }
+
+    def seen_by_models(self, cases: Collection[str]) -> list[str]:
+        """Which of these cases a diffusion model was trained on."""
+        seen = {case for model in self.models for case in model.get("training_cases") or ()}
+        return sorted(seen & set(cases))
+
+
+def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequence[str]) -> SyntheticData:
+    """The synthetic cases beside a data folder, after checking that they are whole and fit the plans.
+
+    Args:
+        data_folder: nnU-Net's preprocessed data that they belong to.
+        preprocessing: ``synthetic_preprocessing_settings`` of the plans in use.
+        make: the commands that make synthetic cases and preprocess them, and the start of the latter, for messages.
+
+    Raises:
+        UserError: there are none, they were made for other plans, or cases are missing or incomplete.
+    """
+    folder = synthetic_data_folder(data_folder)
+    manifest = Manifest(folder)
+    content = manifest.read(_MANIFEST)
+    if content is None or not (folder / ACCEPTED_CASES).is_file():
+        synthesize, preprocess, _ = make
+        raise UserError(
+            f"{data_folder} has no synthetic cases beside it. Make some with: {synthesize}\n"
+            f"and preprocess them with: {preprocess}"
+        )
+    repair = f"{make[2]} {content['made_with']['options']}"
+    changed = differences(content["settings"]["preprocessing"], preprocessing)
+    if changed:
+        raise UserError(
+            f"the synthetic cases in {folder} were preprocessed for other plans:\n  "
+            + "\n  ".join(changed)
+            + f"\nMake them anew with: {repair} --overwrite"
+        )
+    accepted = read_json(folder / ACCEPTED_CASES, _ACCEPTED)
+    missing = [case for case in sorted(accepted["cases"]) if not manifest.is_whole(case, synthetic_files(folder, case))]
+    if missing:
+        raise UserError(
+            f"in {folder}, {len(missing)} of {len(accepted['cases'])} synthetic cases are missing or incomplete "
+            f"(first: {missing[0]}). Complete it with: {repair}"
+        )
+    return SyntheticData(
+        folder,
+        {name: case["source_case"] for name, case in accepted["cases"].items()},
+        {name: case["borrowed_from"] for name, case in accepted["cases"].items()},
+        accepted["models"],
+        content["settings"],
+    )
+
+
+class SyntheticDataset(DatasetAround):
+    """nnU-Net's dataset, handing out a synthetic case, by chance, in the place of the case that is asked for.
+
+    A synthetic case comes with its own segmentation and properties, so that foreground is sampled from its own lesion.
+    Every synthetic case is as likely as another. All chance comes from ``np.random``, which nnU-Net seeds in every
+    worker. Picklable: no array stays open. nnU-Net's batches name the case that was asked for; ``name_of`` tells which
+    synthetic case an array belongs to.
+
+    Args:
+        inner: nnU-Net's dataset, or a ``ViewDataset`` of it.
+        synthetic: nnU-Net's dataset of the preprocessed synthetic cases.
+        source_cases: the source case of each of them, by name.
+        probability: of handing out a synthetic case, in [0, 1].
+    """
+
+    def __init__(self, inner: Any, synthetic: Any, source_cases: Mapping[str, str], *, probability: float) -> None:
+        if not 0 <= probability <= 1:
+            raise UserError(f"synthetic_probability must lie in [0, 1], got {probability}")
+        super().__init__(inner)
+        self.synthetic = synthetic
+        self.source_cases = dict(source_cases)
+        self.probability = probability
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(data, seg, seg_prev, properties) of this case, or of a synthetic one; seg_prev is then None."""
+        if np.random.uniform() >= self.probability:  # noqa: NPY002
+            return self.inner.load_case(identifier)
+        names = self.synthetic.identifiers
+        return self.synthetic.load_case(names[np.random.randint(len(names))])  # noqa: NPY002
+
+    def name_of(self, data: Any) -> str | None:
+        """The synthetic case that an array of ``load_case`` belongs to; None for any other."""
+        path = Path(str(getattr(data, "urlpath", "")))
+        return path.stem if path.parent == Path(self.synthetic.source_folder) else None

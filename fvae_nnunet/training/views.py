@@ -1,0 +1,317 @@
+"""A reconstructed view beside nnU-Net's preprocessed data: where it is, whether it fits, and its dataset class.
+
+The view of the data folder ``nnUNetPlans_3d_fullres`` lives in the sibling folder
+``nnUNetPlans_3d_fullres__fvae_<view>``, which nnU-Net never scans: ``<case>.b2nd`` (float32, (c, z, y, x), as nnU-Net
+preprocesses images) and a manifest (see ``manifest``). Segmentations and properties stay those of the raw case.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.manifest import Manifest, differences
+
+SEPARATOR = "__fvae_"
+VIEW_VARIABLE = "nnUNet_fvae_view"
+
+SYNTHETIC_NAME = "synthetic"
+"""In the place of a view's name: the folder of synthetic cases (``synthetic_dataset``)."""
+
+
+def view_folder(data_folder: Path, view: str) -> Path:
+    """The folder of a view of nnU-Net's preprocessed ``data_folder``; UserError where the name cannot be a folder's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", view):
+        raise UserError(f"a view's name consists of letters, digits and . _ + -, got {view!r}")
+    if view == SYNTHETIC_NAME:
+        raise UserError(f"{view!r} is the name of the folder of synthetic cases; give the view another name")
+    return sibling_folder(data_folder, view)
+
+
+def sibling_folder(data_folder: Path, name: str) -> Path:
+    """The folder of that name beside nnU-Net's preprocessed ``data_folder``, which nnU-Net never scans."""
+    return data_folder.with_name(data_folder.name + SEPARATOR + name)
+
+
+def default_view_name(vae_name: str) -> str:
+    """The view's name for a VAE: its own name with what cannot stand in a folder's name replaced by a dash."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", vae_name).strip("-.")
+
+
+def preprocessing_settings(plans: dict[str, Any], configuration: Any) -> dict[str, Any]:
+    """What of nnU-Net's plans decides the voxels of a preprocessed image, as JSON values.
+
+    Args:
+        plans: the content of the plans file.
+        configuration: nnU-Net's ConfigurationManager.
+    """
+    return {
+        "spacing_mm": [float(value) for value in configuration.spacing],
+        "transpose_forward": list(plans["transpose_forward"]),
+        "normalization_schemes": list(configuration.normalization_schemes),
+        "use_mask_for_norm": list(configuration.use_mask_for_norm),
+        "foreground_intensity": plans["foreground_intensity_properties_per_channel"],
+        "resampling_fn_data": configuration.configuration["resampling_fn_data"],
+        "resampling_fn_data_kwargs": configuration.configuration["resampling_fn_data_kwargs"],
+    }
+
+
+def preprocessed_inputs(data_folder: Path, case: str) -> dict[str, str]:
+    """A fingerprint of the preprocessed raw case that a view's case belongs to.
+
+    Taken from what the arrays hold, since nnU-Net's multi-threaded compression gives other bytes for equal arrays: the
+    shape, three slices, and the crop box and spacing that the view was made with.
+    """
+    import blosc2
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle
+
+    array = blosc2.open(str(data_folder / f"{case}.b2nd"), mode="r", dparams={"nthreads": 1})
+    properties = load_pickle(str(data_folder / f"{case}.pkl"))
+    box = np.asarray(properties["bbox_used_for_cropping"], dtype=np.int64)
+    spacing_mm = np.asarray(properties["spacing"], dtype=np.float64)
+    digest = hashlib.sha256(f"{array.shape} {box.tolist()} {spacing_mm.tolist()}".encode())
+    slices = array.shape[1]
+    for position in (slices // 4, slices // 2, (3 * slices) // 4):
+        digest.update(np.asarray(array[:, position]).tobytes())
+    return {"preprocessed": digest.hexdigest()}
+
+
+def view_names(data_folder: Path) -> list[str]:
+    """The views of nnU-Net's preprocessed ``data_folder`` that were begun, sorted."""
+    synthetic = sibling_folder(data_folder, SYNTHETIC_NAME)
+    return sorted(
+        folder.name.split(SEPARATOR, 1)[1]
+        for folder in data_folder.parent.glob(f"{glob.escape(data_folder.name)}{SEPARATOR}*")
+        if folder != synthetic and Manifest(folder).path.is_file()
+    )
+
+
+def find_views(data_folder: Path, repair: str, of_trainer: str | None = None) -> dict[str, float]:
+    """The views to train with and the weight of each: the trainer's own, or ``nnUNet_fvae_view``, or the only one.
+
+    Several are named with commas between them, and with weights behind colons: ``wan2.1:2,control-nlm``; without one
+    the weight is 1.
+
+    Args:
+        data_folder: nnU-Net's preprocessed data.
+        repair: start of the command that makes a view of it, for messages.
+        of_trainer: what the trainer's class attribute ``view`` says.
+
+    Raises:
+        UserError: there is none, or several and nothing says which, or not the one that is asked for, or a weight that
+            is none.
+    """
+    names = view_names(data_folder)
+    asked = of_trainer or os.environ.get(VIEW_VARIABLE)
+    if asked:
+        wanted = _weighted(asked)
+        for name in wanted:
+            if name not in names:
+                raise UserError(
+                    f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {name!r} of {data_folder}; "
+                    f"there is {', '.join(names) or 'none'}. {_way_to(name, names, repair)}"
+                )
+        return wanted
+    if len(names) == 1:
+        return {names[0]: 1.0}
+    if names:
+        raise UserError(
+            f"{data_folder} has the views {', '.join(names)}; choose one: export {VIEW_VARIABLE}={names[0]}, or "
+            f"several: export {VIEW_VARIABLE}={','.join(names)}"
+        )
+    raise UserError(f"{data_folder} has no reconstructed view. Make it with: {repair}")
+
+
+def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> str:
+    """As ``find_views``, where only one can be used; UserError where several are asked for."""
+    views = find_views(data_folder, repair, of_trainer)
+    if len(views) > 1:
+        raise UserError(f"only one view can be used here, not {', '.join(views)}; name one of them")
+    return next(iter(views))
+
+
+def _weighted(text: str) -> dict[str, float]:
+    views: dict[str, float] = {}
+    for part in text.split(","):
+        name, found, number = part.strip().partition(":")
+        try:
+            weight = float(number) if found else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or name in views or not 0 < weight < math.inf:
+            raise UserError(f"views are named NAME or NAME:WEIGHT, each once, with commas between them; got {text!r}")
+        views[name] = weight
+    return views
+
+
+def _way_to(view: str, names: list[str], repair: str) -> str:
+    """What to do where a view is missing: how it is made if it has a VAE's name, else what else there is."""
+    from fvae_nnunet.vae import known_vaes
+    from fvae_nnunet.vae.denoisers import CONTROLS
+
+    for name in (vae.name for vae in known_vaes()):
+        if default_view_name(name) == view:
+            return f"Make it with: {repair} --vae {name} --view {view}"
+    for name, control in CONTROLS.items():
+        if default_view_name(name) == view:
+            strength = ", with the --strength that it is to have" if control.has_strength else ""
+            return f"Make it with: {repair} --vae {name} --view {view}{strength}"
+    if names:
+        return f"Choose one that there is: export {VIEW_VARIABLE}={names[0]}"
+    return f"Make one of the default VAE with: {repair} (fvae-setup --vaes names others)"
+
+
+def check_view(
+    folder: Path, data_folder: Path, cases: list[str], preprocessing: dict[str, Any], repair: str
+) -> dict[str, Any]:
+    """The manifest of a view after checking that it is whole and still fits nnU-Net's preprocessed data.
+
+    Args:
+        folder: the view's folder.
+        data_folder: nnU-Net's preprocessed data that it belongs to.
+        cases: identifiers that are needed.
+        preprocessing: ``preprocessing_settings`` of the plans in use.
+        repair: start of the command that makes the view, for the message.
+
+    Raises:
+        UserError: the view was made with other plans, or cases are missing, incomplete or older than the data.
+    """
+    manifest = Manifest(folder)
+    content = manifest.read({"settings": {"preprocessing": dict}, "made_with": {"options": str}})
+    if content is None:
+        raise UserError(f"{folder} holds no view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], repair)}")
+    repair = f"{repair} {content['made_with']['options']}"
+    changed = differences(content["settings"]["preprocessing"], preprocessing)
+    if changed:
+        raise UserError(
+            f"the view {folder} was made for other plans:\n  "
+            + "\n  ".join(changed)
+            + f"\nMake it anew with: {repair} --overwrite"
+        )
+    missing, stale = [], []
+    for case in cases:
+        record = manifest.read_case(case)
+        if record is None or not manifest.is_whole(case, [folder / f"{case}.b2nd"]):
+            missing.append(case)
+        elif any(
+            record["inputs"].get(name) != digest for name, digest in preprocessed_inputs(data_folder, case).items()
+        ):
+            stale.append(case)
+    problems = [
+        f"{len(names)} of {len(cases)} cases are {what} (first: {names[0]})"
+        for names, what in ((missing, "missing or incomplete"), (stale, "older than nnU-Net's preprocessed data"))
+        if names
+    ]
+    if problems:
+        raise UserError(f"in the view {folder}, {' and '.join(problems)}. Complete it with: {repair}")
+    return content
+
+
+class BlendedArray:
+    """``raw + weight * (view - raw)`` of two arrays of one shape, computed only for the region that is asked for.
+
+    What nnU-Net's loader needs of an array: ``shape``, ``dtype`` and slicing. As the loader does, crop only to boxes
+    that meet the array.
+    """
+
+    def __init__(self, raw: Any, view: Any, weight: float) -> None:
+        self.raw, self.view, self.weight = raw, view, np.float32(weight)
+        self.shape, self.dtype, self.ndim = raw.shape, raw.dtype, raw.ndim
+
+    def __getitem__(self, region: Any) -> np.ndarray:
+        raw = np.asarray(self.raw[region])
+        return raw + self.weight * (np.asarray(self.view[region]) - raw)
+
+
+class DatasetAround:
+    """nnU-Net's dataset, of which a subclass changes ``load_case``; keeps the interface that nnU-Net's loader uses.
+
+    Args:
+        inner: the dataset, or another that is around it.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.identifiers = inner.identifiers
+        self.source_folder = inner.source_folder
+        self.folder_with_segs_from_previous_stage = inner.folder_with_segs_from_previous_stage
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them."""
+        raise NotImplementedError
+
+
+class ViewDataset(DatasetAround):
+    """nnU-Net's dataset with the image of a case, by chance, replaced by its view, or by one of its views.
+
+    Everything but the image is the inner dataset's, whose interface it keeps. All chance comes from ``np.random``,
+    which nnU-Net seeds in every worker; with probability 0 or 1, a fixed weight and one view nothing is drawn.
+    Picklable: no array stays open.
+
+    Args:
+        inner: nnU-Net's dataset of the preprocessed raw cases.
+        folders: the views' folders, and how often each is drawn beside the others.
+        probability: of handing out the view, in [0, 1].
+        blend: lowest and highest weight of the view, drawn uniformly for each sample; (1, 1) is the view itself.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        folders: Mapping[Path, float],
+        *,
+        probability: float,
+        blend: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
+            raise UserError(
+                f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
+            )
+        super().__init__(inner)
+        self.folders = tuple(folders)
+        self.shares = np.array(list(folders.values())) / sum(folders.values())
+        self.probability = probability
+        self.blend = blend
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them, data maybe the view's."""
+        data, seg, seg_prev, properties = self.inner.load_case(identifier)
+        if self._draw_view():
+            view = self._open_view(identifier)
+            weight = self._draw_weight()
+            data = view if weight == 1 else BlendedArray(data, view, weight)
+        return data, seg, seg_prev, properties
+
+    def _draw_view(self) -> bool:
+        if self.probability in (0, 1):
+            return self.probability == 1
+        return bool(np.random.uniform() < self.probability)
+
+    def _draw_weight(self) -> float:
+        lowest, highest = self.blend
+        return lowest if lowest == highest else np.random.uniform(lowest, highest)
+
+    def _open_view(self, identifier: str) -> Any:
+        import blosc2
+
+        folder = (
+            self.folders[0]
+            if len(self.folders) == 1
+            else self.folders[np.random.choice(len(self.folders), p=self.shares)]
+        )
+        path = folder / f"{identifier}.b2nd"
+        # as nnU-Net opens its own: no memory mapping on Windows; nnU-Net 2.6 does not tell
+        mmap_kwargs = getattr(self.inner, "mmap_kwargs", {} if os.name == "nt" else {"mmap_mode": "r"})
+        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap_kwargs)

@@ -1,0 +1,1 @@
+"""VAEs that run from a checkout of their authors' code."""

@@ -1,0 +1,268 @@
+"""The five research VAEs of the paper, run from a checkout of their authors' code.
+
+CV-VAE, IV-VAE, LeanVAE, VideoVAE+ and WF-VAE come as repositories, not as packages, and not all with a licence to copy
+from them. The user names a checkout (``--vae-code``) and, where they are not on the hub, the weights. Loading runs the
+code of that folder with the rights of the user; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
+
+All five compress 8 x 8 pixels and 4 slices into one latent pixel. How each is called follows the reconstruction scripts
+released with the paper (github.com/qic999/Foundation-VAE, folder Reconstruction).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.base import FrozenVAE
+from fvae_nnunet.vae.checkout.importer import Checkout
+from fvae_nnunet.vae.checkout.vae import CheckoutVAE, CheckoutWeights, ResearchCode, colours
+from fvae_nnunet.vae.folders import HubModel
+from fvae_nnunet.vae.ivvae.vae import published_statistics
+from fvae_nnunet.vae.module_vae import drawn, grey
+from fvae_nnunet.vae.weights import read_checkpoint
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_bias: None = None, op: None = None
+) -> torch.Tensor:
+    """xformers' ``memory_efficient_attention`` of one head: (B, tokens, channels)."""
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+
+
+def _module(name: str, **content: Any) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(content)
+    return module
+
+
+class CVVAE(CheckoutVAE):
+    """CV-VAE. Its own coding in pieces of 1 + 16 slices, and beyond 576 pixels in tiles, is kept: the script has it.
+
+    Within a piece the decoder sees later slices, and the norms all slices.
+    """
+
+    code = ResearchCode(
+        "AILab-CVC/CV-VAE",
+        "models.modeling_vae",
+        "CVVAEModel",
+        "its folder vae3d with config.json and weights",
+        hub=HubModel("AILab-CVC/CV-VAE", ("vae3d",)),
+        # xformers itself has no kernels for the CPU
+        replaced={
+            "xformers": _module(
+                "xformers", __version__="0", ops=_module("xformers.ops", memory_efficient_attention=_attention)
+            )
+        },
+    )
+
+    @classmethod
+    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
+        config, state = weights.folder(cls.code.class_name, "vae3d")
+        model = weights.fill(lambda: model_class.from_config(config), state)
+        return model, model.config.z_channels
+
+    def __init__(self, name: str, model: Any, latent_channels: int, **options: Any) -> None:
+        super().__init__(name, model, latent_channels, **options)
+        self.latent_mean = torch.zeros(latent_channels)
+        self.latent_std = torch.full((latent_channels,), 1 / model.config.scaling_factor)
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        posterior = self._model.encode(colours(volume)).latent_dist
+        return drawn(posterior.mean, posterior.std, generator)
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return grey(self._model.decode(latent).sample)
+
+
+class IVVAE(CheckoutVAE):
+    """IV-VAE. Slices are coded four at a time with the state of those before, which it normalises and shifts itself."""
+
+    code = ResearchCode("ali-vilab/iv-vae", "models.vae3d", "VAutoencoder3d", "one of its files ivvae_z*_dim*.pth")
+    causal = True
+
+    @classmethod
+    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
+        state = weights.read(weights.path)
+        channels = weights.size(state, "decoder.conv1.conv.weight", 1)
+        width = weights.size(state, "encoder.conv1.conv_2d.weight", 0)
+        sizes = {"dim": width, "z_dim": channels, "temperal_downsample": [False, True, True]}
+        return weights.fill(lambda: model_class(**sizes, scale_factor=1, shift_factor=0), state), channels
+
+    def __init__(self, name: str, model: Any, latent_channels: int, **options: Any) -> None:
+        super().__init__(name, model, latent_channels, **options)
+        width = model.encoder.conv1.conv_2d.weight.shape[0]
+        self.latent_mean, self.latent_std = published_statistics(latent_channels, width)
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        # its encode draws in this method, without a generator
+        self._model.sample = lambda mean, log_variance: drawn(mean, (0.5 * log_variance).exp(), generator)
+        try:
+            return self._model.encode(colours(volume))
+        finally:
+            del self._model.sample
+            self._model.clear_cache()
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        try:
+            return grey(self._model.decode(latent))
+        finally:
+            self._model.clear_cache()
+
+
+class LeanVAE(CheckoutVAE):
+    """LeanVAE. Takes and gives half of [-1, 1]; each channel is clamped before the mean, as in the script."""
+
+    code = ResearchCode(
+        "westlake-repl/LeanVAE",
+        "LeanVAE.models.autoencoder",
+        "LeanVAE",
+        "its file LeanVAE-dim*.ckpt",
+        nominal=("beartype", "pywt", "requests", "torchvision", "tqdm"),
+        bare=("LeanVAE",),  # whose __init__ imports what trains it
+    )
+    causal = True
+
+    @classmethod
+    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
+        content = weights.read(weights.path, read_checkpoint)
+        args, state = content.get("args"), content.get("state_dict")
+        if isinstance(args, argparse.Namespace):
+            args = vars(args)
+        if not isinstance(args, dict) or not isinstance(state, dict):
+            raise UserError(f"leanvae: {weights.source} does not fit leanvae: it has no entries args and state_dict")
+        sizes = argparse.Namespace(**{**args, "use_tile_inference": False})
+        return weights.fill(lambda: model_class(sizes), state), weights.size(state, "latent_bottleneck.phi", 0)
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        features = self._model.encoder.encode(x=self._model.dwt(colours(volume) / 2))
+        mean = self._model.latent_bottleneck.sample(features)
+        std = (0.5 * self._model.std_layer(features).clamp(-30, 20)).exp()  # the layer gives the log variance
+        return drawn(mean, std, generator).movedim(-1, 1)
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        one_slice = latent.shape[2] == 1
+        colours = self._model.decode(latent, is_image=one_slice)
+        colours = colours[:, :, None] if one_slice else colours
+        return grey((colours * 2).clamp(-1, 1))
+
+
+class VideoVAEPlus(CheckoutVAE):
+    """VideoVAE+, the models without text. 16 slices are coded on their own, and each sees all others."""
+
+    code = ResearchCode(
+        "VideoVerses/VideoVAEPlus",
+        "src.models.autoencoder2plus1d_1dcnn",
+        "AutoencoderKL2plus1D_1dcnn",
+        "its file sota-4-4z.ckpt or sota-4-16z.ckpt",
+        nominal=("bs4", "cv2", "ftfy", "transformers"),
+        replaced={"pytorch_lightning": _module("pytorch_lightning", LightningModule=nn.Module)},
+    )
+    slice_offset = 0
+    window_slices = 16
+
+    @classmethod
+    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
+        import yaml
+
+        state = weights.read(weights.path)
+        channels = weights.size(state, "decoder_temporal.conv_in.conv.weight", 1)
+        config_file = weights.checkout.folder / "configs" / "inference" / f"config_{channels}z.yaml"
+        if not config_file.is_file():
+            raise UserError(f"videovae+: {weights.source} has {channels} channels, but there is no {config_file}")
+        params = yaml.safe_load(config_file.read_text(encoding="utf-8"))["model"]["params"]
+        sizes = {key: params[key] for key in ("ddconfig", "ppconfig", "embed_dim", "use_quant_conv") if key in params}
+        # the loss would be built, and needs a repository of its own
+        return weights.fill(lambda: model_class(**sizes, lossconfig={"target": "torch.nn.Identity"}), state), channels
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        latent = colours(volume)
+        for encode in (self._model.encode_2plus1d, self._model.encode_temporal):
+            posterior = encode(latent)
+            latent = drawn(posterior.mean, posterior.std, generator)
+        return latent
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return grey(self._model.decode(latent))
+
+
+class WFVAE(CheckoutVAE):
+    """WF-VAE. Not causal: the published decoder interpolates between a latent slice and the next."""
+
+    code = ResearchCode(
+        "PKU-YuanGroup/WF-VAE",
+        "causalvideovae.model.vae.modeling_wfvae",
+        "WFVAEModel",
+        "a folder with its config.json and weights",
+        hub=HubModel("chestnutlzj/WF-VAE-L-16Chn", ("",)),
+    )
+
+    @classmethod
+    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
+        config, state = weights.folder(cls.code.class_name)
+        model = weights.fill(lambda: model_class.from_config(config), state)
+        return model, model.config.latent_dim
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        posterior = self._model.encode(colours(volume)).latent_dist
+        return drawn(posterior.mean, posterior.std, generator)
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return grey(self._model.decode(latent).sample)
+
+
+RESEARCH_VAES: dict[str, type[CheckoutVAE]] = {
+    "cv-vae": CVVAE,
+    "iv-vae": IVVAE,
+    "leanvae": LeanVAE,
+    "videovae+": VideoVAEPlus,
+    "wf-vae": WFVAE,
+}
+
+
+def load_checkout_vae(
+    name: str,
+    *,
+    code: Path,
+    weights: Path | None,
+    trust: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> FrozenVAE:
+    """A research VAE. This runs the code in ``code``.
+
+    Args:
+        name: ``cv-vae``, ``iv-vae``, ``leanvae``, ``videovae+`` or ``wf-vae``.
+        code: checkout of its repository; nothing is written there.
+        weights: file or folder; None for the hub (``cv-vae``, ``wf-vae``).
+        trust: read pickled weights that may run code, see ``read_checkpoint``.
+        device, dtype: where and in what precision to compute.
+
+    Raises:
+        UserError: another repository, code that cannot be imported, or weights that are missing or do not fit.
+    """
+    adapter = RESEARCH_VAES[name]
+    research = adapter.code
+    checkout = Checkout(
+        code,
+        vae=name,
+        repository=research.repository,
+        expects=research.module.replace(".", "/") + ".py",
+        nominal=research.nominal,
+        replaced=research.replaced,
+        bare=research.bare,
+    )
+    if weights is not None:
+        found = CheckoutWeights(name, weights, str(weights), trust, checkout)
+    elif research.hub is not None:
+        found = CheckoutWeights(name, research.hub.fetch(name), f"hub {research.hub.hub_id}", trust, checkout)
+    else:
+        raise UserError(f"{name}: give {research.weights} with --weights (see github.com/{research.repository})")
+    model, latent_channels = adapter.build(checkout.load(research.module, research.class_name), found)
+    return adapter(name, model, latent_channels, source=found.source, device=device, dtype=dtype)

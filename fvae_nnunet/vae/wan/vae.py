@@ -1,0 +1,256 @@
+"""The Wan 2.1 and 2.2 video VAEs; the slices of a CT are the frames. Values as diffusers' AutoencoderKLWan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fvae_nnunet.device.memory import MARGIN, CallSize, available_bytes
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.base import VAESpec, VAEStream
+from fvae_nnunet.vae.folders import HubModel, open_folder
+from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, place
+from fvae_nnunet.vae.wan.checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
+from fvae_nnunet.vae.wan.fast_decoder import fast_decoder
+from fvae_nnunet.vae.wan.network import Before, WanNetwork, WanSizes, kept_values_per_pixel
+from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
+
+PAPER_WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction scripts released with the paper
+
+CPU_CHUNK_SLICES = 8
+"""Short chunks stay in the cache and reuse memory; shorter ones leave the deepest layers single slices."""
+
+GPU_CHUNK_VOXELS = 32 * 512 * 512
+"""At most, more if a single step of slices has them: enough for any GPU, and at most 2^30 values in a tensor."""
+
+WAN_ON_HUB = {
+    "wan2.1": HubModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ("vae",), 508),
+    "wan2.2": HubModel("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ("vae",), 2820),
+}
+
+NORM_UPCASTS = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
+"""Whether torch normalises half precision by way of float32 tensors, which doubles what is alive."""
+
+_Coder = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+class WanVAE(ModuleVAE):
+    """Causal along the slices: latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
+
+    A volume is coded in chunks, each with what the one before left, so that memory does not grow with the slices.
+    Values do not depend on the chunks, but for the order of sums.
+
+    Args:
+        state: weights under diffusers' names, any float dtype.
+        config: the entries of diffusers' ``config.json``; what it leaves out is as in Wan 2.1.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any],
+        *,
+        name: str,
+        source: str,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        sizes = WanSizes.from_config(config)
+        with torch.device("meta"):
+            network = WanNetwork(sizes)
+        network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+        spec = VAESpec(
+            name=name,
+            inplane_stride=sizes.inplane_stride,
+            latent_channels=sizes.z_dim,
+            slice_stride=sizes.slice_stride,
+            slice_offset=1,
+            window_slices=PAPER_WINDOW_SLICES,
+            causal=True,
+        )
+        super().__init__(network, spec, source=source, device="cpu", dtype=torch.float32)
+        on_cpu = torch.device(device).type == "cpu"
+        place(network.fold(pairs=on_cpu and dtype == torch.float32), device, dtype)
+        self._network = network
+        self._sizes = sizes
+        self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
+        self._fitting: dict[int, int] = {}
+        self._fast_decoder: _Coder | None = fast_decoder(
+            network.decode, state, config, name=name, device=torch.device(device), dtype=dtype
+        )
+        self.kernels = None if self._fast_decoder is None else "fastvae"
+        mean, std = config.get("latents_mean") or (), config.get("latents_std") or ()
+        if len(mean) == len(std) == sizes.z_dim:
+            self.latent_mean, self.latent_std = torch.tensor(mean), torch.tensor(std)
+
+    def open_stream(self) -> VAEStream:
+        return _Stream(self)
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return self._encode_next(volume, None, generator)[0]
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return self._decode_next(latent, None)[0]
+
+    def _encode_next(
+        self, volume: torch.Tensor, before: Before, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, Before]:
+        pixels, stride = volume[:, 0, 0].numel(), self.spec.slice_stride
+        moments, before = self._in_chunks(self._network.encode, self._encoder_chunks, volume, before, stride, pixels)
+        mean, log_variance = moments.chunk(2, dim=1)
+        return drawn(mean, torch.exp(log_variance.clamp(-30, 20) / 2), generator).contiguous(), before
+
+    def _decode_next(self, latent: torch.Tensor, before: Before) -> tuple[torch.Tensor, Before]:
+        pixels = latent[:, 0, 0].numel() * self.spec.inplane_stride**2
+        decode: _Coder = self._network.decode
+        if self._fast_decoder is not None and not torch.compiler.is_compiling():
+            decode = self._fast_decoder
+        return self._in_chunks(decode, self._decoder_chunks, latent, before, 1, pixels)
+
+    def _least_slices(self, slices: int) -> int:
+        return self.spec.slice_stride
+
+    def _steps_of_a_chunk(self, pixels: int) -> int:
+        """How many latent slices are coded at once where a slice (of all volumes of the batch) has so many pixels.
+
+        On a GPU found out once for each size: it stays, so that the windows of a dataset are coded alike.
+        """
+        if self.device.type == "cpu":
+            return CPU_CHUNK_SLICES // self.spec.slice_stride
+        if pixels not in self._fitting:
+            slices = GPU_CHUNK_VOXELS // pixels
+            if self.device.type == "cuda":
+                values = available_bytes(self.device) / MARGIN / self.dtype.itemsize
+                kept = 2 * self._kept_values_per_pixel  # of the chunk before and of this one
+                alive = self._sizes.live_values_per_pixel
+                if NORM_UPCASTS and self.dtype.itemsize < torch.float32.itemsize:
+                    alive *= 2
+                slices = min(slices, int((values / pixels - kept) / alive))
+            self._fitting[pixels] = max(1, slices // self.spec.slice_stride)
+        return self._fitting[pixels]
+
+    @cached_property
+    def _kept_values_per_pixel(self) -> int:
+        return kept_values_per_pixel(self._sizes)
+
+    def _in_chunks(
+        self, code: _Coder, calls: CallSize, x: torch.Tensor, before: Before, stride: int, pixels: int
+    ) -> tuple[torch.Tensor, Before]:
+        """``code`` over steps of ``stride`` slices of ``x``; slice 0 of a pass counts for a whole step."""
+        lacking = stride - 1 if before is None else 0
+
+        def chunk(first: int, last: int) -> torch.Tensor:
+            nonlocal before
+            piece, before = code(x[:, :, max(0, first * stride - lacking) : last * stride - lacking], before)
+            return piece
+
+        steps = (x.shape[2] + lacking) // stride
+        voxels = pixels * self.spec.slice_stride
+        pieces = calls.run(chunk, steps, voxels, most=self._steps_of_a_chunk(pixels))
+        return torch.cat(pieces, dim=2), before
+
+
+class _Stream(VAEStream):
+    """Keeps what each layer needs of the slices before; the values are those of the whole volume at once."""
+
+    def __init__(self, vae: WanVAE) -> None:
+        self._vae = vae
+        self._encoder_past: Before = None
+        self._decoder_past: Before = None
+
+    @torch.no_grad()
+    def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        vae = self._vae
+        vae.check_volume(volume[:, :, :1])
+        offset, stride = (1 if self._encoder_past is None else 0), vae.spec.slice_stride
+        if volume.shape[2] % stride != offset % stride or volume.shape[2] < offset:
+            raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {stride} slices here")
+        with vae._computing(*volume.shape[2:]):
+            volume = volume.to(vae.device, vae.dtype)
+            latent, self._encoder_past = vae._encode_next(volume, self._encoder_past, generator)
+            decoded, self._decoder_past = vae._decode_next(latent, self._decoder_past)
+        return decoded
+
+
+def load_wan(
+    name: str,
+    *,
+    weights: Path | None,
+    trust: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> WanVAE:
+    """Wan 2.1 or 2.2.
+
+    Args:
+        name: ``wan2.1`` or ``wan2.2``.
+        weights: None for the hub, or a folder in diffusers' format (also a pipeline with a subfolder ``vae``), or a
+            ``.safetensors`` or ``.pth`` file under diffusers' or the authors' parameter names. The sizes of a lone
+            file are read from its tensors.
+        trust: read a pickled file that holds more than tensors; it can then run code.
+        device, dtype: where and in what precision to compute.
+
+    Raises:
+        UserError: not found, not readable, or the weights of another model.
+    """
+    if weights is not None and weights.is_file():
+        where = source = str(weights)
+        state = read_state_dict(weights, trust=trust)
+        if is_original(state):
+            state = to_diffusers_keys(state)
+        _check_version(name, state, where)
+        try:
+            config = config_from_sizes(state)
+        except KeyError as error:
+            raise UserError(f"{name}: {where} is an incomplete {name} VAE: {error.args[0]} is missing") from error
+    else:
+        hub = WAN_ON_HUB[name]
+        folder = open_folder(hub.fetch(name) if weights is None else weights)
+        where = str(folder.path)
+        if folder.class_name != "AutoencoderKLWan":
+            raise UserError(
+                f"{name}: {where} holds a {folder.class_name or 'model of no named class'}, not an "
+                "AutoencoderKLWan; name the folder of the VAE (in diffusers' pipelines: vae) or its file"
+            )
+        state, config = read_state_dict(folder.weights_file, trust=trust), folder.config
+        _check_version(name, state, where)
+        source = f"hub {hub.hub_id}" if weights is None else where
+    _check_fit(name, state, config, where)
+    return WanVAE(state, config, name=name, source=source, device=device, dtype=dtype)
+
+
+def _check_version(name: str, state: StateDict, where: str) -> None:
+    found = looks_like(state)
+    if found == name:
+        return
+    if found is None:
+        first = state.get("encoder.conv_in.weight")
+        reason = (
+            "it has no encoder.conv_in.weight (the authors: encoder.conv1.weight)"
+            if first is None
+            else f"encoder.conv_in.weight has size {tuple(first.shape)}, a Wan VAE has five dimensions"
+            if first.ndim != 5
+            else "it has no encoder.mid_block.resnets.0.norm1.gamma (the authors: encoder.middle.0.residual.0.gamma)"
+        )
+        raise UserError(f"{name}: {where} is not a Wan VAE: {reason}")
+    has = "has" if found == "wan2.2" else "has no"
+    channels = state["encoder.conv_in.weight"].shape[1]
+    raise UserError(
+        f"{name}: {where} looks like {found}: it {has} encoder.down_blocks.0.resnets.0.conv1.weight (the authors: "
+        f"encoder.downsamples.0.downsamples.0.residual.2.weight) and takes {channels} channels; use --vae {found}"
+    )
+
+
+def _check_fit(name: str, state: StateDict, config: Mapping[str, Any], where: str) -> None:
+    try:
+        with torch.device("meta"):
+            expected = WanNetwork(WanSizes.from_config(config)).state_dict()
+    except ValueError as error:
+        raise UserError(f"{name}: {where} is not a published Wan VAE: {error}") from error
+    difference = first_difference(expected, state)
+    if difference is not None:
+        raise UserError(f"{name}: {where} does not fit {name}: {difference}")

@@ -1,0 +1,195 @@
+"""WF-VAE, a video VAE with a wavelet branch (github.com/PKU-YuanGroup/WF-VAE); the slices of a CT are the frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.base import VAESpec
+from fvae_nnunet.vae.folders import HubModel, open_folder
+from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, grey
+from fvae_nnunet.vae.weights import StateDict, first_difference, read_checkpoint
+from fvae_nnunet.vae.wfvae.network import WFVAENetwork, WFVAESizes
+from fvae_nnunet.vae.wfvae.wavelets import COLOURS
+
+WFVAE_ON_HUB = HubModel("chestnutlzj/WF-VAE-L-16Chn", ("",), 1270)
+WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
+
+# Names and defaults of the arguments of upstream's WFVAEModel
+_SIZES = {
+    "latent_channels": ("latent_dim", 8),
+    "base_channels": ("base_channels", 128),
+    "encoder_flow": ("encoder_energy_flow_hidden_size", 64),
+    "decoder_flow": ("decoder_energy_flow_hidden_size", 128),
+    "encoder_blocks": ("encoder_num_resblocks", 2),
+    "decoder_blocks": ("decoder_num_resblocks", 2),
+    "connect_blocks": ("connect_res_layer_num", 1),
+}
+_DEFAULTS = {
+    "attention_type": "AttnBlock3DFix",
+    "use_attention": True,
+    "norm_type": "groupnorm",
+    "t_interpolation": "nearest",
+    "l1_dowmsample_block": "Downsample",  # upstream's spelling
+    "l1_downsample_wavelet": "HaarWaveletTransform2D",
+    "l2_dowmsample_block": "Spatial2xTime2x3DDownsample",
+    "l2_downsample_wavelet": "HaarWaveletTransform3D",
+    "l1_upsample_block": "Upsample",
+    "l1_upsample_wavelet": "InverseHaarWaveletTransform2D",
+    "l2_upsample_block": "Spatial2xTime2x3DUpsample",
+    "l2_upsample_wavelet": "InverseHaarWaveletTransform3D",
+}
+_PUBLISHED = _DEFAULTS | {"norm_type": "layernorm", "t_interpolation": "trilinear"}
+
+
+class WFVAE(ModuleVAE):
+    """Latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
+
+    The encoder is causal, but the decoder interpolates between a latent slice and the next: slices 4k-1 and 4k of
+    the volume depend on the four behind them, so a stream, which returns what it is given, could not equal one pass.
+    """
+
+    def __init__(
+        self,
+        network: WFVAENetwork,
+        sizes: WFVAESizes,
+        *,
+        source: str,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        spec = VAESpec(
+            name="wf-vae",
+            inplane_stride=8,
+            latent_channels=sizes.latent_channels,
+            slice_stride=4,
+            slice_offset=1,
+            window_slices=WINDOW_SLICES,
+        )
+        super().__init__(network, spec, source=source, device=device, dtype=dtype)
+        self._network = network
+
+    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        mean, log_variance = self._network.encode(volume.expand(-1, COLOURS, -1, -1, -1))
+        return drawn(mean, torch.exp(log_variance / 2), generator).contiguous()
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return grey(self._network.decode(latent))
+
+
+def load_wfvae(
+    name: str,
+    *,
+    weights: Path | None,
+    trust: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> WFVAE:
+    """WF-VAE with layer norm and linear interpolation, as the authors publish it, of any width.
+
+    Args:
+        name: ``wf-vae``, for messages.
+        weights: None for the hub (WF-VAE-L with 16 latent channels), or a folder as upstream saves a model
+            (``config.json`` and weights), or a lone file, whose sizes are read from its tensors: a state dict or a
+            checkpoint of upstream's training, from which the averaged weights are taken if it has them.
+        trust: read a pickled file that holds more than tensors; see ``read_checkpoint``.
+        device, dtype: where and in what precision to compute.
+
+    Raises:
+        UserError: not found, not readable, the weights of another model, or a variant that is not supported.
+    """
+    if weights is not None and weights.is_file():
+        where = str(weights)
+        state = _read_network(weights, trust=trust)
+        _check_kind(name, state, where)
+        try:
+            sizes = _sizes_from_tensors(state)
+        except KeyError as error:
+            raise UserError(f"{name}: {where} is an incomplete WF-VAE: {error.args[0]} is missing") from error
+        source = where
+    else:
+        folder = open_folder(WFVAE_ON_HUB.fetch(name) if weights is None else weights)
+        where = str(folder.path)
+        _check_config(name, folder.config, where)
+        state = _read_network(folder.weights_file, trust=trust)
+        _check_kind(name, state, where)
+        sizes = WFVAESizes(**{ours: folder.config.get(*theirs) for ours, theirs in _SIZES.items()})
+        source = f"hub {WFVAE_ON_HUB.hub_id}" if weights is None else where
+    return WFVAE(_build(name, sizes, state, where), sizes, source=source, device=device, dtype=dtype)
+
+
+def _read_network(path: Path, *, trust: bool) -> StateDict:
+    """The state dict of a file of the network alone, or of a training checkpoint (upstream's ``init_from_ckpt``)."""
+    content = read_checkpoint(path, trust=trust)
+    state = content.get("state_dict", content)
+    if isinstance(state, dict):
+        state = state.get("gen_model", state)
+    averaged = content.get("ema_state_dict") or {}  # of the trained parameters, not of the fixed wavelets
+    parts = (state, averaged)
+    if not all(
+        isinstance(part, dict) and all(isinstance(value, torch.Tensor) for value in part.values()) for part in parts
+    ):
+        raise UserError(
+            f"weights: {path} is neither a state dict (names to tensors) nor a checkpoint of WF-VAE's training"
+        )
+    return state | {key.removeprefix("module."): value for key, value in averaged.items()}
+
+
+def _check_config(name: str, config: Mapping[str, Any], where: str) -> None:
+    class_name = config.get("_class_name")
+    if class_name != "WFVAEModel":
+        raise UserError(f"{name}: {where} holds a {class_name or 'model of no named class'}, not a WFVAEModel")
+    for key, published in _PUBLISHED.items():
+        found = config.get(key, _DEFAULTS[key])
+        if found != published:
+            raise UserError(
+                f"{name}: {where} is a variant of WF-VAE that is not supported: {key} is {found!r}, not {published!r}"
+            )
+
+
+def _check_kind(name: str, state: StateDict, where: str) -> None:
+    if "encoder.down_blocks.0.in_flow_conv.weight" in state:
+        raise UserError(
+            f"{name}: {where} is a WFVAE2Model, which is not supported; the published weights are WFVAEModel"
+        )
+    if "encoder.wavelet_transform_in.h_conv.conv.weight" not in state:
+        raise UserError(f"{name}: {where} is not a WF-VAE: it has no encoder.wavelet_transform_in.h_conv.conv.weight")
+    if "encoder.norm_out.norm.weight" not in state and "encoder.norm_out.weight" in state:
+        raise UserError(
+            f"{name}: {where} is a WF-VAE with group norm (norm_type 'groupnorm'), which is not supported; the "
+            "published weights have 'layernorm'"
+        )
+
+
+def _sizes_from_tensors(state: StateDict) -> WFVAESizes:
+    """Raises KeyError with the name of a parameter that tells a size and is missing."""
+
+    def layers(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        return len({match[1] for match in map(pattern.match, state) if match})
+
+    connect_blocks = layers("decoder.connect_l2") - 1  # and a convolution
+    return WFVAESizes(
+        latent_channels=state["encoder.conv_out.conv.weight"].shape[0] // 2,
+        base_channels=state["encoder.down1.0.weight"].shape[0],
+        encoder_flow=state["encoder.connect_l1.weight"].shape[0],
+        decoder_flow=state[f"decoder.connect_l2.{connect_blocks}.weight"].shape[1],
+        encoder_blocks=layers("encoder.down1") - 2,  # a convolution before them, the downsampling behind
+        decoder_blocks=layers("decoder.up1") - 2,  # the upsampling and one block behind them
+        connect_blocks=connect_blocks,
+    )
+
+
+def _build(name: str, sizes: WFVAESizes, state: StateDict, where: str) -> WFVAENetwork:
+    with torch.device("meta"):
+        network = WFVAENetwork(sizes)
+    difference = first_difference(network.state_dict(), state)
+    if difference is not None:
+        raise UserError(f"{name}: {where} does not fit WF-VAE: {difference}")
+    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return network.channels_last()

@@ -1,0 +1,615 @@
+"""fvae-predict against the two-step use of fvae-reconstruct and nnU-Net's own commands, to the bit.
+
+Networks have random weights; nnU-Net runs without processes (-npp 0 -nps 0) where the test is not marked slow.
+"""
+
+import json
+import multiprocessing.dummy
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from datasets_for_tests import clone_of
+from nnunetv2.ensembling import ensemble
+from nnunetv2.inference import predict_from_raw_data
+from prediction_for_tests import save_model
+from views_for_tests import make_view
+
+from fvae_nnunet.cli import command, predict, reconstruct
+from fvae_nnunet.nnunet import predictor
+from fvae_nnunet.reconstruction import folder as folder_reconstruction
+from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.trainers import (
+    nnUNetTrainerFVAE,
+    nnUNetTrainerFVAEReconOnly,
+    nnUNetTrainerFVAEReconOnly_5epochs,
+)
+from fvae_nnunet.vae import load_vae
+
+HERE = ["-npp", "0", "-nps", "0", "-device", "cpu", "--disable_tta", "-f", "0"]
+ARGUMENTS = predictor.ARGUMENTS_FILE
+NNUNET = tuple(map(int, version("nnunetv2").split(".")[:2]))
+
+
+@pytest.fixture(scope="module")
+def dataset(planned):
+    """A dataset with a view of the embedded VAE."""
+    dataset = clone_of(planned)
+    make_view(dataset, load_vae("tiny"), configurations=["3d_fullres"], hu_window=(-1000.0, 1000.0))
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def recon_only(dataset):
+    return save_model(nnUNetTrainerFVAEReconOnly, dataset)
+
+
+@pytest.fixture(scope="module")
+def mixed(dataset):
+    return save_model(nnUNetTrainerFVAE, dataset)
+
+
+@pytest.fixture
+def images(dataset, tmp_path):
+    """Two cases."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in [*(dataset.raw / "imagesTs").iterdir(), *sorted((dataset.raw / "imagesTr").iterdir())[:1]]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def two_steps(monkeypatch):
+    """nnU-Net's own commands in this process."""
+
+    def call(entry_point, *arguments):
+        threads = torch.get_num_threads()
+        monkeypatch.setattr(sys, "argv", ["nnUNetv2", *map(str, arguments)])
+        entry_point()
+        torch.set_num_threads(threads)
+
+    threads_for_processes = SimpleNamespace(get_context=lambda kind: multiprocessing.dummy)
+    monkeypatch.setattr(ensemble, "multiprocessing", threads_for_processes)
+    return SimpleNamespace(
+        predict=lambda model, *arguments: call(
+            predict_from_raw_data.predict_entry_point, *model_options(model), *HERE, *arguments
+        ),
+        ensemble=lambda *arguments: call(ensemble.entry_point_ensemble_folders, *arguments),
+    )
+
+
+def model_options(model):
+    trainer, plans, configuration = model.name.split("__")
+    return ["-d", model.parent.name, "-tr", trainer, "-p", plans, "-c", configuration]
+
+
+def run(model, images, output, *arguments):
+    return predict.main(["-m", str(model), "-i", str(images), "-o", str(output), *HERE, *map(str, arguments)])
+
+
+def reconstruct_by_hand(images, output, *arguments):
+    assert reconstruct.main(["-i", str(images), "-o", str(output), "--vae", "tiny", "-np", "0", *arguments]) == 0
+
+
+def contents(folder):
+    """File contents by name; of ``.npz`` and ``.pkl`` what they hold, since nnU-Net's bytes differ from run to run."""
+    found = {}
+    for path in folder.iterdir():
+        if path.suffix == ".npz":
+            found[path.name] = np.load(path)["probabilities"].tobytes()
+        elif path.suffix == ".pkl":
+            found[path.name] = repr(load_pickle(str(path)))
+        elif path.name != ARGUMENTS:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def labels(folder):
+    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def voxels_apart(folder, other):
+    return sum(int((labels(folder)[name] != labels(other)[name]).sum()) for name in labels(folder))
+
+
+def is_clean(output):
+    return not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_a_model_of_recon_only_predicts_from_the_view_as_in_two_steps(recon_only, images, tmp_path, two_steps):
+    assert run(recon_only, images, tmp_path / "ours", "--save_probabilities") == 0
+    reconstruct_by_hand(images, tmp_path / "view")
+    theirs = tmp_path / "theirs"
+    two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", theirs, "--save_probabilities")
+    assert contents(tmp_path / "ours") == contents(theirs)
+    assert len(contents(theirs)) == 2 * 3 + 2
+    ours, nnunets = (json.loads((folder / ARGUMENTS).read_text()) for folder in (tmp_path / "ours", theirs))
+    record = ours.pop("fvae_nnunet")
+    assert record["inputs"] == ["view"]
+    assert record["view"]["vae"] == "tiny"
+    assert ours.pop("list_of_lists_or_source_folder") == str(images)
+    assert nnunets.pop("list_of_lists_or_source_folder") == str(tmp_path / "view")
+    assert ours.pop("output_folder_or_list_of_truncated_output_files") == str(tmp_path / "ours")
+    del nnunets["output_folder_or_list_of_truncated_output_files"]
+    assert ours == nnunets
+
+    two_steps.predict(recon_only, "-i", images, "-o", tmp_path / "raw")
+    assert voxels_apart(tmp_path / "raw", theirs) > 0, "the comparison above could not have failed"
+
+
+def test_raw_and_view_are_averaged_as_nnunets_ensemble_does(mixed, images, tmp_path, two_steps, monkeypatch):
+    monkeypatch.setattr(predictor, "MEAN_CASES", 1)
+    reconstruct_by_hand(images, tmp_path / "images_view")
+    for name, folder in (("raw", images), ("view", tmp_path / "images_view")):
+        two_steps.predict(mixed, "-i", folder, "-o", tmp_path / name, "--save_probabilities")
+    for extra, theirs_extra in (["--save_probabilities"], ["--save_npz"]), ([], []):
+        ours, theirs = tmp_path / f"ours{len(extra)}", tmp_path / f"theirs{len(extra)}"
+        assert run(mixed, images, ours, "--tta", "raw,view", *extra) == 0
+        two_steps.ensemble("-i", tmp_path / "raw", tmp_path / "view", "-o", theirs, "-np", "1", *theirs_extra)
+        expected = contents(theirs)
+        assert len(expected) == 2 * (3 if extra else 1) + 1
+        assert contents(ours) == expected | {"plans.json": (tmp_path / "raw" / "plans.json").read_bytes()}
+        assert json.loads((ours / ARGUMENTS).read_text())["fvae_nnunet"]["inputs"] == ["raw", "view"]
+        for other in ("raw", "view"):
+            assert voxels_apart(ours, tmp_path / other) > 0
+
+
+def test_other_models_predict_from_raw_as_nnunet_and_load_no_vae(mixed, images, tmp_path, two_steps, monkeypatch):
+    monkeypatch.setattr(command, "load", lambda arguments: pytest.fail("loaded a VAE"))
+    output = tmp_path / "out"
+    two_steps.predict(mixed, "-i", images, "-o", output)
+    theirs, arguments = contents(output), (output / ARGUMENTS).read_bytes()
+    shutil.rmtree(output)
+    assert run(mixed, images, output) == 0
+    assert contents(output) == theirs
+    assert (output / ARGUMENTS).read_bytes() == arguments
+
+
+def test_recon_only_on_raw_is_possible_with_a_warning(recon_only, images, tmp_path, two_steps, capsys):
+    assert run(recon_only, images, tmp_path / "ours", "--tta", "raw") == 0
+    assert "warning: the model has seen only the view (nnUNetTrainerFVAEReconOnly)" in capsys.readouterr().err
+    two_steps.predict(recon_only, "-i", images, "-o", tmp_path / "theirs")
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+class nnUNetTrainerQRecon(nnUNetTrainerFVAEReconOnly):
+    pass
+
+
+def test_a_subclass_of_any_name_predicts_on_what_its_record_says(dataset, images, tmp_path, capsys):
+    model = save_model(nnUNetTrainerQRecon, dataset)
+    assert run(model, images, tmp_path / "out", "-num_parts", "2") == 0
+    assert "1 cases predicted on view" in capsys.readouterr().out
+    assert run(model, images, tmp_path / "raw", "--tta", "raw", "-num_parts", "2") == 0
+    assert "warning: the model has seen only the view (nnUNetTrainerQRecon)" in capsys.readouterr().err
+
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["fvae_nnunet"]["view_probability"]
+    torch.save(checkpoint, path)
+    assert run(model, images, tmp_path / "old", "-num_parts", "2") == 0
+    out, err = capsys.readouterr()
+    assert "predicted on raw" in out
+    assert "do not say whether the model has seen raw images besides the view" in err and "use --tta view" in err
+
+
+def test_the_folder_by_name_and_by_path_are_one_model(recon_only, images, tmp_path):
+    assert run(recon_only, images, tmp_path / "path") == 0
+    arguments = [*model_options(recon_only), "-i", str(images), "-o", str(tmp_path / "name"), *HERE]
+    assert predict.main(arguments) == 0
+    assert contents(tmp_path / "path") == contents(tmp_path / "name")
+
+
+def test_parts_do_their_own_cases_as_nnunet_splits_them(recon_only, images, tmp_path, capsys):
+    assert run(recon_only, images, tmp_path / "whole") == 0
+    cases = sorted(path.name[: -len("_0000.nii.gz")] for path in images.iterdir())
+    for part in (0, 1):
+        capsys.readouterr()
+        assert run(recon_only, images, tmp_path / "parts", "-num_parts", 2, "-part_id", part) == 0
+        out = capsys.readouterr().out
+        assert [case for case in cases if f"{case}_0000: PSNR" in out] == cases[part::2]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert json.loads((tmp_path / "parts" / ARGUMENTS).read_text())["fvae_nnunet"]["inputs"] == ["view"]
+
+
+def test_continue_leaves_predicted_cases_alone(recon_only, images, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "out"
+    assert run(recon_only, images, output) == 0
+    whole = contents(output)
+    first, second = sorted(output.glob("*.nii.gz"))
+    first.write_bytes(b"somebody's")
+    second.unlink()
+    capsys.readouterr()
+    assert run(recon_only, images, output, "--continue_prediction") == 0
+    assert capsys.readouterr().out.count(": PSNR") == 1
+    assert contents(output) == whole | {first.name: b"somebody's"}
+    monkeypatch.setattr(command, "load", lambda arguments: pytest.fail("loaded a VAE"))
+    assert run(recon_only, images, output, "--c") == 0
+    assert "0 cases predicted on view, 2 were there" in capsys.readouterr().out
+    assert second.read_bytes() == whole[second.name]
+
+
+@pytest.mark.parametrize("tta", ["raw", "view", "raw,view"])
+def test_a_damaged_image_is_named_and_has_no_result_and_the_others_are_done(
+    recon_only, images, tmp_path, capsys, two_steps, tta
+):
+    broken, *others = sorted(images.iterdir())
+    case = broken.name[: -len("_0000.nii.gz")]
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / f"{case}.nii.gz").write_bytes(b"of an earlier run")
+    assert run(recon_only, images, output, "--tta", tta) == 1
+    err = capsys.readouterr().err
+    assert f"{broken} is cut short" in err or f"{broken} cannot be read" in err
+    assert f"1 of 2 cases failed, see above: {case}" in err
+    assert "nnU-Net stopped" not in err
+    assert sorted(labels(output)) == [f"{path.name[: -len('_0000.nii.gz')]}.nii.gz" for path in others]
+    assert is_clean(output)
+
+
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+def test_sheared_images_are_predicted_on_the_view_by_models_of_nibabels_readers(recon_only, images, tmp_path, reader):
+    model = tmp_path / recon_only.parent.name / recon_only.name
+    shutil.copytree(recon_only, model)
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": reader}))
+    affines = {}
+    for path in images.iterdir():
+        image = nibabel.load(path)
+        affine = image.affine.copy()
+        affine[1, 2] += 0.4
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+        affines[path.name.replace("_0000", "")] = affine
+    assert run(model, images, tmp_path / "out") == 0
+    for name, affine in affines.items():
+        np.testing.assert_allclose(nibabel.load(tmp_path / "out" / name).affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("tta", ["raw", "view"])
+def test_what_is_no_image_is_named_and_the_others_are_done(recon_only, images, tmp_path, capsys, tta):
+    nans = nibabel.Nifti1Image(np.full((48, 48, 24), np.nan, np.float32), np.diag([2, 2, 3, 1]))
+    nibabel.save(nans, images / "nan_0000.nii.gz")
+    os.mkfifo(images / "pipe_0000.nii.gz")
+    (images / "link_0000.nii.gz").symlink_to("/nowhere/image.nii.gz")
+    assert run(recon_only, images, tmp_path / "out", "--tta", tta) == 1
+    err = capsys.readouterr().err
+    assert f"{images / 'nan_0000.nii.gz'}: 55296 of 55296 voxels are not finite" in err
+    assert f"{images / 'pipe_0000.nii.gz'} is a pipe" in err
+    assert f"{images / 'link_0000.nii.gz'} is a link that leads nowhere (to /nowhere/image.nii.gz)" in err
+    assert "3 of 5 cases failed" in err
+    assert len(labels(tmp_path / "out")) == 2
+    first = sorted(images.iterdir())[-1]
+    first.rename(images / first.name.upper())
+    assert run(recon_only, images, tmp_path / "out", "--tta", tta) == 1
+    assert f"would be left out: {first.name.upper()}" in capsys.readouterr().err
+
+
+def test_what_the_models_reader_does_not_read_is_said_before_nnunet_tries(recon_only, images, tmp_path, capsys):
+    path = sorted(images.iterdir())[0]
+    nibabel.save(nibabel.Nifti2Image(np.asarray(nibabel.load(path).dataobj), np.diag([2, 2, 3, 1])), path)
+    assert run(recon_only, images, tmp_path / "out", "--tta", "raw") == 1
+    err = capsys.readouterr().err
+    assert "nnU-Net's NibabelIO reads it" in err
+    assert "nnU-Net stopped" not in err
+    assert len(labels(tmp_path / "out")) == 1
+
+
+def test_where_nnunet_stops_at_an_image_the_others_are_done(mixed, images, tmp_path, capsys):
+    assert run(mixed, images, tmp_path / "whole") == 0
+    whole = contents(tmp_path / "whole")
+    broken = sorted(images.iterdir())[1]
+    case = broken.name[: -len("_0000.nii.gz")]
+    volume = sitk.ReadImage(str(broken))
+    sitk.WriteImage(sitk.JoinSeries([volume, volume]), str(broken))
+    assert run(mixed, images, tmp_path / "out") == 1
+    err = capsys.readouterr().err
+    assert "nnU-Net stopped" in err
+    assert f"{case}: FAILED" in err
+    assert f"1 of 2 cases failed, see above: {case} (no prediction)" in err
+    del whole[f"{case}.nii.gz"]
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_full_disk_stops_everything_at_once(mixed, images, tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def stop(*arguments, **keywords):
+        calls.append(arguments)
+        raise RuntimeError("ITK cannot write")
+
+    monkeypatch.setattr(predict_from_raw_data.nnUNetPredictor, "predict_from_files_sequential", stop)
+    monkeypatch.setattr(predictor.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert run(mixed, images, tmp_path / "out") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert len(calls) == 1
+
+
+def test_if_no_image_can_be_read_nothing_is_predicted(recon_only, images, tmp_path):
+    for path in images.iterdir():
+        path.write_bytes(b"no image")
+    assert run(recon_only, images, tmp_path / "out") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)],
+)
+@pytest.mark.parametrize("at", ["reconstruction", "prediction"])
+def test_nothing_temporary_is_left_after_an_interruption(
+    recon_only, images, tmp_path, monkeypatch, interrupt, status, at
+):
+    output = tmp_path / "out"
+    output.mkdir()
+    seen = []
+
+    def interrupted(*arguments, **keywords):
+        seen.extend(path.name for path in output.iterdir() if path.name.startswith(".fvae-predict-"))
+        os.kill(os.getpid(), interrupt)
+
+    if at == "reconstruction":
+        monkeypatch.setattr(folder_reconstruction, "write_volume", interrupted)
+    else:
+        monkeypatch.setattr(predict_from_raw_data.nnUNetPredictor, "predict_from_files_sequential", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(recon_only, images, output) == status
+    except SystemExit as end:
+        assert end.code == status
+    assert len(seen) == 1
+    assert not list(output.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def with_record(model, tmp_path, **changed):
+    """A copy of a model whose recorded view is changed."""
+    copy = tmp_path / "models" / model.name
+    shutil.copytree(model, copy)
+    path = copy / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    if changed:
+        checkpoint["fvae_nnunet"]["view"] |= changed
+    else:
+        del checkpoint["fvae_nnunet"]
+    torch.save(checkpoint, path)
+    return copy
+
+
+def error_of(capsys, *arguments):
+    assert run(*arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_another_vae_or_setting_than_recorded_is_refused_with_its_name(recon_only, images, tmp_path, capsys):
+    output = tmp_path / "out"
+    err = error_of(capsys, recon_only, images, output, "--hu-window", -160, 240, "--vae", "wan2.1")
+    assert "hu_windows: [[-1000.0, 1000.0]], now [[-160.0, 240.0]]" in err
+    assert 'vae: "tiny", now "wan2.1"' in err
+    assert "Leave these options out" in err
+    other = with_record(recon_only, tmp_path, weights_sha256="1" * 64)
+    err = error_of(capsys, other, images, output)
+    assert 'weights_sha256: "11111' in err
+    assert "--weights" in err
+    assert not output.exists()
+
+
+def test_options_that_confirm_the_record_are_taken(recon_only, images, tmp_path):
+    assert run(recon_only, images, tmp_path / "out", "--vae", "tiny", "--hu-window", -1000, 1000) == 0
+
+
+def test_the_recorded_settings_are_used(recon_only, images, tmp_path, two_steps):
+    other = with_record(recon_only, tmp_path, hu_window=[-160.0, 240.0], posterior_seed=3)
+    assert run(other, images, tmp_path / "ours") == 0
+    reconstruct_by_hand(images, tmp_path / "view", "--hu-window", "-160", "240", "--sample-posterior", "3")
+    two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
+    assert labels(tmp_path / "ours").keys() == labels(tmp_path / "theirs").keys()
+    assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
+
+
+def test_the_recorded_passes_are_used_and_others_refused(recon_only, images, tmp_path, two_steps, capsys):
+    other = with_record(recon_only, tmp_path, inner_windows=[[-200.0, 300.0]], pixel_mm=1.5, average=2)
+    assert run(other, images, tmp_path / "ours", "--windows", "soft", "--average", 2) == 0
+    reconstruct_by_hand(images, tmp_path / "view", "--windows", "soft", "--pixel-mm", "1.5", "--average", "2")
+    two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
+    assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
+    assert "hu_windows" in error_of(capsys, other, images, tmp_path / "out", "--hu-window", -1000, 1000)
+    assert "average: 2, now 3" in error_of(capsys, other, images, tmp_path / "out", "--average", 3)
+    for option, value, said in (("--average", 3, "average: 1, now 3"), ("--enlarge", 2, "enlarge: 1.0, now 2.0")):
+        assert said in error_of(capsys, recon_only, images, tmp_path / "out", option, value)
+
+
+def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, images, tmp_path, two_steps, capsys):
+    control = load_vae("control:gaussian", strength=1.5)
+    view = Reconstruction.for_vae(control.spec).recorded_with(control) | {"ct_channels": [0]}
+    model = save_model(nnUNetTrainerFVAEReconOnly_5epochs, dataset, view=view)
+    assert run(model, images, tmp_path / "ours") == 0
+    options = ["--vae", "control:gaussian", "--strength", "1.5"]
+    assert reconstruct.main(["-i", str(images), "-o", str(tmp_path / "view"), "-np", "0", *options]) == 0
+    two_steps.predict(model, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+    err = error_of(capsys, model, images, tmp_path / "other", "--vae", "control:gaussian", "--strength", 1)
+    assert "strength: 1.5, now 1.0" in err
+
+
+def test_without_a_record_the_options_are_needed_and_used(recon_only, images, tmp_path, capsys, two_steps):
+    other = with_record(recon_only, tmp_path)
+    assert "do not say with which view" in error_of(capsys, other, images, tmp_path / "ours")
+    assert run(other, images, tmp_path / "ours", "--vae", "tiny", "--hu-window", -160, 240) == 0
+    reconstruct_by_hand(images, tmp_path / "view", "--hu-window", "-160", "240")
+    two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+def test_folds_that_were_trained_with_different_views_are_refused(recon_only, dataset, images, tmp_path, capsys):
+    view = load_vae("tiny")
+    settings = Reconstruction.for_vae(view.spec, hu_window=(-160.0, 240.0)).recorded_with(view)
+    trainer = save_model(nnUNetTrainerFVAEReconOnly, dataset, fold=1, view=settings)
+    assert trainer == recon_only
+    arguments = ["-m", str(recon_only), "-i", str(images), "-o", str(tmp_path / "out"), "-device", "cpu"]
+    assert predict.main([*arguments, "-f", "0", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "fold 0 and fold 1" in err
+    assert "view.hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]" in err
+    assert predict.main([*arguments, "-f", "0", "4"]) == 1
+    assert "folds with a checkpoint_final.pth: 0, 1. Choose with -f" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--vae", "tiny"], "the input is raw, so no VAE is used"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id counts from 0"),
+        (["-npp", "0", "-nps", "1"], "-npp and -nps must be at least 1, or both 0"),
+        (["-prev_stage_predictions", "x"], "-prev_stage_predictions is for the second stage"),
+        (["-d", "7"], "leave -d, -c, -tr and -p out"),
+        (["-chk", "checkpoint_best.pth"], "folds with a checkpoint_best.pth: none"),
+        (["-m", "nowhere"], "nowhere is no folder of a trained model"),
+        (["-i", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_impossible_options_are_one_message_and_status_1(mixed, images, tmp_path, capsys, extra, message):
+    err = error_of(capsys, mixed, images, tmp_path / "out", *extra)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tta", ["raw,raw", "both", "raw;view", ""])
+def test_unknown_inputs_are_a_usage_error(tta):
+    with pytest.raises(SystemExit) as end:
+        predict.main(["-i", "a", "-o", "b", "-m", "c", "--tta", tta])
+    assert end.value.code == 2
+
+
+def test_images_that_are_not_named_as_nnunet_wants_are_refused_before_any_work(mixed, images, tmp_path, capsys):
+    first, second = sorted(images.iterdir())
+    first.rename(images / "case.nii.gz")
+    assert "no channel number in: case.nii.gz" in error_of(capsys, mixed, images, tmp_path / "out")
+    (images / "case.nii.gz").rename(first)
+    shutil.copy(second, second.with_name(second.name.replace("_0000", "_0001")))
+    assert f"{second.name[: -len('_0000.nii.gz')]} needs" in error_of(capsys, mixed, images, tmp_path / "out")
+
+
+def test_an_image_that_is_no_hu_has_no_result_unless_it_is_taken_as_it_is(recon_only, images, tmp_path, capsys):
+    first, second = sorted(images.iterdir())
+    image = sitk.ReadImage(str(first))
+    sitk.WriteImage(sitk.Cast(sitk.Clamp(image + 1024, lowerBound=0), sitk.sitkUInt16), str(first))
+    assert run(recon_only, images, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "channels reconstructed: 0 (CT); copied: none" in said.out
+    assert f"FAILED: {first} cannot be in HU" in said.err and "offset of 1000 or 1024" in said.err
+    assert list(labels(tmp_path / "out")) == [second.name.replace("_0000", "")]
+    assert run(recon_only, images, tmp_path / "out", "--continue_prediction", "--hu-as-is") == 0
+    assert len(labels(tmp_path / "out")) == 2
+
+
+def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, two_steps, capsys):
+    clone.write_dataset_json(clone.dataset_json | {"channel_names": {"0": "PET", "1": "CT"}})
+    plans = clone.plans
+    plans["foreground_intensity_properties_per_channel"]["1"] = plans["foreground_intensity_properties_per_channel"][
+        "0"
+    ]
+    for configuration in plans["configurations"].values():
+        if "normalization_schemes" in configuration:
+            configuration |= {"normalization_schemes": ["CTNormalization"] * 2, "use_mask_for_norm": [False] * 2}
+    clone.write_plans(plans)
+    vae = load_vae("tiny")
+    view = Reconstruction.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [1]}
+    model = save_model(nnUNetTrainerFVAEReconOnly, clone, view=view)
+    for path in sorted(images.iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
+
+    assert run(model, images, tmp_path / "ours") == 0
+    assert "_0000: PSNR" not in capsys.readouterr().out
+    ct, mixed_channels = tmp_path / "ct", tmp_path / "mixed"
+    ct.mkdir()
+    for path in images.glob("*_0001.nii.gz"):
+        shutil.copy(path, ct)
+    reconstruct_by_hand(ct, mixed_channels)
+    for path in images.glob("*_0000.nii.gz"):
+        shutil.copy(path, mixed_channels)
+    two_steps.predict(model, "-i", mixed_channels, "-o", tmp_path / "theirs")
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+    reconstruct_by_hand(images, tmp_path / "both")
+    two_steps.predict(model, "-i", tmp_path / "both", "-o", tmp_path / "wrong")
+    assert voxels_apart(tmp_path / "ours", tmp_path / "wrong") > 0
+
+    broken = sorted(images.glob("*_0000.nii.gz"))[0]
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    err = error_of(capsys, model, images, tmp_path / "partly")
+    assert f"{broken.name[: -len('_0000.nii.gz')]} (damaged image)" in err
+    assert len(labels(tmp_path / "partly")) == 1
+
+
+def test_regions_are_averaged_as_nnunet_averages_them(clone, images, tmp_path, two_steps):
+    clone.write_dataset_json(
+        clone.dataset_json
+        | {"labels": {"background": 0, "pancreas": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}
+    )
+    vae = load_vae("tiny")
+    view = Reconstruction.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [0]}
+    model = save_model(nnUNetTrainerFVAE, clone, view=view)
+    if NNUNET < (2, 7):
+        assert run(model, images, tmp_path / "ours", "--tta", "raw,view") == 1
+        return
+    assert run(model, images, tmp_path / "ours", "--tta", "raw,view") == 0
+    reconstruct_by_hand(images, tmp_path / "images_view")
+    for name, folder in (("raw", images), ("view", tmp_path / "images_view")):
+        two_steps.predict(model, "-i", folder, "-o", tmp_path / name, "--save_probabilities")
+    two_steps.ensemble("-i", tmp_path / "raw", tmp_path / "view", "-o", tmp_path / "theirs", "-np", "1")
+    assert labels(tmp_path / "ours").keys() == labels(tmp_path / "theirs").keys()
+    assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
+
+
+def test_the_second_stage_of_a_cascade_gets_the_first_ones_predictions(clone, images, tmp_path, two_steps, capsys):
+    plans = clone.plans
+    configurations = plans["configurations"]
+    configurations["3d_lowres"] = configurations["3d_fullres"] | {"next_stage": "3d_cascade_fullres"}
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    clone.write_plans(plans)
+    vae = load_vae("tiny")
+    view = Reconstruction.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [0]}
+    first, second = (
+        save_model(nnUNetTrainerFVAEReconOnly, clone, name, view=view) for name in ("3d_lowres", "3d_cascade_fullres")
+    )
+    assert run(first, images, tmp_path / "lowres") == 0
+    assert "predict with its 3d_lowres first" in error_of(capsys, second, images, tmp_path / "ours")
+    previous = ["-prev_stage_predictions", tmp_path / "lowres"]
+    if NNUNET < (2, 8):
+        assert run(second, images, tmp_path / "ours", *previous) == 1
+        return
+    assert run(second, images, tmp_path / "ours", *previous) == 0
+    reconstruct_by_hand(images, tmp_path / "view")
+    two_steps.predict(second, "-i", tmp_path / "view", "-o", tmp_path / "theirs", *previous)
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+@pytest.mark.slow
+def test_the_command_with_its_processes_gives_equal_files(mixed, images, tmp_path, two_steps):
+    for path in sorted(images.iterdir())[1:]:
+        path.unlink()
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    main = "from fvae_nnunet.cli.predict import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", main, "-i", images, "-o", ours, *model_options(mixed)]
+    command += ["--tta", "raw,view", "--save_probabilities", *HERE, "-npp", "1", "-nps", "1"]
+    # from a folder that has no fvae_nnunet: the one in the repository lacks the rooms beside it
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=sys.prefix)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reconstruct_by_hand(images, tmp_path / "images_view")
+    for name, folder in (("raw", images), ("view", tmp_path / "images_view")):
+        two_steps.predict(mixed, "-i", folder, "-o", tmp_path / name, "--save_probabilities")
+    two_steps.ensemble("-i", tmp_path / "raw", tmp_path / "view", "-o", theirs, "-np", "1", "--save_npz")
+    assert contents(ours) == contents(theirs) | {"plans.json": (tmp_path / "raw" / "plans.json").read_bytes()}
+    assert len(labels(ours)) == 1
+    assert is_clean(ours)

@@ -1,0 +1,243 @@
+"""The picture of a case: which slices, which way up, which proportions, which colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.pictures.case import LESION_MARGIN_MM, case_picture, comparison_picture
+from fvae_nnunet.pictures.panels import DIFFERENCE_HU
+from fvae_nnunet.pictures.planes import (
+    LUNG_HU_WINDOW,
+    SOFT_TISSUE_HU_WINDOW,
+    Plane,
+    hu_window_around,
+    largest_cross_sections,
+    largest_lesion,
+)
+
+pytest.importorskip("matplotlib", reason="pictures are an extra")
+
+SHAPE = (10, 20, 40)
+SPACING_MM = (5.0, 2.0, 1.0)
+LABELS: dict[str, int] = {"background": 0, "organ": 1, "tumour": 2}
+
+
+def test_planes_go_through_the_largest_cross_section_of_the_first_mask_that_is_not_empty() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 5:8, 10:13] = True
+    mask[4, 7, 10:13] = True
+    empty = np.zeros(SHAPE, bool)
+    # slice 3 holds 9 voxels, slice 4 holds 3; row 7 holds 6, rows 5 and 6 hold 3
+    assert largest_cross_sections(SHAPE, [empty, mask, np.ones(SHAPE, bool)]) == (Plane(0, 3), Plane(1, 7))
+    assert largest_cross_sections(SHAPE, [empty]) == (Plane(0, 5), Plane(1, 10))
+    assert largest_cross_sections(SHAPE, []) == (Plane(0, 5), Plane(1, 10))
+
+
+def test_planes_can_be_had_across_all_three_axes() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 5:8, 10:13] = True
+    mask[4:6, 7, 12] = True
+    # column 12 holds 5 voxels, columns 10 and 11 hold 3
+    assert largest_cross_sections(SHAPE, [mask], axes=(0, 1, 2)) == (Plane(0, 3), Plane(1, 7), Plane(2, 12))
+    assert largest_cross_sections(SHAPE, [], axes=(2,)) == (Plane(2, 20),)
+
+
+def test_sagittal_slices_show_the_head_up_and_the_front_on_the_left() -> None:
+    volume = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    plane = Plane(2, 31)
+    sagittal = plane.cut(volume)
+    assert plane.name == "sagittal" and plane.sides == ("A", "P") and sagittal.shape == (10, 20)
+    assert sagittal[0, 3] == volume[9, 3, 31] and sagittal[-1, 0] == volume[0, 0, 31]
+    assert plane.extent_mm(SHAPE, SPACING_MM) == (0, 20 * 2.0, 10 * 5.0, 0)
+
+
+def test_the_largest_lesion_is_the_component_with_most_voxels() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[1, 1, 1:5] = True
+    mask[2, 2, 5] = True  # touches the corner of the voxel before: the same lesion
+    mask[7, 10:12, 10:12] = True
+    expected = mask.copy()
+    expected[7] = False
+    np.testing.assert_array_equal(largest_lesion(mask), expected)
+    assert not largest_lesion(np.zeros(SHAPE, bool)).any()
+
+
+def test_a_lesion_in_the_lung_is_seen_in_the_window_of_the_lung() -> None:
+    lesion = np.zeros(SHAPE, bool)
+    lesion[4:6, 8:11, 18:22] = True
+    in_lung = np.where(lesion, 40, -850).astype(np.int16)
+    assert hu_window_around(in_lung, lesion, SPACING_MM) == LUNG_HU_WINDOW
+    in_lung[:, :, :10] = 60  # further away than its surroundings reach
+    assert hu_window_around(in_lung, lesion, SPACING_MM) == LUNG_HU_WINDOW
+    assert hu_window_around(np.full(SHAPE, 50), lesion, SPACING_MM) == SOFT_TISSUE_HU_WINDOW
+    assert hu_window_around(in_lung, np.zeros(SHAPE, bool), SPACING_MM) == SOFT_TISSUE_HU_WINDOW
+    assert hu_window_around(in_lung, np.ones(SHAPE, bool), SPACING_MM) == SOFT_TISSUE_HU_WINDOW
+
+
+def test_axial_slices_show_the_front_up_and_coronal_ones_the_head_up() -> None:
+    volume = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    axial, coronal = Plane(0, 2).cut(volume), Plane(1, 7).cut(volume)
+    assert axial.shape == (20, 40)
+    assert axial[0, 0] == volume[2, 0, 0]
+    assert coronal.shape == (10, 40)
+    assert coronal[0, 3] == volume[9, 7, 3]
+    assert coronal[-1, 3] == volume[0, 7, 3]
+
+
+def test_extent_is_in_mm() -> None:
+    assert Plane(0, 0).extent_mm(SHAPE, SPACING_MM) == (0, 40 * 1.0, 20 * 2.0, 0)
+    assert Plane(1, 0).extent_mm(SHAPE, SPACING_MM) == (0, 40 * 1.0, 10 * 5.0, 0)
+
+
+def drawn(path: Path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]
+
+
+def boxes_of_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> list[tuple[slice, ...]]:
+    """Bounding boxes (rows, columns) of the large areas of one colour."""
+    from scipy import ndimage
+
+    areas, _ = ndimage.label(np.abs(picture - colour).max(-1) < 0.02)
+    return [box for box in ndimage.find_objects(areas) if (box[0].stop - box[0].start) > 100]
+
+
+def test_panels_have_the_proportions_of_the_slices_and_the_grey_of_the_hu_window(tmp_path: Path) -> None:
+    raw_hu = np.full(SHAPE, 60, np.int16)  # (60 + 160) / (240 + 160) = 0.55 of the way to white
+    path = case_picture(
+        raw_hu, raw_hu + 100.0, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png"
+    )
+    panels = [*boxes_of_colour(drawn(path), (0.55, 0.55, 0.55)), *boxes_of_colour(drawn(path), (0.8, 0.8, 0.8))]
+    proportions = sorted((box[0].stop - box[0].start) / (box[1].stop - box[1].start) for box in panels)
+    # raw twice and view once, in an axial row of 40 mm x 40 mm and a coronal row of 50 mm x 40 mm
+    assert proportions == pytest.approx([1.0] * 3 + [1.25] * 3, rel=0.02)
+
+
+@pytest.mark.parametrize(("shift_hu", "end"), [(100.0, 1.0), (-100.0, 0.0), (25.0, 0.75)])
+def test_difference_is_view_minus_raw_on_a_scale_of_50_hu(tmp_path: Path, shift_hu: float, end: float) -> None:
+    from matplotlib import colormaps
+
+    raw_hu = np.full(SHAPE, 60, np.int16)
+    path = case_picture(
+        raw_hu, raw_hu + shift_hu, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png"
+    )
+    red, green, blue, _ = colormaps["RdBu_r"](end)
+    assert len(boxes_of_colour(drawn(path), (red, green, blue))) == 2
+
+
+def test_outlines_appear_only_for_what_is_there(tmp_path: Path) -> None:
+    raw_hu = np.full(SHAPE, -1000, np.int16)
+    reference = np.zeros(SHAPE, np.uint8)
+    reference[4:7, 5:15, 10:30] = 1
+    prediction = np.roll(reference, 2, axis=2) * 2
+    path = tmp_path / "case.png"
+    arguments: dict[str, Any] = {"spacing_mm": SPACING_MM, "labels": LABELS, "title": "case", "path": path}
+
+    def has_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> bool:
+        return bool((np.abs(picture - colour).max(-1) < 0.02).sum() > 100)
+
+    red_of_the_tumour = (1.0, 0x3B / 255, 0x5C / 255)
+    without = drawn(case_picture(raw_hu, raw_hu, reference=reference, **arguments))
+    with_prediction = drawn(case_picture(raw_hu, raw_hu, reference=reference, prediction=prediction, **arguments))
+    assert not has_colour(without, red_of_the_tumour)
+    assert has_colour(with_prediction, red_of_the_tumour)
+
+
+def test_a_region_and_a_mask_at_the_border_can_be_drawn(tmp_path: Path) -> None:
+    raw_hu = np.zeros((1, 16, 16), np.int16)
+    everywhere = np.ones((1, 16, 16), np.uint8)
+    path = case_picture(
+        raw_hu, raw_hu, spacing_mm=(3.0, 1.0, 1.0), reference=everywhere, prediction=everywhere,
+        labels={"background": 0, "whole": [1, 2], "core": 2}, title="one slice", path=tmp_path / "case.png",
+    )  # fmt: skip
+    assert drawn(path).shape[2] == 3
+
+
+@pytest.fixture
+def case() -> dict[str, Any]:
+    """An organ with a large and a small tumour; one model finds both, the other none."""
+    shape = (20, 60, 80)
+    reference = np.zeros(shape, np.uint8)
+    reference[5:15, 10:50, 10:70] = 1
+    reference[8:12, 20:26, 30:38] = 2
+    reference[6, 45, 60] = 2
+    raw_hu = np.random.default_rng(0).integers(-100, 200, shape).astype(np.int16)
+    return {
+        "raw_hu": raw_hu,
+        "views": {"view a": raw_hu + 10, "view b": raw_hu // 2},
+        "spacing_mm": (3.0, 1.0, 1.0),
+        "reference": reference,
+        "predictions": {"$one": reference, "two": np.minimum(reference, 1)},
+        "labels": LABELS,
+        "lesion": "tumour",
+        "remarks": {"$one": "NSD 1.000"},
+    }
+
+
+def test_a_comparison_shows_each_view_with_its_difference_and_each_model_in_three_planes(case: dict[str, Any]) -> None:
+    figure = comparison_picture(**case)
+    panels = [axes for axes in figure.axes if axes.images]
+    headings = [axes.get_title() for axes in panels[:8]]
+    assert headings == [
+        "raw image", "its framed part", "view a", "view a\nminus raw", "view b", "view b\nminus raw", "$one\nNSD 1.000",
+        "two",
+    ]  # fmt: skip
+    assert len(panels) == 3 * 8
+    raw_hu = case["raw_hu"]
+    # by the first of equal cross-sections
+    planes = [Plane(0, 8), Plane(1, 20), Plane(2, 30)]
+    for row, plane in enumerate(planes):
+        shown = [np.asarray(axes.images[0].get_array()) for axes in panels[8 * row : 8 * (row + 1)]]
+        np.testing.assert_array_equal(shown[0], plane.cut(raw_hu))
+        np.testing.assert_array_equal(shown[3], np.full_like(shown[3], 10))
+        np.testing.assert_array_equal(shown[5], plane.cut(raw_hu // 2).astype(float) - plane.cut(raw_hu))
+        limits = [axes.images[0].get_clim() for axes in panels[8 * row : 8 * (row + 1)]]
+        assert limits[3] == limits[5] == (-DIFFERENCE_HU, DIFFERENCE_HU)
+        assert limits[0] == limits[2] == limits[6] == SOFT_TISSUE_HU_WINDOW
+    legend = next(axes.get_legend() for axes in figure.axes if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["organ", "tumour", "reference", "prediction"]
+
+
+def test_close_ups_show_the_lesion_with_room_around_it(case: dict[str, Any]) -> None:
+    figure = comparison_picture(**case)
+    overview, *close_ups = [axes for axes in figure.axes if axes.images][:8]
+    assert overview.get_xlim() == (0, 80) and overview.get_ylim() == (60, 0)
+    # rows 20 to 26 of 60, 1 mm each: 56 mm with room on both sides, moved into the slice, in its proportions
+    assert LESION_MARGIN_MM == 25
+    for axes in close_ups:
+        assert axes.get_ylim() == pytest.approx((56, 0)) and axes.get_xlim() == pytest.approx((0, 56 * 80 / 60))
+
+
+def test_a_lesion_that_only_a_model_sees_and_none_at_all(case: dict[str, Any]) -> None:
+    elsewhere = np.zeros_like(case["reference"])
+    elsewhere[3:5, 50:55, 70:75] = 2
+    without = case | {"reference": np.minimum(case["reference"], 1)}
+    figure = comparison_picture(**without | {"predictions": {"one": without["reference"], "two": elsewhere}})
+    assert np.array_equal(figure.axes[0].images[0].get_array(), case["raw_hu"][3])
+    figure = comparison_picture(**without | {"predictions": {}, "views": {}, "remarks": {}})
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["raw image", "its framed part", "reference"]
+    assert np.array_equal(figure.axes[0].images[0].get_array(), case["raw_hu"][5]), "through the organ"
+
+
+def test_a_comparison_of_unequal_shapes_is_refused(case: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"view a has shape \(19, 60, 80\), raw_hu \(20, 60, 80\)"):
+        comparison_picture(**case | {"views": {"view a": case["raw_hu"][1:]}})
+
+
+def test_unequal_shapes_and_an_empty_window_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    raw_hu = np.zeros(SHAPE, np.int16)
+    path = tmp_path / "case.png"
+    common: dict[str, Any] = {"spacing_mm": SPACING_MM, "labels": LABELS, "title": "", "path": path}
+    with pytest.raises(UserError, match=r"prediction has shape \(10, 20, 39\), raw_hu \(10, 20, 40\)"):
+        case_picture(raw_hu, raw_hu, prediction=np.zeros((10, 20, 39)), **common)
+    with pytest.raises(UserError, match="view_hu has shape"):
+        case_picture(raw_hu, raw_hu[1:], **common)
+    with pytest.raises(UserError, match="must rise"):
+        case_picture(raw_hu, raw_hu, hu_window=(240, -160), **common)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,687 @@
+"""The five research VAEs: against miniature checkouts made here, and against the authors' code where it is at hand.
+
+The miniature ones have module paths, class names and call conventions of the authors' repositories, and one convolution
+on each side, so that what an adapter makes of them can be written down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.base import FrozenVAE
+from fvae_nnunet.vae.checkout.codes import RESEARCH_VAES, load_checkout_vae
+from fvae_nnunet.vae.checkout.importer import Checkout
+
+NAMES = ["cv-vae", "iv-vae", "leanvae", "videovae+", "wf-vae"]
+CHANNELS = 4
+IV_SCALE, IV_SHIFT = 1.3196, 0.1250  # of ivvae_z4_dim64, in the authors' models/vae3d.py
+
+BLOCKS = dedent("""
+    import torch
+    import torch.nn.functional as F
+
+    def pooled(x, offset):
+        '''Means over 8 x 8 pixels and 4 slices, but the first ``offset`` slices on their own.'''
+        x, dtype = x.float(), x.dtype
+        parts = [F.avg_pool3d(x[:, :, :offset], (1, 8, 8))] if offset else []
+        if x.shape[2] > offset:
+            parts.append(F.avg_pool3d(x[:, :, offset:], (4, 8, 8)))
+        return torch.cat(parts, 2).to(dtype)
+
+    def spread(z, offset):
+        z = torch.cat([z[:, :, :offset], z[:, :, offset:].repeat_interleave(4, 2)], 2)
+        return z.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    """)
+
+FAKES: dict[str, dict[str, str]] = {
+    "cv-vae": {
+        "models/__init__.py": "",
+        "models/blocks.py": BLOCKS,
+        "models/modeling_vae.py": """
+            import xformers.ops
+            from torch import nn
+            from diffusers.configuration_utils import ConfigMixin, register_to_config
+            from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+            from diffusers.models.modeling_outputs import AutoencoderKLOutput
+            from diffusers.models.modeling_utils import ModelMixin
+            from .blocks import pooled, spread
+
+            class CVVAEModel(ModelMixin, ConfigMixin):
+                config_name = "config.json"
+
+                @register_to_config
+                def __init__(self, z_channels=2, scaling_factor=0.25):
+                    super().__init__()
+                    self.encoder = nn.Conv3d(3, 2 * z_channels, 1)
+                    self.decoder = nn.Conv3d(z_channels, 3, 1)
+
+                def encode(self, x):
+                    from models.blocks import pooled
+                    tokens = x.reshape(x.shape[0], 3, -1).transpose(1, 2)[:, :5].contiguous()
+                    assert xformers.ops.memory_efficient_attention(
+                        tokens, tokens, tokens, attn_bias=None, op=None).shape == tokens.shape
+                    return AutoencoderKLOutput(DiagonalGaussianDistribution(self.encoder(pooled(x, 1))))
+
+                def decode(self, z):
+                    return DecoderOutput(self.decoder(spread(z, 1)))
+            """,
+    },
+    "iv-vae": {
+        "models/blocks.py": BLOCKS,
+        "models/vae3d.py": """
+            import torch
+            from torch import nn
+            from models.blocks import pooled, spread
+
+            class VAutoencoder3d(nn.Module):
+                def __init__(self, dim=64, z_dim=4, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True],
+                             scale_factor=1, shift_factor=0):
+                    super().__init__()
+                    self.scale_factor, self.shift_factor = scale_factor, shift_factor
+                    self.encoder, self.decoder = nn.Module(), nn.Module()
+                    self.encoder.conv1, self.decoder.conv1 = nn.Module(), nn.Module()
+                    self.encoder.conv1.conv_2d = nn.Conv3d(3, dim, 1)
+                    self.conv1 = nn.Conv3d(dim, 2 * z_dim, 1)
+                    self.decoder.conv1.conv = nn.Conv3d(z_dim, 3, 1)
+                    self.clear_cache()
+
+                def encode(self, x):
+                    self.clear_cache()
+                    self.cache.append(x)
+                    mu, log_var = self.conv1(self.encoder.conv1.conv_2d(pooled(x, 1))).chunk(2, dim=1)
+                    return self.scale_factor * (self.sample(mu, log_var) - self.shift_factor)
+
+                def decode(self, z):
+                    self.clear_cache()
+                    self.cache.append(z)
+                    return self.decoder.conv1.conv(spread(z / self.scale_factor + self.shift_factor, 1))
+
+                def sample(self, mu, log_var):
+                    return mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)
+
+                def clear_cache(self):
+                    self.cache = []
+            """,
+    },
+    "leanvae": {
+        "LeanVAE/__init__.py": "import pytorch_lightning_of_long_ago\nfrom .models.autoencoder import LeanVAE",
+        "LeanVAE/modules/__init__.py": "import requests, torchvision\nfrom .blocks import *",
+        "LeanVAE/modules/blocks.py": "from beartype import beartype\nimport pywt\n" + BLOCKS,
+        "LeanVAE/models/autoencoder.py": """
+            import torch
+            from torch import nn
+            from ..modules import pooled, spread
+
+            class Encoder(nn.Linear):
+                def encode(self, x):
+                    return self(x.movedim(1, -1))
+
+            class Bottleneck(nn.Module):
+                def __init__(self, width, channels):
+                    super().__init__()
+                    self.phi = nn.Parameter(torch.randn(channels, width))
+
+                def sample(self, p):
+                    return p @ self.phi.T
+
+            class LeanVAE(nn.Module):
+                def __init__(self, args):
+                    super().__init__()
+                    assert not args.use_tile_inference
+                    self.encoder = Encoder(3, args.embedding_dim)
+                    self.latent_bottleneck = Bottleneck(args.embedding_dim, args.latent_dim)
+                    self.std_layer = nn.Linear(args.embedding_dim, args.latent_dim)
+                    self.decoder = nn.Conv3d(args.latent_dim, 3, 1)
+                    self.register_buffer("one", torch.tensor(1.0), persistent=False)
+
+                def dwt(self, x):
+                    return pooled(x * self.one, 1)
+
+                def decode(self, z, is_image=False):
+                    x = self.decoder(spread(z, 1))
+                    return x.squeeze(2) if is_image else x
+            """,
+    },
+    "videovae+": {
+        "utils/common_utils.py": """
+            import importlib
+            import cv2, os
+
+            def instantiate_from_config(config):
+                module, name = config["target"].rsplit(".", 1)
+                return getattr(importlib.import_module(module, package=None), name)(**config.get("params", {}))
+            """,
+        "src/modules/losses/__init__.py": "from taming.modules import *",
+        "src/modules/blocks.py": BLOCKS,
+        "src/modules/t5.py": "import ftfy\nfrom bs4 import BeautifulSoup\nfrom transformers import T5EncoderModel",
+        "src/models/autoencoder.py": """
+            import pytorch_lightning as pl
+            from utils.common_utils import instantiate_from_config
+
+            class AutoencoderKL(pl.LightningModule):
+                def __init__(self, ddconfig, lossconfig, embed_dim):
+                    super().__init__()
+                    self.loss = instantiate_from_config(lossconfig)
+            """,
+        "src/models/autoencoder2plus1d_1dcnn.py": """
+            from torch import nn
+            from src.models.autoencoder import AutoencoderKL
+            from src.modules.blocks import *
+            from src.modules.t5 import BeautifulSoup
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+            class AutoencoderKL2plus1D_1dcnn(AutoencoderKL):
+                def __init__(self, ddconfig, ppconfig, lossconfig, embed_dim=0, use_quant_conv=True):
+                    super().__init__(ddconfig, lossconfig, embed_dim)
+                    z = ddconfig["z_channels"]
+                    self.encoder = nn.Conv3d(3, 2 * z, 1)
+                    self.encoder_temporal = nn.Conv3d(z, 2 * ppconfig["out_ch"], 1)
+                    self.decoder_temporal = nn.Module()
+                    self.decoder_temporal.conv_in = nn.Module()
+                    self.decoder_temporal.conv_in.conv = nn.Conv3d(ppconfig["out_ch"], 3, 1)
+
+                def encode_2plus1d(self, x):
+                    return DiagonalGaussianDistribution(self.encoder(pooled(x, 0)))
+
+                def encode_temporal(self, z):
+                    return DiagonalGaussianDistribution(self.encoder_temporal(z))
+
+                def decode(self, z):
+                    return self.decoder_temporal.conv_in.conv(spread(z, 0))
+            """,
+        "configs/inference/config_4z.yaml": """
+            model:
+              target: src.models.autoencoder2plus1d_1dcnn.AutoencoderKL2plus1D_1dcnn
+              params:
+                monitor: "val/rec_loss"
+                ckpt_path: ckpt/nowhere.ckpt
+                embed_dim: 4
+                use_quant_conv: True
+                lossconfig: {target: src.modules.losses.LPIPSWithDiscriminator3D}
+                ddconfig: {z_channels: 4}
+                ppconfig: {z_channels: 4, out_ch: 4}
+            """,
+    },
+    "wf-vae": {
+        "causalvideovae/__init__.py": "",
+        "causalvideovae/model/__init__.py": "from .vae import WFVAEModel",
+        "causalvideovae/model/vae/__init__.py": "from .modeling_wfvae import WFVAEModel",
+        "causalvideovae/model/modules/__init__.py": BLOCKS,
+        "causalvideovae/model/vae/modeling_wfvae.py": """
+            import importlib
+            from dataclasses import dataclass
+            import torch
+            from torch import nn
+            from diffusers import ConfigMixin, ModelMixin
+            from diffusers.configuration_utils import register_to_config
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+            from diffusers.utils import BaseOutput
+
+            @dataclass
+            class Output(BaseOutput):
+                latent_dist: DiagonalGaussianDistribution = None
+                sample: torch.Tensor = None
+
+            def resolve(name):
+                return getattr(importlib.import_module("causalvideovae.model.modules"), name)
+
+            class WFVAEModel(ModelMixin, ConfigMixin):
+                config_name = "config.json"
+
+                @register_to_config
+                def __init__(self, latent_dim: int = 2):
+                    super().__init__()
+                    self.encoder = nn.Conv3d(3, 2 * latent_dim, 1)
+                    self.decoder = nn.Conv3d(latent_dim, 3, 1)
+
+                def encode(self, x):
+                    return Output(latent_dist=DiagonalGaussianDistribution(self.encoder(resolve("pooled")(x, 1))))
+
+                def decode(self, z):
+                    return Output(sample=self.decoder(resolve("spread")(z, 1)))
+            """,
+    },
+}
+
+blocks: dict[str, Any] = {}
+exec(BLOCKS, blocks)
+pooled, spread = blocks["pooled"], blocks["spread"]
+
+
+def fake_checkout(name: str, folder: Path) -> Path:
+    for file, source in FAKES[name].items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(source))
+    return folder
+
+
+def fake_state(name: str) -> dict[str, torch.Tensor]:
+    layers = {
+        "cv-vae": {"encoder": (2 * CHANNELS, 3), "decoder": (3, CHANNELS)},
+        "iv-vae": {
+            "encoder.conv1.conv_2d": (64, 3),
+            "conv1": (2 * CHANNELS, 64),
+            "decoder.conv1.conv": (3, CHANNELS),
+        },
+        "leanvae": {"decoder": (3, CHANNELS)},
+        "videovae+": {
+            "encoder": (2 * CHANNELS, 3),
+            "encoder_temporal": (2 * CHANNELS, CHANNELS),
+            "decoder_temporal.conv_in.conv": (3, CHANNELS),
+        },
+    }
+    layers["wf-vae"] = layers["cv-vae"]
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for layer, (channels_out, channels_in) in layers[name].items():
+        scale = 1 / channels_in**0.5
+        state[f"{layer}.weight"] = torch.randn(channels_out, channels_in, 1, 1, 1, generator=generator) * scale
+        state[f"{layer}.bias"] = torch.randn(channels_out, generator=generator)
+    if name == "leanvae":
+        for layer, channels_out, channels_in in (("encoder", 6, 3), ("std_layer", CHANNELS, 6)):
+            state[f"{layer}.weight"] = torch.randn(channels_out, channels_in, generator=generator)
+            state[f"{layer}.bias"] = torch.randn(channels_out, generator=generator)
+        state["latent_bottleneck.phi"] = torch.randn(CHANNELS, 6, generator=generator)
+    return state
+
+
+def save(name: str, state: dict[str, torch.Tensor], folder: Path, **config: Any) -> Path:
+    """Weights as the authors publish them; returns what ``--weights`` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in ("cv-vae", "wf-vae"):
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(
+            {key: value.contiguous() for key, value in state.items()}, folder / "diffusion_pytorch_model.safetensors"
+        )
+        return folder
+    content: Any = state
+    if name == "leanvae":
+        content = {"args": {"use_tile_inference": True, **config}, "state_dict": state}
+    if name == "videovae+":
+        content = {"epoch": 3, "state_dict": {**state, "loss.logvar": torch.zeros(())}}
+    path = folder / ("weights.pth" if name == "iv-vae" else "weights.ckpt")
+    torch.save(content, path)
+    return path
+
+
+FAKE_CONFIGS: dict[str, dict[str, Any]] = {
+    "cv-vae": {"_class_name": "CVVAEModel", "z_channels": CHANNELS},
+    "wf-vae": {"_class_name": "WFVAEModel", "latent_dim": CHANNELS},
+    "leanvae": {"embedding_dim": 6, "latent_dim": CHANNELS},
+    "iv-vae": {},
+    "videovae+": {},
+}
+
+
+def load_fake(name: str, folder: Path, **options: Any) -> FrozenVAE:
+    weights = save(name, fake_state(name), folder / "weights", **FAKE_CONFIGS[name])
+    return load_checkout_vae(name, code=fake_checkout(name, folder / "code"), weights=weights, **options)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def volume_for(name: str, count: int = 2) -> torch.Tensor:
+    shape = (count, 1, 8 if name == "videovae+" else 9, 16, 24)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def layer(state: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    """A linear map over the channels (B, C, ...)."""
+    weight = state[f"{name}.weight"].flatten(1)
+    return (x.movedim(1, -1) @ weight.T + state[f"{name}.bias"]).movedim(-1, 1)
+
+
+def expected_latent(name: str, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    state = fake_state(name)
+
+    def draw(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+        if generator is None:
+            return mean
+        return mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
+
+    colours = torch.cat([volume] * 3, 1)
+    if name == "leanvae":
+        features = layer(state, "encoder", pooled(colours / 2, 1)).movedim(1, -1)
+        log_variance = features @ state["std_layer.weight"].T + state["std_layer.bias"]
+        return draw(features @ state["latent_bottleneck.phi"].T, log_variance).movedim(-1, 1)
+    if name == "videovae+":
+        frames = draw(*layer(state, "encoder", pooled(colours, 0)).chunk(2, 1))
+        return draw(*layer(state, "encoder_temporal", frames).chunk(2, 1))
+    if name == "iv-vae":
+        mean, log_variance = layer(state, "conv1", layer(state, "encoder.conv1.conv_2d", pooled(colours, 1))).chunk(
+            2, 1
+        )
+        return draw(mean, log_variance)
+    return draw(*layer(state, "encoder", pooled(colours, 1)).chunk(2, 1))
+
+
+def expected_volume(name: str, latent: torch.Tensor) -> torch.Tensor:
+    state = fake_state(name)
+    if name == "leanvae":
+        return (2 * layer(state, "decoder", spread(latent, 1))).clamp(-1, 1).mean(1, keepdim=True)
+    if name == "videovae+":
+        return layer(state, "decoder_temporal.conv_in.conv", spread(latent, 0)).mean(1, keepdim=True)
+    if name == "iv-vae":
+        return layer(state, "decoder.conv1.conv", spread(latent, 1)).mean(1, keepdim=True)
+    return layer(state, "decoder", spread(latent, 1)).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_codes_grey_volumes_with_mode_or_draw_and_the_mean_of_the_channels(
+    name: str, seed: int | None, tmp_path: Path
+) -> None:
+    vae, volume = load_fake(name, tmp_path), volume_for(name)
+
+    def generator() -> torch.Generator | None:
+        return None if seed is None else torch.Generator().manual_seed(seed)
+
+    latent = vae.encode(volume, generator())
+    torch.testing.assert_close(latent, expected_latent(name, volume, generator()))
+    decoded = vae.decode(latent)
+    torch.testing.assert_close(decoded, expected_volume(name, latent))
+    assert decoded.shape == volume.shape
+    bright = vae.decode(100 * latent)
+    torch.testing.assert_close(bright, expected_volume(name, 100 * latent), rtol=1e-4, atol=1e-4)
+    assert (bright.abs().max() <= 1) == (name == "leanvae")
+
+
+def test_one_step_of_slices_is_enough(name: str, tmp_path: Path) -> None:
+    vae = load_fake(name, tmp_path)
+    volume = volume_for(name)[:, :, : vae.spec.padded_slices(1)]
+    assert volume.shape[2] == (4 if name == "videovae+" else 1)
+    latent = vae.encode(volume)
+    torch.testing.assert_close(latent, expected_latent(name, volume, None))
+    torch.testing.assert_close(vae.decode(latent), expected_volume(name, latent))
+
+
+def test_says_what_it_needs(name: str, tmp_path: Path) -> None:
+    spec = load_fake(name, tmp_path).spec
+    window = 16 if name == "videovae+" else 65
+    assert (spec.name, spec.inplane_stride, spec.latent_channels) == (name, 8, CHANNELS)
+    assert (spec.slice_stride, spec.slice_offset, spec.window_slices) == (4, int(name != "videovae+"), window)
+    assert spec.causal == (name in ("iv-vae", "leanvae"))
+
+
+def test_gives_the_statistics_that_cv_vae_publishes(tmp_path: Path) -> None:
+    vae = load_fake("cv-vae", tmp_path)
+    assert vae.latent_mean is not None and vae.latent_std is not None
+    assert vae.latent_mean.tolist() == [0] * CHANNELS
+    assert vae.latent_std.tolist() == [4] * CHANNELS
+
+
+def test_the_latent_of_iv_vae_is_without_the_published_shift_and_scale_which_are_given(tmp_path: Path) -> None:
+    vae = load_fake("iv-vae", tmp_path)
+    assert vae.latent_mean is not None and vae.latent_std is not None
+    assert vae.latent_mean.tolist() == pytest.approx([IV_SHIFT] * CHANNELS)
+    assert vae.latent_std.tolist() == pytest.approx([1 / IV_SCALE] * CHANNELS)
+
+
+def test_other_precision_keeps_the_digest_and_frees_the_caches(name: str, tmp_path: Path) -> None:
+    vae, half = (load_fake(name, tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert (half.dtype, half.weights_sha256) == (torch.bfloat16, vae.weights_sha256)
+    volume = volume_for(name)
+    latent = half.encode(volume, torch.Generator().manual_seed(0))
+    assert latent.dtype == torch.bfloat16
+    decoded, exact = half.decode(half.encode(volume)), vae.decode(vae.encode(volume))
+    assert decoded.dtype == torch.float32
+    assert (decoded - exact).norm() < 0.1 * exact.norm()  # bfloat16 keeps 8 bits
+    if name == "iv-vae":
+        assert half._model.cache == []  # type: ignore[attr-defined]
+        assert "sample" not in vars(half._model)  # type: ignore[attr-defined]
+
+
+def test_all_live_in_one_process_and_leave_it_as_it_was(tmp_path: Path) -> None:
+    def ours() -> set[str]:
+        tops = {"models", "LeanVAE", "src", "utils", "causalvideovae", "xformers", "pytorch_lightning", "cv2", "pywt"}
+        return {module for module in sys.modules if module.partition(".")[0] in tops}
+
+    before, path, random_state = ours(), list(sys.path), torch.random.get_rng_state()
+    vaes = {name: load_fake(name, tmp_path / name) for name in NAMES}
+    for name, vae in vaes.items():
+        volume = volume_for(name)
+        torch.testing.assert_close(
+            vae.decode(vae.encode(volume)), expected_volume(name, expected_latent(name, volume, None))
+        )
+    assert (ours(), sys.path) == (before, path)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
+def test_another_repository_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    with pytest.raises(UserError, match=r"is not a checkout of github\.com/.*: it has no .*\.py"):
+        load_checkout_vae(name, code=tmp_path / "code", weights=tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    code = fake_checkout(name, tmp_path / "code")
+    first, *others = fake_state(name)
+    config = FAKE_CONFIGS[name]
+    for case, state, message in (
+        ("more", {**fake_state(name), "extra": torch.zeros(2)}, "extra is not part of the model"),
+        ("less", {key: fake_state(name)[key] for key in others}, f"{first} is missing"),
+    ):
+        weights = save(name, state, tmp_path / case, **config)
+        with pytest.raises(UserError, match=f"^{name.replace('+', '[+]')}: .*{case}.* does not fit .*: {message}"):
+            load_checkout_vae(name, code=code, weights=weights)
+
+
+@pytest.mark.parametrize("name", ["iv-vae", "leanvae", "videovae+"], indirect=True)
+def test_weights_that_are_not_on_the_hub_must_be_given(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give (its|one of its) files? .* with --weights \(see github\.com/"):
+        load_checkout_vae(name, code=fake_checkout(name, tmp_path), weights=None)
+
+
+@pytest.mark.parametrize("name", ["cv-vae", "wf-vae"], indirect=True)
+def test_weights_on_the_hub_are_fetched_and_folders_may_be_above(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = fake_checkout(name, tmp_path / "code")
+    folder = tmp_path / "hub" / ("vae3d" if name == "cv-vae" else "")
+    save(name, fake_state(name), folder, **FAKE_CONFIGS[name])
+    monkeypatch.setattr("fvae_nnunet.vae.folders.HubModel.fetch", lambda hub, vae_name: folder)
+    vae = load_checkout_vae(name, code=code, weights=None)
+    hub_id = {"cv-vae": "AILab-CVC/CV-VAE", "wf-vae": "chestnutlzj/WF-VAE-L-16Chn"}[name]
+    assert vae.weights_source == f"hub {hub_id}"
+    for place in (tmp_path / "hub", folder, folder / "diffusion_pytorch_model.safetensors"):
+        assert load_checkout_vae(name, code=code, weights=place).weights_sha256 == vae.weights_sha256
+    (folder / "config.json").write_text(json.dumps({**FAKE_CONFIGS[name], "_class_name": "AutoencoderKL"}))
+    with pytest.raises(UserError, match=r"holds a AutoencoderKL, not a (CVVAE|WFVAE)Model"):
+        load_checkout_vae(name, code=code, weights=folder)
+
+
+def test_leanvae_needs_its_sizes(tmp_path: Path) -> None:
+    code, path = fake_checkout("leanvae", tmp_path / "code"), tmp_path / "weights.ckpt"
+    torch.save({"state_dict": fake_state("leanvae")}, path)
+    with pytest.raises(UserError, match="it has no entries args and state_dict"):
+        load_checkout_vae("leanvae", code=code, weights=path)
+    torch.save({"state_dict": fake_state("leanvae"), "args": {"latent_dim": 4}}, path)
+    with pytest.raises(UserError, match=r"cannot build the model for .*: AttributeError: .*embedding_dim"):
+        load_checkout_vae("leanvae", code=code, weights=path)
+    torch.save({"state_dict": fake_state("leanvae"), "args": argparse.Namespace(embedding_dim=6, latent_dim=4)}, path)
+    assert load_checkout_vae("leanvae", code=code, weights=path).spec.latent_channels == CHANNELS
+
+
+def test_videovae_plus_needs_the_configuration_for_its_channels(tmp_path: Path) -> None:
+    code = fake_checkout("videovae+", tmp_path / "code")
+    (code / "configs" / "inference" / "config_4z.yaml").rename(code / "configs" / "inference" / "config_16z.yaml")
+    weights = save("videovae+", fake_state("videovae+"), tmp_path)
+    with pytest.raises(UserError, match=r"has 4 channels, but there is no .*config_4z\.yaml"):
+        load_checkout_vae("videovae+", code=code, weights=weights)
+
+
+def test_pickled_objects_are_read_only_if_trusted(tmp_path: Path) -> None:
+    code = fake_checkout("videovae+", tmp_path / "code")
+    (code / "src" / "models" / "history.py").write_text("class History: pass")
+    history = Checkout(code, vae="", repository="", expects="src/models/history.py")
+    history_class = history.load("src.models.history", "History")
+    weights = tmp_path / "weights.ckpt"
+    with history.visible():
+        torch.save({"state_dict": fake_state("videovae+"), "callbacks": history_class()}, weights)
+    with pytest.raises(UserError, match="--trust-weights"):
+        load_checkout_vae("videovae+", code=code, weights=weights)
+    assert load_checkout_vae("videovae+", code=code, weights=weights, trust=True).spec.latent_channels == CHANNELS
+    assert not [module for module in sys.modules if module.startswith("src.")]
+    (code / "src" / "models" / "history.py").unlink()
+    with pytest.raises(UserError, match="holds objects whose class is not installed"):
+        load_checkout_vae("videovae+", code=code, weights=weights, trust=True)
+
+
+# The authors' code
+
+
+def randomised(model: Any) -> Any:
+    """All parameters random (the authors start some at zero), of a size that keeps the signal."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if not value.requires_grad:
+                continue  # wavelets
+            noise = torch.randn(value.shape, generator=generator)
+            if value.ndim > 1 and "gamma" not in key:
+                value.copy_(noise / value[0].numel() ** 0.5)
+            else:
+                value.copy_(0.1 * noise + float("weight" in key or "gamma" in key))
+    return model.eval()
+
+
+VIDEO_CONFIG: dict[str, Any] = {
+    "ddconfig": {
+        "double_z": True, "z_channels": 4, "resolution": 216, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "temporal_down_factor": 1, "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    },
+    "ppconfig": {
+        "temporal_scale_factor": 4, "z_channels": 4, "out_ch": 4, "ch": 4, "attn_temporal_factor": [],
+        "hidden_channel": 32,
+    },
+    "embed_dim": 4,
+    "use_quant_conv": True,
+}  # fmt: skip
+REAL_SIZES: dict[str, dict[str, Any]] = {
+    "cv-vae": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
+    "iv-vae": {"dim": 4, "z_dim": 4, "temperal_downsample": [False, True, True]},
+    "leanvae": {
+        "embedding_dim": 24, "l_dim": 8, "h_dim": 16, "latent_dim": 4, "ista_iter_num": 1, "ista_layer_num": 1,
+        "sep_num_layer": 1, "fusion_num_layer": 1, "use_tile_inference": False,
+    },
+    "videovae+": {**VIDEO_CONFIG, "lossconfig": {"target": "torch.nn.Identity"}},
+    "wf-vae": {
+        "latent_dim": 4, "base_channels": 8, "encoder_num_resblocks": 1, "decoder_num_resblocks": 1,
+        "encoder_energy_flow_hidden_size": 8, "decoder_energy_flow_hidden_size": 8, "norm_type": "layernorm",
+        "t_interpolation": "trilinear",
+    },
+}  # fmt: skip
+REAL_CODES = {
+    "cv-vae": "FVAE_CVVAE_CODE",
+    "iv-vae": "FVAE_IVVAE_CODE",
+    "leanvae": "FVAE_LEANVAE_CODE",
+    "videovae+": "FVAE_VIDEOVAEPLUS_CODE",
+    "wf-vae": "FVAE_WFVAE_CODE",
+}
+
+
+def real_vae(name: str, folder: Path) -> tuple[FrozenVAE, Any]:
+    """A small random model of the authors' code behind its adapter, and another object of the same model."""
+    variable = REAL_CODES[name]
+    if variable not in os.environ:
+        pytest.skip(f"{variable} does not name a checkout of github.com/{RESEARCH_VAES[name].code.repository}")
+    code = Path(os.environ[variable])
+    if name == "videovae+":  # the same code with a configuration of a small model
+        small = folder / "code"
+        (small / "configs" / "inference").mkdir(parents=True)
+        for part in ("src", "utils"):
+            (small / part).symlink_to(code / part)
+        config = {"model": {"params": VIDEO_CONFIG}}
+        (small / "configs" / "inference" / "config_4z.yaml").write_text(yaml.safe_dump(config))
+        code = small
+    research = RESEARCH_VAES[name].code
+    checkout = Checkout(
+        code,
+        vae=name,
+        repository=research.repository,
+        expects=research.module.replace(".", "/") + ".py",
+        nominal=research.nominal,
+        replaced=research.replaced,
+        bare=research.bare,
+    )
+    model_class = checkout.load(research.module, research.class_name)
+    sizes = REAL_SIZES[name]
+    with torch.random.fork_rng(devices=[]):
+        model = randomised(model_class(argparse.Namespace(**sizes)) if name == "leanvae" else model_class(**sizes))
+    config = {"_class_name": research.class_name, **sizes} if name in ("cv-vae", "wf-vae") else sizes
+    weights = save(name, model.state_dict(), folder / "weights", **config)
+    return load_checkout_vae(name, code=code, weights=weights), model
+
+
+@torch.no_grad()
+def authors_reconstruction(name: str, model: Any, volume: torch.Tensor) -> torch.Tensor:
+    """As the paper's scripts call the model, but with the mode of the posterior."""
+    colours = volume.repeat(1, 3, 1, 1, 1)
+    if name == "leanvae":
+        return (model.inference(colours / 2)[1] * 2).clamp(-1, 1).mean(1, keepdim=True)
+    if name == "videovae+":
+        model.device, model.dtype = torch.device("cpu"), torch.float32
+        return model(colours, sample_posterior=False)[0].mean(1, keepdim=True)
+    if name == "iv-vae":
+        sample: Callable[..., torch.Tensor] = type(model).sample
+        model.sample = lambda mean, log_var: sample(model, mean, log_var, deterministic=True)
+        return model.decode(model.encode(colours)).mean(1, keepdim=True)
+    latent = model.encode(colours).latent_dist.mode()
+    return model.decode(latent).sample.mean(1, keepdim=True)
+
+
+def test_real_code_reconstructs_as_the_authors_call_it(name: str, tmp_path: Path) -> None:
+    vae, model = real_vae(name, tmp_path)
+    volume = volume_for(name)
+    decoded = vae.decode(vae.encode(volume))
+    expected = authors_reconstruction(name, model, volume)
+    assert expected.std() > 0.05  # not washed out
+    torch.testing.assert_close(decoded, expected, rtol=1e-5, atol=1e-5)
+    first, again, other = (vae.encode(volume, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    assert not torch.allclose(first, vae.encode(volume))
+
+
+def test_real_code_takes_all_multiples_and_the_least_slices(name: str, tmp_path: Path) -> None:
+    vae, _ = real_vae(name, tmp_path)
+    spec = vae.spec
+    for slices in (1, 13):
+        volume = torch.rand(1, 1, spec.padded_slices(slices), 40, 24) * 2 - 1
+        latent = vae.encode(volume)
+        depth = (volume.shape[2] - spec.slice_offset) // spec.slice_stride + spec.slice_offset
+        assert latent.shape == (1, spec.latent_channels, depth, 5, 3)
+        assert vae.decode(latent).shape == volume.shape
+
+
+def test_real_code_is_causal_where_it_is_said_to_be(name: str, tmp_path: Path) -> None:
+    vae, _ = real_vae(name, tmp_path)
+    volume = volume_for(name, 1)
+    changed = volume.clone()
+    changed[:, :, -4:] *= -1  # the slices of the last latent slice
+    decoded, decoded_changed = (vae.decode(vae.encode(x))[:, :, :-4] for x in (volume, changed))
+    assert torch.allclose(decoded, decoded_changed, rtol=1e-5, atol=1e-5) == vae.spec.causal
+
+
+def test_real_code_of_two_repositories_lives_in_one_process(tmp_path: Path) -> None:
+    pairs = {name: real_vae(name, tmp_path / name) for name in ("cv-vae", "iv-vae")}  # both call theirs ``models``
+    for name, (vae, model) in pairs.items():
+        volume = volume_for(name, 1)
+        expected = authors_reconstruction(name, model, volume)
+        torch.testing.assert_close(vae.decode(vae.encode(volume)), expected, rtol=1e-5, atol=1e-5)
