@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.pictures.layout import _Layout
-from fvae_nnunet.pictures.panels import Labels, _any_of, _check, _Column, _differences, _figure, _values
+from fvae_nnunet.pictures.layout import Layout
+from fvae_nnunet.pictures.panels import (
+    Column,
+    Labels,
+    any_label,
+    check_shapes_and_window,
+    differences,
+    drawn_values,
+    figure_of,
+)
 from fvae_nnunet.pictures.planes import SOFT_TISSUE_HU_WINDOW, hu_window_around, largest_cross_sections, largest_lesion
 
 if TYPE_CHECKING:
@@ -59,23 +67,23 @@ def case_picture(
         UserError: shapes differ, the HU window is empty, or matplotlib is not installed.
     """
     maps = {name: array for name, array in (("reference", reference), ("prediction", prediction)) if array is not None}
-    _check(raw_hu, {"view_hu": view_hu, **maps}, hu_window)
-    values = _values(labels)
+    check_shapes_and_window(raw_hu, {"view_hu": view_hu, **maps}, hu_window)
+    values = drawn_values(labels)
     anything = np.concatenate([[], *values.values()])
     wanted = [list(values.values())[-1], anything] if values else []
     planes = largest_cross_sections(raw_hu.shape, [np.isin(array, some) for some in wanted for array in maps.values()])
     raw, view = ([plane.cut(volume) for plane in planes] for volume in (raw_hu, view_hu))
     cuts = {name: [plane.cut(array) for plane in planes] for name, array in maps.items()}
     columns = [
-        _Column("raw", raw),
-        _Column("view (reconstruction)", view),
-        _Column("view minus raw", _differences(raw, view), is_difference=True),
-        _Column(" and ".join(maps) or "no segmentation", raw, cuts, is_close_up=True, is_segmentation=True),
+        Column("raw", raw),
+        Column("view (reconstruction)", view),
+        Column("view minus raw", differences(raw, view), is_difference=True),
+        Column(" and ".join(maps) or "no segmentation", raw, cuts, is_close_up=True, is_segmentation=True),
     ]
-    figure = _figure(
+    figure = figure_of(
         columns, planes, raw_hu.shape, spacing_mm,
-        values=values, close_up=_any_of(cuts.values(), anything), margin_mm=MARGIN_MM, title=title,
-        hu_window=hu_window, layout=_Layout(len(columns)),
+        values=values, close_up=any_label(cuts.values(), anything), margin_mm=MARGIN_MM, title=title,
+        hu_window=hu_window, layout=Layout(len(columns)),
     )  # fmt: skip
     with atomic_write(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -116,8 +124,8 @@ def comparison_picture(
     Raises:
         UserError: shapes differ, or matplotlib is not installed.
     """
-    _check(raw_hu, {"reference": reference, **views, **predictions}, SOFT_TISSUE_HU_WINDOW)
-    values = _values(labels)
+    check_shapes_and_window(raw_hu, {"reference": reference, **views, **predictions}, SOFT_TISSUE_HU_WINDOW)
+    values = drawn_values(labels)
     maps = [reference, *predictions.values()]
     lesions = [np.isin(array, values[lesion]) for array in maps]
     target = largest_lesion(next((mask for mask in lesions if mask.any()), lesions[0]))
@@ -125,20 +133,20 @@ def comparison_picture(
     planes = largest_cross_sections(raw_hu.shape, [target, anything], axes=(0, 1, 2))
     raw = [plane.cut(raw_hu) for plane in planes]
     of_reference = [plane.cut(reference) for plane in planes]
-    columns = [_Column("raw image", raw), _Column("its framed part", raw, is_close_up=True)]
+    columns = [Column("raw image", raw), Column("its framed part", raw, is_close_up=True)]
     for name, volume in views.items():
         view = [plane.cut(volume) for plane in planes]
-        columns.append(_Column(name, view, is_close_up=True))
-        columns.append(_Column(f"{name}\nminus raw", _differences(raw, view), is_difference=True, is_close_up=True))
+        columns.append(Column(name, view, is_close_up=True))
+        columns.append(Column(f"{name}\nminus raw", differences(raw, view), is_difference=True, is_close_up=True))
     for name, array in predictions.items():
         maps_of_model = {"reference": of_reference, "prediction": [plane.cut(array) for plane in planes]}
         heading = f"{name}\n{remarks[name]}" if name in remarks else name
-        columns.append(_Column(heading, raw, maps_of_model, is_close_up=True, is_segmentation=True))
+        columns.append(Column(heading, raw, maps_of_model, is_close_up=True, is_segmentation=True))
     if not predictions:
-        columns.append(_Column("reference", raw, {"reference": of_reference}, is_close_up=True, is_segmentation=True))
+        columns.append(Column("reference", raw, {"reference": of_reference}, is_close_up=True, is_segmentation=True))
     cuts = [[plane.cut(array) for plane in planes] for array in maps]
-    return _figure(
+    return figure_of(
         columns, planes, raw_hu.shape, spacing_mm,
-        values=values, close_up=_any_of(cuts, values[lesion]), margin_mm=LESION_MARGIN_MM, title="",
-        hu_window=hu_window_around(raw_hu, target, spacing_mm), layout=_Layout.for_page(len(columns)),
+        values=values, close_up=any_label(cuts, values[lesion]), margin_mm=LESION_MARGIN_MM, title="",
+        hu_window=hu_window_around(raw_hu, target, spacing_mm), layout=Layout.for_page(len(columns)),
     )  # fmt: skip

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class _Layout:
+class Layout:
     """Places for panels, colour bars and legend; all lengths in inches, so that a panel's size is that of its slice.
 
     ``font_size`` is in points.
@@ -29,7 +29,7 @@ class _Layout:
         self.width = self.left + columns * (panel_width + self.GAP)
 
     @classmethod
-    def for_page(cls, columns: int) -> _Layout:
+    def for_page(cls, columns: int) -> Layout:
         """For a picture that is shown about 11 inches wide, whatever its number of columns: the same size of text."""
         return cls(columns, panel_width=2.8, font_size=max(8.0, 0.75 * columns * 2.92), plain=True)
 

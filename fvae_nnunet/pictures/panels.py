@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.pictures.layout import _Layout
+from fvae_nnunet.pictures.layout import Layout
 from fvae_nnunet.pictures.planes import Plane
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Labels = Mapping[str, int | Sequence[int]]
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """A heading and below it a panel for each plane, with the outlines of label maps (each a slice for each plane)."""
 
     heading: str
@@ -41,7 +41,9 @@ class _Column:
     is_segmentation: bool = False
 
 
-def _check(raw_hu: np.ndarray, others: Mapping[str, np.ndarray], hu_window: tuple[float, float]) -> None:
+def check_shapes_and_window(
+    raw_hu: np.ndarray, others: Mapping[str, np.ndarray], hu_window: tuple[float, float]
+) -> None:
     for name, array in others.items():
         if array.shape != raw_hu.shape:
             raise UserError(f"{name} has shape {array.shape}, raw_hu {raw_hu.shape}; a picture needs equal shapes")
@@ -49,22 +51,22 @@ def _check(raw_hu: np.ndarray, others: Mapping[str, np.ndarray], hu_window: tupl
         raise UserError(f"hu_window must rise from black to white, got {hu_window}")
 
 
-def _values(labels: Labels) -> dict[str, np.ndarray]:
+def drawn_values(labels: Labels) -> dict[str, np.ndarray]:
     """The values of each label that is drawn."""
     return {name: np.atleast_1d(value) for name, value in labels.items() if np.any(np.atleast_1d(value))}
 
 
-def _differences(raw: Sequence[np.ndarray], view: Sequence[np.ndarray]) -> list[np.ndarray]:
+def differences(raw: Sequence[np.ndarray], view: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [after.astype(np.float32) - before for before, after in zip(raw, view, strict=True)]
 
 
-def _any_of(maps: Sequence[Sequence[np.ndarray]] | Any, values: np.ndarray) -> list[np.ndarray]:
+def any_label(maps: Sequence[Sequence[np.ndarray]] | Any, values: np.ndarray) -> list[np.ndarray]:
     """For each plane where any of the label maps has one of the values; empty if there are no maps."""
     return [np.logical_or.reduce([np.isin(cut, values) for cut in cuts]) for cuts in zip(*maps, strict=True)]
 
 
-def _figure(
-    columns: Sequence[_Column],
+def figure_of(
+    columns: Sequence[Column],
     planes: Sequence[Plane],
     shape: Sequence[int],
     spacing_mm: Sequence[float],
@@ -74,7 +76,7 @@ def _figure(
     margin_mm: float,
     title: str,
     hu_window: tuple[float, float],
-    layout: _Layout,
+    layout: Layout,
 ) -> Figure:
     """All panels, colour bars and legend; ``close_up`` has for each plane the mask around which close-ups are."""
     import matplotlib
@@ -155,7 +157,7 @@ def _zoom(
     overview.add_patch(Rectangle((corner[1], corner[0]), size[1], size[0], fill=False, ec="white", lw=0.8, ls=":"))
 
 
-def _legend(panel: Axes, colours: Mapping[str, str], kinds: Sequence[str], layout: _Layout) -> None:
+def _legend(panel: Axes, colours: Mapping[str, str], kinds: Sequence[str], layout: Layout) -> None:
     from matplotlib.lines import Line2D
 
     panel.set_axis_off()
