@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fvae_nnunet.conversion.tables import VolumeMetadata
-from fvae_nnunet.ct.files import Geometry
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
 SPACING_TOLERANCE = 0.01

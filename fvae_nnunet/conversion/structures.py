@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.conversion.choices import PROGRAMS
-from fvae_nnunet.ct.files import Geometry, read_image, read_volume
+from fvae_nnunet.ct.files import read_image, read_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
 VISTA3D_OTHERS = {
@@ -190,11 +191,11 @@ def read_on_grid(path: Path, shape: tuple[int, ...], geometries: Mapping[str, Ge
         UserError: it lies elsewhere.
     """
     mask, its = read_volume(path)
-    if mask.shape == shape and any(its.lies_as(geometry) for geometry in geometries.values()):
+    if mask.shape == shape and any(not its.differing_parts(geometry) for geometry in geometries.values()):
         return mask
     for geometry in geometries.values():
         turned, turned_geometry = _turned(path, geometry)
-        if turned.shape == shape and turned_geometry.lies_as(geometry):
+        if turned.shape == shape and not turned_geometry.differing_parts(geometry):
             return turned
     wanted = "; ".join(f"{name}: {geometry}" for name, geometry in geometries.items())
     raise UserError(f"{path} does not lie as the image: {mask.shape} voxels, {its}; the image has {shape}, {wanted}")

@@ -6,15 +6,15 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.ct.nifti import load_nifti, read_nifti, write_nifti
-from fvae_nnunet.ct.orientation import AxisOrder, axial_order
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.ordinary import check_name
@@ -23,38 +23,6 @@ from fvae_nnunet.files.recorded import atomic_write
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _OTHER_ENDINGS = (".hdr", ".img", ".img.gz", ".dcm", ".ima", ".gipl", ".gipl.gz", ".mnc", ".vtk")
-
-GEOMETRY_TOLERANCE = 1e-3
-"""Masks were often written by programs that keep the header in float32: mm for origin and spacing, 1 for cosines."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where a volume lies in the patient, as SimpleITK states it: image axes (x, y, z), mm, direction row by row.
-
-    Attributes:
-        spacing_mm, origin_mm, direction: the columns of the direction have length 1; they are not at right angles where
-            a NIfTI file is sheared.
-        nifti_header: of the file that it was read from, so that what is written in its place is placed exactly alike.
-        file_orientation: that a file is turned back to when it is written; None where it was not turned.
-    """
-
-    spacing_mm: tuple[float, ...]
-    origin_mm: tuple[float, ...]
-    direction: tuple[float, ...]
-    nifti_header: bytes | None = field(default=None, compare=False, repr=False)
-    file_orientation: str | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def axial_order(self) -> AxisOrder:
-        return axial_order(np.asarray(self.direction))
-
-    def lies_as(self, other: Geometry) -> bool:
-        """Whether two volumes of one shape lie in the same place, to within ``GEOMETRY_TOLERANCE``."""
-        return all(
-            np.allclose(getattr(self, what), getattr(other, what), atol=GEOMETRY_TOLERANCE)
-            for what in ("spacing_mm", "origin_mm", "direction")
-        )
 
 
 def find_images(folder: Path) -> dict[str, Path]:

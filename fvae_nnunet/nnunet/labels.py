@@ -76,11 +76,21 @@ def find_dataset_json(reference_folder: Path, prediction_folder: Path) -> Path:
     Raises:
         UserError: it is in none of these places.
     """
-    places = [prediction_folder, reference_folder.resolve().parent, reference_folder]
-    for place in places:
-        if (place / "dataset.json").is_file():
-            return place / "dataset.json"
-    raise UserError(f"no dataset.json in {', '.join(map(str, places))}; name it with -djfile")
+    found = dataset_json_near(reference_folder, prediction_folder)
+    if found is None:
+        places = _places(reference_folder, prediction_folder)
+        raise UserError(f"no dataset.json in {', '.join(map(str, places))}; name it with -djfile")
+    return found
+
+
+def dataset_json_near(reference_folder: Path, prediction_folder: Path) -> Path | None:
+    """As ``find_dataset_json``; None where there is none."""
+    files = [place / "dataset.json" for place in _places(reference_folder, prediction_folder)]
+    return next(filter(Path.is_file, files), None)
+
+
+def _places(reference_folder: Path, prediction_folder: Path) -> list[Path]:
+    return [prediction_folder, reference_folder.resolve().parent, reference_folder]
 
 
 def _values(label: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import Geometry, read_volume
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry, geometry_differences
 from fvae_nnunet.errors import UserError
 
 
@@ -25,9 +26,7 @@ def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: st
     """
     mask, its_geometry = read_volume(path)
     mask = mask.transpose(geometry.axial_order)
-    if mask.shape != tuple(shape) or not geometry.lies_as(its_geometry):
-        raise UserError(
-            f"{path} does not lie as the image of {image}: {mask.shape} voxels, {its_geometry}; the image has "
-            f"{tuple(shape)} voxels, {geometry}. Resample the mask to the image"
-        )
+    of_image = (f"the image of {image}", shape, geometry)
+    for difference in geometry_differences(of_image, (str(path), mask.shape, its_geometry)):
+        raise UserError(f"{difference}. Resample the mask to the image")
     return mask

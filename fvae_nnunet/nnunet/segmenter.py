@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import Geometry, read_image, read_volume, write_volume
+from fvae_nnunet.ct.files import read_image, read_volume, write_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.prediction import Prediction
 from fvae_nnunet.nnunet.predictor import Predictor

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import Geometry, image_ending, read_volume, write_volume
+from fvae_nnunet.ct.files import image_ending, read_volume, write_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError

@@ -12,7 +12,9 @@ import torch
 from fvae_nnunet.ct.intensity import POSSIBLE_HU, round_to_int16, truncate_to_int16
 from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices, noise_figures
 from fvae_nnunet.ct.orientation import AxisOrder
+from fvae_nnunet.ct.volume import CT
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.shared_arrays import compact
 from fvae_nnunet.reconstruction.schemes import reconstructed_slices
 from fvae_nnunet.reconstruction.settings import Reconstruction
 from fvae_nnunet.vae.base import FrozenVAE
@@ -165,4 +167,26 @@ def fidelity(
         lowest_hu=lowest_hu,
         highest_hu=highest_hu,
         impossible_voxels=impossible,
+    )
+
+
+def reconstruct(ct: CT, vae: FrozenVAE, settings: Reconstruction | None = None) -> CT:
+    """The view of a CT, as ``fvae-reconstruct`` writes it: int16 HU inside of the window, in the same place.
+
+    The VAE sees axial slices, whatever the orientation of the file.
+
+    Args:
+        ct: in HU.
+        vae: the frozen VAE.
+        settings: None for ``Reconstruction.for_vae`` with its defaults.
+
+    Raises:
+        UserError: as ``reconstruct_volume``, or ``ct`` is no CT.
+    """
+    if not isinstance(ct, CT):
+        raise UserError(f"ct is a CT (read_ct, CT.from_array), got {type(ct).__name__}")
+    return ct.with_hu(
+        reconstruct_to_int16(
+            vae, compact(ct.hu), settings, axis_order=ct.geometry.axial_order, spacing_mm=ct.spacing_mm
+        )
     )

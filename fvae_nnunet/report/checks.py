@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fvae_nnunet.ct.files import read_header
+from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import geometry_differences, run_each
+from fvae_nnunet.evaluation.segmentation.case_files import run_each
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import sha256_of_files
 from fvae_nnunet.report.case_images import View

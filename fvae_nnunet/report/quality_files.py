@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.files import read_header
+from fvae_nnunet.ct.geometry import SPACING_TOLERANCE
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA
-from fvae_nnunet.evaluation.segmentation.case_files import SPACING_TOLERANCE
 from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.jobs.manifest import differences
 from fvae_nnunet.report.case_images import View

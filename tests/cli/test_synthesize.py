@@ -135,7 +135,7 @@ def test_structures_to_avoid_must_lie_on_the_image(paints, tmp_path, capsys):
     mask = tmp_path / "vessels" / "case_0.nii.gz"
     write_image(mask, np.zeros((16, 40, 40), np.uint8), spacing_mm=(3, 2, 2), origin_mm=(-20, 5, 31))
     assert run(dataset, tmp_path / "out", *SIZE, "--avoid", mask.parent, n=1) == 1
-    assert f"{mask} does not lie as the image of case_0" in capsys.readouterr().err
+    assert f"the image of case_0 and {mask} differ in origin" in capsys.readouterr().err
     assert not list((tmp_path / "out" / "imagesTr").glob("*"))
 
 

@@ -238,7 +238,7 @@ def test_all_wrong_rows_are_named_before_anything_is_made(paints, tmp_path, caps
         ({"case": "d"}, "it needs a source or structures, and not both"),
         ({"case": "e", "source": "case_0", "diseases": {"cyst": "nodule.nii.gz"}}, "knows no lesion 'cyst'"),
         ({"case": "f", "source": "case_0", "diseases": {"nodule": "none.nii.gz"}}, "there is no file"),
-        ({"case": "g", "source": "case_0", "diseases": {"nodule": "other.nii.gz"}}, "does not lie as"),
+        ({"case": "g", "source": "case_0", "diseases": {"nodule": "other.nii.gz"}}, "differ in"),
         ({"case": "h", "source": "case_0", "text": "x"}, "the model was trained without"),
         ({"case": "i", "source": "case_0", "findings": ["Mass"]}, "no finding 'Mass'"),
         ({"case": "j", "source": "case_0", "seed": -1}, "seed must be a whole number"),

@@ -5,7 +5,7 @@ from conversion_for_tests import ORIGIN_MM, SHAPE, SPACING_MM, chest, metadata_r
 from fvae_nnunet.conversion.headers import true_geometry
 from fvae_nnunet.conversion.hounsfield import implausible, to_hu
 from fvae_nnunet.conversion.tables import VolumeMetadata
-from fvae_nnunet.ct.files import Geometry
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
 HU = chest()

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from conversion_for_tests import ORIGIN_MM, SHAPE, SPACING_MM
 
 from fvae_nnunet.conversion.structures import VISTA3D_OTHERS, StructureMasks, structures
-from fvae_nnunet.ct.files import Geometry
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -2,11 +2,15 @@ import numpy as np
 import pytest
 import torch
 from identity_vae import IdentityVAE
+from painted_cases import write_image
 
+from fvae_nnunet.cli.reconstruct import main as reconstruct_command
+from fvae_nnunet.ct.volume import CT, read_ct
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction.settings import Reconstruction
-from fvae_nnunet.reconstruction.volume import fidelity, reconstruct_to_int16, reconstruct_volume
+from fvae_nnunet.reconstruction.volume import fidelity, reconstruct, reconstruct_to_int16, reconstruct_volume
 from fvae_nnunet.reconstruction.windows import slice_windows
+from fvae_nnunet.vae import load_vae
 
 HU_WINDOW = (-1000.0, 1000.0)
 
@@ -163,3 +167,28 @@ def test_fidelity_against_scikit_image_and_by_hand():
     assert clipped.mean_absolute_error_hu == 10
     assert clipped.psnr_db == pytest.approx(10 * np.log10(2000**2 / 200))
     assert fidelity(raw, raw, HU_WINDOW).psnr_db == float("inf")
+
+
+def test_a_ct_of_any_orientation_is_seen_in_axial_slices(tmp_path):
+    vae = load_vae("tiny")
+    axial = CT.from_array(_phantom_slices(), (3.0, 1.0, 1.0))
+    view = reconstruct(axial, vae)
+    assert view.hu.dtype == np.int16 and view.geometry == axial.geometry
+    np.testing.assert_array_equal(view.hu, reconstruct_to_int16(vae, axial.hu))
+    coronal = CT.from_array(axial.hu.transpose(1, 0, 2), (1.0, 3.0, 1.0), direction=(1, 0, 0, 0, 0, 1, 0, 1, 0))
+    np.testing.assert_array_equal(reconstruct(coronal, vae).hu.transpose(1, 0, 2), view.hu)
+    write_image(tmp_path / "in" / "case.nii.gz", coronal.hu, spacing_mm=coronal.spacing_mm, direction=coronal.direction)
+    folders = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert reconstruct_command([*folders, "-device", "cpu", "--vae", "tiny"]) == 0
+    np.testing.assert_array_equal(read_ct(tmp_path / "out" / "case.nii.gz").hu, reconstruct(coronal, vae).hu)
+
+
+def test_an_array_alone_is_no_ct():
+    with pytest.raises(UserError, match=r"ct is a CT \(read_ct, CT.from_array\), got ndarray"):
+        reconstruct(np.zeros((4, 16, 16)), load_vae("tiny"))
+
+
+def _phantom_slices():
+    z, y, x = np.meshgrid(np.linspace(0, 3, 5), np.linspace(-1, 1, 24), np.linspace(-1, 1, 32), indexing="ij")
+    body = y**2 + x**2 < 0.8
+    return np.where(body, 60 * np.sin(4 * x + z) + 40, -1000).astype(np.int16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -38,7 +39,8 @@ def test_a_room_without_a_floor_is_found(tmp_path, capfd):
     assert "helpers" in capfd.readouterr().out
 
 
-def test_imports_are_counted_by_room(tmp_path):
+def test_imports_are_counted_by_room(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fvae_nnunet", raising=False)
     for name, text in {
         "__init__": "", "errors": "", "ct/__init__": "", "vae/__init__": "",
         "ct/a": "from fvae_nnunet import errors\nfrom fvae_nnunet.ct import b",

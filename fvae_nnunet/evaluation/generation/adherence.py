@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.files import find_images, read_volume
+from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import geometry_differences, run_each
+from fvae_nnunet.evaluation.segmentation.case_files import run_each
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.structures import NAMES_FILE

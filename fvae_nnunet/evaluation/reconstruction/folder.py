@@ -12,7 +12,8 @@ import numpy as np
 
 import fvae_nnunet
 from fvae_nnunet.ct import noise
-from fvae_nnunet.ct.files import Geometry, find_images, read_upright, read_volume
+from fvae_nnunet.ct.files import find_images, read_upright, read_volume
+from fvae_nnunet.ct.geometry import Geometry, geometry_differences
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, SOFT_HU, TISSUES_HU
 from fvae_nnunet.errors import UserError
@@ -24,7 +25,7 @@ from fvae_nnunet.evaluation.reconstruction.quality import (
     evaluate_view,
 )
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA, summarise
-from fvae_nnunet.evaluation.segmentation.case_files import geometry_differences, run_each, unknown_labels
+from fvae_nnunet.evaluation.segmentation.case_files import run_each, unknown_labels
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
 from fvae_nnunet.pictures.case import case_picture

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.files import find_files, read_volume
+from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import geometry_differences, run_each, unknown_labels
+from fvae_nnunet.evaluation.segmentation.case_files import run_each, unknown_labels
 from fvae_nnunet.evaluation.segmentation.lesions import (
     DETECTION_OVERLAP,
     CaseLesions,

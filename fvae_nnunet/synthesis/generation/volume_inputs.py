@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.ct.files import Geometry, read_volume
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.orientation import AxisOrder
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.mask_files import read_mask

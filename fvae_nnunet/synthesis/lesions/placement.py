@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
-from fvae_nnunet.ct.files import Geometry
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
 Box = tuple[slice, slice, slice]

@@ -16,13 +16,13 @@ import numpy as np
 from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.mask_files import read_mask
-from fvae_nnunet.synthesis.lesions.appearance import AskedAppearance, draw_appearance
+from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance
 from fvae_nnunet.synthesis.lesions.measures import surroundings_hu
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
 from fvae_nnunet.synthesis.lesions.placement import NothingFits, index_of, place, too_close
 from fvae_nnunet.synthesis.lesions.real_lesions import borrow, surroundings_of
 from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
-from fvae_nnunet.synthesis.lesions.shapes import draw_lesion_shape
+from fvae_nnunet.synthesis.lesions.shapes import RealLesion, draw_lesion_shape
 from fvae_nnunet.synthesis.lesions.sizes import LesionSizes
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset
 from fvae_nnunet.synthesis.sources.organs import OrganSource, body
@@ -232,29 +232,49 @@ def _place_one(
             real = borrow(dataset, like)
         else:
             real = bank.draw(rng)
+    try:
+        lesion = shaped_and_placed(
+            rng, range_mm, source.spacing_mm, organ, forbidden, settings.inside_fraction, real=real, at=at
+        )
+    except NothingFits as error:
+        where = "" if at is None else f" at {_said(settings.at_mm)}"
+        raise NothingFits(f"{source.case}{where}: {error}") from error
+    return replace(lesion, from_bank=real is not None and like is None), like
+
+
+def shaped_and_placed(
+    rng: np.random.Generator,
+    range_mm: tuple[float, float],
+    spacing_mm: tuple[float, float, float],
+    organ: np.ndarray,
+    forbidden: np.ndarray,
+    inside_fraction: float,
+    *,
+    real: RealLesion | None = None,
+    at: np.ndarray | None = None,
+    appearance: Appearance | None = None,
+) -> PlacedLesion:
+    """A lesion of a diameter in ``range_mm`` in a place in the organ; see ``draw_lesion_shape`` and ``place``.
+
+    Raises:
+        NothingFits: none of `SHAPES_TRIED` shapes fits.
+    """
     for attempt in range(SHAPES_TRIED):
         diameter_mm = float(rng.uniform(*range_mm))
-        shape = draw_lesion_shape(rng, diameter_mm, source.spacing_mm, real=real)
+        shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, real=real)
         try:
             placement = place(
-                rng,
-                shape,
-                organ,
-                forbidden=forbidden,
-                inside_fraction=settings.inside_fraction,
-                at=at,
-                tries=PLACES_TRIED,
+                rng, shape, organ, forbidden=forbidden, inside_fraction=inside_fraction, at=at, tries=PLACES_TRIED
             )
         except NothingFits as error:
             if attempt == SHAPES_TRIED - 1:
                 raise NothingFits(
-                    f"{source.case}: no lesion of {range_mm[0]:g} to {range_mm[1]:g} mm fits, {SHAPES_TRIED} were "
-                    f"tried{'' if at is None else f' at {_said(settings.at_mm)}'}; the last: {error}"
+                    f"no lesion of {range_mm[0]:g} to {range_mm[1]:g} mm fits, {SHAPES_TRIED} were tried; the last: "
+                    f"{error}"
                 ) from error
         else:
             lender = None if real is None else real.case
-            from_bank = real is not None and like is None
-            return PlacedLesion(shape, placement, diameter_mm, lender, from_bank=from_bank), like
+            return PlacedLesion(shape, placement, diameter_mm, lender, appearance=appearance)
     raise AssertionError("the loop returns or raises")
 
 

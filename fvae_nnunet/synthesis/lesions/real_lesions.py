@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
-from fvae_nnunet.ct.files import Geometry, read_volume
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.jobs.manifest import write_json

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
-from fvae_nnunet.ct.files import Geometry, find_images, read_volume
+from fvae_nnunet.ct.files import find_images, read_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import Geometry, read_header, read_volume
+from fvae_nnunet.ct.files import read_header, read_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.ct.orientation import AxisOrder

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import Geometry, find_images
+from fvae_nnunet.ct.files import find_images
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.mask_files import read_mask
 from fvae_nnunet.nnunet.structures import NAMES_FILE, TRAINING_FOLDER, Structures

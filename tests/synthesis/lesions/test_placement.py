@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.distance import cdist
 
-from fvae_nnunet.ct.files import Geometry
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.synthesis.lesions.placement import NothingFits, grown, index_of, place, position_of, too_close
 from fvae_nnunet.synthesis.lesions.shapes import draw_lesion_shape
 

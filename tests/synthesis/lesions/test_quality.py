@@ -12,7 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from painted_cases import CORONAL, LESION_HU, ORGAN_HU, rewrite_image, write_dataset
 from prediction_for_tests import save_model
 
-from fvae_nnunet.ct.files import Geometry, read_volume
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.segmenter import Judge, Segmenter
 from fvae_nnunet.synthesis.lesions import real_lesions

@@ -1,0 +1,75 @@
+"""Where a volume lies in the patient, and whether two volumes lie in the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fvae_nnunet.ct.orientation import AxisOrder, axial_order
+
+SPACING_TOLERANCE = 1e-3
+"""Relative difference of spacings that counts as rounding: half a voxel over 512."""
+
+ORIGIN_TOLERANCE_VOXELS = 0.05
+"""Difference of origins that counts as rounding, in parts of the smallest edge of a voxel."""
+
+DIRECTION_TOLERANCE = 1e-3
+"""Difference of direction cosines that counts as rounding; float32 quaternions of NIfTI err by up to 7e-4."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume lies in the patient, as SimpleITK states it: image axes (x, y, z), mm, direction row by row.
+
+    Attributes:
+        spacing_mm, origin_mm, direction: the columns of the direction have length 1; they are not at right angles where
+            a NIfTI file is sheared.
+        nifti_header: of the file that it was read from, so that what is written in its place is placed exactly alike.
+        file_orientation: that a file is turned back to when it is written; None where it was not turned.
+    """
+
+    spacing_mm: tuple[float, ...]
+    origin_mm: tuple[float, ...]
+    direction: tuple[float, ...]
+    nifti_header: bytes | None = field(default=None, compare=False, repr=False)
+    file_orientation: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def axial_order(self) -> AxisOrder:
+        return axial_order(np.asarray(self.direction))
+
+    def differing_parts(self, other: Geometry) -> list[str]:
+        """Which of spacing, origin and direction differ by more than rounding; empty: the volumes lie alike."""
+        origin_tolerance_mm = ORIGIN_TOLERANCE_VOXELS * min(self.spacing_mm)
+        agrees = {
+            "spacing": np.allclose(other.spacing_mm, self.spacing_mm, rtol=SPACING_TOLERANCE, atol=0),
+            "origin": np.allclose(other.origin_mm, self.origin_mm, rtol=0, atol=origin_tolerance_mm),
+            "direction": np.allclose(other.direction, self.direction, rtol=0, atol=DIRECTION_TOLERANCE),
+        }
+        return [part for part, same in agrees.items() if not same]
+
+
+Named = tuple[str, Sequence[int], Geometry]
+"""What a volume is called in messages, the shape (z, y, x) of its array, and its geometry."""
+
+
+def geometry_differences(first: Named, second: Named) -> list[str]:
+    """A sentence on which parts of two geometries differ by more than rounding, with both in full; empty if none."""
+    (name, shape, expected), (other_name, other_shape, found) = first, second
+    differing = ["shape"] * (tuple(shape) != tuple(other_shape)) + expected.differing_parts(found)
+    if not differing:
+        return []
+    return [
+        f"{name} and {other_name} differ in {' and '.join(differing)}; {name}: {_in_words(shape, expected)}; "
+        f"{other_name}: {_in_words(other_shape, found)} (all as x, y, z)"
+    ]
+
+
+def _in_words(shape: Sequence[int], geometry: Geometry) -> str:
+    spacing, origin, direction = (
+        "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+        for values in (geometry.spacing_mm, geometry.origin_mm, geometry.direction)
+    )
+    return f"shape {tuple(shape)[::-1]}, spacing {spacing} mm, origin {origin} mm, direction {direction}"

@@ -1,0 +1,133 @@
+"""A CT as one value: its voxels in HU and where they lie in the patient."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fvae_nnunet.ct.files import read_volume, write_volume
+from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.ct.hounsfield import check_volume_hu
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CT:
+    """A CT volume.
+
+    Attributes:
+        hu: (z, y, x) in HU, as the file's axes lie; any real dtype.
+        geometry: spacing, origin and direction of the image axes (x, y, z), as SimpleITK states them.
+    """
+
+    hu: np.ndarray
+    geometry: Geometry
+
+    @classmethod
+    def from_array(
+        cls,
+        hu: np.ndarray | torch.Tensor,
+        spacing_mm: tuple[float, float, float],
+        *,
+        origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        direction: tuple[float, ...] = _UPRIGHT,
+    ) -> CT:
+        """A CT that is in no file.
+
+        Args:
+            hu: (z, y, x) in HU, array or tensor on any device.
+            spacing_mm: voxel size (z, y, x).
+            origin_mm, direction: as SimpleITK states them, (x, y, z) and row by row; without a direction z rises to the
+                head, y to the back, x to the patient's left.
+
+        Raises:
+            UserError: not three axes, no voxel, or a spacing that is not positive.
+        """
+        array = as_array(hu)
+        if array.ndim != 3 or 0 in array.shape:
+            raise UserError(f"hu has three axes (z, y, x) and at least one voxel, got shape {array.shape}")
+        if len(spacing_mm) != 3 or not all(0 < float(edge) < np.inf for edge in spacing_mm):
+            raise UserError(f"spacing_mm is three positive numbers (z, y, x), got {tuple(spacing_mm)}")
+        edges_mm = tuple(float(edge) for edge in spacing_mm)[::-1]
+        return cls(array, Geometry(edges_mm, tuple(map(float, origin_mm)), tuple(map(float, direction))))
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size in the order of the axes of ``hu``."""
+        return self.geometry.spacing_mm[::-1]
+
+    @property
+    def origin_mm(self) -> tuple[float, ...]:
+        """Position of the first voxel (x, y, z), as SimpleITK states it."""
+        return self.geometry.origin_mm
+
+    @property
+    def direction(self) -> tuple[float, ...]:
+        """Direction cosines row by row, as SimpleITK states them."""
+        return self.geometry.direction
+
+    def with_hu(self, hu: np.ndarray) -> CT:
+        """Other voxels in the same place."""
+        return replace(self, hu=hu)
+
+    def mask(self, mask: np.ndarray | torch.Tensor | CT | str | os.PathLike[str], name: str) -> np.ndarray:
+        """A mask that lies on this CT, bool (z, y, x): where it is not 0.
+
+        Args:
+            mask: array or tensor of the same shape, or an image or its file, which must lie in the same place.
+            name: of the parameter, for messages.
+
+        Raises:
+            UserError: it has another shape or lies elsewhere, or the file cannot be read.
+        """
+        if isinstance(mask, str | os.PathLike):
+            name, mask = os.fspath(mask), CT(*read_volume(Path(mask)))
+        if isinstance(mask, CT):
+            of_ct = ("the CT", self.hu.shape, self.geometry)
+            for difference in geometry_differences(of_ct, (name, mask.hu.shape, mask.geometry)):
+                raise UserError(difference)
+            mask = mask.hu
+        array = as_array(mask)
+        if array.shape != self.hu.shape:
+            raise UserError(f"{name} has shape {array.shape}, the CT {self.hu.shape}")
+        return array != 0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as int16 HU, rounded; the ending decides the format (.nii.gz, .nrrd, .mha).
+
+        Raises:
+            UserError: the values do not fit int16, or the file cannot be written.
+        """
+        write_volume(Path(path), self.hu, self.geometry)
+
+
+def as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    """An array, or what a tensor on any device holds."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def read_ct(path: str | os.PathLike[str], *, hu_as_is: bool = False) -> CT:
+    """The CT of an image file (NIfTI, NRRD, MetaImage).
+
+    Args:
+        path: of the file.
+        hu_as_is: take it even if its values cannot be in HU.
+
+    Raises:
+        UserError: the file cannot be read, holds no 3-dimensional grey image, or values that cannot be in HU.
+    """
+    hu, geometry = read_volume(Path(path))
+    if not hu_as_is:
+        check_volume_hu(hu, path)
+    return CT(hu, geometry)

@@ -1,0 +1,90 @@
+"""The scores of one segmentation, from files, images or arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.ct.volume import as_array
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.case_files import unknown_labels
+from fvae_nnunet.evaluation.segmentation.scoring import evaluate_case
+from fvae_nnunet.nnunet.labels import Label, LabelScheme, dataset_json_near
+
+if TYPE_CHECKING:
+    import torch
+
+    LabelMap = np.ndarray | torch.Tensor | str | os.PathLike[str]
+
+
+def score(
+    reference: LabelMap,
+    prediction: LabelMap,
+    *,
+    tolerance_mm: float | Sequence[float] = (2.0,),
+    labels: Mapping[str, int | Sequence[int]] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+) -> dict[str, dict[str, float]]:
+    """DSC, NSD and HD95 of a predicted label map, as ``fvae-evaluate`` has them.
+
+    Args:
+        reference, prediction: label maps (z, y, x), or their files.
+        tolerance_mm: of the NSD, one or several.
+        labels: name -> value, or values of a region; None: those of the dataset.json of nnU-Net beside the files, else
+            every value but 0 that one of the two holds, named by itself.
+        spacing_mm: voxel size (z, y, x) of arrays; of files that of the reference.
+
+    Returns:
+        For each name ``Dice``, ``NSD_<tolerance>mm``, ``HD95_mm`` and more, see ``scoring.evaluate_case``. NaN where
+        neither holds the label.
+
+    Raises:
+        UserError: the two do not lie alike, hold labels that dataset.json does not know, cannot be read, or arrays
+            come without spacing.
+    """
+    paths = [Path(one) for one in (reference, prediction) if isinstance(one, str | os.PathLike)]
+    (expected, geometry), (found, other) = (_read(one) for one in (reference, prediction))
+    if geometry is not None and other is not None:
+        shaped = (str(reference), expected.shape, geometry), (str(prediction), found.shape, other)
+        for difference in geometry_differences(*shaped):
+            raise UserError(difference)
+    place = geometry or other
+    if spacing_mm is None:
+        if place is None:
+            raise UserError("arrays have no spacing: give spacing_mm (z, y, x)")
+        spacing_mm = place.spacing_mm[::-1]
+    names: dict[Label, str]
+    ignored = None
+    scheme = None if labels is not None or not paths else dataset_json_near(paths[0].parent, paths[-1].parent)
+    if labels is not None:
+        names = {int(of) if np.ndim(of) == 0 else tuple(map(int, of)): name for name, of in labels.items()}  # type: ignore[arg-type]
+    elif scheme is not None:
+        known = LabelScheme.read(scheme)
+        for path, array in zip(map(str, (reference, prediction)), (expected, found), strict=True):
+            for problem in unknown_labels(Path(path), array, known.known_labels):
+                raise UserError(problem)
+        names, ignored = known.names, known.ignore_label
+    else:
+        names = {int(value): str(int(value)) for value in np.union1d(expected, found) if value}
+    tolerances_mm = [float(tolerance) for tolerance in np.atleast_1d(tolerance_mm)]
+    scores = evaluate_case(
+        expected,
+        found,
+        spacing_mm=spacing_mm,
+        labels=list(names),
+        tolerances_mm=tolerances_mm,
+        ignore_label=ignored,
+    )
+    return {names[label]: of_label for label, of_label in scores.items()}
+
+
+def _read(label_map: LabelMap) -> tuple[np.ndarray, Geometry | None]:
+    if isinstance(label_map, str | os.PathLike):
+        return read_volume(Path(label_map))
+    return as_array(label_map), None

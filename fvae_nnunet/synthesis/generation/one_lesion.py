@@ -1,0 +1,140 @@
+"""One synthetic lesion in one CT that is in no dataset."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fvae_nnunet.ct.intensity import round_to_int16
+from fvae_nnunet.ct.volume import CT
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.generation.output import noise_of
+from fvae_nnunet.synthesis.generation.painting import PaintSettings, paint
+from fvae_nnunet.synthesis.lesions.appearance import Appearance
+from fvae_nnunet.synthesis.lesions.placement import index_of, too_close
+from fvae_nnunet.synthesis.lesions.plan import INSIDE_FRACTION, shaped_and_placed
+from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
+from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+from fvae_nnunet.synthesis.sources.cases import SourceCase
+
+if TYPE_CHECKING:
+    import torch
+
+    Mask = np.ndarray | torch.Tensor | CT | str | os.PathLike[str]
+
+CLEARANCE_MM = 5.0
+"""To lesions that are there, as ``fvae-synthesize`` keeps it."""
+
+
+@dataclass(frozen=True)
+class InsertedLesion:
+    """A CT with a synthetic lesion.
+
+    Attributes:
+        ct: int16 HU, in the place of the CT that it was made from.
+        mask: bool, of the new lesion, with the axes of ``ct.hu``.
+        diameter_mm: its equivalent diameter.
+    """
+
+    ct: CT
+    mask: np.ndarray
+    diameter_mm: float
+
+
+def load_diffusion(
+    folder: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> LatentDiffusion:
+    """The latent diffusion model of a folder of ``fvae-train-ldm``, with its VAE.
+
+    Args:
+        folder: of the model.
+        weights: of its VAE, as for ``load_vae``.
+        device: where to compute.
+
+    Raises:
+        UserError: no or no whole model, or the VAE cannot be loaded or is another one.
+    """
+    return LatentDiffusion.load(Path(folder), weights=weights, device=device)
+
+
+def insert_lesion(
+    ct: CT,
+    organ: Mask,
+    model: LatentDiffusion,
+    *,
+    diameter_mm: float,
+    seed: int = 0,
+    lesions: Mask | None = None,
+    at_mm: tuple[float, float, float] | None = None,
+    core_mean_hu: float | None = None,
+    inside_fraction: float = INSIDE_FRACTION,
+) -> InsertedLesion:
+    """Draw a lesion's shape, find it a place in the organ and let the model fill it in.
+
+    Voxels that are not near the lesion (``PaintSettings.margin_mm``) stay as they are. For many cases, lesions of the
+    sizes and looks of a dataset's, and quality control there is ``fvae-synthesize``.
+
+    Args:
+        ct: in HU.
+        organ: where it is not 0, on the CT: array or tensor, image, or file.
+        model: of one organ.
+        diameter_mm: equivalent diameter.
+        seed: decides shape, place and noise.
+        lesions: those that are there; the model is told of them, and the new one keeps a distance of 5 mm.
+        at_mm: its centre (x, y, z) in the patient; None: anywhere in the organ.
+        core_mean_hu: how bright its core shall be; None: as the lesions that the model was trained on.
+        inside_fraction: so much of it lies in the organ, 0 to 1.
+
+    Raises:
+        NothingFits: there is no place for it.
+        UserError: a mask lies elsewhere, the model knows several organs, or what the model says.
+    """
+    settings = model.settings
+    organs = len(settings.class_names) - settings.lesions
+    if organs > 1:
+        raise UserError(
+            f"this model knows {organs} structures ({', '.join(settings.class_names[:organs])}), and one mask does not "
+            "tell them apart; use fvae-synthesize"
+        )
+    order = ct.geometry.axial_order
+    spacing_mm = (ct.spacing_mm[order[0]], ct.spacing_mm[order[1]], ct.spacing_mm[order[2]])
+    in_organ = ct.mask(organ, "organ").transpose(order)
+    in_lesion = np.zeros_like(in_organ) if lesions is None else ct.mask(lesions, "lesions").transpose(order)
+    class_map = (in_organ * organs).astype(np.uint8)
+    class_map[in_lesion] = organs + 1
+    source = SourceCase(
+        case="ct",
+        volume_hu=np.ascontiguousarray(round_to_int16(ct.hu).transpose(order)),
+        labels=class_map,
+        class_map=class_map,
+        organ=in_organ | in_lesion,
+        lesion=in_lesion,
+        lesion_class=organs + 1,
+        organ_classes=organs,
+        spacing_mm=spacing_mm,
+        geometry=ct.geometry,
+        axis_order=order,
+        digests={},
+    )
+    lesion = shaped_and_placed(
+        np.random.default_rng(seed),
+        (diameter_mm, diameter_mm),
+        spacing_mm,
+        source.organ,
+        too_close(in_lesion, spacing_mm, CLEARANCE_MM),
+        inside_fraction,
+        at=None if at_mm is None else index_of(at_mm, ct.geometry)[list(order)],
+        appearance=None if core_mean_hu is None else Appearance(core_mean_hu, math.nan),
+    )
+    hu = paint(model, source, [lesion], PaintSettings(), generator=noise_of([seed]))
+    mask = lesion.mask(hu.shape)
+    reached_mm = equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
+    return InsertedLesion(ct.with_hu(source.as_in_file(hu)), source.as_in_file(mask), reached_mm)
