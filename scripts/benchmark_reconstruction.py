@@ -47,6 +47,7 @@ from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, load_vae
 from fvae_nnunet.vae.registry import TINY_FOLDER
 from fvae_nnunet.vae.wan.vae import load_wan
+from fvae_nnunet.vae.wanted import Wanted
 
 WAN22_SIZES: dict[str, Any] = {
     "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
@@ -192,7 +193,7 @@ def rows_of(name: str, weights: Path | None, arguments: argparse.Namespace) -> t
         rows.append(Row(f"ours, {_short(dtype)}", dtype, ours(vae)))
     if arguments.compile and name.startswith("wan"):
         for dtype in (torch.float32, torch.bfloat16):
-            compiled = load_wan(name, weights=weights, trust=False, device=device, dtype=dtype)
+            compiled = load_wan(Wanted(name, weights, device=device, dtype=dtype))
             for method in ("encode", "decode"):
                 setattr(compiled._network, method, torch.compile(getattr(compiled._network, method)))
             rows.append(Row(f"ours, {_short(dtype)}, compiled", dtype, ours(compiled)))

@@ -12,6 +12,7 @@ from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.folders import ModelFolder
 from fvae_nnunet.vae.module_vae import ModuleVAE, batch_as_slices, grey, slices_as_batch
+from fvae_nnunet.vae.wanted import Wanted
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -107,25 +108,18 @@ def _latent_statistics(config: Any, channels: int) -> tuple[torch.Tensor | None,
     return torch.full((channels,), float(shift)), torch.full((channels,), 1.0 / scale)
 
 
-def load_image_vae(
-    name: str,
-    folder: ModelFolder,
-    *,
-    source: str,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> ImageVAE:
+def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> ImageVAE:
     """The image VAE of a folder in diffusers' format.
 
     Args:
-        name: name for the spec and for messages.
+        wanted: its name, and where and in what precision to compute.
         folder: the folder.
         source: where it came from, in words a user understands.
-        device, dtype: where and in what precision to compute.
 
     Raises:
         UserError: another kind of model, other numbers of channels than 1 or 3, or weights that do not fit.
     """
+    name = wanted.name
     if folder.class_name == "AutoencoderKLWan":
         raise UserError(f"{name}: {folder.path} holds a Wan VAE; use --vae wan2.1 or wan2.2 with --weights")
     if folder.class_name not in ("AutoencoderKL", "AutoencoderTiny"):
@@ -156,4 +150,4 @@ def load_image_vae(
         raise UserError(
             f"{name}: the model takes {channels[0]} channels and gives {channels[1]}; it must be 1 or 3, in and out"
         )
-    return ImageVAE(model, name=name, source=source, device=device, dtype=dtype)
+    return ImageVAE(model, name=name, source=source, device=wanted.device, dtype=wanted.dtype)

@@ -11,7 +11,8 @@ from torch import nn
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_checkpoint
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import StateDict, first_difference
 
 if TYPE_CHECKING:
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
@@ -62,33 +63,23 @@ class MaisiVAE(ModuleVAE):
         return _swap_x_and_z(self._model.decode(_swap_x_and_z(latent))).float() * 2 - 1
 
 
-def load_maisi(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> MaisiVAE:
+def load_maisi(wanted: Wanted) -> MaisiVAE:
     """MAISI's VAE from the file that NVIDIA releases.
 
     Args:
-        name: ``maisi``.
-        weights: ``autoencoder_v1.pt`` (``autoencoder_epoch273.pt`` in MONAI's bundle ``maisi_ct_generative``), for CT
-            and MR, or ``autoencoder_v2.pt``, for MR; also a checkpoint that holds the state dict as
+        wanted: weights: ``autoencoder_v1.pt`` (``autoencoder_epoch273.pt`` in MONAI's bundle ``maisi_ct_generative``),
+            for CT and MR, or ``autoencoder_v2.pt``, for MR; also a checkpoint that holds the state dict as
             ``unet_state_dict`` or ``state_dict``.
-        trust: see ``weights.read_checkpoint``.
-        device, dtype: where and in what precision to compute.
 
     Raises:
         UserError: not given, not found, not readable, or the weights of another model.
     """
-    if weights is None:
-        raise UserError(
-            f"{name}: get its weights (84 MB) with `hf download {HUB_ID} {HUB_FILE} --local-dir .` and give the file "
-            "with --weights; they are under the NVIDIA Open Model License"
-        )
-    state = _read(name, weights, trust)
+    name = wanted.name
+    weights = wanted.file(
+        f"get its weights (84 MB) with `hf download {HUB_ID} {HUB_FILE} --local-dir .` and give the file with "
+        "--weights; they are under the NVIDIA Open Model License"
+    )
+    state = _state_of(wanted.read_checkpoint(weights), name, weights)
     for key in (_FIRST, _MEAN):
         if key not in state or state[key].ndim != 5:
             raise UserError(f"{name}: {weights} is not MAISI's VAE: it has no {key} of five dimensions")
@@ -103,11 +94,10 @@ def load_maisi(
     if difference is not None:
         raise UserError(f"{name}: {weights} is not MAISI's VAE: {difference}")
     model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return MaisiVAE(model, name=name, source=str(weights), device=device, dtype=dtype)
+    return MaisiVAE(model, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
 
 
-def _read(name: str, path: Path, trust: bool) -> StateDict:
-    content = read_checkpoint(path, trust=trust)
+def _state_of(content: dict, name: str, path: Path) -> StateDict:
     state = next((content[key] for key in ("unet_state_dict", "state_dict") if key in content), content)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(

@@ -18,7 +18,8 @@ from torch import nn
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
-from fvae_nnunet.vae.weights import first_difference, read_state_dict
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import first_difference
 
 HUB_ID = "stanfordmimi/MedVAE"
 HUB_FILE = "model_weights/vae_4x_1c_3D.ckpt"
@@ -192,31 +193,21 @@ class MedVAE(ModuleVAE):
         return _swap_x_and_z(self._network.decode(_swap_x_and_z(latent))).float()
 
 
-def load_medvae(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> MedVAE:
+def load_medvae(wanted: Wanted) -> MedVAE:
     """MedVAE from its authors' file.
 
     Args:
-        name: ``medvae``.
-        weights: ``vae_4x_1c_3D.ckpt``.
-        trust: see ``weights.read_checkpoint``.
-        device, dtype: where and in what precision to compute.
+        wanted: weights: ``vae_4x_1c_3D.ckpt``.
 
     Raises:
         UserError: not given, not found, not readable, or the weights of another model.
     """
-    if weights is None:
-        raise UserError(
-            f"{name}: get its weights (644 MB, MIT) with `hf download {HUB_ID} {HUB_FILE} --local-dir .` and give the "
-            "file with --weights"
-        )
-    state = {key: value for key, value in read_state_dict(weights, trust=trust).items() if not key.startswith(UNUSED)}
+    name = wanted.name
+    weights = wanted.file(
+        f"get its weights (644 MB, MIT) with `hf download {HUB_ID} {HUB_FILE} --local-dir .` and give the file with "
+        "--weights"
+    )
+    state = {key: value for key, value in wanted.read_state_dict(weights).items() if not key.startswith(UNUSED)}
     for key in (_FIRST, "post_quant_conv.weight"):
         if key not in state or state[key].ndim != 5:
             raise UserError(
@@ -234,7 +225,7 @@ def load_medvae(
     if difference is not None:
         raise UserError(f"{name}: {weights} does not fit medvae_4_1_3d ({Path(HUB_FILE).name}): {difference}")
     network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return MedVAE(network, name=name, source=str(weights), device=device, dtype=dtype)
+    return MedVAE(network, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
 
 
 def _swap_x_and_z(volume: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_fol
 from fvae_nnunet.vae.identify import model_of_file
 from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN
 from fvae_nnunet.vae.self_check import check_device
+from fvae_nnunet.vae.wanted import Wanted
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
@@ -68,10 +71,11 @@ def load_vae(
     path = None if weights is None else Path(weights).expanduser()
     if path is not None and not path.exists():
         raise UserError(f"{name}: --weights: no such file or folder: {path}")
-    load = _loader(name, None if code is None else Path(code).expanduser(), trust_weights)
+    load = _loader(name, None if code is None else Path(code).expanduser())
+    wanted = Wanted(name, path, trust_weights, device, dtype)
     try:
-        vae = load(path, device, dtype)
-        check_device(vae, lambda: load(path, "cpu", torch.float32))
+        vae = load(wanted)
+        check_device(vae, lambda: load(replace(wanted, device="cpu", dtype=torch.float32)))
         return vae
     except UserError as error:
         found = None if path is None else model_of_file(path)
@@ -97,13 +101,13 @@ def _load_control(name: str, strength: float | str | None, *, dtype: torch.dtype
     return load_control(name, strength)
 
 
-_Loader = Callable[["Path | None", "str | torch.device", torch.dtype], FrozenVAE]
+_Loader = Callable[[Wanted], FrozenVAE]
 
 
-def _loader(name: str, code: Path | None, trust_weights: bool) -> _Loader:
+def _loader(name: str, code: Path | None) -> _Loader:
     if name.startswith(DIFFUSERS_PREFIX):
         _refuse_code(name, code)
-        return lambda path, device, dtype: _load_diffusers(name.removeprefix(DIFFUSERS_PREFIX), path, device, dtype)
+        return _load_diffusers
     known = next((vae for vae in KNOWN if vae.name == name), None)
     if known is None:
         raise _unknown(name)
@@ -114,17 +118,15 @@ def _loader(name: str, code: Path | None, trust_weights: bool) -> _Loader:
     if code is not None:
         from fvae_nnunet.vae.checkout.codes import load_checkout_vae
 
-        return lambda path, device, dtype: load_checkout_vae(
-            name, code=code, weights=path, trust=trust_weights, device=device, dtype=dtype
-        )
+        return partial(load_checkout_vae, code=code)
     if known.needs_code:
         raise UserError(
             f"{name}: its licence ({known.licence}) does not let us ship its network; get its code with "
             f"`git clone https://github.com/{known.code}` and give the folder with --vae-code"
         )
     module, _, function = _OWN_MODULES[name].rpartition(".")
-    load = getattr(import_module(f"fvae_nnunet.vae.{module}"), function)
-    return lambda path, device, dtype: load(name, weights=path, trust=trust_weights, device=device, dtype=dtype)
+    load: _Loader = getattr(import_module(f"fvae_nnunet.vae.{module}"), function)
+    return load
 
 
 def _refuse_code(name: str, code: Path | None) -> None:
@@ -158,32 +160,31 @@ def is_available_offline(name: str) -> bool:
     return known.hub_id is not None and HubModel(known.hub_id, subfolders).cached() is not None
 
 
-def _load_tiny(weights: Path | None, device: str | torch.device, dtype: torch.dtype) -> FrozenVAE:
+def _load_tiny(wanted: Wanted) -> FrozenVAE:
     from fvae_nnunet.vae.image import load_image_vae
 
-    if weights is not None:
+    if wanted.weights is not None:
         raise UserError("tiny: its weights are embedded; for others use --vae diffusers:FOLDER")
     if not has_model(TINY_FOLDER):
         raise UserError(f"tiny: the embedded weights are missing in {TINY_FOLDER}; install the package again")
-    return load_image_vae("tiny", open_folder(TINY_FOLDER), source=EMBEDDED, device=device, dtype=dtype)
+    return load_image_vae(wanted, open_folder(TINY_FOLDER), source=EMBEDDED)
 
 
-def _load_diffusers(place: str, weights: Path | None, device: str | torch.device, dtype: torch.dtype) -> FrozenVAE:
+def _load_diffusers(wanted: Wanted) -> FrozenVAE:
     from fvae_nnunet.vae.image import load_image_vae
 
+    place = wanted.name.removeprefix(DIFFUSERS_PREFIX)
     folder = Path(place).expanduser()
     if place and folder.is_dir():
-        if weights is not None:
-            raise UserError(f"{DIFFUSERS_PREFIX}{place} names a folder already; leave --weights out")
+        if wanted.weights is not None:
+            raise UserError(f"{wanted.name} names a folder already; leave --weights out")
         found = open_folder(folder)
         path = found.path.resolve()
         name = DIFFUSERS_PREFIX + (path.parent.name if path.name == VAE_SUBFOLDER else path.name)
-        return load_image_vae(name, found, source=str(found.path), device=device, dtype=dtype)
+        return load_image_vae(replace(wanted, name=name), found, source=str(found.path))
     hub = _hub_model(place)
-    name = DIFFUSERS_PREFIX + place
-    found = open_folder(hub.fetch(name) if weights is None else weights)
-    source = f"hub {hub.hub_id}" if weights is None else str(found.path)
-    return load_image_vae(name, found, source=source, device=device, dtype=dtype)
+    found = open_folder(hub.fetch(wanted.name) if wanted.weights is None else wanted.weights)
+    return load_image_vae(wanted, found, source=f"hub {hub.hub_id}" if wanted.weights is None else str(found.path))
 
 
 def _hub_model(place: str) -> HubModel:

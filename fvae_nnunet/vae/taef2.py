@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.module_vae import ModuleVAE, batch_as_slices, grey, slices_as_batch
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import StateDict, first_difference
 
 ENCODER_FILE = "taef2_encoder.pth"
 DECODER_FILE = "taef2_decoder.pth"
@@ -101,30 +100,20 @@ class TAEF2(ModuleVAE):
         return batch_as_slices(images * 2 - 1, latent.shape[0])
 
 
-def load_taef2(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> TAEF2:
+def load_taef2(wanted: Wanted) -> TAEF2:
     """TAEF2 from the authors' two state dicts.
 
     Args:
-        name: ``taef2``.
-        weights: the folder with ``taef2_encoder.pth`` and ``taef2_decoder.pth``, or either of the files.
-        trust: see ``weights.read_checkpoint``.
-        device, dtype: where and in what precision to compute.
+        wanted: weights: the folder with ``taef2_encoder.pth`` and ``taef2_decoder.pth``, or either of the files.
 
     Raises:
         UserError: not given, not found, or other weights.
     """
-    if weights is None:
-        raise UserError(
-            f"{name}: give the folder with {ENCODER_FILE} and {DECODER_FILE} with --weights (they are in "
-            "github.com/madebyollin/taesd), or use --vae tiny"
-        )
+    name = wanted.name
+    weights = wanted.file(
+        f"give the folder with {ENCODER_FILE} and {DECODER_FILE} with --weights (they are in "
+        "github.com/madebyollin/taesd), or use --vae tiny"
+    )
     folder = weights.parent if weights.name in (ENCODER_FILE, DECODER_FILE) else weights
     states = []
     for file, first, last, build in (
@@ -134,7 +123,7 @@ def load_taef2(
         path = folder / file
         if not path.is_file():
             raise UserError(f"{name}: {folder} has no {file}; {ENCODER_FILE} and {DECODER_FILE} must lie together")
-        state = read_state_dict(path, trust=trust)
+        state = wanted.read_state_dict(path)
         if first not in state or last not in state:
             raise UserError(f"{name}: {path} is not one of its files: {first} or {last} is missing")
         width = state[first].shape[0]
@@ -145,4 +134,4 @@ def load_taef2(
         if difference is not None:
             raise UserError(f"{name}: {path} is not one of its files: {difference}")
         states.append(state)
-    return TAEF2(*states, source=str(folder), device=device, dtype=dtype)
+    return TAEF2(*states, source=str(folder), device=wanted.device, dtype=wanted.dtype)

@@ -12,6 +12,7 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.maisi import MaisiVAE, load_maisi
+from fvae_nnunet.vae.wanted import Wanted
 from fvae_nnunet.vae.weights import state_dict_sha256
 
 
@@ -29,7 +30,7 @@ def weights(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(weights: Path) -> MaisiVAE:
-    return load_maisi("maisi", weights=weights)
+    return load_maisi(Wanted("maisi", weights=weights))
 
 
 def volume(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -63,7 +64,7 @@ def test_decoded_0_and_1_are_the_ends_of_the_window(model: Any, tmp_path: Path) 
     state[f"decoder.blocks.{last}.conv.conv.weight"] = torch.zeros(1, 32, 3, 3, 3)
     for grey, expected in ((0.0, -1.0), (0.75, 0.5), (1.0, 1.0)):
         state[f"decoder.blocks.{last}.conv.conv.bias"] = torch.tensor([grey])
-        decoded = load_maisi("maisi", weights=saved(tmp_path, state)).decode(torch.zeros(1, 4, 1, 1, 2))
+        decoded = load_maisi(Wanted("maisi", weights=saved(tmp_path, state))).decode(torch.zeros(1, 4, 1, 1, 2))
         assert torch.equal(decoded, torch.full((1, 1, 4, 4, 8), expected))
 
 
@@ -97,7 +98,7 @@ def test_the_first_slice_depends_on_the_last(vae: MaisiVAE) -> None:
 
 
 def test_float32_stays_float32_and_bfloat16_runs(vae: MaisiVAE, weights: Path) -> None:
-    half = load_maisi("maisi", weights=weights, dtype=torch.bfloat16)
+    half = load_maisi(Wanted("maisi", weights=weights, dtype=torch.bfloat16))
     assert half.weights_sha256 == vae.weights_sha256
     ct = volume(1, 1, 8, 8, 8)
     latent = half.encode(ct)
@@ -112,7 +113,7 @@ def test_float32_stays_float32_and_bfloat16_runs(vae: MaisiVAE, weights: Path) -
 def test_reads_every_form_of_the_file(entry: str | None, model: Any, tmp_path: Path) -> None:
     state = {key: value.half() for key, value in model.state_dict().items()}
     content = state if entry is None else {entry: state, "epoch": 273, "scale_factor": torch.tensor(1.0)}
-    loaded = load_maisi("maisi", weights=saved(tmp_path, content))
+    loaded = load_maisi(Wanted("maisi", weights=saved(tmp_path, content)))
     assert loaded.weights_sha256 == state_dict_sha256(state)
     assert loaded.dtype == torch.float32
 
@@ -122,13 +123,13 @@ def test_has_the_parameters_of_the_bundles_network(tmp_path: Path) -> None:
         expected = AutoencoderKlMaisi(**BUNDLE).state_dict()
     assert len(expected) == 130
     zeros = {key: torch.zeros(1).half().expand(value.shape) for key, value in expected.items()}
-    vae = load_maisi("maisi", weights=saved(tmp_path, zeros))
+    vae = load_maisi(Wanted("maisi", weights=saved(tmp_path, zeros)))
     assert (vae.spec.latent_channels, vae.spec.inplane_stride, vae.spec.slice_stride) == (4, 4, 4)
 
 
 def test_without_a_file_it_says_where_to_get_it() -> None:
     with pytest.raises(UserError, match=r"hf download nvidia/NV-Generate-CT models/autoencoder_v1\.pt .*--weights"):
-        load_maisi("maisi", weights=None)
+        load_maisi(Wanted("maisi", weights=None))
 
 
 def test_names_what_keeps_a_file_from_being_maisis(model: Any, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_names_what_keeps_a_file_from_being_maisis(model: Any, tmp_path: Path) -
 
     def refused(content: object, reason: str) -> None:
         with pytest.raises(UserError, match=f"^maisi: {tmp_path / 'weights.pt'} is not .*{reason}"):
-            load_maisi("maisi", weights=saved(tmp_path, content))
+            load_maisi(Wanted("maisi", weights=saved(tmp_path, content)))
 
     refused({"conv.weight": torch.zeros(3)}, r"encoder\.blocks\.0\.conv\.conv\.weight")
     refused({"state_dict": {"epoch": 3}}, "state dict")

@@ -12,6 +12,7 @@ from medvae_for_tests import WIDTH, random_state
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae import medvae
 from fvae_nnunet.vae.medvae import MedVAE, MedVAENetwork, load_medvae
+from fvae_nnunet.vae.wanted import Wanted
 from fvae_nnunet.vae.weights import StateDict, state_dict_sha256
 
 
@@ -29,7 +30,7 @@ def weights(state: StateDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(weights: Path) -> MedVAE:
-    return load_medvae("medvae", weights=weights)
+    return load_medvae(Wanted("medvae", weights=weights))
 
 
 def volume(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -172,7 +173,7 @@ def test_the_first_slice_depends_on_the_last(vae: MedVAE) -> None:
 
 
 def test_bfloat16_is_close_and_has_the_digest_of_the_source(vae: MedVAE, weights: Path) -> None:
-    half = load_medvae("medvae", weights=weights, dtype=torch.bfloat16)
+    half = load_medvae(Wanted("medvae", weights=weights, dtype=torch.bfloat16))
     assert half.weights_sha256 == vae.weights_sha256
     ct = volume(1, 1, 8, 8, 8)
     latent = half.encode(ct)
@@ -189,7 +190,7 @@ def test_reads_a_bare_state_dict_and_leaves_the_second_latent_out(
     used = {key: value for key, value in state.items() if not key.startswith("channel_")}
     assert len(used) < len(state)
     for content in (state, used):
-        assert load_medvae("medvae", weights=saved(tmp_path, content)).weights_sha256 == vae.weights_sha256
+        assert load_medvae(Wanted("medvae", weights=saved(tmp_path, content))).weights_sha256 == vae.weights_sha256
     assert vae.weights_sha256 == state_dict_sha256(used)
 
 
@@ -197,13 +198,13 @@ def test_without_a_file_it_says_where_to_get_it() -> None:
     with pytest.raises(
         UserError, match=r"hf download stanfordmimi/MedVAE model_weights/vae_4x_1c_3D\.ckpt .*--weights"
     ):
-        load_medvae("medvae", weights=None)
+        load_medvae(Wanted("medvae", weights=None))
 
 
 def test_names_what_keeps_a_file_from_being_this_medvae(state: StateDict, tmp_path: Path) -> None:
     def refused(content: StateDict, reason: str) -> None:
         with pytest.raises(UserError, match=f"^medvae: {tmp_path / 'weights.ckpt'} .*{reason}"):
-            load_medvae("medvae", weights=saved(tmp_path, content))
+            load_medvae(Wanted("medvae", weights=saved(tmp_path, content)))
 
     flat = {key: value[..., 0] if value.ndim == 5 else value for key, value in state.items()}  # vae_4x_1c_2D.ckpt
     refused(flat, r"it has no encoder\.conv_in\.weight of five dimensions")

@@ -26,6 +26,7 @@ from fvae_nnunet.vae.checkout.vae import CheckoutVAE, CheckoutWeights, ResearchC
 from fvae_nnunet.vae.folders import HubModel
 from fvae_nnunet.vae.ivvae.vae import published_statistics
 from fvae_nnunet.vae.module_vae import drawn, grey
+from fvae_nnunet.vae.wanted import Wanted
 from fvae_nnunet.vae.weights import read_checkpoint
 
 
@@ -226,27 +227,18 @@ RESEARCH_VAES: dict[str, type[CheckoutVAE]] = {
 }
 
 
-def load_checkout_vae(
-    name: str,
-    *,
-    code: Path,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> FrozenVAE:
+def load_checkout_vae(wanted: Wanted, *, code: Path) -> FrozenVAE:
     """A research VAE. This runs the code in ``code``.
 
     Args:
-        name: ``cv-vae``, ``iv-vae``, ``leanvae``, ``videovae+`` or ``wf-vae``.
+        wanted: ``cv-vae``, ``iv-vae``, ``leanvae``, ``videovae+`` or ``wf-vae``; weights: None for the hub (``cv-vae``,
+            ``wf-vae``).
         code: checkout of its repository; nothing is written there.
-        weights: file or folder; None for the hub (``cv-vae``, ``wf-vae``).
-        trust: read pickled weights that may run code, see ``read_checkpoint``.
-        device, dtype: where and in what precision to compute.
 
     Raises:
         UserError: another repository, code that cannot be imported, or weights that are missing or do not fit.
     """
+    name, weights, trust = wanted.name, wanted.weights, wanted.trust
     adapter = RESEARCH_VAES[name]
     research = adapter.code
     checkout = Checkout(
@@ -265,4 +257,4 @@ def load_checkout_vae(
     else:
         raise UserError(f"{name}: give {research.weights} with --weights (see github.com/{research.repository})")
     model, latent_channels = adapter.build(checkout.load(research.module, research.class_name), found)
-    return adapter(name, model, latent_channels, source=found.source, device=device, dtype=dtype)
+    return adapter(name, model, latent_channels, source=found.source, device=wanted.device, dtype=wanted.dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from fvae_nnunet.device.memory import CallSize
@@ -12,7 +10,8 @@ from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.ivvae.layers import Past
 from fvae_nnunet.vae.ivvae.network import GROUP_SLICES, INPLANE_STRIDE, IVVAENetwork
 from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, grey
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import StateDict, first_difference
 
 WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
 
@@ -98,31 +97,21 @@ class _Stream(VAEStream):
             return vae._decode(latent, self._decoder_past)
 
 
-def load_ivvae(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> IVVAE:
+def load_ivvae(wanted: Wanted) -> IVVAE:
     """IV-VAE of any width and number of latent channels, from the authors' file.
 
     Args:
-        name: ``iv-vae``.
-        weights: a published ``ivvae_z*_dim*.pth``; the sizes are read from its tensors.
-        trust: read a pickled file that holds more than tensors; it can then run code.
-        device, dtype: where and in what precision to compute.
+        wanted: weights: a published ``ivvae_z*_dim*.pth``; the sizes are read from its tensors.
 
     Raises:
         UserError: not given, not found, not readable, or the weights of another model.
     """
-    if weights is None:
-        raise UserError(
-            f"{name}: give its .pth file with --weights; the readme of github.com/ali-vilab/iv-vae has the link (the "
-            "paper used ivvae_z16_dim96.pth)"
-        )
-    state = read_state_dict(weights, trust=trust)
+    name = wanted.name
+    weights = wanted.file(
+        "give its .pth file with --weights; the readme of github.com/ali-vilab/iv-vae has the link (the paper used "
+        "ivvae_z16_dim96.pth)"
+    )
+    state = wanted.read_state_dict(weights)
     try:
         with torch.device("meta"):
             network = _network_of_sizes(state)
@@ -132,7 +121,7 @@ def load_ivvae(
     if difference is not None:
         raise UserError(f"{name}: {weights} does not fit IV-VAE: {difference}")
     network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return IVVAE(network, name=name, source=str(weights), device=device, dtype=dtype)
+    return IVVAE(network, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
 
 
 def _network_of_sizes(state: StateDict) -> IVVAENetwork:

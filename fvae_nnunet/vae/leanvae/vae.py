@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from fvae_nnunet.errors import UserError
@@ -11,7 +9,8 @@ from fvae_nnunet.vae.base import VAESpec, VAEStream
 from fvae_nnunet.vae.leanvae.layers import Memory
 from fvae_nnunet.vae.leanvae.network import BLOCK, SLICES, LeanVAENetwork, Sizes
 from fvae_nnunet.vae.module_vae import ModuleVAE, place
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_checkpoint
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import StateDict, first_difference
 
 WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
 
@@ -87,33 +86,23 @@ class _Stream(VAEStream):
             return vae._decode(latent, self._decoder_memory)
 
 
-def load_leanvae(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> LeanVAE:
+def load_leanvae(wanted: Wanted) -> LeanVAE:
     """LeanVAE from the authors' checkpoint.
 
     Args:
-        name: ``leanvae``.
-        weights: the published ``.ckpt`` (``args`` and ``state_dict``; 4 or 16 latent channels), one written in training
-            (the names begin with ``autoencoder.``; discriminator and perceptual loss are left out), or a file with
-            nothing but the state dict. The sizes are read from the tensors.
-        trust: read a pickled file that holds more than plain values; it can then run code.
-        device, dtype: where and in what precision to compute.
+        wanted: weights: the published ``.ckpt`` (``args`` and ``state_dict``; 4 or 16 latent channels), one written in
+            training (the names begin with ``autoencoder.``; discriminator and perceptual loss are left out), or a file
+            with nothing but the state dict. The sizes are read from the tensors.
 
     Raises:
         UserError: not given, not found, not readable, or the weights of another model.
     """
-    if weights is None:
-        raise UserError(
-            f"{name}: give its checkpoint with --weights; the README of github.com/westlake-repl/LeanVAE has the links "
-            "(the paper used LeanVAE-4ch)"
-        )
-    state = _own_weights(read_checkpoint(weights, trust=trust))
+    name = wanted.name
+    weights = wanted.file(
+        "give its checkpoint with --weights; the README of github.com/westlake-repl/LeanVAE has the links (the paper "
+        "used LeanVAE-4ch)"
+    )
+    state = _own_weights(wanted.read_checkpoint(weights))
     try:
         with torch.device("meta"):
             expected = LeanVAENetwork(Sizes.of(state)).state_dict()
@@ -122,7 +111,7 @@ def load_leanvae(
     difference = first_difference(expected, state)
     if difference is not None:
         raise UserError(f"{name}: {weights} does not fit LeanVAE: {difference}")
-    return LeanVAE(state, name=name, source=str(weights), device=device, dtype=dtype)
+    return LeanVAE(state, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
 
 
 def _own_weights(content: dict) -> StateDict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, place
 from fvae_nnunet.vae.wan.checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
 from fvae_nnunet.vae.wan.fast_decoder import fast_decoder
 from fvae_nnunet.vae.wan.network import Before, WanNetwork, WanSizes, kept_values_per_pixel
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import StateDict, first_difference
 
 PAPER_WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction scripts released with the paper
 
@@ -176,30 +176,21 @@ class _Stream(VAEStream):
         return decoded
 
 
-def load_wan(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> WanVAE:
+def load_wan(wanted: Wanted) -> WanVAE:
     """Wan 2.1 or 2.2.
 
     Args:
-        name: ``wan2.1`` or ``wan2.2``.
-        weights: None for the hub, or a folder in diffusers' format (also a pipeline with a subfolder ``vae``), or a
-            ``.safetensors`` or ``.pth`` file under diffusers' or the authors' parameter names. The sizes of a lone
-            file are read from its tensors.
-        trust: read a pickled file that holds more than tensors; it can then run code.
-        device, dtype: where and in what precision to compute.
+        wanted: ``wan2.1`` or ``wan2.2``; weights: None for the hub, or a folder in diffusers' format (also a pipeline
+            with a subfolder ``vae``), or a ``.safetensors`` or ``.pth`` file under diffusers' or the authors' parameter
+            names. The sizes of a lone file are read from its tensors.
 
     Raises:
         UserError: not found, not readable, or the weights of another model.
     """
+    name, weights = wanted.name, wanted.weights
     if weights is not None and weights.is_file():
         where = source = str(weights)
-        state = read_state_dict(weights, trust=trust)
+        state = wanted.read_state_dict(weights)
         if is_original(state):
             state = to_diffusers_keys(state)
         _check_version(name, state, where)
@@ -216,11 +207,11 @@ def load_wan(
                 f"{name}: {where} holds a {folder.class_name or 'model of no named class'}, not an "
                 "AutoencoderKLWan; name the folder of the VAE (in diffusers' pipelines: vae) or its file"
             )
-        state, config = read_state_dict(folder.weights_file, trust=trust), folder.config
+        state, config = wanted.read_state_dict(folder.weights_file), folder.config
         _check_version(name, state, where)
         source = f"hub {hub.hub_id}" if weights is None else where
     _check_fit(name, state, config, where)
-    return WanVAE(state, config, name=name, source=source, device=device, dtype=dtype)
+    return WanVAE(state, config, name=name, source=source, device=wanted.device, dtype=wanted.dtype)
 
 
 def _check_version(name: str, state: StateDict, where: str) -> None:

@@ -13,7 +13,8 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.folders import HubModel, open_folder
 from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, grey
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_checkpoint
+from fvae_nnunet.vae.wanted import Wanted
+from fvae_nnunet.vae.weights import StateDict, first_difference
 from fvae_nnunet.vae.wfvae.network import WFVAENetwork, WFVAESizes
 from fvae_nnunet.vae.wfvae.wavelets import COLOURS
 
@@ -82,30 +83,21 @@ class WFVAE(ModuleVAE):
         return grey(self._network.decode(latent))
 
 
-def load_wfvae(
-    name: str,
-    *,
-    weights: Path | None,
-    trust: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> WFVAE:
+def load_wfvae(wanted: Wanted) -> WFVAE:
     """WF-VAE with layer norm and linear interpolation, as the authors publish it, of any width.
 
     Args:
-        name: ``wf-vae``, for messages.
-        weights: None for the hub (WF-VAE-L with 16 latent channels), or a folder as upstream saves a model
+        wanted: weights: None for the hub (WF-VAE-L with 16 latent channels), or a folder as upstream saves a model
             (``config.json`` and weights), or a lone file, whose sizes are read from its tensors: a state dict or a
             checkpoint of upstream's training, from which the averaged weights are taken if it has them.
-        trust: read a pickled file that holds more than tensors; see ``read_checkpoint``.
-        device, dtype: where and in what precision to compute.
 
     Raises:
         UserError: not found, not readable, the weights of another model, or a variant that is not supported.
     """
+    name, weights = wanted.name, wanted.weights
     if weights is not None and weights.is_file():
         where = str(weights)
-        state = _read_network(weights, trust=trust)
+        state = _read_network(wanted.read_checkpoint(weights), weights)
         _check_kind(name, state, where)
         try:
             sizes = _sizes_from_tensors(state)
@@ -116,16 +108,15 @@ def load_wfvae(
         folder = open_folder(WFVAE_ON_HUB.fetch(name) if weights is None else weights)
         where = str(folder.path)
         _check_config(name, folder.config, where)
-        state = _read_network(folder.weights_file, trust=trust)
+        state = _read_network(wanted.read_checkpoint(folder.weights_file), folder.weights_file)
         _check_kind(name, state, where)
         sizes = WFVAESizes(**{ours: folder.config.get(*theirs) for ours, theirs in _SIZES.items()})
         source = f"hub {WFVAE_ON_HUB.hub_id}" if weights is None else where
-    return WFVAE(_build(name, sizes, state, where), sizes, source=source, device=device, dtype=dtype)
+    return WFVAE(_build(name, sizes, state, where), sizes, source=source, device=wanted.device, dtype=wanted.dtype)
 
 
-def _read_network(path: Path, *, trust: bool) -> StateDict:
+def _read_network(content: dict, path: Path) -> StateDict:
     """The state dict of a file of the network alone, or of a training checkpoint (upstream's ``init_from_ckpt``)."""
-    content = read_checkpoint(path, trust=trust)
     state = content.get("state_dict", content)
     if isinstance(state, dict):
         state = state.get("gen_model", state)

@@ -24,6 +24,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.checkout.codes import RESEARCH_VAES, load_checkout_vae
 from fvae_nnunet.vae.checkout.importer import Checkout
+from fvae_nnunet.vae.wanted import Wanted
 
 NAMES = ["cv-vae", "iv-vae", "leanvae", "videovae+", "wf-vae"]
 CHANNELS = 4
@@ -329,7 +330,7 @@ FAKE_CONFIGS: dict[str, dict[str, Any]] = {
 
 def load_fake(name: str, folder: Path, **options: Any) -> FrozenVAE:
     weights = save(name, fake_state(name), folder / "weights", **FAKE_CONFIGS[name])
-    return load_checkout_vae(name, code=fake_checkout(name, folder / "code"), weights=weights, **options)
+    return load_checkout_vae(Wanted(name, weights=weights, **options), code=fake_checkout(name, folder / "code"))
 
 
 @pytest.fixture(params=NAMES)
@@ -466,7 +467,7 @@ def test_all_live_in_one_process_and_leave_it_as_it_was(tmp_path: Path) -> None:
 def test_another_repository_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     with pytest.raises(UserError, match=r"is not a checkout of github\.com/.*: it has no .*\.py"):
-        load_checkout_vae(name, code=tmp_path / "code", weights=tmp_path)
+        load_checkout_vae(Wanted(name, weights=tmp_path), code=tmp_path / "code")
 
 
 def test_weights_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
@@ -479,13 +480,13 @@ def test_weights_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     ):
         weights = save(name, state, tmp_path / case, **config)
         with pytest.raises(UserError, match=f"^{name.replace('+', '[+]')}: .*{case}.* does not fit .*: {message}"):
-            load_checkout_vae(name, code=code, weights=weights)
+            load_checkout_vae(Wanted(name, weights=weights), code=code)
 
 
 @pytest.mark.parametrize("name", ["iv-vae", "leanvae", "videovae+"], indirect=True)
 def test_weights_that_are_not_on_the_hub_must_be_given(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give (its|one of its) files? .* with --weights \(see github\.com/"):
-        load_checkout_vae(name, code=fake_checkout(name, tmp_path), weights=None)
+        load_checkout_vae(Wanted(name, weights=None), code=fake_checkout(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cv-vae", "wf-vae"], indirect=True)
@@ -496,26 +497,26 @@ def test_weights_on_the_hub_are_fetched_and_folders_may_be_above(
     folder = tmp_path / "hub" / ("vae3d" if name == "cv-vae" else "")
     save(name, fake_state(name), folder, **FAKE_CONFIGS[name])
     monkeypatch.setattr("fvae_nnunet.vae.folders.HubModel.fetch", lambda hub, vae_name: folder)
-    vae = load_checkout_vae(name, code=code, weights=None)
+    vae = load_checkout_vae(Wanted(name, weights=None), code=code)
     hub_id = {"cv-vae": "AILab-CVC/CV-VAE", "wf-vae": "chestnutlzj/WF-VAE-L-16Chn"}[name]
     assert vae.weights_source == f"hub {hub_id}"
     for place in (tmp_path / "hub", folder, folder / "diffusion_pytorch_model.safetensors"):
-        assert load_checkout_vae(name, code=code, weights=place).weights_sha256 == vae.weights_sha256
+        assert load_checkout_vae(Wanted(name, weights=place), code=code).weights_sha256 == vae.weights_sha256
     (folder / "config.json").write_text(json.dumps({**FAKE_CONFIGS[name], "_class_name": "AutoencoderKL"}))
     with pytest.raises(UserError, match=r"holds a AutoencoderKL, not a (CVVAE|WFVAE)Model"):
-        load_checkout_vae(name, code=code, weights=folder)
+        load_checkout_vae(Wanted(name, weights=folder), code=code)
 
 
 def test_leanvae_needs_its_sizes(tmp_path: Path) -> None:
     code, path = fake_checkout("leanvae", tmp_path / "code"), tmp_path / "weights.ckpt"
     torch.save({"state_dict": fake_state("leanvae")}, path)
     with pytest.raises(UserError, match="it has no entries args and state_dict"):
-        load_checkout_vae("leanvae", code=code, weights=path)
+        load_checkout_vae(Wanted("leanvae", weights=path), code=code)
     torch.save({"state_dict": fake_state("leanvae"), "args": {"latent_dim": 4}}, path)
     with pytest.raises(UserError, match=r"cannot build the model for .*: AttributeError: .*embedding_dim"):
-        load_checkout_vae("leanvae", code=code, weights=path)
+        load_checkout_vae(Wanted("leanvae", weights=path), code=code)
     torch.save({"state_dict": fake_state("leanvae"), "args": argparse.Namespace(embedding_dim=6, latent_dim=4)}, path)
-    assert load_checkout_vae("leanvae", code=code, weights=path).spec.latent_channels == CHANNELS
+    assert load_checkout_vae(Wanted("leanvae", weights=path), code=code).spec.latent_channels == CHANNELS
 
 
 def test_videovae_plus_needs_the_configuration_for_its_channels(tmp_path: Path) -> None:
@@ -523,7 +524,7 @@ def test_videovae_plus_needs_the_configuration_for_its_channels(tmp_path: Path) 
     (code / "configs" / "inference" / "config_4z.yaml").rename(code / "configs" / "inference" / "config_16z.yaml")
     weights = save("videovae+", fake_state("videovae+"), tmp_path)
     with pytest.raises(UserError, match=r"has 4 channels, but there is no .*config_4z\.yaml"):
-        load_checkout_vae("videovae+", code=code, weights=weights)
+        load_checkout_vae(Wanted("videovae+", weights=weights), code=code)
 
 
 def test_pickled_objects_are_read_only_if_trusted(tmp_path: Path) -> None:
@@ -535,12 +536,14 @@ def test_pickled_objects_are_read_only_if_trusted(tmp_path: Path) -> None:
     with history.visible():
         torch.save({"state_dict": fake_state("videovae+"), "callbacks": history_class()}, weights)
     with pytest.raises(UserError, match="--trust-weights"):
-        load_checkout_vae("videovae+", code=code, weights=weights)
-    assert load_checkout_vae("videovae+", code=code, weights=weights, trust=True).spec.latent_channels == CHANNELS
+        load_checkout_vae(Wanted("videovae+", weights=weights), code=code)
+    assert (
+        load_checkout_vae(Wanted("videovae+", weights=weights, trust=True), code=code).spec.latent_channels == CHANNELS
+    )
     assert not [module for module in sys.modules if module.startswith("src.")]
     (code / "src" / "models" / "history.py").unlink()
     with pytest.raises(UserError, match="holds objects whose class is not installed"):
-        load_checkout_vae("videovae+", code=code, weights=weights, trust=True)
+        load_checkout_vae(Wanted("videovae+", weights=weights, trust=True), code=code)
 
 
 # The authors' code
@@ -626,7 +629,7 @@ def real_vae(name: str, folder: Path) -> tuple[FrozenVAE, Any]:
         model = randomised(model_class(argparse.Namespace(**sizes)) if name == "leanvae" else model_class(**sizes))
     config = {"_class_name": research.class_name, **sizes} if name in ("cv-vae", "wf-vae") else sizes
     weights = save(name, model.state_dict(), folder / "weights", **config)
-    return load_checkout_vae(name, code=code, weights=weights), model
+    return load_checkout_vae(Wanted(name, weights=weights), code=code), model
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from fvae_nnunet.vae.ivvae import vae as ivvae
 from fvae_nnunet.vae.ivvae.layers import Attention, Downsample, GroupCausalConv, NormSiLU, Past, Upsample
 from fvae_nnunet.vae.ivvae.network import IVVAENetwork
 from fvae_nnunet.vae.ivvae.vae import IVVAE, load_ivvae
+from fvae_nnunet.vae.wanted import Wanted
 
 CODE = os.environ.get("FVAE_IVVAE_CODE")
 needs_code = pytest.mark.skipif(not CODE, reason="FVAE_IVVAE_CODE names no checkout of github.com/ali-vilab/iv-vae")
@@ -393,14 +394,14 @@ def test_half_precision_is_close(vae: IVVAE, dtype: torch.dtype, tolerance: floa
 
 def test_file_of_weights_is_the_vae(vae: IVVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(tiny_state(), tmp_path / "ivvae_z4_dim4.pth")
-    loaded, volume = load_ivvae("iv-vae", weights=tmp_path / "ivvae_z4_dim4.pth"), volume_of(5)
+    loaded, volume = load_ivvae(Wanted("iv-vae", weights=tmp_path / "ivvae_z4_dim4.pth")), volume_of(5)
     assert torch.equal(loaded.encode(volume), vae.encode(volume))
     assert (loaded.spec, loaded.weights_sha256) == (vae.spec, vae.weights_sha256)
     assert loaded.weights_source == str(tmp_path / "ivvae_z4_dim4.pth")
     assert loaded.latent_mean is loaded.latent_std is None  # nobody published theirs
 
     torch.save({"state_dict": tiny_state(dim=6, latent_channels=2)}, tmp_path / "nested.pth")
-    assert load_ivvae("iv-vae", weights=tmp_path / "nested.pth").spec.latent_channels == 2
+    assert load_ivvae(Wanted("iv-vae", weights=tmp_path / "nested.pth")).spec.latent_channels == 2
 
     monkeypatch.setitem(ivvae._SHIFT_AND_SCALE, (4, 4), (-0.5, 4.0))
     published = tiny_vae()
@@ -412,7 +413,7 @@ def test_file_of_weights_is_the_vae(vae: IVVAE, tmp_path: Path, monkeypatch: pyt
 
 def test_weights_must_be_given() -> None:
     with pytest.raises(UserError, match=r"iv-vae: give its .pth file with --weights; the readme of github.com/ali-vil"):
-        load_ivvae("iv-vae", weights=None)
+        load_ivvae(Wanted("iv-vae", weights=None))
 
 
 @pytest.mark.parametrize(
@@ -432,7 +433,7 @@ def test_other_weights_are_refused(change: dict[str, torch.Tensor | None], messa
     state = {key: value for key, value in (tiny_state() | change).items() if value is not None}
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(UserError, match=f"iv-vae: .*other.pth {message}"):
-        load_ivvae("iv-vae", weights=tmp_path / "other.pth")
+        load_ivvae(Wanted("iv-vae", weights=tmp_path / "other.pth"))
 
 
 # The authors' code

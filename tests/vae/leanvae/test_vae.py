@@ -23,6 +23,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.leanvae import layers as leanvae_layers
 from fvae_nnunet.vae.leanvae.network import LeanVAENetwork, Sizes
 from fvae_nnunet.vae.leanvae.vae import LeanVAE, load_leanvae
+from fvae_nnunet.vae.wanted import Wanted
 
 PUBLISHED = Sizes(
     low=128, high=384, latent_channels=4, separate_layers=2, fusion_layers=4, steps=2, step_layers=2, posterior=True
@@ -336,7 +337,7 @@ def write_checkpoint(form: str, folder: Path) -> Path:
 @pytest.mark.parametrize("form", ["published", "training", "with others", "bare", "safetensors"])
 def test_every_form_of_the_same_weights_is_the_same_vae(form: str, tmp_path: Path) -> None:
     path = write_checkpoint(form, tmp_path)
-    vae, in_memory, volume = load_leanvae("leanvae", weights=path), small_vae(), volume_of(5)
+    vae, in_memory, volume = load_leanvae(Wanted("leanvae", weights=path)), small_vae(), volume_of(5)
     assert vae.spec == in_memory.spec
     assert vae.weights_sha256 == in_memory.weights_sha256
     assert vae.weights_source == str(path)
@@ -351,7 +352,7 @@ def test_the_digest_is_that_of_the_weights_as_published() -> None:
 
 def test_says_where_the_weights_are_to_be_had() -> None:
     with pytest.raises(UserError, match=r"leanvae: .*--weights.*README of github.com/westlake-repl/LeanVAE"):
-        load_leanvae("leanvae", weights=None)
+        load_leanvae(Wanted("leanvae", weights=None))
 
 
 class NotAPlainValue:
@@ -362,8 +363,8 @@ def test_a_file_of_more_than_plain_values_needs_trust(tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save({"state_dict": random_state(), "data": NotAPlainValue()}, path)
     with pytest.raises(UserError, match="--trust-weights"):
-        load_leanvae("leanvae", weights=path)
-    vae = load_leanvae("leanvae", weights=path, trust=True)
+        load_leanvae(Wanted("leanvae", weights=path))
+    vae = load_leanvae(Wanted("leanvae", weights=path, trust=True))
     assert vae.weights_sha256 == small_vae().weights_sha256
 
 
@@ -374,7 +375,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.ckpt"
         torch.save(content, path)
         with pytest.raises(UserError, match=r"\.ckpt is not a LeanVAE: encoder.video_low_proj.1.weight is missing"):
-            load_leanvae("leanvae", weights=path)
+            load_leanvae(Wanted("leanvae", weights=path))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +398,7 @@ def test_incomplete_and_resized_weights_name_the_parameter(
         state[key] = change
     torch.save({"state_dict": state}, tmp_path / "weights.ckpt")
     with pytest.raises(UserError, match=f"leanvae: .*weights.ckpt .*: {message}"):
-        load_leanvae("leanvae", weights=tmp_path / "weights.ckpt")
+        load_leanvae(Wanted("leanvae", weights=tmp_path / "weights.ckpt"))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from wfvae_for_tests import TINY, TINY_CONFIG, haar_kernel, random_state, write_
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.folders import HubModel
+from fvae_nnunet.vae.wanted import Wanted
 from fvae_nnunet.vae.wfvae.layers import (
     Block,
     Downsample,
@@ -322,7 +323,7 @@ def test_every_layout_of_the_same_weights_is_the_same_vae(layout: str, vae: WFVA
         content = {"gen_model": random_state(seed=9)}
         averaged = {f"module.{key}": value for key, value in trained.items()}
         torch.save({"state_dict": content, "ema_state_dict": averaged}, path)
-    loaded = load_wfvae("wf-vae", weights=path)
+    loaded = load_wfvae(Wanted("wf-vae", weights=path))
     volume = random_volume(1, 1, 5, 8, 16)
     assert torch.equal(loaded.encode(volume), vae.encode(volume))
     assert loaded.spec == vae.spec
@@ -333,7 +334,7 @@ def test_every_layout_of_the_same_weights_is_the_same_vae(layout: str, vae: WFVA
 def test_sizes_of_a_lone_file_are_read_from_its_tensors(tmp_path: Path) -> None:
     sizes = WFVAESizes(8, 4, 2, 3, 2, 1, 1)
     save_file(random_state(sizes), tmp_path / "wfvae.safetensors")
-    loaded = load_wfvae("wf-vae", weights=tmp_path / "wfvae.safetensors")
+    loaded = load_wfvae(Wanted("wf-vae", weights=tmp_path / "wfvae.safetensors"))
     volume = random_volume(1, 1, 1, 8, 8)
     expected = network_of(random_state(sizes), sizes).encode(volume.expand(-1, 3, -1, -1, -1))[0]
     assert loaded.spec.latent_channels == 8
@@ -343,7 +344,7 @@ def test_sizes_of_a_lone_file_are_read_from_its_tensors(tmp_path: Path) -> None:
 def test_without_weights_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "cached", random_state())
     monkeypatch.setattr(HubModel, "fetch", lambda hub, name: folder)
-    assert load_wfvae("wf-vae", weights=None).weights_source == "hub chestnutlzj/WF-VAE-L-16Chn"
+    assert load_wfvae(Wanted("wf-vae", weights=None)).weights_source == "hub chestnutlzj/WF-VAE-L-16Chn"
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ def test_without_weights_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_of_another_variant_is_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "variant", random_state(), **config)
     with pytest.raises(UserError, match=message):
-        load_wfvae("wf-vae", weights=folder)
+        load_wfvae(Wanted("wf-vae", weights=folder))
 
 
 def test_settings_that_a_config_leaves_out_are_upstreams_defaults(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_settings_that_a_config_leaves_out_are_upstreams_defaults(tmp_path: Path
     config = {key: value for key, value in TINY_CONFIG.items() if key != "t_interpolation"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="t_interpolation is 'nearest'"):
-        load_wfvae("wf-vae", weights=folder)
+        load_wfvae(Wanted("wf-vae", weights=folder))
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -389,10 +390,10 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     ):
         save_file(tensors, tmp_path / f"{name}.safetensors")
         with pytest.raises(UserError, match=message):
-            load_wfvae("wf-vae", weights=tmp_path / f"{name}.safetensors")
+            load_wfvae(Wanted("wf-vae", weights=tmp_path / f"{name}.safetensors"))
     torch.save({"state_dict": {"gen_model": 1}}, tmp_path / "odd.ckpt")
     with pytest.raises(UserError, match="neither a state dict"):
-        load_wfvae("wf-vae", weights=tmp_path / "odd.ckpt")
+        load_wfvae(Wanted("wf-vae", weights=tmp_path / "odd.ckpt"))
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +426,7 @@ def test_equals_upstream(upstream: Any, slices: int, height: int, width: int, tm
     model = upstream_model(upstream, TINY_CONFIG)
     model.load_state_dict(random_state())
     model.save_pretrained(tmp_path)
-    vae = load_wfvae("wf-vae", weights=tmp_path)
+    vae = load_wfvae(Wanted("wf-vae", weights=tmp_path))
     volume = random_volume(2, 1, slices, height, width)
     latent = model.encode(torch.cat([volume] * 3, dim=1)).latent_dist.mean
     reconstruction = model.decode(latent).sample.mean(1, keepdim=True)

@@ -1,0 +1,41 @@
+"""What a loader of a VAE is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.weights import StateDict, read_checkpoint, read_state_dict
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A VAE's name, its weights, and where and in what precision it shall compute.
+
+    Attributes:
+        name: in the registry, for messages.
+        weights: file or folder; None for the VAE's own place on the hub.
+        trust: read a pickled file that holds more than tensors; it can then run code.
+        device, dtype: where and in what precision to compute.
+    """
+
+    name: str
+    weights: Path | None = None
+    trust: bool = False
+    device: str | torch.device = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def file(self, where_to_get_it: str) -> Path:
+        """The weights; UserError that says where to get them where they are not given."""
+        if self.weights is None:
+            raise UserError(f"{self.name}: {where_to_get_it}")
+        return self.weights
+
+    def read_state_dict(self, path: Path) -> StateDict:
+        return read_state_dict(path, trust=self.trust)
+
+    def read_checkpoint(self, path: Path) -> dict:
+        return read_checkpoint(path, trust=self.trust)
