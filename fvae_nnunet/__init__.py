@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.ct.volume import CT, read_ct
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.segmentation.one_case import score
-    from fvae_nnunet.reconstruction.settings import Reconstruction
+    from fvae_nnunet.reconstruction.settings import ReconstructionSettings
     from fvae_nnunet.reconstruction.volume import reconstruct
     from fvae_nnunet.synthesis.generation.one_lesion import InsertedLesion, insert_lesion, load_diffusion
     from fvae_nnunet.vae.registry import load_vae
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CT",
     "InsertedLesion",
-    "Reconstruction",
+    "ReconstructionSettings",
     "UserError",
     "insert_lesion",
     "load_diffusion",
@@ -42,7 +42,7 @@ __all__ = [
 _MODULES = {
     "CT": "ct.volume",
     "InsertedLesion": "synthesis.generation.one_lesion",
-    "Reconstruction": "reconstruction.settings",
+    "ReconstructionSettings": "reconstruction.settings",
     "UserError": "errors",
     "insert_lesion": "synthesis.generation.one_lesion",
     "load_diffusion": "synthesis.generation.one_lesion",

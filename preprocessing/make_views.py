@@ -23,7 +23,7 @@ from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.jobs.shared_arrays import compact
 from fvae_nnunet.nnunet.folders import dataset_id
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import fidelity, reconstruct_to_int16
 from fvae_nnunet.training.views import preprocessed_inputs, preprocessing_settings, view_folder
 from fvae_nnunet.vae.base import FrozenVAE
@@ -49,7 +49,7 @@ def open_views(
     vae: FrozenVAE,
     *,
     view: str,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     made_with: dict[str, Any],
     overwrite: bool = False,
 ) -> dict[str, Path]:
@@ -90,7 +90,7 @@ def make_views(
     vae: FrozenVAE,
     folders: dict[str, Path],
     *,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     hu_as_is: bool = False,
     cases: Iterable[str],
     workers: int,

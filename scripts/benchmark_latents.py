@@ -49,7 +49,7 @@ def random_cache(folder: Path) -> list[str]:
     lesion[40:50, 30:34, 20:24] = 1
     names = [f"case_{number}" for number in range(CASES)]
     manifest = Manifest(folder)
-    manifest.begin("latents", {}, {}, way_out="")
+    manifest.begin("latents", {}, {}, remedy="")
     for name in names:
         tensors = {
             "latent": rng.standard_normal((1, 16, *shape), np.float32).astype(np.float16),

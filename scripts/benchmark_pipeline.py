@@ -47,7 +47,7 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
     from fvae_nnunet.ct.files import find_images
     from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
     from fvae_nnunet.reconstruction.folder import reconstruct_folder
-    from fvae_nnunet.reconstruction.settings import Reconstruction
+    from fvae_nnunet.reconstruction.settings import ReconstructionSettings
     from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 
     class StandIn(FrozenVAE):
@@ -67,7 +67,7 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
 
     torch.set_num_threads(1)
     vae = StandIn()
-    settings = Reconstruction.for_vae(vae.spec)
+    settings = ReconstructionSettings.for_vae(vae.spec)
     seconds = StageSeconds()
     started = time.perf_counter()
     outcomes: Iterator[Outcome]

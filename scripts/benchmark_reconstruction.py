@@ -42,7 +42,7 @@ from phantoms import make_phantom
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, load_vae
 from fvae_nnunet.vae.registry import TINY_FOLDER
@@ -172,7 +172,7 @@ def authors_loop(stock: Published, volume_hu: np.ndarray, device: torch.device, 
 
 
 def ours(vae: FrozenVAE) -> Callable[[np.ndarray], np.ndarray]:
-    settings = Reconstruction.for_vae(vae.spec, overlap_slices=0)
+    settings = ReconstructionSettings.for_vae(vae.spec, overlap_slices=0)
     return lambda volume_hu: reconstruct_volume(vae, volume_hu, settings)
 
 

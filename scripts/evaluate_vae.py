@@ -27,7 +27,7 @@ from tqdm import tqdm
 from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import fidelity, reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, load_vae
 
@@ -83,7 +83,7 @@ def evaluate(
     """
     if every < 1 or (every > 1 and not vae.spec.independent_slices):
         raise UserError(f"--every {every}: must be at least 1, and 1 for a VAE whose slices see each other")
-    settings = Reconstruction.for_vae(vae.spec, hu_window=hu_window)
+    settings = ReconstructionSettings.for_vae(vae.spec, hu_window=hu_window)
     results = {}
     for case, path in tqdm(images.items(), unit="case"):
         volume_hu, geometry = read_volume(path)

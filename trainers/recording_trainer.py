@@ -146,18 +146,18 @@ class RecordingTrainer(nnUNetTrainer):
         before = (self.continued or {}).get(key) or {}
         return sorted(case for case, digest in now.items() if before.get(case, digest) != digest)
 
-    def refuse_to_go_on(self, changed: list[str], way_out: str) -> None:
+    def refuse_to_go_on(self, changed: list[str], remedy: str) -> None:
         """UserError where something has changed since the loaded checkpoint was written.
 
         Args:
             changed: a line for each difference.
-            way_out: how to go on, the start of a sentence.
+            remedy: how to go on, the start of a sentence.
         """
         if changed:
             raise UserError(
                 f"the model in {self.output_folder} was trained with something else than what would go on now:\n  "
                 + "\n  ".join(changed)
-                + f"\n{way_out} to go on. Or begin anew: without --c, which writes over this model, or in a subclass "
+                + f"\n{remedy} to go on. Or begin anew: without --c, which writes over this model, or in a subclass "
                 "of another name, which has a folder of its own (docs/own_trainer.md); -pretrained_weights begins with "
                 "the weights of this one"
             )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.jobs.pipeline import Outcome
     from fvae_nnunet.reconstruction.noise_matching import Left, Match, NoiseOfView
-    from fvae_nnunet.reconstruction.settings import Reconstruction
+    from fvae_nnunet.reconstruction.settings import ReconstructionSettings
     from fvae_nnunet.vae.base import FrozenVAE
 
 Runner = Callable[[argparse.Namespace], int]
@@ -245,7 +245,7 @@ class LoadedVAE:
     """A VAE and how to use it, with the options (``--vae ...``) that would make the same again."""
 
     vae: FrozenVAE
-    settings: Reconstruction
+    settings: ReconstructionSettings
     options: str
 
     @property
@@ -265,7 +265,7 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     import torch
 
     from fvae_nnunet.jobs.devices import chosen_device
-    from fvae_nnunet.reconstruction.settings import Reconstruction
+    from fvae_nnunet.reconstruction.settings import ReconstructionSettings
     from fvae_nnunet.vae import load_vae
     from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
 
@@ -290,7 +290,7 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         dtype=dtype,
     )
     hu_windows = hu_windows_of(arguments)
-    settings = Reconstruction.for_vae(
+    settings = ReconstructionSettings.for_vae(
         vae.spec,
         scheme=arguments.scheme,
         hu_window=hu_windows[0],
@@ -403,11 +403,11 @@ def match_noise(
     with progress_bar(desc="matching", unit="case", leave=False) as bar:
         sample = NoiseSample(view.sample, read_axial, settings)
         match = match_strength(arguments.vae, view.median.total, sample, on_case=bar.update)
-    print(_said(arguments, view, match))
+    print(_matching_sentence(arguments, view, match))
     arguments.strength, arguments.match = match.strength, None
 
 
-def _said(arguments: argparse.Namespace, view: NoiseOfView, match: Match) -> str:
+def _matching_sentence(arguments: argparse.Namespace, view: NoiseOfView, match: Match) -> str:
     from fvae_nnunet.vae.denoisers import find_control
 
     def left(median: Left, cases: Iterable[Left], of: str) -> str:

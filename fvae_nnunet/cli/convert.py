@@ -110,14 +110,14 @@ def run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, conversion)
     for note in plan.notes:
         print(note)
-    _say_homeless(plan)
+    _print_unassigned_rows(plan)
     progress = _convert(arguments, plan, conversion, preprocessed)
     status = progress.finish_in(raw)
     written = finish_dataset(
         plan, conversion, preprocessed, arguments.folds, failed=progress.failed, overwrite=arguments.overwrite
     )
     print(*written, sep="\n")
-    return status or int(bool(plan.homeless))
+    return status or int(bool(plan.unassigned_rows))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -177,11 +177,11 @@ def _refuse_taken_number(raw: Path) -> None:
         raise UserError(f"{raw.parent} holds {taken[0]}, which has the same number; choose another --dataset")
 
 
-def _say_homeless(plan: Plan) -> None:
-    for row in plan.homeless[:MOST_ROWS]:
+def _print_unassigned_rows(plan: Plan) -> None:
+    for row in plan.unassigned_rows[:MOST_ROWS]:
         print(f"BAD ROW: {row}", file=sys.stderr)
-    if len(plan.homeless) > MOST_ROWS:
-        print(f"and {len(plan.homeless) - MOST_ROWS} more such rows", file=sys.stderr)
+    if len(plan.unassigned_rows) > MOST_ROWS:
+        print(f"and {len(plan.unassigned_rows) - MOST_ROWS} more such rows", file=sys.stderr)
 
 
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:

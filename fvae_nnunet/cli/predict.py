@@ -22,7 +22,7 @@ from fvae_nnunet.cli.recorded_view import (
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.nnunet.prediction import CaseFiles, Prediction
+    from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings
     from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 INPUTS = ("raw", "view")
@@ -103,7 +103,7 @@ def _fold(text: str) -> int | str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.nnunet.prediction import find_cases, is_predicted
+    from fvae_nnunet.nnunet.predicted_cases import find_cases, is_predicted
     from fvae_nnunet.nnunet.predictor import check_holds_predictions
     from fvae_nnunet.nnunet.trained_model import open_model
 
@@ -132,10 +132,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _predict(
-    arguments: argparse.Namespace, model: TrainedModel, how: Prediction, inputs: tuple[str, ...], cases: CaseFiles
+    arguments: argparse.Namespace,
+    model: TrainedModel,
+    how: PredictionSettings,
+    inputs: tuple[str, ...],
+    cases: CaseFiles,
 ) -> dict[str, str]:
     """Predict the cases; those that failed, and at what."""
-    from fvae_nnunet.nnunet.prediction import damaged_cases, scratch_folder
+    from fvae_nnunet.nnunet.predicted_cases import damaged_cases, scratch_folder
     from fvae_nnunet.nnunet.predictor import Predictor
 
     predictor = Predictor(model, how, inputs)
@@ -203,11 +207,11 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
     return inputs
 
 
-def _prediction(arguments: argparse.Namespace) -> Prediction:
+def _prediction(arguments: argparse.Namespace) -> PredictionSettings:
     from fvae_nnunet.jobs.devices import chosen_device
-    from fvae_nnunet.nnunet.prediction import Prediction
+    from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 
-    return Prediction(
+    return PredictionSettings(
         device=chosen_device(arguments.device),
         step_size=arguments.step_size,
         mirroring=not arguments.disable_tta,
@@ -228,7 +232,7 @@ def _reconstruct(
     from fvae_nnunet.ct.files import SINGLE_FILE_ENDINGS
     from fvae_nnunet.nnunet.ct_channels import said_channels
     from fvae_nnunet.nnunet.image_readers import READERS
-    from fvae_nnunet.nnunet.prediction import case_of
+    from fvae_nnunet.nnunet.predicted_cases import case_of
     from fvae_nnunet.reconstruction.folder import reconstruct_folder
 
     if model.file_ending not in SINGLE_FILE_ENDINGS:

@@ -67,7 +67,7 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
     return loaded
 
 
-def _refuse(model: TrainedModel, changed: list[str], way_out: str) -> None:
+def _refuse(model: TrainedModel, changed: list[str], remedy: str) -> None:
     if changed:
         lines = "\n  ".join(changed)
-        raise UserError(f"the model in {model.folder} was trained with another view:\n  {lines}\n{way_out}")
+        raise UserError(f"the model in {model.folder} was trained with another view:\n  {lines}\n{remedy}")

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.report.make import MADE_BY, Contents, make_report, write_html, write_markdown
+    from fvae_nnunet.report.make import MADE_BY, ReportContents, make_report, write_html, write_markdown
 
     ending = ".html" if arguments.format == "html" else ".md"
     path = arguments.o or Path(f"report{ending}")
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         other = "; for Markdown add --format markdown" if path.suffix == ".md" else ""
         raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
     refuse_other_output(path, is_ours=holds(MADE_BY), command="fvae-report")
-    contents = Contents(
+    contents = ReportContents(
         results=arguments.results,
         images=arguments.images,
         views=_named("--views", arguments.views),

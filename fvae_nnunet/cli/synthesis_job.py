@@ -29,7 +29,7 @@ _BORROWED_SHARES = {"ellipsoid": 0.0, "borrowed": 1.0, "both": 0.5}
 
 def job_of(arguments: argparse.Namespace) -> Job:
     """Cases with placed lesions, checked."""
-    from fvae_nnunet.nnunet.segmenter import Judge
+    from fvae_nnunet.nnunet.segmenter import SegmenterModel
     from fvae_nnunet.synthesis.generation.cases import Job
     from fvae_nnunet.synthesis.lesions.plan import Avoided
     from fvae_nnunet.synthesis.lesions.quality import QualityLimits
@@ -60,9 +60,11 @@ def job_of(arguments: argparse.Namespace) -> Job:
     paint = _paint(arguments)
     sources = _sources(arguments, dataset)
     avoid = Avoided.open(arguments.avoid, sources) if arguments.avoid else None
-    judge = None
+    segmenter_model = None
     if arguments.segmenter:
-        judge = Judge.open(arguments.segmenter, lesion_name=lesion_name, channels=channels, fold=arguments.fold)
+        segmenter_model = SegmenterModel.open(
+            arguments.segmenter, lesion_name=lesion_name, channels=channels, fold=arguments.fold
+        )
     output = _output(arguments, dataset)
     bank = _bank(arguments)
     real = _real_lesions(arguments, dataset, output)
@@ -91,7 +93,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         real=real,
         bank=bank,
         avoid=avoid,
-        judge=judge,
+        segmenter_model=segmenter_model,
         model_folder=arguments.ldm,
     )
 

@@ -84,8 +84,8 @@ class _Synthesize:
             text_encoder=self.arguments.text_encoder,
             device=device,
         )
-        judge = getattr(self.job, "judge", None)
-        return model, None if judge is None else Segmenter(judge, torch.device(device).type)
+        segmenter_model = getattr(self.job, "segmenter_model", None)
+        return model, None if segmenter_model is None else Segmenter(segmenter_model, torch.device(device).type)
 
     def run(
         self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices

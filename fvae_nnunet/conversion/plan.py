@@ -41,7 +41,7 @@ class Plan:
         findings: names; empty where there are no labels.
         labels: classes of the label maps; empty where there are none.
         notes: sentences for the user.
-        homeless: rows of the tables that belong to no volume.
+        unassigned_rows: rows of the tables that belong to no volume.
     """
 
     findings: tuple[str, ...]
@@ -50,7 +50,7 @@ class Plan:
     reports: dict[str, CaseReport] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    homeless: list[str] = field(default_factory=list)
+    unassigned_rows: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def plan_rexgroundingct(
     found = ct_rate.find_volumes(volumes, ct_rate.SPLITS)
     read = _read_tables(ct_rate.data_folder(volumes), ct_rate.SPLITS, tables)
     plan = replace(_begin(read), labels=rexgroundingct.LABELS)
-    plan.homeless += grounded.homeless
+    plan.unassigned_rows += grounded.unassigned_rows
     if grounded.withheld:
         plan.notes.append(f"{grounded.withheld} cases of the split test are left out: their masks are withheld")
     wanted = set(rexgroundingct.SPLITS if split == "all" else (split,))
@@ -252,8 +252,10 @@ def _read_tables(folder: Path, splits: Iterable[str], given: Mapping[str, list[P
 
 
 def _begin(tables: _Tables) -> Plan:
-    homeless = [row for table in (tables.metadata, tables.reports, tables.labels) for row in table.homeless]
-    return Plan(FINDINGS if tables.files["labels"] else (), homeless=homeless)
+    unassigned_rows = [
+        row for table in (tables.metadata, tables.reports, tables.labels) for row in table.unassigned_rows
+    ]
+    return Plan(FINDINGS if tables.files["labels"] else (), unassigned_rows=unassigned_rows)
 
 
 def _add(

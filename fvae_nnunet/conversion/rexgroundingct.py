@@ -112,7 +112,7 @@ def read_cases(path: Path) -> GroundedCases:
         for number, entry in enumerate(lists.get(split, [])):
             place, volume = f"{path.name}, {split} {number}", _volume(entry)
             if volume is None:
-                cases.homeless.append(f"{place}: has no name of a volume")
+                cases.unassigned_rows.append(f"{place}: has no name of a volume")
                 continue
             if volume in cases.published:
                 cases.refuse_second_entry(volume, place)

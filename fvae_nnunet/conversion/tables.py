@@ -56,12 +56,12 @@ class Table(Generic[Content]):
     Attributes:
         rows: volume -> its content.
         wrong: volume -> what is wrong with its row, with file and line.
-        homeless: rows that belong to no volume, with file, line and reason.
+        unassigned_rows: rows that belong to no volume, with file, line and reason.
     """
 
     rows: dict[VolumeName, Content] = field(default_factory=dict)
     wrong: dict[VolumeName, str] = field(default_factory=dict)
-    homeless: list[str] = field(default_factory=list)
+    unassigned_rows: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _take(
 ) -> None:
     volume = VolumeName.parse((values[NAME_COLUMN] or "").strip())
     if volume is None:
-        table.homeless.append(f"{place}: {values[NAME_COLUMN]!r} is no name of a volume")
+        table.unassigned_rows.append(f"{place}: {values[NAME_COLUMN]!r} is no name of a volume")
         return
     cells = hash(repr(values))
     if volume in seen:

@@ -130,11 +130,11 @@ def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
 
 def _unread(path: Path, error: RuntimeError, header: bytes | None) -> UserError:
     """What SimpleITK said, in a sentence."""
-    way_out = "" if header is None else (
+    remedy = "" if header is None else (
         ". If it is sheared or NIfTI-2, nnU-Net's NibabelIO reads it: name it in dataset.json as "
         "overwrite_image_reader_writer and plan again, or resample the image"
     )  # fmt: skip
-    return UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}{way_out}")
+    return UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}{remedy}")
 
 
 def _nibabel_first(path: Path, reader: str | None) -> bool:

@@ -27,8 +27,8 @@ def load_nifti(path: Path) -> Any:
     except nibabel.filebasedimages.ImageFileError as error:
         with path.open("rb") as file:
             plain = path.name.endswith(".gz") and file.read(2) != GZIP_MAGIC
-        way_out = ". nibabel, with which it is read, needs it compressed as its name says: gzip it" if plain else ""
-        raise UserError(f"{path} cannot be read: {error}{way_out}") from error
+        remedy = ". nibabel, with which it is read, needs it compressed as its name says: gzip it" if plain else ""
+        raise UserError(f"{path} cannot be read: {error}{remedy}") from error
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:

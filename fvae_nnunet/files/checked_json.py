@@ -39,13 +39,13 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def read_json(path: Path, shape: Any = object, *, way_out: str = REPAIR) -> Any:
+def read_json(path: Path, shape: Any = object, *, remedy: str = REPAIR) -> Any:
     """The content of a JSON file in UTF-8.
 
     Args:
         path: of the file.
         shape: see the module.
-        way_out: what to do where the file is damaged: a sentence without its full stop.
+        remedy: what to do where the file is damaged: a sentence without its full stop.
 
     Raises:
         UserError: it cannot be read, is no JSON, or has another shape.
@@ -55,18 +55,18 @@ def read_json(path: Path, shape: Any = object, *, way_out: str = REPAIR) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no valid JSON (not UTF-8: {error.reason}). {way_out}") from error
+        raise UserError(f"{path} is no valid JSON (not UTF-8: {error.reason}). {remedy}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid JSON ({error}). {way_out}") from error
-    check_shape(path, content, shape, way_out=way_out)
+        raise UserError(f"{path} is no valid JSON ({error}). {remedy}") from error
+    check_shape(path, content, shape, remedy=remedy)
     return content
 
 
-def check_shape(path: Path, content: Any, shape: Any, *, way_out: str = REPAIR) -> None:
+def check_shape(path: Path, content: Any, shape: Any, *, remedy: str = REPAIR) -> None:
     """Raise UserError, which names the first thing that is wrong, unless the content of a file has a shape."""
     wrong = next(_problems(content, shape, ""), None)
     if wrong is not None:
-        raise UserError(f"{path} is damaged or incomplete: {wrong}. {way_out}")
+        raise UserError(f"{path} is damaged or incomplete: {wrong}. {remedy}")
 
 
 def _problems(value: Any, shape: Any, place: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
 from fvae_nnunet.jobs.workers import PortableError, limit_threads, obey_parent, start_uninterrupted
 
 _GRACE_S = 15.0
-_DEATHS_OF_A_CASE = 2
+_CRASHES_OF_A_CASE = 2
 """So many processes may die with a case before it has failed: it may be what kills them."""
 
 OnSlices = Callable[[str, int, int], object]
@@ -164,7 +164,7 @@ class _Parent:
         self._on_slices = on_slices
         self._say = say
         self._again: deque[str] = deque()
-        self._deaths: Counter[str] = Counter()
+        self._crashes: Counter[str] = Counter()
 
     def outcomes(self) -> Iterator[Outcome]:
         while running := [child for child in self._children if not child.ended]:
@@ -173,7 +173,7 @@ class _Parent:
                 try:
                     kind, content = child.connection.recv()
                 except (EOFError, ConnectionResetError):
-                    yield from self._bury(child)
+                    yield from self._close(child)
                     continue
                 if kind == "outcome":
                     outcome, error = content
@@ -212,7 +212,7 @@ class _Parent:
                 elif not any(other.cases for other in running):
                     child.answer(None)
 
-    def _bury(self, child: _Child) -> Iterator[Outcome]:
+    def _close(self, child: _Child) -> Iterator[Outcome]:
         child.process.join()
         child.ended = True
         if child.error is None and child.process.exitcode == 0:
@@ -220,11 +220,11 @@ class _Parent:
         reason = str(child.error or "") or f"its process died with exit code {child.process.exitcode}"
         self._say(f"{child.name}: {reason}; what it had not finished goes to the other devices")
         for case in sorted(child.cases):
-            self._deaths[case] += 1
-            if self._deaths[case] < _DEATHS_OF_A_CASE:
+            self._crashes[case] += 1
+            if self._crashes[case] < _CRASHES_OF_A_CASE:
                 self._again.append(case)
             else:
-                yield Outcome(case, error=UserError(f"{_DEATHS_OF_A_CASE} processes ended with it, last: {reason}"))
+                yield Outcome(case, error=UserError(f"{_CRASHES_OF_A_CASE} processes ended with it, last: {reason}"))
         child.cases.clear()
 
 

@@ -141,7 +141,7 @@ class Manifest:
         settings: dict[str, Any],
         made_with: dict[str, Any],
         *,
-        way_out: str = "Use the same settings, another name or folder, or --overwrite to make it anew",
+        remedy: str = "Use the same settings, another name or folder, or --overwrite to make it anew",
     ) -> None:
         """Start the folder with these settings, or check that it was started with the same.
 
@@ -149,7 +149,7 @@ class Manifest:
             kind: of the folder.
             settings: see the module.
             made_with: see the module.
-            way_out: what to do where the settings are others, the end of the message.
+            remedy: what to do where the settings are others, the end of the message.
 
         Raises:
             UserError: the folder was made with other settings; the message names each difference.
@@ -163,7 +163,7 @@ class Manifest:
             return
         changed = differences(content["settings"], settings)
         if changed:
-            raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{way_out}")
+            raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{remedy}")
         began, now = (made.get("device") for made in (content["made_with"], made_with))
         if began and now and began != now:
             warnings.warn(
@@ -205,7 +205,7 @@ class Manifest:
         path = self._case_path(case)
         if not path.exists():
             return None
-        record: dict[str, Any] = read_json(path, _RECORD | dict(needs or {}), way_out=_MAKE_CASE_ANEW)
+        record: dict[str, Any] = read_json(path, _RECORD | dict(needs or {}), remedy=_MAKE_CASE_ANEW)
         for name in record["outputs"]:
             self._place(name, path)
         return record

@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from fvae_nnunet.jobs import shared_arrays as parcel
+from fvae_nnunet.jobs import shared_arrays
 
 _GRACE_S = 5.0
 _AGAIN_S = 0.01
@@ -51,7 +51,7 @@ class Worker:
             WorkerDied: the process is gone.
         """
         try:
-            parcel.send(self._connection, (name, arguments))
+            shared_arrays.send(self._connection, (name, arguments))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise WorkerDied from error
 
@@ -62,7 +62,7 @@ class Worker:
             WorkerDied: the process is gone.
         """
         try:
-            result, error = parcel.receive(self._connection)
+            result, error = shared_arrays.receive(self._connection)
         except (EOFError, ConnectionResetError) as end:
             raise WorkerDied from end
         if error is not None:
@@ -183,10 +183,10 @@ def _exit_again(unraisable: Any) -> None:
 def _serve(connection: Any, functions: dict[str, Callable[..., Any]]) -> None:
     obey_parent()
     limit_threads(1)
-    parcel.send(connection, (None, None))
+    shared_arrays.send(connection, (None, None))
     with suppress(EOFError, SystemExit):
         while True:
-            name, arguments = parcel.receive(connection)
+            name, arguments = shared_arrays.receive(connection)
             result, failure = None, None
             try:
                 result = functions[name](*arguments)
@@ -194,9 +194,9 @@ def _serve(connection: Any, functions: dict[str, Callable[..., Any]]) -> None:
                 failure = PortableError(error)
             del arguments
             try:
-                parcel.send(connection, (result, failure))
+                shared_arrays.send(connection, (result, failure))
             except Exception as error:
-                parcel.send(connection, (None, PortableError(error)))
+                shared_arrays.send(connection, (None, PortableError(error)))
             del result
     sys.stdout.flush()
     sys.stderr.flush()

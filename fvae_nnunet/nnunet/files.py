@@ -32,11 +32,11 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or lacks channels, labels or the files' ending.
     """
-    way_out = "Correct it as nnU-Net's documentation/dataset_format.md says, or bring it back from a copy"
+    remedy = "Correct it as nnU-Net's documentation/dataset_format.md says, or bring it back from a copy"
     shape = {"labels": dict, "file_ending": str, "channel_names?": {"*": str}, "modality?": {"*": str}}
-    content: dict[str, Any] = read_json(path, shape, way_out=way_out)
+    content: dict[str, Any] = read_json(path, shape, remedy=remedy)
     if "channel_names" not in content and "modality" not in content:
-        raise UserError(f"{path} is damaged or incomplete: it lacks channel_names. {way_out}")
+        raise UserError(f"{path} is damaged or incomplete: it lacks channel_names. {remedy}")
     return content
 
 
@@ -46,21 +46,21 @@ def read_plans(path: Path) -> dict[str, Any]:
     Raises:
         UserError: they cannot be read, or lack something that decides how an image is preprocessed.
     """
-    way_out = "nnU-Net wrote it: bring it back from a copy"
+    remedy = "nnU-Net wrote it: bring it back from a copy"
     if path.name != "plans.json":
-        way_out += ", or plan the dataset again with nnUNetv2_plan_experiment"
-    plans: dict[str, Any] = read_json(path, _PLANS, way_out=way_out)
+        remedy += ", or plan the dataset again with nnUNetv2_plan_experiment"
+    plans: dict[str, Any] = read_json(path, _PLANS, remedy=remedy)
     configurations = plans["configurations"]
     for name in configurations:
         configuration, seen = dict(configurations[name]), {name}
         while (parent := configuration.pop("inherits_from", None)) is not None:
             if parent not in configurations or parent in seen:
-                raise UserError(f"{path}: {name} inherits from {parent}, which is not there or itself. {way_out}")
+                raise UserError(f"{path}: {name} inherits from {parent}, which is not there or itself. {remedy}")
             seen.add(parent)
             configuration = configurations[parent] | configuration
         if "data_identifier" in configuration:
             content, shape = ({"configurations": {name: part}} for part in (configuration, _CONFIGURATION))
-            check_shape(path, content, shape, way_out=way_out)
+            check_shape(path, content, shape, remedy=remedy)
     return plans
 
 
@@ -83,6 +83,6 @@ def find_plans(preprocessed: Path, plans_name: str) -> Path:
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """``splits_final.json``, folds ``{"train": [case, ...], "val": [case, ...]}``; UserError where it is not."""
-    way_out = "Bring it back from a copy; where it is removed, the folds are dealt anew"
-    splits: list[dict[str, list[str]]] = read_json(path, [{"train": [str], "val": [str]}], way_out=way_out)
+    remedy = "Bring it back from a copy; where it is removed, the folds are dealt anew"
+    splits: list[dict[str, list[str]]] = read_json(path, [{"train": [str], "val": [str]}], remedy=remedy)
     return splits

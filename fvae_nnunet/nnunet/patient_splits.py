@@ -48,11 +48,11 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
         _refuse(shared_patients(fold["train"], fold["val"], patients), f"training and validation of fold {number}")
 
 
-def _refuse(shared: Mapping[str, list[str]], where: str, way_out: str = "") -> None:
+def _refuse(shared: Mapping[str, list[str]], where: str, remedy: str = "") -> None:
     if shared:
         named = "; ".join(f"{patient} ({', '.join(cases)})" for patient, cases in list(shared.items())[:10])
         more = f" and {len(shared) - 10} more" if len(shared) > 10 else ""
-        raise UserError(f"{len(shared)} patients are in both {where}: {named}{more}{way_out}")
+        raise UserError(f"{len(shared)} patients are in both {where}: {named}{more}{remedy}")
 
 
 def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:

@@ -21,7 +21,7 @@ from typing import Any
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.device.memory import release
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.prediction import CaseFiles, Prediction, result_files
+from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings, result_files
 from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 MEAN_CASES = 8
@@ -56,7 +56,7 @@ class Predictor:
             other way round), or the installed nnU-Net is too old for what is asked.
     """
 
-    def __init__(self, model: TrainedModel, how: Prediction, inputs: Sequence[str]) -> None:
+    def __init__(self, model: TrainedModel, how: PredictionSettings, inputs: Sequence[str]) -> None:
         import torch
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 

@@ -1,4 +1,4 @@
-"""A trained nnU-Net model as a judge: how much of a synthetic lesion it finds."""
+"""A trained nnU-Net model as a segmenter_model: how much of a synthetic lesion it finds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from fvae_nnunet.ct.files import read_image, read_volume, write_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.prediction import Prediction
+from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 from fvae_nnunet.nnunet.predictor import Predictor
 from fvae_nnunet.nnunet.trained_model import TrainedModel, open_model
 
@@ -40,7 +40,7 @@ def open_segmenter(folder: Path, fold: int | None = None) -> TrainedModel:
 
 
 @dataclass(frozen=True)
-class Judge:
+class SegmenterModel:
     """Which model, and which of its labels is the lesion. Small and picklable: ``Segmenter`` is the network.
 
     Attributes:
@@ -52,7 +52,7 @@ class Judge:
     lesion_values: tuple[int, ...]
 
     @classmethod
-    def open(cls, folder: Path, *, lesion_name: str, channels: int, fold: int | None) -> Judge:
+    def open(cls, folder: Path, *, lesion_name: str, channels: int, fold: int | None) -> SegmenterModel:
         """Look into a model folder.
 
         Args:
@@ -62,7 +62,7 @@ class Judge:
             fold: use this fold of the model; None: all that are trained.
 
         Raises:
-            UserError: it is no such folder, or a model that cannot judge.
+            UserError: it is no such folder, or a model that cannot segmenter_model.
         """
         model = open_segmenter(folder, fold)
         if model.channels != channels:
@@ -85,14 +85,14 @@ class Segmenter:
     """nnU-Net's own prediction of one case after the other, by files in a temporary folder.
 
     Args:
-        judge: what predicts.
+        segmenter_model: what predicts.
         device: ``cuda``, ``cpu`` or ``mps``.
     """
 
-    def __init__(self, judge: Judge, device: str) -> None:
-        self.judge = judge
-        how = Prediction(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
-        self._predictor = Predictor(judge.model, how, ["synthetic"])
+    def __init__(self, segmenter_model: SegmenterModel, device: str) -> None:
+        self.segmenter_model = segmenter_model
+        how = PredictionSettings(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
+        self._predictor = Predictor(segmenter_model.model, how, ["synthetic"])
 
     def find_lesions(self, images: Sequence[np.ndarray | Path], geometry: Geometry) -> np.ndarray:
         """Where the model sees the lesion.
@@ -107,7 +107,7 @@ class Segmenter:
         Raises:
             UserError or whatever nnU-Net stops with.
         """
-        ending = self.judge.model.file_ending
+        ending = self.segmenter_model.model.file_ending
         with tempfile.TemporaryDirectory(prefix="fvae_nnunet_") as name:
             paths = [Path(name) / f"case_{channel:04d}{ending}" for channel in range(len(images))]
             for path, image in zip(paths, images, strict=True):
@@ -121,7 +121,7 @@ class Segmenter:
             for error in failed.values():
                 raise error
             segmentation, _ = read_volume(output / f"case{ending}")
-        return np.isin(segmentation, self.judge.lesion_values)
+        return np.isin(segmentation, self.segmenter_model.lesion_values)
 
 
 def _provide(path: Path, image: np.ndarray | Path, geometry: Geometry) -> None:

@@ -140,7 +140,7 @@ def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[Synthet
         missing = [file for file in (*paths.images, paths.label) if not file.is_file()]
         if missing:
             raise UserError(f"{missing[0]} is missing, though {path} describes it; run fvae-synthesize again")
-        record = read_json(path, NEEDED, way_out=_WAY_OUT)
+        record = read_json(path, NEEDED, remedy=_WAY_OUT)
         if record["case"] != path.stem:
             raise UserError(f"{path} describes {record['case']}. {_WAY_OUT}")
         cases.append(SyntheticCase(record, paths.images, paths.label))

@@ -91,7 +91,7 @@ class TrainedModel:
 
     @property
     def reconstruction(self) -> dict[str, Any] | None:
-        """The part of ``view`` that says how one image is reconstructed: as ``Reconstruction.recorded_with``."""
+        """How one image is reconstructed, from ``view``: as ``ReconstructionSettings.recorded_with`` states it."""
         if self.view is None:
             return None
         return {key: value for key, value in self.view.items() if key not in NOT_OF_THE_IMAGE}

@@ -19,7 +19,7 @@ from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.jobs.shared_arrays import compact
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import Fidelity, fidelity, reconstruct_to_int16
 from fvae_nnunet.vae.base import FrozenVAE
 
@@ -42,7 +42,7 @@ def reconstruct_folder(
     output: Path,
     vae: FrozenVAE,
     *,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     hu_as_is: bool = False,
     cases: Iterable[str] | None = None,
     workers: int,

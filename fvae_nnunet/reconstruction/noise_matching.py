@@ -18,7 +18,7 @@ from scipy import optimize
 from fvae_nnunet.ct.noise import Noise, evenly_spread, measure_noise, measured_region, measured_slices, noise_figures
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
 from fvae_nnunet.vae.denoisers import Control, find_control
 
@@ -143,7 +143,7 @@ class NoiseSample:
         self,
         raw_noise_hu: Mapping[str, float],
         read_axial: Callable[[str], list[np.ndarray]],
-        settings: Reconstruction,
+        settings: ReconstructionSettings,
     ) -> None:
         self._settings = settings
         self._cases: list[tuple[Noise, list[tuple[np.ndarray, np.ndarray]]]] = []

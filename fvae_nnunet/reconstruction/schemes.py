@@ -25,7 +25,7 @@ from fvae_nnunet.ct.intensity import (
 from fvae_nnunet.device.memory import even_part
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction.combined_windows import PlaneChange, combined
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.windows import blend_windows, slice_windows
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
@@ -39,7 +39,7 @@ Pieces = Iterator[torch.Tensor]
 def reconstructed_slices(
     vae: FrozenVAE,
     axial_hu: np.ndarray,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     generator: torch.Generator | None = None,
     plane_mm: tuple[float, float] | None = None,
 ) -> Iterator[np.ndarray]:
@@ -67,7 +67,7 @@ def reconstructed_slices(
 def _windows(
     vae: FrozenVAE,
     axial_hu: np.ndarray,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     changes: Sequence[PlaneChange],
     generator: torch.Generator | None,
 ) -> Pieces:
@@ -128,7 +128,7 @@ def windows_of_a_call(voxels: int, device: torch.device) -> int:
 def _paper(
     vae: FrozenVAE,
     axial_hu: np.ndarray,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     changes: Sequence[PlaneChange],
     generator: torch.Generator | None,
 ) -> Pieces:
@@ -156,7 +156,7 @@ def _paper(
 def _stream(
     vae: FrozenVAE,
     axial_hu: np.ndarray,
-    settings: Reconstruction,
+    settings: ReconstructionSettings,
     changes: Sequence[PlaneChange],
     generator: torch.Generator | None,
 ) -> Pieces:

@@ -23,7 +23,7 @@ Scheme = Literal["windows", "paper", "stream"]
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class ReconstructionSettings:
     """How a volume is reconstructed; every field changes voxels.
 
     Attributes:
@@ -66,7 +66,7 @@ class Reconstruction:
         enlarge: float = 1.0,
         pixel_mm: float | None = None,
         average: int = 1,
-    ) -> Reconstruction:
+    ) -> ReconstructionSettings:
         """Settings with the scheme's and the VAE's own values where none are given.
 
         ``windows``: the VAE's window, for video VAEs an overlap of 16 slices. ``paper``: the script's window, no

@@ -16,7 +16,7 @@ from fvae_nnunet.ct.volume import CT
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.shared_arrays import compact
 from fvae_nnunet.reconstruction.schemes import reconstructed_slices
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.vae.base import FrozenVAE
 
 PAPER_AXIS_ORDER: AxisOrder = (0, 2, 1)
@@ -26,7 +26,7 @@ PAPER_AXIS_ORDER: AxisOrder = (0, 2, 1)
 def reconstruct_volume(
     vae: FrozenVAE,
     volume_hu: np.ndarray,
-    settings: Reconstruction | None = None,
+    settings: ReconstructionSettings | None = None,
     *,
     axis_order: AxisOrder = (0, 1, 2),
     spacing_mm: Sequence[float] | None = None,
@@ -38,7 +38,7 @@ def reconstruct_volume(
     Args:
         vae: the frozen VAE.
         volume_hu: (z, y, x) in HU, any real dtype; the axes may stand in another order, see ``axis_order``.
-        settings: None for ``Reconstruction.for_vae`` with its defaults.
+        settings: None for ``ReconstructionSettings.for_vae`` with its defaults.
         axis_order: transposition that brings the volume into (body axis, front-back, left-right); see
             ``orientation.axial_order``. It is undone on the result.
         spacing_mm: voxel size, in the order of the volume's axes; needed where the settings say the size of a pixel.
@@ -58,7 +58,7 @@ def reconstruct_volume(
 def reconstruct_to_int16(
     vae: FrozenVAE,
     volume_hu: np.ndarray,
-    settings: Reconstruction | None = None,
+    settings: ReconstructionSettings | None = None,
     *,
     axis_order: AxisOrder = (0, 1, 2),
     spacing_mm: Sequence[float] | None = None,
@@ -76,7 +76,7 @@ def reconstruct_to_int16(
 def _reconstruct(
     vae: FrozenVAE,
     volume_hu: np.ndarray,
-    settings: Reconstruction | None,
+    settings: ReconstructionSettings | None,
     dtype: type[np.generic],
     axis_order: AxisOrder,
     spacing_mm: Sequence[float] | None,
@@ -87,7 +87,7 @@ def _reconstruct(
         raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
     if volume_hu.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in volume_hu):
         raise UserError("the volume holds values that are not finite (NaN or infinite)")
-    settings = settings or Reconstruction.for_vae(vae.spec)
+    settings = settings or ReconstructionSettings.for_vae(vae.spec)
     order = PAPER_AXIS_ORDER if settings.scheme == "paper" else axis_order
     axial_hu = volume_hu.transpose(order)
     result = np.empty(axial_hu.shape, dtype=dtype)
@@ -103,7 +103,7 @@ def _reconstruct(
     return result.transpose(tuple(np.argsort(order)))
 
 
-def _generator(settings: Reconstruction, case: str) -> torch.Generator | None:
+def _generator(settings: ReconstructionSettings, case: str) -> torch.Generator | None:
     if settings.posterior_seed is None:
         return None
     digest = hashlib.sha256(f"{settings.posterior_seed}\0{case}".encode()).digest()
@@ -170,7 +170,7 @@ def fidelity(
     )
 
 
-def reconstruct(ct: CT, vae: FrozenVAE, settings: Reconstruction | None = None) -> CT:
+def reconstruct(ct: CT, vae: FrozenVAE, settings: ReconstructionSettings | None = None) -> CT:
     """The view of a CT, as ``fvae-reconstruct`` writes it: int16 HU inside of the window, in the same place.
 
     The VAE sees axial slices, whatever the orientation of the file.
@@ -178,7 +178,7 @@ def reconstruct(ct: CT, vae: FrozenVAE, settings: Reconstruction | None = None) 
     Args:
         ct: in HU.
         vae: the frozen VAE.
-        settings: None for ``Reconstruction.for_vae`` with its defaults.
+        settings: None for ``ReconstructionSettings.for_vae`` with its defaults.
 
     Raises:
         UserError: as ``reconstruct_volume``, or ``ct`` is no CT.

@@ -40,7 +40,7 @@ _OUR_IMAGE = re.compile(r"figure_\d+\.(png|jpg)")
 
 
 @dataclass(frozen=True)
-class Contents:
+class ReportContents:
     """What a report is made of.
 
     Attributes:
@@ -66,7 +66,7 @@ class Contents:
 
 
 def make_report(
-    contents: Contents,
+    contents: ReportContents,
     *,
     processes: int = 0,
     on_file: OnProgress | None = None,

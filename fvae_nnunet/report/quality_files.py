@@ -74,7 +74,7 @@ def load_quality(given: Sequence[tuple[str, Path]], views: Sequence[View], resul
         elif content.get("schema") != SCHEMA:
             problems.append(f"{called} has not schema {SCHEMA}; run fvae-evaluate-reconstruction of this version again")
         else:
-            check_shape(path, content, _QUALITY, way_out="Run fvae-evaluate-reconstruction again")
+            check_shape(path, content, _QUALITY, remedy="Run fvae-evaluate-reconstruction again")
             of_each_view = [_misfits(called, content, view, results) for view in views if view.name == name]
             fewest: list[str] = min(of_each_view, key=len, default=[])
             problems += fewest

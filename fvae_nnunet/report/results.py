@@ -180,11 +180,11 @@ def load_results(paths: Sequence[Path]) -> list[Results]:
 def _content(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is no file; fvae-evaluate writes comparison.json and summary.json")
-    content = read_json(path, {}, way_out=_WAY_OUT)
+    content = read_json(path, {}, remedy=_WAY_OUT)
     if content.get("kind") == "comparison":
         if content.get("schema") != SCHEMA:
             raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
-        check_shape(path, content, _COMPARISON, way_out=_WAY_OUT)
+        check_shape(path, content, _COMPARISON, remedy=_WAY_OUT)
         models = [model["name"] for model in content["models"]]
         for number, measure in enumerate(content["measures"]):
             if [entry["model"] for entry in measure["models"]] != models or not measure["comparisons"]:
@@ -192,7 +192,7 @@ def _content(path: Path) -> Mapping[str, Any]:
                 raise UserError(f"{path} is damaged or incomplete: {what}. {_WAY_OUT}")
         of_models = dict.fromkeys(models, dict)
         of_labels = dict.fromkeys(content["settings"]["lesions"]["labels"], of_models)
-        check_shape(path, content, {"lesions": of_labels}, way_out=_WAY_OUT)
+        check_shape(path, content, {"lesions": of_labels}, remedy=_WAY_OUT)
         return content
     if "metric_per_case" in content:
         if "fvae" not in content:

@@ -122,17 +122,17 @@ def take_training_batch(
 
 def _taken(trainer: Any, seed: int) -> TrainingBatch:
     trainer.initialize()
-    noting: list[_Noting] = []
+    traced: list[_TracedDataset] = []
     datasets = trainer.get_tr_and_val_datasets
 
     def noted_datasets() -> tuple[Any, Any]:
         training, validation = datasets()
-        noting.append(_Noting(training))
-        return noting[0], validation
+        traced.append(_TracedDataset(training))
+        return traced[0], validation
 
     trainer.get_tr_and_val_datasets = noted_datasets
     loader, _ = trainer.get_dataloaders()
-    dataset = noting[0]
+    dataset = traced[0]
 
     def batch_of(*, raw: bool) -> dict[str, Any]:
         dataset.loaded.clear()
@@ -175,8 +175,8 @@ class _Origin:
     synthetic: str | None = None
 
 
-class _Noting:
-    """nnU-Net's dataset, noting where each case that is loaded comes from; hands out raw images if told to.
+class _TracedDataset:
+    """nnU-Net's dataset, traced where each case that is loaded comes from; hands out raw images if told to.
 
     The raw image of a synthetic case is that of its source case. Either way the same random numbers are drawn, so that
     the same seed gives the same crops and augmentation.

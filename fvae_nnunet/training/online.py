@@ -20,7 +20,7 @@ from fvae_nnunet.device.memory import TooLittleMemory, even_part
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction.combined_windows import PlaneChange
 from fvae_nnunet.reconstruction.schemes import reconstructed_windows, windows_of_a_call
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.windows import blend_weights, slice_windows
 from fvae_nnunet.training.ct_patches import CTPatches
 from fvae_nnunet.vae.base import FrozenVAE
@@ -109,10 +109,10 @@ class PatchReconstruction:
         self,
         vae: FrozenVAE,
         patches: CTPatches,
-        settings: Reconstruction | None = None,
+        settings: ReconstructionSettings | None = None,
     ) -> None:
         self.vae, self.patches = vae, patches
-        self.settings = settings or Reconstruction.for_vae(vae.spec)
+        self.settings = settings or ReconstructionSettings.for_vae(vae.spec)
         if self.settings.scheme != "windows":
             raise UserError(f"patches are reconstructed with the scheme windows, not {self.settings.scheme}")
         if patches.transpose_forward is None and not vae.spec.independent_slices:
@@ -274,6 +274,6 @@ class ReconstructionTransform(ImageOnlyTransform):
         """The image (c, z, y, x) or (c, y, x) with its CT channels reconstructed."""
         if self._reconstruction is None:
             vae = self.load()
-            settings = Reconstruction.for_vae(vae.spec, hu_window=self.hu_window)
+            settings = ReconstructionSettings.for_vae(vae.spec, hu_window=self.hu_window)
             self._reconstruction = PatchReconstruction(vae, self.patches, settings)
         return self._reconstruction.apply(img[None], draw)[0]

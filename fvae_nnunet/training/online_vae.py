@@ -15,7 +15,7 @@ from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.device.numerics import fastest_precision
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.training.views import find_view, view_folder
 from fvae_nnunet.vae import FrozenVAE, load_vae
 from fvae_nnunet.vae.registry import is_control
@@ -34,7 +34,7 @@ class TrainingVAE:
     """
 
     vae: FrozenVAE
-    settings: Reconstruction
+    settings: ReconstructionSettings
     named_by: str
     ct_channels: list[int] | None
     hu_as_is: bool
@@ -100,11 +100,11 @@ def load_training_vae(
     if recorded and vae.weights_sha256 != recorded["weights_sha256"]:
         raise UserError(
             f"the weights of {name} are not those that {named_by} was made with; "
-            + vae.way_to_other_weights(f"export {WEIGHTS_VARIABLE}=PATH")
+            + vae.remedy_for_other_weights(f"export {WEIGHTS_VARIABLE}=PATH")
         )
     by_windows = recorded.get("scheme") == "windows"
     lower_hu, upper_hu = hu_window or recorded.get("hu_window") or PAPER_HU_WINDOW
-    settings = Reconstruction.for_vae(
+    settings = ReconstructionSettings.for_vae(
         vae.spec,
         hu_window=(lower_hu, upper_hu),
         inner_windows=() if hu_window else recorded.get("inner_windows", ()),

@@ -102,7 +102,7 @@ class FrozenVAE(ABC):
     kernels: str | None = None
     strength: float | str | None = None
 
-    def way_to_other_weights(self, option: str) -> str:
+    def remedy_for_other_weights(self, option: str) -> str:
         """What to do where something was made with other weights of this VAE; ``option`` names them."""
         if self.weights_source == EMBEDDED:
             return "those came with another version of fvae_nnunet: make it anew, or use that version"

@@ -63,7 +63,7 @@ def open_folder(folder: Path) -> ModelFolder:
     weights_file = next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None)
     if weights_file is None:
         raise UserError(f"weights: {path} has {CONFIG_FILE} but no {WEIGHTS_FILES[0]}{_other_weights(path)}")
-    config = read_json(path / CONFIG_FILE, {}, way_out="Download the model's folder again")
+    config = read_json(path / CONFIG_FILE, {}, remedy="Download the model's folder again")
     return ModelFolder(path, config, weights_file)
 
 

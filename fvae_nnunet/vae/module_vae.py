@@ -97,11 +97,11 @@ class ModuleVAE(FrozenVAE):
         """
         dtype = str(self.dtype).removeprefix("torch.")
         least = self._least_slices(slices)
-        ways_out = [] if self.dtype.itemsize < torch.float32.itemsize else ["--precision bfloat16"]
-        ways_out += ["a smaller --window-slices"] if least > self.spec.slice_stride else []
+        remedies = [] if self.dtype.itemsize < torch.float32.itemsize else ["--precision bfloat16"]
+        remedies += ["a smaller --window-slices"] if least > self.spec.slice_stride else []
         lack = (
             f"{self.spec.name}: {self.device} has too little free memory for {least} slice{'s' * (least > 1)} of "
-            f"{rows} x {columns} pixels in {dtype}; use {', '.join([*ways_out, '-device cpu'])}"
+            f"{rows} x {columns} pixels in {dtype}; use {', '.join([*remedies, '-device cpu'])}"
         )
         with memory_explained(lack), torch.autocast(self.device.type, enabled=False), tf32(self.tf32):
             yield

@@ -28,7 +28,7 @@ from views_for_tests import make_view
 from fvae_nnunet.cli import command, predict, reconstruct
 from fvae_nnunet.nnunet import predictor
 from fvae_nnunet.reconstruction import folder as folder_reconstruction
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.trainers import (
     nnUNetTrainerFVAE,
     nnUNetTrainerFVAEReconOnly,
@@ -432,7 +432,7 @@ def test_the_recorded_passes_are_used_and_others_refused(recon_only, images, tmp
 
 def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, images, tmp_path, two_steps, capsys):
     control = load_vae("control:gaussian", strength=1.5)
-    view = Reconstruction.for_vae(control.spec).recorded_with(control) | {"ct_channels": [0]}
+    view = ReconstructionSettings.for_vae(control.spec).recorded_with(control) | {"ct_channels": [0]}
     model = save_model(nnUNetTrainerFVAEReconOnly_5epochs, dataset, view=view)
     assert run(model, images, tmp_path / "ours") == 0
     options = ["--vae", "control:gaussian", "--strength", "1.5"]
@@ -454,7 +454,7 @@ def test_without_a_record_the_options_are_needed_and_used(recon_only, images, tm
 
 def test_folds_that_were_trained_with_different_views_are_refused(recon_only, dataset, images, tmp_path, capsys):
     view = load_vae("tiny")
-    settings = Reconstruction.for_vae(view.spec, hu_window=(-160.0, 240.0)).recorded_with(view)
+    settings = ReconstructionSettings.for_vae(view.spec, hu_window=(-160.0, 240.0)).recorded_with(view)
     trainer = save_model(nnUNetTrainerFVAEReconOnly, dataset, fold=1, view=settings)
     assert trainer == recon_only
     arguments = ["-m", str(recon_only), "-i", str(images), "-o", str(tmp_path / "out"), "-device", "cpu"]
@@ -525,7 +525,7 @@ def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, t
             configuration |= {"normalization_schemes": ["CTNormalization"] * 2, "use_mask_for_norm": [False] * 2}
     clone.write_plans(plans)
     vae = load_vae("tiny")
-    view = Reconstruction.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [1]}
+    view = ReconstructionSettings.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [1]}
     model = save_model(nnUNetTrainerFVAEReconOnly, clone, view=view)
     for path in sorted(images.iterdir()):
         shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
@@ -558,7 +558,7 @@ def test_regions_are_averaged_as_nnunet_averages_them(clone, images, tmp_path, t
         | {"labels": {"background": 0, "pancreas": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}
     )
     vae = load_vae("tiny")
-    view = Reconstruction.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [0]}
+    view = ReconstructionSettings.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [0]}
     model = save_model(nnUNetTrainerFVAE, clone, view=view)
     if NNUNET < (2, 7):
         assert run(model, images, tmp_path / "ours", "--tta", "raw,view") == 1
@@ -579,7 +579,7 @@ def test_the_second_stage_of_a_cascade_gets_the_first_ones_predictions(clone, im
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     clone.write_plans(plans)
     vae = load_vae("tiny")
-    view = Reconstruction.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [0]}
+    view = ReconstructionSettings.for_vae(vae.spec).recorded_with(vae) | {"ct_channels": [0]}
     first, second = (
         save_model(nnUNetTrainerFVAEReconOnly, clone, name, view=view) for name in ("3d_lowres", "3d_cascade_fullres")
     )

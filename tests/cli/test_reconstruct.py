@@ -171,12 +171,12 @@ MANY_CASES = """
 import ctypes, os, sys
 import numpy as np, torch
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.vae import load_vae
 
 torch.set_num_threads(1)
 vae = load_vae(sys.argv[1], weights=sys.argv[2] or None)
-settings = Reconstruction.for_vae(vae.spec)
+settings = ReconstructionSettings.for_vae(vae.spec)
 rng = np.random.default_rng(0)
 
 def resident_mib():

@@ -397,7 +397,7 @@ def test_a_segmenter_that_finds_too_little(paints, tmp_path, monkeypatch):
             return found
 
     judge = SimpleNamespace(weights_sha256="1" * 64)
-    monkeypatch.setattr(segmenter.Judge, "open", lambda *arguments, **keywords: judge)
+    monkeypatch.setattr(segmenter.SegmenterModel, "open", lambda *arguments, **keywords: judge)
     monkeypatch.setattr(segmenter, "Segmenter", StandIn)
     dataset = write_dataset(shape=(16, 40, 40))
     assert run(dataset, tmp_path / "out", *SIZE, "--segmenter", "folder", n=6) == 0

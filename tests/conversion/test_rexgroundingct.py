@@ -51,7 +51,7 @@ def test_the_published_entries_are_read(tmp_path):
         "test": [{"name": "train_3_a_1.nii.gz", "findings": {"0": "Honeycombing"}, "categories": {"0": "2f"}}],
     }
     table = read_cases(write_json(tmp_path / "dataset.json", content))
-    assert not table.wrong and not table.homeless
+    assert not table.wrong and not table.unassigned_rows
     assert table.rows[VOLUME] == GroundedCase(
         "train", (Finding("A consolidation", "2b", 240), Finding("A nodule", "2d", 12))
     )
@@ -82,14 +82,14 @@ def test_a_volume_in_two_lists_and_an_entry_without_a_name_are_named(tmp_path):
     table = read_cases(write_json(tmp_path / "dataset.json", content))
     assert table.wrong == {VOLUME: "dataset.json, val 0: train_1_a_1 is there twice"}
     assert not table.rows
-    assert table.homeless == ["dataset.json, train 1: has no name of a volume"]
+    assert table.unassigned_rows == ["dataset.json, train 1: has no name of a volume"]
 
 
 def test_of_the_withheld_entries_only_volumes_that_are_listed_elsewhere_matter(tmp_path):
     content = {"train": [grounding_entry(NAME, FINDINGS)], "test": [{"name": NAME}, {"name": "x"}, None]}
     table = read_cases(write_json(tmp_path / "dataset.json", content))
     assert table.wrong == {VOLUME: "dataset.json, test 0: train_1_a_1 is there twice"}
-    assert not table.rows and not table.homeless and table.withheld == 3
+    assert not table.rows and not table.unassigned_rows and table.withheld == 3
     assert table.published == {VOLUME: {"train"}}
 
 

@@ -25,7 +25,7 @@ def test_a_report_is_findings_and_impressions_as_one_line(tmp_path):
     ]
     table = read_reports([write_csv(tmp_path / "reports.csv", rows)])
     assert table.rows == {ONE: 'A nodule, 5 mm, is seen. Nodule "left".', TWO: "Normal."}
-    assert not table.wrong and not table.homeless
+    assert not table.wrong and not table.unassigned_rows
 
 
 def test_labels_are_read_by_the_names_of_their_columns(tmp_path):
@@ -49,13 +49,13 @@ def test_bad_rows_are_named_with_file_and_line_and_the_others_are_read(tmp_path)
         TWO: "labels.csv, line 3: Emphysema must be 0 or 1, not '2'",
         THREE: "labels.csv, line 5: Emphysema must be 0 or 1, not ''",
     }
-    assert table.homeless == ["labels.csv, line 4: 'patient 3' is no name of a volume"]
+    assert table.unassigned_rows == ["labels.csv, line 4: 'patient 3' is no name of a volume"]
 
 
 def test_lines_are_counted_in_the_file_also_after_reports_of_several_lines(tmp_path):
     rows = [report_row("train_1_a_1.nii.gz", "One\ntwo\nthree"), report_row("nobody")]
     table = read_reports([write_csv(tmp_path / "reports.csv", rows)])
-    assert table.homeless == ["reports.csv, line 5: 'nobody' is no name of a volume"]
+    assert table.unassigned_rows == ["reports.csv, line 5: 'nobody' is no name of a volume"]
 
 
 def test_a_volume_twice_must_say_the_same(tmp_path):

@@ -20,7 +20,7 @@ from vaes_for_tests import MAKERS
 from fvae_nnunet.ct.intensity import hu_to_model_over_unit_interval
 from fvae_nnunet.device.numerics import conv3d_fault, fastest_precision, has_bfloat16, tf32
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.training.online_vae import load_training_vae
 from fvae_nnunet.vae import load_vae, registry, self_check
 from fvae_nnunet.vae.base import VAESpec
@@ -229,7 +229,7 @@ def test_float32_is_float32_within_a_vae_unless_told(monkeypatch):
 
 def test_tf32_is_told_by_a_variable_and_recorded(monkeypatch):
     vae: Any = load_vae("tiny")
-    settings = Reconstruction.for_vae(vae.spec)
+    settings = ReconstructionSettings.for_vae(vae.spec)
     monkeypatch.setenv("nnUNet_fvae_tf32", "1")
     assert not vae.tf32 and "tf32" not in settings.recorded_with(vae)  # the CPU has none
     monkeypatch.setattr(ModuleVAE, "device", torch.device("cuda"))

@@ -63,7 +63,7 @@ def test_a_shape_names_the_first_thing_that_is_wrong(tmp_path):
     def said(content):
         path.write_text(json.dumps(content))
         try:
-            read_json(path, shape, way_out="Do it")
+            read_json(path, shape, remedy="Do it")
         except UserError as error:
             return str(error).removeprefix(f"{path} is damaged or incomplete: ").removesuffix(". Do it")
         return None

@@ -69,7 +69,7 @@ def test_the_caller_says_the_way_out_of_other_settings(tmp_path):
     with pytest.raises(UserError, match=r"pixels: 48, now 32\nUse the same settings, another name or folder, or"):
         manifest.begin("latents", {"pixels": 32}, {})
     with pytest.raises(UserError, match=r"pixels: 48, now 32\nUse --latents$"):
-        manifest.begin("latents", {"pixels": 32}, {}, way_out="Use --latents")
+        manifest.begin("latents", {"pixels": 32}, {}, remedy="Use --latents")
 
 
 def test_only_folders_of_the_same_kind_are_ours(tmp_path):

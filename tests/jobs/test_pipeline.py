@@ -11,7 +11,7 @@ import pytest
 from pipeline_work import VOXELS, read_in_time, read_volume, run, write_half, write_in_time, write_slowly
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.jobs import shared_arrays as parcel
+from fvae_nnunet.jobs import shared_arrays
 from fvae_nnunet.jobs.pipeline import BEYOND_WORKERS, StageSeconds
 
 
@@ -135,10 +135,10 @@ def test_the_device_is_busy_when_the_disk_can_keep_up():
 
 def test_compact_is_int16_only_where_nothing_is_lost():
     whole = np.array([[-1000.0, 0.0], [3071.0, 32767.0]], np.float32)
-    assert parcel.compact(whole).dtype == np.int16
-    assert np.array_equal(parcel.compact(whole), whole)
+    assert shared_arrays.compact(whole).dtype == np.int16
+    assert np.array_equal(shared_arrays.compact(whole), whole)
     for lossy in (whole + 0.5, whole + 1, np.where(whole == 0, np.nan, whole)):
-        assert parcel.compact(lossy) is lossy
+        assert shared_arrays.compact(lossy) is lossy
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

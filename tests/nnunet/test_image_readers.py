@@ -17,7 +17,7 @@ from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.ct.orientation import axial_order_of_nnunet
 from fvae_nnunet.jobs.pipeline import StageSeconds
 from fvae_nnunet.reconstruction.folder import reconstruct_folder
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
 
 SAGITTAL = np.array([[0, 0, 3.0, -50], [-0.8, 0, 0, 20], [0, -0.8, 0, 30], [0, 0, 0, 1]])
@@ -48,7 +48,7 @@ def save(path, array_xyz, affine):
 def test_a_folder_is_reconstructed_as_fvae_preprocess_sees_it_through_the_same_reader(tmp_path, reader, affine):
     volume_hu = np.random.default_rng(0).integers(-900, 900, (16, 24, 8)).astype(np.int16)
     save(tmp_path / "in" / "case_0000.nii.gz", volume_hu, affine)
-    settings = Reconstruction.for_vae(ShiftingVAE().spec, hu_window=(-1000, 1000))
+    settings = ReconstructionSettings.for_vae(ShiftingVAE().spec, hu_window=(-1000, 1000))
     outcomes = reconstruct_folder(
         find_images(tmp_path / "in"), tmp_path / "out", ShiftingVAE(),
         settings=settings, workers=0, seconds=StageSeconds(), made_with={}, reader=reader,

@@ -143,11 +143,11 @@ def test_where_the_folder_is_read_only_the_line_is_the_way_out(unregistered, mon
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    for external, way_out in ((True, registration.export_line()), (False, "virtual environment of your own")):
+    for external, remedy in ((True, registration.export_line()), (False, "virtual environment of your own")):
         monkeypatch.setattr(registration, "has_external_trainers", lambda external=external: external)
         with pytest.raises(UserError) as raised:
             registration.register()
-        assert "cannot be written (Permission denied)" in str(raised.value) and way_out in str(raised.value)
+        assert "cannot be written (Permission denied)" in str(raised.value) and remedy in str(raised.value)
 
 
 def test_a_foreign_file_is_not_removed(unregistered):

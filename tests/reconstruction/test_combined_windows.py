@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction.combined_windows import TAPER_HU, TURNS, PlaneChange, combined, fused, resampled_plane
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_to_int16, reconstruct_volume
 from fvae_nnunet.vae import load_vae
 from fvae_nnunet.vae.denoisers import Control
@@ -113,25 +113,25 @@ IDENTITY = Control("control:identity", 0.0)
 @pytest.mark.parametrize("scheme", ["windows", "stream"])
 def test_an_identity_stays_one_with_windows_and_turns(scheme):
     volume = hu()
-    settings = Reconstruction.for_vae(IDENTITY.spec, inner_windows=[LUNG, SOFT], average=8)
+    settings = ReconstructionSettings.for_vae(IDENTITY.spec, inner_windows=[LUNG, SOFT], average=8)
     assert np.array_equal(reconstruct_to_int16(IDENTITY, volume, settings), volume.clip(-1000, 1000))
     if scheme == "stream":
-        wan = Reconstruction.for_vae(IDENTITY.spec, scheme="stream", inner_windows=[SOFT])
+        wan = ReconstructionSettings.for_vae(IDENTITY.spec, scheme="stream", inner_windows=[SOFT])
         with pytest.raises(UserError, match="cannot code a volume in one pass"):
             reconstruct_volume(IDENTITY, volume, wan)
 
 
 def test_the_mean_of_the_turns_is_that_of_reconstructions_of_turned_volumes():
     vae, volume = load_vae("tiny"), hu()
-    found = reconstruct_volume(vae, volume, Reconstruction.for_vae(vae.spec, average=4))
+    found = reconstruct_volume(vae, volume, ReconstructionSettings.for_vae(vae.spec, average=4))
     turned = [np.flip(reconstruct_volume(vae, np.flip(volume, axes).copy()), axes) for axes in ((), (1, 2), (2,), (1,))]
     np.testing.assert_allclose(found, np.mean(turned, axis=0), atol=1e-2)
 
 
 def test_pixels_of_a_size_are_enlarged_slices_whatever_the_axes():
     vae, volume = load_vae("tiny"), hu()
-    twice = reconstruct_volume(vae, volume, Reconstruction.for_vae(vae.spec, enlarge=2.0))
-    by_size = Reconstruction.for_vae(vae.spec, pixel_mm=0.4)
+    twice = reconstruct_volume(vae, volume, ReconstructionSettings.for_vae(vae.spec, enlarge=2.0))
+    by_size = ReconstructionSettings.for_vae(vae.spec, pixel_mm=0.4)
     assert np.array_equal(reconstruct_volume(vae, volume, by_size, spacing_mm=(3.0, 0.8, 0.8)), twice)
     coronal = volume.transpose(1, 0, 2)
     turned = reconstruct_volume(vae, coronal, by_size, axis_order=(1, 0, 2), spacing_mm=(0.8, 3.0, 0.8))
@@ -156,12 +156,12 @@ def test_settings_that_cannot_be_are_refused():
         ({"average": 9}, "1 to 8 ways"),
     ):
         with pytest.raises(UserError, match=said):
-            Reconstruction.for_vae(spec, **options)
+            ReconstructionSettings.for_vae(spec, **options)
 
 
 def test_records_of_views_without_such_passes_are_as_before():
-    plain = Reconstruction.for_vae(IDENTITY.spec).recorded_with(IDENTITY)
+    plain = ReconstructionSettings.for_vae(IDENTITY.spec).recorded_with(IDENTITY)
     assert not plain.keys() & {"inner_windows", "enlarge", "pixel_mm", "average"}
-    settings = Reconstruction.for_vae(IDENTITY.spec, inner_windows=[SOFT], enlarge=1.5, average=2)
+    settings = ReconstructionSettings.for_vae(IDENTITY.spec, inner_windows=[SOFT], enlarge=1.5, average=2)
     record = settings.recorded_with(IDENTITY)
     assert (record["inner_windows"], record["enlarge"], record["average"]) == ((SOFT,), 1.5, 2)

@@ -26,13 +26,13 @@ from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 from fvae_nnunet.preprocessing.make_views import read_axial_ct
 from fvae_nnunet.reconstruction.noise_matching import Left, NoiseSample, match_strength, noise_of_view
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import fidelity
 from fvae_nnunet.vae.denoisers import CONTROLS, Control
 
 DENOISERS = [name for name in CONTROLS if name != "control:identity"]
 HU_WINDOW = (-1000.0, 1000.0)
-SETTINGS = Reconstruction(HU_WINDOW, window_slices=8, overlap_slices=0)
+SETTINGS = ReconstructionSettings(HU_WINDOW, window_slices=8, overlap_slices=0)
 NOISE_HU = {"a": 15, "b": 20, "c": 30, "d": 20}
 
 

@@ -9,7 +9,7 @@ from tiny_models import tiny_wan, wan_vae
 import fvae_nnunet.reconstruction.schemes as schemes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.seams import seam_score
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_to_int16, reconstruct_volume
 from fvae_nnunet.vae.base import VAEStream
 from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
@@ -88,7 +88,7 @@ def by_the_papers_script(volume_hu, name, code):
 def test_the_papers_scheme_gives_the_values_of_the_papers_scripts(name, slices):
     volume = ct((slices, 8, 16))
     vae = Mixer(name, PAPER_SCRIPTS[name].dtype)
-    settings = Reconstruction.for_vae(vae.spec, scheme="paper", truncate=True)
+    settings = ReconstructionSettings.for_vae(vae.spec, scheme="paper", truncate=True)
     theirs = by_the_papers_script(volume, name, lambda x: Mixer(name).decode(x))
     ours = reconstruct_volume(vae, volume, settings)
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
@@ -99,7 +99,7 @@ def test_half_precision_really_rounds_on_the_way():
     volume = np.full((1, 8, 8), 777, dtype=np.int16)
     vae = IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65, dtype=torch.bfloat16)
     vae.spec = replace(vae.spec, name="iv-vae")
-    settings = Reconstruction.for_vae(vae.spec, scheme="paper")
+    settings = ReconstructionSettings.for_vae(vae.spec, scheme="paper")
     # 1777 / 2000 = 0.8885 is 0.88671875 in bfloat16 (8 bits); times 2 minus 1 is exact; 0.88671875 * 2000 = 1773.4 is
     # 1776 there (steps of 8), minus 1000 is 776
     assert reconstruct_to_int16(vae, volume, settings).tolist() == np.full((1, 8, 8), 776).tolist()
@@ -118,7 +118,7 @@ def test_wan_by_the_papers_scheme_equals_the_stock_model_called_as_the_scripts_d
             return stock.decode(latent).sample.mean(1, keepdim=True)
 
     vae = wan_vae(stock, name)
-    settings = Reconstruction.for_vae(vae.spec, scheme="paper")
+    settings = ReconstructionSettings.for_vae(vae.spec, scheme="paper")
     theirs = by_the_papers_script(volume, name, code)
     assert theirs.std() > 100
     difference = reconstruct_volume(vae, volume, settings) - theirs
@@ -132,7 +132,7 @@ def test_wan_by_the_papers_scheme_equals_the_stock_model_called_as_the_scripts_d
 def test_a_stream_is_one_pass_over_all_slices(slices, step):
     volume = ct((slices, 8, 8), seed=2).clip(-100, 100)
     vae = RunningSum()
-    settings = Reconstruction.for_vae(vae.spec, scheme="stream", window_slices=step)
+    settings = ReconstructionSettings.for_vae(vae.spec, scheme="stream", window_slices=step)
     expected = (volume / 1000.0).cumsum(axis=0) * 10
     np.testing.assert_allclose(reconstruct_volume(vae, volume, settings), expected.clip(-1000, 1000), atol=1e-2)
 
@@ -149,7 +149,7 @@ def test_every_scheme_takes_planes_that_are_no_multiple_of_the_stride(scheme, sh
     vae = Identity(slice_stride=4, slice_offset=1, inplane_stride=16, window_slices=65, causal=True)
     vae.spec = replace(vae.spec, name="wan2.2")
     volume = ct(shape).clip(-1000, 1000)
-    settings = Reconstruction.for_vae(vae.spec, scheme=scheme)
+    settings = ReconstructionSettings.for_vae(vae.spec, scheme=scheme)
     assert np.array_equal(reconstruct_to_int16(vae, volume, settings), volume)
 
 
@@ -159,7 +159,9 @@ def test_wan_takes_any_number_of_slices_in_every_scheme(name, slices):
     vae = wan_vae(tiny_wan(residual=name == "wan2.2"), name)
     volume = ct((slices, 5, 18), seed=3)
     results = {
-        scheme: reconstruct_volume(vae, volume, Reconstruction.for_vae(vae.spec, scheme=scheme), axis_order=(0, 2, 1))
+        scheme: reconstruct_volume(
+            vae, volume, ReconstructionSettings.for_vae(vae.spec, scheme=scheme), axis_order=(0, 2, 1)
+        )
         for scheme in ("windows", "paper", "stream")
     }
     assert all(result.shape == volume.shape and np.isfinite(result).all() for result in results.values())
@@ -176,11 +178,11 @@ def test_wan_takes_any_number_of_slices_in_every_scheme(name, slices):
 def test_the_stream_of_wan_is_one_pass_whatever_its_steps(name):
     vae = wan_vae(tiny_wan(residual=name == "wan2.2"), name)
     volume = ct((69, 16, 16), seed=4)
-    whole = Reconstruction.for_vae(vae.spec, window_slices=69, overlap_slices=0)
+    whole = ReconstructionSettings.for_vae(vae.spec, window_slices=69, overlap_slices=0)
     expected = reconstruct_volume(vae, volume, whole)
     assert expected.std() > 100
     for step in (1, 5, 17, 65):
-        settings = Reconstruction.for_vae(vae.spec, scheme="stream", window_slices=step)
+        settings = ReconstructionSettings.for_vae(vae.spec, scheme="stream", window_slices=step)
         np.testing.assert_allclose(reconstruct_volume(vae, volume, settings), expected, atol=0.02)
 
 
@@ -215,7 +217,7 @@ def test_seams_of_the_three_schemes():
     vae.spec = replace(vae.spec, name="wan2.1")
     scores = {}
     for scheme in ("windows", "paper", "stream"):
-        settings = Reconstruction.for_vae(vae.spec, scheme=scheme)
+        settings = ReconstructionSettings.for_vae(vae.spec, scheme=scheme)
         result = reconstruct_volume(vae, volume, settings, axis_order=(0, 2, 1))
         scores[scheme] = seam_score(volume, result, [65] if scheme != "windows" else [49])
     assert scores["paper"] > 5
@@ -235,7 +237,7 @@ def test_draws_depend_on_the_seed_and_the_case_alone():
 
     def draw(seed, case):
         vae = Drawing()
-        return reconstruct_volume(vae, volume, Reconstruction.for_vae(vae.spec, posterior_seed=seed), case=case)
+        return reconstruct_volume(vae, volume, ReconstructionSettings.for_vae(vae.spec, posterior_seed=seed), case=case)
 
     assert np.array_equal(draw(1, "a"), draw(1, "a"))
     assert not np.array_equal(draw(1, "a"), draw(1, "b"))
@@ -286,13 +288,13 @@ def test_infinities_are_not_hidden_by_the_clamp():
 def test_settings_that_a_scheme_excludes_are_refused(name, options, message):
     spec = replace(IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65).spec, name=name)
     with pytest.raises(UserError, match=message):
-        Reconstruction.for_vae(spec, **options)
+        ReconstructionSettings.for_vae(spec, **options)
 
 
 def test_the_second_script_for_leanvae_has_the_window_of_soft_tissue():
     spec = replace(IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65).spec, name="leanvae")
-    default = Reconstruction.for_vae(spec, scheme="paper")
-    second = Reconstruction.for_vae(spec, scheme="paper", hu_window=(-175, 250))
+    default = ReconstructionSettings.for_vae(spec, scheme="paper")
+    second = ReconstructionSettings.for_vae(spec, scheme="paper", hu_window=(-175, 250))
     assert default.hu_window == (-1000, 1000)
     assert second == replace(default, hu_window=(-175.0, 250.0))
 
@@ -300,4 +302,4 @@ def test_the_second_script_for_leanvae_has_the_window_of_soft_tissue():
 def test_a_vae_without_a_stream_says_so():
     vae = IdentityVAE()
     with pytest.raises(UserError, match="use --scheme windows"):
-        reconstruct_volume(vae, ct((3, 8, 8)), Reconstruction.for_vae(vae.spec, scheme="stream"))
+        reconstruct_volume(vae, ct((3, 8, 8)), ReconstructionSettings.for_vae(vae.spec, scheme="stream"))

@@ -7,7 +7,7 @@ from painted_cases import write_image
 from fvae_nnunet.cli.reconstruct import main as reconstruct_command
 from fvae_nnunet.ct.volume import CT, read_ct
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import fidelity, reconstruct, reconstruct_to_int16, reconstruct_volume
 from fvae_nnunet.reconstruction.windows import slice_windows
 from fvae_nnunet.vae import load_vae
@@ -20,7 +20,7 @@ def ct(shape, seed=0):
 
 
 def windows(vae, **options):
-    return Reconstruction.for_vae(vae.spec, **options)
+    return ReconstructionSettings.for_vae(vae.spec, **options)
 
 
 class CausalSmoother(IdentityVAE):
@@ -148,8 +148,8 @@ def test_values_that_are_not_finite_are_refused_on_both_sides():
 
 
 def test_defaults_follow_the_vae():
-    image = Reconstruction.for_vae(IdentityVAE(window_slices=8).spec)
-    video = Reconstruction.for_vae(IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65).spec)
+    image = ReconstructionSettings.for_vae(IdentityVAE(window_slices=8).spec)
+    video = ReconstructionSettings.for_vae(IdentityVAE(slice_stride=4, slice_offset=1, window_slices=65).spec)
     assert (image.window_slices, image.overlap_slices) == (8, 0)
     assert (video.window_slices, video.overlap_slices) == (65, 16)
     assert image.hu_window == HU_WINDOW

@@ -10,7 +10,7 @@ from identity_vae import IdentityVAE
 from fvae_nnunet.jobs.pipeline import StageSeconds
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 from fvae_nnunet.preprocessing.make_views import make_views, open_views
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 
 WIDE_HU_WINDOW = (-3000.0, 3000.0)
 
@@ -36,7 +36,7 @@ def make_view(
     """Make a view of every case; fails where one case failed. Returns the folders."""
     vae = vae or IdentityVAE(slice_stride=4, slice_offset=1, window_slices=9, causal=True)
     found = open_preprocessed_dataset(dataset.id, configurations=configurations)
-    settings = Reconstruction.for_vae(vae.spec, hu_window=hu_window, **passes)
+    settings = ReconstructionSettings.for_vae(vae.spec, hu_window=hu_window, **passes)
     made_with = {"options": f"--vae identity --view {view}"}
     folders = open_views(found, vae, view=view, settings=settings, made_with=made_with, overwrite=overwrite)
     for outcome in make_views(

@@ -15,7 +15,7 @@ from views_for_tests import BrighterVAE, make_view
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.trained_model import open_model
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.trainers import nnUNetTrainerFVAEOnline
 from fvae_nnunet.training import online_vae as training_vae
 from fvae_nnunet.training.compiled_vae import CompiledVAE
@@ -235,7 +235,7 @@ def test_the_passes_of_the_view_are_those_of_the_patches(clone):
     assert {name: trainer.view_settings[name] for name in passes} == passes
     patches = CTPatches.of_plans(clone.plans, "3d_fullres", clone.dataset_json)
     assert patches.plane_mm == tuple(clone.plans["configurations"]["3d_fullres"]["spacing"][1:])
-    settings = Reconstruction.for_vae(vae.spec, **passes)
+    settings = ReconstructionSettings.for_vae(vae.spec, **passes)
     everything = Draw((0, 1), (1.0, 1.0))
     expected = PatchReconstruction(vae, patches, settings).apply(batch["data"], everything)
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4)

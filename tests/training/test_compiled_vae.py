@@ -14,7 +14,7 @@ from tiny_models import tiny_wan, wan_vae
 from torch._subclasses.fake_tensor import FakeTensorMode
 from vaes_for_tests import MAKERS
 
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.training.compiled_vae import CompiledVAE
 from fvae_nnunet.training.online import Draw, PatchReconstruction
 from fvae_nnunet.vae import FrozenVAE, load_vae
@@ -87,7 +87,7 @@ def test_a_compiled_vae_gives_its_values_and_only_itself_is_compiled() -> None:
 def test_no_batch_of_a_training_is_compiled_for_after_the_first_sample() -> None:
     """Whatever is drawn: a rank that drew no sample in the first step must not compile later, while others wait."""
     vae, eager, backend = wan_vae(tiny_wan()), wan_vae(tiny_wan()), Backend()
-    settings = Reconstruction.for_vae(vae.spec, window_slices=5, overlap_slices=1)
+    settings = ReconstructionSettings.for_vae(vae.spec, window_slices=5, overlap_slices=1)
     reconstruction = PatchReconstruction(vae, PATCHES, settings)
     compiled = CompiledVAE(vae, backend=backend)
     reconstruction.warm_up((11, 8, 8), torch.device("cpu"), "mode")

@@ -12,7 +12,7 @@ from patches_for_tests import CHANNEL, PATCHES, NoisyVAE, batch_of, hu_volume, n
 from fvae_nnunet.device.memory import TooLittleMemory
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.reconstruction import schemes
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.training import online as transforms
 from fvae_nnunet.training.ct_patches import CTChannel
@@ -47,7 +47,7 @@ PASSES = {"inner_windows": ((-200.0, 300.0),), "pixel_mm": 0.4, "average": 2}
 def test_a_patch_equals_the_reconstruction_of_its_volume_normalised_by_nnunet(axes, passes):
     """Slices run along the image's own first axis whatever the plans transpose; long patches are blended."""
     vae = SmoothingVAE(slice_stride=4, slice_offset=1, window_slices=9)
-    settings = Reconstruction.for_vae(vae.spec, **passes)
+    settings = ReconstructionSettings.for_vae(vae.spec, **passes)
     assert settings.overlap_slices == 4
     images = [hu_volume((22, 13, 17), seed) for seed in (0, 1)]
     clipped = [np.clip(image, -96, 215) for image in images]
@@ -99,7 +99,7 @@ def test_a_view_is_clipped_to_the_percentiles_and_the_vaes_input_to_the_hu_windo
     lower, upper = CHANNEL.normalised_range
     result = PatchReconstruction(Brighter(), PATCHES).apply(batch, ALL)
     torch.testing.assert_close(result, (batch + 100 / 71.5).clamp(lower, upper), rtol=0, atol=1e-5)
-    narrow = Reconstruction.for_vae(IdentityVAE().spec, hu_window=(0.0, 100.0))
+    narrow = ReconstructionSettings.for_vae(IdentityVAE().spec, hu_window=(0.0, 100.0))
     result = PatchReconstruction(IdentityVAE(), PATCHES, narrow).apply(batch, ALL)
     ends = [(end - 83.25) / 71.5 for end in (0, 100)]
     torch.testing.assert_close(result, batch.clamp(*ends), rtol=0, atol=1e-5)

@@ -20,7 +20,7 @@ from fvae_nnunet.cli import preprocess, reconstruct, setup
 from fvae_nnunet.ct.noise import homogeneous_region, noise_sd_hu
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_to_int16, reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, is_available_offline, load_vae
 from fvae_nnunet.vae.denoisers import CONTROLS
@@ -93,7 +93,7 @@ def test_strengths_of_grey_values_are_in_halves_of_the_hu_window(name: str) -> N
     """In a window of 400 HU, 0.1 is 20 HU: the libraries with 20 on the HU themselves."""
     hu = np.clip(noisy_hu()[:1], -160, 240)
     control = load_vae(name, strength=0.1)
-    settings = Reconstruction.for_vae(control.spec, hu_window=(-160, 240))
+    settings = ReconstructionSettings.for_vae(control.spec, hu_window=(-160, 240))
     plane = hu[0].astype(np.float64)
     expected = {
         "control:bilateral": lambda: by_simpleitk(sitk.Bilateral, plane, 2.0, 20.0, 1000),
@@ -189,7 +189,7 @@ def test_tiny_slices_are_taken(control: FrozenVAE, shape: tuple[int, ...]) -> No
 def test_the_record_tells_filter_and_strength_apart() -> None:
     def record(name: str, strength: float | None) -> dict:
         control = load_vae(name, strength=strength)
-        return Reconstruction.for_vae(control.spec).recorded_with(control)
+        return ReconstructionSettings.for_vae(control.spec).recorded_with(control)
 
     one = record("control:gaussian", 1)
     assert (one["vae"], one["strength"], one["precision"]) == ("control:gaussian", 1.0, "float32")
@@ -200,7 +200,7 @@ def test_the_record_tells_filter_and_strength_apart() -> None:
     assert record("control:identity", record("control:identity", None)["strength"]) == record("control:identity", None)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
     vae = IdentityVAE()
-    assert "strength" not in Reconstruction.for_vae(vae.spec).recorded_with(vae)
+    assert "strength" not in ReconstructionSettings.for_vae(vae.spec).recorded_with(vae)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_strength_auto_is_for_the_noise_of_each_volume(name: str, of_noise: floa
     rng = np.random.default_rng(0)
     control = load_vae(name, strength="auto")
     assert control.strength == "auto"
-    assert Reconstruction.for_vae(control.spec).recorded_with(control)["strength"] == "auto"
+    assert ReconstructionSettings.for_vae(control.spec).recorded_with(control)["strength"] == "auto"
     for noise_hu in (8, 24):
         volume = np.rint(50 + noise_hu * rng.standard_normal((3, 96, 96))).astype(np.int16)
         found = control.for_volume(volume, (-1000.0, 1000.0))

@@ -12,7 +12,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
-from fvae_nnunet.nnunet.prediction import Prediction
+from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 from fvae_nnunet.nnunet.predictor import Predictor
 from fvae_nnunet.nnunet.structures import NAMES_FILE
 from fvae_nnunet.nnunet.trained_model import TrainedModel
@@ -43,7 +43,7 @@ def segment_cases(
         "segmentations",
         {"weights_sha256": model.weights_sha256},
         {"model": str(model.folder)},
-        way_out=f"Use another folder (-o), or remove {output}",
+        remedy=f"Use another folder (-o), or remove {output}",
     )
     todo = {}
     for case in images.cases:
@@ -56,7 +56,7 @@ def segment_cases(
     write_json(output / NAMES_FILE, {name: value for name, value in labels.items() if name != "ignore"})
     if not todo:
         return
-    how = Prediction(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
+    how = PredictionSettings(device, preprocessing_processes=0, export_processes=0, progress_bar=False)
     predictor = Predictor(model, how, ["generated"])
     failed: dict[str, Exception] = {}
     for case_name, (paths, inputs) in todo.items():

@@ -15,7 +15,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.known_noise import PLACES, KnownNoise, errors_hu, places_of
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.jobs.manifest import write_json
-from fvae_nnunet.reconstruction.settings import Reconstruction
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae.denoisers import CONTROLS, Control
 
@@ -61,7 +61,7 @@ def middle(volume: np.ndarray, *most: int) -> np.ndarray:
 
 def filter_methods(noise: KnownNoise) -> Iterator[tuple[str, float, Method]]:
     """Plain filters at their strengths."""
-    settings = {name: Reconstruction.for_vae(Control(f"control:{name}", 0).spec) for name in FILTER_STRENGTHS}
+    settings = {name: ReconstructionSettings.for_vae(Control(f"control:{name}", 0).spec) for name in FILTER_STRENGTHS}
     for name, strengths in FILTER_STRENGTHS.items():
         for strength in strengths:
             scaled = strength * noise.sd_hu / 25 if CONTROLS[f"control:{name}"].of_grey_values else strength
@@ -69,7 +69,7 @@ def filter_methods(noise: KnownNoise) -> Iterator[tuple[str, float, Method]]:
 
 
 def _filtered(
-    control: Control, settings: Reconstruction, noisy_hu: np.ndarray, _: tuple[float, float, float]
+    control: Control, settings: ReconstructionSettings, noisy_hu: np.ndarray, _: tuple[float, float, float]
 ) -> np.ndarray:
     return reconstruct_volume(control, noisy_hu, settings)
 

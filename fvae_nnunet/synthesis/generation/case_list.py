@@ -151,7 +151,7 @@ def _cell(name: str, cell: str) -> Any:
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix != ".json":
         raise UserError(f"--list {path} must end in .json or .csv")
-    rows = read_json(path, [{}], way_out="Correct it; docs/synthesis_volumes.md says what it holds")
+    rows = read_json(path, [{}], remedy="Correct it; docs/synthesis_volumes.md says what it holds")
     for row in rows:
         _check_fields(path, row)
     return [(f"entry {number}", row) for number, row in enumerate(rows, start=1)]

@@ -1,4 +1,4 @@
-"""Synthetic cases one by one: plan, generate, judge, write; see ``synthetic_folder`` for what comes out."""
+"""Synthetic cases one by one: plan, generate, segmenter_model, write; see ``synthetic_folder`` for what comes out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset
 
 if TYPE_CHECKING:
-    from fvae_nnunet.nnunet.segmenter import Judge, Segmenter
+    from fvae_nnunet.nnunet.segmenter import Segmenter, SegmenterModel
     from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
 
 _REAL_LESIONS = "real_lesions_sha256"
@@ -59,7 +59,7 @@ class Job:
         real: the dataset's real lesions; limits are taken and shapes borrowed from them.
         bank: to borrow shapes from instead.
         avoid: masks of structures to keep clear of.
-        judge: the segmenter's model.
+        segmenter_model: the segmenter's model.
         model_folder: for the record.
     """
 
@@ -74,7 +74,7 @@ class Job:
     real: RealLesions
     bank: ShapeBank | None
     avoid: Avoided | None
-    judge: Judge | None
+    segmenter_model: SegmenterModel | None
     model_folder: Path
 
     @property
@@ -94,7 +94,7 @@ class Job:
             "plan": self.plan.recorded(),
             "paint": asdict(self.paint),
             "limits": self.limits.recorded(),
-            "segmenter": None if self.judge is None else self.judge.weights_sha256,
+            "segmenter": None if self.segmenter_model is None else self.segmenter_model.weights_sha256,
         }
 
     def inputs(self, source: str) -> dict[str, str]:
@@ -156,7 +156,7 @@ def synthesize_cases(
     Args:
         job: what to make.
         model: what generates.
-        segmenter: of ``job.judge``.
+        segmenter: of ``job.segmenter_model``.
         cases: names, asked for one by one.
         workers: processes that read, plan, judge and write; 0: none.
         seconds: filled with where the time went.

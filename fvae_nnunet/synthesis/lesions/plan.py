@@ -161,7 +161,7 @@ def plan_lesions(
     if settings.at_mm is not None:
         at = index_of(settings.at_mm, source.geometry)[list(source.axis_order)]
         if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
-            raise NothingFits(f"--at {_said(settings.at_mm)} lies outside the image")
+            raise NothingFits(f"--at {_in_words(settings.at_mm)} lies outside the image")
     placed: list[PlacedLesion] = []
     alike: list[dict[str, Any] | None] = []
     for _ in range(int(rng.integers(least, most + 1))):
@@ -237,7 +237,7 @@ def _place_one(
             rng, range_mm, source.spacing_mm, organ, forbidden, settings.inside_fraction, real=real, at=at
         )
     except NothingFits as error:
-        where = "" if at is None else f" at {_said(settings.at_mm)}"
+        where = "" if at is None else f" at {_in_words(settings.at_mm)}"
         raise NothingFits(f"{source.case}{where}: {error}") from error
     return replace(lesion, from_bank=real is not None and like is None), like
 
@@ -278,5 +278,5 @@ def shaped_and_placed(
     raise AssertionError("the loop returns or raises")
 
 
-def _said(position_mm: Sequence[float] | None) -> str:
+def _in_words(position_mm: Sequence[float] | None) -> str:
     return " ".join(f"{value:g}" for value in position_mm or ())

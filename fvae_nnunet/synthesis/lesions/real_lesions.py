@@ -119,11 +119,11 @@ def measure_real_lesions(
 def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
     """What a file says of this dataset with this lesion and organ; nothing where it is missing, about others or of
     other measures."""
-    way_out = "Remove it, and the lesions are measured again"
-    content = read_json(path, {}, way_out=way_out) if path.is_file() else {}
+    remedy = "Remove it, and the lesions are measured again"
+    content = read_json(path, {}, remedy=remedy) if path.is_file() else {}
     if any(content.get(key) != value for key, value in _subject(dataset).items()):
         return RealLesions((), {})
-    check_shape(path, content, {"digests": {"*": {"*": str}}, "lesions": [{"case": str}]}, way_out=way_out)
+    check_shape(path, content, {"digests": {"*": {"*": str}}, "lesions": [{"case": str}]}, remedy=remedy)
     return RealLesions(tuple(content["lesions"]), content["digests"])
 
 

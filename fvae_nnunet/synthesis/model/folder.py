@@ -149,7 +149,7 @@ class ModelSettings:
         if vae.weights_sha256 != self.weights_sha256:
             raise UserError(
                 f"the weights of {spec.name} ({vae.weights_source}) are not those that the model was trained with; "
-                + vae.way_to_other_weights("--weights PATH")
+                + vae.remedy_for_other_weights("--weights PATH")
             )
 
     def check_denoiser(self, denoiser: LatentDenoiser) -> None:

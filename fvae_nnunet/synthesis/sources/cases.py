@@ -308,12 +308,12 @@ def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) 
     unexpected = next((error for error in failed.values() if not isinstance(error, UserError)), None)
     raise UserError(
         f"{len(failed)} cases cannot be {done}:\n  "
-        + "\n  ".join(_said(case, error) for case, error in failed.items())
+        + "\n  ".join(_failure(case, error) for case, error in failed.items())
         + f"\n{consequence} Repair these, or leave them out (--leave-out {' '.join(failed)})"
     ) from unexpected
 
 
-def _said(case: str, error: Exception) -> str:
+def _failure(case: str, error: Exception) -> str:
     said = str(error) if isinstance(error, UserError) else repr(error)
     return said if said.startswith(case) else f"{case}: {said}"
 

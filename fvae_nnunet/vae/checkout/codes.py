@@ -5,7 +5,7 @@ from them. The user names a checkout (``--vae-code``) and, where they are not on
 code of that folder with the rights of the user; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
 
 All five compress 8 x 8 pixels and 4 slices into one latent pixel. How each is called follows the reconstruction scripts
-released with the paper (github.com/qic999/Foundation-VAE, folder Reconstruction).
+released with the paper (github.com/qic999/Foundation-VAE, folder ReconstructionSettings).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from prediction_for_tests import save_model
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.segmenter import Judge, Segmenter
+from fvae_nnunet.nnunet.segmenter import Segmenter, SegmenterModel
 from fvae_nnunet.synthesis.lesions import real_lesions
 from fvae_nnunet.synthesis.lesions.measures import MEASURES
 from fvae_nnunet.synthesis.lesions.quality import QualityLimits, lesion_quality, reasons_against
@@ -236,7 +236,7 @@ def nnunet_model(planned):
 
 
 def judge_of(folder, **options):
-    return Judge.open(folder, **{"lesion_name": "tumour", "channels": 1, "fold": None} | options)
+    return SegmenterModel.open(folder, **{"lesion_name": "tumour", "channels": 1, "fold": None} | options)
 
 
 @pytest.mark.parametrize("oriented", [False, True])
@@ -309,7 +309,7 @@ def test_other_channels_reach_the_segmenter_as_they_are(tmp_path, monkeypatch):
     model = type("Model", (), {"file_ending": ".nii.gz"})()
     geometry = Geometry((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
     ct = np.arange(-30, 30, dtype=np.int16).reshape(3, 4, 5)
-    found = Segmenter(Judge(model, (1,)), "cpu").find_lesions([ct, tmp_path / "other_0001.nrrd"], geometry)
+    found = Segmenter(SegmenterModel(model, (1,)), "cpu").find_lesions([ct, tmp_path / "other_0001.nrrd"], geometry)
     assert np.array_equal(found, ct > 0)
     assert np.array_equal(seen["case_0000.nii.gz"], ct)
     assert np.array_equal(seen["case_0001.nii.gz"], pet)

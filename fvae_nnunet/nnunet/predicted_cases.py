@@ -26,7 +26,7 @@ SCRATCH_PREFIX = ".fvae-predict-"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionSettings:
     """How nnU-Net predicts.
 
     Attributes:
@@ -113,13 +113,13 @@ def damaged_cases(
         return {case: error for case, error in errors if error is not None}
 
 
-def result_files(output: Path, case: str, model: TrainedModel, how: Prediction) -> list[Path]:
+def result_files(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> list[Path]:
     """What nnU-Net writes for a case, in its order: the segmentation last."""
     probabilities = [output / f"{case}.npz", output / f"{case}.pkl"] if how.save_probabilities else []
     return [*probabilities, output / f"{case}{model.file_ending}"]
 
 
-def is_predicted(output: Path, case: str, model: TrainedModel, how: Prediction) -> bool:
+def is_predicted(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> bool:
     """Whether ``--continue_prediction`` leaves a case alone: nnU-Net looks at the segmentation and the ``.npz``."""
     return all(path.is_file() for path in result_files(output, case, model, how) if path.suffix != ".pkl")
 
