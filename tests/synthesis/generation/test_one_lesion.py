@@ -81,7 +81,6 @@ def test_what_cannot_be_done_is_said():
         insert_lesion(ct, labels[1:], PaintingModel(), diameter_mm=12)
 
 
-@pytest.mark.slow
 def test_a_model_of_a_folder(tmp_path):
     ct, labels = a_case()
     model = load_diffusion(str(a_tiny_model(tmp_path / "model")))
