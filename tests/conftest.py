@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from datasets_for_tests import _ROOT, Dataset, clone_of
 
-# `python -m pytest` puts the project's folder first, where the package is without preprocessing and trainers
+# `python -m pytest` puts the project's folder first; what is installed is to be tested
 _PROJECT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _PROJECT]
 

@@ -43,12 +43,12 @@ def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str 
         if against is None:
             return round_to_int16(volume), False
         known = "slope 1 and intercept 0" if rescale else "no metadata with its slope and intercept"
-        raise UserError(f"the values are no HU: {against}; there is {known}. {_WAY_OUT}")
+        raise UserError(f"the values are no HU: {against}; there is {known}. {_REMEDY}")
     slope, intercept = rescale
     against_rescaled = implausible(_rescaled(sample, rescale))
     if against is None and against_rescaled is None:
         raise UserError(
-            f"the values look like HU as they are and also with slope {slope:g} and intercept {intercept:g}. {_WAY_OUT}"
+            f"the values look like HU as they are and also with slope {slope:g} and intercept {intercept:g}. {_REMEDY}"
         )
     if against is None:
         return round_to_int16(volume), False
@@ -56,11 +56,11 @@ def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str 
         return round_to_int16(_rescaled(volume, rescale)), True
     raise UserError(
         f"the values are no HU as they are ({against}), nor with slope {slope:g} and intercept {intercept:g} "
-        f"({against_rescaled}). {_WAY_OUT}"
+        f"({against_rescaled}). {_REMEDY}"
     )
 
 
-_WAY_OUT = "Look at the image; if it is right, --values hu (take as is) or --values stored (apply both) decides"
+_REMEDY = "Look at the image; if it is right, --values hu (take as is) or --values stored (apply both) decides"
 
 
 def implausible(volume_hu: np.ndarray) -> str | None:

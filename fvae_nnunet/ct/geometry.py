@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fvae_nnunet.ct.orientation import AxisOrder, axial_order
+from fvae_nnunet.errors import UserError
 
 SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings that counts as rounding: half a voxel over 512."""
@@ -65,6 +66,12 @@ def geometry_differences(first: Named, second: Named) -> list[str]:
         f"{name} and {other_name} differ in {' and '.join(differing)}; {name}: {_in_words(shape, expected)}; "
         f"{other_name}: {_in_words(other_shape, found)} (all as x, y, z)"
     ]
+
+
+def check_same_place(first: Named, second: Named, remedy: str = "") -> None:
+    """Raise UserError where two geometries differ by more than rounding; ``remedy`` is the end of the message."""
+    for difference in geometry_differences(first, second):
+        raise UserError(f"{difference}{remedy}")
 
 
 def _in_words(shape: Sequence[int], geometry: Geometry) -> str:

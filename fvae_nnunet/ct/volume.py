@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.ct.files import read_volume, write_volume
-from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.ct.geometry import Geometry, check_same_place
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.errors import UserError
 
@@ -92,9 +92,7 @@ class CT:
         if isinstance(mask, str | os.PathLike):
             name, mask = os.fspath(mask), CT(*read_volume(Path(mask)))
         if isinstance(mask, CT):
-            of_ct = ("the CT", self.hu.shape, self.geometry)
-            for difference in geometry_differences(of_ct, (name, mask.hu.shape, mask.geometry)):
-                raise UserError(difference)
+            check_same_place(("the CT", self.hu.shape, self.geometry), (name, mask.hu.shape, mask.geometry))
             mask = mask.hu
         array = as_array(mask)
         if array.shape != self.hu.shape:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.ct.files import read_volume
-from fvae_nnunet.ct.geometry import Geometry, geometry_differences
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.ct.geometry import Geometry, check_same_place
 
 
 def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: str) -> np.ndarray:
@@ -27,6 +26,5 @@ def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: st
     mask, its_geometry = read_volume(path)
     mask = mask.transpose(geometry.axial_order)
     of_image = (f"the image of {image}", shape, geometry)
-    for difference in geometry_differences(of_image, (str(path), mask.shape, its_geometry)):
-        raise UserError(f"{difference}. Resample the mask to the image")
+    check_same_place(of_image, (str(path), mask.shape, its_geometry), ". Resample the mask to the image")
     return mask

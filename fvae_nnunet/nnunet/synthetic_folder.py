@@ -64,7 +64,7 @@ NEEDED = {
     "model": dict,
 }
 """What every record says; a shape of ``files.checked_json``."""
-_WAY_OUT = "Remove it and run fvae-synthesize again"
+_REMEDY = "Remove it and run fvae-synthesize again"
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[Synthet
         missing = [file for file in (*paths.images, paths.label) if not file.is_file()]
         if missing:
             raise UserError(f"{missing[0]} is missing, though {path} describes it; run fvae-synthesize again")
-        record = read_json(path, NEEDED, remedy=_WAY_OUT)
+        record = read_json(path, NEEDED, remedy=_REMEDY)
         if record["case"] != path.stem:
-            raise UserError(f"{path} describes {record['case']}. {_WAY_OUT}")
+            raise UserError(f"{path} describes {record['case']}. {_REMEDY}")
         cases.append(SyntheticCase(record, paths.images, paths.label))
     return cases

@@ -65,7 +65,7 @@ _COMPARISON = {
     },
 }
 """What a report uses of ``comparison.json``; a shape of ``files.checked_json``."""
-_WAY_OUT = "Run fvae-evaluate again"
+_REMEDY = "Run fvae-evaluate again"
 
 
 @dataclass(frozen=True)
@@ -180,19 +180,19 @@ def load_results(paths: Sequence[Path]) -> list[Results]:
 def _content(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is no file; fvae-evaluate writes comparison.json and summary.json")
-    content = read_json(path, {}, remedy=_WAY_OUT)
+    content = read_json(path, {}, remedy=_REMEDY)
     if content.get("kind") == "comparison":
         if content.get("schema") != SCHEMA:
             raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
-        check_shape(path, content, _COMPARISON, remedy=_WAY_OUT)
+        check_shape(path, content, _COMPARISON, remedy=_REMEDY)
         models = [model["name"] for model in content["models"]]
         for number, measure in enumerate(content["measures"]):
             if [entry["model"] for entry in measure["models"]] != models or not measure["comparisons"]:
                 what = f"measures[{number}] is not of the models that are compared"
-                raise UserError(f"{path} is damaged or incomplete: {what}. {_WAY_OUT}")
+                raise UserError(f"{path} is damaged or incomplete: {what}. {_REMEDY}")
         of_models = dict.fromkeys(models, dict)
         of_labels = dict.fromkeys(content["settings"]["lesions"]["labels"], of_models)
-        check_shape(path, content, {"lesions": of_labels}, remedy=_WAY_OUT)
+        check_shape(path, content, {"lesions": of_labels}, remedy=_REMEDY)
         return content
     if "metric_per_case" in content:
         if "fvae" not in content:
@@ -200,7 +200,7 @@ def _content(path: Path) -> Mapping[str, Any]:
         try:
             return as_comparison(content)
         except (LookupError, TypeError, AttributeError, StopIteration) as error:
-            raise UserError(f"{path} is damaged or incomplete: it lacks {error}. {_WAY_OUT}") from error
+            raise UserError(f"{path} is damaged or incomplete: it lacks {error}. {_REMEDY}") from error
     kind = f", but {content['kind']!r}" if "kind" in content else ""
     raise UserError(f"{path} is no comparison.json or summary.json of fvae-evaluate{kind}")
 

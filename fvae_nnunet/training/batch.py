@@ -176,7 +176,7 @@ class _Origin:
 
 
 class _TracedDataset:
-    """nnU-Net's dataset, traced where each case that is loaded comes from; hands out raw images if told to.
+    """nnU-Net's dataset, noting where each case that is loaded comes from; hands out raw images if told to.
 
     The raw image of a synthetic case is that of its source case. Either way the same random numbers are drawn, so that
     the same seed gives the same crops and augmentation.

@@ -57,6 +57,10 @@ def difference(vae: FrozenVAE, reference: FrozenVAE) -> float:
         indexing="ij",
     )
     window = (0.6 * torch.sin(x + z) * torch.cos(y) + 0.3 * torch.sin(5 * x * y))[None, None]
-    expected = reference.decode(reference.encode(window)).cpu().double()
-    found = vae.decode(vae.encode(window)).cpu().double()
-    return float((found - expected).norm() / expected.norm())
+    return relative_error(vae.decode(vae.encode(window)), reference.decode(reference.encode(window)))
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of what differs, relative to that of ``expected``."""
+    expected = expected.cpu().double()
+    return float((found.cpu().double() - expected).norm() / expected.norm())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.ct.files import read_volume
-from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.ct.geometry import Geometry, check_same_place
 from fvae_nnunet.ct.volume import as_array
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.case_files import unknown_labels
@@ -51,9 +51,7 @@ def score(
     paths = [Path(one) for one in (reference, prediction) if isinstance(one, str | os.PathLike)]
     (expected, geometry), (found, other) = (_read(one) for one in (reference, prediction))
     if geometry is not None and other is not None:
-        shaped = (str(reference), expected.shape, geometry), (str(prediction), found.shape, other)
-        for difference in geometry_differences(*shaped):
-            raise UserError(difference)
+        check_same_place((str(reference), expected.shape, geometry), (str(prediction), found.shape, other))
     place = geometry or other
     if spacing_mm is None:
         if place is None:
@@ -66,8 +64,9 @@ def score(
         names = {int(of) if np.ndim(of) == 0 else tuple(map(int, of)): name for name, of in labels.items()}  # type: ignore[arg-type]
     elif scheme is not None:
         known = LabelScheme.read(scheme)
-        for path, array in zip(map(str, (reference, prediction)), (expected, found), strict=True):
-            for problem in unknown_labels(Path(path), array, known.known_labels):
+        for what, given, array in (("reference", reference, expected), ("prediction", prediction, found)):
+            called = given if isinstance(given, str | os.PathLike) else what
+            for problem in unknown_labels(Path(called), array, known.known_labels):
                 raise UserError(problem)
         names, ignored = known.names, known.ignore_label
     else:

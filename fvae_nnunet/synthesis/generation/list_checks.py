@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.ct.files import read_header
-from fvae_nnunet.ct.geometry import geometry_differences
+from fvae_nnunet.ct.geometry import check_same_place
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.generation.case_list import ListedCase
 from fvae_nnunet.synthesis.model.folder import ModelSettings
@@ -83,5 +83,4 @@ def _check_row(row: ListedCase, dataset: SourceDataset, settings: ModelSettings,
         files.insert(0, dataset.image_files[row.source][dataset.ct_channel])
     heads = [read_header(file) for file in files]
     for file, (shape, geometry) in zip(files, heads, strict=True):
-        for difference in geometry_differences((str(files[0]), *heads[0]), (str(file), shape, geometry)):
-            raise UserError(f"{difference}. Resample {file}")
+        check_same_place((str(files[0]), *heads[0]), (str(file), shape, geometry), f". Resample {file}")

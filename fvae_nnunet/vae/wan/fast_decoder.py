@@ -15,7 +15,7 @@ import torch
 
 from fvae_nnunet.device.numerics import tf32
 from fvae_nnunet.vae.module_vae import grey
-from fvae_nnunet.vae.self_check import LARGEST_ERROR
+from fvae_nnunet.vae.self_check import LARGEST_ERROR, relative_error
 from fvae_nnunet.vae.wan.network import Before
 
 Decode = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[Any]]]
@@ -47,10 +47,11 @@ class FastDecoder:
     def __call__(self, latent: torch.Tensor, before: Before) -> tuple[torch.Tensor, list[Any]]:
         """(B, z_dim, d, h, w) to a grey volume (B, 1, D, H, W), float32, in [-1, 1]."""
         cache = self._cache(self._core.num_cache_slots)
-        if before is not None:
-            cache.feat = list(before)
         latent = self._core.apply_post_quant(latent)
-        chunks = [(latent, False)] if before else [(latent[:, :, :1], True), (latent[:, :, 1:], False)]
+        if before is None:
+            chunks = [(latent[:, :, :1], True), (latent[:, :, 1:], False)]
+        else:
+            cache.feat, chunks = list(before), [(latent, False)]
         pieces = [self._core.decode_chunk(x, cache, first_chunk=first) for x, first in chunks if x.shape[2]]
         colours = torch.cat([grey_squares(piece, self._patch) for piece in pieces], dim=2)
         return colours, cache.feat
@@ -95,5 +96,5 @@ def _difference(found: Decode, expected: Decode, channels: int, device: torch.de
     volumes = []
     for decode in (found, expected):
         first, after = decode(latent[:, :, :3], None)
-        volumes.append(torch.cat([first, decode(latent[:, :, 3:], after)[0]], dim=2).cpu().double())
-    return float((volumes[0] - volumes[1]).norm() / volumes[1].norm())
+        volumes.append(torch.cat([first, decode(latent[:, :, 3:], after)[0]], dim=2))
+    return relative_error(*volumes)
