@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from datasets_for_tests import Dataset
+from datasets_for_tests import Dataset, new_dataset
 from report_for_tests import HOSTILE, Page, markdown_tables
 from synthetic_for_tests import LESION_HU, MODEL, RADIUS_MM, ball_in, plain_quality, write_synthetic_folder
 
@@ -38,7 +38,7 @@ def dataset() -> Dataset:
     """Two raw phantoms in nnUNet_raw. Not to be changed."""
     from phantoms import write_phantom_dataset
 
-    found = Dataset("Dataset891_Report")
+    found = new_dataset("Report")
     write_phantom_dataset(found.raw, "pancreas", n_train=2, n_test=0, seed=0, shape=(16, 40, 40), spacing_mm=SPACING_MM)
     return found
 
@@ -64,13 +64,13 @@ def page(made, tmp_path_factory) -> Page:
     return Page(path.read_text())
 
 
-def test_the_chapter_says_how_they_were_made(page):
+def test_the_chapter_says_how_they_were_made(page, dataset):
     assert page.texts["h1"] == ["Synthetic lesions"]
     assert page.texts["p"][0] == "3 accepted synthetic cases."
     assert page.texts["h3"] == ["Gallery", "Quality", "Rejected"]
     facts = dict(zip(page.texts["dt"], page.texts["dd"]))
     assert facts["cases"] == "3 cases accepted, from 2 source cases; 2 rejected"
-    assert facts["source"] == "Dataset891_Report" and facts["mode"] == "inpaint" and facts["seed"] == "0"
+    assert facts["source"] == dataset.name and facts["mode"] == "inpaint" and facts["seed"] == "0"
     assert facts["diffusion model"].startswith(f"{HOSTILE}, sha256 cccccccccccc, trained on 1 case; VAE tiny")
     assert facts["settings"] == '{"steps": 20}'
 
@@ -236,8 +236,8 @@ def test_mistakes_are_one_message(made, dataset, tmp_path, capsys):
     record = folder / "records" / "synthetic_0001.json"
     content = read_json(record)
     write_json(record, content | {"source_case": "phantom_009"})
-    assert "made from phantom_009, which is no training case of Dataset891_Report" in message("--synthetic", folder)
-    write_json(record, content | {"dataset": "../Dataset891_Report"})
+    assert f"made from phantom_009, which is no training case of {dataset.name}" in message("--synthetic", folder)
+    write_json(record, content | {"dataset": f"../{dataset.name}"})
     assert "is neither a dataset id" in message("--synthetic", folder)
     write_json(record, content)
     label = folder / "labelsTr" / "synthetic_0001.nii.gz"

@@ -78,11 +78,16 @@ class Dataset:
             )
 
 
-_ids = itertools.count(902)
+_ids = itertools.count(101)
+
+
+def new_dataset(suffix: str) -> Dataset:
+    """A name whose id no dataset of this run has; no folder is made."""
+    return Dataset(f"Dataset{next(number for number in _ids if not any(_ROOT.glob(f'*/Dataset{number}_*')))}_{suffix}")
 
 
 def clone_of(dataset: Dataset) -> Dataset:
-    copy = Dataset(f"Dataset{next(_ids)}_Clone")
+    copy = new_dataset("Clone")
     shutil.copytree(dataset.raw, copy.raw)
     shutil.copytree(dataset.preprocessed, copy.preprocessed)
     copy.write_plans(dataset.plans | {"dataset_name": copy.name})

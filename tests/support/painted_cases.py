@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from datasets_for_tests import Dataset, new_dataset
 
-from fvae_nnunet.nnunet.folders import nnunet_folder
 from fvae_nnunet.synthesis.model.folder import ModelSettings
 from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
 
 ORGAN_HU, LESION_HU = 100, 40
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.0, 0.0)
 """Direction of a coronal volume: the array's second axis runs along the body, downwards."""
-
-_ids = itertools.count(500)
 
 
 def painted(*, seed, shape, lesion=True, organ=True):
@@ -67,25 +64,25 @@ def write_dataset(
     origin_mm=(-20.0, 5.0, 30.0),
     channels=1,
     **content,
-) -> SimpleNamespace:
+) -> Dataset:
     """A raw dataset with labels organ and tumour: its name and its folder."""
-    name = f"Dataset{next(_ids)}_Blocks"
-    raw = nnunet_folder("nnUNet_raw") / name
+    dataset = new_dataset("Blocks")
+    images = dataset.raw / "imagesTr"
     for number in range(cases):
         hu, labels = painted(seed=number, shape=shape, **content)
         how = {"spacing_mm": spacing_mm, "direction": direction, "origin_mm": origin_mm}
-        write_image(raw / "imagesTr" / f"case_{number}_0000.nii.gz", hu, **how)
+        write_image(images / f"case_{number}_0000.nii.gz", hu, **how)
         for channel in range(1, channels):
-            write_image(raw / "imagesTr" / f"case_{number}_{channel:04d}.nii.gz", hu.astype(np.float32) / 7, **how)
-        write_image(raw / "labelsTr" / f"case_{number}.nii.gz", labels, **how)
+            write_image(images / f"case_{number}_{channel:04d}.nii.gz", hu.astype(np.float32) / 7, **how)
+        write_image(dataset.raw / "labelsTr" / f"case_{number}.nii.gz", labels, **how)
     description = {
         "channel_names": {str(channel): "PET" if channel else "CT" for channel in range(channels)},
         "labels": {"background": 0, "organ": 1, "tumour": 2},
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    (raw / "dataset.json").write_text(json.dumps(description))
-    return SimpleNamespace(name=name, raw=raw)
+    (dataset.raw / "dataset.json").write_text(json.dumps(description))
+    return dataset
 
 
 class PaintingModel:

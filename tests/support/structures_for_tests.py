@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from types import SimpleNamespace
 
 import numpy as np
+from datasets_for_tests import Dataset, new_dataset
 from painted_cases import write_image
 
 from fvae_nnunet.nnunet.case_reports import CaseReport, CaseReports, write_case_reports
-from fvae_nnunet.nnunet.folders import nnunet_folder
 
 SHAPE, SPACING_MM = (8, 24, 32), (3.0, 2.0, 2.0)
 VALUES = {"heart": 51, "lung_left": 10, "lung_right": 13, "aorta": 52}
@@ -18,8 +16,6 @@ VALUES = {"heart": 51, "lung_left": 10, "lung_right": 13, "aorta": 52}
 
 CLASSES = ("lung_left", "lung_right", "heart", "aorta", "nodule", "effusion")
 FINDINGS = ("Lung nodule", "Pleural effusion")
-
-_ids = itertools.count(860)
 
 
 def blocks() -> tuple[np.ndarray, np.ndarray]:
@@ -30,10 +26,9 @@ def blocks() -> tuple[np.ndarray, np.ndarray]:
     return structures, labels
 
 
-def write_structures_dataset(cases: int = 3, *, direction=None, labelled: bool = True) -> SimpleNamespace:
+def write_structures_dataset(cases: int = 3, *, direction=None, labelled: bool = True) -> Dataset:
     """The dataset's name and folder; a nodule in all cases and an effusion in those of odd number."""
-    name = f"Dataset{next(_ids)}_Structures"
-    raw = nnunet_folder("nnUNet_raw") / name
+    dataset = new_dataset("Structures")
     reports = {}
     for number in range(cases):
         structures, labels = blocks()
@@ -41,19 +36,19 @@ def write_structures_dataset(cases: int = 3, *, direction=None, labelled: bool =
             labels[labels == 2] = 0
         hu = np.random.default_rng(number).normal(0, 20, SHAPE) - 800 * (np.isin(structures, (10, 13)) & (labels == 0))
         how = {"spacing_mm": SPACING_MM, "direction": direction, "origin_mm": (-20.0, 5.0, 30.0)}
-        write_image(raw / "imagesTr" / f"case_{number}_0000.nii.gz", np.rint(hu).astype(np.int16), **how)
-        write_image(raw / "structuresTr" / f"case_{number}.nii.gz", structures, **how)
+        write_image(dataset.raw / "imagesTr" / f"case_{number}_0000.nii.gz", np.rint(hu).astype(np.int16), **how)
+        write_image(dataset.raw / "structuresTr" / f"case_{number}.nii.gz", structures, **how)
         if labelled:
-            write_image(raw / "labelsTr" / f"case_{number}.nii.gz", labels, **how)
+            write_image(dataset.raw / "labelsTr" / f"case_{number}.nii.gz", labels, **how)
         findings = dict(zip(FINDINGS, (1, number % 2), strict=True))
         reports[f"case_{number}"] = CaseReport(f"patient_{number}", "train", "x.nii.gz", "a nodule", findings)
-    (raw / "structuresTr" / "structures.json").write_text(json.dumps(VALUES))
+    (dataset.raw / "structuresTr" / "structures.json").write_text(json.dumps(VALUES))
     content = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "nodule": 1, "effusion": 2} if labelled else {"background": 0},
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    (raw / "dataset.json").write_text(json.dumps(content))
-    write_case_reports(raw / "reports.json", CaseReports(FINDINGS, reports))
-    return SimpleNamespace(name=name, raw=raw)
+    (dataset.raw / "dataset.json").write_text(json.dumps(content))
+    write_case_reports(dataset.raw / "reports.json", CaseReports(FINDINGS, reports))
+    return dataset

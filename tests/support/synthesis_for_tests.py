@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from datasets_for_tests import Dataset
+from datasets_for_tests import Dataset, new_dataset
 from phantoms import write_phantom_dataset
 
 SHAPE = (20, 32, 32)
 SPACING_MM = (3.0, 2.0, 2.0)
-
-_ids = itertools.count(701)
 
 
 def phantom_dataset(
@@ -26,7 +23,7 @@ def phantom_dataset(
     file_ending: str = ".nii.gz",
 ) -> Dataset:
     """A raw dataset of its own, not planned: every test may change it."""
-    dataset = Dataset(f"Dataset{next(_ids)}_Synthesis")
+    dataset = new_dataset("Synthesis")
     sizes = {"shape": shape, "spacing_mm": SPACING_MM, "file_ending": file_ending}
     write_phantom_dataset(dataset.raw, kind, n_train=cases, n_test=0, seed=seed, **sizes)
     dataset.preprocessed.mkdir()

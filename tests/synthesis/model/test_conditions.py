@@ -20,10 +20,10 @@ SYNTHESES = 20
 @pytest.mark.slow
 def test_a_lesion_mask_brings_the_real_lesions_hu_and_an_empty_mask_the_organs(tmp_path, monkeypatch):
     """Nodules of lung phantoms: lung about -820 HU, real nodules about -30 HU with their blurred borders."""
-    from datasets_for_tests import Dataset
+    from datasets_for_tests import new_dataset
     from phantoms import write_phantom_dataset
 
-    dataset = Dataset("Dataset890_Nodules")
+    dataset = new_dataset("Nodules")
     write_phantom_dataset(
         dataset.raw, "lung", n_train=10, n_test=0, seed=0, shape=(16, 192, 192), spacing_mm=(6.0, 1.0, 1.0)
     )
