@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fvae_nnunet.cli.said_as_options import said_as_options, speak_for
 from fvae_nnunet.cli.verify import add_verify_option, verify_finished
 from fvae_nnunet.ct.hu_windows import NAMED_WINDOWS, PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
@@ -63,6 +64,7 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
 
 def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
+    speak_for(parser)
     from fvae_nnunet.jobs.progress_bar import messages_beside_bars, show_bars
 
     show_bars(not getattr(arguments, "disable_progress_bar", False))
@@ -70,7 +72,7 @@ def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str]
         with messages_beside_bars():
             return runner(arguments)
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {said_as_options(str(error))}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         from fvae_nnunet.nnunet.registration import without_nnunet
@@ -531,7 +533,8 @@ class CaseProgress:
         """Count one case and say what became of it."""
         result = outcome.result
         if outcome.error is not None:
-            reason = str(outcome.error) if isinstance(outcome.error, UserError) else repr(outcome.error)
+            error = outcome.error
+            reason = said_as_options(str(error)) if isinstance(error, UserError) else repr(error)
             self.failed.append(outcome.case)
             self.bar.write(f"{outcome.case}: FAILED: {reason}", file=sys.stderr)
             if self.verbose:

@@ -28,6 +28,7 @@ from fvae_nnunet.cli.command import (
     workers_of,
 )
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, add_plans, datasets_of
+from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 
@@ -173,7 +174,7 @@ def _refuse_view_options(arguments: argparse.Namespace) -> None:
 
 
 def _reason(error: Exception, verbose: bool) -> str:
-    text = str(error) if isinstance(error, UserError) else repr(error)
+    text = said_as_options(str(error)) if isinstance(error, UserError) else repr(error)
     return "\n".join([text, *traceback.format_exception(error)]) if verbose else text
 
 
