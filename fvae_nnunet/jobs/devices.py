@@ -55,7 +55,7 @@ def available_devices(names: list[str]) -> list[str]:
         known = gpus if name == "all" else [name] if name == "cpu" or name in gpus else gpus[:1] * (name == "cuda")
         known = ["mps"] if name == "mps" and torch.backends.mps.is_available() else known
         if not known:
-            raise UserError(f"--devices: torch does not see {name}; there is: {', '.join([*gpus, 'cpu'])}")
+            raise UserError(f"`devices`: torch does not see {name}; there is: {', '.join([*gpus, 'cpu'])}")
         devices += known
     return devices
 
@@ -72,10 +72,10 @@ def chosen_device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+            "no CUDA GPU is visible to torch; use `device='cpu'`, or check the driver and CUDA_VISIBLE_DEVICES"
         )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("torch sees no MPS device; use -device cpu")
+        raise UserError("torch sees no MPS device; use `device='cpu'`")
     return name
 
 

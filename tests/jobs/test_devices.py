@@ -165,7 +165,7 @@ def test_the_device_of_one_process_is_the_named_one_or_the_best(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert chosen_device(None) == "cpu"
-    with pytest.raises(UserError, match="no CUDA GPU is visible to torch; use -device cpu"):
+    with pytest.raises(UserError, match="no CUDA GPU is visible to torch; use `device='cpu'`"):
         chosen_device("cuda")
     with pytest.raises(UserError, match="torch sees no MPS device"):
         chosen_device("mps")
