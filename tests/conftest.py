@@ -32,7 +32,7 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """A test whose dataset nnU-Net plans and preprocesses is marked ``nnunet``: that takes half a minute at its start."""
+    """Tests whose dataset nnU-Net plans and preprocesses are marked ``nnunet``: that takes half a minute once."""
     for item in items:
         if "planned" in item.fixturenames:
             item.add_marker("nnunet")

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.said_as_options import said_as_options
+from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.jobs.claims import Claims
     from fvae_nnunet.jobs.devices import Work
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.jobs.pipeline import Outcome
 
 Progress = TypeVar("Progress", bound="CaseProgress")
+
+INCOMPLETE = 75
+"""Exit status where other processes still hold cases (EX_TEMPFAIL of sysexits.h)."""
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,8 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         help="instead of -device: a process for each of these, such as cuda:0 cuda:1, all (CUDA GPUs) or cpu cpu; "
         "they share the cases and the processes of -np")
     # fmt: on
-    add_common(group, "num_parts", "part_id", "overwrite", "verify", "verbose")
+    add_common(group, "no_wait", "num_parts", "part_id", "overwrite", "verify", "verbose")
+    add_submit_options(parser)
 
 
 def part_of(cases: list[str], arguments: argparse.Namespace) -> list[str]:
@@ -57,43 +62,50 @@ def do_cases(
     work: Work,
     *,
     cases: list[str],
-    known: Iterable[str],
     folders: Iterable[Path],
     progress_type: type[Progress],
 ) -> Progress:
-    """Do the cases, and those that crashed processes left, on the devices that the options name.
+    """Do the cases on the devices that the options name, together with all processes that do the same.
 
     Args:
         arguments: the options; ``devices`` is replaced by the devices it stands for.
         work: loads the VAE and does cases with it; the result of each is a dictionary.
         cases: this call's part.
-        known: all cases of the input.
-        folders: where cases are claimed, see ``claims``.
+        folders: where cases are locked, see ``locks``.
         progress_type: says what became of each case.
     """
-    from fvae_nnunet.jobs.claims import Claims
     from fvae_nnunet.jobs.devices import available_devices, run_on_devices
-    from fvae_nnunet.jobs.pipeline import Outcome
+    from fvae_nnunet.jobs.locks import CaseLocks
 
     arguments.devices = available_devices(arguments.devices or [])
     folders = list(folders)
     verify_finished(arguments, folders, cases)
-    with Claims(folders, known=known) as claims:
+    with CaseLocks(folders, wait=not arguments.no_wait, say=lambda line: progress.say(line)) as locks:
         if arguments.overwrite:
-            claims.refuse_others()
+            locks.refuse_others()
         loaded = None if arguments.devices else work.load(arguments.device)
         progress = progress_type(len(cases), devices=len(arguments.devices), verbose=arguments.verbose)
         how: dict[str, Any] = {"seconds": progress.seconds, "on_slices": progress.on_slices}
         if arguments.devices:
-            outcomes = run_on_devices(arguments.devices, work, claims.each(cases), say=progress.say, **how)
+            outcomes = run_on_devices(arguments.devices, work, locks.each(cases), say=progress.say, **how)
         else:
-            outcomes = work.run(loaded, claims.each(cases), first=True, **how)
-        progress.follow(outcomes, claims)
-        for case in claims.elsewhere:
-            progress.add(Outcome(case, elsewhere=True))
-    if claims.adopted:
-        progress.say(f"took over from processes that had crashed: {', '.join(claims.adopted)}")
+            outcomes = work.run(loaded, locks.each(cases), first=True, **how)
+        progress.follow(outcomes, locks)
     return progress
+
+
+def submit_cases(arguments: argparse.Namespace, *, cases: list[str], folders: Iterable[Path]) -> int:
+    """Have jobs do what ``do_cases`` does; the exit status."""
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.submit import LOGS
+
+    manifests = [Manifest(folder) for folder in folders]
+    return submit(
+        arguments,
+        logs=manifests[0].folder / LOGS,
+        total=len(cases),
+        complete=lambda: len(set(cases).intersection(*(manifest.cases for manifest in manifests))),
+    )
 
 
 class CaseProgress:
@@ -115,8 +127,8 @@ class CaseProgress:
         self.verbose = verbose
         self.done = 0
         self.skipped = 0
-        self.elsewhere = 0
         self.failed: list[str] = []
+        self.missing: list[str] = []
 
     def on_slices(self, case: str, done: int, total: int) -> None:
         self.bar.set_postfix_str(f"{case}: slice {done}/{total}")
@@ -124,13 +136,14 @@ class CaseProgress:
     def say(self, line: str) -> None:
         self.bar.write(said_as_options(line), file=sys.stderr)
 
-    def follow(self, outcomes: Generator[Outcome, None, None], claims: Claims) -> None:
-        """Add what becomes of the cases, and give their claims back."""
-        # closed before the claims are given back: then nobody works on a case any more
+    def follow(self, outcomes: Generator[Outcome, None, None], locks: CaseLocks) -> None:
+        """Add what becomes of the cases, and give their locks back."""
+        # closed before the locks are given back: then nobody works on a case any more
         with closing(outcomes):
             for outcome in outcomes:
-                claims.release(outcome.case)
+                locks.release(outcome.case)
                 self.add(outcome)
+        self.missing = locks.missing
 
     def add(self, outcome: Outcome) -> None:
         """Count one case and say what became of it."""
@@ -139,9 +152,6 @@ class CaseProgress:
             self.say(failure_line(outcome.case, outcome.error))
             if self.verbose:
                 self.bar.write("".join(traceback.format_exception(outcome.error)), file=sys.stderr)
-        elif outcome.elsewhere:
-            self.elsewhere += 1
-            self.bar.write(f"{outcome.case}: in work elsewhere", file=sys.stdout)
         elif outcome.result is None:
             self.skipped += 1
         else:
@@ -155,12 +165,18 @@ class CaseProgress:
         raise NotImplementedError
 
     def say_failed(self, command: str, remedy: str) -> int:
-        """Close the bar and name the cases that failed, if any did; the exit status."""
+        """Close the bar and name the cases that failed or are missing, if any are; the exit status.
+
+        Returns:
+            0: every case is complete; 1: some failed; 75: other processes work on the rest, which was not waited for.
+        """
         self.bar.close()
         if self.failed:
             failed = f"{len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}"
             print(f"{command}: {failed}. {remedy}", file=sys.stderr)
-        return 1 if self.failed else 0
+        if self.missing:
+            print(f"{command}: other processes still work on {len(self.missing)} cases", file=sys.stderr)
+        return 1 if self.failed else INCOMPLETE if self.missing else 0
 
     def finish(self, command: str, again: str) -> int:
         """As ``say_failed``, after a line on where the time went."""
@@ -171,7 +187,7 @@ class CaseProgress:
             f"time: {self.elapsed_s:.1f} s, of which{several} VAE {seconds.computing:.1f} s, waiting for reading "
             f"{seconds.reading:.1f} s and for writing {seconds.writing:.1f} s; device idle {seconds.idle_share:.0%}"
         )
-        return self.say_failed(command, f"{'' if self.elsewhere else 'The others are complete; '}{again}")
+        return self.say_failed(command, f"{'' if self.missing else 'The others are complete; '}{again}")
 
     @property
     def elapsed_s(self) -> float:
@@ -180,8 +196,8 @@ class CaseProgress:
     @property
     def besides(self) -> str:
         """How many cases were not done in this call, for a summary."""
-        elsewhere = f", {self.elsewhere} in work elsewhere" if self.elsewhere else ""
-        return f"{self.skipped} already complete{elsewhere}"
+        missing = f", {len(self.missing)} in other processes" if self.missing else ""
+        return f"{self.skipped} already complete{missing}"
 
 
 class ReconstructionProgress(CaseProgress):

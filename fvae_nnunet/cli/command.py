@@ -8,8 +8,11 @@ import io
 import os
 import select
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +36,8 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
     """Parse and run; the exit status.
 
     A UserError, a missing nnU-Net, and a disk that is full or must not be written, become a message on stderr and
-    status 1, an interruption becomes status 130, and a reader who has gone (``| head``) a quiet end with status 141.
-    What the terminal's encoding cannot show is escaped.
+    status 1, Ctrl-C becomes status 130 and SIGTERM 143, and a reader who has gone (``| head``) a quiet end with status
+    141. What the terminal's encoding cannot show is escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -58,6 +61,7 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
 
 def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
+    arguments.called = parser.prog, tuple(sys.argv[1:] if argv is None else argv)
     speak_for(parser)
     from fvae_nnunet.jobs.progress_bar import messages_beside_bars, show_bars
 
@@ -65,7 +69,7 @@ def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str]
     try:
         if (processes := getattr(arguments, "processes", 0)) < 0:
             raise UserError(f"`processes` must not be negative, got {processes}")
-        with messages_beside_bars():
+        with messages_beside_bars(), _interruptible():
             return runner(arguments)
     except UserError as error:
         print(f"{parser.prog}: {said_as_options(str(error))}", file=sys.stderr)
@@ -78,9 +82,31 @@ def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str]
             raise
         print(f"{parser.prog}: {missing}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM (a scheduler's, ``docker stop``) interrupts as Ctrl-C does; a second signal ends the process at once.
+
+    Where somebody else handles SIGTERM, such as a job's runner, nothing is changed.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = {number: signal.signal(number, _interrupt) for number in numbers} if ours else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: object) -> None:
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda again, _: os._exit(128 + again))
+    raise KeyboardInterrupt(number)
 
 
 def _flush_output() -> None:

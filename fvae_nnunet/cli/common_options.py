@@ -42,6 +42,9 @@ _OPTIONS = {
     "learning_rate": _option("--lr", type=float, metavar="RATE"),
     "leave_out": _option("--leave-out", nargs="+", default=[], metavar="CASE", help="cases that are not used"),
     "names": _option("--names", **_NAMES, help="of the models; default: those of the folders or files"),
+    "no_wait": _option("--no-wait", **_SWITCH,
+        help="do not wait at the end for cases that other processes work on; where some are missing then, the exit "
+        "status is 75"),
     "num_parts": _option("-num_parts", **_COUNT, default=1, help="split the cases over N calls; default 1"),
     "output": _option("-o", type=Path),
     "overlap_slices": _option("--overlap", **_COUNT),

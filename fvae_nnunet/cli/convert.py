@@ -154,11 +154,11 @@ def _print_unassigned_rows(plan: Plan) -> None:
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:
     from fvae_nnunet.conversion.cases import begin_dataset, convert_cases
     from fvae_nnunet.conversion.finish import check_plan
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
-    with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
-        claims.refuse_others()
+    with CaseLocks([conversion.raw / MANIFEST_FOLDER]) as locks:
+        locks.refuse_others()
         check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
         verify_finished(arguments, [conversion.manifest.folder], plan.sources)
         for removed in begin_dataset(conversion, plan.left_out, overwrite=arguments.overwrite):
@@ -167,11 +167,11 @@ def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, 
         outcomes = convert_cases(
             plan.sources,
             conversion,
-            cases=claims.each(plan.sources),
+            cases=locks.each(plan.sources),
             workers=arguments.processes,
             seconds=progress.seconds,
         )
-        progress.follow(outcomes, claims)
+        progress.follow(outcomes, locks)
     return progress
 
 

@@ -10,9 +10,10 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from fvae_nnunet.cli.recorded_view import (
     given_reconstruction_options,
     load_recorded,
 )
+from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.submit import LOGS
 
 if TYPE_CHECKING:
     from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_nnunet_options(parser)
     add_common(parser, "channels")
     add_recorded_reconstruction_options(parser)
+    add_submit_options(parser)
     # what part_of asks for besides
     parser.set_defaults(devices=(), overwrite=False)
     return run_command(parser, run, argv)
@@ -114,6 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
     how = _prediction(arguments)
     known = find_cases(arguments.images, model)
     wanted = part_of(list(known), arguments)
+    if arguments.submit is not None:
+        predicted = partial(is_predicted, arguments.output, model=model, how=how)
+        return _submit(arguments, lambda: sum(map(predicted, known)), len(known))
     cases = [
         case
         for case in wanted
@@ -132,6 +139,20 @@ def run(arguments: argparse.Namespace) -> int:
         f"in {arguments.output}"
     )
     return 1 if failed else 0
+
+
+def _submit(arguments: argparse.Namespace, complete: Callable[[], int], total: int) -> int:
+    """A job for each part of the cases, which leaves alone what it finds when it comes back."""
+    if arguments.num_parts > 1:
+        raise UserError("`submit` gives each of its jobs a part; leave `num_parts` out")
+    parts = ["-num_parts", str(arguments.jobs), "--continue_prediction", "-part_id"]
+    return submit(
+        arguments,
+        logs=arguments.output / LOGS,
+        total=total,
+        complete=complete,
+        options_of_job=lambda number: [*parts, str(number)],
+    )
 
 
 def _predict(

@@ -22,11 +22,12 @@ from fvae_nnunet.cli.cases import (
     add_work_options,
     do_cases,
     part_of,
+    submit_cases,
     workers_of,
 )
 from fvae_nnunet.cli.command import LoadedVAE, channels_option, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common, given_options
-from fvae_nnunet.cli.parsers import CommandParser, add_dataset, datasets_of
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
 from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.command_lines import command_line
@@ -60,6 +61,8 @@ def _add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.submit is not None:
+        dataset_of(arguments)
     do = _run_views if arguments.synthetic is None else _run_synthetic
     return max(do(argparse.Namespace(**vars(arguments) | {"dataset": name})) for name in datasets_of(arguments))
 
@@ -82,22 +85,22 @@ def _run_views(arguments: argparse.Namespace) -> int:
     cases = part_of(dataset.cases, arguments)
     view = arguments.view or default_view_name(arguments.vae)
     folders = [view_folder(data, view) for data in dataset.data_folders.values()]
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=cases, folders=folders)
     if arguments.match is not None:
         _match_view(arguments, dataset, view)
     work = _MakeViews(arguments, dataset, view)
-    progress = do_cases(
-        arguments, work, cases=cases, known=dataset.cases, folders=folders, progress_type=ReconstructionProgress
-    )
+    progress = do_cases(arguments, work, cases=cases, folders=folders, progress_type=ReconstructionProgress)
     status = progress.finish("fvae-preprocess", "run the same command again for the rest")
     summary = f"{progress.summary}, in {', '.join(str(folder) for folder in folders)}"
-    if status == 0 and not progress.elsewhere:
+    if status == 0:
         summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE', view)}"
     print(summary)
     return status
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.preprocessing.make_synthetic import (
         find_synthetic_cases,
@@ -113,21 +116,22 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
     synthetic = find_synthetic_cases(dataset, arguments.synthetic)
     cases = part_of(sorted(synthetic), arguments)
     data_folders = [synthetic_data_folder(data) for data in dataset.data_folders.values()]
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=cases, folders=data_folders)
     verify_finished(arguments, data_folders, cases)
-    with Claims(data_folders, known=synthetic) as claims:
+    with CaseLocks(data_folders, wait=not arguments.no_wait, say=lambda line: progress.say(line)) as locks:
         if arguments.overwrite:
-            claims.refuse_others()
+            locks.refuse_others()
         folders = open_synthetic_data(dataset, arguments.synthetic, synthetic, overwrite=arguments.overwrite)
         progress = _SyntheticProgress(len(cases), verbose=arguments.verbose)
         outcomes = preprocess_synthetic(
-            dataset, synthetic, folders, cases=claims.each(cases), workers=workers_of(arguments)
+            dataset, synthetic, folders, cases=locks.each(cases), workers=workers_of(arguments)
         )
-        progress.follow(outcomes, claims)
-    progress.elsewhere = len(claims.elsewhere)
+        progress.follow(outcomes, locks)
     status = progress.say_failed("fvae-preprocess", "Run the same command again for the rest")
     summary = f"{progress.done} synthetic cases done, {progress.besides}"
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
-    if status == 0 and not progress.elsewhere and arguments.num_parts == 1:
+    if status == 0 and arguments.num_parts == 1:
         command = _training_command(dataset, "nnUNetTrainerFVAESynthRaw")
         summary = f"{summary}; train with: {_before_training()}{command}"
         summary += " (with views: nnUNetTrainerFVAESynth)"

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fvae_nnunet.cli.cases import ReconstructionProgress, add_work_options, do_cases, part_of, workers_of
+from fvae_nnunet.cli.cases import ReconstructionProgress, add_work_options, do_cases, part_of, submit_cases, workers_of
 from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.parsers import CommandParser
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     images = find_images(arguments.images)
     cases = part_of(list(images), arguments)
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=cases, folders=[arguments.output / MANIFEST_FOLDER])
     if arguments.match is not None:
         _match_folder(arguments, images)
     work = _Reconstruct(arguments, images)
@@ -47,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments,
         work,
         cases=cases,
-        known=images,
         folders=[arguments.output / MANIFEST_FOLDER],
         progress_type=ReconstructionProgress,
     )

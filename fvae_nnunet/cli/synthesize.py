@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.cases import CaseProgress, add_work_options, do_cases, part_of, workers_of
+from fvae_nnunet.cli.cases import CaseProgress, add_work_options, do_cases, part_of, submit_cases, workers_of
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
@@ -49,11 +49,12 @@ def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> 
     """Make this call's part of the cases; the exit status."""
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=part_of(names, arguments), folders=[job.output / MANIFEST_FOLDER])
     progress = do_cases(
         arguments,
         _Synthesize(arguments, job),
         cases=part_of(names, arguments),
-        known=names,
         folders=[job.output / MANIFEST_FOLDER],
         progress_type=_Progress,
     )

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.findings.volumes import VolumeCache
     from fvae_nnunet.nnunet.case_reports import CaseReports
 
-_CLAIM = "training"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
@@ -80,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.findings.cases import split_cases
     from fvae_nnunet.findings.model_folder import begin_model, check_is_ours, remove_model
     from fvae_nnunet.findings.training import forget_damaged_network
-    from fvae_nnunet.jobs.claims import Claims
     from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.nnunet.case_reports import find_case_reports, read_case_reports
     from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
@@ -101,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     _say(split, synthetic, training, settings)
     output = _output_folder(arguments, dataset)
     check_is_ours(output)
-    with Claims([output], known=[_CLAIM]) as claims:
-        if next(claims.each([_CLAIM]), None) is None:
+    with CaseLocks([output]) as locks:
+        if not locks.take("training"):
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         if arguments.overwrite:
             remove_model(output)

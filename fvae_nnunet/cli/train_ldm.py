@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.training.loop import Plan
     from fvae_nnunet.synthesis.training.settings import TrainingSettings
 
-_CLAIM = "training"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.files.recorded import damage_of
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.nnunet.folders import dataset_id
     from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
@@ -72,14 +70,20 @@ def run(arguments: argparse.Namespace) -> int:
     process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
     process.check_steps(process.steps)
     texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
+    cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
+    if arguments.submit is not None:
+        return _submit_encoding(arguments, dataset, cache)
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
-    cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
+    if arguments.encode_only:
+        _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
+        print(f"latents of {len(dataset.cases)} cases, in {cache}")
+        return 0
     if is_main and arguments.verify:
         for path, what in damage_of(Manifest(output).files()).items():
             print(f"DAMAGED, is made again: {path} {what}", file=sys.stderr)
-    with Claims([output], known=[_CLAIM]) as claims:
-        if is_main and next(claims.each([_CLAIM]), None) is None:
+    with CaseLocks([output]) as locks:
+        if is_main and not locks.take("training"):
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
         draws, model = draws_and_model(settings, dataset, loaded.vae, latent_settings, cache, texts)
@@ -201,6 +205,21 @@ def _latent_settings(arguments: argparse.Namespace, dataset: SourceDataset, load
         ),
         spacing_mm=spacing_mm,
         mask_encoding=arguments.mask_encoding,
+    )
+
+
+def _submit_encoding(arguments: argparse.Namespace, dataset: SourceDataset, cache: Path) -> int:
+    from fvae_nnunet.cli.submit import submit
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.submit import LOGS
+
+    if not arguments.encode_only:
+        raise UserError("`submit` is for `encode_only=True`; a training on several GPUs: accelerate launch --multi_gpu")
+    return submit(
+        arguments,
+        logs=cache / LOGS,
+        total=len(dataset.cases),
+        complete=lambda: len(set(dataset.cases).intersection(Manifest(cache).cases)),
     )
 
 

@@ -7,6 +7,7 @@ import argparse
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.parsers import add_dataset
 from fvae_nnunet.cli.reconstruction_options import add_vae_options
+from fvae_nnunet.cli.submit import add_submit_options
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 
 
@@ -17,6 +18,7 @@ def add_ldm_options(parser: argparse.ArgumentParser) -> None:
     _add_latent_options(parser.add_argument_group("latents"))
     _add_training_options(parser.add_argument_group("training"))
     _add_output_options(parser.add_argument_group("output"))
+    add_submit_options(parser)
 
 
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
@@ -119,3 +121,4 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tensorboard", action="store_true", help="events for TensorBoard beside progress.csv")
     add_common(group, "processes", "verify")
     add_common(group, "overwrite", help="train anew, with other settings if need be")
+    group.add_argument("--encode-only", action="store_true", help="encode the latents and stop")

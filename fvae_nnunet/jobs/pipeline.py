@@ -68,13 +68,11 @@ class Outcome:
         case: its identifier.
         result: what ``write`` returned; None if ``read`` found nothing to do, or on failure.
         error: the exception that stopped it, or None.
-        elsewhere: another process is at work on it.
     """
 
     case: str
     result: Any = None
     error: Exception | None = None
-    elsewhere: bool = False
 
 
 class _Fatal(UserError):

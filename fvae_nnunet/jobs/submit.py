@@ -1,8 +1,8 @@
 """One command as several jobs: each runs the same command, and they share the cases by their locks.
 
 Through submitit, on SLURM or as processes of this machine. A job at its time limit, or one that is preempted, is put
-into the queue again; what it had not finished the others do meanwhile. A job ends well only when every case is
-complete, so one that has ended well is enough.
+into the queue again; what it had not finished the others do meanwhile. A command that shares its cases ends well only
+when every one is complete, so one job that has ended well is enough; with a part of the cases for each job all must.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Command:
 
 
 def run_as_jobs(
-    command: Command,
+    commands: Sequence[Command],
     *,
+    one_is_enough: bool,
     cluster: str,
-    jobs: int,
     slurm: Mapping[str, str],
     logs: Path,
     name: str,
@@ -64,9 +64,9 @@ def run_as_jobs(
     """Submit the jobs and wait for them; an interruption cancels them.
 
     Args:
-        command: of every job.
+        commands: of the jobs.
+        one_is_enough: whether all is done when one of them has ended well.
         cluster: ``slurm``, or ``local`` for processes of this machine.
-        jobs: how many.
         slurm: sbatch's options by their long names (``partition``, ``gpus_per_node``, ``mem``...); ``time`` is in
             minutes.
         logs: folder for what the jobs print.
@@ -76,7 +76,7 @@ def run_as_jobs(
         say: called with a line on the submission and on each job that ended badly.
 
     Returns:
-        0 where a job ended well; else the status of the first that ended with one, else 1.
+        0 where the jobs did their work; else the status of the first that ended with another, or 1.
 
     Raises:
         UserError: submitit is missing, there is no such cluster here, or sbatch refused the jobs.
@@ -84,17 +84,16 @@ def run_as_jobs(
     with needed_for("submitting jobs"):
         import submitit
 
-    if jobs < 1:
-        raise UserError(f"`jobs` is at least 1, got {jobs}")
     logs.mkdir(parents=True, exist_ok=True)
     try:
         executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster, slurm_max_num_timeout=RESUBMISSIONS)
         _set_parameters(executor, cluster, name, slurm)
         with executor.batch():
-            submitted: list[Job[int]] = [executor.submit(command) for _ in range(jobs)]
+            submitted: list[Job[int]] = [executor.submit(command) for command in commands]
     except (RuntimeError, ValueError, TypeError, AssertionError, submitit.core.utils.FailedSubmissionError) as error:
         raise UserError(f"the jobs cannot be submitted ({cluster}): {error}") from error
-    say(f"submitted {jobs} {cluster} jobs ({', '.join(job.job_id for job in submitted)}); they print to {logs}")
+    ids = ", ".join(job.job_id for job in submitted)
+    say(f"submitted {len(submitted)} {cluster} jobs ({ids}); they print to {logs}")
     try:
         while not all(job.done() for job in submitted):
             on_complete(complete())
@@ -105,7 +104,7 @@ def run_as_jobs(
         say("the jobs are cancelled; what is complete stays")
         raise
     on_complete(complete())
-    return _status(submitted, say)
+    return _status(submitted, one_is_enough, say)
 
 
 def sbatch_options(given: Iterable[str]) -> dict[str, str]:
@@ -151,7 +150,7 @@ def _number(value: int | str) -> int | str:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def _status(jobs: Sequence[Job[int]], say: Callable[[str], object]) -> int:
+def _status(jobs: Sequence[Job[int]], one_is_enough: bool, say: Callable[[str], object]) -> int:
     statuses = []
     for job in jobs:
         status, why = None, "it was killed or has crashed"
@@ -161,7 +160,9 @@ def _status(jobs: Sequence[Job[int]], say: Callable[[str], object]) -> int:
         statuses.append(status)
         if status != 0:
             say(f"job {job.job_id} ended: {why}; see {job.paths.stderr}")
-    return 0 if 0 in statuses else next((status for status in statuses if status), 1)
+    if statuses.count(0) == len(jobs) or (one_is_enough and 0 in statuses):
+        return 0
+    return next((status for status in statuses if status), 1)
 
 
 def submitted_argv(argv: Sequence[str]) -> list[str]:

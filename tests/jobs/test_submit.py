@@ -19,12 +19,12 @@ def looks_often(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
 
 
-def run(folder, mishap="", jobs=2, cluster="local", slurm=()):
+def run(folder, mishap="", jobs=2, one_is_enough=True, cluster="local", slurm=()):
     said, counted = [], []
     status = run_as_jobs(
-        Command("job_work", (str(folder), str(CASES), mishap)),
+        [Command("job_work", (str(folder), str(CASES), mishap))] * jobs,
+        one_is_enough=one_is_enough,
         cluster=cluster,
-        jobs=jobs,
         slurm=sbatch_options(slurm),
         logs=folder / submit.LOGS,
         name="work",
@@ -48,6 +48,11 @@ def test_what_a_killed_job_leaves_is_done_by_the_others(tmp_path):
     status, said, counted = run(tmp_path, "one is killed")
     assert status == 0 and counted[-1] == CASES
     assert "it was killed or has crashed; see " in said[1] and Path(said[1].rpartition(" ")[2]).is_file()
+
+
+def test_where_each_job_has_a_part_all_must_end_well(tmp_path):
+    assert run(tmp_path, "one is killed", one_is_enough=False)[0] == 1
+    assert run(tmp_path, one_is_enough=False)[0] == 0
 
 
 def test_the_status_of_jobs_that_fail_is_passed_on(tmp_path):
@@ -86,7 +91,6 @@ def test_slurm_gets_the_options(tmp_path, monkeypatch):
     [
         ({"slurm": ["gpu"]}, "NAME=VALUE is expected"),
         ({"slurm": ["time=1:00"], "cluster": "slurm"}, "in minutes|slurm"),
-        ({"jobs": 0}, "at least 1"),
         ({"cluster": "mars"}, "cannot be submitted"),
     ],
 )
