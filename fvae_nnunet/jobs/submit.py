@@ -7,6 +7,8 @@ when every one is complete, so one job that has ended well is enough; with a par
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.workers import obey_parent, start_uninterrupted
 from fvae_nnunet.optional_packages import needed_for
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 LOGS = "jobs"
 LOOK_EVERY_S = 2.0
+_GRACE_S = 30.0
 MINUTES = 24 * 60
 """Time limit of a job where none is given."""
 
@@ -33,20 +37,38 @@ RESUBMISSIONS = 20
 
 @dataclass(frozen=True)
 class Command:
-    """What each job runs: ``main(argv)`` of a module."""
+    """What a job runs: ``main(argv)`` of a module, in a process of its own.
+
+    The job's process lets SIGTERM pass, so that it comes back after its time limit. The pools of processes that nnU-Net
+    makes would inherit that and never end.
+    """
 
     module: str
     argv: tuple[str, ...]
 
     def __call__(self) -> int:
-        status: int = import_module(self.module).main(list(self.argv))
-        return status
+        process = multiprocessing.get_context("spawn").Process(target=_run, args=(self,))
+        start_uninterrupted(process)
+        try:
+            process.join()
+        finally:
+            process.terminate()
+            process.join(_GRACE_S)
+            process.kill()
+            process.join()
+        code = process.exitcode or 0
+        return code if code >= 0 else 128 - code
 
     def checkpoint(self) -> DelayedSubmission:
         """The job that goes on where this one was stopped (submitit calls this)."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _run(command: Command) -> None:
+    obey_parent()
+    sys.exit(import_module(command.module).main(list(command.argv)))
 
 
 def run_as_jobs(
@@ -153,7 +175,7 @@ def _number(value: int | str) -> int | str:
 def _status(jobs: Sequence[Job[int]], one_is_enough: bool, say: Callable[[str], object]) -> int:
     statuses = []
     for job in jobs:
-        status, why = None, "it was killed or has crashed"
+        status, why = None, "it did not come to its end"
         with suppress(Exception):  # submitit raises what it finds, or does not find, of a job that has failed
             status = job.result()
             why = f"status {status}"

@@ -47,11 +47,11 @@ def test_jobs_share_the_cases(tmp_path):
 def test_what_a_killed_job_leaves_is_done_by_the_others(tmp_path):
     status, said, counted = run(tmp_path, "one is killed")
     assert status == 0 and counted[-1] == CASES
-    assert "it was killed or has crashed; see " in said[1] and Path(said[1].rpartition(" ")[2]).is_file()
+    assert "ended: status 137; see " in said[1] and Path(said[1].rpartition(" ")[2]).is_file()
 
 
 def test_where_each_job_has_a_part_all_must_end_well(tmp_path):
-    assert run(tmp_path, "one is killed", one_is_enough=False)[0] == 1
+    assert run(tmp_path, "one is killed", one_is_enough=False)[0] == 137
     assert run(tmp_path, one_is_enough=False)[0] == 0
 
 
@@ -62,7 +62,7 @@ def test_the_status_of_jobs_that_fail_is_passed_on(tmp_path):
 
 def test_jobs_that_all_crash_are_a_failure(tmp_path):
     status, said, _ = run(tmp_path, "one is killed", jobs=1)
-    assert status == 1 and len(said) == 2
+    assert status == 137 and len(said) == 2
 
 
 def test_slurm_gets_the_options(tmp_path, monkeypatch):
