@@ -19,7 +19,7 @@ from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
 from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.conversion.choices import GEOMETRIES, PROGRAMS, VALUES
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 
 if TYPE_CHECKING:
     from fvae_nnunet.conversion.cases import Conversion
@@ -99,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, conversion)
     for note in plan.notes:
         print(said_as_options(note))
-    _print_unassigned_rows(plan)
+    if plan.unassigned_rows:
+        print(some_of([f"BAD ROW: {row}" for row in plan.unassigned_rows], MOST_ROWS, "\n"), file=sys.stderr)
     progress = _convert(arguments, plan, conversion, preprocessed)
     status = progress.say_failed("fvae-convert", "The others are complete; run the same command again after a repair")
     failed = f", {len(progress.failed)} failed" if progress.failed else ""
@@ -142,13 +143,6 @@ def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
     if not folder.is_dir():
         raise UserError(f"--structures: {folder} is no folder")
     return StructureMasks(folder, arguments.structures_from)
-
-
-def _print_unassigned_rows(plan: Plan) -> None:
-    for row in plan.unassigned_rows[:MOST_ROWS]:
-        print(f"BAD ROW: {row}", file=sys.stderr)
-    if len(plan.unassigned_rows) > MOST_ROWS:
-        print(f"and {len(plan.unassigned_rows) - MOST_ROWS} more such rows", file=sys.stderr)
 
 
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
-from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.cli.parsers import CommandParser, named_paths
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.optional_packages import needed_for
@@ -100,6 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
         text = TextNetwork(
             arguments.text_encoder, tokenizer=arguments.tokenizer, trust=arguments.trust_weights, device=device
         )
+    others = dict(named_paths("--features", arguments.features))
+    if len(others) < len(arguments.features):
+        raise UserError(f"--features: a name is given twice: {' '.join(arguments.features)}")
     evaluation = from_options(
         Evaluation,
         arguments,
@@ -109,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         networks=load_feature_networks(
             ct_clip=arguments.ct_clip,
             radimagenet=arguments.radimagenet,
-            others=_named(arguments.features),
+            others=others,
             slice_step=arguments.slice_step,
             trust=arguments.trust_weights,
             device=device,
@@ -147,18 +150,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--text-encoder is compared with --ct-clip; give both")
     if arguments.groups is not None and arguments.segmentations is None and arguments.segmenter is None:
         raise UserError("--groups belongs to --segmentations or --segmenter; give one of them")
-
-
-def _named(features: Sequence[str]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for given in features:
-        name, _, file = given.partition("=")
-        if not name or not file:
-            raise UserError(f"--features takes NAME=FILE, got {given!r}")
-        if name in named:
-            raise UserError(f"--features: the name {name} is given twice")
-        named[name] = Path(file)
-    return named
 
 
 class _Bars:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fvae_nnunet import __version__
@@ -65,3 +67,14 @@ def dataset_of(arguments: argparse.Namespace) -> str:
 def fold_number(text: str) -> int | str:
     """A fold as nnU-Net's commands take it: a number, or ``all``."""
     return text if text == "all" else int(text)
+
+
+def named_paths(option: str, values: Iterable[str]) -> list[tuple[str, Path]]:
+    """The names and paths of an option that takes NAME=PATH; UserError where a value is none."""
+    named = []
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"{option} takes NAME=PATH, got {value}; name other files before the options")
+        named.append((name, Path(path)))
+    return named

@@ -15,7 +15,7 @@ from pathlib import Path
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import holds, refuse_other_output
-from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.cli.parsers import CommandParser, named_paths
 from fvae_nnunet.errors import UserError
 
 LARGE_PAGE_BYTES = 15_000_000
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         other = "; for Markdown add --format markdown" if path.suffix == ".md" else ""
         raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
     refuse_other_output(path, is_ours=holds(MADE_BY), ending=ending, command="fvae-report")
-    views, quality = _named("--views", arguments.views), _named("--quality", arguments.quality)
+    views, quality = named_paths("--views", arguments.views), named_paths("--quality", arguments.quality)
     contents = from_options(ReportContents, arguments, views=views, quality=quality)
     with (
         counting_bar(desc="checking files", unit="file") as on_file,
@@ -80,14 +80,3 @@ def run(arguments: argparse.Namespace) -> int:
     if size > LARGE_PAGE_BYTES:
         print("the page is large; fewer --cases or fewer RESULTS make it smaller", file=sys.stderr)
     return 0
-
-
-def _named(option: str, values: Sequence[str]) -> list[tuple[str, Path]]:
-    """NAME=PATH as name and path."""
-    pairs = []
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"{option} takes NAME=PATH, got {value}; name files of results before the options")
-        pairs.append((name, Path(path)))
-    return pairs

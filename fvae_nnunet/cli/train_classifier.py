@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
     if arguments.save_every < 1:
-        raise UserError(f"--save-every must be at least 1, got {arguments.save_every}")
+        raise UserError(f"--save-every is at least 1, got {arguments.save_every}")
     if arguments.allow_seen and not arguments.synthetic:
         raise UserError("--allow-seen does nothing without --synthetic")
     dataset = dataset_name(dataset_of(arguments))

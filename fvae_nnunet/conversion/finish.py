@@ -10,7 +10,7 @@ from fvae_nnunet.conversion.cases import CASE_RECORD, Conversion, recorded_masks
 from fvae_nnunet.conversion.nnunet_dataset import SUFFIXES, image_path, write_dataset_json
 from fvae_nnunet.conversion.plan import Plan
 from fvae_nnunet.conversion.structures import structures
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReport, CaseReports, read_case_reports, write_case_reports
 from fvae_nnunet.nnunet.files import read_splits
@@ -119,8 +119,7 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
     if wrong:
         raise UserError(
             f"{len(wrong)} cases that were converted before are wrong now:\n  "
-            + "\n  ".join(wrong[:MOST_NAMED])
-            + (f"\n  and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else "")
+            + some_of(wrong, MOST_NAMED, "\n  ")
             + "\nNothing was done. Repair them, or give `overwrite=True` to convert everything anew without them"
         )
     unknown = sorted(converted - before.keys() - plan.sources.keys() - plan.left_out.keys())

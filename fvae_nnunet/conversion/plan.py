@@ -21,7 +21,7 @@ from fvae_nnunet.conversion.tables import (
 )
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.case_reports import CaseReport
-from fvae_nnunet.nnunet.patient_splits import shared_patients
+from fvae_nnunet.nnunet.patient_splits import refuse_shared, shared_patients
 
 TABLES = {
     "metadata": (ct_rate.METADATA_FILES, read_metadata),
@@ -214,12 +214,7 @@ def _without_shared(plan: Plan, grounded: GroundedCases, chosen: set[VolumeName]
     right = chosen & grounded.rows.keys()
     train, test = ([v.case for v in right if grounded.rows[v].split == split] for split in rexgroundingct.SPLITS)
     both = shared_patients(train, test, {volume.case: volume.patient for volume in right})
-    if both:
-        named = "; ".join(f"{patient} ({', '.join(of_patient)})" for patient, of_patient in both.items())
-        raise UserError(
-            f"{len(both)} patients are in the published splits train and val: {named}. "
-            "`leave_out_shared=True` leaves their cases out of training"
-        )
+    refuse_shared(both, "train and val", ". `leave_out_shared=True` leaves their cases out of training")
     if right & shared:
         plan.notes.append(
             f"training cases whose patients are also in val: {_cases(right & shared)}; `leave_out_shared=True` leaves "

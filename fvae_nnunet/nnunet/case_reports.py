@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.checked_json import Rule, check_shape, problems, read_json
 from fvae_nnunet.jobs.manifest import write_json
 
@@ -145,8 +145,7 @@ def read_case_reports(path: Path) -> CaseReports:
         raise UserError(f"{path}: findings names {', '.join(twice)} twice")
     wrong = list(problems(cases, _entries(findings)))
     if wrong:
-        more = f"\n  and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-        raise UserError(f"{path} has wrong entries:\n  " + "\n  ".join(wrong[:MOST_NAMED]) + more)
+        raise UserError(f"{path} has wrong entries:\n  " + some_of(wrong, MOST_NAMED, "\n  "))
     return CaseReports(tuple(findings), {case: _case(entry) for case, entry in cases.items()})
 
 
@@ -159,8 +158,8 @@ def write_case_reports(path: Path, reports: CaseReports) -> None:
     cases = {case: _entry(report) for case, report in reports.cases.items()}
     wrong = list(problems(cases, _entries(reports.findings)))
     if wrong:
-        listed = "\n  ".join(wrong[:MOST_NAMED])
-        raise UserError(f"{path} is not written, for these would be wrong entries:\n  {listed}")
+        entries = some_of(wrong, MOST_NAMED, "\n  ")
+        raise UserError(f"{path} is not written, for these would be wrong entries:\n  {entries}")
     write_json(path, {"schema": SCHEMA, "kind": KIND, "findings": list(reports.findings), "cases": cases})
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.case_reports import CaseReport, find_case_reports, read_case_reports
 from fvae_nnunet.nnunet.files import read_splits
@@ -33,7 +33,7 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
     """
     patients = {case: report.patient for case, report in cases.items()}
     of_split = {split: [case for case, report in cases.items() if report.split == split] for split in ("train", "test")}
-    _refuse(
+    refuse_shared(
         shared_patients(of_split["train"], of_split["test"], patients),
         "training (Tr) and test (Ts)",
         ". Of ReXGroundingCT, `leave_out_shared=True` takes their cases out of training",
@@ -45,14 +45,16 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
         tested = sorted({*fold["train"], *fold["val"]} & set(of_split["test"]))
         if tested:
             raise UserError(f"fold {number} has {tested[0]}, which is a test case ({len(tested)} such)")
-        _refuse(shared_patients(fold["train"], fold["val"], patients), f"training and validation of fold {number}")
+        refuse_shared(
+            shared_patients(fold["train"], fold["val"], patients), f"training and validation of fold {number}"
+        )
 
 
-def _refuse(shared: Mapping[str, list[str]], where: str, remedy: str = "") -> None:
+def refuse_shared(shared: Mapping[str, list[str]], where: str, remedy: str = "") -> None:
+    """Raise UserError where there are patients with cases on both sides; ``where`` names both."""
     if shared:
-        named = "; ".join(f"{patient} ({', '.join(cases)})" for patient, cases in list(shared.items())[:10])
-        more = f" and {len(shared) - 10} more" if len(shared) > 10 else ""
-        raise UserError(f"{len(shared)} patients are in both {where}: {named}{more}{remedy}")
+        named = [f"{patient} ({', '.join(cases)})" for patient, cases in shared.items()]
+        raise UserError(f"{len(shared)} patients are in both {where}: {some_of(named, 10, '; ')}{remedy}")
 
 
 def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:

@@ -548,9 +548,7 @@ def test_patients_in_both_published_splits_are_refused_or_left_out_of_training(f
     root, raw, _ = folders
     _write_rex(root, shared=True)
     assert _convert(root, source="rexgroundingct") == 1
-    assert "1 patients are in the published splits train and val: train_1 (train_1_a_1, train_1_b_1)" in (
-        capsys.readouterr().err
-    )
+    assert "1 patients are in both train and val: train_1 (train_1_a_1, train_1_b_1)" in (capsys.readouterr().err)
     assert not raw.exists()
     assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 0
     assert "left out of training, as their patients are also in val: train_1_a_1" in capsys.readouterr().out
