@@ -28,8 +28,8 @@ def images(tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and submit.LOGS not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (folder / path).read_bytes() for path in paths if submit.LOGS not in path.parts}
 
 
 def test_jobs_write_what_one_call_writes(images, tmp_path, capsys):
