@@ -11,8 +11,21 @@ import re
 
 _PARAMETER = re.compile(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`")
 
-_SHORT = {"configurations": "c", "folds": "f", "output": "o", "plans_name": "p", "processes": "np", "trainer": "tr"}
-"""Parameters for which nnU-Net's commands, and ours, have a letter."""
+_ALSO_CALLED = {
+    "at_mm": "at",
+    "configurations": "c",
+    "eta": "sampling_eta",
+    "folds": "f",
+    "learning_rate": "lr",
+    "lesions": "lesion",
+    "output": "o",
+    "plans_name": "p",
+    "processes": "np",
+    "spacing_mm": "spacing",
+    "steps": "sampling_steps",
+    "trainer": "tr",
+}
+"""Parameters whose option has another name, in commands that have it: a letter, as in nnU-Net's, or a word."""
 
 _options: dict[str, str] = {}
 
@@ -46,5 +59,7 @@ def _options_by_parameter(parser: argparse.ArgumentParser) -> dict[str, str]:
                 options |= _options_by_parameter(command)
         else:
             options[action.dest] = action.option_strings[0] if action.option_strings else str(action.metavar)
-    options |= {name: options[letter] for name, letter in _SHORT.items() if letter in options and name not in options}
+    options |= {
+        name: options[short] for name, short in _ALSO_CALLED.items() if short in options and name not in options
+    }
     return options

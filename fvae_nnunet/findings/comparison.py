@@ -77,7 +77,7 @@ def compare_findings(
     """
     check_resampling(seed, resamples)
     if len(set(names)) < len(names):
-        raise UserError(f"--names must differ from each other, got {', '.join(names)}")
+        raise UserError(f"`names` must differ from each other, got {', '.join(names)}")
     pairs = [pair for pair in combinations(range(len(names)), 2) if all_pairs or pair[0] == 0]
     of_findings = [_finding(scored, place, names, pairs) for place in range(len(scored.findings))]
     for number in range(len(pairs)):

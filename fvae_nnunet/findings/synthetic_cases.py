@@ -80,7 +80,7 @@ def gather_synthetic(
     """
     places = [folder.resolve() for folder in folders]
     if len(set(places)) < len(places):
-        raise UserError("--synthetic names a folder twice")
+        raise UserError("`synthetic` names a folder twice")
     patients = _Patients(dataset, reports)
     used: list[Case] = []
     seen: list[str] = []
@@ -105,8 +105,8 @@ def gather_synthetic(
         reasons = "\n  ".join(f"{number} cases: {reason}" for reason, number in left_out.items())
         raise UserError(
             f"no synthetic case in {', '.join(map(str, folders))} may be trained on:\n  {reasons or 'there is none'}\n"
-            "Make some for this fold (fvae-train-ldm and fvae-synthesize with --fold, findings by --list), or accept "
-            "scores that may be too good: --allow-seen takes those whose model or source is in doubt"
+            "Make some for this fold (fvae-train-ldm and fvae-synthesize with `fold`, findings by a list), or accept "
+            "scores that may be too good: `allow_seen=True` takes those whose model or source is in doubt"
         )
     return SyntheticCases(tuple(used), dict(left_out), tuple(seen))
 

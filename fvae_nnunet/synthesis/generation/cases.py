@@ -218,7 +218,7 @@ def _refuse_other_real_lesions(job: Job, settings: dict[str, Any]) -> None:
     said = "; ".join(f"{what}: {', '.join(cases)}" for what, cases in which.items() if cases)
     raise UserError(
         f"{job.output} was begun with other real lesions of {job.dataset.name}, from which limits and shapes come"
-        f"{f' ({said})' if said else ''}. Use the same files and cases again, another folder (-o), or --overwrite to "
+        f"{f' ({said})' if said else ''}. Use the same files and cases again, another `output`, or `overwrite=True` to "
         "make all cases anew"
     )
 

@@ -67,11 +67,11 @@ class PaintSettings:
                 f"{self.texture!r}"
             )
         if not 0 <= self.margin_mm < float("inf"):
-            raise UserError(f"--margin-mm must not be negative, got {self.margin_mm:g}")
+            raise UserError(f"`margin_mm` must not be negative, got {self.margin_mm:g}")
         if self.steps is not None and self.steps < 1:
-            raise UserError(f"--steps must be at least 1, got {self.steps}")
+            raise UserError(f"`steps` must be at least 1, got {self.steps}")
         if self.eta is not None and not 0 <= self.eta <= 1:
-            raise UserError(f"--eta must lie in 0 to 1, got {self.eta:g}")
+            raise UserError(f"`eta` must lie in 0 to 1, got {self.eta:g}")
 
 
 def with_lesion(layout: Layout, lesion: PlacedLesion, lesion_class: int) -> Layout:
@@ -178,7 +178,7 @@ def _insert(
     if not grid.mask(lesion.mask(volume_hu.shape)).any():
         raise UserError(
             f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of "
-            f"{model.settings.spacing_mm} mm; choose larger ones (--sizes, --diameter-mm)"
+            f"{model.settings.spacing_mm} mm; choose larger ones (`sizes`, `diameter_mm`)"
         )
     seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
     draft_hu = None

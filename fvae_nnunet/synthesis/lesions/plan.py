@@ -68,16 +68,17 @@ class PlanSettings:
     def __post_init__(self) -> None:
         least, most = self.lesions_per_case
         if not 1 <= least <= most:
-            raise UserError(f"--lesions-per-case needs 1 <= MIN <= MAX, got {least} {most}")
-        for option, share in (("--inside-fraction", self.inside_fraction), ("--borrowed-share", self.borrowed_share)):
+            raise UserError(f"`lesions_per_case` needs 1 <= MIN <= MAX, got {least} {most}")
+        for name in ("inside_fraction", "borrowed_share"):
+            share = getattr(self, name)
             if not 0 <= share <= 1:
-                raise UserError(f"{option} is a share between 0 and 1, got {share:g}")
+                raise UserError(f"`{name}` is a share between 0 and 1, got {share:g}")
         if not 0 <= self.clearance_mm < float("inf"):
-            raise UserError(f"--clearance-mm must not be negative, got {self.clearance_mm:g}")
+            raise UserError(f"`clearance_mm` must not be negative, got {self.clearance_mm:g}")
         if self.at_mm is not None and most > 1:
-            raise UserError("--at is the place of one lesion; leave --lesions-per-case out")
+            raise UserError("`at_mm` is the place of one lesion; leave `lesions_per_case` out")
         if self.growth is not None and not 0 < self.growth[0] <= self.growth[1] < float("inf"):
-            raise UserError(f"--growth needs 0 < MIN <= MAX, got {self.growth[0]:g} {self.growth[1]:g}")
+            raise UserError(f"`growth` needs 0 < MIN <= MAX, got {self.growth[0]:g} {self.growth[1]:g}")
 
     def recorded(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,7 +96,7 @@ class Avoided:
         files = find_images(folder)
         missing = [case for case in cases if case not in files]
         if missing:
-            raise UserError(f"--avoid {folder} has no mask of {len(missing)} cases (first: {missing[0]})")
+            raise UserError(f"`avoid={folder}` has no mask of {len(missing)} cases (first: {missing[0]})")
         return cls(files)
 
     def read(self, source: SourceCase) -> np.ndarray:
@@ -161,7 +162,7 @@ def plan_lesions(
     if settings.at_mm is not None:
         at = index_of(settings.at_mm, source.geometry)[list(source.axis_order)]
         if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
-            raise NothingFits(f"--at {_in_words(settings.at_mm)} lies outside the image")
+            raise NothingFits(f"`at_mm={_in_words(settings.at_mm)}` lies outside the image")
     placed: list[PlacedLesion] = []
     alike: list[dict[str, Any] | None] = []
     for _ in range(int(rng.integers(least, most + 1))):

@@ -58,7 +58,7 @@ class ModelSettings:
         prediction: see ``noise_process``.
         text_encoder: hub id, or name of the folder without its place; None for a model without text.
         text_width: channels of its embeddings; None for a model without text.
-        organ: the option that says where organ masks come from, a folder without its place.
+        organ: where organ masks come from (``sources.organs.FORMS``), a folder without its place.
         text_weights_sha256: of the text encoder; None: not checked.
         lesions: how many of the classes are lesions.
         detail_channels: see ``conditions``.
@@ -149,7 +149,7 @@ class ModelSettings:
         if vae.weights_sha256 != self.weights_sha256:
             raise UserError(
                 f"the weights of {spec.name} ({vae.weights_source}) are not those that the model was trained with; "
-                + vae.remedy_for_other_weights("--weights PATH")
+                + vae.remedy_for_other_weights("`weights=PATH`")
             )
 
     def check_denoiser(self, denoiser: LatentDenoiser) -> None:

@@ -312,7 +312,7 @@ class LatentDiffusion:
 
         if guidance != 1 and not allows_guidance(self.training):
             raise UserError(
-                f"guidance {guidance:g} needs a model that was trained with --condition-dropout; this one was not, "
+                f"guidance {guidance:g} needs a model that was trained with condition dropout; this one was not, "
                 "use guidance 1"
             )
         settings, device = self.settings, self.denoiser.device

@@ -146,7 +146,7 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
         first_lines = " ".join(str(error).split())[:300]
         raise UserError(
             f"the text encoder {name} cannot be loaded: {first_lines}. Connect and run this again, or copy its files "
-            "(config.json, weights, vocabulary) from elsewhere into one folder and give that with --text-encoder; if "
+            "(config.json, weights, vocabulary) from elsewhere into one folder and give that as `text_encoder`; if "
             "it is private or asks for its terms to be accepted, accept them on its page and run `hf auth login`"
         ) from error
     finally:
@@ -178,7 +178,7 @@ def _is_cached(hub_id: str) -> bool:
         raise UserError(
             f"the text encoder {hub_id} is not on this machine and the hub cannot be reached ({error}). Connect and "
             "run this again, or copy its files (config.json, weights, vocabulary) from elsewhere into one folder and "
-            "give that with --text-encoder"
+            "give that as `text_encoder`"
         ) from error
     return False
 

@@ -118,16 +118,16 @@ class SourceDataset:
         """The name of the lesion that is put in; UserError where it is not known which."""
         if self.lesion_name is None:
             raise UserError(
-                f"the model knows several lesions; say with --lesion which is put in: {', '.join(self.lesions)}"
+                f"the model knows several lesions; say with `lesion` which is put in: {', '.join(self.lesions)}"
                 if self.lesions
-                else "the model knows no lesion that could be put in; generate whole volumes from a --list"
+                else "the model knows no lesion that could be put in; generate whole volumes from a list"
             )
         return self.lesion_name
 
     def with_lesion(self, name: str) -> SourceDataset:
         """The same classes, with this lesion to be put in; UserError where it is none of them."""
         if name not in self.lesions:
-            raise UserError(f"--lesion: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
+            raise UserError(f"`lesion`: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
         return replace(self, lesion_name=name)
 
     @property
@@ -145,7 +145,7 @@ class SourceDataset:
         if self.organ.kind != "label":
             return 0
         if len(self.organ.values) > 1:
-            raise UserError(f"--organ {self.organ.text} has several labels; which lies under a lesion is not known")
+            raise UserError(f"`organ={self.organ.text}` has several labels; which lies under a lesion is not known")
         return self.organ.values[0]
 
     def class_of(self, lesion: str) -> int:
@@ -183,8 +183,8 @@ class SourceDataset:
         by_name = organ.structures is not None or settings.lesions > 1
         if len(found.class_names) != len(settings.class_names) or (by_name and organ.class_names != organs):
             raise UserError(
-                f"{folder} was trained on {_few(settings.class_names)}, and --organ {organ.text} gives "
-                f"{_few(found.class_names)}; give an --organ of the same kind"
+                f"{folder} was trained on {_few(settings.class_names)}, and `organ={organ.text}` gives "
+                f"{_few(found.class_names)}; give an `organ` of the same kind"
             )
         return found
 
@@ -247,7 +247,7 @@ class SourceDataset:
                 organs = self.organ.recorded if self.organ.names else self.organ.text
                 raise UserError(
                     f"{case}: the organ ({organs}) has no voxel; correct {self.label_files[case]} or the organ mask, "
-                    "give another --organ, or leave the case out (--leave-out; of a --list: its rows)"
+                    "give another `organ`, or leave the case out (`leave_out`; of a list: its rows)"
                 )
         if not lesions:
             class_map[any_lesion & (class_map == 0)] = 1 if self.organ.class_names == ("organ",) else 0
@@ -309,7 +309,7 @@ def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) 
     raise UserError(
         f"{len(failed)} cases cannot be {done}:\n  "
         + "\n  ".join(_failure(case, error) for case, error in failed.items())
-        + f"\n{consequence} Repair these, or leave them out (--leave-out {' '.join(failed)})"
+        + f"\n{consequence} Repair these, or leave them out (`leave_out={' '.join(failed)}`)"
     ) from unexpected
 
 

@@ -88,9 +88,9 @@ class OrganSource:
             if not others:
                 raise UserError(
                     f"the dataset has no label but {', '.join(lesion_names) or 'background'}, so it does not say where "
-                    "the organ is; give --organ lungs, --organ folder:PATH with a mask for each case "
-                    f"(TotalSegmentator's, for instance), --organ structures with masks of many in {TRAINING_FOLDER}, "
-                    "--organ body or --organ none"
+                    "the organ is; give `organ='lungs'`, `organ='folder:PATH'` with a mask for each case "
+                    f"(TotalSegmentator's, for instance), `organ='structures'` with masks of many in "
+                    f"{TRAINING_FOLDER}, `organ='body'` or `organ='none'`"
                 )
             text = "label:" + ",".join(others)
         if text in ("lungs", "body", "none"):
@@ -104,7 +104,7 @@ class OrganSource:
             for name in names:
                 if name not in others:
                     raise UserError(
-                        f"--organ {text}: {name!r} is no label that can be the organ; there are: "
+                        f"`organ={text}`: {name!r} is no label that can be the organ; there are: "
                         f"{', '.join(others) or 'none'}"
                     )
             lesion = {value for name in lesion_names for value in label_values[name]}
@@ -112,13 +112,13 @@ class OrganSource:
             return cls(kind, names, tuple(values))
         match = re.fullmatch(r"(.+?)(?::(\d+(?:,\d+)*))?", rest)
         if kind != "folder" or match is None:
-            raise UserError(f"--organ {text!r} is not understood; it is {FORMS}")
+            raise UserError(f"`organ={text}` is not understood; it is {FORMS}")
         folder = Path(match[1]).expanduser().resolve()
         files = find_images(folder)
         missing = sorted(set(cases) - files.keys())
         if missing:
             raise UserError(
-                f"--organ {text}: {folder} has no mask of {len(missing)} cases (first: {missing[0]}); a mask has the "
+                f"`organ={text}`: {folder} has no mask of {len(missing)} cases (first: {missing[0]}); a mask has the "
                 f"case's name, such as {missing[0]}.nii.gz"
             )
         return cls(kind, (), tuple(int(value) for value in match[2].split(",")) if match[2] else (), folder, files)
@@ -157,10 +157,10 @@ class OrganSource:
         """
         names = tuple(names)
         if self.structures is None:
-            raise UserError(f"--place-in names structures, and --organ {self.text} gives none")
+            raise UserError(f"`place_in` names structures, and `organ={self.text}` gives none")
         for name in names:
             if name not in self.structures.names:
-                raise UserError(f"--place-in: there is no structure {name!r}; there are {', '.join(self.class_names)}")
+                raise UserError(f"`place_in`: there is no structure {name!r}; there are {', '.join(self.class_names)}")
         return replace(self, names=names)
 
     def files_of(self, case: str) -> list[Path]:

@@ -67,7 +67,7 @@ def read_texts(
     path = Path(reports_file).expanduser() if reports_file else find_case_reports(dataset.raw_folder)
     reports = {case: text for case, text in read_reports(path).items() if case in dataset.image_files}
     if not reports:
-        raise UserError(f"--reports {path} has no text of any training case of {dataset.name}")
+        raise UserError(f"{path} has no text of any training case of {dataset.name}")
     encoder = ReportEncoder(
         text_encoder or DEFAULT_TEXT_ENCODER,
         cache=cache_folder(dataset, "texts"),

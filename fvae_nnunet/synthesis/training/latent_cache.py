@@ -158,7 +158,8 @@ def complete_cache(
                 "latents",
                 settings.recorded_with(vae, dataset),
                 made_with,
-                remedy="Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it",
+                remedy="Use the same settings, `latents=NAME` for another cache, or `overwrite_latents=True` to "
+                "replace it",
             )
             outcomes = encode_cases(
                 folder, dataset, vae, settings, cases=claims.each(cases), workers=min(workers, len(cases))

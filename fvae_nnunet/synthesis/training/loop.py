@@ -231,8 +231,8 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
 
 
 _LACK = (
-    "the device's memory does not suffice; use a larger --accumulate, --gradient-checkpointing, a smaller "
-    "--inplane-pixels, or --mixed-precision bf16, and run this again: it goes on from the last checkpoint"
+    "the device's memory does not suffice; use a larger `accumulate`, `gradient_checkpointing=True`, a smaller "
+    "`inplane_pixels`, or `mixed_precision='bf16'`, and run this again: it goes on from the last checkpoint"
 )
 
 
@@ -338,8 +338,8 @@ def _record(
     for (step, _, norm, learning_rate), (loss, error, lesion) in zip(pending, figures.tolist(), strict=True):
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
-                f"the loss of step {step} is not finite; use a lower --lr, or --mixed-precision bf16 or no, and run "
-                "this again: it goes on from the last checkpoint"
+                f"the loss of step {step} is not finite; use a lower `learning_rate`, or `mixed_precision='bf16'` or "
+                "no, and run this again: it goes on from the last checkpoint"
             )
         if progress is not None:
             progress.add(

@@ -1,4 +1,4 @@
-"""How lesions are learnt and sampled: choices that belong together. Every one is an option of its own, too."""
+"""How lesions are learnt and sampled: choices that belong together. Each can be set alone, too."""
 
 from __future__ import annotations
 

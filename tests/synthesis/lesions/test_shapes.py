@@ -170,11 +170,11 @@ def test_ranges_that_the_voxels_do_not_allow_leave_their_share_to_the_others():
     [["tiny=1"], ["small=0"], ["small=x"], ["small=1", "small=2"], ["small=nan"], ["msd-lung", "small"], ["real=1"]],
 )
 def test_wrong_shares_name_the_classes(wanted):
-    with pytest.raises(UserError, match=r"--sizes .*msd-lung, msd-pancreas and real alone.*small, medium, large"):
+    with pytest.raises(UserError, match=r"`sizes=.*msd-lung, msd-pancreas and real alone.*small, medium, large"):
         LesionSizes.parse(wanted)
 
 
 @pytest.mark.parametrize("limits", [(0, 5), (6, 5), (1, float("inf"))])
 def test_a_range_that_is_none_is_refused(limits):
-    with pytest.raises(UserError, match="--diameter-mm needs 0 < MIN <= MAX"):
+    with pytest.raises(UserError, match="`diameter_mm` needs 0 < MIN <= MAX"):
         LesionSizes.of_range(*limits)

@@ -446,7 +446,7 @@ def test_guidance_one_is_no_guidance_to_the_bit(image_model, monkeypatch):
 def test_guidance_needs_condition_dropout(image_model):
     _, classes, _ = phantom((2, 24, 24))
     image_model.training = {"condition_dropout": 0.0}
-    with pytest.raises(UserError, match="trained with --condition-dropout"):
+    with pytest.raises(UserError, match="trained with condition dropout"):
         image_model.generate(laid_out(classes), guidance=2.0, steps=1, generator=seeded())
     image_model.generate(laid_out(classes), guidance=1.0, steps=1, generator=seeded())
     image_model.training = {"condition_dropout": 0.1}

@@ -168,7 +168,7 @@ def test_unusable_encoders_are_refused(bert, tmp_path, monkeypatch):
 def test_an_encoder_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*--text-encoder"):
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*`text_encoder`"):
         ReportEncoder("nobody/no-such-encoder")
 
 

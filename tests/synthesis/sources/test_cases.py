@@ -148,7 +148,7 @@ def test_an_empty_organ_is_refused_and_named():
     rewrite(label_file(dataset, "phantom_000"), np.zeros(SHAPE, np.uint8))
     with pytest.raises(
         UserError,
-        match=r"phantom_000: the organ \(label:pancreas\) has no voxel.*\(--leave-out; of a --list: its rows\)",
+        match=r"phantom_000: the organ \(label:pancreas\) has no voxel.*\(`leave_out`; of a list: its rows\)",
     ):
         open_source_dataset(dataset.name).read("phantom_000")
 
