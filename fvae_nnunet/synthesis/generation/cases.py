@@ -262,8 +262,8 @@ def _is_done(job: Job, case: str) -> bool:
 
 def _find(job: Job, segmenter: Segmenter, source: SourceCase, volume_hu: np.ndarray) -> np.ndarray:
     images: list[Any] = list(job.dataset.image_files[source.case])
-    images[job.dataset.ct_channel] = source.as_in_file(volume_hu)
-    return segmenter.find_lesions(images, source.geometry).transpose(source.axis_order)
+    images[job.dataset.ct_channel] = source.geometry.as_in_file(volume_hu)
+    return segmenter.find_lesions(images, source.geometry).transpose(source.geometry.axial_order)
 
 
 def _write(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
@@ -272,12 +272,12 @@ def _write(job: Job, case: str, painted: _Painted) -> dict[str, Any]:
     paths = job.paths(case, accepted=record["accepted"])
     for channel, (path, raw) in enumerate(zip(paths.images, job.dataset.image_files[source.case], strict=True)):
         if channel == job.dataset.ct_channel:
-            write_volume(path, source.as_in_file(painted.volume_hu), source.geometry)
+            write_volume(path, source.geometry.as_in_file(painted.volume_hu), source.geometry)
         else:
             with atomic_write(path) as temporary:
                 shutil.copyfile(raw, temporary)
     labels = labels_with(source, planned.lesions, job.dataset.lesion_value)
-    write_volume(paths.label, source.as_in_file(labels), source.geometry)
+    write_volume(paths.label, source.geometry.as_in_file(labels), source.geometry)
     write_json(paths.record, record)
     other = job.paths(case, accepted=not record["accepted"])
     for stale in (*other.images, other.label, other.record):

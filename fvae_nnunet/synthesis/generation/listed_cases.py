@@ -134,7 +134,7 @@ def generate_listed(
         name = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big")
         volume_hu = generated_volume(
             model,
-            Layout.of(ready.class_map, ready.spacing_mm, organs=len(job.dataset.organ.class_names)),
+            Layout.of(ready.class_map, ready.geometry.axial_spacing_mm, organs=len(job.dataset.organ.class_names)),
             job.paint,
             text=listed.text,
             generator=noise_of([job.seed, name] if listed.seed is None else [listed.seed]),
@@ -163,11 +163,11 @@ def _read(job: ListJob, case: str) -> VolumeInputs | None:
 def _write(job: ListJob, case: str, generated: _Generated) -> dict[str, Any]:
     ready = generated.ready
     image, label, record, *masks = outputs = job.outputs(case)
-    write_volume(image, ready.as_in_file(generated.volume_hu), ready.geometry)
-    write_volume(label, ready.as_in_file(ready.labels), ready.geometry)
+    write_volume(image, ready.geometry.as_in_file(generated.volume_hu), ready.geometry)
+    write_volume(label, ready.geometry.as_in_file(ready.labels), ready.geometry)
     result: dict[str, Any] = {"accepted": True, "reasons": []}
     if ready.structures is not None:
-        write_volume(masks[0], ready.as_in_file(ready.structures), ready.geometry)
+        write_volume(masks[0], ready.geometry.as_in_file(ready.structures), ready.geometry)
     content = _record(job, case, generated)
     write_json(record, content)
     job.manifest.write_case(case, inputs=ready.digests, outputs=outputs, results=result)
@@ -212,7 +212,7 @@ def _record(job: ListJob, case: str, generated: _Generated) -> dict[str, Any]:
 
 def _lesion(ready: VolumeInputs, name: str, value: int) -> dict[str, Any]:
     """A disease that the row gave, as ``synthetic_folder`` describes lesions; all its pieces together."""
-    mask = ready.as_in_file(ready.labels == value)
+    mask = ready.geometry.as_in_file(ready.labels == value)
     counts = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
     voxels = int(counts[0].sum())
     centre = np.array([float((np.arange(len(count)) * count).sum()) / voxels for count in counts])
@@ -220,7 +220,7 @@ def _lesion(ready: VolumeInputs, name: str, value: int) -> dict[str, Any]:
         "shape": "given",
         "borrowed_from": None,
         "name": name,
-        "diameter_mm": round(equivalent_diameter_mm(voxels, ready.spacing_mm), 2),
+        "diameter_mm": round(equivalent_diameter_mm(voxels, ready.geometry.axial_spacing_mm), 2),
         "voxels": voxels,
         "centre_voxel": [round(float(index), 2) for index in centre],
         "centre_mm": [round(float(place), 2) for place in position_of(centre, ready.geometry)],

@@ -105,7 +105,7 @@ def insert_lesion(
             "tell them apart; use fvae-synthesize"
         )
     order = ct.geometry.axial_order
-    spacing_mm = (ct.spacing_mm[order[0]], ct.spacing_mm[order[1]], ct.spacing_mm[order[2]])
+    spacing_mm = ct.geometry.axial_spacing_mm
     in_organ = ct.mask(organ, "organ").transpose(order)
     in_lesion = np.zeros_like(in_organ) if lesions is None else ct.mask(lesions, "lesions").transpose(order)
     class_map = (in_organ * organs).astype(np.uint8)
@@ -119,9 +119,7 @@ def insert_lesion(
         lesion=in_lesion,
         lesion_class=organs + 1,
         organ_classes=organs,
-        spacing_mm=spacing_mm,
         geometry=ct.geometry,
-        axis_order=order,
         digests={},
     )
     lesion = shaped_and_placed(
@@ -137,4 +135,4 @@ def insert_lesion(
     hu = paint(model, source, [lesion], PaintSettings(), generator=noise_of([seed]))
     mask = lesion.mask(hu.shape)
     reached_mm = equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
-    return InsertedLesion(ct.with_hu(source.as_in_file(hu)), source.as_in_file(mask), reached_mm)
+    return InsertedLesion(ct.with_hu(ct.geometry.as_in_file(hu)), ct.geometry.as_in_file(mask), reached_mm)

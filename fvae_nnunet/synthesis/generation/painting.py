@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fvae_nnunet.ct.boxes import box_around
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
 from fvae_nnunet.synthesis.lesions.insertion import TEXTURES, blend_lesion, margin_weight
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
-from fvae_nnunet.synthesis.lesions.placement import box_around
 from fvae_nnunet.synthesis.model.draft import drafted
 from fvae_nnunet.synthesis.model.grid import ModelGrid, resampled
 from fvae_nnunet.synthesis.model.inpainting import inpaint, slices_seen

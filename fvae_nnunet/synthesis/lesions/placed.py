@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import Box
 from fvae_nnunet.nnunet.synthetic_folder import BANK
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
-from fvae_nnunet.synthesis.lesions.placement import Box, Placement, position_of
+from fvae_nnunet.synthesis.lesions.placement import Placement, position_of
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
 from fvae_nnunet.synthesis.sources.cases import SourceCase
 
@@ -82,7 +83,7 @@ class PlacedLesion:
     def recorded(self, source: SourceCase) -> dict[str, Any]:
         """As the record of a case states it, see ``synthetic_folder``."""
         voxels = int(np.count_nonzero(self.shape))
-        index = self.centre[np.argsort(source.axis_order)]
+        index = self.centre[np.argsort(source.geometry.axial_order)]
         before = 0 if self.replaces is None else int(np.count_nonzero(self.replaces.shape))
         return {
             "shape": self._kind,

@@ -160,7 +160,7 @@ def plan_lesions(
     least, most = settings.lesions_per_case
     at = None
     if settings.at_mm is not None:
-        at = index_of(settings.at_mm, source.geometry)[list(source.axis_order)]
+        at = index_of(settings.at_mm, source.geometry)[list(source.geometry.axial_order)]
         if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
             raise NothingFits(f"`at_mm={_in_words(settings.at_mm)}` lies outside the image")
     placed: list[PlacedLesion] = []

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.boxes import bounding_box, grown
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
@@ -29,7 +29,6 @@ from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.synthesis.lesions.measures import MEASURES, RING_MM, measure_lesion
-from fvae_nnunet.synthesis.lesions.placement import grown
 from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, RealLesion, equivalent_diameter_mm
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset, refuse_failed
 
@@ -181,5 +180,4 @@ def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str,
     piece = numbered == lesion["number"]
     if lesion["number"] > n or np.count_nonzero(piece) != lesion["voxels"]:
         raise UserError(f"{path} has changed while it was used; run the command again")
-    z, y, x = (geometry.spacing_mm[::-1][axis] for axis in geometry.axial_order)
-    return RealLesion(name, piece[bounding_box(piece)], (z, y, x))
+    return RealLesion(name, piece[bounding_box(piece)], geometry.axial_spacing_mm)

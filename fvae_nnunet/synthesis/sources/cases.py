@@ -13,7 +13,6 @@ from fvae_nnunet.ct.files import read_header, read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.intensity import round_to_int16
-from fvae_nnunet.ct.orientation import AxisOrder
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.synthesis.sources.organs import OrganSource
@@ -36,10 +35,7 @@ class SourceCase:
         lesion: bool, of the class that is put in; where none was chosen, of any class.
         lesion_class: in ``class_map``, of the lesion that is put in; 0: none is.
         organ_classes: how many classes are no lesion.
-        spacing_mm: (z, y, x).
         geometry: of the image file.
-        axis_order: ``array.transpose(axis_order)`` of an array as the file holds it (z, y, x as SimpleITK reads it)
-            is axial.
         digests: sha256 of each file that it was read from, by name.
     """
 
@@ -51,19 +47,18 @@ class SourceCase:
     lesion: np.ndarray
     lesion_class: int
     organ_classes: int
-    spacing_mm: tuple[float, float, float]
     geometry: Geometry
-    axis_order: AxisOrder
     digests: dict[str, str]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(z, y, x)."""
+        return self.geometry.axial_spacing_mm
 
     @property
     def any_lesion(self) -> np.ndarray:
         """Lesions of all classes, bool."""
         return self.class_map > self.organ_classes
-
-    def as_in_file(self, axial: np.ndarray) -> np.ndarray:
-        """An axial array with its axes in the order of the image file."""
-        return axial.transpose(tuple(np.argsort(self.axis_order)))
 
 
 @dataclass(frozen=True)
@@ -195,8 +190,7 @@ class SourceDataset:
             UserError: the file cannot be read.
         """
         size, geometry = read_header(self.image_files[case][self.ct_channel])
-        order = geometry.axial_order
-        return tuple(size[axis] for axis in order), tuple(geometry.spacing_mm[::-1][axis] for axis in order)
+        return tuple(size[axis] for axis in geometry.axial_order), geometry.axial_spacing_mm
 
     def digests(self, case: str) -> dict[str, str]:
         """sha256 of each file that ``read`` would read, by its role and name; UserError where one is missing."""
@@ -234,11 +228,10 @@ class SourceDataset:
         except UserError as error:
             raise UserError(f"{image_path}: {error}") from error
         order = geometry.axial_order
-        spacing_mm = tuple(geometry.spacing_mm[::-1][axis] for axis in order)
         labels = self._read_labels(case, image_path, volume_hu.shape)
         volume_hu = np.ascontiguousarray(volume_hu.transpose(order))
         labels = np.ascontiguousarray(labels.transpose(order))
-        class_map = self.organ.class_map(case, volume_hu, labels, spacing_mm=spacing_mm, geometry=geometry)
+        class_map = self.organ.class_map(case, volume_hu, labels, geometry=geometry)
         any_lesion = np.isin(labels, list(self.lesions.values()))
         organ = self.organ.where(class_map)
         if self.organ.kind != "none":
@@ -264,9 +257,7 @@ class SourceDataset:
             lesion=any_lesion if self.lesion_name is None else labels == self.lesion_value,
             lesion_class=self.lesion_class,
             organ_classes=len(self.organ.class_names),
-            spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
             geometry=geometry,
-            axis_order=order,
             digests=self.digests(case) if digests is None else digests,
         )
 

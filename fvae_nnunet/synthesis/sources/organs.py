@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import bounding_box, grown
 from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
@@ -169,15 +170,12 @@ class OrganSource:
             return [self.structures.files[case], self.structures.folder / NAMES_FILE]
         return [self.files[case]] if self.kind == "folder" else []
 
-    def class_map(
-        self, case: str, volume_hu: np.ndarray, labels: np.ndarray, *, spacing_mm: tuple[float, ...], geometry: Geometry
-    ) -> np.ndarray:
+    def class_map(self, case: str, volume_hu: np.ndarray, labels: np.ndarray, *, geometry: Geometry) -> np.ndarray:
         """The classes of a case without its lesions: uint8 (z, y, x), axial; all 0 for ``none``.
 
         Args:
             case: its name.
             volume_hu, labels: axial, of one shape.
-            spacing_mm: (z, y, x), axial.
             geometry: of the image file.
 
         Raises:
@@ -188,7 +186,7 @@ class OrganSource:
         if self.kind == "label":
             return np.isin(labels, self.values).astype(np.uint8)
         if self.kind == "lungs":
-            return lungs(volume_hu, spacing_mm=spacing_mm).astype(np.uint8)
+            return lungs(volume_hu, spacing_mm=geometry.axial_spacing_mm).astype(np.uint8)
         if self.kind == "body":
             return body(volume_hu).astype(np.uint8)
         path = self.files_of(case)[0]
@@ -238,8 +236,6 @@ def lungs(volume_hu: np.ndarray, *, spacing_mm: tuple[float, ...]) -> np.ndarray
     """
     from scipy import ndimage
 
-    from fvae_nnunet.ct.boxes import bounding_box
-
     inside = body(volume_hu)
     numbered, _ = ndimage.label(inside & (volume_hu < LUNG_BELOW_HU))
     voxels = np.bincount(numbered.ravel())
@@ -250,10 +246,7 @@ def lungs(volume_hu: np.ndarray, *, spacing_mm: tuple[float, ...]) -> np.ndarray
     margins = np.ceil(LUNG_CLOSING_MM / np.asarray(spacing_mm)).astype(int) + 1
     for piece in largest[voxels[largest] >= least]:
         lung = numbered == piece
-        box = tuple(
-            slice(max(0, side.start - margin), side.stop + margin)
-            for side, margin in zip(bounding_box(lung), margins, strict=True)
-        )
+        box = grown(bounding_box(lung), margins, lung.shape)
         closed = _closed(lung[box], spacing_mm) & inside[box]
         found[box] |= _filled_in_plane(closed)
     return found
