@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.nnunet.mask_files import masks_of
 
 NAMES_FILE = "structures.json"
 TRAINING_FOLDER = "structuresTr"
@@ -49,13 +49,7 @@ class Structures:
         Raises:
             UserError: no such folder, no or a wrong ``structures.json``, or no mask of one of these cases.
         """
-        files = find_images(folder)
-        missing = sorted(set(cases) - files.keys())
-        if missing:
-            raise UserError(
-                f"{folder} has no structure mask of {len(missing)} cases (first: {missing[0]}); it has the case's "
-                f"name, such as {missing[0]}.nii.gz"
-            )
+        files = masks_of(folder, cases)
         values = read_structure_names(folder / NAMES_FILE)
         return cls(folder, files, values, tuple(sorted(values, key=lambda name: values[name])))
 

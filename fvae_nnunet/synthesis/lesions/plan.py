@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.mask_files import read_mask
+from fvae_nnunet.nnunet.mask_files import masks_of, read_mask
 from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance
 from fvae_nnunet.synthesis.lesions.measures import surroundings_hu
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
@@ -93,11 +92,7 @@ class Avoided:
     @classmethod
     def open(cls, folder: Path, cases: Sequence[str]) -> Avoided:
         """UserError where the folder has no mask of one of these cases."""
-        files = find_images(folder)
-        missing = [case for case in cases if case not in files]
-        if missing:
-            raise UserError(f"`avoid={folder}` has no mask of {len(missing)} cases (first: {missing[0]})")
-        return cls(files)
+        return cls(masks_of(folder, cases))
 
     def read(self, source: SourceCase) -> np.ndarray:
         """The mask of a case, axial bool; UserError where it does not lie as the image does."""

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box, grown
-from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.mask_files import read_mask
+from fvae_nnunet.nnunet.mask_files import masks_of, read_mask
 from fvae_nnunet.nnunet.structures import NAMES_FILE, TRAINING_FOLDER, Structures
 
 FORMS = "structures, structures:FOLDER, label:NAME[,NAME], folder:PATH, folder:PATH:VALUE[,VALUE], lungs, body or none"
@@ -115,14 +114,8 @@ class OrganSource:
         if kind != "folder" or match is None:
             raise UserError(f"`organ={text}` is not understood; it is {FORMS}")
         folder = Path(match[1]).expanduser().resolve()
-        files = find_images(folder)
-        missing = sorted(set(cases) - files.keys())
-        if missing:
-            raise UserError(
-                f"`organ={text}`: {folder} has no mask of {len(missing)} cases (first: {missing[0]}); a mask has the "
-                f"case's name, such as {missing[0]}.nii.gz"
-            )
-        return cls(kind, (), tuple(int(value) for value in match[2].split(",")) if match[2] else (), folder, files)
+        values = tuple(int(value) for value in match[2].split(",")) if match[2] else ()
+        return cls(kind, (), values, folder, masks_of(folder, cases))
 
     @property
     def text(self) -> str:
