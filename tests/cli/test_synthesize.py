@@ -344,7 +344,7 @@ def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, ca
     rewrite_image(path, move_the_lesion)
     error = refused()
     assert f"{said}, from which limits and shapes come (changed since: case_1)" in error
-    assert "Use the same files and cases again, another folder (-o), or --overwrite" in error
+    assert "Use the same files and cases again, another -o, or --overwrite" in error
     assert "plan.clearance_mm: 5.0, now 6.0" in refused("--clearance-mm", 6)
     path.write_bytes(whole)
     assert run(dataset, output, *options, n=3) == 0

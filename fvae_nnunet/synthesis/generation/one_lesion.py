@@ -13,8 +13,7 @@ import numpy as np
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.ct.volume import CT
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.generation.output import noise_of
-from fvae_nnunet.synthesis.generation.painting import PaintSettings, paint
+from fvae_nnunet.synthesis.generation.painting import PaintSettings, noise_of, paint
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
 from fvae_nnunet.synthesis.lesions.placement import index_of, too_close
 from fvae_nnunet.synthesis.lesions.plan import INSIDE_FRACTION, shaped_and_placed

@@ -37,7 +37,9 @@ _LATTICE = 7
 are a third of a diameter apart."""
 
 _REACH = 1.0
+
 _SHAPES_TRIED = 6
+"""Each less deformed than the one before, the last not at all."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def draw_lesion_shape(
         )
     for attempt in range(_SHAPES_TRIED):
         field = _ellipsoid(rng) if real is None else _borrowed(rng, real)
-        # the last attempt is not deformed at all: an ellipsoid is then in one piece for certain
+        # an ellipsoid that is not deformed is in one piece for certain
         strength = DEFORMATION * (1 - attempt / (_SHAPES_TRIED - 1))
         displacement = strength * rng.standard_normal((3, _LATTICE, _LATTICE, _LATTICE), np.float32)
         offset = rng.uniform(-0.5, 0.5, 3)

@@ -114,8 +114,8 @@ class OrganSource:
         if kind != "folder" or match is None:
             raise UserError(f"`organ={text}` is not understood; it is {FORMS}")
         folder = Path(match[1]).expanduser().resolve()
-        values = tuple(int(value) for value in match[2].split(",")) if match[2] else ()
-        return cls(kind, (), values, folder, masks_of(folder, cases))
+        of_organ = tuple(int(value) for value in match[2].split(",")) if match[2] else ()
+        return cls(kind, (), of_organ, folder, masks_of(folder, cases))
 
     @property
     def text(self) -> str:

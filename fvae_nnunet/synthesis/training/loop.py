@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 LARGEST_GRADIENT_NORM = 1.0
 """Gradients are scaled down to it, as in diffusers' training scripts."""
 
-_RECORD_EVERY = 10
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -238,6 +236,10 @@ _LACK = (
 
 def _say_nothing(text: str) -> None:
     """In the other processes than the main one."""
+
+
+_RECORD_EVERY = 10
+"""Steps: so often the processes bring their figures together."""
 
 
 def _run_stage(
