@@ -72,6 +72,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
+    from fvae_nnunet.synthesis.lesions.placement import CLEARANCE_MM
     from fvae_nnunet.synthesis.lesions.sizes import (
         DEFAULT_GROWTH,
         DEFAULT_SHARES,
@@ -121,7 +122,11 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
         help="of each lesion in the organ, at least; default 0.85 for --organ lungs and labels of lungs, else 0.80",
     )  # fmt: skip
     group.add_argument(
-        "--clearance-mm", type=float, default=5.0, metavar="MM", help="distance to other lesions; default 5"
+        "--clearance-mm",
+        type=float,
+        default=CLEARANCE_MM,
+        metavar="MM",
+        help=f"distance to other lesions; default {CLEARANCE_MM:g}",
     )
     group.add_argument(
         "--avoid", type=Path, metavar="FOLDER",

@@ -26,9 +26,6 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
     Left the AUC of each model with its 95 % interval, right the differences of the comparisons; filled dots where p
     (of findings: Holm's) is below 0.05. A finding without AUC has an empty row that says why. With one model there is
     no right side.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,6 +1,6 @@
 """Synthetic cases for the training of a classifier, without those that know what it is validated or tested on.
 
-A synthetic case knows the patient whose case it was made from, those whose lesions lent a shape, and, through the
+A synthetic case knows the patient whose case it was made from, the donors of its lesions' shapes, and, through the
 weights of the diffusion model, those that the model was trained on.
 """
 
@@ -17,7 +17,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
 from fvae_nnunet.nnunet.folders import nnunet_folder
-from fvae_nnunet.nnunet.synthetic_folder import lenders_of, read_synthetic_cases
+from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def gather_synthetic(
 ) -> SyntheticCases:
     """The accepted synthetic cases of some folders that may be trained on.
 
-    Left out are cases without findings, cases whose source or lender of a shape is of a held-out patient, and, unless
+    Left out are cases without findings, cases whose source or donor of a shape is of a held-out patient, and, unless
     ``allow_seen``, those whose diffusion model was trained on held-out patients or of which one of these is not known.
 
     Args:
@@ -123,8 +123,8 @@ def _findings(record: Mapping[str, Any], known: Sequence[str], folder: Path) -> 
 
 
 def _origins(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(dataset, case) of the source case and of each lender, as far as they are recorded."""
-    cases = [record["source_case"], *lenders_of(record)]
+    """(dataset, case) of the source case and of each donor of a shape, as far as they are recorded."""
+    cases = [record["source_case"], *shape_donors(record)]
     return [(record["dataset"], case) for case in cases if case]
 
 

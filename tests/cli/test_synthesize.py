@@ -471,7 +471,7 @@ def test_only_training_cases_of_the_fold_are_sources(paints, tmp_path, capsys):
     assert "trained on 2 cases that are no training cases of fold 0 (first: case_0)" in capsys.readouterr().err
 
 
-def test_borrowed_shapes_name_their_lender(paints, tmp_path):
+def test_borrowed_shapes_name_their_donor(paints, tmp_path):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--shapes", "borrowed", n=3) == 0
     lesions = [case.record["lesions"][0] for case in read_synthetic_cases(tmp_path / "out")]

@@ -16,7 +16,7 @@ from fvae_nnunet.files.recorded import atomic_write, sha256_of_file
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.synthetic_folder import CasePaths
 from fvae_nnunet.synthesis.generation.job import Generated, Job
-from fvae_nnunet.synthesis.generation.painting import OnStep, noise_of, paint
+from fvae_nnunet.synthesis.generation.painting import noise_of, paint
 from fvae_nnunet.synthesis.lesions.growth import plan_growth
 from fvae_nnunet.synthesis.lesions.measures import MEASURES
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion, labels_with
@@ -36,6 +36,7 @@ from fvae_nnunet.synthesis.sources.cases import SourceCase
 if TYPE_CHECKING:
     from fvae_nnunet.nnunet.segmenter import Segmenter
     from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.sampling import OnStep
 
 _REAL_LESIONS = "real_lesions_sha256"
 
@@ -179,7 +180,7 @@ class LesionJob(Job[Planned]):
         if self.paint.mode == "grow":
             lesions = plan_growth(rng, self.dataset, source, self.plan, real=real, avoid=avoid)
         else:
-            lesions = plan_lesions(rng, self.dataset, source, self.plan, lenders=real, bank=self.bank, avoid=avoid)
+            lesions = plan_lesions(rng, self.dataset, source, self.plan, real=real, bank=self.bank, avoid=avoid)
         return Planned(number, source, inputs, lesions)
 
     def _is_done(self, case: str) -> bool:
@@ -231,9 +232,7 @@ class LesionJob(Job[Planned]):
 
     def _record(self, case: str, generated: Generated[Planned]) -> dict[str, Any]:
         planned, source = generated.ready, generated.ready.source
-        around = surroundings_of(source)
-        for lesion in planned.lesions:
-            around[lesion.box][lesion.shape] = False
+        around = surroundings_of(source, planned.lesions)
         qualities = [
             lesion_quality(
                 generated.volume_hu,

@@ -16,12 +16,13 @@ from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.nnunet.structures import TRAINING_FOLDER
 from fvae_nnunet.nnunet.synthetic_folder import REJECTED
-from fvae_nnunet.synthesis.generation.painting import OnStep, PaintSettings
+from fvae_nnunet.synthesis.generation.painting import PaintSettings
 from fvae_nnunet.synthesis.sources.cases import SourceDataset
 
 if TYPE_CHECKING:
     from fvae_nnunet.nnunet.segmenter import Segmenter, SegmenterModel
     from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.sampling import OnStep
 
 KIND = "synthetic"
 _OUR_FOLDERS = ("imagesTr", "labelsTr", TRAINING_FOLDER, "records", REJECTED)

@@ -20,7 +20,7 @@ from fvae_nnunet.nnunet.structures import NAMES_FILE, TRAINING_FOLDER
 from fvae_nnunet.nnunet.synthetic_folder import CasePaths
 from fvae_nnunet.synthesis.generation.case_list import ListedCase
 from fvae_nnunet.synthesis.generation.job import Generated, Job
-from fvae_nnunet.synthesis.generation.painting import OnStep, generated_volume, noise_of
+from fvae_nnunet.synthesis.generation.painting import generated_volume, noise_of
 from fvae_nnunet.synthesis.generation.volume_inputs import VolumeInputs, read_volume_inputs
 from fvae_nnunet.synthesis.lesions.placement import position_of
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
@@ -29,6 +29,7 @@ from fvae_nnunet.synthesis.model.layout import Layout
 if TYPE_CHECKING:
     from fvae_nnunet.nnunet.segmenter import Segmenter
     from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.sampling import OnStep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from fvae_nnunet.ct.volume import CT
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.generation.painting import PaintSettings, noise_of, paint
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
-from fvae_nnunet.synthesis.lesions.placement import index_of, too_close
+from fvae_nnunet.synthesis.lesions.placement import CLEARANCE_MM, index_of, too_close
 from fvae_nnunet.synthesis.lesions.plan import INSIDE_FRACTION, shaped_and_placed
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
 from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     Mask = np.ndarray | torch.Tensor | CT | str | os.PathLike[str]
-
-CLEARANCE_MM = 5.0
-"""To lesions that are there, as ``fvae-synthesize`` keeps it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,8 @@ def insert_lesion(
         model: of one organ.
         diameter_mm: equivalent diameter.
         seed: decides shape, place and noise.
-        lesions: those that are there; the model is told of them, and the new one keeps a distance of 5 mm.
+        lesions: those that are there; the model is told of them, and the new one keeps a distance of 5 mm
+            (`CLEARANCE_MM`).
         at_mm: its centre (x, y, z) in the patient; None: anywhere in the organ.
         core_mean_hu: how bright its core shall be; None: as the lesions that the model was trained on.
         inside_fraction: so much of it lies in the organ, 0 to 1.

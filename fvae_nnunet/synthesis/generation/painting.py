@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,9 @@ from fvae_nnunet.synthesis.sources.cases import SourceCase
 if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion, Sampling
     from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+    from fvae_nnunet.synthesis.model.sampling import OnStep
 
 MODES = ("inpaint", "grow", "full")
-OnStep = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

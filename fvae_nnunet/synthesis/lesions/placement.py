@@ -14,6 +14,9 @@ from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
+CLEARANCE_MM = 5.0
+"""Between lesions, unless the user asks for another."""
+
 
 class NothingFits(UserError):
     """No place for a lesion was found; the message says what was in the way."""

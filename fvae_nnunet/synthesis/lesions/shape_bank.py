@@ -1,4 +1,4 @@
-"""A bank of shapes: a folder of masks from anywhere, each of whose lesions may lend its shape.
+"""A bank of shapes: a folder of masks from anywhere, each of whose lesions may be the donor of a shape.
 
 A mask has any size, spacing and orientation; its nonzero voxels are lesions, those that touch (26 neighbours) one.
 """

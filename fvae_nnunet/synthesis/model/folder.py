@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,10 @@ KIND = "ldm"
 DENOISER_FOLDER = "denoiser"
 SCHEDULER_FOLDER = "scheduler"
 
-_ADDED_LATER = frozenset(
-    {"text_weights_sha256", "lesions", "detail_channels", "core_mean_hu", "texture_sd_hu", "context"}
-)
-
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Everything needed to use a model.
+    """Everything needed to use a model; folders of older versions lack what has a default.
 
     Attributes:
         vae: name of the VAE, for ``load_vae``.
@@ -119,8 +115,8 @@ class ModelSettings:
         Raises:
             UserError: an entry is missing or unknown.
         """
-        known = {field.name for field in fields(cls)}
-        wrong = sorted((known - _ADDED_LATER - content.keys()) | (content.keys() - known))
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        wrong = sorted((needed - content.keys()) | (content.keys() - {field.name for field in fields(cls)}))
         if wrong:
             raise UserError(f"{path}: the settings lack or do not know {wrong[0]}; was it written by another version?")
         values: dict[str, Any] = {

@@ -22,7 +22,6 @@ from fvae_nnunet.synthesis.model.folder import (
     needs_text,
     read_model,
     refuse_damaged,
-    save_model,
 )
 from fvae_nnunet.synthesis.model.inpainting import slices_seen
 from fvae_nnunet.synthesis.model.layout import Layout
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
     from fvae_nnunet.synthesis.model.sampling import Known, LatentWindows, OnStep
     from fvae_nnunet.synthesis.model.text import ReportEncoder
-
-__all__ = ["LatentDiffusion", "ModelSettings", "read_model", "save_model"]
 
 
 class Sampling(TypedDict, total=False):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +86,6 @@ class ReportEncoder:
             embedding = self._embed(tokens)
             write_shared(path, save_tensors({"embedding": embedding}))
         return embedding
-
-    def encode_batch(self, texts: Sequence[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (B, T, width), zero behind each text, and bool (B, T), True for its tokens.
-
-        T is that of the longest, at least 1; None has no token.
-        """
-        embeddings = [None if text is None else self.encode(text) for text in texts]
-        longest = max([1, *(len(embedding) for embedding in embeddings if embedding is not None)])
-        batch = torch.zeros(len(texts), longest, self.width, dtype=self._dtype)
-        mask = torch.zeros(len(texts), longest, dtype=torch.bool)
-        for row, embedding in enumerate(embeddings):
-            if embedding is not None:
-                batch[row, : len(embedding)] = embedding
-                mask[row, : len(embedding)] = True
-        return batch, mask
 
     def _key(self, tokens: list[int]) -> str:
         content = json.dumps([self.weights_sha256, str(self._dtype), tokens])

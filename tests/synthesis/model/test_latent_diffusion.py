@@ -20,7 +20,8 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.synthesis.model.codec import LatentCodec
 from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
-from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion, ModelSettings, read_model, save_model
+from fvae_nnunet.synthesis.model.folder import ModelSettings, read_model, save_model
+from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
 from fvae_nnunet.synthesis.model.layout import Layout
 from fvae_nnunet.synthesis.model.mask_conditions import class_shares
 from fvae_nnunet.synthesis.model.noise_process import NoiseProcess

@@ -31,19 +31,6 @@ def test_embedding_is_the_last_hidden_state(tmp_path):
     assert embedding.shape == (7, 16) and not embedding.requires_grad
 
 
-def test_batch_is_padded_and_masked(bert):
-    encoder = ReportEncoder(bert)
-    texts = ["no mass", None, "mass in the liver."]
-    embeddings, mask = encoder.encode_batch(texts)
-    assert embeddings.shape == (3, 7, 16)
-    assert mask.sum(1).tolist() == [4, 0, 7] and mask[0, :4].all()
-    assert torch.equal(embeddings[0, :4], encoder.encode("no mass"))
-    assert torch.equal(embeddings[2], encoder.encode("mass in the liver."))
-    assert not embeddings[~mask].any()
-    embeddings, mask = encoder.encode_batch([None, None])
-    assert embeddings.shape == (2, 1, 16) and not mask.any()
-
-
 def test_embeddings_are_kept_by_text_and_weights(bert, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     first = ReportEncoder(bert, cache=cache)
