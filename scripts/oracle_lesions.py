@@ -21,10 +21,11 @@ from phantoms import LABELS, Torso, make_torso
 from scipy import ndimage
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.ct.boxes import Box, box_around, grown
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.synthesis.lesions.insertion import blend_lesion
 from fvae_nnunet.synthesis.lesions.measures import lesion_core
-from fvae_nnunet.synthesis.lesions.placement import Box, NothingFits, box_around, grown, place, too_close
+from fvae_nnunet.synthesis.lesions.placement import NothingFits, place, too_close
 from fvae_nnunet.synthesis.lesions.quality import QualityLimits, lesion_quality, reasons_against
 from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions, lesions_of, surroundings_of
 from fvae_nnunet.synthesis.lesions.shapes import draw_lesion_shape, equivalent_diameter_mm

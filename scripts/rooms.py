@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def floors(contracts: Path) -> list[list[str]]:
     content = configparser.ConfigParser()
     content.read(contracts)
     layers = content["importlinter:contract:floors"]["layers"].split("\n")
-    return [layer.replace(" ", "").split(":") for layer in layers if layer]
+    return [re.split("[:|]", layer.replace(" ", "")) for layer in layers if layer]
 
 
 def imports_between(folder: Path) -> Counter[tuple[str, str]]:

@@ -11,6 +11,9 @@ import re
 
 _PARAMETER = re.compile(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`")
 
+_ALSO_CALLED = {"eta": "sampling_eta", "lesions": "lesion", "steps": "sampling_steps"}
+"""Parameters whose option has another name in some commands."""
+
 _options: dict[str, str] = {}
 
 
@@ -46,4 +49,5 @@ def _options_by_parameter(parser: argparse.ArgumentParser) -> dict[str, str]:
             names = (name.lstrip("-").replace("-", "_") for name in action.option_strings)
             option = action.option_strings[0] if action.option_strings else str(action.metavar)
             options = dict.fromkeys(names, option) | options | {action.dest: option}
+    options |= {name: options[dest] for name, dest in _ALSO_CALLED.items() if dest in options and name not in options}
     return options

@@ -14,7 +14,7 @@ from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
-    from fvae_nnunet.synthesis.generation.cases import Job
+    from fvae_nnunet.synthesis.generation.cases import LesionJob
     from fvae_nnunet.synthesis.generation.listed_cases import ListJob
     from fvae_nnunet.synthesis.lesions.plan import PlanSettings
     from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
@@ -27,10 +27,10 @@ _BORROWED_SHARES = {"ellipsoid": 0.0, "borrowed": 1.0, "both": 0.5}
 """What ``--shapes`` may be beside a folder, whose share is 1."""
 
 
-def job_of(arguments: argparse.Namespace) -> Job:
+def job_of(arguments: argparse.Namespace) -> LesionJob:
     """Cases with placed lesions, checked."""
     from fvae_nnunet.nnunet.segmenter import SegmenterModel
-    from fvae_nnunet.synthesis.generation.cases import Job
+    from fvae_nnunet.synthesis.generation.cases import LesionJob
     from fvae_nnunet.synthesis.generation.painting import PaintSettings
     from fvae_nnunet.synthesis.lesions.plan import Avoided
     from fvae_nnunet.synthesis.lesions.quality import QualityLimits
@@ -77,7 +77,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         )
     if plan.sizes is None and not real.lesions:
         raise UserError(f"{dataset.name} has no real lesion to take --sizes {REAL} from; give others")
-    return Job(
+    return LesionJob(
         dataset=dataset,
         sources=sources,
         output=output,
@@ -175,7 +175,7 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
 
 def _output(arguments: argparse.Namespace, dataset: SourceDataset) -> Path:
     from fvae_nnunet.nnunet.folders import nnunet_folder
-    from fvae_nnunet.synthesis.generation.output import check_is_ours
+    from fvae_nnunet.synthesis.generation.job import check_is_ours
 
     output: Path = arguments.output or nnunet_folder("nnUNet_raw") / OUTPUT_PARENT / dataset.name
     check_is_ours(output)

@@ -58,6 +58,7 @@ def _add_source_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_lesion_options(group: argparse._ArgumentGroup) -> None:
+    from fvae_nnunet.synthesis.lesions.placement import CLEARANCE_MM
     from fvae_nnunet.synthesis.lesions.sizes import (
         DEFAULT_GROWTH,
         DEFAULT_SHARES,
@@ -90,8 +91,8 @@ def _add_lesion_options(group: argparse._ArgumentGroup) -> None:
         help="a number, or least and greatest; default 1")
     group.add_argument("--inside-fraction", type=float, metavar="SHARE",
         help="of each lesion in the organ, at least; default 0.85 for --organ lungs and labels of lungs, else 0.80")
-    group.add_argument("--clearance-mm", type=float, default=5.0, metavar="MM",
-        help="distance to other lesions; default 5")
+    group.add_argument("--clearance-mm", type=float, default=CLEARANCE_MM, metavar="MM",
+        help=f"distance to other lesions; default {CLEARANCE_MM:g}")
     group.add_argument("--avoid", type=Path, metavar="FOLDER",
         help="masks CASE.nii.gz of structures, such as vessels, that no lesion may lie in")
     group.add_argument("--at", nargs=3, type=float, metavar=("X", "Y", "Z"), dest="at_mm",

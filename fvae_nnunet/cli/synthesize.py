@@ -22,8 +22,7 @@ from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.devices import OnSlices
     from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds
-    from fvae_nnunet.synthesis.generation.cases import Job
-    from fvae_nnunet.synthesis.generation.listed_cases import ListJob
+    from fvae_nnunet.synthesis.generation.job import Job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _do(arguments, job_of(arguments), [case_name(number) for number in range(arguments.n)])
 
 
-def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> int:
+def _do(arguments: argparse.Namespace, job: Job[Any], names: list[str]) -> int:
     """Make this call's part of the cases; the exit status."""
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
@@ -66,7 +65,7 @@ class _Synthesize:
     """What one device does."""
 
     arguments: argparse.Namespace
-    job: Job | ListJob
+    job: Job[Any]
 
     def load(self, device: str | None) -> Any:
         import torch
@@ -84,26 +83,25 @@ class _Synthesize:
             text_encoder=self.arguments.text_encoder,
             device=device,
         )
-        segmenter_model = getattr(self.job, "segmenter_model", None)
+        segmenter_model = self.job.segmenter_model
         return model, None if segmenter_model is None else Segmenter(segmenter_model, torch.device(device).type)
 
     def run(
         self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
     ) -> Generator[Outcome, None, None]:
-        from fvae_nnunet.synthesis.generation.cases import synthesize_cases
-        from fvae_nnunet.synthesis.generation.listed_cases import ListJob, generate_listed
+        from fvae_nnunet.synthesis.generation.job import make_cases
 
         model, segmenter = loaded
-        how: dict[str, Any] = {
-            "cases": cases,
-            "workers": workers_of(self.arguments),
-            "seconds": seconds,
-            "overwrite": self.arguments.overwrite and first,
-            "on_step": on_slices,
-        }
-        if isinstance(self.job, ListJob):
-            return generate_listed(self.job, model, **how)
-        return synthesize_cases(self.job, model, segmenter, **how)
+        return make_cases(
+            self.job,
+            model,
+            segmenter,
+            cases=cases,
+            workers=workers_of(self.arguments),
+            seconds=seconds,
+            overwrite=self.arguments.overwrite and first,
+            on_step=on_slices,
+        )
 
 
 class _Progress(CaseProgress):

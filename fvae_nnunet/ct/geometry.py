@@ -39,7 +39,18 @@ class Geometry:
 
     @property
     def axial_order(self) -> AxisOrder:
+        """Of the axes of an array (z, y, x as SimpleITK reads it), see ``orientation.axial_order``."""
         return axial_order(np.asarray(self.direction))
+
+    @property
+    def axial_spacing_mm(self) -> tuple[float, float, float]:
+        """Of an array with its axes in this order."""
+        z, y, x = (self.spacing_mm[::-1][axis] for axis in self.axial_order)
+        return z, y, x
+
+    def as_in_file(self, axial: np.ndarray) -> np.ndarray:
+        """An axial array with its axes in the order of the file."""
+        return axial.transpose(tuple(np.argsort(self.axial_order)))
 
     def differing_parts(self, other: Geometry) -> list[str]:
         """Which of spacing, origin and direction differ by more than rounding; empty: the volumes lie alike."""

@@ -86,7 +86,9 @@ def split_cases(dataset: str, reports: CaseReports, *, fold: int | None) -> Case
     parts = [tuple(known[case] for case in sorted(cases) if case in known) for cases in (training, validation)]
     if not parts[0] or (fold is not None and not parts[1]):
         lacking = "to train on" if not parts[0] else "to validate on"
-        raise UserError(f"{raw / 'reports.json'}: no case {lacking} has findings; see docs/conversion.md for --labels")
+        raise UserError(
+            f"{raw / 'reports.json'}: no case {lacking} has findings; docs/conversion.md says where they come from"
+        )
     return CaseSplit(
         training=parts[0],
         validation=parts[1],
@@ -139,7 +141,7 @@ def _fold(dataset: str, reports: CaseReports, fold: int) -> tuple[list[str], lis
     folds = read_splits(path) if path.is_file() else deal_folds(reports.cases, FOLDS)
     source = path if path.is_file() else f"{dataset} (without {path})"
     if not 0 <= fold < len(folds):
-        raise UserError(f"--fold {fold}: {source} has the folds 0 to {len(folds) - 1}")
+        raise UserError(f"`fold={fold}`: {source} has the folds 0 to {len(folds) - 1}")
     training, validation = folds[fold]["train"], folds[fold]["val"]
     known = {case for case, report in reports.cases.items() if report.split == "train"}
     if strange := {*training, *validation} - known:

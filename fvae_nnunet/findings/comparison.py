@@ -22,7 +22,8 @@ of ``mean`` have the same keys, without ``p_holm``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -31,8 +32,8 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.delong import auc_difference, auc_interval, aucs
-from fvae_nnunet.evaluation.mean_auc import MeanAUCs, mean_aucs
+from fvae_nnunet.evaluation.delong import AUCDifference, auc_difference, auc_interval, aucs
+from fvae_nnunet.evaluation.mean_auc import MeanDifference, mean_aucs
 from fvae_nnunet.evaluation.statistics import CONFIDENCE, Interval, check_resampling, holm
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.findings.truth import ScoredCases
@@ -77,7 +78,7 @@ def compare_findings(
     """
     check_resampling(seed, resamples)
     if len(set(names)) < len(names):
-        raise UserError(f"--names must differ from each other, got {', '.join(names)}")
+        raise UserError(f"`names` must differ from each other, got {', '.join(names)}")
     pairs = [pair for pair in combinations(range(len(names)), 2) if all_pairs or pair[0] == 0]
     of_findings = [_finding(scored, place, names, pairs) for place in range(len(scored.findings))]
     for number in range(len(pairs)):
@@ -109,7 +110,11 @@ def compare_findings(
         "patients": means.patients,
         "without_findings": list(scored.without_findings),
         "findings": of_findings,
-        "mean": _mean(means, of_findings, names, pairs),
+        "mean": {
+            "findings": sum(finding["reason"] is None for finding in of_findings),
+            "resamples_with_fewer_findings": means.incomplete,
+        }
+        | _entries(names, pairs, means.values, means.interval, means.difference),
         "paper": PAPER,
     }
 
@@ -118,46 +123,32 @@ def _finding(scored: ScoredCases, place: int, names: Sequence[str], pairs: Seque
     positive = scored.labels[:, place] == 1
     found = aucs(scored.scores[:, :, place], positive, scored.patients)
     lacking = "positive" if not positive.any() else "negative" if positive.all() else None
-    comparisons = []
-    for a, b in pairs:
-        difference = auc_difference(found, a, b)
-        comparisons.append(
-            {"first": names[a], "second": names[b], "difference": difference.value}
-            | _interval(difference.interval)
-            | {"p": difference.p}
-        )
     return {
         "name": scored.findings[place],
         "positive": int(positive.sum()),
         "negative": int((~positive).sum()),
         "reason": None if lacking is None else f"no {lacking} case among {len(positive)}",
-        "models": [
-            {"model": name, "auc": float(found.values[model])} | _interval(auc_interval(found, model))
-            for model, name in enumerate(names)
-        ],
-        "comparisons": comparisons,
-    }
+    } | _entries(names, pairs, found.values, partial(auc_interval, found), partial(auc_difference, found))
 
 
-def _mean(
-    means: MeanAUCs, of_findings: Sequence[dict[str, Any]], names: Sequence[str], pairs: Sequence[tuple[int, int]]
+def _entries(
+    names: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    values: np.ndarray,
+    interval: Callable[[int], Interval],
+    difference: Callable[[int, int], AUCDifference | MeanDifference],
 ) -> dict[str, Any]:
-    comparisons = []
-    for a, b in pairs:
-        difference = means.difference(a, b)
-        comparisons.append(
-            {"first": names[a], "second": names[b], "difference": difference.value}
-            | _interval(difference.interval)
-            | {"p": difference.p}
-        )
+    """``models`` and ``comparisons`` of a finding or of the mean; ``interval`` and ``difference`` take places."""
+    of_pairs = [(names[a], names[b], difference(a, b)) for a, b in pairs]
     return {
-        "findings": sum(finding["reason"] is None for finding in of_findings),
-        "resamples_with_fewer_findings": means.incomplete,
         "models": [
-            {"model": name, "auc": float(means.values[model])} | _interval(means.interval(model))
-            for model, name in enumerate(names)
+            {"model": name, "auc": float(values[place])} | _interval(interval(place))
+            for place, name in enumerate(names)
         ],
-        "comparisons": comparisons,
+        "comparisons": [
+            {"first": first, "second": second, "difference": found.value} | _interval(found.interval) | {"p": found.p}
+            for first, second, found in of_pairs
+        ],
     }
 
 

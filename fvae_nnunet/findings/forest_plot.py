@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.report.plots import SERIES_COLOURS, names_in_plot
+from fvae_nnunet.pictures.series import names_in_plot, series_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,9 +26,6 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
     Left the AUC of each model with its 95 % interval, right the differences of the comparisons; filled dots where p
     (of findings: Holm's) is below 0.05. A finding without AUC has an empty row that says why. With one model there is
     no right side.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +33,7 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
 
     rows = [*comparison["findings"], comparison["mean"]]
     names = [model["name"] for model in comparison["models"]]
-    colours = {name: SERIES_COLOURS[place % len(SERIES_COLOURS)] for place, name in enumerate(names)}
+    colours = series_colours(names)
     shown = names_in_plot(names)
     pairs = [(entry["first"], entry["second"]) for entry in comparison["mean"]["comparisons"]]
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):

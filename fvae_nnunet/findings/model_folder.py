@@ -10,7 +10,7 @@
     predictions_validation.csv  see ``predictions``
     predictions_test.csv
 
-``settings`` hold everything that decides the network: options, dataset, fold, and a digest of the training cases with
+``settings`` hold everything that decides the network: settings, dataset, fold, and a digest of the training cases with
 their images and labels. ``made_with`` names the cases.
 """
 

@@ -20,9 +20,9 @@ _SMALLEST_OTHERS = 32
 def check_network(name: str, shape: tuple[int, int, int]) -> None:
     """UserError where there is no network of this name, or it has too many halvings for volumes of this shape."""
     if name not in NETWORKS:
-        raise UserError(f"--network knows {', '.join(NETWORKS)}, got {name}")
+        raise UserError(f"`network` knows {', '.join(NETWORKS)}, got {name}")
     if min(shape) < (smallest := _SMALLEST.get(name, _SMALLEST_OTHERS)):
-        raise UserError(f"--network {name} needs at least {smallest} voxels along each axis, got --shape {shape}")
+        raise UserError(f"`network={name}` needs at least {smallest} voxels along each axis, got `shape` {shape}")
 
 
 def build_network(name: str, *, findings: int, shape: tuple[int, int, int]) -> nn.Module:

@@ -1,6 +1,6 @@
 """Synthetic cases for the training of a classifier, without those that know what it is validated or tested on.
 
-A synthetic case knows the patient whose case it was made from, those whose lesions lent a shape, and, through the
+A synthetic case knows the patient whose case it was made from, the donors of its lesions' shapes, and, through the
 weights of the diffusion model, those that the model was trained on.
 """
 
@@ -17,7 +17,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
 from fvae_nnunet.nnunet.folders import nnunet_folder
-from fvae_nnunet.nnunet.synthetic_folder import cases_borrowed_from, read_synthetic_cases
+from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def gather_synthetic(
 ) -> SyntheticCases:
     """The accepted synthetic cases of some folders that may be trained on.
 
-    Left out are cases without findings, cases whose source or lender of a shape is of a held-out patient, and, unless
+    Left out are cases without findings, cases whose source or donor of a shape is of a held-out patient, and, unless
     ``allow_seen``, those whose diffusion model was trained on held-out patients or of which one of these is not known.
 
     Args:
@@ -80,7 +80,7 @@ def gather_synthetic(
     """
     places = [folder.resolve() for folder in folders]
     if len(set(places)) < len(places):
-        raise UserError("--synthetic names a folder twice")
+        raise UserError("`synthetic` names a folder twice")
     patients = _Patients(dataset, reports)
     used: list[Case] = []
     seen: list[str] = []
@@ -105,8 +105,8 @@ def gather_synthetic(
         reasons = "\n  ".join(f"{number} cases: {reason}" for reason, number in left_out.items())
         raise UserError(
             f"no synthetic case in {', '.join(map(str, folders))} may be trained on:\n  {reasons or 'there is none'}\n"
-            "Make some for this fold (fvae-train-ldm and fvae-synthesize with --fold, findings by --list), or accept "
-            "scores that may be too good: --allow-seen takes those whose model or source is in doubt"
+            "Make some for this fold (fvae-train-ldm and fvae-synthesize with `fold`, findings by a list), or accept "
+            "scores that may be too good: `allow_seen=True` takes those whose model or source is in doubt"
         )
     return SyntheticCases(tuple(used), dict(left_out), tuple(seen))
 
@@ -123,8 +123,8 @@ def _findings(record: Mapping[str, Any], known: Sequence[str], folder: Path) -> 
 
 
 def _origins(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(dataset, case) of the source case and of each lender, as far as they are recorded."""
-    cases = [record["source_case"], *cases_borrowed_from(record)]
+    """(dataset, case) of the source case and of each donor of a shape, as far as they are recorded."""
+    cases = [record["source_case"], *shape_donors(record)]
     return [(record["dataset"], case) for case in cases if case]
 
 

@@ -107,7 +107,7 @@ def train(
     network.train()
     batches = _batches(settings, keys, load, first=len(losses))
     try:
-        with memory_explained(_lack(settings, "--batch, --shape or --network")):
+        with memory_explained(_lack(settings, "`batch`, `shape` or `network`")):
             for step, (drawn, volumes_hu) in enumerate(batches, start=len(losses)):
                 volumes = window(volumes_hu, settings, device)
                 volumes = torch.stack(
@@ -124,7 +124,9 @@ def train(
                 optimizer.step()
                 value = float(loss.detach())
                 if not np.isfinite(value):
-                    raise UserError(f"the loss of step {step + 1} is {value}; use a lower --lr, or --precision float32")
+                    raise UserError(
+                        f"the loss of step {step + 1} is {value}; use a lower `learning_rate`, or `precision='float32'`"
+                    )
                 losses.append(value)
                 if len(losses) % save_every == 0 or len(losses) == settings.steps:
                     _save(output, network, optimizer, losses, settings)
@@ -147,7 +149,7 @@ def load_network(output: Path, settings: TrainingSettings, device: str) -> nn.Mo
     from safetensors.torch import load_file
 
     for path, what in Manifest(output).damage(_TRAINED).items():
-        raise UserError(f"{path} {what}; copy it again, or train anew with --overwrite")
+        raise UserError(f"{path} {what}; copy it again, or train anew with `overwrite=True`")
     network = build_network(settings.network, findings=len(settings.findings), shape=settings.grid.shape)
     network.load_state_dict(load_file(output / NETWORK))
     return network.to(device).eval()
@@ -166,7 +168,7 @@ def predict(
     """Probability of each finding, float32 (F,), for each case."""
     probabilities = {}
     for key in keys:
-        with memory_explained(_lack(settings, "--shape or --network")), _autocast(settings, device):
+        with memory_explained(_lack(settings, "`shape` or `network`")), _autocast(settings, device):
             logits = network(window([load(key)], settings, device))
         probabilities[key] = torch.sigmoid(logits.float())[0].cpu().numpy()
         on_case()
@@ -174,7 +176,7 @@ def predict(
 
 
 def _lack(settings: TrainingSettings, smaller: str) -> str:
-    precision = ", or --precision bfloat16" if settings.precision == "float32" else ""
+    precision = ", or `precision='bfloat16'`" if settings.precision == "float32" else ""
     return f"the device's memory does not suffice; use a smaller {smaller}{precision}"
 
 
@@ -236,7 +238,7 @@ def _resume(
         say(f"damaged checkpoint, left aside: {'; '.join(f'{path} {what}' for path, what in damaged.items())}")
     if found:
         raise UserError(
-            f"no checkpoint in {output} is whole any more, so the training cannot go on; --overwrite trains anew"
+            f"no checkpoint in {output} is whole any more, so the training cannot go on; `overwrite=True` trains anew"
         )
     return []
 

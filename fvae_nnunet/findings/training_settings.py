@@ -53,9 +53,11 @@ class TrainingSettings:
         check_hu_window(self.hu_window)
         check_network(self.network, self.grid.shape)
         if self.steps < 1 or self.batch < 2:
-            raise UserError(f"--steps is at least 1 and --batch at least 2, got {self.steps} and {self.batch}")
+            raise UserError(f"`steps` is at least 1 and `batch` at least 2, got {self.steps} and {self.batch}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0) or self.seed < 0:
-            raise UserError(f"--lr is above 0 and --seed not negative, got {self.learning_rate:g} and {self.seed}")
+            raise UserError(
+                f"`learning_rate` is above 0 and `seed` not negative, got {self.learning_rate:g} and {self.seed}"
+            )
 
     @property
     def recorded(self) -> dict[str, Any]:

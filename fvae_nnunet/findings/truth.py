@@ -79,7 +79,7 @@ def scored_cases(
     if any(missing) and not allow_missing:
         lines = [f"{of.path}: {named(cases)}" for of, cases in zip(predictions, missing, strict=True) if cases]
         raise UserError(
-            "cases have no prediction; --allow-missing leaves them out for all models:\n  " + "\n  ".join(lines)
+            "cases have no prediction; `allow_missing=True` leaves them out for all models:\n  " + "\n  ".join(lines)
         )
     cases = sorted(known.difference(*missing))
     if not cases:

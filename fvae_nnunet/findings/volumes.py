@@ -44,7 +44,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing_mm):
-            raise UserError(f"--shape and --spacing take three positive numbers each, got {self}")
+            raise UserError(f"`shape` and `spacing_mm` take three positive numbers each, got {self}")
 
     @property
     def extent_mm(self) -> tuple[float, ...]:

@@ -25,11 +25,12 @@ A record::
      "settings": {...}, "quality": {...}}
 
 ``centre_voxel`` counts in the axes of the image's array (z, y, x as SimpleITK reads it), ``centre_mm`` is the same
-point in the patient's space (x, y, z; SimpleITK). ``borrowed_from`` is the case that lent a ``borrowed`` shape, or
-the file that lent one of a ``bank``, which is no case of the dataset. ``appearance`` is what the lesion was to look
-like, null where that was left to the model, ``replaces`` diameter and voxels of the lesion that is now larger or
-smaller (``shape`` is ``own``), null for a new one. ``reasons`` says why a case was rejected, a sentence each. ``text``
-is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the dataset.
+point in the patient's space (x, y, z; SimpleITK). ``borrowed_from`` is the donor of its shape: the case of a
+``borrowed`` one, or the file of one of a ``bank``, which is no case of the dataset. ``appearance`` is what the lesion
+was to look like, null where that was left to the model, ``replaces`` diameter and voxels of the lesion that is now
+larger or smaller (``shape`` is ``own``), null for a new one. ``reasons`` says why a case was rejected, a sentence each.
+``text`` is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the
+dataset.
 
 Of a volume from a list (``case_list``), ``number`` is null, ``source_case`` is null where it was made from a file of
 structures, ``lesions`` has an entry for each disease that the row gave, all its pieces together (``shape`` is
@@ -53,7 +54,7 @@ from fvae_nnunet.nnunet.files import read_dataset_json
 
 REJECTED = "rejected"
 BANK = "bank"
-"""``shape`` of a lesion that a file of a bank of shapes has lent."""
+"""``shape`` of a lesion whose donor is a file of a bank of shapes."""
 
 NEEDED = {
     "case": str,
@@ -110,8 +111,8 @@ class CasePaths:
         )
 
 
-def cases_borrowed_from(record: Mapping[str, Any]) -> list[str]:
-    """The cases of the dataset whose lesions lent a synthetic case their shape, sorted; files of a bank are none."""
+def shape_donors(record: Mapping[str, Any]) -> list[str]:
+    """The cases of the dataset whose lesions gave a synthetic case their shape, sorted; files of a bank are none."""
     lesions = (lesion for lesion in record["lesions"] if lesion.get("shape") != BANK)
     return sorted({lesion["borrowed_from"] for lesion in lesions if lesion.get("borrowed_from")})
 

@@ -64,7 +64,7 @@ def case_picture(
         The path.
 
     Raises:
-        UserError: shapes differ, the HU window is empty, or matplotlib is not installed.
+        UserError: shapes differ, or the HU window is empty.
     """
     maps = {name: array for name, array in (("reference", reference), ("prediction", prediction)) if array is not None}
     check_shapes_and_window(raw_hu, {"view_hu": view_hu, **maps}, hu_window)
@@ -122,7 +122,7 @@ def comparison_picture(
         The figure, with an Agg canvas; its HU window is that of `hu_window_around`.
 
     Raises:
-        UserError: shapes differ, or matplotlib is not installed.
+        UserError: shapes differ.
     """
     check_shapes_and_window(raw_hu, {"reference": reference, **views, **predictions}, SOFT_TISSUE_HU_WINDOW)
     values = drawn_values(labels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.boxes import bounding_box, box_around
 
 SOFT_TISSUE_HU_WINDOW = (-160.0, 240.0)
 LUNG_HU_WINDOW = (-1350.0, 150.0)
@@ -81,11 +81,7 @@ def hu_window_around(raw_hu: np.ndarray, lesion: np.ndarray, spacing_mm: Sequenc
     """`LUNG_HU_WINDOW` for a lesion that lies in the lung, else `SOFT_TISSUE_HU_WINDOW`; arrays (z, y, x)."""
     if not lesion.any():
         return SOFT_TISSUE_HU_WINDOW
-    margins = np.ceil(AROUND_LESION_MM / np.asarray(spacing_mm)).astype(int)
-    box = tuple(
-        slice(max(0, side.start - margin), side.stop + margin)
-        for side, margin in zip(bounding_box(lesion), margins, strict=True)
-    )
+    box = box_around(lesion, AROUND_LESION_MM, spacing_mm)
     return hu_window_in(raw_hu[box][~lesion[box]])
 
 

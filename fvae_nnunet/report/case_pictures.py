@@ -11,10 +11,10 @@ from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.segmentation.case_files import run_each
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
+from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.numbers import counted, listed, name_of, of_measure
-from fvae_nnunet.report.plots import names_in_plot
 from fvae_nnunet.report.results import Results
 
 DPI = 120

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fvae_nnunet.pictures.series import Colours, names_in_plot
 from fvae_nnunet.report.blocks import Block, Details, Figure, Heading
 from fvae_nnunet.report.lesion_tables import lesion_blocks, lesions_of_cases
 from fvae_nnunet.report.measure_tables import Measure, cases_table, differences_table, means_table
 from fvae_nnunet.report.numbers import listed, name_of
 from fvae_nnunet.report.plots import (
-    Colours,
     Differences,
     Values,
     difference_plots,
-    names_in_plot,
     paired_dots,
     panels_in_a_row,
 )

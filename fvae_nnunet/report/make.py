@@ -12,6 +12,7 @@ from pathlib import Path
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.pictures.series import Colours, series_colours
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
 from fvae_nnunet.report.case_pictures import case_blocks, choose_cases, draw_cases
@@ -20,7 +21,6 @@ from fvae_nnunet.report.compared_section import compared_blocks
 from fvae_nnunet.report.comparison_section import label_blocks
 from fvae_nnunet.report.numbers import counted, listed
 from fvae_nnunet.report.paper import CITATION, paper_blocks
-from fvae_nnunet.report.plots import Colours, series_colours
 from fvae_nnunet.report.quality_files import load_quality
 from fvae_nnunet.report.quality_section import quality_blocks
 from fvae_nnunet.report.reading import reading_blocks

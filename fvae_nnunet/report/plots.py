@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fvae_nnunet.pictures.series import Colours, names_in_plot, printable
 from fvae_nnunet.report.blocks import Drawing
 from fvae_nnunet.report.inline_svg import INK
 from fvae_nnunet.report.numbers import number
@@ -17,17 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SERIES_COLOURS = ("#3d7edb", "#e0702c", "#2f9c74", "#b25bc9", "#c29a14", "#d8506b", "#5aa5b8", "#8a8f98")
-"""One for each model or view, in order, repeated where they do not suffice; on white and on black."""
-
-Colours = Mapping[str, str]
-"""Name of a series -> its colour."""
-
 GREY = "#8b9099"
 WIDTH_INCHES = 11.5
 MOST_PANELS_IN_A_ROW = 5
-LONGEST_NAME = 22
-"""Characters of a name in a plot; the tables have it in full."""
 
 ROOM_FOR_NAMES = 30
 """Characters of names side by side below a panel; where they are more, a legend has them."""
@@ -77,21 +70,6 @@ class Differences:
     entry: Mapping[str, Any]
 
 
-def series_colours(names: Sequence[str]) -> Colours:
-    """A colour for each different name, in order; a report has one for all its plots."""
-    return {name: SERIES_COLOURS[place % len(SERIES_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
-
-
-def names_in_plot(names: Sequence[str]) -> dict[str, str]:
-    """Names as plots show them: without control characters, not too long, and still different."""
-    shown: dict[str, str] = {}
-    for place, name in enumerate(names, start=1):
-        short = _printable(name)
-        short = short if len(short) <= LONGEST_NAME else f"{short[: LONGEST_NAME - 1]}…"
-        shown[name] = f"{short} ({place})" if short in shown.values() else short
-    return shown
-
-
 def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
     """A dot for each case and series, the dots of one case joined by a line, and mean and interval beside them."""
     import matplotlib
@@ -116,7 +94,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
                     continue
                 gid = f"case{number_of_panel}x{number_of_case}"
                 tip = [f"{names[at]} {number(value, panel.digits)}" for at, value in found]
-                tips[gid] = f"{_printable(case)}: {_printable(', '.join(tip))}"
+                tips[gid] = f"{printable(case)}: {printable(', '.join(tip))}"
                 xs = [at + spread[case] for at, _ in found]
                 ys = [value for _, value in found]
                 place.plot(xs, ys, color=GREY, linewidth=0.6, alpha=0.55, zorder=1, gid=gid)
@@ -167,7 +145,7 @@ def difference_plots(panels: Sequence[Differences], columns: int) -> Drawing:
                 gid = f"pair{number_of_panel}x{number_of_case}"
                 mean = agreement["means"][case]
                 shown = number(difference, panel.digits, signed=True)
-                tips[gid] = f"{_printable(case)}: {shown}, mean {number(mean, panel.digits)}"
+                tips[gid] = f"{printable(case)}: {shown}, mean {number(mean, panel.digits)}"
                 place.plot([mean], [difference], "o", color=panel.colour, markersize=3.6, markeredgewidth=0, gid=gid)
             row, column = divmod(number_of_panel, columns)
             place.set_title(panel.title if row == 0 else "")
@@ -215,7 +193,3 @@ def _mean(place: Axes, x: float, mean: float, interval: tuple[float, float] | No
     if interval is not None and all(map(math.isfinite, interval)):
         place.plot([x, x], interval, color=INK, linewidth=1.4, zorder=3)
     place.plot([x], [mean], "D", color=INK, markersize=4, markeredgewidth=0, zorder=3)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fvae_nnunet.evaluation.reconstruction.summary import IN_TABLE
+from fvae_nnunet.pictures.series import Colours
 from fvae_nnunet.report.blocks import Block, Column, Details, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
 from fvae_nnunet.report.numbers import counted, number
-from fvae_nnunet.report.plots import Colours, Values, paired_dots
+from fvae_nnunet.report.plots import Values, paired_dots
 from fvae_nnunet.report.quality_files import Quality
 
 RECORDED = {

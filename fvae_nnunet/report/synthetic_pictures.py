@@ -17,9 +17,9 @@ from fvae_nnunet.evaluation.segmentation.case_files import run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.pictures.panels import LABEL_COLOURS
 from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
+from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Figure, Picture
 from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
-from fvae_nnunet.report.plots import names_in_plot
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, largest_diameter_mm
 
 if TYPE_CHECKING:

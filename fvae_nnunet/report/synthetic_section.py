@@ -11,9 +11,10 @@ from statistics import median
 from typing import Any, Literal
 
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
+from fvae_nnunet.pictures.series import SERIES_COLOURS
 from fvae_nnunet.report.blocks import Block, Column, Details, Facts, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.numbers import counted, listed, number, short_sha256
-from fvae_nnunet.report.plots import SERIES_COLOURS, Values, paired_dots
+from fvae_nnunet.report.plots import Values, paired_dots
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, lesions_of
 
 FIGURES = {

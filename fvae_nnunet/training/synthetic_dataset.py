@@ -67,14 +67,14 @@ class SyntheticData:
     Attributes:
         folder: where they are.
         source_cases: the source case of each, by name.
-        lenders: the cases whose lesions lent each its shape, by name.
+        donors: the cases whose lesions gave each its shape, by name.
         models: what the diffusion models that made them are, as in the records of the cases.
         settings: with which they were preprocessed, and from which folder.
     """
 
     folder: Path
     source_cases: dict[str, str]
-    lenders: dict[str, list[str]]
+    donors: dict[str, list[str]]
     models: list[dict[str, Any]]
     settings: dict[str, Any]
 
@@ -82,9 +82,7 @@ class SyntheticData:
         """Those that know only these cases: the source case is one of them, and so is each that lent a shape."""
         known = set(cases)
         return {
-            name: source
-            for name, source in self.source_cases.items()
-            if known.issuperset({source, *self.lenders[name]})
+            name: source for name, source in self.source_cases.items() if known.issuperset({source, *self.donors[name]})
         }
 
     def seen_by_models(self, cases: Collection[str]) -> list[str]:

@@ -272,7 +272,7 @@ def test_a_parser_of_datasets_and_plans_stands_alone():
 
 def test_no_prediction_and_no_synthesis_replaces_the_dataset_json_of_something_else(tmp_path):
     from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE, check_holds_predictions
-    from fvae_nnunet.synthesis.generation.output import check_is_ours
+    from fvae_nnunet.synthesis.generation.job import check_is_ours
 
     for check in (check_holds_predictions, check_is_ours):
         check(tmp_path)

@@ -344,7 +344,7 @@ def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, ca
     rewrite_image(path, move_the_lesion)
     error = refused()
     assert f"{said}, from which limits and shapes come (changed since: case_1)" in error
-    assert "Use the same files and cases again, another folder (-o), or --overwrite" in error
+    assert "Use the same files and cases again, another -o, or --overwrite" in error
     assert "plan.clearance_mm: 5.0, now 6.0" in refused("--clearance-mm", 6)
     path.write_bytes(whole)
     assert run(dataset, output, *options, n=3) == 0
@@ -471,7 +471,7 @@ def test_only_training_cases_of_the_fold_are_sources(paints, tmp_path, capsys):
     assert "trained on 2 cases that are no training cases of fold 0 (first: case_0)" in capsys.readouterr().err
 
 
-def test_borrowed_shapes_name_their_lender(paints, tmp_path):
+def test_borrowed_shapes_name_their_donor(paints, tmp_path):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--shapes", "borrowed", n=3) == 0
     lesions = [case.record["lesions"][0] for case in read_synthetic_cases(tmp_path / "out")]

@@ -170,7 +170,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_goes_on(latents, 
     assert "damaged checkpoint, left aside: " in said and str(path) in said and "goes on from step 2" in said
     for optimizer in (tmp_path / "model").glob("checkpoint_*/state/optimizer.pt"):
         optimizer.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole any more, so .*--overwrite trains anew"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole any more, so .*`overwrite=True` trains anew"):
         run(latents, tmp_path / "model")
 
 
@@ -369,14 +369,14 @@ def test_context_is_learnt_and_goes_on_to_the_bit(outlines, tmp_path, context):
     ("change", "message"),
     [
         ({"steps": (0, 3)}, "stage 1 needs at least one step"),
-        ({"condition_dropout": 1.5}, "--condition-dropout lies between 0 and 1"),
-        ({"lesion_share": -0.1}, "--lesion-share lies between 0 and 1"),
-        ({"ema_decay": 1.0}, "--ema-decay"),
-        ({"learning_rate": 0.0}, "--lr"),
-        ({"accumulate": 0}, "--accumulate"),
-        ({"seed": -1}, "--seed"),
-        ({"loss": "l2"}, "--loss is l1 or mse"),
-        ({"context": "draft"}, "--context draft needs --prediction sample"),
+        ({"condition_dropout": 1.5}, "`condition_dropout` lies between 0 and 1"),
+        ({"lesion_share": -0.1}, "`lesion_share` lies between 0 and 1"),
+        ({"ema_decay": 1.0}, "`ema_decay`"),
+        ({"learning_rate": 0.0}, "`learning_rate`"),
+        ({"accumulate": 0}, "`accumulate`"),
+        ({"seed": -1}, "`seed`"),
+        ({"loss": "l2"}, "`loss` is l1 or mse"),
+        ({"context": "draft"}, "`context='draft'` needs `prediction='sample'`"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message):
@@ -386,7 +386,7 @@ def test_settings_that_cannot_be_are_refused(change, message):
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
     assert replace(SETTINGS, accumulate=2).share(1, 2) == 1
-    with pytest.raises(UserError, match="--window-batch 2 cannot be shared out over 2 processes with 2 passes"):
+    with pytest.raises(UserError, match="`window_batch=2` cannot be shared out over 2 processes with 2 passes"):
         replace(SETTINGS, accumulate=2).share(2, 2)
 
 

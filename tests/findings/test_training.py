@@ -69,11 +69,11 @@ def test_learning_rate_rises_and_falls_to_nearly_nothing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "--steps"),
-        ({"batch": 1}, "--batch at least 2"),
-        ({"learning_rate": 0.0}, "--lr"),
+        ({"steps": 0}, "`steps`"),
+        ({"batch": 1}, "`batch` at least 2"),
+        ({"learning_rate": 0.0}, "`learning_rate`"),
         ({"network": "resnet18"}, "needs at least 32 voxels"),
-        ({"network": "vgg"}, "--network knows densenet121"),
+        ({"network": "vgg"}, "`network` knows densenet121"),
         ({"hu_window": (0.0, 0.0)}, "lower < upper"),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_damaged_network_is_refused_and_made_again_on_request(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
-    with pytest.raises(UserError, match="use a lower --lr"):
+    with pytest.raises(UserError, match="use a lower `learning_rate`"):
         trained(tmp_path / "model", learning_rate=1e30)
     assert not (tmp_path / "model" / "network.safetensors").exists()
 

@@ -13,10 +13,10 @@ from structures_for_tests import CLASSES, SHAPE, blocks, write_structures_datase
 from fvae_nnunet.cli import train_ldm
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.nnunet.report_texts import read_reports
 from fvae_nnunet.synthesis.lesions.real_lesions import surroundings_of
 from fvae_nnunet.synthesis.model.folder import read_model
 from fvae_nnunet.synthesis.model.mask_conditions import class_shares
-from fvae_nnunet.synthesis.model.text import read_reports
 from fvae_nnunet.synthesis.sources.dataset import open_source_dataset
 from fvae_nnunet.synthesis.training.latent_cache import cache_folder, latents_path
 from fvae_nnunet.vae.base import VAESpec

@@ -20,8 +20,6 @@ from fvae_nnunet.pictures.planes import (
     largest_lesion,
 )
 
-pytest.importorskip("matplotlib", reason="pictures are an extra")
-
 SHAPE = (10, 20, 40)
 SPACING_MM = (5.0, 2.0, 1.0)
 LABELS: dict[str, int] = {"background": 0, "organ": 1, "tumour": 2}

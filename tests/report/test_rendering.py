@@ -146,16 +146,6 @@ def test_a_dot_stands_where_its_value_is():
     assert dots[0] - dots[1] == pytest.approx(dots[1] - dots[2], abs=0.02)
 
 
-def test_names_in_plots_are_short_and_differ():
-    pytest.importorskip("matplotlib", reason="plots are an extra")
-    from fvae_nnunet.report.plots import names_in_plot
-
-    long = "nnUNetTrainerFVAE__nnUNetPlans"
-    shown = names_in_plot([f"{long}_a", f"{long}_b", "c\x01"])
-    assert len(set(shown.values())) == 3 and all(len(name) < 28 for name in shown.values())
-    assert shown["c\x01"] == "c\ufffd"
-
-
 def test_names_that_have_no_room_stand_once_in_a_legend():
     pytest.importorskip("matplotlib", reason="plots are an extra")
     from fvae_nnunet.report.inline_svg import inline_svg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fvae_nnunet.synthesis.model.latent_diffusion import ModelSettings
+from fvae_nnunet.synthesis.model.folder import ModelSettings
 from fvae_nnunet.vae.base import FrozenVAE
 
 HU_WINDOW = (-500.0, 500.0)

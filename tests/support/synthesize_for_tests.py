@@ -67,5 +67,5 @@ def a_tiny_model(folder, **settings):
         "organ": "label:pancreas",
     }
     made_with = {"training_cases": ["phantom_000", "phantom_001"]}
-    model.save_model(folder, denoiser, model.ModelSettings(**content | settings), made_with)
+    model_folder.save_model(folder, denoiser, model_folder.ModelSettings(**content | settings), made_with)
     return folder

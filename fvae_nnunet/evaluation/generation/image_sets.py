@@ -13,8 +13,8 @@ from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.case_reports import FILE_NAME as REPORTS_FILE
 from fvae_nnunet.nnunet.case_reports import KIND as REPORTS_KIND
 from fvae_nnunet.nnunet.case_reports import read_case_reports
+from fvae_nnunet.nnunet.report_texts import read_reports
 from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases
-from fvae_nnunet.synthesis.model.text import read_reports
 
 IMAGES_TR = "imagesTr"
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -65,8 +65,8 @@ def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
 
     Args:
         folder: to look into.
-        reports: texts of the cases, ``reports.json`` of a dataset or what `text.read_reports` reads; default: those of
-            the records of synthetic cases, or ``reports.json`` of the dataset.
+        reports: texts of the cases, ``reports.json`` of a dataset or what `report_texts.read_reports` reads; default:
+            those of the records of synthetic cases, or ``reports.json`` of the dataset.
 
     Raises:
         UserError: no such folder or images, damaged records or reports, or reports that name none of the cases.

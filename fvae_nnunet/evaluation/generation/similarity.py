@@ -18,8 +18,8 @@ from fvae_nnunet.evaluation.generation.feature_networks import as_rows, load_tor
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.nnunet.report_texts import DEFAULT_TEXT_ENCODER
 from fvae_nnunet.optional_packages import needed_for
-from fvae_nnunet.synthesis.model.text import DEFAULT_TEXT_ENCODER
 
 TOKENS = 512
 """CT-CLIP's length of a text; shorter ones are padded, longer ones cut."""

@@ -1,4 +1,4 @@
-"""A list of volumes to generate, as ``fvae-synthesize --mode full --list FILE`` takes it.
+"""A list of volumes to generate, as ``fvae-synthesize`` takes it.
 
 JSON, a list of objects::
 
@@ -19,7 +19,7 @@ diseases       label -> mask file on the same grid, not 0 where the disease is
 labels         instead of or beside them: a file with the values of the lesions' labels
 text           the report, for models trained with text
 findings       names of those that are present, of the list in ``reports.json``; recorded for classifiers
-seed           of the noise; default: from ``--seed`` and the case's name
+seed           of the noise; default: from the seed of all and the case's name
 =============  ======================================================================================================
 
 Paths are relative to the list's folder. Where masks overlap, a disease that is named later has the voxel, diseases
@@ -98,10 +98,10 @@ def read_case_list(path: Path) -> list[ListedCase | str]:
         UserError: no such file, another format, or no rows.
     """
     if not path.is_file():
-        raise UserError(f"--list: no such file: {path}")
+        raise UserError(f"there is no list {path}")
     rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
     if not rows:
-        raise UserError(f"--list {path} has no row")
+        raise UserError(f"the list {path} has no row")
     # file systems that do not tell A from a would make one file of two cases
     times = Counter(str(row.get("case")).lower() for _, row in rows)
     listed: list[ListedCase | str] = []
@@ -128,7 +128,7 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
                     continue
                 rows.append((where, {name: _cell(name, cell.strip()) for name, cell in cells.items() if cell.strip()}))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--list {path} cannot be read: {error}") from error
+        raise UserError(f"the list {path} cannot be read: {error}") from error
     return rows
 
 
@@ -150,7 +150,7 @@ def _cell(name: str, cell: str) -> Any:
 
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix != ".json":
-        raise UserError(f"--list {path} must end in .json or .csv")
+        raise UserError(f"the list {path} must end in .json or .csv")
     rows = read_json(path, [{}], remedy="Correct it; docs/synthesis_volumes.md says what it holds")
     for row in rows:
         _check_fields(path, row)
@@ -160,7 +160,7 @@ def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _check_fields(path: Path, names: Any) -> None:
     unknown = [name for name in names if name not in FIELDS]
     if unknown:
-        raise UserError(f"--list {path} has the unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
+        raise UserError(f"the list {path} has the unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
 
 
 def _listed(where: str, row: dict[str, Any], folder: Path) -> ListedCase:

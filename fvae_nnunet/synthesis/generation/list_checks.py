@@ -53,15 +53,15 @@ def checked_list(
         listed[row.case] = row
     if wrong:
         more = [f"and {len(wrong) - MOST_SAID} more"] if len(wrong) > MOST_SAID else []
-        raise UserError(f"--list {path}: {len(wrong)} wrong:\n  " + "\n  ".join(wrong[:MOST_SAID] + more))
+        raise UserError(f"the list {path}: {len(wrong)} wrong:\n  " + "\n  ".join(wrong[:MOST_SAID] + more))
     return listed
 
 
 def _check_row(row: ListedCase, dataset: SourceDataset, settings: ModelSettings, finding_names: Sequence[str]) -> None:
     if row.source is not None and row.source not in dataset.image_files:
-        raise UserError(f"{dataset.name} has no training case {row.source!r} (of the fold, if --fold is given)")
+        raise UserError(f"{dataset.name} has no training case {row.source!r} (of the fold, if `fold` is given)")
     if row.structures is not None and dataset.organ.structures is None:
-        raise UserError("structures are for models that were trained with --organ structures; give a source")
+        raise UserError("structures are for models that were trained with `organ='structures'`; give a source")
     if not row.keep_lesions:
         _ = dataset.label_without_lesion
     for name, _ in row.diseases:

@@ -13,10 +13,9 @@ import numpy as np
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.ct.volume import CT
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.generation.output import noise_of
-from fvae_nnunet.synthesis.generation.painting import PaintSettings, paint
+from fvae_nnunet.synthesis.generation.painting import PaintSettings, noise_of, paint
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
-from fvae_nnunet.synthesis.lesions.placement import index_of, too_close
+from fvae_nnunet.synthesis.lesions.placement import CLEARANCE_MM, index_of, too_close
 from fvae_nnunet.synthesis.lesions.plan import INSIDE_FRACTION, shaped_and_placed
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
 from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     Mask = np.ndarray | torch.Tensor | CT | str | os.PathLike[str]
-
-CLEARANCE_MM = 5.0
-"""To lesions that are there, as ``fvae-synthesize`` keeps it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,8 @@ def insert_lesion(
         model: of one organ.
         diameter_mm: equivalent diameter.
         seed: decides shape, place and noise.
-        lesions: those that are there; the model is told of them, and the new one keeps a distance of 5 mm.
+        lesions: those that are there; the model is told of them, and the new one keeps a distance of 5 mm
+            (`CLEARANCE_MM`).
         at_mm: its centre (x, y, z) in the patient; None: anywhere in the organ.
         core_mean_hu: how bright its core shall be; None: as the lesions that the model was trained on.
         inside_fraction: so much of it lies in the organ, 0 to 1.
@@ -105,7 +102,7 @@ def insert_lesion(
             "tell them apart; use fvae-synthesize"
         )
     order = ct.geometry.axial_order
-    spacing_mm = (ct.spacing_mm[order[0]], ct.spacing_mm[order[1]], ct.spacing_mm[order[2]])
+    spacing_mm = ct.geometry.axial_spacing_mm
     in_organ = ct.mask(organ, "organ").transpose(order)
     in_lesion = np.zeros_like(in_organ) if lesions is None else ct.mask(lesions, "lesions").transpose(order)
     class_map = (in_organ * organs).astype(np.uint8)
@@ -119,9 +116,7 @@ def insert_lesion(
         lesion=in_lesion,
         lesion_class=organs + 1,
         organ_classes=organs,
-        spacing_mm=spacing_mm,
         geometry=ct.geometry,
-        axis_order=order,
         digests={},
     )
     lesion = shaped_and_placed(
@@ -137,4 +132,4 @@ def insert_lesion(
     hu = paint(model, source, [lesion], PaintSettings(), generator=noise_of([seed]))
     mask = lesion.mask(hu.shape)
     reached_mm = equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
-    return InsertedLesion(ct.with_hu(source.as_in_file(hu)), source.as_in_file(mask), reached_mm)
+    return InsertedLesion(ct.with_hu(ct.geometry.as_in_file(hu)), ct.geometry.as_in_file(mask), reached_mm)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fvae_nnunet.ct.boxes import box_around
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
 from fvae_nnunet.synthesis.lesions.insertion import TEXTURES, blend_lesion, margin_weight
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
-from fvae_nnunet.synthesis.lesions.placement import box_around
 from fvae_nnunet.synthesis.model.draft import drafted
 from fvae_nnunet.synthesis.model.grid import ModelGrid, resampled
 from fvae_nnunet.synthesis.model.inpainting import inpaint, slices_seen
@@ -24,11 +24,11 @@ from fvae_nnunet.synthesis.model.layout import Layout
 from fvae_nnunet.synthesis.sources.cases import SourceCase
 
 if TYPE_CHECKING:
-    from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion, Sampling
     from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
+    from fvae_nnunet.synthesis.model.sampling import OnStep
 
 MODES = ("inpaint", "grow", "full")
-OnStep = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,17 @@ class PaintSettings:
                 f"{self.texture!r}"
             )
         if not 0 <= self.margin_mm < float("inf"):
-            raise UserError(f"--margin-mm must not be negative, got {self.margin_mm:g}")
+            raise UserError(f"`margin_mm` must not be negative, got {self.margin_mm:g}")
         if self.steps is not None and self.steps < 1:
-            raise UserError(f"--steps must be at least 1, got {self.steps}")
+            raise UserError(f"`steps` must be at least 1, got {self.steps}")
         if self.eta is not None and not 0 <= self.eta <= 1:
-            raise UserError(f"--eta must lie in 0 to 1, got {self.eta:g}")
+            raise UserError(f"`eta` must lie in 0 to 1, got {self.eta:g}")
+
+
+def noise_of(entropy: Sequence[int]) -> torch.Generator:
+    """The generator of a case's noise, on the CPU; whole numbers >= 0 decide it."""
+    state = np.random.SeedSequence(list(entropy), spawn_key=(1,)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def with_lesion(layout: Layout, lesion: PlacedLesion, lesion_class: int) -> Layout:
@@ -118,7 +124,7 @@ def paint(
     for lesion in lesions:
         layout = with_lesion(layout, lesion, source.lesion_class)
         if settings.mode != "full":
-            _insert(model, volume_hu, layout, lesion, settings, generator, on_step)
+            _insert(model, volume_hu, layout, lesion, settings, _sampling(settings, settings.text, generator, on_step))
     if settings.mode != "full":
         return volume_hu
     return generated_volume(model, layout, settings, text=settings.text, generator=generator, on_step=on_step)
@@ -151,9 +157,7 @@ def generated_volume(
     grid = ModelGrid(layout.shape, layout.spacing_mm, model.settings.spacing_mm)
     on_models_grid = np.empty(grid.shape, dtype=np.int16 if grid.shape == layout.shape else np.float32)
     start = 0
-    for run in model.generate_runs(
-        grid.layout(layout), generator=generator, on_step=on_step, **_sampling(settings) | {"text": text}
-    ):
+    for run in model.generate_runs(grid.layout(layout), **_sampling(settings, text, generator, on_step)):
         on_models_grid[start : start + len(run)] = round_to_int16(run) if on_models_grid.dtype == np.int16 else run
         start += len(run)
     return round_to_int16(resampled(on_models_grid, layout.shape, order=1))
@@ -165,8 +169,7 @@ def _insert(
     layout: Layout,
     lesion: PlacedLesion,
     settings: PaintSettings,
-    generator: torch.Generator,
-    on_step: OnStep | None,
+    sampling: Sampling,
 ) -> None:
     """Generate one lesion and blend it into ``volume_hu``, in place."""
     spacing_mm = layout.spacing_mm
@@ -178,7 +181,7 @@ def _insert(
     if not grid.mask(lesion.mask(volume_hu.shape)).any():
         raise UserError(
             f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of "
-            f"{model.settings.spacing_mm} mm; choose larger ones (--sizes, --diameter-mm)"
+            f"{model.settings.spacing_mm} mm; choose larger ones (`sizes`, `diameter_mm`)"
         )
     seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
     draft_hu = None
@@ -189,7 +192,7 @@ def _insert(
             layout,
             mask,
             unknown=Appearance(*model.settings.appearance.mean),
-            rng=np.random.default_rng(int(torch.randint(2**62, (), generator=generator))),
+            rng=np.random.default_rng(int(torch.randint(2**62, (), generator=sampling["generator"]))),
         )
         draft_hu = grid.volume(drawn_hu)[seen]
     decoded = inpaint(
@@ -198,9 +201,7 @@ def _insert(
         grid.layout(layout).slices(seen),
         grid.mask(region)[seen],
         draft_hu,
-        generator=generator,
-        on_step=on_step,
-        **_sampling(settings),
+        **sampling,
     )
     of = (seen, slice(0, grid.shape[1]), slice(0, grid.shape[2]))
     generated_hu, reconstructed_hu = (grid.back(volume, of, box) for volume in decoded)
@@ -218,10 +219,14 @@ def _insert(
     )
 
 
-def _sampling(settings: PaintSettings) -> dict[str, Any]:
+def _sampling(
+    settings: PaintSettings, text: str | None, generator: torch.Generator, on_step: OnStep | None
+) -> Sampling:
     return {
+        "generator": generator,
         "steps": settings.steps,
         "eta": settings.eta,
         "guidance": settings.guidance,
-        "text": settings.text,
+        "text": text,
+        "on_step": on_step,
     }

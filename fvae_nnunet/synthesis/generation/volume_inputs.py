@@ -9,7 +9,6 @@ import numpy as np
 
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry
-from fvae_nnunet.ct.orientation import AxisOrder
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.mask_files import read_mask
 from fvae_nnunet.synthesis.generation.case_list import ListedCase
@@ -36,18 +35,6 @@ class VolumeInputs:
     structures: np.ndarray | None
     given: dict[str, int]
     geometry: Geometry
-
-    @property
-    def axis_order(self) -> AxisOrder:
-        return self.geometry.axial_order
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        z, y, x = (self.geometry.spacing_mm[::-1][axis] for axis in self.axis_order)
-        return z, y, x
-
-    def as_in_file(self, axial: np.ndarray) -> np.ndarray:
-        return axial.transpose(tuple(np.argsort(self.axis_order)))
 
 
 def read_volume_inputs(listed: ListedCase, dataset: SourceDataset, digests: dict[str, str]) -> VolumeInputs:

@@ -43,13 +43,13 @@ class AskedAppearance:
 
     @classmethod
     def parse(cls, lesion_hu: Sequence[float] | None, contrast_hu: Sequence[float] | None) -> AskedAppearance:
-        """From a number or two for one of the options; UserError where they are none or for both."""
+        """From a number or two for one of the two; UserError where they are none or for both."""
         if lesion_hu and contrast_hu:
-            raise UserError("--lesion-hu and --contrast-hu exclude each other; give one of them")
+            raise UserError("`lesion_hu` and `contrast_hu` exclude each other; give one of them")
         ranges = []
-        for option, values in (("--lesion-hu", lesion_hu), ("--contrast-hu", contrast_hu)):
+        for name, values in (("lesion_hu", lesion_hu), ("contrast_hu", contrast_hu)):
             if values and not (len(values) <= 2 and -math.inf < values[0] <= values[-1] < math.inf):
-                raise UserError(f"{option} takes a number, or MIN <= MAX, got {' '.join(f'{x:g}' for x in values)}")
+                raise UserError(f"`{name}` takes a number, or MIN <= MAX, got {' '.join(f'{x:g}' for x in values)}")
             ranges.append((values[0], values[-1]) if values else None)
         return cls(*ranges)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion, ReplacedLesion
-from fvae_nnunet.synthesis.lesions.placement import Box, NothingFits, Placement, grown, too_close
+from fvae_nnunet.synthesis.lesions.placement import NothingFits, Placement, too_close
 from fvae_nnunet.synthesis.lesions.plan import (
     SHAPES_TRIED,
     PlanSettings,

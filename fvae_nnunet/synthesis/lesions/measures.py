@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fvae_nnunet.synthesis.lesions.placement import box_around
+from fvae_nnunet.ct.boxes import box_around
 from fvae_nnunet.synthesis.lesions.texture import core_texture
 
 CORE_DEPTH_MM = 4.0

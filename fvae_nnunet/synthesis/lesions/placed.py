@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import Box
 from fvae_nnunet.nnunet.synthetic_folder import BANK
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
-from fvae_nnunet.synthesis.lesions.placement import Box, Placement, position_of
+from fvae_nnunet.synthesis.lesions.placement import Placement, position_of
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
 from fvae_nnunet.synthesis.sources.cases import SourceCase
 
@@ -45,7 +46,7 @@ class PlacedLesion:
         shape: bool, cropped to the lesion.
         placement: where that is.
         diameter_mm: the equivalent diameter that was asked for.
-        borrowed_from: the case, or the file of a bank, whose lesion lent its shape; None for an ellipsoid.
+        donor: of its shape, a case or the file of a bank; None for an ellipsoid.
         from_bank: whether it is a file of a bank.
         appearance: what it shall look like; None: as the model's lesions do.
         replaces: the real lesion that it is with another diameter; None: it is a new one.
@@ -54,7 +55,7 @@ class PlacedLesion:
     shape: np.ndarray
     placement: Placement
     diameter_mm: float
-    borrowed_from: str | None
+    donor: str | None
     from_bank: bool = False
     appearance: Appearance | None = None
     replaces: ReplacedLesion | None = None
@@ -82,11 +83,11 @@ class PlacedLesion:
     def recorded(self, source: SourceCase) -> dict[str, Any]:
         """As the record of a case states it, see ``synthetic_folder``."""
         voxels = int(np.count_nonzero(self.shape))
-        index = self.centre[np.argsort(source.axis_order)]
+        index = self.centre[np.argsort(source.geometry.axial_order)]
         before = 0 if self.replaces is None else int(np.count_nonzero(self.replaces.shape))
         return {
             "shape": self._kind,
-            "borrowed_from": self.borrowed_from,
+            "borrowed_from": self.donor,
             "diameter_mm": round(equivalent_diameter_mm(voxels, source.spacing_mm), 2),
             "voxels": voxels,
             "centre_voxel": [round(float(value), 2) for value in index],
@@ -102,7 +103,7 @@ class PlacedLesion:
     def _kind(self) -> str:
         if self.replaces is not None:
             return "own"
-        return "ellipsoid" if self.borrowed_from is None else BANK if self.from_bank else "borrowed"
+        return "ellipsoid" if self.donor is None else BANK if self.from_bank else "borrowed"
 
 
 def labels_with(source: SourceCase, lesions: Sequence[PlacedLesion], lesion_value: int) -> np.ndarray:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
-Box = tuple[slice, slice, slice]
+CLEARANCE_MM = 5.0
+"""Between lesions, unless the user asks for another."""
 
 
 class NothingFits(UserError):
@@ -116,20 +117,6 @@ def too_close(lesions: np.ndarray, spacing_mm: Sequence[float], clearance_mm: fl
         box = grown(found, margins, lesions.shape)
         near[box] |= ndimage.distance_transform_edt(~lesions[box], sampling=spacing_mm) < clearance_mm
     return near
-
-
-def grown(box: Sequence[slice], margins: Sequence[int] | np.ndarray, shape: Sequence[int]) -> Box:
-    """A box with so many voxels more on both sides of each axis, cut to the volume."""
-    z, y, x = (
-        slice(max(0, side.start - int(margin)), min(int(n), side.stop + int(margin)))
-        for side, margin, n in zip(box, margins, shape, strict=True)
-    )
-    return z, y, x
-
-
-def box_around(mask: np.ndarray, margin_mm: float, spacing_mm: Sequence[float]) -> Box:
-    """The box of all voxels within a margin of a mask that is not empty, cut to the volume."""
-    return grown(bounding_box(mask), np.ceil(margin_mm / np.asarray(spacing_mm)).astype(int), mask.shape)
 
 
 def index_of(position_mm: Sequence[float], geometry: Geometry) -> np.ndarray:

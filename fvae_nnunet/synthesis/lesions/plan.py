@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.mask_files import read_mask
+from fvae_nnunet.nnunet.mask_files import find_masks, read_mask
 from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance
 from fvae_nnunet.synthesis.lesions.measures import surroundings_hu
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
@@ -68,16 +67,17 @@ class PlanSettings:
     def __post_init__(self) -> None:
         least, most = self.lesions_per_case
         if not 1 <= least <= most:
-            raise UserError(f"--lesions-per-case needs 1 <= MIN <= MAX, got {least} {most}")
-        for option, share in (("--inside-fraction", self.inside_fraction), ("--borrowed-share", self.borrowed_share)):
+            raise UserError(f"`lesions_per_case` needs 1 <= MIN <= MAX, got {least} {most}")
+        for name in ("inside_fraction", "borrowed_share"):
+            share = getattr(self, name)
             if not 0 <= share <= 1:
-                raise UserError(f"{option} is a share between 0 and 1, got {share:g}")
+                raise UserError(f"`{name}` is a share between 0 and 1, got {share:g}")
         if not 0 <= self.clearance_mm < float("inf"):
-            raise UserError(f"--clearance-mm must not be negative, got {self.clearance_mm:g}")
+            raise UserError(f"`clearance_mm` must not be negative, got {self.clearance_mm:g}")
         if self.at_mm is not None and most > 1:
-            raise UserError("--at is the place of one lesion; leave --lesions-per-case out")
+            raise UserError("`at_mm` is the place of one lesion; leave `lesions_per_case` out")
         if self.growth is not None and not 0 < self.growth[0] <= self.growth[1] < float("inf"):
-            raise UserError(f"--growth needs 0 < MIN <= MAX, got {self.growth[0]:g} {self.growth[1]:g}")
+            raise UserError(f"`growth` needs 0 < MIN <= MAX, got {self.growth[0]:g} {self.growth[1]:g}")
 
     def recorded(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,11 +92,7 @@ class Avoided:
     @classmethod
     def open(cls, folder: Path, cases: Sequence[str]) -> Avoided:
         """UserError where the folder has no mask of one of these cases."""
-        files = find_images(folder)
-        missing = [case for case in cases if case not in files]
-        if missing:
-            raise UserError(f"--avoid {folder} has no mask of {len(missing)} cases (first: {missing[0]})")
-        return cls(files)
+        return cls(find_masks(folder, cases))
 
     def read(self, source: SourceCase) -> np.ndarray:
         """The mask of a case, axial bool; UserError where it does not lie as the image does."""
@@ -131,7 +127,7 @@ def plan_lesions(
     source: SourceCase,
     settings: PlanSettings,
     *,
-    lenders: Sequence[dict[str, Any]],
+    real: Sequence[dict[str, Any]],
     bank: ShapeBank | None = None,
     avoid: np.ndarray | None,
 ) -> list[PlacedLesion]:
@@ -142,8 +138,7 @@ def plan_lesions(
         dataset: where borrowed shapes come from.
         source: the case.
         settings: what is asked for.
-        lenders: real lesions (``real_lesions.RealLesions.lesions``) whose shapes, sizes and looks
-            are borrowed.
+        real: real lesions (``real_lesions.RealLesions.lesions``), for shapes, sizes and looks.
         bank: whose shapes are borrowed instead.
         avoid: bool, where no lesion may lie.
 
@@ -159,14 +154,14 @@ def plan_lesions(
     least, most = settings.lesions_per_case
     at = None
     if settings.at_mm is not None:
-        at = index_of(settings.at_mm, source.geometry)[list(source.axis_order)]
+        at = index_of(settings.at_mm, source.geometry)[list(source.geometry.axial_order)]
         if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
-            raise NothingFits(f"--at {_in_words(settings.at_mm)} lies outside the image")
+            raise NothingFits(f"`at_mm={_in_words(settings.at_mm)}` lies outside the image")
     placed: list[PlacedLesion] = []
     alike: list[dict[str, Any] | None] = []
     for _ in range(int(rng.integers(least, most + 1))):
         try:
-            lesion, like = _place_one(rng, dataset, source, settings, lenders, bank, organ, forbidden, at)
+            lesion, like = _place_one(rng, dataset, source, settings, real, bank, organ, forbidden, at)
         except NothingFits:
             if not placed:
                 raise
@@ -174,7 +169,7 @@ def plan_lesions(
         placed.append(lesion)
         alike.append(like)
         forbidden |= too_close(lesion.mask(organ.shape), source.spacing_mm, settings.clearance_mm)
-    return with_appearances(rng, source, settings.appearance, lenders, placed, alike)
+    return with_appearances(rng, source, settings.appearance, real, placed, alike)
 
 
 def home_of_lesions(dataset: SourceDataset, source: SourceCase) -> np.ndarray:
@@ -200,9 +195,7 @@ def with_appearances(
     alike: Sequence[dict[str, Any] | None],
 ) -> list[PlacedLesion]:
     """The lesions of a case with what they shall look like, see ``draw_appearance``; ``alike``: each one's ``like``."""
-    around = surroundings_of(source)
-    for lesion in lesions:
-        around[lesion.box][lesion.shape] = False
+    around = surroundings_of(source, lesions)
     drawn = []
     for lesion, like in zip(lesions, alike, strict=True):
         around_hu = surroundings_hu(source.volume_hu, lesion.mask(around.shape), around, source.spacing_mm)
@@ -216,30 +209,30 @@ def _place_one(
     dataset: SourceDataset,
     source: SourceCase,
     settings: PlanSettings,
-    lenders: Sequence[dict[str, Any]],
+    real: Sequence[dict[str, Any]],
     bank: ShapeBank | None,
     organ: np.ndarray,
     forbidden: np.ndarray,
     at: np.ndarray | None,
 ) -> tuple[PlacedLesion, dict[str, Any] | None]:
-    """A lesion, and the real lesion of the dataset that lent its shape."""
-    sizes = settings.sizes or LesionSizes.of_lesions([lesion["diameter_mm"] for lesion in lenders])
+    """A lesion, and the real lesion of the dataset that is the donor of its shape."""
+    sizes = settings.sizes or LesionSizes.of_lesions([lesion["diameter_mm"] for lesion in real])
     range_mm = sizes.draw_range(rng, source.spacing_mm)
-    real, like = None, None
+    donor, like = None, None
     if rng.random() < settings.borrowed_share:
         if bank is None:
-            like = lenders[int(rng.integers(len(lenders)))]
-            real = borrow(dataset, like)
+            like = real[int(rng.integers(len(real)))]
+            donor = borrow(dataset, like)
         else:
-            real = bank.draw(rng)
+            donor = bank.draw(rng)
     try:
         lesion = shaped_and_placed(
-            rng, range_mm, source.spacing_mm, organ, forbidden, settings.inside_fraction, real=real, at=at
+            rng, range_mm, source.spacing_mm, organ, forbidden, settings.inside_fraction, donor=donor, at=at
         )
     except NothingFits as error:
         where = "" if at is None else f" at {_in_words(settings.at_mm)}"
         raise NothingFits(f"{source.case}{where}: {error}") from error
-    return replace(lesion, from_bank=real is not None and like is None), like
+    return replace(lesion, from_bank=donor is not None and like is None), like
 
 
 def shaped_and_placed(
@@ -250,7 +243,7 @@ def shaped_and_placed(
     forbidden: np.ndarray,
     inside_fraction: float,
     *,
-    real: RealLesion | None = None,
+    donor: RealLesion | None = None,
     at: np.ndarray | None = None,
     appearance: Appearance | None = None,
 ) -> PlacedLesion:
@@ -261,7 +254,7 @@ def shaped_and_placed(
     """
     for attempt in range(SHAPES_TRIED):
         diameter_mm = float(rng.uniform(*range_mm))
-        shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, real=real)
+        shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, donor=donor)
         try:
             placement = place(
                 rng, shape, organ, forbidden=forbidden, inside_fraction=inside_fraction, at=at, tries=PLACES_TRIED
@@ -273,8 +266,8 @@ def shaped_and_placed(
                     f"{error}"
                 ) from error
         else:
-            lender = None if real is None else real.case
-            return PlacedLesion(shape, placement, diameter_mm, lender, appearance=appearance)
+            name = None if donor is None else donor.case
+            return PlacedLesion(shape, placement, diameter_mm, name, appearance=appearance)
     raise AssertionError("the loop returns or raises")
 
 

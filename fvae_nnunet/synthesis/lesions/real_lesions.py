@@ -1,4 +1,4 @@
-"""The real lesions of a dataset: how bright, how textured, how large; measured once, and lent as shapes.
+"""The real lesions of a dataset: how bright, how textured, how large; measured once; donors of shapes.
 
 ``real_lesions.json``::
 
@@ -13,15 +13,15 @@ components (26 neighbours) of the lesion label from 1, as SciPy does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.boxes import bounding_box, grown
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
@@ -29,9 +29,11 @@ from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.synthesis.lesions.measures import MEASURES, RING_MM, measure_lesion
-from fvae_nnunet.synthesis.lesions.placement import grown
 from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, RealLesion, equivalent_diameter_mm
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset, refuse_failed
+
+if TYPE_CHECKING:
+    from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
 
 FILE_NAME = "real_lesions.json"
 """In the folder of synthetic cases, so that they are measured once."""
@@ -49,20 +51,18 @@ class RealLesions:
     lesions: tuple[dict[str, Any], ...]
     digests: dict[str, dict[str, str]]
 
-    def values(self, measure: str) -> np.ndarray:
-        """One of ``lesions.measures.MEASURES`` of all lesions that have it (n,)."""
-        found = [lesion[measure] for lesion in self.lesions if lesion[measure] is not None]
-        return np.asarray(found, dtype=float)
-
     def of_case(self, case: str) -> list[dict[str, Any]]:
         """Those of one case."""
         return [lesion for lesion in self.lesions if lesion["case"] == case]
 
 
-def surroundings_of(source: SourceCase) -> np.ndarray:
-    """What a lesion of the case is compared with: the organ without real lesions of any kind; without an organ all but
-    lesions."""
-    return (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.any_lesion
+def surroundings_of(source: SourceCase, lesions: Iterable[PlacedLesion] = ()) -> np.ndarray:
+    """What a lesion of the case is compared with: bool, the organ without lesions of any kind, real or placed; without
+    an organ all but lesions."""
+    around = (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.any_lesion
+    for lesion in lesions:
+        around[lesion.box][lesion.shape] = False
+    return around
 
 
 def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str,
         mask: bool (z, y, x), axial.
         geometry: of the file.
         lesion: its ``number`` from 1, as SciPy counts in this mask, and its ``voxels``.
-        name: of the lender.
+        name: of the donor.
 
     Raises:
         UserError: there is no such component.
@@ -181,5 +181,4 @@ def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str,
     piece = numbered == lesion["number"]
     if lesion["number"] > n or np.count_nonzero(piece) != lesion["voxels"]:
         raise UserError(f"{path} has changed while it was used; run the command again")
-    z, y, x = (geometry.spacing_mm[::-1][axis] for axis in geometry.axial_order)
-    return RealLesion(name, piece[bounding_box(piece)], (z, y, x))
+    return RealLesion(name, piece[bounding_box(piece)], geometry.axial_spacing_mm)

@@ -1,4 +1,4 @@
-"""A bank of shapes: a folder of masks from anywhere, each of whose lesions may lend its shape.
+"""A bank of shapes: a folder of masks from anywhere, each of whose lesions may be the donor of a shape.
 
 A mask has any size, spacing and orientation; its nonzero voxels are lesions, those that touch (26 neighbours) one.
 """
@@ -69,11 +69,11 @@ class ShapeBank:
         if failed:
             said = "\n  ".join(str(failed[name]) for name in sorted(failed))
             raise UserError(
-                f"{len(failed)} files of --shapes {folder} are no masks:\n  {said}\nRepair them or move them away"
+                f"{len(failed)} files of the bank {folder} are no masks:\n  {said}\nRepair them or move them away"
             )
         found = tuple(lesion for name in sorted(lesions) for lesion in lesions[name])
         if not found:
-            raise UserError(f"--shapes {folder}: no mask has {MIN_VOXELS} connected voxels that are not 0")
+            raise UserError(f"the bank {folder}: no mask has {MIN_VOXELS} connected voxels that are not 0")
         listed = json.dumps(digests, sort_keys=True).encode()
         return cls(folder, found, hashlib.sha256(listed).hexdigest())
 

@@ -37,15 +37,17 @@ _LATTICE = 7
 are a third of a diameter apart."""
 
 _REACH = 1.0
+
 _SHAPES_TRIED = 6
+"""Each less deformed than the one before, the last not at all."""
 
 
 @dataclass(frozen=True)
 class RealLesion:
-    """A connected lesion of a real case, to borrow the shape from.
+    """A connected real lesion, the donor of a shape.
 
     Attributes:
-        case: where it is from.
+        case: where it is from, or the file of a bank.
         mask: bool (z, y, x), axial, cropped to the lesion.
         spacing_mm: (z, y, x).
     """
@@ -70,7 +72,7 @@ def draw_lesion_shape(
     diameter_mm: float,
     spacing_mm: Sequence[float],
     *,
-    real: RealLesion | None = None,
+    donor: RealLesion | None = None,
 ) -> np.ndarray:
     """A random connected shape of a given size.
 
@@ -78,7 +80,7 @@ def draw_lesion_shape(
         rng: decides everything random.
         diameter_mm: equivalent diameter.
         spacing_mm: voxel size of the result (z, y, x).
-        real: borrow this lesion's shape, turned at random (in mm, about any axis), mirrored or not, scaled to the
+        donor: take this lesion's shape, turned at random (in mm, about any axis), mirrored or not, scaled to the
             diameter and deformed; None: an ellipsoid of random axes, turned and deformed.
 
     Returns:
@@ -96,8 +98,8 @@ def draw_lesion_shape(
             f"mm; at least {MIN_VOXELS} are needed"
         )
     for attempt in range(_SHAPES_TRIED):
-        field = _ellipsoid(rng) if real is None else _borrowed(rng, real)
-        # the last attempt is not deformed at all: an ellipsoid is then in one piece for certain
+        field = _ellipsoid(rng) if donor is None else _borrowed(rng, donor)
+        # an ellipsoid that is not deformed is in one piece for certain
         strength = DEFORMATION * (1 - attempt / (_SHAPES_TRIED - 1))
         displacement = strength * rng.standard_normal((3, _LATTICE, _LATTICE, _LATTICE), np.float32)
         offset = rng.uniform(-0.5, 0.5, 3)
@@ -105,7 +107,7 @@ def draw_lesion_shape(
         reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
         if abs(reached - diameter_mm) <= SIZE_TOLERANCE * diameter_mm:
             return shape[bounding_box(shape)]
-    whose = "an ellipsoid" if real is None else f"a lesion of {real.case}"
+    whose = "an ellipsoid" if donor is None else f"a lesion of {donor.case}"
     raise UserError(f"{whose} of {diameter_mm:.1f} mm falls into pieces on this grid in {_SHAPES_TRIED} attempts")
 
 

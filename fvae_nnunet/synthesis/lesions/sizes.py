@@ -69,7 +69,7 @@ class LesionSizes:
                 share = float("nan")
             if name not in SIZE_RANGES_MM or name in wanted or not 0 < share < float("inf"):
                 raise UserError(
-                    f"--sizes {text}: expected one of {', '.join(DISTRIBUTIONS_MM)} and {REAL} alone, or each of "
+                    f"`sizes={text}`: expected one of {', '.join(DISTRIBUTIONS_MM)} and {REAL} alone, or each of "
                     f"{', '.join(SIZE_RANGES_MM)} at most once with a positive share, such as small=0.5 medium=0.3 "
                     "large=0.2"
                 )
@@ -92,7 +92,7 @@ class LesionSizes:
     def of_range(cls, smallest_mm: float, largest_mm: float) -> LesionSizes:
         """All lesions in one range; UserError where it is none."""
         if not 0 < smallest_mm <= largest_mm < float("inf"):
-            raise UserError(f"--diameter-mm needs 0 < MIN <= MAX, got {smallest_mm:g} {largest_mm:g}")
+            raise UserError(f"`diameter_mm` needs 0 < MIN <= MAX, got {smallest_mm:g} {largest_mm:g}")
         return cls(((smallest_mm, largest_mm),), (1.0,))
 
     def draw_range(self, rng: np.random.Generator, spacing_mm: Sequence[float]) -> tuple[float, float]:
@@ -108,6 +108,6 @@ class LesionSizes:
             smallest, largest = np.min(self.ranges_mm), np.max(self.ranges_mm)
             raise UserError(
                 f"lesions of {smallest:g} to {largest:g} mm have fewer than {MIN_VOXELS} voxels of "
-                f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; choose larger ones (--sizes, --diameter-mm)"
+                f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; choose larger ones (`sizes`, `diameter_mm`)"
             )
         return possible[rng.choice(len(shares), p=shares / shares.sum())]

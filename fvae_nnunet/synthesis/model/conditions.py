@@ -116,9 +116,3 @@ class ConditionFormat:
         logs = torch.tensor(spacing_mm, dtype=torch.float32, device=shares.device).log2().view(1, -1, 1, 1, 1)
         spacing = logs.expand(len(shares), -1, *shares.shape[2:])
         return torch.cat([shares, outline, appearance, spacing], dim=1)
-
-
-def check_encoding(encoding: str) -> None:
-    """ValueError unless it is one of ``ENCODINGS``."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"unknown mask encoding {encoding!r}; known are {', '.join(ENCODINGS)}")

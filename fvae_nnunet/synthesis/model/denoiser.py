@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from fvae_nnunet.synthesis.model.conditions import check_encoding
+from fvae_nnunet.synthesis.model.conditions import ENCODINGS
 from fvae_nnunet.synthesis.model.slice_consistency import (
     KINDS,
     SliceCount,
@@ -85,13 +85,14 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         context: str = "none",
     ) -> None:
         super().__init__()
-        check_encoding(mask_encoding)
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}; known are {', '.join(SIZES)}")
-        if consistency is not None and consistency not in KINDS:
-            raise ValueError(f"unknown consistency {consistency!r}; known are {', '.join(KINDS)}")
-        if context not in CONTEXTS:
-            raise ValueError(f"unknown context {context!r}; known are {', '.join(CONTEXTS)}")
+        for what, value, known in (
+            ("mask encoding", mask_encoding, ENCODINGS),
+            ("size", size, SIZES),
+            ("consistency", consistency, (None, *KINDS)),
+            ("context", context, CONTEXTS),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {what} {value!r}; known are {', '.join(filter(None, known))}")
         self._mask_channels = latent_channels if mask_encoding == "vae" else classes + 1
         self.condition_channels = self._mask_channels + detail_channels
         self.project_mask = (

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import box_around, grown
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
 from fvae_nnunet.synthesis.lesions.measures import lesion_core
-from fvae_nnunet.synthesis.lesions.placement import box_around, grown, too_close
+from fvae_nnunet.synthesis.lesions.placement import too_close
 from fvae_nnunet.synthesis.lesions.smoothing import REACHES_MM, fill_from
 from fvae_nnunet.synthesis.lesions.texture import core_texture, drawn_texture
 from fvae_nnunet.synthesis.model.layout import Layout

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,10 @@ KIND = "ldm"
 DENOISER_FOLDER = "denoiser"
 SCHEDULER_FOLDER = "scheduler"
 
-_ADDED_LATER = frozenset(
-    {"text_weights_sha256", "lesions", "detail_channels", "core_mean_hu", "texture_sd_hu", "context"}
-)
-
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Everything needed to use a model.
+    """Everything needed to use a model; folders of older versions lack what has a default.
 
     Attributes:
         vae: name of the VAE, for ``load_vae``.
@@ -58,7 +54,7 @@ class ModelSettings:
         prediction: see ``noise_process``.
         text_encoder: hub id, or name of the folder without its place; None for a model without text.
         text_width: channels of its embeddings; None for a model without text.
-        organ: the option that says where organ masks come from, a folder without its place.
+        organ: where organ masks come from (``sources.organs.FORMS``), a folder without its place.
         text_weights_sha256: of the text encoder; None: not checked.
         lesions: how many of the classes are lesions.
         detail_channels: see ``conditions``.
@@ -119,8 +115,8 @@ class ModelSettings:
         Raises:
             UserError: an entry is missing or unknown.
         """
-        known = {field.name for field in fields(cls)}
-        wrong = sorted((known - _ADDED_LATER - content.keys()) | (content.keys() - known))
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        wrong = sorted((needed - content.keys()) | (content.keys() - {field.name for field in fields(cls)}))
         if wrong:
             raise UserError(f"{path}: the settings lack or do not know {wrong[0]}; was it written by another version?")
         values: dict[str, Any] = {
@@ -149,7 +145,7 @@ class ModelSettings:
         if vae.weights_sha256 != self.weights_sha256:
             raise UserError(
                 f"the weights of {spec.name} ({vae.weights_source}) are not those that the model was trained with; "
-                + vae.remedy_for_other_weights("--weights PATH")
+                + vae.remedy_for_other_weights("`weights=PATH`")
             )
 
     def check_denoiser(self, denoiser: LatentDenoiser) -> None:

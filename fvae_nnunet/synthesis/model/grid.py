@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from fvae_nnunet.synthesis.lesions.placement import Box
+    from fvae_nnunet.ct.boxes import Box
     from fvae_nnunet.synthesis.model.layout import Layout
 
 

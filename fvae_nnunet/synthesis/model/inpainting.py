@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fvae_nnunet.reconstruction.windows import slice_windows
 
 if TYPE_CHECKING:
-    import torch
+    from typing_extensions import Unpack
 
-    from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
+    from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion, Sampling
     from fvae_nnunet.synthesis.model.layout import Layout
 
 
@@ -35,9 +35,7 @@ def inpaint(
     layout: Layout,
     region: np.ndarray,
     draft_hu: np.ndarray | None,
-    *,
-    generator: torch.Generator,
-    **sampling: Any,
+    **sampling: Unpack[Sampling],
 ) -> tuple[np.ndarray, np.ndarray]:
     """``model.inpaint`` for any number of slices.
 
@@ -47,8 +45,7 @@ def inpaint(
     Args:
         model: with its settings.
         volume_hu, layout, region, draft_hu: as for ``model.inpaint``, on the model's grid, any number of slices.
-        generator: all noise comes from it.
-        sampling: further arguments of ``model.inpaint``.
+        sampling: as for ``model.inpaint``.
 
     Returns:
         generated and reconstructed HU, float32, as of ``model.inpaint``.
@@ -68,7 +65,6 @@ def inpaint(
                 layout.slices(slice(start, stop)),
                 fresh,
                 None if draft_hu is None else draft_hu[start:stop],
-                generator=generator,
                 **sampling,
             )
             new = slice(max(0, done - start), None)

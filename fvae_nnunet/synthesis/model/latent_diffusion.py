@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from fvae_nnunet.synthesis.model.folder import (
     needs_text,
     read_model,
     refuse_damaged,
-    save_model,
 )
 from fvae_nnunet.synthesis.model.inpainting import slices_seen
 from fvae_nnunet.synthesis.model.layout import Layout
@@ -32,11 +31,30 @@ from fvae_nnunet.vae.known import DIFFUSERS_PREFIX
 from fvae_nnunet.vae.weights import state_dict_sha256
 
 if TYPE_CHECKING:
+    from typing_extensions import Required, Unpack
+
     from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
-    from fvae_nnunet.synthesis.model.sampling import OnStep
+    from fvae_nnunet.synthesis.model.sampling import Known, LatentWindows, OnStep
     from fvae_nnunet.synthesis.model.text import ReportEncoder
 
-__all__ = ["LatentDiffusion", "ModelSettings", "read_model", "save_model"]
+
+class Sampling(TypedDict, total=False):
+    """How a model samples.
+
+    Attributes:
+        generator: on the CPU.
+        steps, eta: see ``NoiseProcess.sampler``; None: as the model says.
+        guidance: see ``sampling.sample_latent``; 1: none.
+        text: a report, for models that know text; None: none.
+        on_step: called with the steps done and the steps in all.
+    """
+
+    generator: Required[torch.Generator]
+    steps: int | None
+    eta: float | None
+    guidance: float
+    text: str | None
+    on_step: OnStep | None
 
 
 class LatentDiffusion:
@@ -169,13 +187,7 @@ class LatentDiffusion:
         layout: Layout,
         region: np.ndarray,
         draft_hu: np.ndarray | None = None,
-        *,
-        generator: torch.Generator,
-        steps: int | None = None,
-        eta: float | None = None,
-        guidance: float = 1.0,
-        text: str | None = None,
-        on_step: OnStep | None = None,
+        **sampling: Unpack[Sampling],
     ) -> tuple[np.ndarray, np.ndarray]:
         """A window of whole slices with what the layout says in a region, and the window's own reconstruction.
 
@@ -190,11 +202,7 @@ class LatentDiffusion:
             region: bool, same shape.
             draft_hu: the volume with what is to be generated drawn into it (``draft``), same shape; for models with the
                 context ``draft``.
-            generator: on the CPU.
-            steps, eta: see ``NoiseProcess.sampler``; None: as the model says.
-            guidance: see ``sampling.sample_latent``.
-            text: a report, for models that know text.
-            on_step: called with the steps done and the steps in all.
+            sampling: see ``Sampling``.
 
         Returns:
             Generated and reconstructed volume, float32 in HU. Inside the HU window; but slices of a VAE that codes them
@@ -228,9 +236,7 @@ class LatentDiffusion:
             draft = codec.standardised(codec.encode_draft(latent, draft_hu, fresh))[seen]
         known = Known(codec.standardised(latent)[seen], cells[seen], draft)
         conditions = codec.conditions(layout.padded((padded_slices, *layout.shape[1:])), windows, self.denoiser.device)
-        drawn = self._sampled(
-            windows, conditions.cropped(rows, columns), steps, eta, guidance, text, generator, known, on_step
-        )
+        drawn = self._sampled(windows, conditions.cropped(rows, columns), known, **sampling)
         mixed = latent.clone()
         mixed[seen] = torch.where(cells[seen], codec.unstandardised(drawn), latent[seen])
         run = slice(0, len(volume_hu))
@@ -246,7 +252,7 @@ class LatentDiffusion:
         _, rows, columns = bounding_box(cells[0, 0].cpu().numpy())
         return slices_seen(rows, cells.shape[3], side), slices_seen(columns, cells.shape[4], side)
 
-    def generate(self, layout: Layout, **sampling: Any) -> np.ndarray:
+    def generate(self, layout: Layout, **sampling: Unpack[Sampling]) -> np.ndarray:
         """A whole volume from its layout: float32 (z, y, x) in HU, inside the HU window.
 
         Arguments and errors are those of ``generate_runs``.
@@ -258,17 +264,7 @@ class LatentDiffusion:
             start += len(run)
         return volume_hu
 
-    def generate_runs(
-        self,
-        layout: Layout,
-        *,
-        generator: torch.Generator,
-        steps: int | None = None,
-        eta: float | None = None,
-        guidance: float = 1.0,
-        text: str | None = None,
-        on_step: OnStep | None = None,
-    ) -> Iterator[np.ndarray]:
+    def generate_runs(self, layout: Layout, **sampling: Unpack[Sampling]) -> Iterator[np.ndarray]:
         """A whole volume from its layout, a run of slices at a time.
 
         Volumes longer than a window are made of windows that overlap by whole latent slices, all denoised together and
@@ -276,7 +272,7 @@ class LatentDiffusion:
 
         Args:
             layout: (z, y, x), any number of slices.
-            generator, steps, eta, guidance, text, on_step: as for ``inpaint``.
+            sampling: see ``Sampling``.
 
         Returns:
             The runs, in order: float32 (d, y, x) in HU, inside the HU window. The latents are drawn before the first
@@ -293,26 +289,27 @@ class LatentDiffusion:
         slices = self.vae.spec.padded_slices(shape[0])
         windows = LatentWindows.over(slices, self.settings.window_slices, self.vae.spec)
         conditions = self.codec.conditions(layout.padded((slices, *shape[1:])), windows, self.denoiser.device)
-        drawn = self._sampled(windows, conditions, steps, eta, guidance, text, generator, None, on_step)
+        drawn = self._sampled(windows, conditions, None, **sampling)
         return self.codec.decode_windows(self.codec.unstandardised(drawn), windows, shape)
 
     def _sampled(
         self,
-        windows: Any,
+        windows: LatentWindows,
         conditions: Sequence[torch.Tensor],
-        steps: int | None,
-        eta: float | None,
-        guidance: float,
-        text: str | None,
+        known: Known | None,
+        *,
         generator: torch.Generator,
-        known: Any,
-        on_step: OnStep | None,
+        steps: int | None = None,
+        eta: float | None = None,
+        guidance: float = 1.0,
+        text: str | None = None,
+        on_step: OnStep | None = None,
     ) -> torch.Tensor:
         from fvae_nnunet.synthesis.model.sampling import sample_latent
 
         if guidance != 1 and not allows_guidance(self.training):
             raise UserError(
-                f"guidance {guidance:g} needs a model that was trained with --condition-dropout; this one was not, "
+                f"guidance {guidance:g} needs a model that was trained with condition dropout; this one was not, "
                 "use guidance 1"
             )
         settings, device = self.settings, self.denoiser.device

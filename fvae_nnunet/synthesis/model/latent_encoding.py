@@ -117,7 +117,7 @@ def choose_inplane_pixels(
     """
     if wanted is not None:
         if wanted < 1 or wanted % spec.inplane_stride:
-            raise UserError(f"--inplane-pixels {wanted}: {spec.name} needs a multiple of {spec.inplane_stride}")
+            raise UserError(f"`inplane_pixels={wanted}`: {spec.name} needs a multiple of {spec.inplane_stride}")
         return wanted
     sizes = (dataset.read_size(case) for case in dataset.cases)
     shapes = (shape if spacing_mm is None else resampled_shape(shape, own, spacing_mm) for shape, own in sizes)
@@ -232,7 +232,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 def _to_float16(tensor: Any) -> np.ndarray:
     array: np.ndarray = tensor.float().cpu().numpy()
     if not np.isfinite(array).all() or np.abs(array).max(initial=0) > _LARGEST_FLOAT16:
-        raise UserError("the VAE's latent is not finite or does not fit float16; use --precision float32")
+        raise UserError("the VAE's latent is not finite or does not fit float16; use `precision='float32'`")
     return array.astype(np.float16)
 
 

@@ -37,7 +37,7 @@ def choose_window_slices(spec: VAESpec, wanted: int | None) -> int:
         return IMAGE_VAE_WINDOW_SLICES if spec.independent_slices else spec.padded_slices(spec.window_slices)
     if wanted < 1 or spec.padded_slices(wanted) != wanted:
         raise UserError(
-            f"--window-slices {wanted}: {spec.name} takes windows of {spec.slice_offset} + k * {spec.slice_stride} "
+            f"`window_slices={wanted}`: {spec.name} takes windows of {spec.slice_offset} + k * {spec.slice_stride} "
             f"slices, such as {spec.padded_slices(max(1, wanted))}"
         )
     return wanted

@@ -6,8 +6,8 @@ from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
+from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
-from fvae_nnunet.synthesis.lesions.placement import Box, grown
 from fvae_nnunet.synthesis.lesions.shapes import TOUCHING
 from fvae_nnunet.synthesis.model.grid import padded_behind
 

@@ -138,7 +138,7 @@ class NoiseProcess:
         ddim = self.prediction != "flow"
         if ddim and (steps < 1 or (steps - 1) * (TRAINING_STEPS // steps) < 0.75 * TRAINING_STEPS - 1):
             raise UserError(
-                f"--steps {steps}: DDIM would not begin near pure noise; take 20, 50, 100 or another number from 4 to "
+                f"`steps={steps}`: DDIM would not begin near pure noise; take 20, 50, 100 or another number from 4 to "
                 f"{TRAINING_STEPS // 2} that about divides {TRAINING_STEPS}"
             )
         self.sampler(steps)

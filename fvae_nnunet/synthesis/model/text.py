@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import write_shared
 from fvae_nnunet.files.tensors import load_tensors, save_tensors
+from fvae_nnunet.nnunet.report_texts import DEFAULT_TEXT_ENCODER
 from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.vae.weights import state_dict_sha256
-
-DEFAULT_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
-"""The paper's (Boecking et al. 2022); 768 channels."""
 
 MAX_TOKENS = 512
 
@@ -91,21 +87,6 @@ class ReportEncoder:
             write_shared(path, save_tensors({"embedding": embedding}))
         return embedding
 
-    def encode_batch(self, texts: Sequence[str | None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (B, T, width), zero behind each text, and bool (B, T), True for its tokens.
-
-        T is that of the longest, at least 1; None has no token.
-        """
-        embeddings = [None if text is None else self.encode(text) for text in texts]
-        longest = max([1, *(len(embedding) for embedding in embeddings if embedding is not None)])
-        batch = torch.zeros(len(texts), longest, self.width, dtype=self._dtype)
-        mask = torch.zeros(len(texts), longest, dtype=torch.bool)
-        for row, embedding in enumerate(embeddings):
-            if embedding is not None:
-                batch[row, : len(embedding)] = embedding
-                mask[row, : len(embedding)] = True
-        return batch, mask
-
     def _key(self, tokens: list[int]) -> str:
         content = json.dumps([self.weights_sha256, str(self._dtype), tokens])
         return hashlib.sha256(content.encode()).hexdigest()
@@ -146,7 +127,7 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
         first_lines = " ".join(str(error).split())[:300]
         raise UserError(
             f"the text encoder {name} cannot be loaded: {first_lines}. Connect and run this again, or copy its files "
-            "(config.json, weights, vocabulary) from elsewhere into one folder and give that with --text-encoder; if "
+            "(config.json, weights, vocabulary) from elsewhere into one folder and give that as `text_encoder`; if "
             "it is private or asks for its terms to be accepted, accept them on its page and run `hf auth login`"
         ) from error
     finally:
@@ -178,7 +159,7 @@ def _is_cached(hub_id: str) -> bool:
         raise UserError(
             f"the text encoder {hub_id} is not on this machine and the hub cannot be reached ({error}). Connect and "
             "run this again, or copy its files (config.json, weights, vocabulary) from elsewhere into one folder and "
-            "give that with --text-encoder"
+            "give that as `text_encoder`"
         ) from error
     return False
 
@@ -189,44 +170,3 @@ def _cached(path: Path) -> torch.Tensor | None:
         return load_tensors(path)["embedding"] if path.is_file() else None
     except UserError:
         return None
-
-
-def read_reports(path: Path) -> dict[str, str]:
-    """Report texts by case, from JSON ``{case: text}``, from ``reports.json`` of ``fvae-convert`` or from CSV with the
-    columns ``case`` and ``text``.
-
-    All in UTF-8. White space around a text is dropped. Cases of ``reports.json`` without a report are left out.
-
-    Raises:
-        UserError: no such file, another ending or content, a case twice, or an empty text.
-    """
-    from fvae_nnunet.nnunet.case_reports import KIND, read_case_reports
-
-    if not path.is_file():
-        raise UserError(f"reports: no such file: {path}")
-    try:
-        if path.suffix == ".json":
-            pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
-            if not isinstance(pairs, list) or any(not isinstance(pair, tuple) for pair in pairs):
-                raise UserError(f"reports: {path} must hold one object {{case: text}}")
-            if ("kind", KIND) in pairs:
-                known = read_case_reports(path).cases
-                pairs = [(case, entry.report) for case, entry in known.items() if entry.report is not None]
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file)
-                if not {"case", "text"} <= set(rows.fieldnames or ()):
-                    raise UserError(f"reports: {path} needs the columns case and text, it has {rows.fieldnames}")
-                pairs = [(row["case"], row["text"]) for row in rows]
-        else:
-            raise UserError(f"reports: {path} must end in .json or .csv")
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise UserError(f"reports: {path} cannot be read: {error}") from error
-    reports: dict[str, str] = {}
-    for case, text in pairs:
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"reports: {path}: the text of {case!r} is empty or no text; leave the case out instead")
-        if case in reports:
-            raise UserError(f"reports: {path} has {case!r} twice")
-        reports[case] = text.strip()
-    return reports

@@ -13,7 +13,6 @@ from fvae_nnunet.ct.files import read_header, read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.intensity import round_to_int16
-from fvae_nnunet.ct.orientation import AxisOrder
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.synthesis.sources.organs import OrganSource
@@ -36,10 +35,7 @@ class SourceCase:
         lesion: bool, of the class that is put in; where none was chosen, of any class.
         lesion_class: in ``class_map``, of the lesion that is put in; 0: none is.
         organ_classes: how many classes are no lesion.
-        spacing_mm: (z, y, x).
         geometry: of the image file.
-        axis_order: ``array.transpose(axis_order)`` of an array as the file holds it (z, y, x as SimpleITK reads it)
-            is axial.
         digests: sha256 of each file that it was read from, by name.
     """
 
@@ -51,19 +47,18 @@ class SourceCase:
     lesion: np.ndarray
     lesion_class: int
     organ_classes: int
-    spacing_mm: tuple[float, float, float]
     geometry: Geometry
-    axis_order: AxisOrder
     digests: dict[str, str]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(z, y, x)."""
+        return self.geometry.axial_spacing_mm
 
     @property
     def any_lesion(self) -> np.ndarray:
         """Lesions of all classes, bool."""
         return self.class_map > self.organ_classes
-
-    def as_in_file(self, axial: np.ndarray) -> np.ndarray:
-        """An axial array with its axes in the order of the image file."""
-        return axial.transpose(tuple(np.argsort(self.axis_order)))
 
 
 @dataclass(frozen=True)
@@ -118,16 +113,16 @@ class SourceDataset:
         """The name of the lesion that is put in; UserError where it is not known which."""
         if self.lesion_name is None:
             raise UserError(
-                f"the model knows several lesions; say with --lesion which is put in: {', '.join(self.lesions)}"
+                f"the model knows several lesions; say with `lesion` which is put in: {', '.join(self.lesions)}"
                 if self.lesions
-                else "the model knows no lesion that could be put in; generate whole volumes from a --list"
+                else "the model knows no lesion that could be put in; generate whole volumes from a list"
             )
         return self.lesion_name
 
     def with_lesion(self, name: str) -> SourceDataset:
         """The same classes, with this lesion to be put in; UserError where it is none of them."""
         if name not in self.lesions:
-            raise UserError(f"--lesion: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
+            raise UserError(f"`lesion`: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
         return replace(self, lesion_name=name)
 
     @property
@@ -145,7 +140,7 @@ class SourceDataset:
         if self.organ.kind != "label":
             return 0
         if len(self.organ.values) > 1:
-            raise UserError(f"--organ {self.organ.text} has several labels; which lies under a lesion is not known")
+            raise UserError(f"`organ={self.organ.text}` has several labels; which lies under a lesion is not known")
         return self.organ.values[0]
 
     def class_of(self, lesion: str) -> int:
@@ -183,8 +178,8 @@ class SourceDataset:
         by_name = organ.structures is not None or settings.lesions > 1
         if len(found.class_names) != len(settings.class_names) or (by_name and organ.class_names != organs):
             raise UserError(
-                f"{folder} was trained on {_few(settings.class_names)}, and --organ {organ.text} gives "
-                f"{_few(found.class_names)}; give an --organ of the same kind"
+                f"{folder} was trained on {_few(settings.class_names)}, and `organ={organ.text}` gives "
+                f"{_few(found.class_names)}; give an `organ` of the same kind"
             )
         return found
 
@@ -195,8 +190,7 @@ class SourceDataset:
             UserError: the file cannot be read.
         """
         size, geometry = read_header(self.image_files[case][self.ct_channel])
-        order = geometry.axial_order
-        return tuple(size[axis] for axis in order), tuple(geometry.spacing_mm[::-1][axis] for axis in order)
+        return tuple(size[axis] for axis in geometry.axial_order), geometry.axial_spacing_mm
 
     def digests(self, case: str) -> dict[str, str]:
         """sha256 of each file that ``read`` would read, by its role and name; UserError where one is missing."""
@@ -234,11 +228,10 @@ class SourceDataset:
         except UserError as error:
             raise UserError(f"{image_path}: {error}") from error
         order = geometry.axial_order
-        spacing_mm = tuple(geometry.spacing_mm[::-1][axis] for axis in order)
         labels = self._read_labels(case, image_path, volume_hu.shape)
         volume_hu = np.ascontiguousarray(volume_hu.transpose(order))
         labels = np.ascontiguousarray(labels.transpose(order))
-        class_map = self.organ.class_map(case, volume_hu, labels, spacing_mm=spacing_mm, geometry=geometry)
+        class_map = self.organ.class_map(case, volume_hu, labels, geometry=geometry)
         any_lesion = np.isin(labels, list(self.lesions.values()))
         organ = self.organ.where(class_map)
         if self.organ.kind != "none":
@@ -247,7 +240,7 @@ class SourceDataset:
                 organs = self.organ.recorded if self.organ.names else self.organ.text
                 raise UserError(
                     f"{case}: the organ ({organs}) has no voxel; correct {self.label_files[case]} or the organ mask, "
-                    "give another --organ, or leave the case out (--leave-out; of a --list: its rows)"
+                    "give another `organ`, or leave the case out (`leave_out`; of a list: its rows)"
                 )
         if not lesions:
             class_map[any_lesion & (class_map == 0)] = 1 if self.organ.class_names == ("organ",) else 0
@@ -264,9 +257,7 @@ class SourceDataset:
             lesion=any_lesion if self.lesion_name is None else labels == self.lesion_value,
             lesion_class=self.lesion_class,
             organ_classes=len(self.organ.class_names),
-            spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
             geometry=geometry,
-            axis_order=order,
             digests=self.digests(case) if digests is None else digests,
         )
 
@@ -309,7 +300,7 @@ def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) 
     raise UserError(
         f"{len(failed)} cases cannot be {done}:\n  "
         + "\n  ".join(_failure(case, error) for case, error in failed.items())
-        + f"\n{consequence} Repair these, or leave them out (--leave-out {' '.join(failed)})"
+        + f"\n{consequence} Repair these, or leave them out (`leave_out={' '.join(failed)}`)"
     ) from unexpected
 
 

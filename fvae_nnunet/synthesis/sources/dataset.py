@@ -70,7 +70,7 @@ def open_source_dataset(
     if missing and chosen:
         raise UserError(
             f"{len(missing)} of {len(cases)} cases of {raw} have no segmentation (first: {missing[0]}); without any, "
-            f"--lesion {NO_LESIONS} does without lesions"
+            f"`lesions='{NO_LESIONS}'` does without lesions"
         )
     source = OrganSource.parse(organ, label_values=label_values, lesion_names=chosen, cases=cases, raw_folder=raw)
     both = set(source.class_names) & chosen.keys()
@@ -103,7 +103,7 @@ def _ct_channel(
         raise UserError(
             f"{name} has {len(channels)} CT channels ({', '.join(map(str, channels))}); a lesion would have to be "
             "synthesised in all of them alike, which is not supported. If only one of them is CT in HU, say which with "
-            f"--channels {channels[0]}"
+            f"`channels={channels[0]}`"
         )
     if not hu_as_is:
         check_foreground_hu(plans, channel_names(dataset_json), channels)

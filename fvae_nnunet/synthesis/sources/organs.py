@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images
+from fvae_nnunet.ct.boxes import bounding_box, grown
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.mask_files import read_mask
+from fvae_nnunet.nnunet.mask_files import find_masks, read_mask
 from fvae_nnunet.nnunet.structures import NAMES_FILE, TRAINING_FOLDER, Structures
 
 FORMS = "structures, structures:FOLDER, label:NAME[,NAME], folder:PATH, folder:PATH:VALUE[,VALUE], lungs, body or none"
@@ -88,9 +88,9 @@ class OrganSource:
             if not others:
                 raise UserError(
                     f"the dataset has no label but {', '.join(lesion_names) or 'background'}, so it does not say where "
-                    "the organ is; give --organ lungs, --organ folder:PATH with a mask for each case "
-                    f"(TotalSegmentator's, for instance), --organ structures with masks of many in {TRAINING_FOLDER}, "
-                    "--organ body or --organ none"
+                    "the organ is; give `organ='lungs'`, `organ='folder:PATH'` with a mask for each case "
+                    f"(TotalSegmentator's, for instance), `organ='structures'` with masks of many in "
+                    f"{TRAINING_FOLDER}, `organ='body'` or `organ='none'`"
                 )
             text = "label:" + ",".join(others)
         if text in ("lungs", "body", "none"):
@@ -104,7 +104,7 @@ class OrganSource:
             for name in names:
                 if name not in others:
                     raise UserError(
-                        f"--organ {text}: {name!r} is no label that can be the organ; there are: "
+                        f"`organ={text}`: {name!r} is no label that can be the organ; there are: "
                         f"{', '.join(others) or 'none'}"
                     )
             lesion = {value for name in lesion_names for value in label_values[name]}
@@ -112,16 +112,10 @@ class OrganSource:
             return cls(kind, names, tuple(values))
         match = re.fullmatch(r"(.+?)(?::(\d+(?:,\d+)*))?", rest)
         if kind != "folder" or match is None:
-            raise UserError(f"--organ {text!r} is not understood; it is {FORMS}")
+            raise UserError(f"`organ={text}` is not understood; it is {FORMS}")
         folder = Path(match[1]).expanduser().resolve()
-        files = find_images(folder)
-        missing = sorted(set(cases) - files.keys())
-        if missing:
-            raise UserError(
-                f"--organ {text}: {folder} has no mask of {len(missing)} cases (first: {missing[0]}); a mask has the "
-                f"case's name, such as {missing[0]}.nii.gz"
-            )
-        return cls(kind, (), tuple(int(value) for value in match[2].split(",")) if match[2] else (), folder, files)
+        of_organ = tuple(int(value) for value in match[2].split(",")) if match[2] else ()
+        return cls(kind, (), of_organ, folder, find_masks(folder, cases))
 
     @property
     def text(self) -> str:
@@ -157,10 +151,10 @@ class OrganSource:
         """
         names = tuple(names)
         if self.structures is None:
-            raise UserError(f"--place-in names structures, and --organ {self.text} gives none")
+            raise UserError(f"`place_in` names structures, and `organ={self.text}` gives none")
         for name in names:
             if name not in self.structures.names:
-                raise UserError(f"--place-in: there is no structure {name!r}; there are {', '.join(self.class_names)}")
+                raise UserError(f"`place_in`: there is no structure {name!r}; there are {', '.join(self.class_names)}")
         return replace(self, names=names)
 
     def files_of(self, case: str) -> list[Path]:
@@ -169,15 +163,12 @@ class OrganSource:
             return [self.structures.files[case], self.structures.folder / NAMES_FILE]
         return [self.files[case]] if self.kind == "folder" else []
 
-    def class_map(
-        self, case: str, volume_hu: np.ndarray, labels: np.ndarray, *, spacing_mm: tuple[float, ...], geometry: Geometry
-    ) -> np.ndarray:
+    def class_map(self, case: str, volume_hu: np.ndarray, labels: np.ndarray, *, geometry: Geometry) -> np.ndarray:
         """The classes of a case without its lesions: uint8 (z, y, x), axial; all 0 for ``none``.
 
         Args:
             case: its name.
             volume_hu, labels: axial, of one shape.
-            spacing_mm: (z, y, x), axial.
             geometry: of the image file.
 
         Raises:
@@ -188,7 +179,7 @@ class OrganSource:
         if self.kind == "label":
             return np.isin(labels, self.values).astype(np.uint8)
         if self.kind == "lungs":
-            return lungs(volume_hu, spacing_mm=spacing_mm).astype(np.uint8)
+            return lungs(volume_hu, spacing_mm=geometry.axial_spacing_mm).astype(np.uint8)
         if self.kind == "body":
             return body(volume_hu).astype(np.uint8)
         path = self.files_of(case)[0]
@@ -238,8 +229,6 @@ def lungs(volume_hu: np.ndarray, *, spacing_mm: tuple[float, ...]) -> np.ndarray
     """
     from scipy import ndimage
 
-    from fvae_nnunet.ct.boxes import bounding_box
-
     inside = body(volume_hu)
     numbered, _ = ndimage.label(inside & (volume_hu < LUNG_BELOW_HU))
     voxels = np.bincount(numbered.ravel())
@@ -250,10 +239,7 @@ def lungs(volume_hu: np.ndarray, *, spacing_mm: tuple[float, ...]) -> np.ndarray
     margins = np.ceil(LUNG_CLOSING_MM / np.asarray(spacing_mm)).astype(int) + 1
     for piece in largest[voxels[largest] >= least]:
         lung = numbered == piece
-        box = tuple(
-            slice(max(0, side.start - margin), side.stop + margin)
-            for side, margin in zip(bounding_box(lung), margins, strict=True)
-        )
+        box = grown(bounding_box(lung), margins, lung.shape)
         closed = _closed(lung[box], spacing_mm) & inside[box]
         found[box] |= _filled_in_plane(closed)
     return found

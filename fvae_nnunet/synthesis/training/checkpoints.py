@@ -182,7 +182,7 @@ def choose_checkpoint(output: Path, steps: tuple[int, int], say: Callable[[str],
         found.remove(chosen)
     if read:
         raise UserError(
-            f"no checkpoint in {output} is whole any more, so the training cannot go on; --overwrite trains anew"
+            f"no checkpoint in {output} is whole any more, so the training cannot go on; `overwrite=True` trains anew"
         )
     return None
 
@@ -193,8 +193,8 @@ def _choose(output: Path, steps: tuple[int, int], found: list[Checkpoint]) -> Ch
     if steps < done:
         raise UserError(
             f"{output} was trained for {done[0]} + {done[1]} steps already, and {steps[0]} + {steps[1]} would take "
-            "some of them back; give as many --stage1-steps and --stage2-steps at least, another -o, or --overwrite to "
-            "train anew"
+            "some of them back; give as many `stage1_steps` and `stage2_steps` at least, another `output`, or "
+            "`overwrite=True` to train anew"
         )
     if last.stage == 1 or steps[0] == done[0]:
         return last
@@ -202,7 +202,7 @@ def _choose(output: Path, steps: tuple[int, int], found: list[Checkpoint]) -> Ch
     if not of_stage_1:
         raise UserError(
             f"{output} has no checkpoint of stage 1 any more, so stage 1 stays at {done[0]} steps; use the same "
-            "--stage1-steps, another -o, or --overwrite to train anew"
+            "`stage1_steps`, another `output`, or `overwrite=True` to train anew"
         )
     return of_stage_1[-1]
 

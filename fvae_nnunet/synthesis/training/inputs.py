@@ -50,7 +50,7 @@ def read_texts(
     """The embeddings of the training cases' reports, kept beside the latents.
 
     Args:
-        reports_file: see ``text.read_reports``; empty: the dataset's own ``reports.json``; None: no texts.
+        reports_file: see ``report_texts.read_reports``; empty: the dataset's own ``reports.json``; None: no texts.
         text_encoder: hub id or folder; None: the paper's.
         dataset: whose cases they are; reports of others are left alone.
         device: where to compute.
@@ -62,12 +62,13 @@ def read_texts(
         return Texts({})
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.nnunet.case_reports import find_case_reports
-    from fvae_nnunet.synthesis.model.text import DEFAULT_TEXT_ENCODER, ReportEncoder, read_reports
+    from fvae_nnunet.nnunet.report_texts import DEFAULT_TEXT_ENCODER, read_reports
+    from fvae_nnunet.synthesis.model.text import ReportEncoder
 
     path = Path(reports_file).expanduser() if reports_file else find_case_reports(dataset.raw_folder)
     reports = {case: text for case, text in read_reports(path).items() if case in dataset.image_files}
     if not reports:
-        raise UserError(f"--reports {path} has no text of any training case of {dataset.name}")
+        raise UserError(f"{path} has no text of any training case of {dataset.name}")
     encoder = ReportEncoder(
         text_encoder or DEFAULT_TEXT_ENCODER,
         cache=cache_folder(dataset, "texts"),

@@ -155,7 +155,7 @@ def complete_cache(
             "latents",
             settings.recorded_with(vae, dataset),
             made_with,
-            remedy="Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it",
+            remedy="Use the same settings, `latents=NAME` for another cache, or `overwrite_latents=True` to replace it",
         )
         outcomes = encode_cases(
             folder, dataset, vae, settings, cases=locks.each(cases), workers=min(workers, len(cases))

@@ -143,7 +143,7 @@ class LatentDraws:
         if lesion_share > 0 and not self.cases_with_lesion:
             raise UserError(
                 f"none of the {len(records)} cases has a voxel of the lesion's label; there is nothing to learn from. "
-                "Check --lesion and the labels"
+                "Check `lesions` and the labels"
             )
         self._places = {stage: {case: _places(record, stage) for case, record in records.items()} for stage in (1, 2)}
         self._cases = {

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 LARGEST_GRADIENT_NORM = 1.0
 """Gradients are scaled down to it, as in diffusers' training scripts."""
 
-_RECORD_EVERY = 10
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -231,13 +229,17 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
 
 
 _LACK = (
-    "the device's memory does not suffice; use a larger --accumulate, --gradient-checkpointing, a smaller "
-    "--inplane-pixels, or --mixed-precision bf16, and run this again: it goes on from the last checkpoint"
+    "the device's memory does not suffice; use a larger `accumulate`, `gradient_checkpointing=True`, a smaller "
+    "`inplane_pixels`, or `mixed_precision='bf16'`, and run this again: it goes on from the last checkpoint"
 )
 
 
 def _say_nothing(text: str) -> None:
     """In the other processes than the main one."""
+
+
+_RECORD_EVERY = 10
+"""Steps: so often the processes bring their figures together."""
 
 
 def _run_stage(
@@ -338,8 +340,8 @@ def _record(
     for (step, _, norm, learning_rate), (loss, error, lesion) in zip(pending, figures.tolist(), strict=True):
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
-                f"the loss of step {step} is not finite; use a lower --lr, or --mixed-precision bf16 or no, and run "
-                "this again: it goes on from the last checkpoint"
+                f"the loss of step {step} is not finite; use a lower `learning_rate`, or `mixed_precision='bf16'` or "
+                "no, and run this again: it goes on from the last checkpoint"
             )
         if progress is not None:
             progress.add(

@@ -32,7 +32,7 @@ def connect(*, device: str | None, mixed_precision: str | None) -> Accelerator:
     if mixed_precision is None:
         mixed_precision = "bf16" if has_bfloat16(device) else "no"
     if mixed_precision == "fp16" and device == "cpu":
-        raise UserError("--mixed-precision fp16 needs a GPU; use bf16 or no")
+        raise UserError("`mixed_precision='fp16'` needs a GPU; use bf16 or no")
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         cpu=device == "cpu",

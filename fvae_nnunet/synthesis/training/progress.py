@@ -41,7 +41,7 @@ class Progress:
 
         self._writer: Any = None
         if tensorboard:
-            with needed_for("--tensorboard"):
+            with needed_for("TensorBoard"):
                 from torch.utils.tensorboard import SummaryWriter
             self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=done + 1)
         rows = [row for row in read_progress(output) if int(row["step"]) <= done]

@@ -1,4 +1,4 @@
-"""How lesions are learnt and sampled: choices that belong together. Every one is an option of its own, too."""
+"""How lesions are learnt and sampled: choices that belong together. Each can be set alone, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Choices of a training.
+    """Choices of a training; without others those of the recipe ``lesion``.
 
     Attributes:
         prediction: see ``noise_process``.
@@ -20,29 +20,19 @@ class Recipe:
         sampling_steps, sampling_eta: of the sampler, see ``noise_process``.
     """
 
-    prediction: str
-    loss: str
-    mask_encoding: str
-    context: str
-    lesion_share: float
-    lesion_weight: float
-    decay_share: float
-    sampling_steps: int
-    sampling_eta: float
+    prediction: str = "sample"
+    loss: str = "l1"
+    mask_encoding: str = "outline"
+    context: str = "draft"
+    lesion_share: float = 0.9
+    lesion_weight: float = 8.0
+    decay_share: float = 0.3
+    sampling_steps: int = 4
+    sampling_eta: float = 0.0
 
 
 RECIPES = {
-    "lesion": Recipe(
-        prediction="sample",
-        loss="l1",
-        mask_encoding="outline",
-        context="draft",
-        lesion_share=0.9,
-        lesion_weight=8.0,
-        decay_share=0.3,
-        sampling_steps=4,
-        sampling_eta=0.0,
-    ),
+    "lesion": Recipe(),
     "paper": Recipe(
         prediction="epsilon",
         loss="mse",

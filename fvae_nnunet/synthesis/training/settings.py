@@ -15,7 +15,7 @@ WARMUP_STEPS = 50
 
 @dataclass(frozen=True)
 class SizeDefaults:
-    """Values that suit a size of the network; every one is an option.
+    """Values that suit a size of the network; every one can be set.
 
     Attributes:
         inplane_pixels: of the squares that it is trained on.
@@ -86,26 +86,23 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if self.context == "draft" and self.prediction != "sample":
-            raise UserError(f"--context draft needs --prediction sample, got {self.prediction}")
+            raise UserError(f"`context='draft'` needs `prediction='sample'`, got {self.prediction}")
         if self.loss not in LOSSES:
-            raise UserError(f"--loss is {' or '.join(LOSSES)}, got {self.loss}")
+            raise UserError(f"`loss` is {' or '.join(LOSSES)}, got {self.loss}")
         if self.steps[0] < 1 or self.steps[1] < 0:
             raise UserError(f"stage 1 needs at least one step and stage 2 not less than none, got {self.steps}")
-        for option, value in (
-            ("--condition-dropout", self.condition_dropout),
-            ("--lesion-share", self.lesion_share),
-            ("--decay-share", self.decay_share),
-        ):
+        for name in ("condition_dropout", "lesion_share", "decay_share"):
+            value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UserError(f"{option} lies between 0 and 1, got {value:g}")
+                raise UserError(f"`{name}` lies between 0 and 1, got {value:g}")
         if not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema-decay is at least 0 and below 1, got {self.ema_decay:g}")
+            raise UserError(f"`ema_decay` is at least 0 and below 1, got {self.ema_decay:g}")
         if self.lesion_weight <= 0 or self.learning_rate <= 0:
-            raise UserError("--lesion-weight and --lr are above 0")
+            raise UserError("`lesion_weight` and `learning_rate` are above 0")
         if self.seed < 0:
-            raise UserError(f"--seed must not be negative, got {self.seed}")
+            raise UserError(f"`seed` must not be negative, got {self.seed}")
         if min(self.batch, self.window_batch, self.accumulate) < 1:
-            raise UserError("--batch, --window-batch and --accumulate are at least 1")
+            raise UserError("`batch`, `window_batch` and `accumulate` are at least 1")
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step (from 1) of a stage of so many steps.
@@ -129,9 +126,9 @@ class TrainingSettings:
         """
         parts = processes * self.accumulate
         if self.samples(stage) % parts:
-            option = "--batch" if stage == 1 else "--window-batch"
+            name = "batch" if stage == 1 else "window_batch"
             raise UserError(
-                f"{option} {self.samples(stage)} cannot be shared out over {processes} processes with "
+                f"`{name}={self.samples(stage)}` cannot be shared out over {processes} processes with "
                 f"{self.accumulate} passes each; make it a multiple of {parts}"
             )
         return self.samples(stage) // parts

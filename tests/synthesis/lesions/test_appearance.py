@@ -73,7 +73,7 @@ def test_without_real_lesions_only_what_is_asked_for_is_known():
 
 @pytest.mark.parametrize("values", [[3, 2], [1, 2, 3], [math.nan], [0, math.inf]])
 def test_ranges_that_are_none_are_refused(values):
-    with pytest.raises(UserError, match="--contrast-hu takes a number, or MIN <= MAX, got"):
+    with pytest.raises(UserError, match="`contrast_hu` takes a number, or MIN <= MAX, got"):
         AskedAppearance.parse(None, values)
     with pytest.raises(UserError, match="exclude each other"):
         AskedAppearance.parse([1], [1])

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from scipy.spatial.distance import cdist
 
 from fvae_nnunet.ct.geometry import Geometry
-from fvae_nnunet.synthesis.lesions.placement import NothingFits, grown, index_of, place, position_of, too_close
+from fvae_nnunet.synthesis.lesions.placement import NothingFits, index_of, place, position_of, too_close
 from fvae_nnunet.synthesis.lesions.shapes import draw_lesion_shape
 
 SPACING_MM = (5.0, 0.7, 0.7)
@@ -101,8 +101,3 @@ def test_positions_are_those_of_simpleitk():
     expected = image.TransformContinuousIndexToPhysicalPoint((12.25, 3.0, 8.0))
     assert position_of((8.0, 3.0, 12.25), geometry) == pytest.approx(expected)
     assert index_of(expected, geometry) == pytest.approx((8.0, 3.0, 12.25))
-
-
-def test_grown_boxes_stay_in_the_volume():
-    box = (slice(1, 3), slice(5, 6), slice(7, 9))
-    assert grown(box, (2, 1, 3), (10, 7, 10)) == (slice(0, 5), slice(4, 7), slice(4, 10))

@@ -191,7 +191,7 @@ def test_cases_that_cannot_be_measured_are_named(blocks, tmp_path):
     first, *failed, last = str(caught.value).splitlines()
     assert first.startswith("2 cases cannot be measured")
     assert [line.split(":")[0] for line in failed] == ["  case_1", "  case_2"]
-    assert last.endswith("(--leave-out case_1 case_2)")
+    assert last.endswith("(`leave_out=case_1 case_2`)")
     assert [lesion["case"] for lesion in measure(dataset.without(["case_1", "case_2"]), path).lesions] == ["case_0"]
 
 

@@ -8,7 +8,7 @@ from synthesize_for_tests import SIZE, files_of, paints, run
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.synthetic_cases import _origins
-from fvae_nnunet.nnunet.synthetic_folder import cases_borrowed_from, read_synthetic_cases
+from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors
 from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
 
 __all__ = ["paints"]
@@ -87,7 +87,7 @@ def test_files_that_are_no_masks_are_all_named(folder):
     with pytest.raises(UserError) as caught:
         opened(folder)
     first, *failed, last = str(caught.value).splitlines()
-    assert first == f"2 files of --shapes {folder} are no masks:"
+    assert first == f"2 files of the bank {folder} are no masks:"
     assert failed[0] == f"  {folder / 'ct.nii.gz'} holds negative values or NaN, so it is an image and no mask"
     assert str(folder / "two.nii.gz") in failed[1]
     assert last == "Repair them or move them away"
@@ -112,7 +112,7 @@ def test_the_command_borrows_from_a_bank_and_no_case_lends(paints, folder, tmp_p
     for case in read_synthetic_cases(output):
         (lesion,) = case.record["lesions"]
         assert (lesion["shape"], lesion["borrowed_from"]) == ("bank", "case_1.nii.gz")
-        assert cases_borrowed_from(case.record) == []
+        assert shape_donors(case.record) == []
         assert _origins(case.record) == [(dataset.name, case.record["source_case"])]
         # a rod of 1 : 10, whichever way it lies
         points = np.argwhere(sitk.GetArrayFromImage(sitk.ReadImage(str(case.label))) == 2)[:, ::-1] * (2, 2, 3)
@@ -137,7 +137,7 @@ def test_a_bank_can_be_mixed_with_ellipsoids_and_needs_no_real_lesion(paints, fo
     assert all((lesion["borrowed_from"] is None) == (lesion["shape"] == "ellipsoid") for lesion in lesions)
 
 
-def test_cases_borrowed_from_a_record():
+def test_donors_of_a_record():
     lesions = [
         {"shape": "ellipsoid", "borrowed_from": None},
         {"shape": "borrowed", "borrowed_from": "case_2"},
@@ -146,4 +146,4 @@ def test_cases_borrowed_from_a_record():
         {"borrowed_from": "case_2"},
         {},
     ]
-    assert cases_borrowed_from({"lesions": lesions}) == ["case_1", "case_2"]
+    assert shape_donors({"lesions": lesions}) == ["case_1", "case_2"]

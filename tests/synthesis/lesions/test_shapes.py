@@ -18,7 +18,7 @@ def a_banana(spacing_mm):
     z, y, x = np.meshgrid(*axes, indexing="ij")
     ring = np.hypot(np.hypot(y, x) - 15, z) < 6
     mask = ring & (y > -5)
-    return RealLesion("lender", mask, spacing_mm)
+    return RealLesion("donor", mask, spacing_mm)
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), ANISOTROPIC, (3.0, 2.0, 2.0)])
@@ -26,9 +26,9 @@ def a_banana(spacing_mm):
 @pytest.mark.parametrize("borrowed", [False, True])
 def test_shapes_have_the_diameter_that_was_asked_for(spacing_mm, diameter_mm, borrowed):
     rng = np.random.default_rng(0)
-    real = a_banana((4.0, 1.0, 1.0)) if borrowed else None
+    donor = a_banana((4.0, 1.0, 1.0)) if borrowed else None
     for _ in range(3):
-        shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, real=real)
+        shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, donor=donor)
         volume_mm3 = shape.sum() * np.prod(spacing_mm)
         assert (volume_mm3 * 6 / np.pi) ** (1 / 3) == pytest.approx(diameter_mm, rel=0.1)
         assert ndimage.label(shape, TOUCHING)[1] == 1
@@ -64,28 +64,28 @@ def test_deformation_makes_it_less_of_an_ellipsoid():
     assert np.mean([volume_of_the_hull(draw_lesion_shape(rng, 30, (1, 1, 1))) for _ in range(5)]) > 0.03
 
 
-def test_a_borrowed_shape_keeps_the_form_of_its_lender(monkeypatch):
+def test_a_borrowed_shape_keeps_the_form_of_its_donor(monkeypatch):
     monkeypatch.setattr("fvae_nnunet.synthesis.lesions.shapes.DEFORMATION", 0.0)
-    real = a_banana((1.0, 1.0, 1.0))
-    own = equivalent_diameter_mm(real.mask.sum(), real.spacing_mm)
+    donor = a_banana((1.0, 1.0, 1.0))
+    own = equivalent_diameter_mm(donor.mask.sum(), donor.spacing_mm)
 
     def moments(mask):
         points = np.argwhere(mask) - np.argwhere(mask).mean(axis=0)
         return np.linalg.eigvalsh(points.T @ points / len(points))
 
     # turned and twice as large: every length is doubled, so every second moment is fourfold
-    shape = draw_lesion_shape(np.random.default_rng(4), 2 * own, (1.0, 1.0, 1.0), real=real)
-    assert moments(shape) == pytest.approx(4 * moments(real.mask), rel=0.03)
+    shape = draw_lesion_shape(np.random.default_rng(4), 2 * own, (1.0, 1.0, 1.0), donor=donor)
+    assert moments(shape) == pytest.approx(4 * moments(donor.mask), rel=0.03)
     # and it is really turned
-    assert shape.shape != tuple(2 * n for n in real.mask.shape)
-    # without its lender's hollow it would be an ellipsoid
+    assert shape.shape != tuple(2 * n for n in donor.mask.shape)
+    # without its donor's hollow it would be an ellipsoid
     assert not shape[tuple(np.rint(np.argwhere(shape).mean(axis=0)).astype(int))]
 
 
-def test_the_spacing_of_the_lender_does_not_matter(monkeypatch):
+def test_the_spacing_of_the_donor_does_not_matter(monkeypatch):
     monkeypatch.setattr("fvae_nnunet.synthesis.lesions.shapes.DEFORMATION", 0.0)
     fine, coarse = (
-        draw_lesion_shape(np.random.default_rng(5), 25, (1.0, 1.0, 1.0), real=a_banana(spacing_mm))
+        draw_lesion_shape(np.random.default_rng(5), 25, (1.0, 1.0, 1.0), donor=a_banana(spacing_mm))
         for spacing_mm in ((1.0, 1.0, 1.0), (2.0, 1.0, 1.0))
     )
     grid = tuple(np.maximum(fine.shape, coarse.shape))
@@ -170,11 +170,11 @@ def test_ranges_that_the_voxels_do_not_allow_leave_their_share_to_the_others():
     [["tiny=1"], ["small=0"], ["small=x"], ["small=1", "small=2"], ["small=nan"], ["msd-lung", "small"], ["real=1"]],
 )
 def test_wrong_shares_name_the_classes(wanted):
-    with pytest.raises(UserError, match=r"--sizes .*msd-lung, msd-pancreas and real alone.*small, medium, large"):
+    with pytest.raises(UserError, match=r"`sizes=.*msd-lung, msd-pancreas and real alone.*small, medium, large"):
         LesionSizes.parse(wanted)
 
 
 @pytest.mark.parametrize("limits", [(0, 5), (6, 5), (1, float("inf"))])
 def test_a_range_that_is_none_is_refused(limits):
-    with pytest.raises(UserError, match="--diameter-mm needs 0 < MIN <= MAX"):
+    with pytest.raises(UserError, match="`diameter_mm` needs 0 < MIN <= MAX"):
         LesionSizes.of_range(*limits)

@@ -41,7 +41,7 @@ def test_a_lesion_mask_brings_the_real_lesions_hu_and_an_empty_mask_the_organs(t
         source = source_dataset.read(sorted(source_dataset.image_files)[number % 10])
         gaps_hu.append(source.volume_hu[source.lesion].mean() - source.volume_hu[source.class_map == 1].mean())
         rng = np.random.default_rng([5, number])
-        lesions = plan_lesions(rng, source_dataset, source, plan, lenders=(), avoid=None)
+        lesions = plan_lesions(rng, source_dataset, source, plan, real=(), avoid=None)
         new = lesions[0].mask(source.volume_hu.shape)
         for name, values in moved_hu.items():
             with monkeypatch.context() as patch:

@@ -20,7 +20,8 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.synthesis.model.codec import LatentCodec
 from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
-from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion, ModelSettings, read_model, save_model
+from fvae_nnunet.synthesis.model.folder import ModelSettings, read_model, save_model
+from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
 from fvae_nnunet.synthesis.model.layout import Layout
 from fvae_nnunet.synthesis.model.mask_conditions import class_shares
 from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
@@ -446,7 +447,7 @@ def test_guidance_one_is_no_guidance_to_the_bit(image_model, monkeypatch):
 def test_guidance_needs_condition_dropout(image_model):
     _, classes, _ = phantom((2, 24, 24))
     image_model.training = {"condition_dropout": 0.0}
-    with pytest.raises(UserError, match="trained with --condition-dropout"):
+    with pytest.raises(UserError, match="trained with condition dropout"):
         image_model.generate(laid_out(classes), guidance=2.0, steps=1, generator=seeded())
     image_model.generate(laid_out(classes), guidance=1.0, steps=1, generator=seeded())
     image_model.training = {"condition_dropout": 0.1}

@@ -198,11 +198,11 @@ def test_sampling_begins_near_pure_noise():
                 process.check_steps(steps)
                 assert ALPHA_BAR[timestep] ** 0.5 < 0.25
             else:
-                with pytest.raises(UserError, match=f"--steps {steps}: DDIM would not begin near pure noise"):
+                with pytest.raises(UserError, match=f"`steps={steps}`: DDIM would not begin near pure noise"):
                     process.check_steps(steps)
         with pytest.raises(UserError, match="1 to 999 steps"):
             process.check_steps(1000)
-        with pytest.raises(UserError, match="--steps 0"):
+        with pytest.raises(UserError, match="`steps=0`"):
             process.check_steps(0)
     for steps in (1, 3, 1000):
         assert NoiseProcess("flow").sampler(steps).timesteps[0] == 1000

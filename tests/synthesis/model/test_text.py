@@ -10,7 +10,7 @@ import torch
 from tiny_bert import WORDS, save_tiny_bert
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.model.text import ReportEncoder, read_reports
+from fvae_nnunet.synthesis.model.text import ReportEncoder
 
 pytest.importorskip("transformers")
 
@@ -29,19 +29,6 @@ def test_embedding_is_the_last_hidden_state(tmp_path):
         expected = model(input_ids=torch.tensor(ids)).last_hidden_state[0]
     torch.testing.assert_close(embedding, expected)
     assert embedding.shape == (7, 16) and not embedding.requires_grad
-
-
-def test_batch_is_padded_and_masked(bert):
-    encoder = ReportEncoder(bert)
-    texts = ["no mass", None, "mass in the liver."]
-    embeddings, mask = encoder.encode_batch(texts)
-    assert embeddings.shape == (3, 7, 16)
-    assert mask.sum(1).tolist() == [4, 0, 7] and mask[0, :4].all()
-    assert torch.equal(embeddings[0, :4], encoder.encode("no mass"))
-    assert torch.equal(embeddings[2], encoder.encode("mass in the liver."))
-    assert not embeddings[~mask].any()
-    embeddings, mask = encoder.encode_batch([None, None])
-    assert embeddings.shape == (2, 1, 16) and not mask.any()
 
 
 def test_embeddings_are_kept_by_text_and_weights(bert, tmp_path, monkeypatch):
@@ -168,39 +155,5 @@ def test_unusable_encoders_are_refused(bert, tmp_path, monkeypatch):
 def test_an_encoder_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*--text-encoder"):
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*`text_encoder`"):
         ReportEncoder("nobody/no-such-encoder")
-
-
-def test_reports_of_json_and_csv(tmp_path):
-    expected = {"case_1": "A mass, in the liver.", "case_2": "Größe 2 cm\nno mass"}
-    (tmp_path / "reports.json").write_text(json.dumps(expected, ensure_ascii=False), encoding="utf-8")
-    (tmp_path / "reports.csv").write_text(
-        '\ufefftext,age,case\n" A mass, in the liver.",70,case_1\n"Größe 2 cm\nno mass",71,case_2\n', encoding="utf-8"
-    )
-    assert read_reports(tmp_path / "reports.json") == expected
-    assert read_reports(tmp_path / "reports.csv") == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", '{"a": "x", "a": "y"}', "'a' twice"),
-        ("a.json", '{"a": " "}', "'a' is empty"),
-        ("a.json", '{"a": 3}', "'a' is empty or no text"),
-        ("a.json", "[1]", "must hold one object"),
-        ("a.json", '"text"', "must hold one object"),
-        ("a.json", "{", "cannot be read"),
-        ("a.csv", "case,report\na,x\n", "needs the columns case and text"),
-        ("a.csv", "", "needs the columns case and text"),
-        ("a.csv", "case,text\na\n", "'a' is empty"),
-        ("a.csv", "case,text\na,x\na,y\n", "'a' twice"),
-        ("a.txt", "x", "must end in"),
-    ],
-)
-def test_wrong_reports_are_refused(name, content, message, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_reports(tmp_path / name)
-    with pytest.raises(UserError, match="no such file"):
-        read_reports(tmp_path / "other.json")

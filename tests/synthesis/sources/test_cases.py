@@ -36,7 +36,7 @@ def test_a_case_holds_what_the_files_hold(pancreas):
     labels = read(label_file(pancreas, "phantom_001"))
     assert (case.volume_hu == read(image_file(pancreas, "phantom_001"))).all() and case.volume_hu.dtype == np.int16
     assert (case.labels == labels).all() and case.volume_hu.shape == SHAPE
-    assert case.spacing_mm == SPACING_MM and case.axis_order == (0, 1, 2)
+    assert case.spacing_mm == SPACING_MM and case.geometry.axial_order == (0, 1, 2)
     assert (case.lesion == (labels == 2)).all() and (case.organ == (labels > 0)).all()
     assert case.class_map.dtype == np.uint8 and (case.class_map == labels).all()
     assert source.class_names == ("organ", "tumour") and source.lesion_value == 2 and source.ct_channel == 0
@@ -67,7 +67,7 @@ def test_a_file_whose_first_axis_is_not_the_body_axis_is_read_axially():
     case = open_source_dataset(dataset.name).read("phantom_000")
     assert case.volume_hu.shape == SHAPE and (case.volume_hu == volume).all() and (case.labels == labels).all()
     assert case.spacing_mm == pytest.approx(SPACING_MM)
-    assert (case.as_in_file(case.volume_hu) == volume.transpose(order)).all()
+    assert (case.geometry.as_in_file(case.volume_hu) == volume.transpose(order)).all()
     size, spacing_mm = open_source_dataset(dataset.name).read_size("phantom_000")
     assert size == SHAPE and spacing_mm == pytest.approx(SPACING_MM)
 
@@ -148,7 +148,7 @@ def test_an_empty_organ_is_refused_and_named():
     rewrite(label_file(dataset, "phantom_000"), np.zeros(SHAPE, np.uint8))
     with pytest.raises(
         UserError,
-        match=r"phantom_000: the organ \(label:pancreas\) has no voxel.*\(--leave-out; of a --list: its rows\)",
+        match=r"phantom_000: the organ \(label:pancreas\) has no voxel.*\(`leave_out`; of a list: its rows\)",
     ):
         open_source_dataset(dataset.name).read("phantom_000")
 

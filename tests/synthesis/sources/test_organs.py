@@ -84,13 +84,13 @@ def test_the_default_is_all_labels_but_the_lesion():
 
 
 def test_a_dataset_without_organ_asks_for_one():
-    with pytest.raises(UserError, match="--organ lungs"):
+    with pytest.raises(UserError, match="`organ='lungs'`"):
         OrganSource.parse(None, label_values={"tumour": (1,)}, lesion_names=["tumour"], cases=[], raw_folder=Path())
 
 
 @pytest.mark.parametrize("text", ["label:", "label:tumour", "label:spleen", "kidney", "folder:", ""])
 def test_what_is_no_organ_is_refused(text):
-    with pytest.raises(UserError, match="--organ"):
+    with pytest.raises(UserError, match="`organ="):
         OrganSource.parse(text, label_values=LABELS, lesion_names=["tumour"], cases=[], raw_folder=Path())
 
 
