@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_chain import Runner, Step, script
+from command_environment import NNUNET_FOLDERS, command_environment, command_variables
 from phantoms import LABELS, LESION_PLACES
-from steps import Runner, Step, command_environment, script, small_machine_settings
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
@@ -158,9 +159,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.organ is None and any(data not in LABELS for data in arguments.data):
         raise UserError("--organ says where the organ of the datasets is, as for fvae-train-ldm")
     work = arguments.work.resolve()
-    folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    for folder in folders.values():
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    for folder in NNUNET_FOLDERS:
+        (work / folder).mkdir(parents=True, exist_ok=True)
     for data in arguments.data:
         target = work / "nnUNet_raw" / data
         if data in LABELS or target.exists():
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--data {data} is neither {' nor '.join(LABELS)} nor a folder of nnUNet_raw ({source})")
         target.symlink_to(source.resolve())
     print(f"cd {shlex.quote(str(work))}")
-    runner = Runner(work, command_environment(folders | small_machine_settings(arguments.device)))
+    runner = Runner(work, command_environment(command_variables(work, arguments.device)))
     results = []
     for data in arguments.data:
         for steps in arguments.steps:

@@ -3,6 +3,8 @@
 ``nnUNetv2_train`` writes the same file when there is none; written before, trainings that start at once share it.
 
     python scripts/crossval_splits.py nnUNet_raw/Dataset007_Pancreas nnUNet_preprocessed/Dataset007_Pancreas
+
+With ``--every N`` there are N folds, and each validates on every N-th case in sorted order.
 """
 
 from __future__ import annotations
@@ -36,12 +38,28 @@ def crossval_splits(cases: Sequence[str]) -> list[dict[str, list[str]]]:
     return [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds]
 
 
+def every_nth_case(cases: Sequence[str], n: int) -> list[dict[str, list[str]]]:
+    """Training and validation cases of ``n`` folds: fold k validates on every n-th case in sorted order, from the k-th.
+
+    Raises:
+        UserError: there are fewer cases than folds, or fewer than two folds.
+    """
+    if not 2 <= n <= len(cases):
+        raise UserError(f"{len(cases)} cases cannot be split into {n} folds")
+    ordered = sorted(cases)
+    return [
+        {"train": [case for case in ordered if case not in val], "val": val}
+        for val in (ordered[k::n] for k in range(n))
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="crossval_splits.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("raw", type=Path, help="the dataset's folder in nnUNet_raw")
     parser.add_argument("preprocessed", type=Path, help=f"its folder in nnUNet_preprocessed, for {FILE_NAME}")
+    parser.add_argument("--every", type=int, metavar="N", help="N folds of every N-th case; default: nnU-Net's five")
     return run_command(parser, run, argv)
 
 
@@ -49,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     ending = read_json(args.raw / "dataset.json")["file_ending"]
     cases = [path.name.removesuffix(ending) for path in (args.raw / "labelsTr").glob(f"*{ending}")]
     target = args.preprocessed / FILE_NAME
-    folds = crossval_splits(cases)
+    folds = crossval_splits(cases) if args.every is None else every_nth_case(cases, args.every)
     if target.exists() and read_json(target) != folds:
         raise UserError(f"{target} exists and holds another split; move it away first")
     write_json(target, folds)

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from command_chain import Runner, Step, script
+from command_environment import NNUNET_FOLDERS, command_environment, command_variables
 from phantoms import LESION_PLACES
-from steps import Runner, Step, command_environment, script, small_machine_settings
 
 from fvae_nnunet.cli.command import run_command
 
@@ -177,11 +178,10 @@ def run(arguments: argparse.Namespace) -> int:
     work = (arguments.work or Path(f"experiment_synthetic_{arguments.kind}")).resolve()
     if arguments.fresh:
         shutil.rmtree(work, ignore_errors=True)
-    folders = {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    for folder in folders.values():
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    for folder in NNUNET_FOLDERS:
+        (work / folder).mkdir(parents=True, exist_ok=True)
     print(f"cd {shlex.quote(str(work))}")
-    runner = Runner(work, command_environment(folders | small_machine_settings(arguments.device)))
+    runner = Runner(work, command_environment(command_variables(work, arguments.device)))
     for step in planned(arguments):
         runner.run(step)
     print("\n".join(["", "synthetic - real, mean of all trainings of an arm in each case", *compared(work)]))

@@ -1,4 +1,4 @@
-"""Tables of an experiment of ``experiment_sarcoma.py``: each arm, and its paired difference from the raw arm.
+"""Tables of an experiment of ``scripts/experiments``: each arm, and its paired difference from the raw arm.
 
     python scripts/experiment_table.py docs/evidence/sarcoma_cpu.json
 
@@ -140,13 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="experiment_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="the results file of experiment_sarcoma.py")
+    parser.add_argument("results", type=Path, help="results.json of scripts/experiments")
     return run_command(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> int:
     if not args.results.is_file():
-        raise UserError(f"{args.results} is missing; experiment_sarcoma.py writes it")
+        raise UserError(f"{args.results} is missing; the workflow in scripts/experiments writes it")
     print("\n".join(report(read_json(args.results))))
     return 0
 

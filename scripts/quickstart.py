@@ -19,8 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_chain import Runner, Step, script
+from command_environment import NNUNET_FOLDERS, command_environment, command_variables, cores
 from hold_out_cases import held_out
-from steps import Runner, Step, command_environment, cores, script, small_machine_settings
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.folders import dataset_id
@@ -38,11 +39,7 @@ PROGRESS_BAR = r"\[\d\d:\d\d[,<]"
 
 def environment(work: Path, *, view: str, device: str) -> dict[str, str]:
     """The variables of the commands: nnU-Net's folders below the work folder, and settings for a small machine."""
-    own = {
-        **{name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
-        VIEW_VARIABLE: view,
-    }
-    variables = {**own, **small_machine_settings(device)}
+    variables = command_variables(work, device) | {VIEW_VARIABLE: view}
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
     return command_environment(variables)
@@ -224,7 +221,7 @@ def run(args: argparse.Namespace) -> None:
     steps = plan_steps(args, device=device)
     if args.fresh and work.is_dir():
         shutil.rmtree(work)
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "steps"):
+    for name in (*NNUNET_FOLDERS, "steps"):
         (work / name).mkdir(parents=True, exist_ok=True)
     print(f"cd {shlex.quote(str(work))}")
     runner = Runner(work, environment(work, view=default_view_name(args.vae), device=device))

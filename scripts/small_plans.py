@@ -99,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--patch-voxels", type=int, default=PATCH_VOXELS, metavar="N", help=f"size of the patch; default {PATCH_VOXELS}"
     )
     parser.add_argument(
+        "--features", type=int, nargs="+", default=FEATURES_PER_STAGE, metavar="N",
+        help=f"of the network's stages; default {' '.join(map(str, FEATURES_PER_STAGE))}",
+    )  # fmt: skip
+    parser.add_argument(
         "--one-validation-case", action="store_true",
         help="also write splits_final.json with one fold that validates on one case; refused where there is one",
     )  # fmt: skip
@@ -111,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.one_validation_case and splits.exists():
             raise UserError(f"{splits} exists; move it away or leave --one-validation-case out")
         plans = small_plans(
-            json.loads(source.read_text()), configuration=args.c, name=args.name, patch_voxels=args.patch_voxels
-        )
+            json.loads(source.read_text()), configuration=args.c, name=args.name, patch_voxels=args.patch_voxels,
+            features_per_stage=args.features,
+        )  # fmt: skip
     except UserError as error:
         print(f"small_plans.py: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,8 @@ PACKAGE = ("fvae_nnunet", "trainers", "preprocessing")
 CHECKS = ("tests", "scripts")
 
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "sklearn": "scikit-learn"}
-NOT_IMPORTED = {"tensorboard", "setuptools", "import-linter"}  # by torch.utils.tensorboard, by pip; a script runs it
+NOT_IMPORTED = {"tensorboard", "setuptools"}  # by torch.utils.tensorboard, by pip
+NOT_IMPORTED |= {"import-linter", "snakemake", "pygments"}  # scripts run them, the last for the report of Snakemake
 OF_A_CHECKOUT = {"causalvideovae"}  # a test runs it where an environment variable names the checkout
 
 
@@ -54,7 +55,7 @@ def imported(folders: Iterable[str], *, when_loaded: bool = False) -> set[str]:
     """Distributions that the files of folders import; ``when_loaded``: only those that any import of a file needs."""
     files = [path for folder in folders for path in sorted((PROJECT / folder).rglob("*.py"))]
     assert files, "no sources to look at"
-    local = {"fvae_nnunet", *(path.stem for path in files)}
+    local = {"fvae_nnunet", *(path.stem for path in files), *(path.parent.name for path in files)}
     found = set()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""From a task of the Decathlon to the table: one run to the end on phantoms, and everything that needs no training."""
+"""The workflow of the paper's Table 2: its jobs, one killed run that ends complete, and all that needs no training."""
 
 from __future__ import annotations
 
@@ -6,26 +6,36 @@ import csv
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import reproduce_msd
 import SimpleITK as sitk
 import table2
-from crossval_splits import crossval_splits
+import yaml
+from arms import ConfigError
+from crossval_splits import crossval_splits, every_nth_case
 from gather_folds import gather_folds
-from msd_setting import LENGTHS
+from made_from import begin
 from phantoms import make_phantom
+from reproduce_msd.setting import LENGTHS, Setting, check_before_conversion, check_task, read_setting
+from workflows_for_tests import (
+    SCRIPTS,
+    needs_snakemake,
+    planned_jobs,
+    shell_commands,
+    short_training,
+    snakemake,
+    workflow_call,
+)
 
 from fvae_nnunet.errors import UserError
 
-SCRIPTS = Path(reproduce_msd.__file__).parent
 LABELS = {"lung": {"0": "background", "1": "cancer"}, "pancreas": {"0": "background", "1": "pancreas", "2": "cancer"}}
 
 
@@ -68,126 +78,72 @@ def pancreas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_task(tmp_path_factory.mktemp("msd") / "Task07_Pancreas", "pancreas")
 
 
-SMALL = ("--vaes", "tiny", "--network", "small", "--epochs", "1", "--folds", "0", "1", "-device", "cpu", "-np", "1")
+SMALL = {
+    "views": ["--view tiny --vae tiny"], "network": "small", "epochs": 1, "folds": [0, 1], "device": "cpu",
+    "processes": 1,
+}  # fmt: skip
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert reproduce_msd.main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def commands(script: str) -> dict[str, str]:
-    """The command lines of a dry run by the name of the step."""
-    return dict(re.findall(r"^# ([^\s:]+)\n([^#\n]+)$", script, flags=re.MULTILINE))
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert reproduce_msd.main([str(argument) for argument in arguments]) == 1
-    return capsys.readouterr().err
-
-
-SHORT_TRAINING = """#!{python}
-# nnUNetv2_train with 2 iterations an epoch; it fails before the validation of tiny where the file `fail` exists
-def main():
-    import os, pathlib, sys, torch
-    from nnunetv2.run.run_training import run_training_entry
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as trainer
-
-    initialize, train_step, validate = trainer.initialize, trainer.train_step, trainer.perform_actual_validation
-
-    def short(self):
-        torch.manual_seed(0)
-        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 1
-        initialize(self)
-
-    def counted(self, batch):
-        print("one iteration", file=open("iterations", "a"))
-        return train_step(self, batch)
-
-    def failing(self, *arguments):
-        if pathlib.Path("fail").exists() and "tiny" in os.environ["nnUNet_results"]:
-            sys.exit("no validation today")
-        return validate(self, *arguments)
-
-    trainer.initialize, trainer.train_step, trainer.perform_actual_validation = short, counted, failing
-    run_training_entry()
-
-if __name__ == "__main__":
-    main()
-"""
+def setting_of(task: Path, /, **changes: Any) -> Setting:
+    config = yaml.safe_load((SCRIPTS / "reproduce_msd" / "config.yaml").read_text())
+    return read_setting(config | {"task": str(task)} | changes)
 
 
 @pytest.fixture
-def short_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "bin" / "nnUNetv2_train"
-    program.parent.mkdir()
-    program.write_text(SHORT_TRAINING.format(python=sys.executable))
-    program.chmod(0o755)
-    whole = reproduce_msd.command_environment
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
-    # nnU-Net cannot plan with 0
-    planning = tmp_path / "bin" / "nnUNetv2_plan_and_preprocess"
-    planning.write_text(f'#!/bin/sh\nnnUNet_n_proc_DA=1 exec {Path(sys.executable).parent / planning.name} "$@"\n')
-    planning.chmod(0o755)
-
-    def environment(variables: dict[str, str]) -> dict[str, str]:
-        found = whole(variables)
-        return found | {"PATH": f"{program.parent}{os.pathsep}{found['PATH']}"}
-
-    monkeypatch.setattr(reproduce_msd, "command_environment", environment)
-
-
-def snapshot(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+def configured(tmp_path: Path, lung: Path) -> tuple[object, ...]:
+    """Options of Snakemake for a small run."""
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(SMALL | {"task": str(lung)}))
+    return ("--configfile", file)
 
 
 def dice(reference: np.ndarray, predicted: np.ndarray) -> float:
     return 2 * np.count_nonzero(reference & predicted) / (np.count_nonzero(reference) + np.count_nonzero(predicted))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("short_training")
-def test_a_task_from_the_download_to_the_table(lung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work = tmp_path / "work"
-    options = (lung, *SMALL, "--work", work)
-    work.mkdir()
-    (work / "steps").mkdir()
-    (work / "fail").touch()
-    assert "no validation today" in error_of(capsys, *options)
-    trained = (work / "iterations").read_text()
-    assert len(trained.splitlines()) == 4, "raw and tiny, fold 0"
+def killed_while_it_hangs(work: Path, *options: object, path: str) -> None:
+    """Start the workflow and kill it, with all that it has started, once a training has written ``hangs``."""
+    call = workflow_call("reproduce_msd", work, *options, path=path)
+    with subprocess.Popen(**call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as run:
+        give_up = time.monotonic() + 600
+        while not (work / "hangs").exists() and run.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.5)
+        os.killpg(run.pid, signal.SIGKILL)
+    assert (work / "hangs").exists()
 
-    # the training that was finished is not repeated, and finishing needs all of them
-    (work / "fail").unlink()
-    assert "trainings are not complete: 1 (tiny, fold 0); 2 (raw, fold 1); 3 (tiny, fold 1)" in error_of(
-        capsys, *options, "--phase", "finish"
-    )
-    printed(capsys, *options, "--phase", "train", "--array-index", "1")
-    assert (work / "iterations").read_text() == trained
-    out = printed(capsys, *options)
-    assert out.count("complete, skipped") == 7
+
+@needs_snakemake
+@pytest.mark.slow
+def test_a_killed_workflow_goes_on_to_the_table(lung: Path, tmp_path: Path, configured: tuple[object, ...]) -> None:
+    work, path = tmp_path / "work", short_training(tmp_path / "bin")
+    work.mkdir()
+    (work / "hang").write_text("tiny")
+    killed_while_it_hangs(work, *configured, path=path)
+    trained = (work / "iterations").read_text().splitlines()
+    assert any("/tiny/" in line for line in trained)
+    (work / "hang").unlink()
+    snakemake("reproduce_msd", work, *configured, "--unlock", path=path)
+    said = snakemake("reproduce_msd", work, *configured, path=path)
+    assert planned_jobs(said)["train"] == 4 - (len(trained) // 2 - 1), "what was trained and validated is not repeated"
+    # the training that was killed before its validation has gone on from its checkpoint
     assert len((work / "iterations").read_text().splitlines()) == 8
+    assert len(set((work / "iterations").read_text().splitlines())) == 4
 
     # every case of the two folds is scored, with the numbers that numpy finds in the files of the download
     dataset = work / "nnUNet_preprocessed" / "Dataset006_Lung"
     splits = json.loads((dataset / "splits_final.json").read_text())
     cases = sorted(splits[0]["val"] + splits[1]["val"])
     assert len(cases) == 2
-    outcome = next((work / "comparison" / "Dataset006_Lung").iterdir())
+    (outcome,) = (work / "comparison" / "Dataset006_Lung").iterdir()
     comparison = json.loads((outcome / "comparison.json").read_text())
     assert comparison["reference"]["cases"] == cases
     assert comparison["settings"]["tolerances_mm"] == [2.0, 5.0]
     measure = next(entry for entry in comparison["measures"] if entry["key"] == "Dice")
-    scores = []
+    setting, scores = setting_of(lung, **SMALL), []
     for model in measure["models"]:
-        trainer = "nnUNetTrainer_1epoch" if model["model"] == "raw" else "nnUNetTrainerFVAEReconOnly_1epoch"
-        results = (
-            work / "nnUNet_results" / model["model"] / "Dataset006_Lung" / f"{trainer}__nnUNetPlansSmall__3d_fullres"
-        )
         for fold in (0, 1):
             (case,) = splits[fold]["val"]
-            files = (lung / "labelsTr", results / f"fold_{fold}" / "validation")
+            files = (lung / "labelsTr", work / setting.model(model["model"]) / f"fold_{fold}" / "validation")
             reference, predicted = (
                 sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz"))) == 1 for folder in files
             )
@@ -197,210 +153,152 @@ def test_a_task_from_the_download_to_the_table(lung: Path, tmp_path: Path, capsy
     with (outcome / "table2.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["measure"] == "DSC"]
     assert [float(row["mean"]) for row in rows] == pytest.approx([50 * sum(scores[:2]), 50 * sum(scores[2:])])
-    assert float(rows[1]["difference"]) == pytest.approx(50 * (sum(scores[2:]) - sum(scores[:2])))
     assert rows[0]["paper_percent"] == "66.4"
-    assert (outcome / "table2.md").read_text().splitlines()[0].removeprefix("# ") in out
+    assert (outcome / "table2.md").read_text().startswith("# Table 2, Task06_Lung: recon-only, 3d_fullres, ")
     assert "Task06_Lung" in (outcome / "report.md").read_text()
     assert (outcome / "report.html").stat().st_size > 0
 
     # the view, not the raw image, was trained on
-    log = next((work / "steps" / "Dataset006_Lung").glob("train-tiny-*-fold_0.log")).read_text()
+    log = next((work / "logs" / "Dataset006_Lung").glob("train-tiny-*-fold_0.log")).read_text()
     assert "with view 'tiny'" in log
     assert not list((work / "nnUNet_raw").rglob("._*"))
 
-    before = snapshot(work)
-    out = printed(capsys, *options)
-    assert out.count("complete, skipped") == 16
-    assert snapshot(work) == before
-    assert commands(printed(capsys, *options, "--dry-run")) == {}
+    # what changes no result runs nothing; a tolerance changes what is computed from the predictions, and no training
+    same = ("--config", "device=cuda", "processes=3", "gpus=[0,1]")
+    assert planned_jobs(snakemake("reproduce_msd", work, *configured, *same, "--dry-run")) == {}
+    said = snakemake("reproduce_msd", work, *configured, "--config", "tolerances_mm=[1]", "--dry-run")
+    assert planned_jobs(said) == {"evaluate": 1, "table": 1, "report": 1, "all": 1}
+    said = snakemake("reproduce_msd", work, *configured, "--config", "folds=[0,1,2]", "--dry-run")
+    assert planned_jobs(said)["train"] == 2
+    assert "view" not in planned_jobs(said) and "convert" not in planned_jobs(said)
 
 
-def test_a_dry_run_prints_commands_that_can_be_run_and_runs_nothing(
-    pancreas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@needs_snakemake
+def test_a_dry_run_plans_every_job_once_and_runs_nothing(
+    lung: Path, tmp_path: Path, configured: tuple[object, ...]
 ) -> None:
     work = tmp_path / "a folder"
-    script = printed(capsys, pancreas, *SMALL, "--work", work, "--dry-run")
-    assert not work.exists()
-    names = list(commands(script))
-    assert names[:5] == [
-        "convert", "plan-nnUNetPlans-3d_fullres", "splits", "network-3d_fullres",
-        "view-nnUNetPlansSmall-3d_fullres-tiny",
-    ]  # fmt: skip
-    assert sum(name.startswith("train-") for name in names) == 4
-    assert [name.split("-")[0] for name in names[9:]] == ["gather"] * 3 + ["evaluate", "table", "report", "report"]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
-    for line in commands(script).values():
-        words = [word for word in shlex.split(line) if not re.match(r"\w+=", word)]
-        assert shutil.which(words[0], path=environment["PATH"]), words[0]
-
-    # the conversion and the split, as printed
-    wanted = ("convert", "splits")
-    head = script[: script.index("# convert")]
-    lines = [commands(script)[name] for name in wanted]
-    subprocess.run(["sh", "-e"], input="\n".join([head, *lines]), text=True, check=True, env=environment, timeout=120)
-    raw = work / "nnUNet_raw" / "Dataset007_Pancreas"
-    description = json.loads((raw / "dataset.json").read_text())
-    assert description["labels"] == {"background": 0, "pancreas": 1, "cancer": 2}
-    assert sorted(path.name for path in (raw / "imagesTr").iterdir()) == [
-        f"pancreas_{number:03d}_0000.nii.gz" for number in range(1, 6)
-    ]
-    splits = json.loads((work / "nnUNet_preprocessed" / "Dataset007_Pancreas" / "splits_final.json").read_text())
-    assert sorted(case for fold in splits for case in fold["val"]) == [
-        f"pancreas_{number:03d}" for number in range(1, 6)
-    ]
-
-
-def test_models_of_one_trainer_have_folders_of_their_own(
-    pancreas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = printed(
-        capsys, pancreas, "--vaes", "wan2.1", "control:gaussian@wan2.1", "control:median@1.5", "--folds", "0",
-        "--work", tmp_path, "-device", "cuda", "--dry-run",
-    )  # fmt: skip
-    lines = commands(script)
-    trained = {name: shlex.split(line) for name, line in lines.items() if name.startswith("train-")}
-    assert [words[0].rpartition("/")[2] for words in trained.values()] == [
-        "raw", "wan2.1", "control-median-1.5", "control-gaussian-wan2.1",
-    ]  # fmt: skip
-    assert len({words[0] for words in trained.values()}) == 4
-    raw, wan, *_ = trained.values()
-    assert " ".join(raw[1:]) == "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainer -p nnUNetPlans --c -device cuda"
-    assert " ".join(wan[1:]) == (
-        "nnUNet_fvae_view=wan2.1 nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainerFVAEReconOnly -p nnUNetPlans --c "
-        "-device cuda"
+    work.mkdir()
+    views = ["--view tiny --vae tiny", "--view median --vae control:median --strength 1.5",
+             "--view gauss --vae control:gaussian --match tiny"]  # fmt: skip
+    changes = ("--config", f"views={json.dumps(views)}", "folds=[0,2,4]", "protocol=mix", "device=cuda")
+    said = snakemake("reproduce_msd", work, *configured, *changes, "--dry-run")
+    assert [path.name for path in work.iterdir()] in ([], [".snakemake"])
+    assert planned_jobs(said) == {
+        "all": 1, "convert": 1, "fingerprint": 1, "plan": 1, "preprocess": 1, "splits": 1, "small_network": 1,
+        "view": 3, "train": 12, "gather": 4, "gather_labels": 1, "evaluate": 1, "table": 1, "report": 1,
+    }  # fmt: skip
+    commands = shell_commands(said)
+    made = [command for command in commands if "fvae-preprocess" in command]
+    assert any("--view gauss --vae control:gaussian --match tiny -device cuda -np 1" in command for command in made)
+    assert made.index(next(command for command in made if "--match" in command)) > made.index(
+        next(command for command in made if "--view tiny" in command)
     )
-    views = [line for name, line in lines.items() if name.startswith("view-")]
-    assert "--vae wan2.1 --scheme paper --view wan2.1 " in views[0]
-    assert "--vae control:median --strength 1.5 --view control-median-1.5 " in views[1]
-    assert "--vae control:gaussian --match wan2.1 --view control-gaussian-wan2.1 " in views[2]
+    assert len({re.search(r"nnUNet_results/[\w-]+", command)[0] for command in commands if "2_train" in command}) == 4
+    trained = next(command for command in commands if "nnUNet_fvae_view=median" in command)
+    assert "nnUNetv2_train 6 3d_fullres" in trained
+    assert "-tr nnUNetTrainerFVAE_1epoch -p nnUNetPlansSmall --c -device cuda" in trained
+    assert f"/fold_{trained.split('3d_fullres ')[1][0]} " in trained
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (("--protocol", "mix", "--epochs", "5"), "-tr nnUNetTrainerFVAE_5epochs -p nnUNetPlans "),
-        (("--protocol", "blend", "--epochs", "1"), "-tr nnUNetTrainerFVAEBlend_1epoch -p nnUNetPlans "),
-        (("-p", "nnUNetResEncUNetLPlans"), "-tr nnUNetTrainerFVAEReconOnly -p nnUNetResEncUNetLPlans "),
-        (("--scheme", "windows"), "/nnUNet_results/wan2.1-windows nnUNet_fvae_view=wan2.1-windows "),
-        (("-overwrite_id", "123"), "nnUNetv2_train 123 3d_fullres 0 "),
-    ],
-)
-def test_options_reach_the_training(
-    options: tuple[str, ...], expected: str, lung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = printed(
-        capsys, lung, "--vaes", "wan2.1", *options, "--work", tmp_path, "--dry-run", "--phase", "train",
-        "--vae", "wan2.1", "--fold", "0",
-    )  # fmt: skip
-    (line,) = commands(script).values()
-    assert expected in line
+@needs_snakemake
+def test_an_error_of_the_configuration_is_one_sentence(tmp_path: Path) -> None:
+    said = snakemake("reproduce_msd", tmp_path, "--dry-run", status=1)
+    assert "task must be an absolute path: --config task=/data/..." in said
+    assert "Traceback" not in said
 
 
-def test_there_is_a_trainer_for_every_length() -> None:
+@needs_snakemake
+@pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
+def test_the_profiles_are_options_of_snakemake(profile: str) -> None:
+    from workflows_for_tests import SNAKEMAKE
+
+    known = subprocess.run([str(SNAKEMAKE), "--help"], capture_output=True, text=True, check=True).stdout
+    content = yaml.safe_load((SCRIPTS / "reproduce_msd" / "profiles" / profile / "config.yaml").read_text())
+    own = {option for option in content if not option.startswith("cluster-generic-")}
+    assert sorted(option for option in own if f"--{option}" not in known) == []
+
+
+def test_a_job_of_kubernetes_is_made_and_asked_for(tmp_path: Path) -> None:
+    kubectl = tmp_path / "kubectl"
+    create, get = f"cat > {tmp_path}/job.yaml; printf fvae-small-network-1", 'echo "$STATUS"'
+    kubectl.write_text(f"#!/bin/sh\ncase $1 in create) {create};; get) {get};; esac\n")
+    kubectl.chmod(0o755)
+    profile = SCRIPTS / "reproduce_msd" / "profiles" / "kubernetes"
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    def said(*words: str, **variables: str) -> str:
+        call = ["sh", str(profile / "job.sh"), *words]
+        return subprocess.run(call, env=environment | variables, capture_output=True, text=True, check=True).stdout
+
+    assert said("submit", "small_network", "8", "32000", "1", "/data/work/job.sh") == "fvae-small-network-1"
+    job = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    assert job["metadata"]["generateName"] == "fvae-small-network-"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["bash", "/data/work/job.sh"]
+    assert container["resources"] == {"requests": {"cpu": "8", "memory": "32000M"}, "limits": {"nvidia.com/gpu": "1"}}
+    for status, expected in (("/", "running"), ("1/", "success"), ("1/1", "success"), ("/1", "failed")):
+        assert said("status", "fvae-small-network-1", STATUS=status) == f"{expected}\n"
+
+
+def test_names_and_folders_are_those_of_nnunet(lung: Path, pancreas: Path) -> None:
+    setting = setting_of(pancreas)
+    assert (setting.number, setting.dataset, setting.arms) == (7, "Dataset007_Pancreas", ["raw", "wan2.1", "wan2.2"])
+    assert setting.model("wan2.1") == (
+        "nnUNet_results/wan2.1/Dataset007_Pancreas/nnUNetTrainerFVAEReconOnly__nnUNetPlans__3d_fullres"
+    )
+    assert setting.model("raw").endswith("/raw/Dataset007_Pancreas/nnUNetTrainer__nnUNetPlans__3d_fullres")
+    assert setting.outcome == "comparison/Dataset007_Pancreas/nnUNetTrainerFVAEReconOnly__nnUNetPlans__3d_fullres"
+    assert setting.title == "Task07_Pancreas: recon-only, 3d_fullres, nnUNetPlans, 1000 epochs, folds 0 1 2 3 4"
+    setting = setting_of(lung, plans="nnUNetResEncUNetLPlans", protocol="blend", epochs=1, dataset_id=66, folds=[3, 1])
+    assert setting.data_folder == "nnUNet_preprocessed/Dataset066_Lung/nnUNetPlans_3d_fullres"
+    assert setting.trainer("wan2.1") == "nnUNetTrainerFVAEBlend_1epoch" and setting.trainer("raw").endswith("r_1epoch")
+    assert setting.view_folder("a").endswith("/nnUNetPlans_3d_fullres__fvae_a")
+    assert setting.title.endswith("nnUNetResEncUNetLPlans, 1 epoch, folds 1 3")
+    lowres = setting_of(lung, plans="nnUNetResEncUNetLPlans", configuration="3d_lowres")
+    assert lowres.data_folder.endswith("/nnUNetResEncUNetLPlans_3d_lowres")
+    assert setting_of(lung, network="small").trained_plans == "nnUNetPlansSmall"
+
+
+def test_there_is_a_trainer_for_every_length_and_names_are_the_packages() -> None:
+    from arms import VIEW_SEPARATOR
+    from command_environment import EXTERNAL_TRAINERS, TRAINERS
+
+    from fvae_nnunet.nnunet import registration
     from fvae_nnunet.trainers import EPOCHS
+    from fvae_nnunet.training.views import SEPARATOR
 
     assert sorted((*EPOCHS, 1000)) == list(LENGTHS)
-
-
-FAKE_SBATCH = """#!/bin/sh
-echo "$@" >> "$SBATCH_LOG"
-for argument; do printf '%s\\0' "$argument"; done > "$SBATCH_LOG.$(wc -l < "$SBATCH_LOG")"
-echo "$(( 100 + $(wc -l < "$SBATCH_LOG") ));cluster"
-"""
-
-
-def test_the_jobs_of_a_cluster_do_every_step_once_and_wait_for_each_other(
-    pancreas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = (
-        pancreas, "--vaes", "tiny", "control:gaussian@tiny", "control:median@1", "--folds", "0", "2", "4",
-        "--work", tmp_path / "work", "-device", "cuda",
-    )  # fmt: skip
-    wanted = commands(printed(capsys, *options, "--dry-run"))
-    submit = printed(capsys, *options, "--slurm")
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(FAKE_SBATCH)
-    sbatch.chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}", "SBATCH_LOG": str(tmp_path / "jobs"),
-    }  # fmt: skip
-    done = subprocess.run(["sh"], input=submit, text=True, capture_output=True, check=True, env=environment)
-    assert done.stdout.splitlines() == [
-        "prepare: job 101;cluster", "view: job 102;cluster", "train: job 103;cluster", "finish: job 104;cluster",
-    ]  # fmt: skip
-    jobs = [(tmp_path / f"jobs.{number}").read_text().split("\0") for number in range(1, 5)]
-    dependencies = [next((word for word in job if word.startswith("--dependency")), None) for job in jobs]
-    assert dependencies == [None, *(f"--dependency=afterok:{number}" for number in (101, 102, 103))]
-
-    found: list[str] = []
-    for job in jobs:
-        wrapped = next(word for word in job if word.startswith("--wrap=")).removeprefix("--wrap=")
-        python, script, *arguments = shlex.split(wrapped)
-        assert (python, script) == (sys.executable, str(SCRIPTS / "reproduce_msd.py"))
-        array = next((word for word in job if word.startswith("--array=0-")), None)
-        for index in range(int(array.removeprefix("--array=0-")) + 1) if array else [None]:
-            if index is None:
-                monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
-            else:
-                monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
-            found.extend(commands(printed(capsys, *arguments, "--dry-run")).values())
-        if array:
-            assert "there are jobs 0 to" in error_of(capsys, *arguments, "--array-index", int(array[10:]) + 1)
-    assert sorted(found) == sorted(wanted.values())
-    assert len(wanted) == 3 + 3 + 4 * 3 + 5 + 4
-
-
-def test_vae_and_fold_select_one_training(lung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = (lung, *SMALL, "--work", tmp_path, "--dry-run")
-    (name,) = commands(printed(capsys, *options, "--phase", "train", "--vae", "raw", "--fold", "1"))
-    assert name == "train-raw-nnUNetTrainer_1epoch__nnUNetPlansSmall__3d_fullres-fold_1"
-    assert len(commands(printed(capsys, *options, "--phase", "train", "--fold", "1"))) == 2
-    assert list(commands(printed(capsys, *options, "--phase", "view", "--vae", "tiny"))) == [
-        "view-nnUNetPlansSmall-3d_fullres-tiny"
-    ]
-    assert "--vae wan2.1 is not among raw, tiny" in error_of(capsys, *options, "--phase", "train", "--vae", "wan2.1")
-    assert "--fold 3 is not among --folds 0 1" in error_of(capsys, *options, "--phase", "train", "--fold", "3")
+    assert VIEW_SEPARATOR == SEPARATOR
+    assert EXTERNAL_TRAINERS == registration.EXTERNAL_TRAINERS
+    assert (TRAINERS / registration.STUB.name).read_bytes() == registration.STUB.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("changes", "expected"),
     [
-        (("--vaes", "wan2.3"), "unknown VAE 'wan2.3'. Did you mean wan2.2"),
-        (("--vaes", "tiny", "tiny"), "--vaes names one of them twice: tiny, tiny"),
-        (("--vaes", "leanvae"), "leanvae needs --weights leanvae=PATH"),
-        (("--vaes", "leanvae", "--weights", "leanvae=nowhere.ckpt"), "--weights: no such file or folder"),
-        (("--vaes", "tiny", "--weights", "wan2.1=."), "wan2.1 is none of --vaes (tiny)"),
-        (("--vaes", "tiny", "--weights", "wan2.1"), "--weights takes NAME=PATH"),
-        (("--vaes", "tiny", "control:gaussian"), "write control:NAME@STRENGTH"),
-        (("--vaes", "tiny", "control:gaussian@wan2.1"), "wan2.1 is neither a number nor one of --vaes"),
-        (("--vaes", "control:blur@1"), "unknown control 'control:blur'"),
-        (("--vaes", "tiny", "-overwrite_id", "0"), "nnU-Net's ids begin with 1"),
-        (("--vaes", "tiny", "--tolerance", "-1"), "must not be negative"),
+        ({"epoch": 5}, "there is no epoch to configure; there are configuration, dataset_id, device, epochs"),
+        ({"task": "Task06_Lung"}, "task must be an absolute path"),
+        ({"task": "/nowhere/Task06_Lung"}, "task: there is no folder /nowhere/Task06_Lung"),
+        ({"protocol": "both"}, "protocol: both is none of recon-only, mix, blend"),
+        ({"epochs": 3}, "epochs: 3 is none of 1, 5, 10"),
+        ({"folds": [5]}, r"folds: nnU-Net has folds 0 to 4, got \[5\]"),
+        ({"folds": []}, "folds: nnU-Net has folds 0 to 4"),
+        ({"dataset_id": 0}, "nnU-Net's ids are whole numbers from 1, got 0"),
+        ({"tolerances_mm": [-1]}, "tolerances_mm must not be negative"),
+        ({"views": []}, "views: name at least one"),
+        ({"views": ["--vae tiny"]}, "views: write --view NAME --vae NAME .*; got: --vae tiny"),
+        ({"views": ["--view a/b --vae tiny"]}, "'a/b' cannot be the name of a view"),
+        ({"views": ["--view raw --vae tiny"]}, "'raw' cannot be the name of a view"),
+        ({"views": ["--view a --vae tiny", "--view a --vae wan2.1"]}, "views: two are named a"),
+        ({"views": ["--view a --vae control:median --match b"]}, "a is matched to b, which is none of the other"),
+        ({"views": ["--view a --vae leanvae --weights lean.ckpt"]}, "a: --weights must be an absolute path"),
+        ({"views": ["--view a --vae leanvae --weights /no.ckpt"]}, "a: --weights: no such file or folder: /no.ckpt"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_runs(
-    options: tuple[str, ...], expected: str, lung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert expected in error_of(capsys, lung, *options, "--work", tmp_path / "work")
-    assert not (tmp_path / "work").exists()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--folds", "5"),
-        ("--epochs", "3"),
-        ("--vae", "tiny"),
-        ("--phase", "view", "--fold", "0"),
-        ("--phase", "train", "--fold", "0", "--array-index", "0"),
-        ("--slurm", "--dry-run"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(options: tuple[str, ...], lung: Path) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        reproduce_msd.parse([str(lung), *options])
+def test_what_cannot_be_is_said_before_anything_runs(changes: dict[str, Any], expected: str, lung: Path) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        setting_of(lung, **changes)
 
 
 def damaged(task: Path, tmp_path: Path, **changes: object) -> Path:
@@ -411,64 +309,72 @@ def damaged(task: Path, tmp_path: Path, **changes: object) -> Path:
     return copy
 
 
-def test_a_folder_that_is_not_the_task_is_refused(
-    lung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    work = ("--vaes", "tiny", "--work", tmp_path / "work", "--dry-run")
-    assert "must be a folder named Task06_Lung or Task07_Pancreas" in error_of(capsys, lung.parent, *work)
+def test_a_folder_that_is_not_the_task_is_refused(lung: Path, tmp_path: Path) -> None:
+    check_task(lung)
+    with pytest.raises(ConfigError, match="must be a folder named Task06_Lung or Task07_Pancreas"):
+        setting_of(lung.parent)
     other = damaged(lung, tmp_path / "a", labels={"0": "background", "1": "liver"})
-    assert "expected CT with a label 'cancer'" in error_of(capsys, other, *work)
+    with pytest.raises(ConfigError, match="expected CT with a label 'cancer'"):
+        check_task(other)
     other = damaged(lung, tmp_path / "b")
     (other / "labelsTr" / "lung_002.nii.gz").unlink()
-    assert "1 of 10 files of dataset.json are missing (first: ./labelsTr/lung_002.nii.gz)" in error_of(
-        capsys, other, *work
-    )
+    with pytest.raises(ConfigError, match=r"1 of 10 files .* are missing \(first: \./labelsTr/lung_002\.nii\.gz\)"):
+        check_task(other)
     shutil.rmtree(other / "imagesTs")
-    assert "has no imagesTs" in error_of(capsys, other, *work)
+    with pytest.raises(ConfigError, match="has no imagesTs"):
+        check_task(other)
     (other / "imagesTs").mkdir()
     (other / "dataset.json").write_text("{}")
-    assert "dataset.json is not that of the Medical Segmentation Decathlon: KeyError('modality')" in error_of(
-        capsys, other, *work
-    )
+    with pytest.raises(ConfigError, match="is not that of the Medical Segmentation Decathlon: KeyError"):
+        check_task(other)
 
 
-def test_other_peoples_data_is_left_alone(lung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = (lung, *SMALL, "--work", tmp_path)
+def test_other_peoples_data_is_left_alone(lung: Path, tmp_path: Path) -> None:
+    setting = setting_of(lung)
+    check_before_conversion(setting, tmp_path)
     other = tmp_path / "nnUNet_raw" / "Dataset006_Liver"
     other.mkdir(parents=True)
-    assert "holds other things than a reproduction" in error_of(capsys, *options)
-    (tmp_path / "steps").mkdir()
-    assert "Dataset006_Liver exists: id 6 is taken. Choose another with -overwrite_id" in error_of(capsys, *options)
-    other.rename(other.with_name("Dataset006_Lung"))
-    assert "Dataset006_Lung exists: id 6 is taken" in error_of(capsys, *options), "it was not converted here"
-    assert commands(printed(capsys, *options, "-overwrite_id", "66", "--dry-run"))["convert"].startswith(
-        "nnUNetv2_convert_MSD_dataset -overwrite_id 66 -i "
-    )
+    with pytest.raises(ConfigError, match="Dataset006_Liver exists: id 6 is taken"):
+        check_before_conversion(setting, tmp_path)
+    for parent in ("nnUNet_preprocessed", "nnUNet_results/raw"):
+        moved = tmp_path / parent / "Dataset006_Lung"
+        moved.parent.mkdir(parents=True)
+        other = other.rename(moved)
+        with pytest.raises(ConfigError, match="Dataset006_Lung exists: id 6 is taken"):
+            check_before_conversion(setting, tmp_path)
+    check_before_conversion(setting_of(lung, dataset_id=66), tmp_path)
+    log = tmp_path / "logs" / "Dataset006_Lung" / "convert.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    check_before_conversion(setting, tmp_path)  # it was converted here
 
 
-def test_the_shell_script_finds_the_environment(lung: Path, tmp_path: Path) -> None:
-    call = ["sh", str(SCRIPTS / "reproduce_msd.sh"), str(lung), *SMALL, "--work", str(tmp_path), "--dry-run"]
-    system = "/usr/bin:/bin"
-    done = subprocess.run(call, env={"PATH": system}, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "fvae-preprocess was not found; activate the environment" in done.stderr
-    path = f"{Path(sys.executable).parent}:{system}"
-    done = subprocess.run(call, env={"PATH": path}, capture_output=True, text=True, check=True)
-    assert "nnUNetv2_convert_MSD_dataset" in done.stdout
+def test_a_training_begins_anew_where_it_was_made_from_other_files(tmp_path: Path) -> None:
+    plans, view, folder = tmp_path / "plans.json", tmp_path / "view.sha256", tmp_path / "fold_0"
+    plans.write_text("plans")
+    view.write_text("a view")
+    folder.mkdir()
+    (folder / "checkpoint_final.pth").touch()  # of whom?
+    assert begin(folder, [plans, view]) == "begins"
+    (folder / "checkpoint_latest.pth").touch()
+    os.utime(plans, (1, 1))
+    assert begin(folder, [plans, view]) == "goes on"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint_latest.pth", "made_from.json"]
+    view.write_text("another view")
+    assert begin(folder, [plans, view]) == "was made from other files and begins anew"
+    assert [path.name for path in folder.iterdir()] == ["made_from.json"]
+    (folder / "checkpoint_latest.pth").touch()
+    assert begin(folder, [plans]) == "was made from other files and begins anew"
 
 
-def test_a_job_that_is_cancelled_ends_as_if_interrupted(
-    lung: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cancelled(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the signal was not noticed")
-
-    monkeypatch.setattr(reproduce_msd, "run_steps", cancelled)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"):
-        reproduce_msd.main([str(lung), *SMALL, "--work", str(tmp_path)])
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_every_nth_case_is_validated_in_one_fold() -> None:
+    cases = [f"case_{number:02d}" for number in (4, 2, 0, 1, 3)]
+    folds = every_nth_case(cases, 2)
+    assert [fold["val"] for fold in folds] == [["case_00", "case_02", "case_04"], ["case_01", "case_03"]]
+    assert folds[1]["train"] == folds[0]["val"]
+    for n in (1, 6):
+        with pytest.raises(UserError, match=f"5 cases cannot be split into {n} folds"):
+            every_nth_case(cases, n)
 
 
 def test_splits_are_those_that_nnunet_would_make() -> None:

@@ -1,0 +1,105 @@
+"""What workflows compare: views, as their configuration names them. Needs the standard library only."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RAW = "raw"
+VIEW_SEPARATOR = "__fvae_"
+"""Between the names of nnU-Net's data folder and of a view of it, as ``fvae-preprocess`` writes it."""
+
+
+PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
+    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
+}
+"""Plans of nnU-Net -> the class that makes them."""
+
+
+class ConfigError(ValueError):
+    """The configuration asks for something that cannot be done."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A view, by the options of ``fvae-preprocess``.
+
+    Attributes:
+        name: of ``--view``.
+        vae: of ``--vae``.
+        options: the whole line.
+        matched: of ``--match``: the view in which a plain denoiser leaves as much noise.
+    """
+
+    name: str
+    vae: str
+    options: str
+    matched: str | None
+
+
+def parse_views(lines: Iterable[str]) -> dict[str, View]:
+    """The views by name, in the order of the lines.
+
+    Raises:
+        ConfigError: a line has no ``--view`` or ``--vae``, two have the same name, one is matched to a view that is
+            not among them, or weights or code are not where a line says.
+    """
+    views: dict[str, View] = {}
+    for line in lines:
+        words = shlex.split(line)
+        given = {word: words[index + 1] for index, word in enumerate(words[:-1]) if word.startswith("--")}
+        if not {"--view", "--vae"} <= given.keys():
+            raise ConfigError(f"views: write --view NAME --vae NAME and what else fvae-preprocess takes; got: {line}")
+        name = given["--view"]
+        if not re.fullmatch(r"[\w.+-]+", name) or name == RAW:
+            raise ConfigError(f"views: {name!r} cannot be the name of a view; take letters, digits and . + - _")
+        if name in views:
+            raise ConfigError(f"views: two are named {name}")
+        for option in ("--weights", "--vae-code"):
+            if option in given and not Path(given[option]).is_absolute():
+                raise ConfigError(f"views: {name}: {option} must be an absolute path, got {given[option]}")
+            if option in given and not Path(given[option]).exists():
+                raise ConfigError(f"views: {name}: {option}: no such file or folder: {given[option]}")
+        views[name] = View(name, given["--vae"], line, given.get("--match"))
+    for view in views.values():
+        if view.matched is not None and view.matched not in views.keys() - {view.name}:
+            raise ConfigError(f"views: {view.name} is matched to {view.matched}, which is none of the other views")
+    return views
+
+
+def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    """ConfigError where the configuration names something that there is not."""
+    unknown = sorted(config.keys() - set(known))
+    if unknown:
+        raise ConfigError(f"there is no {unknown[0]} to configure; there are {', '.join(sorted(known))}")
+
+
+def existing_folder(config: Mapping[str, Any], key: str) -> Path:
+    """The folder that the configuration names; ConfigError where it is none."""
+    folder = Path(str(config[key]))
+    if config[key] is None or not folder.is_absolute():
+        raise ConfigError(f"{key} must be an absolute path: --config {key}=/data/...; got {config[key]}")
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: there is no folder {folder}")
+    return folder
+
+
+def on_a_free_gpu(gpus: Iterable[int]) -> str:
+    """The beginning of a shell command that takes one of these GPUs for itself; nothing where none is named.
+
+    A GPU is taken by a lock that the system gives free when the command ends, however it ends.
+    """
+    numbers = " ".join(map(str, gpus))
+    if not numbers:
+        return ""
+    return (
+        f"for gpu in {numbers}; do exec 9>.gpu$gpu.lock; "
+        "if flock --nonblock 9; then export CUDA_VISIBLE_DEVICES=$gpu; break; fi; done; "
+    )

@@ -1,0 +1,58 @@
+"""nnU-Net's and our trainers with a seed and a short schedule, both from the environment; see the Snakefile beside.
+
+The seed decides initialisation and all chance of loading the data where that happens in this process
+(``nnUNet_n_proc_DA=0``). A training that goes on from a checkpoint draws anew.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from fvae_nnunet.trainers import nnUNetTrainerFVAE, nnUNetTrainerFVAEBlend, nnUNetTrainerFVAEReconOnly
+
+_Trainer = nnUNetTrainer if TYPE_CHECKING else object
+
+
+class Seeded(_Trainer):
+    """``EXPERIMENT_SEED``, ``EXPERIMENT_EPOCHS`` and ``EXPERIMENT_ITERATIONS`` (of an epoch); with
+    ``EXPERIMENT_MIRRORED=False`` cases are predicted without mirroring."""
+
+    def initialize(self) -> None:
+        for draw in (random.seed, np.random.seed, torch.manual_seed):
+            draw(1000 * int(os.environ["EXPERIMENT_SEED"]) + self.fold)
+        self.num_epochs = int(os.environ["EXPERIMENT_EPOCHS"])
+        self.num_iterations_per_epoch = int(os.environ["EXPERIMENT_ITERATIONS"])
+        self.num_val_iterations_per_epoch = 1
+        self.save_every = max(1, self.num_epochs // 10)
+        if self.device.type == "cpu":
+            # nnUNetv2_train takes all cores, whoever else is at work
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        super().initialize()
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
+        found = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if os.environ["EXPERIMENT_MIRRORED"] == "False":
+            self.inference_allowed_mirroring_axes = None
+        return found
+
+
+class nnUNetTrainerSeeded(Seeded, nnUNetTrainer):
+    pass
+
+
+class nnUNetTrainerFVAESeeded(Seeded, nnUNetTrainerFVAE):
+    pass
+
+
+class nnUNetTrainerFVAEReconOnlySeeded(Seeded, nnUNetTrainerFVAEReconOnly):
+    pass
+
+
+class nnUNetTrainerFVAEBlendSeeded(Seeded, nnUNetTrainerFVAEBlend):
+    pass

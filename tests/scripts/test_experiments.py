@@ -1,0 +1,237 @@
+"""The experiment on real CT: its jobs, its results and tables, and a run to the end on phantoms."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import experiment_table as table
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+from arms import ConfigError, on_a_free_gpu
+from crossval_splits import every_nth_case
+from experiments import results
+from experiments.setting import TRAINERS, read_experiment
+from phantoms import write_phantom_dataset
+from scipy.stats import wilcoxon
+from workflows_for_tests import PATH, SCRIPTS, needs_snakemake, planned_jobs, shell_commands, snakemake
+
+from fvae_nnunet.errors import UserError
+
+CASES = [f"case_{number:03d}" for number in range(12)]
+FOLDS = [fold["val"] for fold in every_nth_case(CASES, 3)]
+
+
+def values(level: float, number: int) -> dict[str, float]:
+    """Measures of a case that differ from case to case."""
+    of_case = {measure: level + 0.01 * number for measure in table.MEASURES}
+    return of_case | {"HD95_mm": 10 - 10 * level + number}
+
+
+def runs_of(arm: str, seed: int, level: float) -> list[dict]:
+    return [
+        {
+            "arm": arm,
+            "seed": seed,
+            "fold": fold,
+            "cases": {case: values(level + 0.001 * CASES.index(case), CASES.index(case)) for case in cases},
+        }
+        for fold, cases in enumerate(FOLDS)
+    ]
+
+
+def config_of(dataset, /, **changes):
+    config = yaml.safe_load((SCRIPTS / "experiments" / "sarcoma_cpu.yaml").read_text())
+    views = [line for line in config["views"] if "taef2" not in line]
+    arms = [arm for arm in config["arms"] if "taef2" not in arm["name"]]
+    return config | {"dataset": str(dataset), "views": views, "arms": arms} | changes
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "Dataset511_Phantom"
+    return write_phantom_dataset(
+        folder, "lung", n_train=4, n_test=0, seed=0, shape=(12, 48, 48), spacing_mm=(3.0, 2.0, 2.0)
+    )
+
+
+@pytest.mark.parametrize("name", ["sarcoma_cpu", "sarcoma_gpu"])
+def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
+    config, cpu = (
+        yaml.safe_load((SCRIPTS / "experiments" / f"{one}.yaml").read_text()) for one in (name, "sarcoma_cpu")
+    )
+    for key in ("views", "arms", "folds", "tolerances_mm"):
+        assert config[key] == cpu[key]
+    changed = config_of(dataset)
+    experiment = read_experiment(config | {key: changed[key] for key in ("dataset", "views", "arms")})
+    assert experiment.runs == ["raw_seed0", "raw_seed1", "tiny-mix_seed0", "tiny-mix_seed1", "curvature-flow-mix_seed0"]
+    assert experiment.model("tiny-mix_seed1") == (
+        "nnUNet_results/tiny-mix_seed1/Dataset511_Phantom/nnUNetTrainerFVAESeeded__"
+        + ("nnUNetPlansSmall__2d" if name == "sarcoma_cpu" else "nnUNetPlans__3d_fullres")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": None}, "dataset must be an absolute path"),
+        ({"dataset": "/tmp"}, "no folder DatasetNNN_Name"),
+        ({"configuration": "4d"}, "configuration: 4d is none of 2d"),
+        ({"blurred": 1}, "there is no blurred to configure"),
+        ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is none of nnUNetTrainer, "),
+        ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "wan2.1"}]}, "one of tiny, control-curv"),
+        ({"arms": [{"name": "a", "trainer": "nnUNetTrainer", "view": "tiny"}]}, "nnUNetTrainer takes no view"),
+        ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
+        ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}] * 2}, "arms: two have the same name"),
+        ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "there is no trainr to configure"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset):
+    with pytest.raises(ConfigError, match=expected):
+        read_experiment(config_of(dataset, **changes))
+
+
+def test_there_is_a_seeded_trainer_for_each(monkeypatch):
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    monkeypatch.setenv("nnUNet_extTrainer", str(SCRIPTS / "experiments" / "trainers"))
+    for name in TRAINERS:
+        found = recursive_find_trainer_class_by_name(f"{name}Seeded")
+        assert [base.__name__ for base in found.__mro__[1:3]] == ["Seeded", name]
+
+
+def test_jobs_on_gpus_take_a_free_one_each(tmp_path):
+    import subprocess
+
+    assert on_a_free_gpu([]) == ""
+    inner = on_a_free_gpu([3, 5]) + "echo $CUDA_VISIBLE_DEVICES"
+    outer = on_a_free_gpu([3, 5]) + f"echo $CUDA_VISIBLE_DEVICES; bash -euo pipefail -c '{inner}' 9>&-"
+    for _ in range(2):  # what has ended has given its GPU free
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", outer], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.split() == ["3", "5"]
+
+
+def test_results_have_a_run_for_each_arm_seed_and_fold():
+    folds = [["a", "c"], ["b"]]
+    models = [("raw_seed0", (0.5, 0.6, None)), ("my_arm_seed12", (0.7, 0.8, 0.9123456789))]
+
+    def measure(key, label, offset=0.0):
+        values = [dict(zip("abc", (None if v is None else v + offset for v in given))) for _, given in models]
+        return {
+            "key": key, "label": label,
+            "models": [{"model": name, "values": of_case} for (name, _), of_case in zip(models, values)],
+        }  # fmt: skip
+
+    measures = [measure("Dice", "1", 9), measure("Dice", "2"), measure("NSD_1mm", "2", 1), measure("n_pred", "2")]
+    comparison = {"labels": [{"key": "1"}, {"key": "2"}], "measures": measures}
+    runs = results.runs_of(comparison, folds)
+    assert [(run["arm"], run["seed"], run["fold"]) for run in runs] == [
+        ("raw", 0, 0), ("raw", 0, 1), ("my_arm", 12, 0), ("my_arm", 12, 1),
+    ]  # fmt: skip
+    assert runs[2]["cases"] == {"a": {"Dice": 0.7, "NSD_1mm": 1.7}, "c": {"Dice": 0.912346, "NSD_1mm": 1.912346}}
+    assert math.isnan(runs[0]["cases"]["c"]["Dice"])
+
+
+def test_differences_are_paired_by_case_and_tested_with_wilcoxon():
+    raw = {case: values(0.5, number) for number, case in enumerate(CASES)}
+    gains = np.array([0.02, -0.01, 0.03, 0.05, -0.04, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11, 0.12])
+    view = {
+        case: values(0.5, number) | {"Dice": raw[case]["Dice"] + gains[number]} for number, case in enumerate(CASES)
+    }
+    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw") if "| DSC |" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["DSC", "view"]
+    assert cells[2].startswith(f"{gains.mean():+.3f} (")
+    assert cells[3] == f"{wilcoxon(gains).pvalue:.3f}"
+    assert cells[3] == cells[4]  # one comparison: nothing to correct
+    assert cells[5:] == ["10, 0, 2", "12"]
+
+
+def test_less_distance_is_better():
+    raw = {case: values(0.5, number) for number, case in enumerate(CASES)}
+    view = {case: values(0.5, number) | {"HD95_mm": 1.0} for number, case in enumerate(CASES)}
+    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw") if "HD95" in line)
+    assert "| 12, 0, 0 |" in row
+
+
+def test_a_case_without_a_distance_is_left_out_and_counted():
+    raw = {case: values(0.5, number) for number, case in enumerate(CASES)}
+    view = {case: dict(of_case) for case, of_case in raw.items()}
+    view[CASES[0]]["HD95_mm"] = float("nan")
+    assert "; 1 without" in table.arm_table({"raw": raw, "view": view})[3]
+    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw") if "HD95" in line)
+    assert row.endswith("| 11 |")
+
+
+def test_seeds_are_averaged_by_case_and_incomplete_arms_named():
+    content = {
+        "folds": FOLDS,
+        "runs": [
+            *runs_of("raw", 0, 0.5),
+            *runs_of("raw", 1, 0.6),
+            *runs_of("view", 0, 0.7),
+            runs_of("half", 0, 0.7)[0],
+        ],
+    }
+    runs = table.complete_runs(content)
+    assert set(runs) == {("raw", 0), ("raw", 1), ("view", 0)}
+    assert table.mean_of_seeds(runs, "raw", [0, 1])[CASES[0]]["Dice"] == pytest.approx(0.55)
+    lines = "\n".join(table.report(content))
+    assert "left out: half seed 0" in lines
+    assert "two seeds of raw" in lines
+    assert "minus raw seed 0" in lines
+
+
+def test_results_of_another_fold_are_refused():
+    content = {"folds": FOLDS, "runs": [runs_of("raw", 0, 0.5)[0] | {"fold": 1}]}
+    with pytest.raises(UserError, match="not those of fold 1"):
+        table.complete_runs(content)
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_path):
+    """Seeds decide a training, and the numbers in the results are those of the files."""
+    arms = [
+        {"name": "raw", "trainer": "nnUNetTrainer", "seeds": [7]},
+        {"name": "same", "trainer": "nnUNetTrainer", "seeds": [7]},
+        {"name": "tiny-mix", "trainer": "nnUNetTrainerFVAE", "view": "tiny"},
+    ]
+    file = tmp_path / "small.yaml"
+    small = {"folds": 2, "epochs": 1, "iterations": 2, "features_per_stage": [4, 8], "patch_voxels": 1024}
+    changes = small | {"views": ["--view tiny --vae tiny"], "arms": arms, "tolerances_mm": [1, 2, 3], "processes": 1}
+    file.write_text(yaml.safe_dump(config_of(dataset, **changes)))
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    work = tmp_path / "work"
+    work.mkdir()
+    said = snakemake("experiments", work, "--configfile", file, "--dry-run")
+    assert (planned_jobs(said)["train"], planned_jobs(said)["view"]) == (6, 1)
+    assert any("EXPERIMENT_SEED=7 EXPERIMENT_EPOCHS=1 EXPERIMENT_ITERATIONS=2" in line for line in shell_commands(said))
+    snakemake("experiments", work, "--configfile", file, path=PATH)
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+
+    written = json.loads((work / "results.json").read_text())
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").iterdir())
+    assert written["folds"] == [cases[0::2], cases[1::2]]
+    assert written["budget"]["epochs"] == 1 and written["views"]["tiny"]["cases"] == 4
+    by_run = {(run["arm"], run["fold"]): run["cases"] for run in written["runs"]}
+    assert len(by_run) == 6
+    for (arm, fold), measured in by_run.items():
+        seed = 0 if arm == "tiny-mix" else 7
+        (model,) = (work / "nnUNet_results" / f"{arm}_seed{seed}" / dataset.name).iterdir()
+        for case, values in measured.items():
+            predicted, reference = (
+                sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{case}.nii.gz"))) == 1
+                for folder in (model / f"fold_{fold}" / "validation", dataset / "labelsTr")
+            )
+            overlap = 2 * (predicted & reference).sum() / (predicted.sum() + reference.sum())
+            assert values["Dice"] == pytest.approx(overlap, abs=1e-6)
+    assert "minus raw" in (work / "table.md").read_text()
+    assert (work / "report.html").stat().st_size > 0
+    logs = [next((work / "logs").glob(f"train-{run}-*fold_0.log")).read_text() for run in ("raw_seed7", "same_seed7")]
+    losses = [[line.split(": ", 1)[1] for line in log.splitlines() if " train_loss " in line] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 1
+    shutil.rmtree(work)
