@@ -172,7 +172,7 @@ def parse_arm(
     known = next((known for known in KNOWN if known.name == vae), None)
     for option, paths, needed in (
         ("--weights", weights, known is not None and known.hub_id is None and known.download_mb > 0),
-        ("--vae-code", code, known is not None and known.needs_code),
+        ("--vae-code", code, known is not None and known.code is not None),
     ):
         if vae in paths:
             options += [option, str(paths[vae])]

@@ -19,7 +19,6 @@ from fvae_nnunet.cli.command import (
     add_channels_option,
     add_reconstruction_options,
     add_work_options,
-    channels_option,
     do_cases,
     load,
     match_noise,
@@ -30,6 +29,7 @@ from fvae_nnunet.cli.command import (
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, add_plans, datasets_of
 from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.verify import verify_finished
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class _MakeViews:
             settings=loaded.settings,
             made_with={
                 **loaded.made_with,
-                "options": f"{loaded.options}{channels_option(self.arguments)} --view {self.view}",
+                "parameters": loaded.parameters | {"channels": self.arguments.channels, "view": self.view},
             },
             overwrite=self.arguments.overwrite and first,
         )
@@ -247,17 +247,15 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
     made = [name for name, folder in folders.items() if Manifest(folder).path.exists()]
     configuration = (made or list(folders))[0]  # the records of all configurations hold the same noise
     folder = folders[configuration]
-    command = shlex.join(
-        ["fvae-preprocess", str(dataset_id(dataset.name)), "-c", configuration, "-p", dataset.plans_name]
-    )
+    make = partial(command_line, "fvae-preprocess", dataset_id(dataset.name), c=configuration, p=dataset.plans_name)
     settings = preprocessing_settings(dataset.plans, PlansManager(dataset.plans).get_configuration(configuration))
     match_noise(
         arguments,
         Manifest(folder),
-        check=partial(check_view, folder, dataset.data_folders[configuration], dataset.cases, settings, command),
+        check=partial(check_view, folder, dataset.data_folders[configuration], dataset.cases, settings, make),
         cases=dataset.cases,
         read_axial=partial(read_axial_ct, dataset),
-        command=command,
+        make=make,
     )
 
 

@@ -118,7 +118,7 @@ class PatchReconstruction:
         if patches.transpose_forward is None and not vae.spec.independent_slices:
             raise UserError(
                 f"2d: {vae.spec.name} is a video VAE and needs neighbouring slices, which 2d patches do not have. Use "
-                "an image VAE (tiny, taef2, diffusers:...), or a view made before training (fvae-preprocess, -tr "
+                "an image VAE (tiny, taef2, diffusers:...), or a view made before training (fvae-preprocess, "
                 "nnUNetTrainerFVAE)"
             )
 
@@ -219,7 +219,7 @@ class PatchReconstruction:
             )
         except TooLittleMemory as error:
             raise UserError(
-                f"{error}. In training: a smaller VAE, a smaller batch, or a view made before (fvae-preprocess, -tr "
+                f"{error}. In training: a smaller VAE, a smaller batch, or a view made before (fvae-preprocess, "
                 "nnUNetTrainerFVAE)"
             ) from error
 

@@ -14,16 +14,15 @@ class KnownVAE:
     """A VAE that has a name here.
 
     Attributes:
-        name: for ``load_vae`` and ``--vae``.
+        name: for ``load_vae``.
         description: one line: kind, compression in-plane (and along the slices), latent channels.
         window: slices that it sees at once, and which numbers it admits.
         values: range of grey values of the model itself; to the outside every VAE takes [-1, 1].
-        weights: what ``--weights`` takes.
+        weights: what the ``weights`` of ``load_vae`` may be, in words.
         licence: of the weights, and of the code where that differs.
         download_mb: approximate size of the weights; 0 for embedded ones.
-        hub_id: the repository on the Hugging Face hub that is used without ``--weights``; None if there is none.
-        code: the repository whose checkout ``--vae-code`` takes; None where no such code is used.
-        needs_code: the VAE runs only from a checkout, because its licence forbids more.
+        hub_id: the repository on the Hugging Face hub that is used without weights of one's own; None if there is none.
+        code: the repository from whose checkout the VAE runs, because its licence forbids more; None elsewhere.
     """
 
     name: str
@@ -35,7 +34,6 @@ class KnownVAE:
     download_mb: int
     hub_id: str | None = None
     code: str | None = None
-    needs_code: bool = False
 
 
 _SLICES_ALONE = "each slice alone"
@@ -59,27 +57,26 @@ KNOWN = (
     KnownVAE(
         name="videovae+", description="video VAE, 8x8x4, 4 or 16 channels", window="16 slices; 4k", values="[-1, 1]",
         weights="the authors' .ckpt", licence="CC BY-NC-ND 4.0", download_mb=0,
-        code="VideoVerses/VideoVAEPlus", needs_code=True,
+        code="VideoVerses/VideoVAEPlus",
     ),
     KnownVAE(
         name="iv-vae", description="video VAE, 8x8x4, 16 channels (others exist)", window=_VIDEO_WINDOW,
-        values="[-1, 1]", weights="the authors' .pth", licence="MIT", download_mb=968, code="ali-vilab/iv-vae",
+        values="[-1, 1]", weights="the authors' .pth", licence="MIT", download_mb=968,
     ),
     KnownVAE(
         name="cv-vae", description="video VAE, 8x8x4, 4 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder vae3d", licence="weights Apache-2.0; code without a licence",
         download_mb=730, hub_id="AILab-CVC/CV-VAE",
-        code="AILab-CVC/CV-VAE", needs_code=True,
+        code="AILab-CVC/CV-VAE",
     ),
     KnownVAE(
         name="wf-vae", description="video VAE, 8x8x4, 8 or 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder or file", licence="Apache-2.0", download_mb=1270,
-        hub_id="chestnutlzj/WF-VAE-L-16Chn", code="PKU-YuanGroup/WF-VAE",
+        hub_id="chestnutlzj/WF-VAE-L-16Chn",
     ),
     KnownVAE(
         name="leanvae", description="light video VAE, 8x8x4, 4 or 16 channels", window=_VIDEO_WINDOW,
         values="[-0.5, 0.5]", weights="the authors' .ckpt", licence="MIT", download_mb=160,
-        code="westlake-repl/LeanVAE",
     ),
     KnownVAE(
         name="medvae", description="medical VAE of CT and MR volumes, 4x4x4, 1 channel", window="16 slices; 4k",

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.module_vae import Placement
 from fvae_nnunet.vae.weights import StateDict, read_checkpoint, read_state_dict
 
 
@@ -28,11 +29,28 @@ class Wanted:
     device: str | torch.device = "cpu"
     dtype: torch.dtype = torch.float32
 
+    def placement(self, source: object) -> Placement:
+        """What ``ModuleVAE`` takes; ``source`` says where the weights came from."""
+        return {"source": str(source), "device": self.device, "dtype": self.dtype}
+
     def file(self, where_to_get_it: str) -> Path:
         """The weights; UserError that says where to get them where they are not given."""
         if self.weights is None:
             raise UserError(f"{self.name}: {where_to_get_it}")
         return self.weights
+
+    def downloaded_file(self, hub_id: str, file: str, terms: str) -> Path:
+        """The weights, where they are one file on the hub that the user downloads.
+
+        Args:
+            hub_id, file: where.
+            terms: size and licence.
+
+        Raises:
+            UserError: they are not given.
+        """
+        download = f"hf download {hub_id} {file} --local-dir ."
+        return self.file(f"get its weights ({terms}) with `{download}` and give the file as `weights`")
 
     def read_state_dict(self, path: Path) -> StateDict:
         return read_state_dict(path, trust=self.trust)

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from synthetic_for_tests import ball_in, preprocess, write_synthetic_folder
 
 from fvae_nnunet.cli import preprocess as command
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.jobs.manifest import Manifest, write_json
@@ -276,6 +277,6 @@ def test_synthetic_cases_are_no_view(clone, folder):
     preprocess(clone, folder, configurations=["3d_fullres"])
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
     with pytest.raises(UserError, match="has no reconstructed view"):
-        find_view(data_folder, "repair")
+        find_view(data_folder, command_line)
     with pytest.raises(UserError, match="give the view another name"):
         view_folder(data_folder, "synthetic")

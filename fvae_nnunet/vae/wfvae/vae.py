@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.folders import HubModel, open_folder
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, grey
+from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, drawn, grey
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict, first_difference
+from fvae_nnunet.vae.weights import StateDict, filled
 from fvae_nnunet.vae.wfvae.network import WFVAENetwork, WFVAESizes
 from fvae_nnunet.vae.wfvae.wavelets import COLOURS
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 WFVAE_ON_HUB = HubModel("chestnutlzj/WF-VAE-L-16Chn", ("",), 1270)
-WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
 
 # Names and defaults of the arguments of upstream's WFVAEModel
 _SIZES = {
@@ -55,24 +57,8 @@ class WFVAE(ModuleVAE):
     the volume depend on the four behind them, so a stream, which returns what it is given, could not equal one pass.
     """
 
-    def __init__(
-        self,
-        network: WFVAENetwork,
-        sizes: WFVAESizes,
-        *,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spec = VAESpec(
-            name="wf-vae",
-            inplane_stride=8,
-            latent_channels=sizes.latent_channels,
-            slice_stride=4,
-            slice_offset=1,
-            window_slices=WINDOW_SLICES,
-        )
-        super().__init__(network, spec, source=source, device=device, dtype=dtype)
+    def __init__(self, network: WFVAENetwork, sizes: WFVAESizes, **placement: Unpack[Placement]) -> None:
+        super().__init__(network, VAESpec.of_video("wf-vae", sizes.latent_channels, causal=False), **placement)
         self._network = network
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -112,7 +98,8 @@ def load_wfvae(wanted: Wanted) -> WFVAE:
         _check_kind(name, state, where)
         sizes = WFVAESizes(**{ours: folder.config.get(*theirs) for ours, theirs in _SIZES.items()})
         source = f"hub {WFVAE_ON_HUB.hub_id}" if weights is None else where
-    return WFVAE(_build(name, sizes, state, where), sizes, source=source, device=wanted.device, dtype=wanted.dtype)
+    network = filled(lambda: WFVAENetwork(sizes), state, f"{name}: {where} does not fit WF-VAE")
+    return WFVAE(network.channels_last(), sizes, **wanted.placement(source))
 
 
 def _read_network(content: dict, path: Path) -> StateDict:
@@ -174,13 +161,3 @@ def _sizes_from_tensors(state: StateDict) -> WFVAESizes:
         decoder_blocks=layers("decoder.up1") - 2,  # the upsampling and one block behind them
         connect_blocks=connect_blocks,
     )
-
-
-def _build(name: str, sizes: WFVAESizes, state: StateDict, where: str) -> WFVAENetwork:
-    with torch.device("meta"):
-        network = WFVAENetwork(sizes)
-    difference = first_difference(network.state_dict(), state)
-    if difference is not None:
-        raise UserError(f"{name}: {where} does not fit WF-VAE: {difference}")
-    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return network.channels_last()
