@@ -91,7 +91,8 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         self._refuse_other_views(record, digests)
         self.view_cases = {**self.view_cases, **digests}
         if self.view_name is None:
-            self.view_name, self.view_settings, self.views_settings = record.values()
+            self.view_name = record["view_name"]
+            self.view_settings, self.views_settings = record["view"], record["views"]
             for view, folder in folders.items():
                 repair = self.preprocess_command(**contents[view]["made_with"]["parameters"], verify=True)
                 checked = Manifest(folder).check_sample(cases, repair)

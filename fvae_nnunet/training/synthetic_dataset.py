@@ -120,7 +120,7 @@ def check_synthetic(
     if content is None or not (folder / ACCEPTED_CASES).is_file():
         raise UserError(f"{data_folder} has no synthetic cases beside it. {way_to}")
     make_again = partial(preprocess, **content["made_with"]["parameters"])
-    refuse_other_plans(content, preprocessing, f"what lies in {folder}", make_again)
+    refuse_other_plans(content, preprocessing, f"the synthetic cases in {folder} were preprocessed", make_again)
     accepted = read_json(folder / ACCEPTED_CASES, _ACCEPTED)
     missing = [case for case in sorted(accepted["cases"]) if not manifest.is_whole(case, synthetic_files(folder, case))]
     if missing:

@@ -193,7 +193,7 @@ def check_view(
     if content is None:
         raise UserError(f"{folder} holds no view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], make)}")
     make_again = partial(make, **content["made_with"]["parameters"])
-    refuse_other_plans(content, preprocessing, f"the view {folder}", make_again)
+    refuse_other_plans(content, preprocessing, f"the view {folder} was made", make_again)
     missing, stale = [], []
     for case in cases:
         record = manifest.read_case(case)
@@ -214,22 +214,28 @@ def check_view(
 
 
 def refuse_other_plans(
-    content: dict[str, Any], preprocessing: dict[str, Any], name: str, make_again: Callable[..., str]
+    content: dict[str, Any], preprocessing: dict[str, Any], made: str, make_again: Callable[..., str]
 ) -> None:
     """UserError where a folder beside the data was made for other plans.
 
     Args:
         content: of its manifest.
         preprocessing: what it should have been made for.
-        name: of the folder, the start of the message.
+        made: the start of the message, such as ``the view x was made``.
         make_again: the command that makes it, with further parameters.
     """
     changed = differences(content["settings"]["preprocessing"], preprocessing)
     if changed:
         raise UserError(
-            f"{name} was made for other plans:\n  "
-            + "\n  ".join(changed)
-            + f"\nMake it anew with: {make_again(overwrite=True)}"
+            f"{made} for other plans:\n  " + "\n  ".join(changed) + f"\nMake it anew with: {make_again(overwrite=True)}"
+        )
+
+
+def check_shares(probability: float, blend: tuple[float, float]) -> None:
+    """UserError unless the view's probability lies in [0, 1], and so do its lowest and highest weight."""
+    if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
+        raise UserError(
+            f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
         )
 
 
@@ -292,10 +298,7 @@ class ViewDataset(DatasetAround):
         probability: float,
         blend: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
-            raise UserError(
-                f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
-            )
+        check_shares(probability, blend)
         super().__init__(inner)
         self.folders = tuple(folders)
         self.shares = np.array(list(folders.values())) / sum(folders.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel
+
 DIFFUSERS_PREFIX = "diffusers:"
 CONTROL_PREFIX = "control:"
 """Of plain denoisers, which are no VAEs; see ``vae.denoisers``."""
@@ -22,6 +24,7 @@ class KnownVAE:
         licence: of the weights, and of the code where that differs.
         download_mb: approximate size of the weights; 0 for embedded ones.
         hub_id: the repository on the Hugging Face hub that is used without weights of one's own; None if there is none.
+        hub_subfolders: where its files may be there, see ``HubModel``.
         code: the repository from whose checkout the VAE runs, because its licence forbids more; None elsewhere.
     """
 
@@ -33,7 +36,13 @@ class KnownVAE:
     licence: str
     download_mb: int
     hub_id: str | None = None
+    hub_subfolders: tuple[str, ...] = (VAE_SUBFOLDER, "")
     code: str | None = None
+
+    @property
+    def hub(self) -> HubModel | None:
+        """Where its weights are on the hub."""
+        return None if self.hub_id is None else HubModel(self.hub_id, self.hub_subfolders, self.download_mb)
 
 
 _SLICES_ALONE = "each slice alone"
@@ -49,10 +58,12 @@ KNOWN = (
     KnownVAE(
         name="wan2.1", description="video VAE, 8x8x4, 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=508, hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        hub_subfolders=(VAE_SUBFOLDER,),
     ),
     KnownVAE(
         name="wan2.2", description="video VAE, 16x16x4, 48 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=2820, hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        hub_subfolders=(VAE_SUBFOLDER,),
     ),
     KnownVAE(
         name="videovae+", description="video VAE, 8x8x4, 4 or 16 channels", window="16 slices; 4k", values="[-1, 1]",
@@ -66,13 +77,13 @@ KNOWN = (
     KnownVAE(
         name="cv-vae", description="video VAE, 8x8x4, 4 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder vae3d", licence="weights Apache-2.0; code without a licence",
-        download_mb=730, hub_id="AILab-CVC/CV-VAE",
+        download_mb=730, hub_id="AILab-CVC/CV-VAE", hub_subfolders=("vae3d",),
         code="AILab-CVC/CV-VAE",
     ),
     KnownVAE(
         name="wf-vae", description="video VAE, 8x8x4, 8 or 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder or file", licence="Apache-2.0", download_mb=1270,
-        hub_id="chestnutlzj/WF-VAE-L-16Chn",
+        hub_id="chestnutlzj/WF-VAE-L-16Chn", hub_subfolders=("",),
     ),
     KnownVAE(
         name="leanvae", description="light video VAE, 8x8x4, 4 or 16 channels", window=_VIDEO_WINDOW,
@@ -105,6 +116,11 @@ KNOWN = (
         )
     ),
 )  # fmt: skip
+
+
+def hub_of(name: str) -> HubModel | None:
+    """Where the weights of a VAE are on the hub; None where they are not there, or the name is not known."""
+    return next((vae.hub for vae in KNOWN if vae.name == name), None)
 
 
 def known_vaes() -> list[KnownVAE]:

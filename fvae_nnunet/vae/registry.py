@@ -17,7 +17,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import EMBEDDED, FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
 from fvae_nnunet.vae.identify import model_of_file
-from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN
+from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN, hub_of
 from fvae_nnunet.vae.self_check import check_device
 from fvae_nnunet.vae.wanted import Wanted
 
@@ -146,12 +146,11 @@ def is_available_offline(name: str) -> bool:
     if name.startswith(DIFFUSERS_PREFIX):
         place = name.removeprefix(DIFFUSERS_PREFIX)
         folder = Path(place).expanduser()
-        return has_model(folder) if folder.is_dir() else _hub_model(place).cached() is not None
-    known = next((vae for vae in KNOWN if vae.name == name), None)
-    if known is None:
+        return has_model(folder) if folder.is_dir() else _image_vae_on_hub(name).cached() is not None
+    if all(vae.name != name for vae in KNOWN):
         raise _unknown(name)
-    subfolders = {"cv-vae": ("vae3d",)}.get(name, (VAE_SUBFOLDER, ""))
-    return known.hub_id is not None and HubModel(known.hub_id, subfolders).cached() is not None
+    hub = hub_of(name)
+    return hub is not None and hub.cached() is not None
 
 
 def _load_tiny(wanted: Wanted) -> FrozenVAE:
@@ -176,14 +175,12 @@ def _load_diffusers(wanted: Wanted) -> FrozenVAE:
         path = found.path.resolve()
         name = DIFFUSERS_PREFIX + (path.parent.name if path.name == VAE_SUBFOLDER else path.name)
         return load_image_vae(replace(wanted, name=name), found, source=str(found.path))
-    hub = _hub_model(place)
-    found = open_folder(hub.fetch(wanted.name) if wanted.weights is None else wanted.weights)
-    return load_image_vae(wanted, found, source=f"hub {hub.hub_id}" if wanted.weights is None else str(found.path))
+    found, source = wanted.folder(_image_vae_on_hub(wanted.name))
+    return load_image_vae(wanted, found, source=source)
 
 
-def _hub_model(place: str) -> HubModel:
-    size_mb = next((vae.download_mb for vae in KNOWN if vae.name == DIFFUSERS_PREFIX + place), None)
-    return HubModel(place, size_mb=size_mb)
+def _image_vae_on_hub(name: str) -> HubModel:
+    return hub_of(name) or HubModel(name.removeprefix(DIFFUSERS_PREFIX))
 
 
 def _unknown(name: str) -> UserError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.folders import HubModel, ModelFolder, open_folder
 from fvae_nnunet.vae.module_vae import Placement
 from fvae_nnunet.vae.weights import StateDict, read_checkpoint, read_state_dict
 
@@ -38,6 +39,18 @@ class Wanted:
         if self.weights is None:
             raise UserError(f"{self.name}: {where_to_get_it}")
         return self.weights
+
+    def folder(self, hub: HubModel | None) -> tuple[ModelFolder, str]:
+        """The folder of the weights, the hub's where they are not given, and where it came from, in words.
+
+        Raises:
+            UserError: it is none in diffusers' format, or cannot be had.
+        """
+        if self.weights is None:
+            assert hub is not None
+            return open_folder(hub.fetch(self.name)), f"hub {hub.hub_id}"
+        found = open_folder(self.weights)
+        return found, str(found.path)
 
     def downloaded_file(self, hub_id: str, file: str, terms: str) -> Path:
         """The weights, where they are one file on the hub that the user downloads.

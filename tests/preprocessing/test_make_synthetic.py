@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import blosc2
@@ -277,6 +278,6 @@ def test_synthetic_cases_are_no_view(clone, folder):
     preprocess(clone, folder, configurations=["3d_fullres"])
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
     with pytest.raises(UserError, match="has no reconstructed view"):
-        find_view(data_folder, command_line)
+        find_view(data_folder, partial(command_line, "fvae-preprocess"))
     with pytest.raises(UserError, match="give the view another name"):
         view_folder(data_folder, "synthetic")

@@ -107,12 +107,12 @@ def test_the_only_view_is_found_and_several_need_the_variable(clone, monkeypatch
     with pytest.raises(UserError, match=r"no reconstructed view.*fvae-preprocess 7"):
         find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
     make_view(clone, view="one", configurations=["3d_fullres"])
-    assert find_view(data_folder, command_line) == "one"
+    assert find_view(data_folder, str) == "one"
     make_view(clone, view="two", configurations=["3d_fullres"])
     with pytest.raises(UserError, match=r"views one, two; choose one: export nnUNet_fvae_view=one"):
-        find_view(data_folder, command_line)
+        find_view(data_folder, str)
     monkeypatch.setenv("nnUNet_fvae_view", "two")
-    assert find_view(data_folder, command_line) == "two"
+    assert find_view(data_folder, str) == "two"
     monkeypatch.setenv("nnUNet_fvae_view", "three")
     with pytest.raises(
         UserError, match=r"asks for the view 'three'.*there is one, two.*: export nnUNet_fvae_view=one$"
@@ -162,14 +162,14 @@ def test_views_are_named_with_weights(tmp_path, monkeypatch):
         folder = view_folder(data_folder, name)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
-    assert find_views(data_folder, command_line, "two") == {"two": 1}
-    assert find_views(data_folder, command_line, "two:2.5, one") == {"two": 2.5, "one": 1}
+    assert find_views(data_folder, str, "two") == {"two": 1}
+    assert find_views(data_folder, str, "two:2.5, one") == {"two": 2.5, "one": 1}
     monkeypatch.setenv("nnUNet_fvae_view", "one,two:3")
-    assert find_views(data_folder, command_line) == {"one": 1, "two": 3}
+    assert find_views(data_folder, str) == {"one": 1, "two": 3}
     with pytest.raises(UserError, match="only one view can be used here, not one, two"):
-        find_view(data_folder, command_line)
+        find_view(data_folder, str)
     with pytest.raises(UserError, match=r"asks for the view 'three'.*there is one, two"):
-        find_views(data_folder, command_line, "one,three:2")
+        find_views(data_folder, str, "one,three:2")
     for wrong in ("one:0", "one:-1", "one:many", "one,one", "one,", "one:nan", "one:inf"):
         with pytest.raises(UserError, match="NAME or NAME:WEIGHT"):
-            find_views(data_folder, command_line, wrong)
+            find_views(data_folder, str, wrong)

@@ -21,7 +21,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.checkout.importer import Checkout
 from fvae_nnunet.vae.checkout.vae import CheckoutVAE, CheckoutWeights, ResearchCode, colours
-from fvae_nnunet.vae.folders import HubModel
+from fvae_nnunet.vae.known import hub_of
 from fvae_nnunet.vae.module_vae import Placement, drawn, grey
 from fvae_nnunet.vae.wanted import Wanted
 
@@ -53,7 +53,6 @@ class CVVAE(CheckoutVAE):
         "models.modeling_vae",
         "CVVAEModel",
         "its folder vae3d with config.json and weights",
-        hub=HubModel("AILab-CVC/CV-VAE", ("vae3d",)),
         # xformers itself has no kernels for the CPU
         replaced={
             "xformers": _module(
@@ -146,8 +145,8 @@ def load_checkout_vae(wanted: Wanted, *, code: Path) -> FrozenVAE:
     )
     if weights is not None:
         found = CheckoutWeights(name, weights, str(weights), trust, checkout)
-    elif research.hub is not None:
-        found = CheckoutWeights(name, research.hub.fetch(name), f"hub {research.hub.hub_id}", trust, checkout)
+    elif (hub := hub_of(name)) is not None:
+        found = CheckoutWeights(name, hub.fetch(name), f"hub {hub.hub_id}", trust, checkout)
     else:
         raise UserError(f"{name}: give {research.weights} as `weights` (see github.com/{research.repository})")
     model, latent_channels = adapter.build(checkout.load(research.module, research.class_name), found)

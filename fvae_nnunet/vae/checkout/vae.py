@@ -14,7 +14,7 @@ import torch
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.checkout.importer import Checkout
-from fvae_nnunet.vae.folders import WEIGHTS_FILES, HubModel, open_folder
+from fvae_nnunet.vae.folders import WEIGHTS_FILES, open_folder
 from fvae_nnunet.vae.module_vae import ModuleVAE, Placement
 from fvae_nnunet.vae.weights import StateDict, filled, read_state_dict
 
@@ -33,7 +33,6 @@ class ResearchCode:
         repository: ``owner/name`` on GitHub.
         module, class_name: the model in it.
         weights: what the user gives as weights, in words.
-        hub: where the weights are if they are not given; None if they must be.
         nominal, replaced: see ``Checkout``.
     """
 
@@ -41,7 +40,6 @@ class ResearchCode:
     module: str
     class_name: str
     weights: str
-    hub: HubModel | None = None
     nominal: tuple[str, ...] = ()
     replaced: Mapping[str, Any] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ import torch
 from fvae_nnunet.device.memory import MARGIN, CallSize, available_bytes
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
-from fvae_nnunet.vae.folders import HubModel, open_folder
+from fvae_nnunet.vae.known import hub_of
 from fvae_nnunet.vae.module_vae import Placement, drawn, place
 from fvae_nnunet.vae.streams import StreamingVAE
 from fvae_nnunet.vae.wan.checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
@@ -28,11 +28,6 @@ CPU_CHUNK_SLICES = 8
 
 GPU_CHUNK_VOXELS = 32 * 512 * 512
 """At most, more if a single step of slices has them: enough for any GPU, and at most 2^30 values in a tensor."""
-
-WAN_ON_HUB = {
-    "wan2.1": HubModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ("vae",), 508),
-    "wan2.2": HubModel("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ("vae",), 2820),
-}
 
 NORM_UPCASTS = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
 """Whether torch normalises half precision by way of float32 tensors, which doubles what is alive."""
@@ -181,8 +176,7 @@ def load_wan(wanted: Wanted) -> WanVAE:
         except KeyError as error:
             raise UserError(f"{name}: {where} is an incomplete {name} VAE: {error.args[0]} is missing") from error
     else:
-        hub = WAN_ON_HUB[name]
-        folder = open_folder(hub.fetch(name) if weights is None else weights)
+        folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)
         if folder.class_name != "AutoencoderKLWan":
             raise UserError(
@@ -191,7 +185,6 @@ def load_wan(wanted: Wanted) -> WanVAE:
             )
         state, config = wanted.read_state_dict(folder.weights_file), folder.config
         _check_version(name, state, where)
-        source = f"hub {hub.hub_id}" if weights is None else where
     try:
         WanSizes.from_config(config)
     except ValueError as error:

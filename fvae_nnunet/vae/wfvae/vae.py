@@ -11,7 +11,7 @@ import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
-from fvae_nnunet.vae.folders import HubModel, open_folder
+from fvae_nnunet.vae.known import hub_of
 from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, drawn, grey
 from fvae_nnunet.vae.wanted import Wanted
 from fvae_nnunet.vae.weights import StateDict, filled
@@ -21,7 +21,6 @@ from fvae_nnunet.vae.wfvae.wavelets import COLOURS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-WFVAE_ON_HUB = HubModel("chestnutlzj/WF-VAE-L-16Chn", ("",), 1270)
 
 # Names and defaults of the arguments of upstream's WFVAEModel
 _SIZES = {
@@ -82,22 +81,20 @@ def load_wfvae(wanted: Wanted) -> WFVAE:
     """
     name, weights = wanted.name, wanted.weights
     if weights is not None and weights.is_file():
-        where = str(weights)
+        where = source = str(weights)
         state = _read_network(wanted.read_checkpoint(weights), weights)
         _check_kind(name, state, where)
         try:
             sizes = _sizes_from_tensors(state)
         except KeyError as error:
             raise UserError(f"{name}: {where} is an incomplete WF-VAE: {error.args[0]} is missing") from error
-        source = where
     else:
-        folder = open_folder(WFVAE_ON_HUB.fetch(name) if weights is None else weights)
+        folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)
         _check_config(name, folder.config, where)
         state = _read_network(wanted.read_checkpoint(folder.weights_file), folder.weights_file)
         _check_kind(name, state, where)
         sizes = WFVAESizes(**{ours: folder.config.get(*theirs) for ours, theirs in _SIZES.items()})
-        source = f"hub {WFVAE_ON_HUB.hub_id}" if weights is None else where
     network = filled(lambda: WFVAENetwork(sizes), state, f"{name}: {where} does not fit WF-VAE")
     return WFVAE(network.channels_last(), sizes, **wanted.placement(source))
 
