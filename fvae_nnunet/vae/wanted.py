@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,18 @@ class Wanted:
         """
         download = f"hf download {hub_id} {file} --local-dir ."
         return self.file(f"get its weights ({terms}) with `{download}` and give the file as `weights`")
+
+    @contextmanager
+    def sizes_in(self, misfit: str) -> Iterator[None]:
+        """Around reading sizes from tensors: a KeyError, which names one that is missing, becomes a UserError.
+
+        Args:
+            misfit: what to say before the name.
+        """
+        try:
+            yield
+        except KeyError as error:
+            raise UserError(f"{self.name}: {misfit}: {error.args[0]} is missing") from error
 
     def read_state_dict(self, path: Path) -> StateDict:
         return read_state_dict(path, trust=self.trust)

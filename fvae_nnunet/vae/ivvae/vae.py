@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from fvae_nnunet.device.memory import CallSize
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.ivvae.layers import Past
 from fvae_nnunet.vae.ivvae.network import GROUP_SLICES, IVVAENetwork
@@ -88,10 +87,8 @@ def load_ivvae(wanted: Wanted) -> IVVAE:
         "ivvae_z16_dim96.pth)"
     )
     state = wanted.read_state_dict(weights)
-    try:
+    with wanted.sizes_in(f"{weights} is not an IV-VAE"):
         network = filled(lambda: _network_of_sizes(state), state, f"{name}: {weights} does not fit IV-VAE")
-    except KeyError as error:
-        raise UserError(f"{name}: {weights} is not an IV-VAE: {error.args[0]} is missing") from error
     return IVVAE(network, name=name, **wanted.placement(weights))
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.leanvae.layers import Memory
 from fvae_nnunet.vae.leanvae.network import LeanVAENetwork, Sizes
@@ -80,10 +79,8 @@ def load_leanvae(wanted: Wanted) -> LeanVAE:
         "used LeanVAE-4ch)"
     )
     state = _own_weights(wanted.read_checkpoint(weights))
-    try:
+    with wanted.sizes_in(f"{weights} is not a LeanVAE"):
         Sizes.of(state)
-    except KeyError as error:
-        raise UserError(f"{name}: {weights} is not a LeanVAE: {error.args[0]} is missing") from error
     return LeanVAE(state, name=name, **wanted.placement(weights))
 
 

@@ -171,10 +171,8 @@ def load_wan(wanted: Wanted) -> WanVAE:
         if is_original(state):
             state = to_diffusers_keys(state)
         _check_version(name, state, where)
-        try:
+        with wanted.sizes_in(f"{where} is an incomplete {name} VAE"):
             config = config_from_sizes(state)
-        except KeyError as error:
-            raise UserError(f"{name}: {where} is an incomplete {name} VAE: {error.args[0]} is missing") from error
     else:
         folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)

@@ -84,10 +84,8 @@ def load_wfvae(wanted: Wanted) -> WFVAE:
         where = source = str(weights)
         state = _read_network(wanted.read_checkpoint(weights), weights)
         _check_kind(name, state, where)
-        try:
+        with wanted.sizes_in(f"{where} is an incomplete WF-VAE"):
             sizes = _sizes_from_tensors(state)
-        except KeyError as error:
-            raise UserError(f"{name}: {where} is an incomplete WF-VAE: {error.args[0]} is missing") from error
     else:
         folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)
