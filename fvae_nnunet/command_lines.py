@@ -9,12 +9,14 @@ from typing import Any
 _SINGLE_DASH = ("device", "num_parts", "part_id", "plans_name")
 """Besides names of one or two letters, as in nnU-Net's own commands."""
 
+_RENAMED = {"hu_windows": "--hu-window", "overlap_slices": "--overlap", "posterior_seed": "--sample-posterior"}
+
 
 def option_of(parameter: str) -> str:
     """What a parameter is called on the command line: ``--vae-code`` for vae_code, ``-np`` for np."""
     if len(parameter) <= 2 or parameter in _SINGLE_DASH:
         return f"-{parameter}"
-    return f"--{parameter.replace('_', '-')}"
+    return _RENAMED.get(parameter, f"--{parameter.replace('_', '-')}")
 
 
 def options_of(parameters: Mapping[str, Any]) -> list[str]:
@@ -39,7 +41,7 @@ def options_of(parameters: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def command_line(program: str, *words: object, **parameters: Any) -> str:
+def command_line(program: str, /, *words: object, **parameters: Any) -> str:
     """A line that can be pasted into a shell.
 
     Args:
@@ -51,4 +53,4 @@ def command_line(program: str, *words: object, **parameters: Any) -> str:
 
 
 def _word(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.nnunet.files import find_plans, read_dataset_json, read_plans
@@ -80,15 +81,14 @@ def open_preprocessed_dataset(
         if wanted not in known:
             raise UserError(f"{plans_path} has no configuration {wanted!r}; there are: {', '.join(known)}")
     folders = {name: preprocessed / manager.get_configuration(name).data_identifier for name in configurations or known}
-    preprocess_all = f"nnUNetv2_preprocess -d {dataset_id(name)} -plans_name {shlex.quote(plans_name)}"
-    preprocess_command = f"{preprocess_all} -c"
+    preprocess = partial(command_line, "nnUNetv2_preprocess", d=dataset_id(name), plans_name=plans_name)
     for configuration, folder in folders.items():
         if configurations and not folder.is_dir():
-            raise UserError(f"{folder} is missing; run first: {preprocess_command} {configuration}")
+            raise UserError(f"{folder} is missing; run first: {preprocess(c=configuration)}")
     by_folder = {folder: configuration for configuration, folder in reversed(folders.items()) if folder.is_dir()}
     folders = {configuration: folder for folder, configuration in reversed(by_folder.items())}
     if not folders:
-        raise UserError(f"no configuration of {plans_path} is preprocessed; run first: {preprocess_all}")
+        raise UserError(f"no configuration of {plans_path} is preprocessed; run first: {preprocess()}")
     for configuration, folder in folders.items():
         used = manager.get_configuration(configuration).configuration["preprocessor_name"]
         if used != "DefaultPreprocessor":
@@ -96,7 +96,7 @@ def open_preprocessed_dataset(
                 f"{configuration} is preprocessed by {used}; only nnU-Net's DefaultPreprocessor is supported"
             )
         if not any(folder.glob("*.b2nd")) and any(folder.glob("*.npz")):
-            raise UserError(f"{folder} holds .npz of an older nnU-Net; run again: {preprocess_command} {configuration}")
+            raise UserError(f"{folder} holds .npz of an older nnU-Net; run again: {preprocess(c=configuration)}")
 
     files = training_files(raw, dataset_json)
     unprocessed = [
@@ -108,7 +108,7 @@ def open_preprocessed_dataset(
     if unprocessed:
         raise UserError(
             f"{len(unprocessed)} cases of {raw} are not preprocessed, first {unprocessed[0]}; run again: "
-            f"{preprocess_command} {' '.join(folders)}"
+            f"{preprocess(c=list(folders))}"
         )
     for configuration, folder in folders.items():
         orphans = sorted(
@@ -117,7 +117,7 @@ def open_preprocessed_dataset(
         if orphans:
             raise UserError(
                 f"{len(orphans)} cases in {folder} have no raw image in {raw} (first: {orphans[0]}); put the images "
-                f"back, or delete the folder and run again: {preprocess_command} {configuration}"
+                f"back, or delete the folder and run again: {preprocess(c=configuration)}"
             )
     return PreprocessedDataset(
         name=name,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Generator, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import put_in_place, sha256_of_file
@@ -34,7 +34,8 @@ def find_synthetic_cases(dataset: PreprocessedDataset, synthetic_folder: Path) -
     found = {case.name: case for case in read_synthetic_cases(synthetic_folder)}
     if not found:
         raise UserError(
-            f"{synthetic_folder} holds no accepted case; fvae-report --synthetic shows why, fvae-synthesize makes more"
+            f"{synthetic_folder} holds no accepted case; {command_line('fvae-report', synthetic=synthetic_folder)} "
+            "shows why, fvae-synthesize makes more"
         )
     labels = dataset.dataset_json["labels"]
     for name, case in found.items():
@@ -90,7 +91,7 @@ def open_synthetic_data(
                 dataset.plans, manager.get_configuration(name), dataset.dataset_json
             ),
         }
-        manifest.begin("synthetic", settings, {"options": f"--synthetic {shlex.quote(source)}"})
+        manifest.begin("synthetic", settings, {"parameters": {"synthetic": source}})
         write_json(folder / ACCEPTED_CASES, accepted)
     return folders
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.noise import mean_of_known
 from fvae_nnunet.ct.orientation import AxisOrder, axial_order_of_nnunet
@@ -59,7 +59,7 @@ def open_views(
         dataset: what to reconstruct.
         vae, settings: with what.
         view: the view's name.
-        made_with: for the reader of the manifest; ``options`` holds the command-line options that make the view.
+        made_with: for the reader of the manifest; its ``parameters`` are those of the command that makes the view.
         overwrite: delete an existing view of that name first.
 
     Raises:
@@ -230,8 +230,7 @@ def _write_case(
         if data.shape != raw.shape:
             raise UserError(
                 f"the view has shape {data.shape} and nnU-Net's array {raw.shape}; preprocess the dataset again: "
-                f"nnUNetv2_preprocess -d {dataset_id(dataset.name)} "
-                f"-plans_name {shlex.quote(dataset.plans_name)} -c {name}"
+                + command_line("nnUNetv2_preprocess", d=dataset_id(dataset.name), plans_name=dataset.plans_name, c=name)
             )
         cparams = raw.schunk.cparams
         compressed = blosc2.asarray(

@@ -81,7 +81,7 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
         from fvae_nnunet.preprocessing.make_views import make_views, open_views
 
         dataset = open_preprocessed_dataset(source, configurations=["3d_fullres"])
-        folders = open_views(dataset, vae, view=output.name, settings=settings, made_with={"options": ""})
+        folders = open_views(dataset, vae, view=output.name, settings=settings, made_with={"parameters": {}})
         outcomes = make_views(
             dataset, vae, folders, settings=settings, cases=dataset.cases, workers=workers, seconds=seconds
         )

@@ -6,8 +6,8 @@
 The authors' scheme is the plain loop of the scripts released with the paper over the published modules: float32, one
 window of 65 slices after the other, no overlap (a short window is padded to what the model needs, not to 65, so that
 small sizes compare fairly); for image VAEs one slice after the other. The published modules of Wan and `tiny` are
-diffusers'; those of LeanVAE come from a checkout (--leanvae-code). All rows code the same windows, so that their
-values can be compared.
+diffusers'; LeanVAE's are in no package, so it has no such rows. All rows code the same windows, so that their values
+can be compared.
 
 Weights are random (each layer keeps the variance), except those of `tiny`: speed does not depend on them, and the
 differences in HU are those of noise-like images, larger than with trained weights. The volume is a phantom.
@@ -121,17 +121,10 @@ def write_random_weights(name: str, folder: Path) -> Path | None:
     return path
 
 
-def published(
-    name: str, weights: Path | None, code: Path | None, device: torch.device, dtype: torch.dtype
-) -> Published | None:
-    """What the authors' loop runs; None where a checkout would be needed and is not given."""
+def published(name: str, weights: Path | None, device: torch.device, dtype: torch.dtype) -> Published | None:
+    """What the authors' loop runs; None for LeanVAE, whose modules are in no package."""
     if name == "leanvae":
-        if code is None:
-            return None
-        vae = load_vae(name, weights=weights, code=code, device=device, dtype=dtype)
-        return Published(
-            lambda window: vae.decode(vae.encode(window[:, :1])).expand(-1, 3, -1, -1, -1), 65, vae.spec.padded_slices
-        )
+        return None
     model: Any
     if name == "tiny":
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -182,7 +175,7 @@ def rows_of(name: str, weights: Path | None, arguments: argparse.Namespace) -> t
     rows = []
     mflop_per_voxel = float("nan")
     for dtype, label in ((torch.float32, "authors' scheme, float32"), (torch.bfloat16, "the same loop, bfloat16")):
-        stock = published(name, weights, arguments.leanvae_code, device, dtype)
+        stock = published(name, weights, device, dtype)
         if stock is None:
             continue
         if dtype == torch.float32:
@@ -296,7 +289,6 @@ def main() -> int:
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="after one round to warm up; default 3")
     parser.add_argument("--compile", action="store_true", help="also our Wan through torch.compile")
-    parser.add_argument("--leanvae-code", type=Path, metavar="FOLDER", help="checkout of westlake-repl/LeanVAE")
     arguments = parser.parse_args()
 
     device = torch.device(arguments.device)

@@ -170,7 +170,7 @@ def floor_seconds_per_sample(arguments: argparse.Namespace) -> float:
 
     slices, height, width = read_preprocessed(PLANS)["configurations"]["3d_fullres"]["patch_size"]
     device = torch.device(arguments.device)
-    loaded = load_training_vae(Path(), "", device=device)
+    loaded = load_training_vae(Path(), str, device=device)
     vae: Any = loaded.vae
     dtype, spec, settings = vae.dtype, vae.spec, loaded.settings
     vae._module.to("meta")  # shapes only

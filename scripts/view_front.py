@@ -11,6 +11,7 @@ case, and a picture: filters as curves, views as points. Views are the options o
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from phantoms import LABELS, make_torso
 
-from fvae_nnunet.cli.command import load_again, run_command
+from fvae_nnunet.cli.command import add_reconstruction_options, load, run_command
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.front import (
@@ -56,7 +57,9 @@ def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
 
 def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
     """The reconstruction that the options of ``fvae-reconstruct`` ask for; its time is added to ``seconds``."""
-    loaded = load_again(options)
+    parser = argparse.ArgumentParser(prog="the options of the view", allow_abbrev=False)
+    add_reconstruction_options(parser)
+    loaded = load(parser.parse_args(shlex.split(options)))
 
     def method(noisy_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
         start = time.monotonic()

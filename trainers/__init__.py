@@ -1,4 +1,4 @@
-"""Trainers for ``nnUNetv2_train -tr``; nnU-Net finds them through a stub, see ``fvae_nnunet.nnunet.registration``."""
+"""Trainers for ``nnUNetv2_train``; nnU-Net finds them through a stub, see ``fvae_nnunet.nnunet.registration``."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             ``float16``.
         ct_channels: those that are reconstructed; None for those of the view which names the VAE, without a view those
             that are called CT.
-        hu_as_is: reconstruct also a foreground that cannot be in HU; as ``--hu-as-is`` of the view.
+        hu_as_is: reconstruct also a foreground that cannot be in HU; as of the view.
         last_draw: what was done to the last training batch.
     """
 
@@ -101,7 +101,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         check_draw_settings(self.view_probability, self.view_blend, self.posterior)
         loaded = load_training_vae(
             Path(self.preprocessed_dataset_folder),
-            self.repair_command(),
+            self.preprocess_command,
             device=self.device,
             view=self.view,
             hu_window=self.hu_window,

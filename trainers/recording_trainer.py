@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet import __version__
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.jobs.manifest import differences
@@ -73,10 +73,10 @@ class RecordingTrainer(nnUNetTrainer):
             "synthetic_probability": self.synthetic_probability,
         }
 
-    def repair_command(self) -> str:
-        """Start of the command that makes a view of the data in use."""
-        number, plans = str(dataset_id(self.plans_manager.dataset_name)), self.plans_manager.plans_name
-        return shlex.join(["fvae-preprocess", number, "-c", self.configuration_name, "-p", plans])
+    def preprocess_command(self, **parameters: Any) -> str:
+        """The command that makes a view of the data in use, or preprocesses synthetic cases, with these parameters."""
+        number, plans = dataset_id(self.plans_manager.dataset_name), self.plans_manager.plans_name
+        return command_line("fvae-preprocess", number, c=self.configuration_name, p=plans, **parameters)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         self.refuse_to_go_on(
@@ -101,12 +101,15 @@ class RecordingTrainer(nnUNetTrainer):
             names = {path.parent.name.removeprefix("fold_") for path in trained} | {str(self.fold)}
             folds = sorted(names - {"all"}, key=int)
         raw = Path(os.environ.get(RAW_VARIABLE, ""), self.plans_manager.dataset_name, "imagesTs")
-        return shlex.join(
-            [
-                *("fvae-predict", "-i", str(raw) if raw.is_dir() else "imagesTs", "-o", "predictions"),
-                *("-d", self.plans_manager.dataset_name, "-c", self.configuration_name, "-tr", type(self).__name__),
-                *("-p", self.plans_manager.plans_name, "-f", *folds),
-            ]
+        return command_line(
+            "fvae-predict",
+            i=raw if raw.is_dir() else "imagesTs",
+            o="predictions",
+            d=self.plans_manager.dataset_name,
+            c=self.configuration_name,
+            tr=type(self).__name__,
+            p=self.plans_manager.plans_name,
+            f=folds,
         )
 
     def save_checkpoint(self, filename: str) -> None:
@@ -157,7 +160,7 @@ class RecordingTrainer(nnUNetTrainer):
             raise UserError(
                 f"the model in {self.output_folder} was trained with something else than what would go on now:\n  "
                 + "\n  ".join(changed)
-                + f"\n{remedy} to go on. Or begin anew: without --c, which writes over this model, or in a subclass "
-                "of another name, which has a folder of its own (docs/own_trainer.md); -pretrained_weights begins with "
+                + f"\n{remedy} to go on. Or begin anew: nnUNetv2_train without --c writes over this model; a subclass "
+                "of another name has a folder of its own (docs/own_trainer.md), and -pretrained_weights begins with "
                 "the weights of this one"
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet import __version__
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.portable_names import portable_name
 from fvae_nnunet.jobs.manifest import Manifest
@@ -49,14 +49,14 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
             raise UserError(
                 f"{self.configuration_name} needs the segmentation of the previous stage as input, and there is none "
                 "of synthetic cases; train the previous stage or 3d_fullres with synthetic cases, and the cascade with "
-                "-tr nnUNetTrainerFVAE"
+                "nnUNetTrainerFVAE"
             )
         data = self._open_synthetic()
         used = data.made_from(training.identifiers)
         if not used:
             raise UserError(
                 f"none of the {len(data.source_cases)} synthetic cases in {data.folder} was made from training cases "
-                f"of fold {self.fold} alone; make some with: {self._synthesize_command()} --fold {self.fold}"
+                f"of fold {self.fold} alone; make some with: {self._synthesize_command()}"
             )
         validated = set(validation.identifiers) - set(training.identifiers)
         self._say_synthetic(data, used, data.seen_by_models(validated))
@@ -88,22 +88,22 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         preprocessing = synthetic_preprocessing_settings(
             self.plans_manager.plans, self.configuration_manager, self.dataset_json
         )
-        commands = (self._synthesize_command(), self._preprocess_command(), self.repair_command())
-        return check_synthetic(Path(self.preprocessed_dataset_folder), preprocessing, commands)
+        folder = Path(os.environ.get(RAW_VARIABLE, ""), "fvae_synthetic", self.plans_manager.dataset_name)
+        way_to = (
+            f"Make some with: {self._synthesize_command()}\n"
+            f"and preprocess them with: {self.preprocess_command(synthetic=folder)}"
+        )
+        data_folder = Path(self.preprocessed_dataset_folder)
+        return check_synthetic(data_folder, preprocessing, self.preprocess_command, way_to)
 
     def _synthesize_command(self) -> str:
         """Trains a model for this fold, or finds that it is trained, and makes cases of its training cases."""
-        name = self.plans_manager.dataset_name
-        fold = [] if self.fold == "all" else ["--fold", str(self.fold)]
-        of_fold = f"__fold{self.fold}" if fold else ""
+        number = dataset_id(self.plans_manager.dataset_name)
+        fold = None if self.fold == "all" else self.fold
+        of_fold = "" if fold is None else f"__fold{fold}"
         model = Path(self.output_folder_base).parent / f"fvae_ldm__wan2.1{of_fold}"
-        train = ["fvae-train-ldm", str(dataset_id(name)), *fold]
-        synthesize = ["fvae-synthesize", str(dataset_id(name)), "--ldm", str(model), *fold, "-n", "200"]
-        return f"{shlex.join(train)} && {shlex.join(synthesize)}"
-
-    def _preprocess_command(self) -> str:
-        folder = Path(os.environ.get(RAW_VARIABLE, ""), "fvae_synthetic", self.plans_manager.dataset_name)
-        return f"{self.repair_command()} --synthetic {shlex.quote(str(folder))}"
+        train = command_line("fvae-train-ldm", number, fold=fold)
+        return f"{train} && {command_line('fvae-synthesize', number, ldm=model, fold=fold, n=200)}"
 
     def _say_synthetic(self, data: SyntheticData, used: dict[str, str], seen: list[str]) -> None:
         """Record, and say in the log, which synthetic cases are used and what is wrong with their model."""
@@ -111,7 +111,7 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
             return
         digests = {case: Manifest(data.folder).content_sha256([case])[:16] for case in sorted(used)}
         self._refuse_other_cases(digests)
-        repair = f"{self.repair_command()} --synthetic {shlex.quote(data.settings['synthetic_folder'])} --verify"
+        repair = self.preprocess_command(synthetic=data.settings["synthetic_folder"], verify=True)
         checked = Manifest(data.folder).check_sample(sorted(used), repair)
         left_out = len(data.source_cases) - len(used)
         self.synthetic_cases = digests
@@ -140,8 +140,8 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
             self.print_to_log_file(
                 f"fvae_nnunet WARNING: the diffusion model was trained on {len(seen)} validation cases of this fold "
                 f"(first: {seen[0]}), so that what they look like has leaked into training and validation scores may "
-                f"be too good; train a model for this fold: fvae-train-ldm "
-                f"{dataset_id(self.plans_manager.dataset_name)} --fold {self.fold}"
+                "be too good; train a model for this fold: "
+                + command_line("fvae-train-ldm", dataset_id(self.plans_manager.dataset_name), fold=self.fold)
             )
 
 

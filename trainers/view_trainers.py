@@ -68,50 +68,42 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         """The folders of the views to use and their weights, after checking that each holds these cases and fits the
         data and plans."""
         data_folder = Path(self.preprocessed_dataset_folder)
-        repair = self.repair_command()
-        views = find_views(data_folder, repair, self.view)
+        views = find_views(data_folder, self.preprocess_command, self.view)
         if len(views) > 1 and self.view_in_validation:
             raise UserError(
                 f"{type(self).__name__} validates on the view, so it takes one and not {', '.join(views)}; name one of "
                 f"them ({VIEW_VARIABLE}), or train with nnUNetTrainerFVAE"
             )
         preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
-        folders = {view_folder(data_folder, view): weight for view, weight in views.items()}
-        contents = [check_view(folder, data_folder, cases, preprocessing, repair) for folder in folders]
-        settings = [
-            {key: value for key, value in content["settings"].items() if key != "preprocessing"} for content in contents
-        ]
-        several = len(views) > 1
+        folders = {view: view_folder(data_folder, view) for view in views}
+        contents = {
+            view: check_view(folder, data_folder, cases, preprocessing, self.preprocess_command)
+            for view, folder in folders.items()
+        }
+        settings = {view: _without_preprocessing(content["settings"]) for view, content in contents.items()}
+        prefixes = {view: f"{view}/" for view in views} if len(views) > 1 else dict.fromkeys(views, "")
         digests = {
-            f"{view}/{case}" if several else case: Manifest(folder).content_sha256([case])[:16]
-            for view, folder in zip(views, folders, strict=True)
+            f"{prefixes[view]}{case}": Manifest(folder).content_sha256([case])[:16]
+            for view, folder in folders.items()
             for case in cases
         }
-        record: dict[str, Any] = {
-            "view_name": ",".join(f"{view}:{weight:g}" for view, weight in views.items())
-            if several
-            else next(iter(views)),
-            "view": None if several else settings[0],
-            "views": dict(zip(views, settings, strict=True)) if several else None,
-        }
+        record = _record_of(views, settings)
         self._refuse_other_views(record, digests)
         self.view_cases = {**self.view_cases, **digests}
         if self.view_name is None:
-            self.view_name, self.view_settings, self.views_settings = (
-                record["view_name"],
-                record["view"],
-                record["views"],
-            )
-            for view, folder, content, made_with in zip(views, folders, contents, settings, strict=True):
-                checked = Manifest(folder).check_sample(cases, f"{repair} {content['made_with']['options']} --verify")
+            self.view_name = record["view_name"]
+            self.view_settings, self.views_settings = record["view"], record["views"]
+            for view, folder in folders.items():
+                repair = self.preprocess_command(**contents[view]["made_with"]["parameters"], verify=True)
+                checked = Manifest(folder).check_sample(cases, repair)
                 share = self.view_probability * views[view] / sum(views.values())
                 self.print_to_log_file(
                     f"fvae_nnunet {__version__}: {len(cases)} cases with view {view!r} in {folder}, "
                     f"drawn with probability {share:g}, weight {self.view_blend[0]:g} to "
                     f"{self.view_blend[1]:g}, {'also' if self.view_in_validation else 'not'} in validation; {checked}; "
-                    f"made with {json.dumps(made_with)}"
+                    f"made with {json.dumps(settings[view])}"
                 )
-        return folders
+        return {folders[view]: weight for view, weight in views.items()}
 
     def _refuse_other_views(self, record: dict[str, Any], digests: dict[str, str]) -> None:
         """UserError where the loaded checkpoint was trained with other views, or with other content of the same."""
@@ -126,6 +118,19 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         before = (self.continued or {}).get("view_name")
         named = f" (export {VIEW_VARIABLE}={before})" if before not in (None, now) and self.view is None else ""
         self.refuse_to_go_on(changed, f"Bring back the view that it was trained with{named}")
+
+
+def _without_preprocessing(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "preprocessing"}
+
+
+def _record_of(views: dict[str, float], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's record says of one view or several, with the settings of each."""
+    if len(views) == 1:
+        (view,) = views
+        return {"view_name": view, "view": settings[view], "views": None}
+    name = ",".join(f"{view}:{weight:g}" for view, weight in views.items())
+    return {"view_name": name, "view": None, "views": settings}
 
 
 class nnUNetTrainerFVAEReconOnly(nnUNetTrainerFVAE):

@@ -7,13 +7,13 @@ import errno
 import io
 import os
 import select
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
@@ -146,20 +146,20 @@ def channels_option(arguments: argparse.Namespace) -> str:
 
 @dataclass(frozen=True)
 class LoadedVAE:
-    """A VAE and how to use it, with the options (``--vae ...``) that would make the same again."""
+    """A VAE and how to use it, with the parameters of ``load`` that would make the same again, as JSON values."""
 
     vae: FrozenVAE
     settings: ReconstructionSettings
-    options: str
+    parameters: dict[str, Any]
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """For the reader of a manifest: where the weights are, these options, and what kind of device computed."""
+        """For the reader of a manifest: where the weights are, these parameters, and what kind of device computed."""
         from fvae_nnunet.device.numerics import device_class
 
         return {
             "weights": self.vae.weights_source,
-            "options": self.options,
+            "parameters": self.parameters,
             "device": ", ".join(filter(None, (device_class(self.vae.device), self.vae.kernels))),
         }
 
@@ -207,23 +207,22 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         pixel_mm=arguments.pixel_mm,
         average=arguments.average,
     )
-    options = ["--vae", arguments.vae]
-    for option, value in (("--weights", arguments.weights), ("--vae-code", arguments.vae_code)):
-        options += [option, value] if value else []
-    options += ["--trust-weights"] if arguments.trust_weights else []
-    options += [] if arguments.strength is None else ["--strength", f"{arguments.strength}"]
-    options += ["--scheme", settings.scheme]
-    for hu_window in settings.hu_windows:
-        options += ["--hu-window", *(f"{end:g}" for end in hu_window)]
-    options += [] if settings.enlarge == 1 else ["--enlarge", str(settings.enlarge)]
-    options += [] if settings.pixel_mm is None else ["--pixel-mm", str(settings.pixel_mm)]
-    options += [] if settings.average == 1 else ["--average", str(settings.average)]
-    options += ["--window-slices", str(settings.window_slices), "--overlap", str(settings.overlap_slices)]
-    options += ["--precision", str(vae.dtype).removeprefix("torch.")]
-    options += ["--truncate"] if settings.truncate else []
-    options += ["--hu-as-is"] if arguments.hu_as_is else []
-    options += [] if settings.posterior_seed is None else ["--sample-posterior", str(settings.posterior_seed)]
-    return LoadedVAE(vae, settings, shlex.join(options))
+    parameters = {
+        **{name: getattr(arguments, name) for name in ("vae", "weights", "vae_code", "trust_weights", "strength")},
+        "scheme": settings.scheme,
+        "hu_windows": [list(hu_window) for hu_window in settings.hu_windows],
+        "enlarge": None if settings.enlarge == 1 else settings.enlarge,
+        "pixel_mm": settings.pixel_mm,
+        "average": None if settings.average == 1 else settings.average,
+        "window_slices": settings.window_slices,
+        "overlap_slices": settings.overlap_slices,
+        "precision": str(vae.dtype).removeprefix("torch."),
+        "truncate": settings.truncate,
+        "hu_as_is": arguments.hu_as_is,
+        "posterior_seed": settings.posterior_seed,
+    }
+    given = {name: value for name, value in parameters.items() if value is not None and value is not False}
+    return LoadedVAE(vae, settings, given)
 
 
 def hu_windows_of(arguments: argparse.Namespace) -> list[tuple[float, float]]:
@@ -259,11 +258,11 @@ def _check_control_options(arguments: argparse.Namespace) -> None:
         )
 
 
-def load_again(options: str) -> LoadedVAE:
-    """``load`` for options as ``LoadedVAE.options`` holds them, or as they are typed."""
-    parser = argparse.ArgumentParser(prog="the options of the view", allow_abbrev=False)
+def load_again(parameters: Mapping[str, Any]) -> LoadedVAE:
+    """``load`` for parameters as ``LoadedVAE.parameters`` holds them."""
+    parser = argparse.ArgumentParser()
     add_reconstruction_options(parser)
-    return load(parser.parse_args(shlex.split(options)))
+    return load(parser.parse_args([], argparse.Namespace(**parameters)))
 
 
 def match_noise(
@@ -273,7 +272,7 @@ def match_noise(
     check: Callable[[], dict[str, Any]],
     cases: Iterable[str],
     read_axial: Callable[[str], list[np.ndarray]],
-    command: str,
+    make: Callable[..., str],
 ) -> None:
     """Put the ``--strength`` that ``--match`` asks for in its place, and say what was matched.
 
@@ -283,7 +282,7 @@ def match_noise(
         check: returns its content, or raises UserError where the view is not whole.
         cases: all cases that it must hold.
         read_axial: gives the CT channels of a raw case, axial slices first, in HU.
-        command: start of the command that makes the view, for messages.
+        make: the command that makes the view with the parameters that it is given, for messages.
 
     Raises:
         UserError: options that do not go together, no such view, an incomplete or older one, or it cannot be matched.
@@ -303,7 +302,7 @@ def match_noise(
             f"--match {arguments.match}: that view has another HU window; add --hu-window "
             + " ".join(f"{end:g}" for end in hu_window)
         )
-    view = noise_of_view(manifest, cases, remake=f"{command} {content['made_with']['options']}")
+    view = noise_of_view(manifest, cases, make=partial(make, **content["made_with"]["parameters"]))
     with progress_bar(desc="matching", unit="case", leave=False) as bar:
         sample = NoiseSample(view.sample, read_axial, settings)
         match = match_strength(arguments.vae, view.median.total, sample, on_case=bar.update)

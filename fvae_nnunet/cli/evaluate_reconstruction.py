@@ -8,6 +8,7 @@ table, a JSON file, a CSV with a row for each case, and pictures. docs/reconstru
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,12 +124,12 @@ def _with_noise(arguments: argparse.Namespace) -> int:
         raise UserError(f"--slices must be at least 1, got {arguments.slices}")
     beside = [path.with_suffix(".png")]
     refuse_other_output(path, is_ours=is_json_of(KIND), beside=beside, command="fvae-evaluate-reconstruction")
-    content = Manifest(arguments.view_folder / MANIFEST_FOLDER).read({"made_with": {"options": str}})
+    content = Manifest(arguments.view_folder / MANIFEST_FOLDER).read({"made_with": {"parameters": dict}})
     if content is None:
         raise UserError(f"{arguments.view_folder} was not written by fvae-reconstruct, so how to make it is not known")
     noise = KnownNoise(arguments.with_noise, arguments.noise_kernel, arguments.softened)
     images = cases_of(arguments.raw_folder)
-    loaded = load_again(content["made_with"]["options"])
+    loaded = load_again(content["made_with"]["parameters"])
     volumes = []
     for image in images.values():
         volume_hu, spacing_mm = read_upright(image)
@@ -139,7 +141,9 @@ def _with_noise(arguments: argparse.Namespace) -> int:
 
     with progress_bar(total=len(volumes) * methods_count(1), unit="view") as bar:
         found = measure_front(volumes, {name: view}, noise, on_step=bar.update)
-    picture = write_front(found, noise, list(images), path, {"views": {name: loaded.options}})
+    picture = write_front(
+        found, noise, list(images), path, {"views": {name: shlex.join(options_of(loaded.parameters))}}
+    )
     print("\n".join(text_table(front_rows(found, ("edges", "flat")))))
     print(
         f"{len(volumes)} images, {noise.sd_hu:g} HU of noise; root mean square errors against the truth in HU, with "

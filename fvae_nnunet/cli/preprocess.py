@@ -8,7 +8,6 @@ through nnU-Net's preprocessing, for -tr nnUNetTrainerFVAESynth.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from fvae_nnunet.cli.cases import (
     submit_cases,
     workers_of,
 )
-from fvae_nnunet.cli.command import LoadedVAE, channels_option, load, match_noise, run_command
+from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common, given_options
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
 from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
@@ -199,7 +198,7 @@ class _MakeViews:
             settings=loaded.settings,
             made_with={
                 **loaded.made_with,
-                "options": f"{loaded.options}{channels_option(self.arguments)} --view {self.view}",
+                "parameters": loaded.parameters | {"channels": self.arguments.channels, "view": self.view},
             },
             overwrite=self.arguments.overwrite and first,
         )
@@ -230,17 +229,15 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
     made = [name for name, folder in folders.items() if Manifest(folder).path.exists()]
     configuration = (made or list(folders))[0]  # the records of all configurations hold the same noise
     folder = folders[configuration]
-    command = shlex.join(
-        ["fvae-preprocess", str(dataset_id(dataset.name)), "-c", configuration, "-p", dataset.plans_name]
-    )
+    make = partial(command_line, "fvae-preprocess", dataset_id(dataset.name), c=configuration, p=dataset.plans_name)
     settings = preprocessing_settings(dataset.plans, PlansManager(dataset.plans).get_configuration(configuration))
     match_noise(
         arguments,
         Manifest(folder),
-        check=partial(check_view, folder, dataset.data_folders[configuration], dataset.cases, settings, command),
+        check=partial(check_view, folder, dataset.data_folders[configuration], dataset.cases, settings, make),
         cases=dataset.cases,
         read_axial=partial(read_axial_ct, dataset),
-        command=command,
+        make=make,
     )
 
 

@@ -7,9 +7,9 @@ and geometry, as int16 HU. For test images of nnUNetTrainerFVAEReconOnly.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,14 +65,14 @@ def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> Non
     folder = Path(arguments.match)
     if folder.resolve() == arguments.output.resolve():
         raise UserError(f"--match {folder} is the folder to write to (-o)")
-    command = shlex.join(["fvae-reconstruct", "-i", str(arguments.images), "-o", str(folder)])
+    make = partial(command_line, "fvae-reconstruct", i=arguments.images, o=folder)
     match_noise(
         arguments,
         Manifest(folder / MANIFEST_FOLDER),
-        check=lambda: check_folder(folder, images, command),
+        check=lambda: check_folder(folder, images, make),
         cases=images,
         read_axial=lambda case: [read_axial(images[case])],
-        command=command,
+        make=make,
     )
 
 

@@ -120,8 +120,7 @@ def _explain_vaes() -> None:
         print(f"{vae.name}: {vae.description}")
         print(f"  weights: {_where(vae, on_this_machine=is_available_offline(vae.name))}; --weights: {vae.weights}")
         if vae.code:
-            why = "needed" if vae.needs_code else "not needed, its module is built in"
-            print(f"  code: --vae-code, a checkout of github.com/{vae.code} ({why})")
+            print(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
         print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
     for name, denoiser in CONTROLS.items():
         print(f"{name}: plain denoiser, for comparison: {denoiser.description}")

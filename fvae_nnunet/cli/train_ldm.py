@@ -271,7 +271,7 @@ def _record(
 
 def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, loaded: LoadedVAE, texts: Texts) -> None:
     """Start the folder of the training, or check that it was started with the same settings."""
-    from fvae_nnunet.files.portable_names import portable_name, portable_options
+    from fvae_nnunet.files.portable_names import portable_name, portable_parameters
     from fvae_nnunet.synthesis.training.checkpoints import KIND, remove_training, training_manifest
 
     if arguments.overwrite:
@@ -285,7 +285,7 @@ def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, lo
             "cases": dataset.cases,
             "reports_sha256": texts.digest,
         },
-        {"weights": portable_name(loaded.vae.weights_source), "options": portable_options(loaded.options)},
+        {"weights": portable_name(loaded.vae.weights_source), "parameters": portable_parameters(loaded.parameters)},
     )
 
 

@@ -41,12 +41,12 @@ PADDING_SHARE = 0.01
 MASKED_SHARE = 0.05
 """Voxels of exactly 0 above this share are what was masked out."""
 
-AS_IT_IS = "If the values are HU all the same, take them with --hu-as-is"
+AS_IT_IS = "If the values are HU all the same, take them with `hu_as_is=True`"
 
 FEWEST_VALUES = 1000
 """Of fewer only the range is judged; shares would be chance."""
 
-LEAVE_OUT = "leave the channel out (--channels, with the numbers of the others)"
+LEAVE_OUT = "leave the channel out (`channels`, with the numbers of the others)"
 
 _SAMPLE = 1 << 21
 

@@ -73,5 +73,5 @@ def conv3d_fault() -> str | None:
     package = f"nvidia-cudnn-cu{(torch.version.cuda or '12').split('.')[0]}>=9.15"
     return (
         f"with torch {torch.__version__} and cuDNN {cudnn // 10000}.{cudnn // 100 % 100}, 3D convolutions in bfloat16 "
-        f"{what}; pip install -U '{package}', or use --precision float32"
+        f"{what}; pip install -U '{package}', or compute in float32"
     )

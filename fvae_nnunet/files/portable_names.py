@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def portable_name(text: str) -> str:
@@ -18,6 +19,6 @@ def portable_name(text: str) -> str:
     return f"{kind or ''}{place.name}{values}" if is_path else text
 
 
-def portable_options(options: str) -> str:
-    """Options of a command, each path in them as ``portable_name`` has it."""
-    return shlex.join(portable_name(word) for word in shlex.split(options))
+def portable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a command, each path among them as ``portable_name`` has it."""
+    return {name: portable_name(value) if isinstance(value, str) else value for name, value in parameters.items()}

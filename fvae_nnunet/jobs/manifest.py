@@ -15,8 +15,8 @@ of ``root``: a folder that comes from elsewhere cannot have other files read or 
     {"schema": 1, "kind": "view", "settings": {...}, "made_with": {...}}
 
 ``settings`` must be equal for the folder to be continued; ``made_with`` (versions, source of the weights, kind of
-device) is for the reader. A folder that goes on on another kind of device is warned of: CPUs and GPUs round
-differently, and are no other settings.
+device) is for the reader, and its ``parameters`` are those of the command that makes the same again. A folder that goes
+on on another kind of device is warned of: CPUs and GPUs round differently, and are no other settings.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.files.recorded import RecordedFile, damage_of, flush, write_shared
+from fvae_nnunet.jobs.recorded_options import parameters_in
 from fvae_nnunet.jobs.recorded_settings import SETTINGS
 
 SCHEMA = 1
@@ -117,6 +118,9 @@ class Manifest:
         if content["schema"] != SCHEMA:
             raise UserError(f"{self.path} has not schema {SCHEMA}; it was written by another version of fvae_nnunet")
         check_shape(self.path, content, _MANIFEST)
+        made_with = content["made_with"]
+        if isinstance(made_with.get("options"), str):
+            made_with["parameters"] = parameters_in(made_with.pop("options"))
         check_shape(self.path, content, needs or {})
         return content
 

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 
 from fvae_nnunet.ct.hu_windows import HUWindow
 
+Code = Callable[[torch.Tensor, HUWindow, int], torch.Tensor]
+"""The reconstruction of slices (B, d, y, x) in a HU window, same shape; it is told which pass this is, from 0."""
+
 TAPER_HU = 60.0
 """Over so many HU inside its ends a narrow window's reconstruction takes over; at most a quarter of the window."""
 
@@ -110,7 +113,7 @@ def combined(
     slices_hu: torch.Tensor,
     changes: Sequence[PlaneChange],
     hu_windows: Sequence[HUWindow],
-    code: Callable[[torch.Tensor, HUWindow, int], torch.Tensor],
+    code: Code,
 ) -> torch.Tensor:
     """Slices through a VAE as often as there are changes times HU windows.
 
@@ -118,7 +121,7 @@ def combined(
         slices_hu: (B, d, y, x) in HU.
         changes: one at least; their results are averaged.
         hu_windows: one at least; their results are fused.
-        code: the reconstruction of slices in a HU window, same shape; it is told which pass this is, from 0.
+        code: of one pass.
 
     Returns:
         Same shape, float32, in HU.

@@ -47,7 +47,7 @@ def reconstruct_folder(
     cases: Iterable[str] | None = None,
     workers: int,
     seconds: StageSeconds,
-    made_with: dict[str, object],
+    made_with: dict[str, Any],
     overwrite: bool = False,
     reader: str | None = None,
     on_slices: Callable[[str, int, int], object] | None = None,
@@ -81,7 +81,7 @@ def reconstruct_folder(
     targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
     foreign = [target.name for target in targets.values() if target.exists()]
     if foreign and not overwrite and manifest.read() is None:
-        raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or --overwrite")
+        raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or `overwrite`")
     turned = {"reader": reader} if reader is not None and reader.endswith("WithReorient") else {}
     manifest.begin("reconstruction", settings.recorded_with(vae) | turned, made_with)
 
@@ -109,21 +109,21 @@ def reconstruct_folder(
     )
 
 
-def check_folder(folder: Path, images: dict[str, Path], repair: str) -> dict[str, Any]:
+def check_folder(folder: Path, images: dict[str, Path], make: Callable[..., str]) -> dict[str, Any]:
     """The manifest of a folder after checking that it holds a whole reconstruction of each image as it is now.
 
     Args:
         folder: that ``reconstruct_folder`` wrote.
         images: from ``ct.files.find_images``.
-        repair: start of the command that makes it, for the message.
+        make: the command that makes it with the parameters that it is given, for the message.
 
     Raises:
         UserError: the folder is another one, or images are missing, incomplete or older.
     """
     manifest = Manifest(folder / MANIFEST_FOLDER)
-    content = manifest.read({"made_with": {"options": str}})
+    content = manifest.read({"made_with": {"parameters": dict}})
     if content is None:
-        raise UserError(f"{folder} was not written by fvae-reconstruct. Make it with: {repair}")
+        raise UserError(f"{folder} was not written by fvae-reconstruct. Make it with: {make()}")
     lacking = [
         case
         for case, path in images.items()
@@ -134,7 +134,7 @@ def check_folder(folder: Path, images: dict[str, Path], repair: str) -> dict[str
     if lacking:
         raise UserError(
             f"in {folder}, {len(lacking)} of {len(images)} images are missing, incomplete or older than the raw ones "
-            f"(first: {lacking[0]}). Complete it with: {repair} {content['made_with']['options']}"
+            f"(first: {lacking[0]}). Complete it with: {make(**content['made_with']['parameters'])}"
         )
     return content
 

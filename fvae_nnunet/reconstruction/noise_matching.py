@@ -91,13 +91,13 @@ class Match:
         return Left.median(self.left)
 
 
-def noise_of_view(manifest: Manifest, cases: Iterable[str], *, remake: str) -> NoiseOfView:
+def noise_of_view(manifest: Manifest, cases: Iterable[str], *, make: Callable[..., str]) -> NoiseOfView:
     """What a view does to noise, from the records of its cases.
 
     Args:
         manifest: of the view.
         cases: all that the view must hold.
-        remake: the command that makes the view anew, for the message.
+        make: the command that makes the view, with further parameters, for the message.
 
     Raises:
         UserError: a case is missing, was recorded without noise, or no case has soft tissue.
@@ -106,11 +106,11 @@ def noise_of_view(manifest: Manifest, cases: Iterable[str], *, remake: str) -> N
     for case in sorted(cases):
         record = manifest.read_case(case)
         if record is None:
-            raise UserError(f"{manifest.folder} is not complete: {case} is missing. Complete it with: {remake}")
+            raise UserError(f"{manifest.folder} is not complete: {case} is missing. Complete it with: {make()}")
         if not record.keys() >= noise_figures(None, None).keys():
             raise UserError(
                 f"{manifest.folder} was made by an older version, which did not record noise, or fine noise only "
-                f"({case}); make it anew with: {remake} --overwrite"
+                f"({case}); make it anew with: {make(overwrite=True)}"
             )
         # without noise in the raw image there is none to remove
         if record["noise_raw_hu"]:
@@ -209,13 +209,13 @@ def match_strength(
         if strong >= denoiser.largest_strength:
             raise UserError(
                 f"{name} cannot remove as much noise as the view, which leaves {target_ratio:.3f} of it: even with "
-                f"--strength {strong:g} ({denoiser.unit}) {match_of(strong).median.total:.3f} are left"
+                f"`strength={strong:g}` ({denoiser.unit}) {match_of(strong).median.total:.3f} are left"
             )
         weak, strong = strong, min(2 * strong, denoiser.largest_strength)
     match = match_of(optimize.brentq(excess, weak, strong, rtol=10.0**-STRENGTH_DIGITS / 2))
     if excess(match.strength) != 0:
         raise UserError(
-            f"{name}: no strength leaves {target_ratio:.3f} of the noise; near --strength {match.strength:g} it jumps "
+            f"{name}: no strength leaves {target_ratio:.3f} of the noise; near `strength={match.strength:g}` it jumps "
             f"to {match.median.total:.3f}"
         )
     return match

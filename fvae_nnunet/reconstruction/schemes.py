@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -24,7 +25,7 @@ from fvae_nnunet.ct.intensity import (
 )
 from fvae_nnunet.device.memory import even_part
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.reconstruction.combined_windows import PlaneChange, combined
+from fvae_nnunet.reconstruction.combined_windows import Code, PlaneChange, combined
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.windows import blend_windows, slice_windows
 from fvae_nnunet.vae.base import FrozenVAE
@@ -60,22 +61,38 @@ def reconstructed_slices(
     """
     schemes = {"windows": _windows, "paper": _paper, "stream": _stream}
     changes = settings.plane_changes(axial_hu.shape[1:], plane_mm)
-    pieces = schemes[settings.scheme](vae, axial_hu, settings, changes, generator)
+    pieces = schemes[settings.scheme](_Volume(vae, axial_hu, settings, changes, generator))
     return blend_windows(_to_host(vae, pieces), settings.overlap_slices)
 
 
-def _windows(
-    vae: FrozenVAE,
-    axial_hu: np.ndarray,
-    settings: ReconstructionSettings,
-    changes: Sequence[PlaneChange],
-    generator: torch.Generator | None,
-) -> Pieces:
-    windows = slice_windows(len(axial_hu), settings.window_slices, settings.overlap_slices)
-    pixels = math.prod(changes[0].size or axial_hu.shape[1:])
-    for together in _batches(windows, pixels, vae.device, one_by_one=generator is not None):
-        window_hu = torch.stack([_slices(axial_hu, start, stop, vae.device) for start, stop in together])
-        yield from reconstructed_windows(vae, window_hu, changes, settings.hu_windows, generator)
+@dataclass(frozen=True)
+class _Volume:
+    """What ``reconstructed_slices`` is asked for."""
+
+    vae: FrozenVAE
+    axial_hu: np.ndarray
+    settings: ReconstructionSettings
+    changes: Sequence[PlaneChange]
+    generator: torch.Generator | None
+
+    def slices(self, start: int, stop: int) -> torch.Tensor:
+        """Slices (d, y, x) on the device, as int16 or float32."""
+        dtype, device = np.int16 if self.axial_hu.dtype == np.int16 else np.float32, self.vae.device
+        slices = torch.from_numpy(np.array(self.axial_hu[start:stop], dtype=dtype, order="C"))
+        return slices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else slices.to(device)
+
+    def piece(self, start: int, stop: int, code: Code) -> torch.Tensor:
+        """Slices (d, y, x) after all their passes through ``code``."""
+        return combined(self.slices(start, stop)[None], self.changes, self.settings.hu_windows, code)[0]
+
+
+def _windows(volume: _Volume) -> Pieces:
+    settings, changes = volume.settings, volume.changes
+    windows = slice_windows(len(volume.axial_hu), settings.window_slices, settings.overlap_slices)
+    pixels = math.prod(changes[0].size or volume.axial_hu.shape[1:])
+    for together in _batches(windows, pixels, volume.vae.device, one_by_one=volume.generator is not None):
+        window_hu = torch.stack([volume.slices(start, stop) for start, stop in together])
+        yield from reconstructed_windows(volume.vae, window_hu, changes, settings.hu_windows, volume.generator)
 
 
 def reconstructed_windows(
@@ -125,67 +142,47 @@ def windows_of_a_call(voxels: int, device: torch.device) -> int:
     return 1 if device.type == "cpu" else max(1, VOXELS_OF_A_CALL // voxels)
 
 
-def _paper(
-    vae: FrozenVAE,
-    axial_hu: np.ndarray,
-    settings: ReconstructionSettings,
-    changes: Sequence[PlaneChange],
-    generator: torch.Generator | None,
-) -> Pieces:
+def _paper(volume: _Volume) -> Pieces:
+    vae, window_slices = volume.vae, volume.settings.window_slices
     script = PAPER_SCRIPTS[vae.spec.name]
 
     def code(slices_hu: torch.Tensor, hu_window: HUWindow, _: int) -> torch.Tensor:
         # behind the slices of a causal VAE less padding gives the same values
-        slices = vae.spec.padded_slices(slices_hu.shape[1]) if vae.spec.causal else settings.window_slices
+        slices = vae.spec.padded_slices(slices_hu.shape[1]) if vae.spec.causal else window_slices
         padded_hu = _padded(slices_hu, slices, vae)
         if script.unit_interval:
             dtype = vae.dtype if script.rounds_unit_interval else torch.float32
-            volume = hu_to_model_over_unit_interval(padded_hu, hu_window, dtype)
+            grey = hu_to_model_over_unit_interval(padded_hu, hu_window, dtype)
         else:
-            volume = hu_to_model(padded_hu, hu_window)
-        decoded = _cut(vae.decode(vae.encode(volume[:, None], generator))[:, 0], slices_hu)
+            grey = hu_to_model(padded_hu, hu_window)
+        decoded = _cut(vae.decode(vae.encode(grey[:, None], volume.generator))[:, 0], slices_hu)
         if script.unit_interval:
             return model_to_hu_over_unit_interval(decoded, hu_window, vae.dtype)
         return model_to_hu(decoded, hu_window)
 
-    for start, stop in slice_windows(len(axial_hu), settings.window_slices, 0):
-        window_hu = _slices(axial_hu, start, stop, vae.device)[None]
-        yield combined(window_hu, changes, settings.hu_windows, code)[0]
+    for start, stop in slice_windows(len(volume.axial_hu), window_slices, 0):
+        yield volume.piece(start, stop, code)
 
 
-def _stream(
-    vae: FrozenVAE,
-    axial_hu: np.ndarray,
-    settings: ReconstructionSettings,
-    changes: Sequence[PlaneChange],
-    generator: torch.Generator | None,
-) -> Pieces:
-    streams = [vae.open_stream() for _ in range(len(changes) * len(settings.hu_windows))]
-    spec = vae.spec
+def _stream(volume: _Volume) -> Pieces:
+    vae, spec, settings = volume.vae, volume.vae.spec, volume.settings
+    streams = [vae.open_stream() for _ in range(len(volume.changes) * len(settings.hu_windows))]
 
     def code(slices_hu: torch.Tensor, hu_window: HUWindow, number: int) -> torch.Tensor:
         stream = streams[number]
         if stream is None:
-            raise UserError(f"{spec.name} cannot code a volume in one pass; use --scheme windows")
+            raise UserError(f"{spec.name} cannot code a volume in one pass; use `scheme=windows`")
         missing = -(slices_hu.shape[1] - offset) % spec.slice_stride
-        volume = hu_to_model(_padded(slices_hu, slices_hu.shape[1] + missing, vae), hu_window)
-        return model_to_hu(_cut(stream.reconstruct(volume[:, None], generator)[:, 0], slices_hu), hu_window)
+        grey = hu_to_model(_padded(slices_hu, slices_hu.shape[1] + missing, vae), hu_window)
+        return model_to_hu(_cut(stream.reconstruct(grey[:, None], volume.generator)[:, 0], slices_hu), hu_window)
 
     start = 0
-    while start < len(axial_hu):
+    while start < len(volume.axial_hu):
         offset = spec.slice_offset if start == 0 else 0
         steps = max(1, (settings.window_slices - offset) // spec.slice_stride)
-        stop = min(start + offset + steps * spec.slice_stride, len(axial_hu))
-        window_hu = _slices(axial_hu, start, stop, vae.device)[None]
-        yield combined(window_hu, changes, settings.hu_windows, code)[0]
+        stop = min(start + offset + steps * spec.slice_stride, len(volume.axial_hu))
+        yield volume.piece(start, stop, code)
         start = stop
-
-
-def _slices(axial_hu: np.ndarray, start: int, stop: int, device: torch.device) -> torch.Tensor:
-    """Slices (d, y, x) on the device, as int16 or float32."""
-    dtype = np.int16 if axial_hu.dtype == np.int16 else np.float32
-    slices = torch.from_numpy(np.array(axial_hu[start:stop], dtype=dtype, order="C"))
-    return slices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else slices.to(device)
 
 
 def _padded(window_hu: torch.Tensor, slices: int, vae: FrozenVAE) -> torch.Tensor:
@@ -224,5 +221,5 @@ def _to_host(vae: FrozenVAE, pieces: Pieces) -> Iterator[np.ndarray]:
 
 def _finite(vae: FrozenVAE, piece: torch.Tensor) -> np.ndarray:
     if not torch.isfinite(piece).all():
-        raise UserError(f"{vae.spec.name} in {vae.dtype} gives values that are not finite; use --precision float32")
+        raise UserError(f"{vae.spec.name} in {vae.dtype} gives values that are not finite; use `precision=float32`")
     return piece.numpy()

@@ -76,18 +76,18 @@ class ReconstructionSettings:
             UserError: settings that cannot be used, or that the scheme excludes.
         """
         if truncate and scheme != "paper":
-            raise UserError("cutting to int16 (--truncate) belongs to --scheme paper; the other schemes round")
+            raise UserError("cutting to int16 (`truncate=True`) belongs to `scheme=paper`; the other schemes round")
         if scheme == "windows":
             window = spec.window_slices if window_slices is None else window_slices
             if overlap_slices is None:
                 overlap_slices = 0 if spec.independent_slices else min(DEFAULT_OVERLAP_SLICES, window // 2)
         else:
             if overlap_slices:
-                raise UserError(f"--scheme {scheme} has no overlap; leave --overlap out")
+                raise UserError(f"`scheme={scheme}` has no overlap; leave `overlap_slices` out")
             window, overlap_slices = _window_of_scheme(spec, scheme, window_slices), 0
         if scheme == "paper" and check_hu_window(hu_window) not in PAPER_SCRIPTS[spec.name].hu_windows:
             windows = " or ".join(f"{lower:g} {upper:g}" for lower, upper in PAPER_SCRIPTS[spec.name].hu_windows)
-            raise UserError(f"--scheme paper has the HU window {windows} for {spec.name}; leave --hu-window out")
+            raise UserError(f"`scheme=paper` has the HU window {windows} for {spec.name}; leave `hu_windows` out")
         slice_windows(1, window, overlap_slices)
         lower, upper = check_hu_window(hu_window)
         inner = tuple(check_hu_window(narrow) for narrow in inner_windows)
@@ -100,7 +100,7 @@ class ReconstructionSettings:
         if not LEAST_ENLARGED <= enlarge <= MOST_ENLARGED:
             raise UserError(f"slices are enlarged {LEAST_ENLARGED:g} to {MOST_ENLARGED:g} times, got {enlarge:g}")
         if pixel_mm is not None and (enlarge != 1 or not 0 < pixel_mm < float("inf")):
-            raise UserError(f"the size of a pixel is above 0 mm and excludes --enlarge, got {pixel_mm:g} mm")
+            raise UserError(f"the size of a pixel is above 0 mm and excludes `enlarge`, got {pixel_mm:g} mm")
         if average not in range(1, len(TURNS) + 1):
             raise UserError(f"1 to {len(TURNS)} ways to lay a slice can be averaged, got {average}")
         return cls(
@@ -162,9 +162,9 @@ def _window_of_scheme(spec: VAESpec, scheme: Scheme, window_slices: int | None) 
     script = PAPER_SCRIPTS.get(spec.name)
     if script is None:
         raise UserError(
-            f"--scheme paper: no script for {spec.name} was released with the paper; there are scripts for "
-            f"{', '.join(PAPER_SCRIPTS)}. --window-slices N --overlap 0 gives windows without overlap"
+            f"`scheme=paper`: no script for {spec.name} was released with the paper; there are scripts for "
+            f"{', '.join(PAPER_SCRIPTS)}. `window_slices=N` with `overlap_slices=0` gives windows without overlap"
         )
     if window_slices not in (None, script.window_slices):
-        raise UserError(f"--scheme paper has windows of {script.window_slices} slices; leave --window-slices out")
+        raise UserError(f"`scheme=paper` has windows of {script.window_slices} slices; leave `window_slices` out")
     return script.window_slices

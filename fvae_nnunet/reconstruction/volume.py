@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ PAPER_AXIS_ORDER: AxisOrder = (0, 2, 1)
 """From (z, y, x) as SimpleITK reads a file to the (z, x, y) of the paper's scripts, which read it with nibabel."""
 
 
+@torch.no_grad()
 def reconstruct_volume(
     vae: FrozenVAE,
     volume_hu: np.ndarray,
@@ -32,6 +34,7 @@ def reconstruct_volume(
     spacing_mm: Sequence[float] | None = None,
     case: str = "",
     on_slices: Callable[[int, int], object] | None = None,
+    dtype: type[np.float32 | np.int16] = np.float32,
 ) -> np.ndarray:
     """The reconstruction of a CT volume.
 
@@ -45,44 +48,14 @@ def reconstruct_volume(
         case: mixed into ``settings.posterior_seed``, so that every case has draws of its own, whatever the order in
             which cases are made.
         on_slices: called with the slices done and the slices in all, for a progress bar.
+        dtype: float32, or int16: rounded (or cut, by the settings); then no volume in float32 is held.
 
     Returns:
-        float32 in HU, same shape and axes as ``volume_hu``, inside the window.
+        HU, same shape and axes as ``volume_hu``, inside the window.
 
     Raises:
         UserError: the volume is not 3-dimensional, empty or not finite, or the VAE's output is not finite.
     """
-    return _reconstruct(vae, volume_hu, settings, np.float32, axis_order, spacing_mm, case, on_slices)
-
-
-def reconstruct_to_int16(
-    vae: FrozenVAE,
-    volume_hu: np.ndarray,
-    settings: ReconstructionSettings | None = None,
-    *,
-    axis_order: AxisOrder = (0, 1, 2),
-    spacing_mm: Sequence[float] | None = None,
-    case: str = "",
-    on_slices: Callable[[int, int], object] | None = None,
-) -> np.ndarray:
-    """``reconstruct_volume``, rounded (or cut, by the settings) to int16 HU: what views and image files hold.
-
-    No volume in float32 is held.
-    """
-    return _reconstruct(vae, volume_hu, settings, np.int16, axis_order, spacing_mm, case, on_slices)
-
-
-@torch.no_grad()
-def _reconstruct(
-    vae: FrozenVAE,
-    volume_hu: np.ndarray,
-    settings: ReconstructionSettings | None,
-    dtype: type[np.generic],
-    axis_order: AxisOrder,
-    spacing_mm: Sequence[float] | None,
-    case: str,
-    on_slices: Callable[[int, int], object] | None,
-) -> np.ndarray:
     if volume_hu.ndim != 3 or 0 in volume_hu.shape:
         raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
     if volume_hu.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in volume_hu):
@@ -101,6 +74,10 @@ def _reconstruct(
         if on_slices is not None:
             on_slices(done, len(axial_hu))
     return result.transpose(tuple(np.argsort(order)))
+
+
+reconstruct_to_int16 = partial(reconstruct_volume, dtype=np.int16)
+"""What views and image files hold."""
 
 
 def _generator(settings: ReconstructionSettings, case: str) -> torch.Generator | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.evaluation.segmentation.lesion_summary import SIZES
 from fvae_nnunet.report.blocks import Block, Column, Facts, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
@@ -153,11 +155,11 @@ def _settings_of(view: View) -> dict[str, str]:
         known["latent"] = "mode of the posterior" if seed is None else f"drawn from the posterior, seed {seed}"
     if "weights_sha256" in settings:
         known["weights, sha256"] = short_sha256(settings["weights_sha256"])
-    source = {"weights": "weights from", "options": "options"}
     return {
         "folder": str(view.folder),
         **{name: _value_text(name, value) for name, value in (known | others).items()},
-        **{name: str(made_with[key]) for key, name in source.items() if key in made_with},
+        **({"weights from": made_with["weights"]} if "weights" in made_with else {}),
+        **({"options": shlex.join(options_of(made_with["parameters"]))} if "parameters" in made_with else {}),
         **({"versions": _versions_of(made_with)} if made_with else {}),
     }
 

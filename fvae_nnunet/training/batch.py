@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.files import find_plans, read_dataset_json, read_plans, read_splits
 from fvae_nnunet.nnunet.folders import dataset_id, dataset_name, nnunet_folder
@@ -112,8 +112,8 @@ def take_training_batch(
         try:
             if not Path(trainer.preprocessed_dataset_folder).is_dir():
                 raise UserError(
-                    f"{trainer.preprocessed_dataset_folder} is missing; run first: nnUNetv2_preprocess -d "
-                    f"{dataset_id(name)} -plans_name {shlex.quote(plans_name)} -c {configuration}"
+                    f"{trainer.preprocessed_dataset_folder} is missing; run first: "
+                    + command_line("nnUNetv2_preprocess", d=dataset_id(name), plans_name=plans_name, c=configuration)
                 )
             return _taken(trainer, seed)
         finally:

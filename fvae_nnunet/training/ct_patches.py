@@ -95,9 +95,9 @@ class CTPatches:
                 plans,
                 channel_names(dataset_json),
                 indices,
-                leave_out="leave the channel out (ct_channels of the trainer, or a view made with --channels)",
+                leave_out="leave the channel out (ct_channels of the trainer, or a view of other channels)",
                 as_it_is="If the values are HU all the same, set hu_as_is = True in a subclass of the trainer, or "
-                "train with a view made with --hu-as-is",
+                "train with a view that was made so",
             )
         found = []
         for index in indices:
@@ -105,7 +105,7 @@ class CTPatches:
             if scheme != "CTNormalization":
                 raise UserError(
                     f"{configuration}: channel {index} is CT but its normalisation is {scheme}, which cannot be undone "
-                    "during training. Use a view made before training (fvae-preprocess, -tr nnUNetTrainerFVAE), or "
+                    "during training. Use a view made before training (fvae-preprocess, nnUNetTrainerFVAE), or "
                     "name the channel CT in dataset.json and plan again"
                 )
             foreground = statistics[str(index)]

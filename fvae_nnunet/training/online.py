@@ -23,6 +23,7 @@ from fvae_nnunet.reconstruction.schemes import reconstructed_windows, windows_of
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.windows import blend_weights, slice_windows
 from fvae_nnunet.training.ct_patches import CTPatches
+from fvae_nnunet.training.views import check_shares
 from fvae_nnunet.vae.base import FrozenVAE
 
 Posterior = Literal["mode", "sample"]
@@ -79,11 +80,8 @@ class Draw:
 
 
 def check_draw_settings(probability: float, blend: tuple[float, float], posterior: str) -> None:
-    """UserError unless 0 <= probability <= 1, 0 <= lowest <= highest weight <= 1, and the posterior is known."""
-    if not 0 <= probability <= 1:
-        raise UserError(f"the probability of the view must lie in [0, 1], got {probability}")
-    if not 0 <= blend[0] <= blend[1] <= 1:
-        raise UserError(f"the weights of the view must be 0 <= lowest <= highest <= 1, got {blend}")
+    """As ``views.check_shares``, and UserError unless the posterior is known."""
+    check_shares(probability, blend)
     if posterior not in ("mode", "sample"):
         raise UserError(f"posterior must be 'mode' or 'sample', got {posterior!r}")
 
@@ -118,7 +116,7 @@ class PatchReconstruction:
         if patches.transpose_forward is None and not vae.spec.independent_slices:
             raise UserError(
                 f"2d: {vae.spec.name} is a video VAE and needs neighbouring slices, which 2d patches do not have. Use "
-                "an image VAE (tiny, taef2, diffusers:...), or a view made before training (fvae-preprocess, -tr "
+                "an image VAE (tiny, taef2, diffusers:...), or a view made before training (fvae-preprocess, "
                 "nnUNetTrainerFVAE)"
             )
 
@@ -219,7 +217,7 @@ class PatchReconstruction:
             )
         except TooLittleMemory as error:
             raise UserError(
-                f"{error}. In training: a smaller VAE, a smaller batch, or a view made before (fvae-preprocess, -tr "
+                f"{error}. In training: a smaller VAE, a smaller batch, or a view made before (fvae-preprocess, "
                 "nnUNetTrainerFVAE)"
             ) from error
 

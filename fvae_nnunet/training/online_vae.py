@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.device.numerics import fastest_precision
 from fvae_nnunet.errors import UserError
@@ -42,7 +42,7 @@ class TrainingVAE:
 
 def load_training_vae(
     data_folder: Path,
-    repair: str,
+    make: Callable[..., str],
     *,
     device: torch.device,
     view: str | None = None,
@@ -52,12 +52,12 @@ def load_training_vae(
     """The VAE that ``nnUNet_fvae_vae`` names, or else that of the view which the offline trainers would use.
 
     A view gives the VAE, where its weights and code are, the strength of a control, HU windows and passes and, if it
-    was made by windows, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (as ``--weights`` and
-    ``--vae-code``) go before what the view says.
+    was made by windows, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (the ``weights`` and
+    ``code`` of ``load_vae``) go before what the view says.
 
     Args:
         data_folder: nnU-Net's preprocessed data.
-        repair: start of the command that makes a view of it, for messages.
+        make: the command that makes a view of it with the parameters that it is given, for messages.
         device: where to compute; controls compute on the CPU.
         view: that the trainer names; goes before the variables.
         hu_window: None for the view's, without a view the paper's.
@@ -72,27 +72,26 @@ def load_training_vae(
         if is_control(named):
             raise UserError(
                 f"{VAE_VARIABLE}={named}: the strength of a plain denoiser is taken from a view; make one with "
-                f"{repair} --vae {named} and a --strength, and unset {VAE_VARIABLE}"
+                f"{make(vae=named)} and a strength, and unset {VAE_VARIABLE}"
             )
         name, named_by = named, VAE_VARIABLE
         recorded: dict[str, Any] = {}
-        options = argparse.Namespace(weights=None, vae_code=None, trust_weights=False, hu_as_is=False)
+        parameters: dict[str, Any] = {}
     else:
-        view = _find_view(data_folder, repair, view)
+        view = _find_view(data_folder, make, view)
         content = Manifest(view_folder(data_folder, view)).read(_VIEW) or {}
         recorded, named_by = content["settings"], f"the view {view!r}"
-        options, name = _options(content), recorded["vae"]
+        parameters, name = content["made_with"].get("parameters", {}), recorded["vae"]
         if name.startswith("diffusers:"):
-            name = options.vae or name
+            name = parameters.get("vae", name)
     control = is_control(name)
     if precision is None:
         precision = "float32" if control else fastest_precision(device)
-    weights = os.environ.get(WEIGHTS_VARIABLE) or options.weights
     vae = load_vae(
         name,
-        weights=weights,
-        code=os.environ.get(CODE_VARIABLE) or options.vae_code,
-        trust_weights=options.trust_weights,
+        weights=os.environ.get(WEIGHTS_VARIABLE) or parameters.get("weights"),
+        code=os.environ.get(CODE_VARIABLE) or parameters.get("vae_code"),
+        trust_weights=parameters.get("trust_weights", False),
         strength=recorded.get("strength"),
         device="cpu" if control else device,
         dtype=getattr(torch, precision),
@@ -112,24 +111,14 @@ def load_training_vae(
         window_slices=recorded["window_slices"] if by_windows else None,
         overlap_slices=recorded["overlap_slices"] if by_windows else None,
     )
-    return TrainingVAE(vae, settings, named_by, recorded.get("ct_channels"), options.hu_as_is)
+    return TrainingVAE(vae, settings, named_by, recorded.get("ct_channels"), parameters.get("hu_as_is", False))
 
 
-def _find_view(data_folder: Path, repair: str, of_trainer: str | None) -> str:
+def _find_view(data_folder: Path, make: Callable[..., str], of_trainer: str | None) -> str:
     try:
-        return find_view(data_folder, repair, of_trainer)
+        return find_view(data_folder, make, of_trainer)
     except UserError as error:
         raise UserError(
-            f"{error}\nOr name a VAE without a view: export {VAE_VARIABLE}=tiny (fvae-setup --vaes lists them; "
-            f"{WEIGHTS_VARIABLE} is as --weights)"
+            f"{error}\nOr name a VAE without a view: export {VAE_VARIABLE}=tiny "
+            f"({command_line('fvae-setup', vaes=True)} lists them; {WEIGHTS_VARIABLE} says where its weights are)"
         ) from error
-
-
-def _options(content: dict[str, Any]) -> argparse.Namespace:
-    """Where a view's manifest says that the VAE is; the other options stand in its settings."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--vae", "--weights", "--vae-code"):
-        parser.add_argument(option)
-    for switch in ("--trust-weights", "--hu-as-is"):
-        parser.add_argument(switch, action="store_true")
-    return parser.parse_known_args(shlex.split(content["made_with"].get("options", "")))[0]

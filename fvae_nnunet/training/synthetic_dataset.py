@@ -14,8 +14,9 @@ the different ``model`` entries of the records (see ``nnunet.synthetic_folder``)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,18 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
-from fvae_nnunet.jobs.manifest import Manifest, differences
-from fvae_nnunet.training.views import SYNTHETIC_NAME, DatasetAround, preprocessing_settings, sibling_folder
+from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.training.views import (
+    MADE_FOR_PLANS,
+    SYNTHETIC_NAME,
+    DatasetAround,
+    preprocessing_settings,
+    refuse_other_plans,
+    sibling_folder,
+)
 
 ACCEPTED_CASES = "accepted_cases.json"
 _ACCEPTED = {"cases": {"*": {"source_case": str, "borrowed_from": [str]}}, "models": [dict]}
-_MANIFEST = {"settings": {"preprocessing": dict}, "made_with": {"options": str}}
 
 
 def synthetic_data_folder(data_folder: Path) -> Path:
@@ -91,40 +98,33 @@ class SyntheticData:
         return sorted(seen & set(cases))
 
 
-def check_synthetic(data_folder: Path, preprocessing: dict[str, Any], make: Sequence[str]) -> SyntheticData:
+def check_synthetic(
+    data_folder: Path, preprocessing: dict[str, Any], preprocess: Callable[..., str], way_to: str
+) -> SyntheticData:
     """The synthetic cases beside a data folder, after checking that they are whole and fit the plans.
 
     Args:
         data_folder: nnU-Net's preprocessed data that they belong to.
         preprocessing: ``synthetic_preprocessing_settings`` of the plans in use.
-        make: the commands that make synthetic cases and preprocess them, and the start of the latter, for messages.
+        preprocess: the command that preprocesses synthetic cases with the parameters that it is given, for messages.
+        way_to: what to do where there are none, the end of the message.
 
     Raises:
         UserError: there are none, they were made for other plans, or cases are missing or incomplete.
     """
     folder = synthetic_data_folder(data_folder)
     manifest = Manifest(folder)
-    content = manifest.read(_MANIFEST)
+    content = manifest.read(MADE_FOR_PLANS)
     if content is None or not (folder / ACCEPTED_CASES).is_file():
-        synthesize, preprocess, _ = make
-        raise UserError(
-            f"{data_folder} has no synthetic cases beside it. Make some with: {synthesize}\n"
-            f"and preprocess them with: {preprocess}"
-        )
-    repair = f"{make[2]} {content['made_with']['options']}"
-    changed = differences(content["settings"]["preprocessing"], preprocessing)
-    if changed:
-        raise UserError(
-            f"the synthetic cases in {folder} were preprocessed for other plans:\n  "
-            + "\n  ".join(changed)
-            + f"\nMake them anew with: {repair} --overwrite"
-        )
+        raise UserError(f"{data_folder} has no synthetic cases beside it. {way_to}")
+    make_again = partial(preprocess, **content["made_with"]["parameters"])
+    refuse_other_plans(content, preprocessing, f"the synthetic cases in {folder} were preprocessed", make_again)
     accepted = read_json(folder / ACCEPTED_CASES, _ACCEPTED)
     missing = [case for case in sorted(accepted["cases"]) if not manifest.is_whole(case, synthetic_files(folder, case))]
     if missing:
         raise UserError(
             f"in {folder}, {len(missing)} of {len(accepted['cases'])} synthetic cases are missing or incomplete "
-            f"(first: {missing[0]}). Complete it with: {repair}"
+            f"(first: {missing[0]}). Complete it with: {make_again()}"
         )
     return SyntheticData(
         folder,

@@ -12,17 +12,22 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest, differences
 
 SEPARATOR = "__fvae_"
 VIEW_VARIABLE = "nnUNet_fvae_view"
+
+MADE_FOR_PLANS = {"settings": {"preprocessing": dict}, "made_with": {"parameters": dict}}
+"""What the manifest of a folder beside nnU-Net's preprocessed data must hold."""
 
 SYNTHETIC_NAME = "synthetic"
 """In the place of a view's name: the folder of synthetic cases (``synthetic_dataset``)."""
@@ -95,7 +100,7 @@ def view_names(data_folder: Path) -> list[str]:
     )
 
 
-def find_views(data_folder: Path, repair: str, of_trainer: str | None = None) -> dict[str, float]:
+def find_views(data_folder: Path, make: Callable[..., str], of_trainer: str | None = None) -> dict[str, float]:
     """The views to train with and the weight of each: the trainer's own, or ``nnUNet_fvae_view``, or the only one.
 
     Several are named with commas between them, and with weights behind colons: ``wan2.1:2,control-nlm``; without one
@@ -103,7 +108,7 @@ def find_views(data_folder: Path, repair: str, of_trainer: str | None = None) ->
 
     Args:
         data_folder: nnU-Net's preprocessed data.
-        repair: start of the command that makes a view of it, for messages.
+        make: the command that makes a view of it with the parameters that it is given, for messages.
         of_trainer: what the trainer's class attribute ``view`` says.
 
     Raises:
@@ -118,7 +123,7 @@ def find_views(data_folder: Path, repair: str, of_trainer: str | None = None) ->
             if name not in names:
                 raise UserError(
                     f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {name!r} of {data_folder}; "
-                    f"there is {', '.join(names) or 'none'}. {_way_to(name, names, repair)}"
+                    f"there is {', '.join(names) or 'none'}. {_way_to(name, names, make)}"
                 )
         return wanted
     if len(names) == 1:
@@ -128,12 +133,12 @@ def find_views(data_folder: Path, repair: str, of_trainer: str | None = None) ->
             f"{data_folder} has the views {', '.join(names)}; choose one: export {VIEW_VARIABLE}={names[0]}, or "
             f"several: export {VIEW_VARIABLE}={','.join(names)}"
         )
-    raise UserError(f"{data_folder} has no reconstructed view. Make it with: {repair}")
+    raise UserError(f"{data_folder} has no reconstructed view. Make it with: {make()}")
 
 
-def find_view(data_folder: Path, repair: str, of_trainer: str | None = None) -> str:
+def find_view(data_folder: Path, make: Callable[..., str], of_trainer: str | None = None) -> str:
     """As ``find_views``, where only one can be used; UserError where several are asked for."""
-    views = find_views(data_folder, repair, of_trainer)
+    views = find_views(data_folder, make, of_trainer)
     if len(views) > 1:
         raise UserError(f"only one view can be used here, not {', '.join(views)}; name one of them")
     return next(iter(views))
@@ -153,25 +158,23 @@ def _weighted(text: str) -> dict[str, float]:
     return views
 
 
-def _way_to(view: str, names: list[str], repair: str) -> str:
+def _way_to(view: str, names: list[str], make: Callable[..., str]) -> str:
     """What to do where a view is missing: how it is made if it has a VAE's name, else what else there is."""
     from fvae_nnunet.vae import known_vaes
     from fvae_nnunet.vae.denoisers import CONTROLS
 
-    for name in (vae.name for vae in known_vaes()):
+    for name in (*(vae.name for vae in known_vaes()), *CONTROLS):
         if default_view_name(name) == view:
-            return f"Make it with: {repair} --vae {name} --view {view}"
-    for name, control in CONTROLS.items():
-        if default_view_name(name) == view:
-            strength = ", with the --strength that it is to have" if control.has_strength else ""
-            return f"Make it with: {repair} --vae {name} --view {view}{strength}"
+            has_strength = name in CONTROLS and CONTROLS[name].has_strength
+            strength = ", with the strength that it is to have" if has_strength else ""
+            return f"Make it with: {make(vae=name, view=view)}{strength}"
     if names:
         return f"Choose one that there is: export {VIEW_VARIABLE}={names[0]}"
-    return f"Make one of the default VAE with: {repair} (fvae-setup --vaes names others)"
+    return f"Make one of the default VAE with: {make()} ({command_line('fvae-setup', vaes=True)} names others)"
 
 
 def check_view(
-    folder: Path, data_folder: Path, cases: list[str], preprocessing: dict[str, Any], repair: str
+    folder: Path, data_folder: Path, cases: list[str], preprocessing: dict[str, Any], make: Callable[..., str]
 ) -> dict[str, Any]:
     """The manifest of a view after checking that it is whole and still fits nnU-Net's preprocessed data.
 
@@ -180,23 +183,17 @@ def check_view(
         data_folder: nnU-Net's preprocessed data that it belongs to.
         cases: identifiers that are needed.
         preprocessing: ``preprocessing_settings`` of the plans in use.
-        repair: start of the command that makes the view, for the message.
+        make: the command that makes a view of the data with the parameters that it is given, for the message.
 
     Raises:
         UserError: the view was made with other plans, or cases are missing, incomplete or older than the data.
     """
     manifest = Manifest(folder)
-    content = manifest.read({"settings": {"preprocessing": dict}, "made_with": {"options": str}})
+    content = manifest.read(MADE_FOR_PLANS)
     if content is None:
-        raise UserError(f"{folder} holds no view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], repair)}")
-    repair = f"{repair} {content['made_with']['options']}"
-    changed = differences(content["settings"]["preprocessing"], preprocessing)
-    if changed:
-        raise UserError(
-            f"the view {folder} was made for other plans:\n  "
-            + "\n  ".join(changed)
-            + f"\nMake it anew with: {repair} --overwrite"
-        )
+        raise UserError(f"{folder} holds no view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], make)}")
+    make_again = partial(make, **content["made_with"]["parameters"])
+    refuse_other_plans(content, preprocessing, f"the view {folder} was made", make_again)
     missing, stale = [], []
     for case in cases:
         record = manifest.read_case(case)
@@ -212,8 +209,34 @@ def check_view(
         if names
     ]
     if problems:
-        raise UserError(f"in the view {folder}, {' and '.join(problems)}. Complete it with: {repair}")
+        raise UserError(f"in the view {folder}, {' and '.join(problems)}. Complete it with: {make_again()}")
     return content
+
+
+def refuse_other_plans(
+    content: dict[str, Any], preprocessing: dict[str, Any], made: str, make_again: Callable[..., str]
+) -> None:
+    """UserError where a folder beside the data was made for other plans.
+
+    Args:
+        content: of its manifest.
+        preprocessing: what it should have been made for.
+        made: the start of the message, such as ``the view x was made``.
+        make_again: the command that makes it, with further parameters.
+    """
+    changed = differences(content["settings"]["preprocessing"], preprocessing)
+    if changed:
+        raise UserError(
+            f"{made} for other plans:\n  " + "\n  ".join(changed) + f"\nMake it anew with: {make_again(overwrite=True)}"
+        )
+
+
+def check_shares(probability: float, blend: tuple[float, float]) -> None:
+    """UserError unless the view's probability lies in [0, 1], and so do its lowest and highest weight."""
+    if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
+        raise UserError(
+            f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
+        )
 
 
 class BlendedArray:
@@ -275,10 +298,7 @@ class ViewDataset(DatasetAround):
         probability: float,
         blend: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
-            raise UserError(
-                f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
-            )
+        check_shares(probability, blend)
         super().__init__(inner)
         self.folders = tuple(folders)
         self.shares = np.array(list(folders.values())) / sum(folders.values())

@@ -33,6 +33,13 @@ class VAESpec:
     window_slices: int = 8
     causal: bool = False
 
+    @classmethod
+    def of_video(
+        cls, name: str, latent_channels: int, *, causal: bool, inplane_stride: int = 8, slice_stride: int = 4
+    ) -> VAESpec:
+        """Where the first latent slice stands for one slice, with the window of the paper's scripts, 1 + 16 * 4."""
+        return cls(name, inplane_stride, latent_channels, slice_stride, slice_offset=1, window_slices=65, causal=causal)
+
     @property
     def independent_slices(self) -> bool:
         """Whether each slice is coded alone (image VAEs): windows then have no seams and need no overlap."""
@@ -90,7 +97,6 @@ class FrozenVAE(ABC):
         weights_source: where they came from, in words a user understands (hub id, folder or file).
         latent_mean, latent_std: per-channel statistics of the latent, tensors (latent_channels,), where the model
             publishes them, else None. Reconstruction does not use them.
-        kernels: the package by whose code a part of it is computed, where it is not this one's; for manifests.
         strength: of a control (see ``vae.denoisers``), ``auto`` where each volume has its own; None for VAEs.
     """
 
@@ -99,7 +105,6 @@ class FrozenVAE(ABC):
     weights_source: str
     latent_mean: torch.Tensor | None = None
     latent_std: torch.Tensor | None = None
-    kernels: str | None = None
     strength: float | str | None = None
 
     def remedy_for_other_weights(self, option: str) -> str:
@@ -117,6 +122,11 @@ class FrozenVAE(ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """In what precision the model computes."""
+
+    @property
+    def kernels(self) -> str | None:
+        """The package by whose code a part of it is computed, where it is not this one's; for manifests."""
+        return None
 
     @property
     def tf32(self) -> bool:

@@ -177,7 +177,7 @@ CONTROLS: dict[str, Denoiser] = {
         ),
     }.items()
 }  # fmt: skip
-"""By the name that ``load_vae`` and ``--vae`` take."""
+"""By the name that ``load_vae`` takes."""
 
 
 class Control(FrozenVAE):
@@ -192,7 +192,7 @@ class Control(FrozenVAE):
         weights_sha256: there are no weights: the digest of the filter's name, strength and fixed parameters.
 
     Raises:
-        UserError: unknown name, a strength out of range, or scikit-image is needed and missing.
+        UserError: unknown name, or a strength out of range.
     """
 
     def __init__(self, name: str, strength: float | str) -> None:
@@ -200,7 +200,7 @@ class Control(FrozenVAE):
         if strength == AUTO:
             if denoiser.of_noise is None:
                 known = ", ".join(other for other, one in CONTROLS.items() if one.of_noise is not None)
-                raise UserError(f"{name}: which strength suits a noise is known for {known} alone; give --strength S")
+                raise UserError(f"{name}: which strength suits a noise is known for {known} alone; give `strength=S`")
         elif isinstance(strength, str) or not 0 <= strength <= denoiser.largest_strength:
             raise UserError(
                 f"{name}: the strength ({denoiser.unit}) must lie between 0 and {denoiser.largest_strength:g}, "
@@ -234,7 +234,7 @@ class Control(FrozenVAE):
         assert self._denoiser.of_noise is not None
         _, noise = measured_region(axial_hu, hu_window)
         if noise is None:
-            raise UserError(f"{self.spec.name}: there is no soft tissue to measure the noise in; give --strength S")
+            raise UserError(f"{self.spec.name}: there is no soft tissue to measure the noise in; give `strength=S`")
         strength = self._denoiser.of_noise * noise.total_hu / ((hu_window[1] - hu_window[0]) / 2)
         return Control(self.spec.name, min(strength, self._denoiser.largest_strength))
 
@@ -273,11 +273,11 @@ def load_control(name: str, strength: float | str | None) -> Control:
     """
     denoiser = find_control(name)
     if strength and not denoiser.has_strength:
-        raise UserError(f"{name} has no strength; leave --strength out")
+        raise UserError(f"{name} has no strength; leave `strength` out")
     if strength is None and denoiser.has_strength:
-        auto = "--strength auto for the noise of each image, " if denoiser.of_noise else ""
+        auto = "`strength=auto` for the noise of each image, " if denoiser.of_noise else ""
         raise UserError(
-            f"{name} needs a strength: --strength S ({denoiser.unit}), {auto}or --match VIEW to remove as much "
+            f"{name} needs a strength: `strength=S` ({denoiser.unit}), {auto}or `match=VIEW` to remove as much "
             "noise as a view does"
         )
     return Control(name, 0.0 if strength is None else strength)

@@ -6,7 +6,9 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,15 @@ class ModelFolder:
 
 def has_model(folder: Path) -> bool:
     """Whether ``open_folder`` would find a configuration and weights."""
-    return any(
-        (place / CONFIG_FILE).is_file() and any((place / name).is_file() for name in WEIGHTS_FILES)
-        for place in (folder / VAE_SUBFOLDER, folder)
-    )
+    return _with_model(folder, (VAE_SUBFOLDER, "")) is not None
+
+
+def _with_model(folder: Path, subfolders: Sequence[str]) -> Path | None:
+    """The first of the subfolders (an empty string: the folder) with a configuration and weights."""
+    for place in (folder / subfolder for subfolder in subfolders):
+        if (place / CONFIG_FILE).is_file() and any((place / name).is_file() for name in WEIGHTS_FILES):
+            return place
+    return None
 
 
 def open_folder(folder: Path) -> ModelFolder:
@@ -100,16 +107,12 @@ class HubModel:
 
     def cached(self) -> Path | None:
         """Its folder in the hub's local cache if the files are there; asks nobody."""
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        for subfolder in self.subfolders:
-            config = try_to_load_from_cache(self.hub_id, _in(subfolder, CONFIG_FILE))
-            names = [_in(subfolder, name) for name in WEIGHTS_FILES]
-            if isinstance(config, str) and any(
-                isinstance(try_to_load_from_cache(self.hub_id, name), str) for name in names
-            ):
-                return Path(config).parent
-        return None
+        try:
+            return self._snapshot(local_files_only=True)
+        except LocalEntryNotFoundError:
+            return None
 
     def fetch(self, vae_name: str) -> Path:
         """Its folder in the hub's local cache, downloaded if need be. What is in the cache is not looked up again.
@@ -124,39 +127,36 @@ class HubModel:
             return folder
         try:
             reach_hub()
-            return self._download(vae_name)
+            folder = self._snapshot()
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, HubUnreachable) as error:
             raise UserError(
                 f"{vae_name}: its weights are not on this machine and the hub cannot be reached "
                 f"({error.__cause__ or error}). Wanted from {self.hub_id}: {self.wanted_files()}. Connect and run this "
-                "again, or copy these files from elsewhere into one folder and give it with --weights; to try things "
-                "out without a download use --vae tiny."
+                "again, or copy these files from elsewhere into one folder and give it as `weights`; to try things "
+                "out without a download use `vae=tiny`."
             ) from error
         except RepositoryNotFoundError as error:
             raise UserError(
                 f"{vae_name}: the hub has no repository {self.hub_id} that you may read. Check the name; if it is "
                 "private or asks for its terms to be accepted, accept them on its page and run `hf auth login`."
             ) from error
+        if folder is None:
+            raise UserError(
+                f"{vae_name}: {self.hub_id} is no VAE in diffusers' format: it has no {self.wanted_files()}"
+            )
+        return folder
 
-    def _download(self, vae_name: str) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    def _snapshot(self, *, local_files_only: bool = False) -> Path | None:
+        """The folder of the first of the wanted files that the repository has, or the cache."""
+        from huggingface_hub import snapshot_download
 
-        def download(subfolder: str, names: tuple[str, ...]) -> Path | None:
-            for name in names:
-                try:
-                    return Path(hf_hub_download(self.hub_id, name, subfolder=subfolder or None))
-                except LocalEntryNotFoundError:
-                    raise
-                except EntryNotFoundError:
-                    continue
-            return None
-
-        for subfolder in self.subfolders:
-            config = download(subfolder, (CONFIG_FILE,))
-            if config is not None and download(subfolder, WEIGHTS_FILES) is not None:
-                return config.parent
-        raise UserError(f"{vae_name}: {self.hub_id} is no VAE in diffusers' format: it has no {self.wanted_files()}")
+        for subfolder, weights in product(self.subfolders, WEIGHTS_FILES):
+            wanted = [_in(subfolder, name) for name in (CONFIG_FILE, weights)]
+            snapshot = snapshot_download(self.hub_id, allow_patterns=wanted, local_files_only=local_files_only)
+            found = _with_model(Path(snapshot), (subfolder,))
+            if found is not None:
+                return found
+        return None
 
 
 class HubUnreachable(Exception):

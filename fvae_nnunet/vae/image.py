@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.folders import ModelFolder
-from fvae_nnunet.vae.module_vae import ModuleVAE, batch_as_slices, grey, slices_as_batch
+from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, batch_as_slices, grey, slices_as_batch
 from fvae_nnunet.vae.wanted import Wanted
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from typing_extensions import Unpack
 
 WINDOW_SLICES = 8  # slices of one call; they do not see each other, so it bounds the memory only
 
@@ -31,33 +31,23 @@ class ImageVAE(ModuleVAE):
     warning, as in diffusers' pipelines.
     """
 
-    def __init__(
-        self,
-        model: AutoencoderKL | AutoencoderTiny,
-        *,
-        name: str,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, model: AutoencoderKL | AutoencoderTiny, *, name: str, **placement: Unpack[Placement]) -> None:
         config: Any = model.config
         self._has_posterior = type(model).__name__ == "AutoencoderKL"
         if self._has_posterior:
             stride = 2 ** (len(config.block_out_channels) - 1)
         else:
             stride = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
-        if dtype == torch.float16 and config.force_upcast:
+        if placement.get("dtype") == torch.float16 and config.force_upcast:
             warnings.warn(f"{name} overflows in float16 (force_upcast); it computes in float32", stacklevel=2)
-            dtype = torch.float32
+            placement["dtype"] = torch.float32
         spec = VAESpec(
             name=name,
             inplane_stride=stride,
             latent_channels=config.latent_channels,
             window_slices=WINDOW_SLICES,
         )
-        super().__init__(
-            model, spec, source=source, device=device, dtype=dtype, features_per_voxel=_widest_at_full_size(config)
-        )
+        super().__init__(model, spec, features_per_voxel=_widest_at_full_size(config), **placement)
         self._model = model
         self._in_channels: int = config.in_channels
         self.latent_mean, self.latent_std = _latent_statistics(config, config.latent_channels)
@@ -119,26 +109,25 @@ def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> Image
     Raises:
         UserError: another kind of model, other numbers of channels than 1 or 3, or weights that do not fit.
     """
+    import diffusers
+
     name = wanted.name
     if folder.class_name == "AutoencoderKLWan":
-        raise UserError(f"{name}: {folder.path} holds a Wan VAE; use --vae wan2.1 or wan2.2 with --weights")
+        raise UserError(f"{name}: {folder.path} holds a Wan VAE; it is for `vae=wan2.1` or wan2.2, as their `weights`")
     if folder.class_name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise UserError(
             f"{name}: {folder.path} holds a {folder.class_name or 'model of no named class'}; "
             "known are AutoencoderKL and AutoencoderTiny"
         )
     try:
-        with needed_for(name):
-            import diffusers
-
-            model, loading = getattr(diffusers, folder.class_name).from_pretrained(
-                folder.path,
-                torch_dtype=torch.float32,
-                low_cpu_mem_usage=False,
-                local_files_only=True,
-                use_safetensors=folder.weights_file.suffix == ".safetensors",
-                output_loading_info=True,
-            )
+        model, loading = getattr(diffusers, folder.class_name).from_pretrained(
+            folder.path,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            use_safetensors=folder.weights_file.suffix == ".safetensors",
+            output_loading_info=True,
+        )
     except (RuntimeError, ValueError, OSError) as error:
         first_lines = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: the weights in {folder.path} cannot be loaded: {first_lines}") from error
@@ -150,4 +139,4 @@ def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> Image
         raise UserError(
             f"{name}: the model takes {channels[0]} channels and gives {channels[1]}; it must be 1 or 3, in and out"
         )
-    return ImageVAE(model, name=name, source=source, device=wanted.device, dtype=wanted.dtype)
+    return ImageVAE(model, name=name, **wanted.placement(source))

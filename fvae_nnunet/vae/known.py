@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel
+
 DIFFUSERS_PREFIX = "diffusers:"
 CONTROL_PREFIX = "control:"
 """Of plain denoisers, which are no VAEs; see ``vae.denoisers``."""
@@ -14,16 +16,16 @@ class KnownVAE:
     """A VAE that has a name here.
 
     Attributes:
-        name: for ``load_vae`` and ``--vae``.
+        name: for ``load_vae``.
         description: one line: kind, compression in-plane (and along the slices), latent channels.
         window: slices that it sees at once, and which numbers it admits.
         values: range of grey values of the model itself; to the outside every VAE takes [-1, 1].
-        weights: what ``--weights`` takes.
+        weights: what the ``weights`` of ``load_vae`` may be, in words.
         licence: of the weights, and of the code where that differs.
         download_mb: approximate size of the weights; 0 for embedded ones.
-        hub_id: the repository on the Hugging Face hub that is used without ``--weights``; None if there is none.
-        code: the repository whose checkout ``--vae-code`` takes; None where no such code is used.
-        needs_code: the VAE runs only from a checkout, because its licence forbids more.
+        hub_id: the repository on the Hugging Face hub that is used without weights of one's own; None if there is none.
+        hub_subfolders: where its files may be there, see ``HubModel``.
+        code: the repository from whose checkout the VAE runs, because its licence forbids more; None elsewhere.
     """
 
     name: str
@@ -34,8 +36,13 @@ class KnownVAE:
     licence: str
     download_mb: int
     hub_id: str | None = None
+    hub_subfolders: tuple[str, ...] = (VAE_SUBFOLDER, "")
     code: str | None = None
-    needs_code: bool = False
+
+    @property
+    def hub(self) -> HubModel | None:
+        """Where its weights are on the hub."""
+        return None if self.hub_id is None else HubModel(self.hub_id, self.hub_subfolders, self.download_mb)
 
 
 _SLICES_ALONE = "each slice alone"
@@ -51,35 +58,36 @@ KNOWN = (
     KnownVAE(
         name="wan2.1", description="video VAE, 8x8x4, 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=508, hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        hub_subfolders=(VAE_SUBFOLDER,),
     ),
     KnownVAE(
         name="wan2.2", description="video VAE, 16x16x4, 48 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=2820, hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        hub_subfolders=(VAE_SUBFOLDER,),
     ),
     KnownVAE(
         name="videovae+", description="video VAE, 8x8x4, 4 or 16 channels", window="16 slices; 4k", values="[-1, 1]",
         weights="the authors' .ckpt", licence="CC BY-NC-ND 4.0", download_mb=0,
-        code="VideoVerses/VideoVAEPlus", needs_code=True,
+        code="VideoVerses/VideoVAEPlus",
     ),
     KnownVAE(
         name="iv-vae", description="video VAE, 8x8x4, 16 channels (others exist)", window=_VIDEO_WINDOW,
-        values="[-1, 1]", weights="the authors' .pth", licence="MIT", download_mb=968, code="ali-vilab/iv-vae",
+        values="[-1, 1]", weights="the authors' .pth", licence="MIT", download_mb=968,
     ),
     KnownVAE(
         name="cv-vae", description="video VAE, 8x8x4, 4 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder vae3d", licence="weights Apache-2.0; code without a licence",
-        download_mb=730, hub_id="AILab-CVC/CV-VAE",
-        code="AILab-CVC/CV-VAE", needs_code=True,
+        download_mb=730, hub_id="AILab-CVC/CV-VAE", hub_subfolders=("vae3d",),
+        code="AILab-CVC/CV-VAE",
     ),
     KnownVAE(
         name="wf-vae", description="video VAE, 8x8x4, 8 or 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder or file", licence="Apache-2.0", download_mb=1270,
-        hub_id="chestnutlzj/WF-VAE-L-16Chn", code="PKU-YuanGroup/WF-VAE",
+        hub_id="chestnutlzj/WF-VAE-L-16Chn", hub_subfolders=("",),
     ),
     KnownVAE(
         name="leanvae", description="light video VAE, 8x8x4, 4 or 16 channels", window=_VIDEO_WINDOW,
         values="[-0.5, 0.5]", weights="the authors' .ckpt", licence="MIT", download_mb=160,
-        code="westlake-repl/LeanVAE",
     ),
     KnownVAE(
         name="medvae", description="medical VAE of CT and MR volumes, 4x4x4, 1 channel", window="16 slices; 4k",
@@ -108,6 +116,11 @@ KNOWN = (
         )
     ),
 )  # fmt: skip
+
+
+def hub_of(name: str) -> HubModel | None:
+    """Where the weights of a VAE are on the hub; None where they are not there, or the name is not known."""
+    return next((vae.hub for vae in KNOWN if vae.name == name), None)
 
 
 def known_vaes() -> list[KnownVAE]:

@@ -9,58 +9,45 @@ import torch
 from torch import nn
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.vae.base import VAESpec
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
+from fvae_nnunet.vae.module_vae import Placement
+from fvae_nnunet.vae.volume_vae import NORM_GROUPS, VolumeVAE, network_of_width
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict, first_difference
+from fvae_nnunet.vae.weights import StateDict
 
 if TYPE_CHECKING:
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+    from typing_extensions import Unpack
 
 HUB_ID = "nvidia/NV-Generate-CT"
 HUB_FILE = "models/autoencoder_v1.pt"
-STRIDE = 4
-NORM_GROUPS = 32
 WINDOW_SLICES = 32  # 512 x 512 x 32 voxels in 128 channels are 2^30 values; torch's 3D kernels end below 2^31
 
 _FIRST = "encoder.blocks.0.conv.conv.weight"
 _MEAN = "quant_conv_mu.conv.weight"
 
 
-class MaisiVAE(ModuleVAE):
-    """A network that sees all slices of a window at once, over grey values from 0 (-1000 HU) to 1 (1000 HU).
+class MaisiVAE(VolumeVAE):
+    """Over grey values from 0 (-1000 HU) to 1 (1000 HU).
 
-    Its authors feed the axes as (x, y, z), and so does this wrapper. They turned and flipped the training crops about
-    every axis, so that other orders and directions are not foreign to it.
+    Its authors turned and flipped the training crops about every axis, so that other orders and directions of axes
+    than theirs are not foreign to it.
     """
 
-    def __init__(
-        self,
-        model: AutoencoderKlMaisi,
-        *,
-        name: str,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spec = VAESpec(
+    def __init__(self, model: AutoencoderKlMaisi, *, name: str, **placement: Unpack[Placement]) -> None:
+        super().__init__(
+            model,
             name=name,
-            inplane_stride=STRIDE,
+            width=len(model.get_parameter(_FIRST)),
             latent_channels=model.latent_channels,
-            slice_stride=STRIDE,
             window_slices=WINDOW_SLICES,
+            **placement,
         )
-        width = len(model.get_parameter(_FIRST))
-        super().__init__(model, spec, source=source, device=device, dtype=dtype, features_per_voxel=2 * width)
-        self._model = model
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        mean, std = self._model.encode(_swap_x_and_z((volume + 1) / 2))
-        mean = drawn(mean, std, generator)
-        return _swap_x_and_z(mean)
+        return super()._encode((volume + 1) / 2, generator)
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return _swap_x_and_z(self._model.decode(_swap_x_and_z(latent))).float() * 2 - 1
+        return super()._decode(latent) * 2 - 1
 
 
 def load_maisi(wanted: Wanted) -> MaisiVAE:
@@ -75,26 +62,11 @@ def load_maisi(wanted: Wanted) -> MaisiVAE:
         UserError: not given, not found, not readable, or the weights of another model.
     """
     name = wanted.name
-    weights = wanted.file(
-        f"get its weights (84 MB) with `hf download {HUB_ID} {HUB_FILE} --local-dir .` and give the file with "
-        "--weights; they are under the NVIDIA Open Model License"
-    )
+    weights = wanted.downloaded_file(HUB_ID, HUB_FILE, "84 MB, NVIDIA Open Model License")
     state = _state_of(wanted.read_checkpoint(weights), name, weights)
-    for key in (_FIRST, _MEAN):
-        if key not in state or state[key].ndim != 5:
-            raise UserError(f"{name}: {weights} is not MAISI's VAE: it has no {key} of five dimensions")
-    width, latent_channels = len(state[_FIRST]), len(state[_MEAN])
-    if width % NORM_GROUPS:
-        raise UserError(
-            f"{name}: {weights} is not MAISI's VAE: {_FIRST} has {width} channels, not a multiple of {NORM_GROUPS}"
-        )
-    with torch.device("meta"):
-        model = _build(width, latent_channels)
-    difference = first_difference(model.state_dict(), state)
-    if difference is not None:
-        raise UserError(f"{name}: {weights} is not MAISI's VAE: {difference}")
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return MaisiVAE(model, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
+    misfit = f"{name}: {weights} is not MAISI's VAE"
+    model = network_of_width(_build, state, first=_FIRST, latent=(_MEAN, 0), misfit=misfit)
+    return MaisiVAE(model, name=name, **wanted.placement(weights))
 
 
 def _state_of(content: dict, name: str, path: Path) -> StateDict:
@@ -137,8 +109,3 @@ def _build(width: int, latent_channels: int) -> AutoencoderKlMaisi:
             if isinstance(norm, MaisiGroupNorm3D):
                 setattr(parent, name, nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps))
     return model
-
-
-def _swap_x_and_z(volume: torch.Tensor) -> torch.Tensor:
-    """(B, C, z, y, x) to (B, C, x, y, z), and back."""
-    return volume.transpose(2, 4).contiguous()

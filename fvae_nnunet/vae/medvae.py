@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fvae_nnunet.errors import UserError
-from fvae_nnunet.vae.base import VAESpec
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn
+from fvae_nnunet.vae.module_vae import Placement
+from fvae_nnunet.vae.volume_vae import NORM_GROUPS, VolumeVAE, network_of_width
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import first_difference
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 HUB_ID = "stanfordmimi/MedVAE"
 HUB_FILE = "model_weights/vae_4x_1c_3D.ckpt"
-STRIDE = 4
-NORM_GROUPS = 32
 WINDOW_SLICES = 16
 """512 x 512 x 16 voxels are as many as the authors' largest tile has (160^3, which bounds what the norms and the
 attention see at once), and 256 channels of them 2^30 values; torch's 3D kernels end below 2^31."""
@@ -159,38 +159,18 @@ class MedVAENetwork(nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
 
-class MedVAE(ModuleVAE):
-    """Sees all slices of a window at once. Its authors' CT, like ours, is -1000 to 1000 HU as [-1, 1].
+class MedVAE(VolumeVAE):
+    """Its authors' CT, like ours, is -1000 to 1000 HU as [-1, 1]."""
 
-    Its authors feed the axes as (x, y, z), and so does this wrapper.
-    """
-
-    def __init__(
-        self,
-        network: MedVAENetwork,
-        *,
-        name: str,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spec = VAESpec(
+    def __init__(self, network: MedVAENetwork, *, name: str, **placement: Unpack[Placement]) -> None:
+        super().__init__(
+            network,
             name=name,
-            inplane_stride=STRIDE,
+            width=len(network.get_parameter(_FIRST)),
             latent_channels=network.post_quant_conv.in_channels,
-            slice_stride=STRIDE,
             window_slices=WINDOW_SLICES,
+            **placement,
         )
-        width = len(network.get_parameter(_FIRST))
-        super().__init__(network, spec, source=source, device=device, dtype=dtype, features_per_voxel=2 * width)
-        self._network = network
-
-    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        mean, std = self._network.encode(_swap_x_and_z(volume))
-        return _swap_x_and_z(drawn(mean, std, generator))
-
-    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return _swap_x_and_z(self._network.decode(_swap_x_and_z(latent))).float()
 
 
 def load_medvae(wanted: Wanted) -> MedVAE:
@@ -203,31 +183,8 @@ def load_medvae(wanted: Wanted) -> MedVAE:
         UserError: not given, not found, not readable, or the weights of another model.
     """
     name = wanted.name
-    weights = wanted.file(
-        f"get its weights (644 MB, MIT) with `hf download {HUB_ID} {HUB_FILE} --local-dir .` and give the file with "
-        "--weights"
-    )
+    weights = wanted.downloaded_file(HUB_ID, HUB_FILE, "644 MB, MIT")
     state = {key: value for key, value in wanted.read_state_dict(weights).items() if not key.startswith(UNUSED)}
-    for key in (_FIRST, "post_quant_conv.weight"):
-        if key not in state or state[key].ndim != 5:
-            raise UserError(
-                f"{name}: {weights} is not a MedVAE for volumes ({Path(HUB_FILE).name}): it has no {key} of five "
-                "dimensions"
-            )
-    width, latent_channels = len(state[_FIRST]), state["post_quant_conv.weight"].shape[1]
-    if width % NORM_GROUPS:
-        raise UserError(
-            f"{name}: {weights} is not a MedVAE: {_FIRST} has {width} channels, not a multiple of {NORM_GROUPS}"
-        )
-    with torch.device("meta"):
-        network = MedVAENetwork(width, latent_channels)
-    difference = first_difference(network.state_dict(), state)
-    if difference is not None:
-        raise UserError(f"{name}: {weights} does not fit medvae_4_1_3d ({Path(HUB_FILE).name}): {difference}")
-    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return MedVAE(network, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
-
-
-def _swap_x_and_z(volume: torch.Tensor) -> torch.Tensor:
-    """(B, C, z, y, x) to (B, C, x, y, z), and back."""
-    return volume.transpose(2, 4).contiguous()
+    misfit = f"{name}: {weights} is not the MedVAE for volumes ({Path(HUB_FILE).name})"
+    network = network_of_width(MedVAENetwork, state, first=_FIRST, latent=("post_quant_conv.weight", 1), misfit=misfit)
+    return MedVAE(network, name=name, **wanted.placement(weights))

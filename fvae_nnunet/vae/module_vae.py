@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
@@ -16,8 +17,22 @@ from fvae_nnunet.device.numerics import tf32, tf32_is_wanted
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.weights import state_dict_sha256
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
 CPU_CALL_VOXELS = 512 * 512
 """Of image VAEs on a CPU: with more, half of the time goes into asking the system for memory and giving it back."""
+
+
+class Placement(TypedDict):
+    """Where weights came from, in words a user understands, and where and in what precision to compute.
+
+    The device is the CPU and the precision float32 unless given.
+    """
+
+    source: str
+    device: NotRequired[str | torch.device]
+    dtype: NotRequired[torch.dtype]
 
 
 class ModuleVAE(FrozenVAE):
@@ -30,8 +45,7 @@ class ModuleVAE(FrozenVAE):
     Args:
         module: the model with its weights in the precision of their source; it is hashed, frozen and then cast.
         spec: strides, latent channels and admissible sizes.
-        source: where the weights came from, in words a user understands.
-        device, dtype: where and in what precision to compute.
+        source, device, dtype: see ``Placement``.
         features_per_voxel: values per voxel in the widest feature map; 0 where it is not known.
     """
 
@@ -41,8 +55,8 @@ class ModuleVAE(FrozenVAE):
         spec: VAESpec,
         *,
         source: str,
-        device: str | torch.device,
-        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
         features_per_voxel: int = 0,
     ) -> None:
         self.spec = spec
@@ -97,11 +111,11 @@ class ModuleVAE(FrozenVAE):
         """
         dtype = str(self.dtype).removeprefix("torch.")
         least = self._least_slices(slices)
-        remedies = [] if self.dtype.itemsize < torch.float32.itemsize else ["--precision bfloat16"]
-        remedies += ["a smaller --window-slices"] if least > self.spec.slice_stride else []
+        remedies = [] if self.dtype.itemsize < torch.float32.itemsize else ["`precision=bfloat16`"]
+        remedies += ["a smaller `window_slices`"] if least > self.spec.slice_stride else []
         lack = (
             f"{self.spec.name}: {self.device} has too little free memory for {least} slice{'s' * (least > 1)} of "
-            f"{rows} x {columns} pixels in {dtype}; use {', '.join([*remedies, '-device cpu'])}"
+            f"{rows} x {columns} pixels in {dtype}; use {', '.join([*remedies, '`device=cpu`'])}"
         )
         with memory_explained(lack), torch.autocast(self.device.type, enabled=False), tf32(self.tf32):
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import EMBEDDED, FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
 from fvae_nnunet.vae.identify import model_of_file
-from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN
+from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN, hub_of
 from fvae_nnunet.vae.self_check import check_device
 from fvae_nnunet.vae.wanted import Wanted
 
@@ -52,8 +53,8 @@ def load_vae(
             there. Or one of ``vae.denoisers.CONTROLS``, which compute on the CPU whatever the device.
         weights: where the weights are, instead of the hub; ``KnownVAE.weights`` says what it may be. A leading ``~``
             is the home folder.
-        code: checkout of the VAE's own repository (``KnownVAE.code``), whose modules are imported and run. Needed
-            where ``KnownVAE.needs_code``; elsewhere it takes the place of our own module.
+        code: checkout of the VAE's own repository, whose modules are imported and run; needed where it has a
+            ``KnownVAE.code``, elsewhere not used, with a warning.
         trust_weights: read a pickled file even if it holds more than tensors and plain values.
         strength: of a control, a number or ``auto``; not for others.
         device: where to compute.
@@ -65,12 +66,12 @@ def load_vae(
             ``self_check.check_device`` looks).
     """
     if is_control(name):
-        return _load_control(name, strength, weights=weights, code=code, trust_weights=trust_weights, dtype=dtype)
+        return _load_control(name, strength, weights=weights, vae_code=code, trust_weights=trust_weights, dtype=dtype)
     if strength is not None:
-        raise UserError(f"--strength is for plain denoisers ({CONTROL_PREFIX}<name>); {name} is a VAE")
+        raise UserError(f"`strength` is for plain denoisers ({CONTROL_PREFIX}<name>); {name} is a VAE")
     path = None if weights is None else Path(weights).expanduser()
     if path is not None and not path.exists():
-        raise UserError(f"{name}: --weights: no such file or folder: {path}")
+        raise UserError(f"{name}: `weights`: no such file or folder: {path}")
     load = _loader(name, None if code is None else Path(code).expanduser())
     wanted = Wanted(name, path, trust_weights, device, dtype)
     try:
@@ -81,7 +82,7 @@ def load_vae(
         found = None if path is None else model_of_file(path)
         if found is None or found == name or found in str(error).replace(name, ""):
             raise
-        raise UserError(f"{error}. {path} looks like {found}; use --vae {found}") from error
+        raise UserError(f"{error}. {path} looks like {found}; use `vae={found}`") from error
 
 
 def is_control(name: str) -> bool:
@@ -92,12 +93,11 @@ def is_control(name: str) -> bool:
 def _load_control(name: str, strength: float | str | None, *, dtype: torch.dtype, **only_for_vaes: object) -> FrozenVAE:
     from fvae_nnunet.vae.denoisers import load_control
 
-    options = {"weights": "--weights", "code": "--vae-code", "trust_weights": "--trust-weights"}
-    given = [options[parameter] for parameter, value in only_for_vaes.items() if value]
+    given = [f"`{parameter}`" for parameter, value in only_for_vaes.items() if value]
     if given:
         raise UserError(f"{name} has no weights and no code of its own; leave {', '.join(given)} out")
     if dtype != torch.float32:
-        raise UserError(f"{name} computes in float32; leave --precision out")
+        raise UserError(f"{name} computes in float32; leave `precision` out")
     return load_control(name, strength)
 
 
@@ -105,34 +105,28 @@ _Loader = Callable[[Wanted], FrozenVAE]
 
 
 def _loader(name: str, code: Path | None) -> _Loader:
-    if name.startswith(DIFFUSERS_PREFIX):
-        _refuse_code(name, code)
-        return _load_diffusers
     known = next((vae for vae in KNOWN if vae.name == name), None)
-    if known is None:
+    if known is None and not name.startswith(DIFFUSERS_PREFIX):
         raise _unknown(name)
-    if known.code is None:
-        _refuse_code(name, code)
-    if name == "tiny":
-        return _load_tiny
-    if code is not None:
+    if known is not None and known.code is not None:
+        if code is None:
+            raise UserError(
+                f"{name}: its licence ({known.licence}) does not let us ship its network; get its code with "
+                f"`git clone https://github.com/{known.code}` and give the folder as `vae_code`"
+            )
         from fvae_nnunet.vae.checkout.codes import load_checkout_vae
 
         return partial(load_checkout_vae, code=code)
-    if known.needs_code:
-        raise UserError(
-            f"{name}: its licence ({known.licence}) does not let us ship its network; get its code with "
-            f"`git clone https://github.com/{known.code}` and give the folder with --vae-code"
-        )
+    if code is not None:
+        with_code = ", ".join(vae.name for vae in KNOWN if vae.code)
+        warnings.warn(f"{name} needs no checkout, so {code} is not used; {with_code} need one", stacklevel=3)
+    if name.startswith(DIFFUSERS_PREFIX):
+        return _load_diffusers
+    if name == "tiny":
+        return _load_tiny
     module, _, function = _OWN_MODULES[name].rpartition(".")
     load: _Loader = getattr(import_module(f"fvae_nnunet.vae.{module}"), function)
     return load
-
-
-def _refuse_code(name: str, code: Path | None) -> None:
-    if code is not None:
-        with_code = ", ".join(vae.name for vae in KNOWN if vae.code)
-        raise UserError(f"{name} needs no checkout; --vae-code is for {with_code}")
 
 
 def is_available_offline(name: str) -> bool:
@@ -152,19 +146,18 @@ def is_available_offline(name: str) -> bool:
     if name.startswith(DIFFUSERS_PREFIX):
         place = name.removeprefix(DIFFUSERS_PREFIX)
         folder = Path(place).expanduser()
-        return has_model(folder) if folder.is_dir() else _hub_model(place).cached() is not None
-    known = next((vae for vae in KNOWN if vae.name == name), None)
-    if known is None:
+        return has_model(folder) if folder.is_dir() else _image_vae_on_hub(name).cached() is not None
+    if all(vae.name != name for vae in KNOWN):
         raise _unknown(name)
-    subfolders = {"cv-vae": ("vae3d",)}.get(name, (VAE_SUBFOLDER, ""))
-    return known.hub_id is not None and HubModel(known.hub_id, subfolders).cached() is not None
+    hub = hub_of(name)
+    return hub is not None and hub.cached() is not None
 
 
 def _load_tiny(wanted: Wanted) -> FrozenVAE:
     from fvae_nnunet.vae.image import load_image_vae
 
     if wanted.weights is not None:
-        raise UserError("tiny: its weights are embedded; for others use --vae diffusers:FOLDER")
+        raise UserError("tiny: its weights are embedded; for others use `vae=diffusers:FOLDER`")
     if not has_model(TINY_FOLDER):
         raise UserError(f"tiny: the embedded weights are missing in {TINY_FOLDER}; install the package again")
     return load_image_vae(wanted, open_folder(TINY_FOLDER), source=EMBEDDED)
@@ -177,19 +170,17 @@ def _load_diffusers(wanted: Wanted) -> FrozenVAE:
     folder = Path(place).expanduser()
     if place and folder.is_dir():
         if wanted.weights is not None:
-            raise UserError(f"{wanted.name} names a folder already; leave --weights out")
+            raise UserError(f"{wanted.name} names a folder already; leave `weights` out")
         found = open_folder(folder)
         path = found.path.resolve()
         name = DIFFUSERS_PREFIX + (path.parent.name if path.name == VAE_SUBFOLDER else path.name)
         return load_image_vae(replace(wanted, name=name), found, source=str(found.path))
-    hub = _hub_model(place)
-    found = open_folder(hub.fetch(wanted.name) if wanted.weights is None else wanted.weights)
-    return load_image_vae(wanted, found, source=f"hub {hub.hub_id}" if wanted.weights is None else str(found.path))
+    found, source = wanted.folder(_image_vae_on_hub(wanted.name))
+    return load_image_vae(wanted, found, source=source)
 
 
-def _hub_model(place: str) -> HubModel:
-    size_mb = next((vae.download_mb for vae in KNOWN if vae.name == DIFFUSERS_PREFIX + place), None)
-    return HubModel(place, size_mb=size_mb)
+def _image_vae_on_hub(name: str) -> HubModel:
+    return hub_of(name) or HubModel(name.removeprefix(DIFFUSERS_PREFIX))
 
 
 def _unknown(name: str) -> UserError:

@@ -42,7 +42,7 @@ def check_device(vae: FrozenVAE, on_cpu: Callable[[], FrozenVAE]) -> None:
         raise UserError(
             f"{vae.spec.name} on {vae.device} in {str(vae.dtype).removeprefix('torch.')} gives other values than on "
             f"the CPU (relative error {error:.2g}, torch {torch.__version__}); "
-            f"{fault or 'use -device cpu, or another version of torch'}"
+            f"{fault or 'use `device=cpu`, or another version of torch'}"
         )
 
 

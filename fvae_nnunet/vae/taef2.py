@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
-from fvae_nnunet.vae.module_vae import ModuleVAE, batch_as_slices, grey, slices_as_batch
+from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, batch_as_slices, grey, slices_as_batch
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict, first_difference
+from fvae_nnunet.vae.weights import filled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ENCODER_FILE = "taef2_encoder.pth"
 DECODER_FILE = "taef2_decoder.pth"
@@ -69,27 +75,17 @@ def _decoder(width: int, latent_channels: int) -> nn.Sequential:
 class TAEF2(ModuleVAE):
     """An autoencoder without a posterior, for images of three channels in [0, 1]."""
 
-    def __init__(
-        self,
-        encoder: StateDict,
-        decoder: StateDict,
-        *,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        width, latent_channels = encoder["0.weight"].shape[0], encoder["14.weight"].shape[0]
-        self._encoder, self._decoder = _encoder(width, latent_channels), _decoder(width, latent_channels)
-        self._encoder.load_state_dict(encoder)
-        self._decoder.load_state_dict(decoder)
-        parts = nn.ModuleDict({"encoder": self._encoder, "decoder": self._decoder})
+    def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, **placement: Unpack[Placement]) -> None:
+        self._encoder, self._decoder = encoder, decoder
+        parts = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+        width, latent_channels = len(encoder.get_parameter("0.weight")), len(encoder.get_parameter("14.weight"))
         spec = VAESpec(
             name="taef2",
             inplane_stride=INPLANE_STRIDE,
             latent_channels=latent_channels,
             window_slices=WINDOW_SLICES,
         )
-        super().__init__(parts, spec, source=source, device=device, dtype=dtype, features_per_voxel=width)
+        super().__init__(parts, spec, features_per_voxel=width, **placement)
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         latent = self._encoding.over(self._encoder, slices_as_batch((volume + 1) / 2, 3))
@@ -111,11 +107,11 @@ def load_taef2(wanted: Wanted) -> TAEF2:
     """
     name = wanted.name
     weights = wanted.file(
-        f"give the folder with {ENCODER_FILE} and {DECODER_FILE} with --weights (they are in "
-        "github.com/madebyollin/taesd), or use --vae tiny"
+        f"give the folder with {ENCODER_FILE} and {DECODER_FILE} as `weights` (they are in "
+        "github.com/madebyollin/taesd), or use `vae=tiny`"
     )
     folder = weights.parent if weights.name in (ENCODER_FILE, DECODER_FILE) else weights
-    states = []
+    parts = []
     for file, first, last, build in (
         (ENCODER_FILE, "0.weight", "14.weight", _encoder),
         (DECODER_FILE, "3.conv.0.weight", "1.weight", _decoder),
@@ -128,10 +124,5 @@ def load_taef2(wanted: Wanted) -> TAEF2:
             raise UserError(f"{name}: {path} is not one of its files: {first} or {last} is missing")
         width = state[first].shape[0]
         latent_channels = state[last].shape[0 if file == ENCODER_FILE else 1]
-        with torch.device("meta"):
-            expected = build(width, latent_channels).state_dict()
-        difference = first_difference(expected, state)
-        if difference is not None:
-            raise UserError(f"{name}: {path} is not one of its files: {difference}")
-        states.append(state)
-    return TAEF2(*states, source=str(folder), device=wanted.device, dtype=wanted.dtype)
+        parts.append(filled(partial(build, width, latent_channels), state, f"{name}: {path} is not one of its files"))
+    return TAEF2(*parts, **wanted.placement(folder))

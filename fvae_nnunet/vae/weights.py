@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from fvae_nnunet.errors import UserError
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 
 StateDict = dict[str, torch.Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(
             f"weights: {path} is damaged or holds more than tensors: {first_line}. If you trust where it comes from, "
-            "--trust-weights reads it all the same; it can then run code of its author's"
+            "`trust_weights=True` reads it all the same; it can then run code of its author's"
         ) from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"weights: {path} holds objects whose class is not installed: {error}") from error
@@ -80,6 +82,26 @@ def first_difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, t
         if state[key].shape != tensor.shape:
             return f"{key} has size {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
     return next((f"{key} is not part of the model" for key in state if key not in expected), None)
+
+
+def filled(build: Callable[[], Network], state: Mapping[str, torch.Tensor], misfit: str) -> Network:
+    """The network that ``build`` makes, with these weights in float32.
+
+    Args:
+        build: called while torch's device is ``meta``, so that no memory is taken for weights that are replaced.
+        state: the weights.
+        misfit: what to say, before the difference, where they are not exactly those of the network.
+
+    Raises:
+        UserError: they are not.
+    """
+    with torch.device("meta"):
+        network = build()
+    difference = first_difference(network.state_dict(), state)
+    if difference is not None:
+        raise UserError(f"{misfit}: {difference}")
+    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return network
 
 
 def state_dict_sha256(state: Mapping[str, torch.Tensor]) -> str:

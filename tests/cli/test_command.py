@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.outputs import holds, is_json_of, is_summary, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs import progress_bar as bars
 from fvae_nnunet.jobs.manifest import Manifest
@@ -313,7 +315,7 @@ def preprocessed(tmp_path, *views):
     folders = {name: tmp_path / f"Dataset007_X/nnUNetPlans_{name}" for name in ("2d", "3d_fullres")}
     for folder in folders.values():
         for view in views:
-            Manifest(view_folder(folder, view)).begin("view", {}, {"options": ""})
+            Manifest(view_folder(folder, view)).begin("view", {}, {"parameters": {}})
     return SimpleNamespace(name="Dataset007_X", plans_name="Plans of mine", data_folders=folders)
 
 
@@ -333,7 +335,7 @@ def test_the_printed_repair_of_a_view_makes_it(view, tmp_path, monkeypatch):
     data = preprocessed(tmp_path).data_folders["3d_fullres"]
     monkeypatch.setenv("nnUNet_fvae_view", view)
     with pytest.raises(UserError, match=f"asks for the view '{view}'") as caught:
-        find_view(data, "fvae-preprocess 7 -c 3d_fullres -p 'Plans of mine'")
+        find_view(data, partial(command_line, "fvae-preprocess", 7, c="3d_fullres", p="Plans of mine"))
     command = str(caught.value).partition("with: ")[2].partition(", with")[0].partition(" (")[0]
     arguments = understood(command, monkeypatch)
     assert (
@@ -355,10 +357,10 @@ def test_printed_commands_of_plans_and_synthesis_are_understood(tmp_path, monkey
     trainer = SimpleNamespace(
         plans_manager=plans, fold=2, configuration_name="2d", output_folder_base=str(tmp_path / "a b" / "model")
     )
-    trainer.repair_command = lambda: RecordingTrainer.repair_command(trainer)
     train, synthesize = nnUNetTrainerFVAESynth._synthesize_command(trainer).split(" && ")
     assert understood(train, monkeypatch).fold == 2
     arguments = understood(synthesize, monkeypatch)
     assert arguments.ldm == tmp_path / "a b" / "fvae_ldm__wan2.1__fold2" and arguments.n and arguments.fold == 2
-    arguments = understood(nnUNetTrainerFVAESynth._preprocess_command(trainer), monkeypatch)
-    assert arguments.synthetic == tmp_path / "with a space" / "fvae_synthetic" / "Dataset007_X"
+    folder = tmp_path / "with a space"
+    arguments = understood(RecordingTrainer.preprocess_command(trainer, synthetic=folder), monkeypatch)
+    assert arguments.synthetic == folder and arguments.c == ["2d"] and arguments.p == "nnUNetPlans"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from ivvae_for_tests import tiny_state as ivvae_state
 from tiny_models import original_wan_state_dict, tiny_wan
 
 from fvae_nnunet.cli import reconstruct, setup
+from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.vae import known_vaes, load_vae
 
 
@@ -69,7 +69,7 @@ def test_passes_reach_the_voxels_and_the_manifest_and_their_printed_options_make
     assert (settings["enlarge"], settings["average"]) == (1.5, 2)
     assert not np.array_equal(view, plain)
     (manifest,) = (tmp_path / "view").rglob("manifest.json")
-    options = shlex.split(json.loads(manifest.read_text())["made_with"]["options"])
+    options = options_of(json.loads(manifest.read_text())["made_with"]["parameters"])
     fixed = ["-i", str(images), "-o", str(tmp_path / "again"), "-np", "0"]
     assert reconstruct.main([*fixed, *options]) == 0
     again = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "again" / "case_0000.nii.gz")))
@@ -135,7 +135,6 @@ def test_paper_scheme_says_where_its_script_draws(
         (["--scheme", "paper", "--hu-window", "-160", "240"], "HU window -1000 1000"),
         (["--vae", "tiny", "--scheme", "paper"], "no script for tiny"),
         (["--vae", "cv-vae"], "--vae-code"),
-        (["--vae", "tiny", "--vae-code", "."], "tiny needs no checkout"),
         (["--vae", "wan2.2"], "looks like wan2.1"),
         (["-device", "cpu", "--devices", "cpu"], "exclude each other"),
         (["--windows", "soft", "--hu-window", "-1000", "1000"], "--windows and --hu-window exclude each other"),
@@ -164,7 +163,7 @@ def test_setup_explains_every_vae(capsys: pytest.CaptureFixture[str]) -> None:
         (text,) = (block for block in blocks if block.startswith(f"{vae.name}: "))
         for fact in (vae.window, vae.values, vae.licence, vae.weights, vae.code or ""):
             assert fact in text, vae.name
-        assert ("(needed)" in text) is vae.needs_code
+        assert ("--vae-code" in text) is (vae.code is not None)
 
 
 MANY_CASES = """

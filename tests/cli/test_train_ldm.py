@@ -22,7 +22,7 @@ from synthesis_for_tests import edit_dataset_json, label_file, phantom_dataset, 
 from fvae_nnunet.cli import train_ldm
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
-from fvae_nnunet.files.portable_names import portable_name, portable_options
+from fvae_nnunet.files.portable_names import portable_name, portable_parameters
 from fvae_nnunet.synthesis.model import sampling
 from fvae_nnunet.synthesis.model.folder import ModelSettings, needs_text
 from fvae_nnunet.synthesis.model.latent_diffusion import LatentDiffusion
@@ -474,14 +474,12 @@ def test_the_same_training_gives_the_same_bytes_and_names_no_folder_of_the_machi
         ("diffusers:/data/vae", "diffusers:vae"),
         ("label:liver,tumour", "label:liver,tumour"),
         ("lungs", "lungs"),
-        ("--weights '/home/my self/vae.pth' --vae wan2.1", None),
     ],
 )
 def test_names_are_kept_and_places_are_not(text, expected):
-    if expected is None:
-        assert portable_options(text) == "--weights vae.pth --vae wan2.1"
-    else:
-        assert portable_name(text) == expected
+    assert portable_name(text) == expected
+    parameters = {"weights": text, "hu_windows": [[-1000.0, 1000.0]]}
+    assert portable_parameters(parameters) == parameters | {"weights": expected}
 
 
 def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):

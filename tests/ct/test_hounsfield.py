@@ -71,7 +71,7 @@ def test_ct_stays_ct_however_it_was_cut(hu, change):
 def test_what_is_no_hu_is_recognised_with_its_cause(hu, change, cause):
     reason = implausible_volume(change(hu))
     assert reason is not None and (cause in reason or cause == OTHER)
-    with pytest.raises(UserError, match=r"^scan.nii cannot be in HU: .*\d.*--hu-as-is$"):
+    with pytest.raises(UserError, match=r"^scan.nii cannot be in HU: .*\d.*`hu_as_is=True`$"):
         check_volume_hu(change(hu), "scan.nii")
 
 
@@ -166,7 +166,7 @@ def test_preprocess_refuses_each_volume_that_is_no_hu_unless_told_to_take_it(clo
     assert "1 cases done" in capsys.readouterr().out
     assert preprocess.main([*command, "--hu-as-is", "--view", "other"]) == 0
     record = json.loads((clone.preprocessed / "nnUNetPlans_2d__fvae_other" / "manifest.json").read_text())
-    assert "--hu-as-is" in record["made_with"]["options"]
+    assert record["made_with"]["parameters"]["hu_as_is"] is True
 
 
 def test_pet_that_is_called_ct_is_left_out_by_naming_the_channels(clone, monkeypatch, capsys):
@@ -193,7 +193,7 @@ def test_pet_that_is_called_ct_is_left_out_by_naming_the_channels(clone, monkeyp
     assert preprocess.main([*command, "--channels", "0"]) == 0
     assert capsys.readouterr().out.startswith("channels reconstructed: 0 (CT); copied: 1 (CT)\n")
     record = json.loads((clone.preprocessed / "nnUNetPlans_2d__fvae_control-identity" / "manifest.json").read_text())
-    assert record["settings"]["ct_channels"] == [0] and "--channels 0" in record["made_with"]["options"]
+    assert record["settings"]["ct_channels"] == [0] and record["made_with"]["parameters"]["channels"] == [0]
 
 
 def test_reconstruct_refuses_what_is_no_hu_and_does_the_rest(tmp_path, capsys):

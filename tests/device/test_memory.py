@@ -135,7 +135,7 @@ def test_lack_of_memory_by_any_name_halves_the_call(message, monkeypatch):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     monkeypatch.setattr(vae._network, "encode", lambda x, before: full(torch.empty(1, 1, 9), before))
     with pytest.raises(
-        TooLittleMemory, match=r"4 slices of 16 x 16 pixels in float32; use --precision bfloat16, -device cpu$"
+        TooLittleMemory, match=r"4 slices of 16 x 16 pixels in float32; use `precision=bfloat16`, `device=cpu`$"
     ):
         vae.encode(volume)
 
@@ -188,7 +188,7 @@ def test_on_a_cpu_an_image_vae_takes_few_pixels_at_once():
 def test_an_image_vae_that_cannot_take_one_slice_names_the_way_out(monkeypatch):
     with FakeGPU(monkeypatch, 0.6 * GIB):
         vae = big_image_vae()
-        with pytest.raises(TooLittleMemory, match=r"sd: .*for 1 slice of 512 x 512 pixels .*--precision bfloat16"):
+        with pytest.raises(TooLittleMemory, match=r"sd: .*for 1 slice of 512 x 512 pixels .*`precision=bfloat16`"):
             vae.encode(window(2, 512))
 
 
@@ -213,7 +213,7 @@ def test_a_vae_that_sees_all_slices_takes_fewer_volumes_at_once(monkeypatch):
         vae = Doubling()
         assert vae.encode(window(4, 64, batch=8)).shape == (8, 1, 1, 64, 64)
         assert vae._encoding.most_voxels == 2 * 4 * 64 * 64
-        with pytest.raises(TooLittleMemory, match=r"doubling: .* 32 slices of 64 x 64 .*, a smaller --window-slices, "):
+        with pytest.raises(TooLittleMemory, match=r"doubling: .* 32 slices of 64 x 64 .*, a smaller `window_slices`, "):
             vae.encode(window(32, 64))
 
 

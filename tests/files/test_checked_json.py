@@ -167,8 +167,8 @@ def test_a_manifest_lacks_nothing_and_a_record_neither(tmp_path):
         with pytest.raises(UserError, match=f"it lacks {key}"):
             manifest.read()
     manifest.path.write_text(json.dumps(whole))
-    with pytest.raises(UserError, match="made_with lacks options"):
-        manifest.read({"made_with": {"options": str}})
+    with pytest.raises(UserError, match="made_with lacks parameters"):
+        manifest.read({"made_with": {"parameters": dict}})
     array = tmp_path / "case.b2nd"
     array.touch()
     manifest.write_case("case", inputs={"a": "1"}, outputs=[array], results={})

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import blosc2
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 from synthetic_for_tests import ball_in, preprocess, write_synthetic_folder
 
 from fvae_nnunet.cli import preprocess as command
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.jobs.manifest import Manifest, write_json
@@ -276,6 +278,6 @@ def test_synthetic_cases_are_no_view(clone, folder):
     preprocess(clone, folder, configurations=["3d_fullres"])
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
     with pytest.raises(UserError, match="has no reconstructed view"):
-        find_view(data_folder, "repair")
+        find_view(data_folder, partial(command_line, "fvae-preprocess"))
     with pytest.raises(UserError, match="give the view another name"):
         view_folder(data_folder, "synthetic")

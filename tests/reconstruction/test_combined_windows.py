@@ -152,7 +152,7 @@ def test_settings_that_cannot_be_are_refused():
         ({"enlarge": 5}, r"0\.25 to 4 times, got 5"),
         ({"enlarge": float("nan")}, "0.25 to 4 times"),
         ({"pixel_mm": 0}, "above 0 mm"),
-        ({"pixel_mm": 1, "enlarge": 2}, "excludes --enlarge"),
+        ({"pixel_mm": 1, "enlarge": 2}, "excludes `enlarge`"),
         ({"average": 9}, "1 to 8 ways"),
     ):
         with pytest.raises(UserError, match=said):

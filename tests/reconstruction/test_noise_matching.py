@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from noise_for_tests import anatomy, white
 from views_for_tests import make_view
 
 from fvae_nnunet.cli import preprocess, reconstruct
+from fvae_nnunet.command_lines import command_line, options_of
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.noise import Noise, evenly_spread, homogeneous_region, measure_noise, noise_figures, noise_sd_hu
 from fvae_nnunet.errors import UserError
@@ -147,10 +149,10 @@ def test_a_match_repeats_itself_and_its_record_says_the_strength(images: Path, t
         assert make(images, tmp_path / output, "control:median", "--match", str(tmp_path / "view")) == 0
     manifests = [read_json(tmp_path / output / MANIFEST_FOLDER / "manifest.json") for output in ("first", "again")]
     assert manifests[0] == manifests[1]
-    options = manifests[0]["made_with"]["options"]
-    assert f"--strength {manifests[0]['settings']['strength']}" in options
-    assert "--match" not in options
-    assert make(images, tmp_path / "first", *options.split()[1:]) == 0
+    parameters = manifests[0]["made_with"]["parameters"]
+    assert parameters["strength"] == manifests[0]["settings"]["strength"] and "match" not in parameters
+    vae = parameters.pop("vae")
+    assert make(images, tmp_path / "first", vae, *options_of(parameters)) == 0
 
 
 def test_a_view_that_removes_no_noise_is_matched_by_the_identity(
@@ -174,7 +176,7 @@ def sample_of(cases: dict[str, list[np.ndarray]]) -> NoiseSample:
 
 
 def test_what_no_strength_reaches_is_said_with_what_is_left() -> None:
-    message = r"nlm cannot remove .* 0\.001 of it: even with --strength 2 \(h in halves .*\) 0\.[1-9]\d\d are left"
+    message = r"nlm cannot remove .* 0\.001 of it: even with `strength=2` \(h in halves .*\) 0\.[1-9]\d\d are left"
     with pytest.raises(UserError, match=message):
         match_strength("control:nlm", 0.001, sample_of({"a": [noisy_hu("a")]}))
 
@@ -215,7 +217,7 @@ def test_the_sample_is_spread_over_the_ratios_so_that_its_median_is_that_of_all(
     rng = np.random.default_rng(0)
     ratios = [*rng.permutation(np.linspace(0.2, 0.8, 100)), None]
     cases = [f"case_{index:02d}" for index in range(len(ratios))]
-    found = noise_of_view(view_with(tmp_path, ratios), reversed(cases), remake="make")
+    found = noise_of_view(view_with(tmp_path, ratios), reversed(cases), make=partial(command_line, "make"))
     assert len(found.left) == 100
     assert found.median.total == found.median.fine == found.median.coarse == pytest.approx(0.5)
     sampled = [ratios[int(case[5:])] for case in found.sample]
@@ -227,9 +229,9 @@ def test_the_sample_is_spread_over_the_ratios_so_that_its_median_is_that_of_all(
 def test_a_view_without_soft_tissue_or_cases_is_refused(tmp_path: Path) -> None:
     manifest = view_with(tmp_path, [None])
     with pytest.raises(UserError, match=r"no case of .* has noise in soft tissue"):
-        noise_of_view(manifest, ["case_00"], remake="make")
+        noise_of_view(manifest, ["case_00"], make=partial(command_line, "make"))
     with pytest.raises(UserError, match=r"case_01 is missing\. Complete it with: make"):
-        noise_of_view(manifest, ["case_00", "case_01"], remake="make")
+        noise_of_view(manifest, ["case_00", "case_01"], make=partial(command_line, "make"))
 
 
 def forget_noise(output: Path) -> None:

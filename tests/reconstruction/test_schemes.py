@@ -254,7 +254,9 @@ def test_small_planes_are_coded_together_on_a_gpu_and_values_stay(monkeypatch):
             self.windows.append(tuple(volume.shape))
             return volume
 
-    monkeypatch.setattr(schemes, "_slices", lambda axial, start, stop, device: torch.from_numpy(axial[start:stop]))
+    monkeypatch.setattr(
+        schemes._Volume, "slices", lambda volume, start, stop: torch.from_numpy(volume.axial_hu[start:stop])
+    )
     monkeypatch.setattr(schemes, "VOXELS_OF_A_CALL", 8 * 8 * 8 * 3)
     vae = OnGPU()
     volume = ct((60, 8, 8)).clip(-1000, 1000)
@@ -267,7 +269,7 @@ def test_infinities_are_not_hidden_by_the_clamp():
         def decode(self, latent):
             return latent + float("inf")
 
-    with pytest.raises(UserError, match="not finite; use --precision float32"):
+    with pytest.raises(UserError, match="not finite; use `precision=float32`"):
         reconstruct_volume(Overflowing(), ct((3, 8, 8)))
 
 
@@ -281,7 +283,7 @@ def test_infinities_are_not_hidden_by_the_clamp():
         ("wan2.1", {"scheme": "paper", "hu_window": (-175, 250)}, "HU window -1000 1000 for wan2.1; leave"),
         ("leanvae", {"scheme": "paper", "hu_window": (-160, 240)}, "HU window -1000 1000 or -175 250 for leanvae"),
         ("wan2.1", {"scheme": "stream", "overlap_slices": 8}, "has no overlap"),
-        ("wan2.1", {"truncate": True}, "belongs to --scheme paper"),
+        ("wan2.1", {"truncate": True}, "belongs to `scheme=paper`"),
         ("wan2.1", {"scheme": "stream", "window_slices": 0}, "at least one slice"),
     ],
 )
@@ -301,5 +303,5 @@ def test_the_second_script_for_leanvae_has_the_window_of_soft_tissue():
 
 def test_a_vae_without_a_stream_says_so():
     vae = IdentityVAE()
-    with pytest.raises(UserError, match="use --scheme windows"):
+    with pytest.raises(UserError, match="use `scheme=windows`"):
         reconstruct_volume(vae, ct((3, 8, 8)), ReconstructionSettings.for_vae(vae.spec, scheme="stream"))

@@ -143,7 +143,7 @@ def test_values_that_are_not_finite_are_refused_on_both_sides():
         def decode(self, latent):
             return latent / 0
 
-    with pytest.raises(UserError, match="--precision float32"):
+    with pytest.raises(UserError, match="`precision=float32`"):
         reconstruct_volume(Overflowing(), np.ones((1, 8, 8), dtype=np.int16))
 
 

@@ -64,7 +64,7 @@ class FakeGPU(TorchDispatchMode):
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: self.live)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.freed_at.append(self.live))
         monkeypatch.setattr(nn.Module, "to", _to)
-        monkeypatch.setattr("fvae_nnunet.vae.wan.vae.fast_decoder", lambda *_, **options: None)
+        monkeypatch.setattr("fvae_nnunet.vae.wan.vae.can_decode_fast", lambda device: False)
         monkeypatch.setattr(module_vae, "state_dict_sha256", lambda state: "0" * 64)
 
     def __enter__(self) -> FakeGPU:

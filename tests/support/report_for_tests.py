@@ -22,7 +22,7 @@ HOSTILE = '<script>alert(1)</script>&"'
 SHIFTS = {"first": [3, 3, 3, 3, 3], "second": [2, 3, 0, 5, 3]}
 """Model -> by how many voxels the tumour of each case lies off; so case 2 improves most, then 0, and 3 gets worse."""
 
-MADE_WITH = {"weights": "embedded", "options": "--vae tiny", "fvae_nnunet": "0.1.0", "torch": "2.9"}
+MADE_WITH = {"weights": "embedded", "parameters": {"vae": "tiny"}, "fvae_nnunet": "0.1.0", "torch": "2.9"}
 SETTINGS = {
     "vae": "tiny", "weights_sha256": "abcdef0123456789", "precision": "float32", "hu_window": [-1000.0, 1000.0],
     "window_slices": 8, "overlap_slices": 0, "scheme": "windows", "truncate": False, "posterior_seed": None,

@@ -37,7 +37,7 @@ def make_view(
     vae = vae or IdentityVAE(slice_stride=4, slice_offset=1, window_slices=9, causal=True)
     found = open_preprocessed_dataset(dataset.id, configurations=configurations)
     settings = ReconstructionSettings.for_vae(vae.spec, hu_window=hu_window, **passes)
-    made_with = {"options": f"--vae identity --view {view}"}
+    made_with = {"parameters": {"vae": "identity", "view": view}}
     folders = open_views(found, vae, view=view, settings=settings, made_with=made_with, overwrite=overwrite)
     for outcome in make_views(
         found, vae, folders, settings=settings, cases=found.cases, workers=workers, seconds=StageSeconds()

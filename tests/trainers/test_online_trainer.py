@@ -262,7 +262,7 @@ def test_what_names_no_vae_is_refused_with_a_way_out(clone, monkeypatch):
     message = error()
     assert "has no reconstructed view" in message and "export nnUNet_fvae_vae=tiny" in message
     monkeypatch.setenv("nnUNet_fvae_vae", "control:gaussian")
-    assert f"fvae-preprocess {clone.id} -c 3d_fullres -p nnUNetPlans --vae control:gaussian and a --strength" in error()
+    assert f"fvae-preprocess {clone.id} -c 3d_fullres -p nnUNetPlans --vae control:gaussian and a strength" in error()
     monkeypatch.setenv("nnUNet_fvae_vae", "wan2.3")
     assert "Did you mean wan2" in error()
 
@@ -271,7 +271,7 @@ def test_other_normalisations_are_refused_at_the_start(clone, tiny):
     plans = clone.plans
     plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"]
     clone.write_plans(plans)
-    with pytest.raises(UserError, match=r"channel 0 is CT but its normalisation is ZScore.*-tr nnUNetTrainerFVAE"):
+    with pytest.raises(UserError, match=r"channel 0 is CT but its normalisation is ZScore.*nnUNetTrainerFVAE"):
         trainer_of(nnUNetTrainerFVAEOnline, clone).on_train_start()
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"0": "MR"}})
     plans["configurations"]["2d"]["normalization_schemes"] = ["ZScoreNormalization"]
@@ -297,7 +297,7 @@ def test_a_foreground_that_is_no_hu_is_refused_at_the_start_unless_trainer_or_vi
 
     trainer_of(AsItIs, clone)._load_reconstruction()
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace("--view test", "--view test --hu-as-is"))
+    path.write_text(path.read_text().replace('"view": "test"', '"hu_as_is": true, "view": "test"'))
     trainer_of(Always, clone)._load_reconstruction()
 
 

@@ -221,8 +221,8 @@ def test_draws_follow_their_settings_and_depend_on_the_entropy_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"probability": 1.5}, "probability of the view"),
-        ({"probability": 0.5, "blend": (0.5, 0.2)}, "weights of the view"),
+        ({"probability": 1.5}, "view_probability and view_blend must lie in"),
+        ({"probability": 0.5, "blend": (0.5, 0.2)}, "lowest first; got 0.5 and"),
         ({"probability": 0.5, "posterior": "mean"}, "'mode' or 'sample'"),
     ],
 )

@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 from pathlib import Path
 
 import blosc2
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from views_for_tests import BrighterVAE, make_view
 
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.training.views import BlendedArray, ViewDataset, default_view_name, find_view, find_views, view_folder
 
@@ -103,27 +105,27 @@ def test_impossible_probabilities_are_refused(brighter, probability, blend):
 def test_the_only_view_is_found_and_several_need_the_variable(clone, monkeypatch):
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
     with pytest.raises(UserError, match=r"no reconstructed view.*fvae-preprocess 7"):
-        find_view(data_folder, "fvae-preprocess 7")
+        find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
     make_view(clone, view="one", configurations=["3d_fullres"])
-    assert find_view(data_folder, "") == "one"
+    assert find_view(data_folder, str) == "one"
     make_view(clone, view="two", configurations=["3d_fullres"])
     with pytest.raises(UserError, match=r"views one, two; choose one: export nnUNet_fvae_view=one"):
-        find_view(data_folder, "")
+        find_view(data_folder, str)
     monkeypatch.setenv("nnUNet_fvae_view", "two")
-    assert find_view(data_folder, "") == "two"
+    assert find_view(data_folder, str) == "two"
     monkeypatch.setenv("nnUNet_fvae_view", "three")
     with pytest.raises(
         UserError, match=r"asks for the view 'three'.*there is one, two.*: export nnUNet_fvae_view=one$"
     ):
-        find_view(data_folder, "fvae-preprocess 7")
+        find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
     monkeypatch.setenv("nnUNet_fvae_view", "wan2.1")
     with pytest.raises(
         UserError, match=r"there is one, two\. Make it .*: fvae-preprocess 7 --vae wan2\.1 --view wan2\.1$"
     ):
-        find_view(data_folder, "fvae-preprocess 7")
+        find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
     monkeypatch.setenv("nnUNet_fvae_view", "control-tv")
-    with pytest.raises(UserError, match=r"preprocess 7 --vae control:tv --view control-tv, with the --strength"):
-        find_view(data_folder, "fvae-preprocess 7")
+    with pytest.raises(UserError, match=r"preprocess 7 --vae control:tv --view control-tv, with the strength"):
+        find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
 
 
 def test_names_of_views(tmp_path):
@@ -160,14 +162,14 @@ def test_views_are_named_with_weights(tmp_path, monkeypatch):
         folder = view_folder(data_folder, name)
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
-    assert find_views(data_folder, "", "two") == {"two": 1}
-    assert find_views(data_folder, "", "two:2.5, one") == {"two": 2.5, "one": 1}
+    assert find_views(data_folder, str, "two") == {"two": 1}
+    assert find_views(data_folder, str, "two:2.5, one") == {"two": 2.5, "one": 1}
     monkeypatch.setenv("nnUNet_fvae_view", "one,two:3")
-    assert find_views(data_folder, "") == {"one": 1, "two": 3}
+    assert find_views(data_folder, str) == {"one": 1, "two": 3}
     with pytest.raises(UserError, match="only one view can be used here, not one, two"):
-        find_view(data_folder, "")
+        find_view(data_folder, str)
     with pytest.raises(UserError, match=r"asks for the view 'three'.*there is one, two"):
-        find_views(data_folder, "", "one,three:2")
+        find_views(data_folder, str, "one,three:2")
     for wrong in ("one:0", "one:-1", "one:many", "one,one", "one,", "one:nan", "one:inf"):
         with pytest.raises(UserError, match="NAME or NAME:WEIGHT"):
-            find_views(data_folder, "", wrong)
+            find_views(data_folder, str, wrong)

@@ -17,6 +17,7 @@ from scipy import ndimage
 from skimage import restoration
 
 from fvae_nnunet.cli import preprocess, reconstruct, setup
+from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.ct.noise import homogeneous_region, noise_sd_hu
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
@@ -206,19 +207,19 @@ def test_the_record_tells_filter_and_strength_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("control:gaussian", {}, r"needs a strength: --strength S \(standard deviation in pixels\), or --match"),
+        ("control:gaussian", {}, r"needs a strength: `strength=S` \(standard deviation in pixels\), or `match"),
         ("control:gaussian", {"strength": -0.1}, "between 0 and 10, got -0.1"),
         ("control:gaussian", {"strength": float("nan")}, "got nan"),
         ("control:tv", {"strength": float("inf")}, "between 0 and 1, got inf"),
-        ("control:identity", {"strength": 0.1}, "has no strength; leave --strength out"),
-        ("control:nlm", {}, "--strength auto for the noise of each image, or --match"),
+        ("control:identity", {"strength": 0.1}, "has no strength; leave `strength` out"),
+        ("control:nlm", {}, "`strength=auto` for the noise of each image, or `match"),
         ("control:gaussian", {"strength": "auto"}, "is known for control:tv, control:nlm alone"),
         ("control:tv", {"strength": "much"}, "between 0 and 1, got much"),
         ("control:sharpen", {"strength": 1}, "unknown control 'control:sharpen'; there are control:identity, "),
-        ("control:median", {"strength": 1, "weights": "w.pth"}, "no weights and no code of its own; leave --weights"),
-        ("control:median", {"strength": 1, "code": "c", "trust_weights": True}, "leave --vae-code, --trust-weights"),
-        ("control:median", {"strength": 1, "dtype": torch.bfloat16}, "in float32; leave --precision out"),
-        ("tiny", {"strength": 1}, "--strength is for plain denoisers"),
+        ("control:median", {"strength": 1, "weights": "w.pth"}, "no weights and no code of its own; leave `weights`"),
+        ("control:median", {"strength": 1, "code": "c", "trust_weights": True}, "leave `vae_code`, `trust_weights`"),
+        ("control:median", {"strength": 1, "dtype": torch.bfloat16}, "in float32; leave `precision` out"),
+        ("tiny", {"strength": 1}, "`strength` is for plain denoisers"),
         ("gaussian", {}, "Did you mean control:gaussian"),
     ],
 )
@@ -263,7 +264,8 @@ def test_a_view_remembers_its_strength(clone: Dataset, registered: None, capsys:
     assert content["settings"]["strength"] == 0.7
     assert "scipy" in content["made_with"]["weights"]
     capsys.readouterr()
-    assert preprocess.main([clone.id, "-c", "3d_fullres", "-np", "0", *content["made_with"]["options"].split()]) == 0
+    again = options_of(content["made_with"]["parameters"])
+    assert preprocess.main([clone.id, "-c", "3d_fullres", "-np", "0", *again]) == 0
     assert "5 already complete" in capsys.readouterr().out
     assert preprocess.main([*command, "--strength", "0.8"]) == 1
     assert "strength: 0.7, now 0.8" in capsys.readouterr().err

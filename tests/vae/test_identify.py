@@ -88,5 +88,5 @@ def test_what_is_no_model_is_none(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_called_by_their_name(asked: str, held: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(STATES[held](), path)
-    with pytest.raises(UserError, match=rf"^{asked}: .*{held}.*--vae {held}"):
+    with pytest.raises(UserError, match=rf"^{asked}: .*{held}.*`vae={held}`"):
         load_vae(asked, weights=path)

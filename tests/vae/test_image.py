@@ -154,7 +154,7 @@ def test_old_names_of_the_attention_are_understood(tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path / "wan")
-    with pytest.raises(UserError, match=r"holds a Wan VAE; use --vae wan2.1 or wan2.2"):
+    with pytest.raises(UserError, match=r"holds a Wan VAE; it is for `vae=wan2.1` or wan2.2"):
         load_vae(f"diffusers:{tmp_path / 'wan'}")
 
     tiny_kl().save_pretrained(tmp_path / "unet")

@@ -128,7 +128,7 @@ def test_has_the_parameters_of_the_bundles_network(tmp_path: Path) -> None:
 
 
 def test_without_a_file_it_says_where_to_get_it() -> None:
-    with pytest.raises(UserError, match=r"hf download nvidia/NV-Generate-CT models/autoencoder_v1\.pt .*--weights"):
+    with pytest.raises(UserError, match=r"hf download nvidia/NV-Generate-CT models/autoencoder_v1\.pt .*`weights`"):
         load_maisi(Wanted("maisi", weights=None))
 
 

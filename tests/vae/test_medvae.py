@@ -196,7 +196,7 @@ def test_reads_a_bare_state_dict_and_leaves_the_second_latent_out(
 
 def test_without_a_file_it_says_where_to_get_it() -> None:
     with pytest.raises(
-        UserError, match=r"hf download stanfordmimi/MedVAE model_weights/vae_4x_1c_3D\.ckpt .*--weights"
+        UserError, match=r"hf download stanfordmimi/MedVAE model_weights/vae_4x_1c_3D\.ckpt .*`weights`"
     ):
         load_medvae(Wanted("medvae", weights=None))
 
@@ -210,7 +210,7 @@ def test_names_what_keeps_a_file_from_being_this_medvae(state: StateDict, tmp_pa
     refused(flat, r"it has no encoder\.conv_in\.weight of five dimensions")
     refused({"conv.weight": torch.zeros(3)}, r"it has no encoder\.conv_in\.weight")
     deeper = {"encoder.down.2.downsample.conv.weight": torch.zeros(128, 128, 3, 3, 3)}  # vae_8x_1c_3D.ckpt
-    refused(state | deeper, r"does not fit medvae_4_1_3d .* is not part of the model")
+    refused(state | deeper, r"is not the MedVAE for volumes .* is not part of the model")
     narrow = {"encoder.conv_in.weight": torch.zeros(48, 1, 3, 3, 3)}
     refused(state | narrow, "48 channels, not a multiple of 32")
     colour = {"encoder.conv_in.weight": torch.zeros(WIDTH, 3, 3, 3, 3)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -71,7 +72,7 @@ def test_unknown_name_lists_the_known_ones_and_close_matches() -> None:
 
 def test_weights_that_do_not_exist_are_named(tmp_path: Path) -> None:
     for name in ("wan2.1", "taef2", "diffusers:stabilityai/sdxl-vae"):
-        with pytest.raises(UserError, match=f"{name}: --weights: no such file or folder: .*absent"):
+        with pytest.raises(UserError, match=f"{name}: `weights`: no such file or folder: .*absent"):
             load_vae(name, weights=tmp_path / "absent")
 
 
@@ -115,13 +116,13 @@ def test_missing_weights_offline_are_one_quick_message(
     message = str(caught.value)
     for part in (
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers: vae/config.json and vae/diffusion_pytorch_model.safetensors (2820 MB)",
-        "--weights",
-        "--vae tiny",
+        "`weights`",
+        "`vae=tiny`",
         "HF_HUB_OFFLINE is set" if why == "HF_HUB_OFFLINE" else "127.0.0.1:9",
     ):
         assert part in message
     assert caught.value.__cause__ is not None
-    with pytest.raises(UserError, match=r"config.json and .*safetensors \(or vae/config.json and vae/.*--weights"):
+    with pytest.raises(UserError, match=r"config.json and .*safetensors \(or vae/config.json and vae/.*`weights`"):
         load_vae("diffusers:stabilityai/sd-vae-ft-mse")
 
 
@@ -130,13 +131,13 @@ def test_other_failures_of_the_download_are_not_disguised(hub_cache: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fvae_nnunet.vae.folders.reach_hub", lambda: None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", disk_full)
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HfApi.repo_info", disk_full)
     with pytest.raises(OSError, match="No space left"):
         load_vae("wan2.1")
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the hub does: files with commit and etag, 404 with an error code in a header."""
+    """Answers as the hub does: lists and files with commit and etag, 404 with an error code in a header."""
 
     root: Path
 
@@ -147,11 +148,24 @@ class FakeHub(BaseHTTPRequestHandler):
         self._answer(send_body=True)
 
     def _answer(self, *, send_body: bool) -> None:
-        repository, _, name = self.path.lstrip("/").partition("/resolve/main/")
-        file = self.root / repository / name
-        body = b""
-        if repository == "" or file.is_file():
-            body = file.read_bytes() if repository else b""
+        path = self.path.partition("?")[0].lstrip("/")
+        repository, _, name = path.partition(f"/resolve/{COMMIT}/")
+        body = b"" if path == "" else None
+        if path.startswith("api/models/"):
+            repository, what = re.fullmatch(r"api/models/(.*)/(revision|tree)/[^/]*", path).groups()
+            folder = self.root / repository
+            if folder.is_dir():
+                files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+                tree = [
+                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT}
+                    for name, file in files.items()
+                ]
+                siblings = [{"rfilename": name} for name in files]
+                info = {"id": repository, "sha": COMMIT, "siblings": siblings}
+                body = json.dumps(tree if what == "tree" else info).encode()
+        elif (file := self.root / repository / name).is_file():
+            body = file.read_bytes()
+        if body is not None:
             self.send_response(200)
             self.send_header("ETag", f'"{abs(hash(self.path))}"')
             self.send_header("X-Repo-Commit", COMMIT)
@@ -159,6 +173,7 @@ class FakeHub(BaseHTTPRequestHandler):
             self.send_response(404)
             known = (self.root / repository).is_dir()
             self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            body = b""
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if send_body:
@@ -192,6 +207,11 @@ for name in sys.argv[1:]:
     except UserError as error:
         print(json.dumps(str(error)))
 """
+
+
+def test_a_checkout_that_is_not_needed_is_not_used(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"tiny needs no checkout, so .* is not used; videovae\+, cv-vae need one"):
+        assert load_vae("tiny", code=tmp_path).spec.name == "tiny"
 
 
 @pytest.mark.slow

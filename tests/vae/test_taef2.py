@@ -73,7 +73,7 @@ def test_folder_and_either_file_name_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"taef2_encoder.pth and taef2_decoder.pth with --weights.*--vae tiny"):
+    with pytest.raises(UserError, match=r"taef2_encoder.pth and taef2_decoder.pth as `weights`.*`vae=tiny`"):
         load_vae("taef2")
     encoder = written(tmp_path) / "taef2_encoder.pth"
     (tmp_path / "taef2_decoder.pth").rename(tmp_path / "elsewhere.pth")

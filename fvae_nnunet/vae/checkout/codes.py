@@ -1,19 +1,17 @@
-"""The five research VAEs of the paper, run from a checkout of their authors' code.
+"""CV-VAE and VideoVAE+, run from a checkout of their authors' code, whose licences do not let us ship their networks.
 
-CV-VAE, IV-VAE, LeanVAE, VideoVAE+ and WF-VAE come as repositories, not as packages, and not all with a licence to copy
-from them. The user names a checkout (``--vae-code``) and, where they are not on the hub, the weights. Loading runs the
-code of that folder with the rights of the user; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
+The user names a checkout and, where they are not on the hub, the weights. Loading runs the code of that folder with the
+rights of the user; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
 
-All five compress 8 x 8 pixels and 4 slices into one latent pixel. How each is called follows the reconstruction scripts
+Both compress 8 x 8 pixels and 4 slices into one latent pixel. How each is called follows the reconstruction scripts
 released with the paper (github.com/qic999/Foundation-VAE, folder ReconstructionSettings).
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +21,12 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.checkout.importer import Checkout
 from fvae_nnunet.vae.checkout.vae import CheckoutVAE, CheckoutWeights, ResearchCode, colours
-from fvae_nnunet.vae.folders import HubModel
-from fvae_nnunet.vae.ivvae.vae import published_statistics
-from fvae_nnunet.vae.module_vae import drawn, grey
+from fvae_nnunet.vae.known import hub_of
+from fvae_nnunet.vae.module_vae import Placement, drawn, grey
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import read_checkpoint
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def _attention(
@@ -54,7 +53,6 @@ class CVVAE(CheckoutVAE):
         "models.modeling_vae",
         "CVVAEModel",
         "its folder vae3d with config.json and weights",
-        hub=HubModel("AILab-CVC/CV-VAE", ("vae3d",)),
         # xformers itself has no kernels for the CPU
         replaced={
             "xformers": _module(
@@ -69,8 +67,8 @@ class CVVAE(CheckoutVAE):
         model = weights.fill(lambda: model_class.from_config(config), state)
         return model, model.config.z_channels
 
-    def __init__(self, name: str, model: Any, latent_channels: int, **options: Any) -> None:
-        super().__init__(name, model, latent_channels, **options)
+    def __init__(self, name: str, model: Any, latent_channels: int, **placement: Unpack[Placement]) -> None:
+        super().__init__(name, model, latent_channels, **placement)
         self.latent_mean = torch.zeros(latent_channels)
         self.latent_std = torch.full((latent_channels,), 1 / model.config.scaling_factor)
 
@@ -80,78 +78,6 @@ class CVVAE(CheckoutVAE):
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
         return grey(self._model.decode(latent).sample)
-
-
-class IVVAE(CheckoutVAE):
-    """IV-VAE. Slices are coded four at a time with the state of those before, which it normalises and shifts itself."""
-
-    code = ResearchCode("ali-vilab/iv-vae", "models.vae3d", "VAutoencoder3d", "one of its files ivvae_z*_dim*.pth")
-    causal = True
-
-    @classmethod
-    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
-        state = weights.read(weights.path)
-        channels = weights.size(state, "decoder.conv1.conv.weight", 1)
-        width = weights.size(state, "encoder.conv1.conv_2d.weight", 0)
-        sizes = {"dim": width, "z_dim": channels, "temperal_downsample": [False, True, True]}
-        return weights.fill(lambda: model_class(**sizes, scale_factor=1, shift_factor=0), state), channels
-
-    def __init__(self, name: str, model: Any, latent_channels: int, **options: Any) -> None:
-        super().__init__(name, model, latent_channels, **options)
-        width = model.encoder.conv1.conv_2d.weight.shape[0]
-        self.latent_mean, self.latent_std = published_statistics(latent_channels, width)
-
-    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        # its encode draws in this method, without a generator
-        self._model.sample = lambda mean, log_variance: drawn(mean, (0.5 * log_variance).exp(), generator)
-        try:
-            return self._model.encode(colours(volume))
-        finally:
-            del self._model.sample
-            self._model.clear_cache()
-
-    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        try:
-            return grey(self._model.decode(latent))
-        finally:
-            self._model.clear_cache()
-
-
-class LeanVAE(CheckoutVAE):
-    """LeanVAE. Takes and gives half of [-1, 1]; each channel is clamped before the mean, as in the script."""
-
-    code = ResearchCode(
-        "westlake-repl/LeanVAE",
-        "LeanVAE.models.autoencoder",
-        "LeanVAE",
-        "its file LeanVAE-dim*.ckpt",
-        nominal=("beartype", "pywt", "requests", "torchvision", "tqdm"),
-        bare=("LeanVAE",),  # whose __init__ imports what trains it
-    )
-    causal = True
-
-    @classmethod
-    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
-        content = weights.read(weights.path, read_checkpoint)
-        args, state = content.get("args"), content.get("state_dict")
-        if isinstance(args, argparse.Namespace):
-            args = vars(args)
-        if not isinstance(args, dict) or not isinstance(state, dict):
-            raise UserError(f"leanvae: {weights.source} does not fit leanvae: it has no entries args and state_dict")
-        sizes = argparse.Namespace(**{**args, "use_tile_inference": False})
-        return weights.fill(lambda: model_class(sizes), state), weights.size(state, "latent_bottleneck.phi", 0)
-
-    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        features = self._model.encoder.encode(x=self._model.dwt(colours(volume) / 2))
-        mean = self._model.latent_bottleneck.sample(features)
-        std = (0.5 * self._model.std_layer(features).clamp(-30, 20)).exp()  # the layer gives the log variance
-        return drawn(mean, std, generator).movedim(-1, 1)
-
-    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        one_slice = latent.shape[2] == 1
-        colours = self._model.decode(latent, is_image=one_slice)
-        colours = colours[:, :, None] if one_slice else colours
-        return grey((colours * 2).clamp(-1, 1))
 
 
 class VideoVAEPlus(CheckoutVAE):
@@ -193,46 +119,14 @@ class VideoVAEPlus(CheckoutVAE):
         return grey(self._model.decode(latent))
 
 
-class WFVAE(CheckoutVAE):
-    """WF-VAE. Not causal: the published decoder interpolates between a latent slice and the next."""
-
-    code = ResearchCode(
-        "PKU-YuanGroup/WF-VAE",
-        "causalvideovae.model.vae.modeling_wfvae",
-        "WFVAEModel",
-        "a folder with its config.json and weights",
-        hub=HubModel("chestnutlzj/WF-VAE-L-16Chn", ("",)),
-    )
-
-    @classmethod
-    def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
-        config, state = weights.folder(cls.code.class_name)
-        model = weights.fill(lambda: model_class.from_config(config), state)
-        return model, model.config.latent_dim
-
-    def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        posterior = self._model.encode(colours(volume)).latent_dist
-        return drawn(posterior.mean, posterior.std, generator)
-
-    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return grey(self._model.decode(latent).sample)
-
-
-RESEARCH_VAES: dict[str, type[CheckoutVAE]] = {
-    "cv-vae": CVVAE,
-    "iv-vae": IVVAE,
-    "leanvae": LeanVAE,
-    "videovae+": VideoVAEPlus,
-    "wf-vae": WFVAE,
-}
+RESEARCH_VAES: dict[str, type[CheckoutVAE]] = {"cv-vae": CVVAE, "videovae+": VideoVAEPlus}
 
 
 def load_checkout_vae(wanted: Wanted, *, code: Path) -> FrozenVAE:
     """A research VAE. This runs the code in ``code``.
 
     Args:
-        wanted: ``cv-vae``, ``iv-vae``, ``leanvae``, ``videovae+`` or ``wf-vae``; weights: None for the hub (``cv-vae``,
-            ``wf-vae``).
+        wanted: ``cv-vae`` or ``videovae+``; weights: None for the hub (``cv-vae``).
         code: checkout of its repository; nothing is written there.
 
     Raises:
@@ -248,13 +142,12 @@ def load_checkout_vae(wanted: Wanted, *, code: Path) -> FrozenVAE:
         expects=research.module.replace(".", "/") + ".py",
         nominal=research.nominal,
         replaced=research.replaced,
-        bare=research.bare,
     )
     if weights is not None:
         found = CheckoutWeights(name, weights, str(weights), trust, checkout)
-    elif research.hub is not None:
-        found = CheckoutWeights(name, research.hub.fetch(name), f"hub {research.hub.hub_id}", trust, checkout)
+    elif (hub := hub_of(name)) is not None:
+        found = CheckoutWeights(name, hub.fetch(name), f"hub {hub.hub_id}", trust, checkout)
     else:
-        raise UserError(f"{name}: give {research.weights} with --weights (see github.com/{research.repository})")
+        raise UserError(f"{name}: give {research.weights} as `weights` (see github.com/{research.repository})")
     model, latent_channels = adapter.build(checkout.load(research.module, research.class_name), found)
-    return adapter(name, model, latent_channels, source=found.source, device=wanted.device, dtype=wanted.dtype)
+    return adapter(name, model, latent_channels, **wanted.placement(found.source))

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -28,15 +28,7 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 
-PIP_NAMES = {
-    "PIL": "Pillow",
-    "bs4": "beautifulsoup4",
-    "cv2": "opencv-python",
-    "pytorch_lightning": "pytorch-lightning",
-    "pywt": "PyWavelets",
-    "skimage": "scikit-image",
-    "yaml": "PyYAML",
-}
+PIP_NAMES = {"bs4": "beautifulsoup4", "cv2": "opencv-python", "pytorch_lightning": "pytorch-lightning"}
 """Packages that pip knows under another name than Python."""
 
 
@@ -65,7 +57,6 @@ class Checkout:
             not installed, an empty stand-in takes their place.
         replaced: modules that take the place of packages, installed or not, by the packages' names. Submodules are
             their attributes.
-        bare: packages of the folder whose ``__init__`` is not run.
 
     Raises:
         UserError: no such folder, or it lacks the expected file.
@@ -80,17 +71,15 @@ class Checkout:
         expects: str,
         nominal: Sequence[str] = (),
         replaced: Mapping[str, Any] | None = None,
-        bare: Collection[str] = (),
     ) -> None:
         if not folder.is_dir():
-            raise UserError(f"{vae}: --vae-code: no such folder: {folder}")
+            raise UserError(f"{vae}: `vae_code`: no such folder: {folder}")
         if not (folder / expects).is_file():
             raise UserError(
-                f"{vae}: --vae-code: {folder} is not a checkout of github.com/{repository}: it has no {expects}"
+                f"{vae}: `vae_code`: {folder} is not a checkout of github.com/{repository}: it has no {expects}"
             )
         self.folder = folder.resolve()
         self._vae = vae
-        self._bare = bare
         self._modules: dict[str, ModuleType] = {}
         self._stand_ins = {name: _Absent(name, (), {}) for name in nominal if not _is_installed(name)}
         self._stand_ins |= replaced or {}
@@ -213,7 +202,7 @@ class Checkout:
         places = getattr(self._modules[parent], "__path__", ()) if parent else (self.folder,)
         for place in map(Path, places):
             package = place / tail
-            if (package / "__init__.py").is_file() and name not in self._bare:
+            if (package / "__init__.py").is_file():
                 return importlib.util.spec_from_file_location(
                     name, package / "__init__.py", submodule_search_locations=[str(package)]
                 )

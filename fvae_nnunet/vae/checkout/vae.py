@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.checkout.importer import Checkout
-from fvae_nnunet.vae.folders import WEIGHTS_FILES, HubModel, open_folder
-from fvae_nnunet.vae.module_vae import ModuleVAE
-from fvae_nnunet.vae.weights import StateDict, first_difference, read_state_dict
+from fvae_nnunet.vae.folders import WEIGHTS_FILES, open_folder
+from fvae_nnunet.vae.module_vae import ModuleVAE, Placement
+from fvae_nnunet.vae.weights import StateDict, filled, read_state_dict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TRAINING_ONLY = ("loss.", "discriminator.", "gan_loss.", "perceptual_model.")
 """What the parameters of losses start with; some checkpoints hold them beside those of the VAE."""
@@ -29,19 +32,16 @@ class ResearchCode:
     Attributes:
         repository: ``owner/name`` on GitHub.
         module, class_name: the model in it.
-        weights: what ``--weights`` takes, in words.
-        hub: where the weights are if they are not given; None if they must be.
-        nominal, replaced, bare: see ``Checkout``.
+        weights: what the user gives as weights, in words.
+        nominal, replaced: see ``Checkout``.
     """
 
     repository: str
     module: str
     class_name: str
     weights: str
-    hub: HubModel | None = None
     nominal: tuple[str, ...] = ()
     replaced: Mapping[str, Any] = field(default_factory=dict)
-    bare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class CheckoutWeights:
     trust: bool
     checkout: Checkout
 
-    def read(self, path: Path, reader: Callable[..., dict[str, Any]] = read_state_dict) -> dict[str, Any]:
-        """What ``reader`` finds in the file."""
+    def read(self, path: Path) -> StateDict:
+        """The tensors of a file."""
         if not self.trust:
-            return reader(path)
+            return read_state_dict(path)
         with self.checkout.visible():  # pickled classes are found by the name of their module
-            return reader(path, trust=True)
+            return read_state_dict(path, trust=True)
 
     def folder(self, class_name: str, subfolder: str = "") -> tuple[dict[str, Any], StateDict]:
         """Configuration and tensors of a folder in diffusers' format, or of its file with the weights."""
@@ -90,19 +90,16 @@ class CheckoutWeights:
         Raises:
             UserError: the code fails, or the weights are not exactly those of the model.
         """
-        state = {key: value.float() for key, value in state.items() if not key.startswith(TRAINING_ONLY)}
+        state = {key: value for key, value in state.items() if not key.startswith(TRAINING_ONLY)}
         try:
-            with torch.device("meta"):
-                model = make()
+            model = filled(make, state, f"{self.vae}: {self.source} does not fit {self.vae}")
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{self.vae}: the code in {self.checkout.folder} cannot build the model for {self.source}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        difference = first_difference(model.state_dict(), state)
-        if difference is not None:
-            raise UserError(f"{self.vae}: {self.source} does not fit {self.vae}: {difference}")
-        model.load_state_dict(state, assign=True)
         if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
             # constants that are not in the state dict
             with torch.random.fork_rng(devices=[]):
@@ -116,24 +113,14 @@ class CheckoutVAE(ModuleVAE):
 
     Attributes:
         code: of the model.
-        slice_offset, window_slices, causal: as in ``VAESpec``.
+        slice_offset, window_slices: as in ``VAESpec``.
     """
 
     code: ClassVar[ResearchCode]
     slice_offset: ClassVar[int] = 1
     window_slices: ClassVar[int] = 65
-    causal: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        latent_channels: int,
-        *,
-        source: str,
-        device: str | torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, name: str, model: Any, latent_channels: int, **placement: Unpack[Placement]) -> None:
         spec = VAESpec(
             name=name,
             inplane_stride=8,
@@ -141,9 +128,8 @@ class CheckoutVAE(ModuleVAE):
             slice_stride=4,
             slice_offset=self.slice_offset,
             window_slices=self.window_slices,
-            causal=self.causal,
         )
-        super().__init__(model, spec, source=source, device=device, dtype=dtype)
+        super().__init__(model, spec, **placement)
         self._model = model
 
     @classmethod

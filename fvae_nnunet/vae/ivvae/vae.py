@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from fvae_nnunet.device.memory import CallSize
-from fvae_nnunet.errors import UserError
-from fvae_nnunet.vae.base import VAESpec, VAEStream
+from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.ivvae.layers import Past
-from fvae_nnunet.vae.ivvae.network import GROUP_SLICES, INPLANE_STRIDE, IVVAENetwork
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, grey
+from fvae_nnunet.vae.ivvae.network import GROUP_SLICES, IVVAENetwork
+from fvae_nnunet.vae.module_vae import Placement, drawn, grey
+from fvae_nnunet.vae.streams import StreamingVAE
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict, first_difference
+from fvae_nnunet.vae.weights import StateDict, filled
 
-WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # By (latent channels, dim); upstream's models/vae3d.py: their latent is scale * (latent - shift)
 _SHIFT_AND_SCALE = {
@@ -32,37 +35,18 @@ def published_statistics(latent_channels: int, dim: int) -> tuple[torch.Tensor, 
     return torch.full((latent_channels,), shift), torch.full((latent_channels,), 1 / scale)
 
 
-class IVVAE(ModuleVAE):
+class IVVAE(StreamingVAE):
     """Latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k, which see each other and those before.
 
-    The latent is not the authors', but theirs without shift and scale, which they take back before they decode.
+    The latent is not the authors', but theirs without shift and scale, which they take back before they decode. Each
+    convolution along the slices keeps what the last slice adds to the next.
     """
 
-    def __init__(
-        self,
-        network: IVVAENetwork,
-        *,
-        name: str = "iv-vae",
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spec = VAESpec(
-            name=name,
-            inplane_stride=INPLANE_STRIDE,
-            latent_channels=network.latent_channels,
-            slice_stride=GROUP_SLICES,
-            slice_offset=1,
-            window_slices=WINDOW_SLICES,
-            causal=True,
-        )
-        super().__init__(network, spec, source=source, device=device, dtype=dtype)
+    def __init__(self, network: IVVAENetwork, *, name: str = "iv-vae", **placement: Unpack[Placement]) -> None:
+        super().__init__(network, VAESpec.of_video(name, network.latent_channels, causal=True), **placement)
         self._network = network.lay_out()
         self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
         self.latent_mean, self.latent_std = published_statistics(network.latent_channels, network.dim)
-
-    def open_stream(self) -> VAEStream:
-        return _Stream(self)
 
     def _encode(
         self, volume: torch.Tensor, generator: torch.Generator | None, past: Past | None = None
@@ -74,27 +58,18 @@ class IVVAE(ModuleVAE):
     def _decode(self, latent: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         return grey(self._network.decode(latent, past, calls=self._decoder_chunks))
 
+    def _encode_next(
+        self, volume: torch.Tensor, before: Past | None, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, Past]:
+        past = Past() if before is None else before
+        return self._encode(volume, generator, past), past
+
+    def _decode_next(self, latent: torch.Tensor, before: Past | None) -> tuple[torch.Tensor, Past]:
+        past = Past() if before is None else before
+        return self._decode(latent, past), past
+
     def _least_slices(self, slices: int) -> int:
         return GROUP_SLICES
-
-
-class _Stream(VAEStream):
-    """Each convolution along the slices keeps what the last slice adds to the next; the rest is per group."""
-
-    def __init__(self, vae: IVVAE) -> None:
-        self._vae = vae
-        self._encoder_past, self._decoder_past = Past(), Past()
-
-    @torch.no_grad()
-    def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        vae, offset = self._vae, self._encoder_past.leading
-        vae.check_volume(volume[:, :, :1])
-        slices = volume.shape[2]
-        if slices % GROUP_SLICES != offset:
-            raise ValueError(f"{vae.spec.name}: {slices} slices; needs {offset} + k * {GROUP_SLICES} slices here")
-        with vae._computing(*volume.shape[2:]):
-            latent = vae._encode(volume.to(vae.device, vae.dtype), generator, self._encoder_past)
-            return vae._decode(latent, self._decoder_past)
 
 
 def load_ivvae(wanted: Wanted) -> IVVAE:
@@ -108,20 +83,13 @@ def load_ivvae(wanted: Wanted) -> IVVAE:
     """
     name = wanted.name
     weights = wanted.file(
-        "give its .pth file with --weights; the readme of github.com/ali-vilab/iv-vae has the link (the paper used "
+        "give its .pth file as `weights`; the readme of github.com/ali-vilab/iv-vae has the link (the paper used "
         "ivvae_z16_dim96.pth)"
     )
     state = wanted.read_state_dict(weights)
-    try:
-        with torch.device("meta"):
-            network = _network_of_sizes(state)
-    except KeyError as error:
-        raise UserError(f"{name}: {weights} is not an IV-VAE: {error.args[0]} is missing") from error
-    difference = first_difference(network.state_dict(), state)
-    if difference is not None:
-        raise UserError(f"{name}: {weights} does not fit IV-VAE: {difference}")
-    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return IVVAE(network, name=name, source=str(weights), device=wanted.device, dtype=wanted.dtype)
+    with wanted.sizes_in(f"{weights} is not an IV-VAE"):
+        network = filled(lambda: _network_of_sizes(state), state, f"{name}: {weights} does not fit IV-VAE")
+    return IVVAE(network, name=name, **wanted.placement(weights))
 
 
 def _network_of_sizes(state: StateDict) -> IVVAENetwork:

@@ -17,6 +17,7 @@ from fvae_nnunet.device.numerics import tf32
 from fvae_nnunet.vae.module_vae import grey
 from fvae_nnunet.vae.self_check import LARGEST_ERROR, relative_error
 from fvae_nnunet.vae.wan.network import Before
+from fvae_nnunet.vae.weights import StateDict
 
 Decode = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[Any]]]
 
@@ -38,8 +39,8 @@ class FastDecoder:
 
         with torch.device("meta"):
             model: Any = AutoencoderKLWan(**{key: value for key, value in config.items() if not key.startswith("_")})
-        of_decoder = {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
-        model.load_state_dict({key: value.to(device, dtype) for key, value in of_decoder.items()}, False, assign=True)
+        weights = {key: value.to(device, dtype) for key, value in decoder_weights(state).items()}
+        model.load_state_dict(weights, strict=False, assign=True)
         self._core = FusedWanDecoder(model).requires_grad_(False)
         self._cache = FeatCache
         self._patch = config.get("patch_size") or 1
@@ -63,6 +64,16 @@ def grey_squares(colours: torch.Tensor, patch: int) -> torch.Tensor:
     return volume.permute(0, 3, 4, 2, 5, 1).flatten(4, 5).flatten(2, 3)[:, None]
 
 
+def decoder_weights(state: Mapping[str, torch.Tensor]) -> StateDict:
+    """Those that decoding needs."""
+    return {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
+
+
+def can_decode_fast(device: torch.device) -> bool:
+    """Whether fastvae is there and the device is for it."""
+    return device.type == "cuda" and find_spec("fastvae") is not None and find_spec("triton") is not None
+
+
 def fast_decoder(
     own: Decode,
     state: Mapping[str, torch.Tensor],
@@ -72,12 +83,10 @@ def fast_decoder(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Decode | None:
-    """fastvae's decoder where it can be used and gives the values of ``own``, else None.
+    """fastvae's decoder where it gives the values of ``own``, else None; for where ``can_decode_fast``.
 
     Two chunks of a small latent are decoded by both. Where they differ by more than rounding, a warning says so.
     """
-    if device.type != "cuda" or find_spec("fastvae") is None or find_spec("triton") is None:
-        return None
     try:
         found = FastDecoder(state, config, device, dtype)
         with torch.no_grad(), tf32(False):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fvae_nnunet.device.memory import MARGIN, CallSize, available_bytes
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.vae.base import VAESpec, VAEStream
-from fvae_nnunet.vae.folders import HubModel, open_folder
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, place
+from fvae_nnunet.vae.base import VAESpec
+from fvae_nnunet.vae.known import hub_of
+from fvae_nnunet.vae.module_vae import Placement, drawn, place
+from fvae_nnunet.vae.streams import StreamingVAE
 from fvae_nnunet.vae.wan.checkpoint import config_from_sizes, is_original, looks_like, to_diffusers_keys
-from fvae_nnunet.vae.wan.fast_decoder import fast_decoder
+from fvae_nnunet.vae.wan.fast_decoder import can_decode_fast, decoder_weights, fast_decoder
 from fvae_nnunet.vae.wan.network import Before, WanNetwork, WanSizes, kept_values_per_pixel
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict, first_difference
+from fvae_nnunet.vae.weights import StateDict, filled
 
-PAPER_WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction scripts released with the paper
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CPU_CHUNK_SLICES = 8
 """Short chunks stay in the cache and reuse memory; shorter ones leave the deepest layers single slices."""
@@ -27,18 +29,13 @@ CPU_CHUNK_SLICES = 8
 GPU_CHUNK_VOXELS = 32 * 512 * 512
 """At most, more if a single step of slices has them: enough for any GPU, and at most 2^30 values in a tensor."""
 
-WAN_ON_HUB = {
-    "wan2.1": HubModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ("vae",), 508),
-    "wan2.2": HubModel("Wan-AI/Wan2.2-TI2V-5B-Diffusers", ("vae",), 2820),
-}
-
 NORM_UPCASTS = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
 """Whether torch normalises half precision by way of float32 tensors, which doubles what is alive."""
 
 _Coder = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
-class WanVAE(ModuleVAE):
+class WanVAE(StreamingVAE):
     """Causal along the slices: latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
 
     A volume is coded in chunks, each with what the one before left, so that memory does not grow with the slices.
@@ -47,6 +44,10 @@ class WanVAE(ModuleVAE):
     Args:
         state: weights under diffusers' names, any float dtype.
         config: the entries of diffusers' ``config.json``; what it leaves out is as in Wan 2.1.
+
+    Raises:
+        ValueError: the configuration is of no published Wan.
+        UserError: the weights of another model.
     """
 
     def __init__(
@@ -55,40 +56,38 @@ class WanVAE(ModuleVAE):
         config: Mapping[str, Any],
         *,
         name: str,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        **placement: Unpack[Placement],
     ) -> None:
         sizes = WanSizes.from_config(config)
-        with torch.device("meta"):
-            network = WanNetwork(sizes)
-        network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-        spec = VAESpec(
-            name=name,
-            inplane_stride=sizes.inplane_stride,
-            latent_channels=sizes.z_dim,
-            slice_stride=sizes.slice_stride,
-            slice_offset=1,
-            window_slices=PAPER_WINDOW_SLICES,
-            causal=True,
+        network = filled(lambda: WanNetwork(sizes), state, f"{name}: {placement['source']} does not fit {name}")
+        spec = VAESpec.of_video(
+            name, sizes.z_dim, causal=True, inplane_stride=sizes.inplane_stride, slice_stride=sizes.slice_stride
         )
-        super().__init__(network, spec, source=source, device="cpu", dtype=torch.float32)
-        on_cpu = torch.device(device).type == "cpu"
-        place(network.fold(pairs=on_cpu and dtype == torch.float32), device, dtype)
+        super().__init__(network, spec, source=placement["source"])
+        device, dtype = torch.device(placement.get("device", "cpu")), placement.get("dtype", torch.float32)
+        place(network.fold(pairs=device.type == "cpu" and dtype == torch.float32), device, dtype)
         self._network = network
         self._sizes = sizes
         self._encoder_chunks, self._decoder_chunks = CallSize(f"{name}: encoding"), CallSize(f"{name}: decoding")
         self._fitting: dict[int, int] = {}
-        self._fast_decoder: _Coder | None = fast_decoder(
-            network.decode, state, config, name=name, device=torch.device(device), dtype=dtype
-        )
-        self.kernels = None if self._fast_decoder is None else "fastvae"
+        self._make_fast_decoder: Callable[[], _Coder | None] | None = None
+        if can_decode_fast(device):
+            self._make_fast_decoder = partial(
+                fast_decoder, network.decode, decoder_weights(state), config, name=name, device=device, dtype=dtype
+            )
         mean, std = config.get("latents_mean") or (), config.get("latents_std") or ()
         if len(mean) == len(std) == sizes.z_dim:
             self.latent_mean, self.latent_std = torch.tensor(mean), torch.tensor(std)
 
-    def open_stream(self) -> VAEStream:
-        return _Stream(self)
+    @property
+    def kernels(self) -> str | None:
+        return None if self._fast_decoder is None else "fastvae"
+
+    @cached_property
+    def _fast_decoder(self) -> _Coder | None:
+        """Made, and compared with our own, when it is first needed: compiled training never does."""
+        make, self._make_fast_decoder = self._make_fast_decoder, None
+        return None if make is None else make()
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         return self._encode_next(volume, None, generator)[0]
@@ -107,7 +106,7 @@ class WanVAE(ModuleVAE):
     def _decode_next(self, latent: torch.Tensor, before: Before) -> tuple[torch.Tensor, Before]:
         pixels = latent[:, 0, 0].numel() * self.spec.inplane_stride**2
         decode: _Coder = self._network.decode
-        if self._fast_decoder is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._fast_decoder is not None:
             decode = self._fast_decoder
         return self._in_chunks(decode, self._decoder_chunks, latent, before, 1, pixels)
 
@@ -154,28 +153,6 @@ class WanVAE(ModuleVAE):
         return torch.cat(pieces, dim=2), before
 
 
-class _Stream(VAEStream):
-    """Keeps what each layer needs of the slices before; the values are those of the whole volume at once."""
-
-    def __init__(self, vae: WanVAE) -> None:
-        self._vae = vae
-        self._encoder_past: Before = None
-        self._decoder_past: Before = None
-
-    @torch.no_grad()
-    def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        vae = self._vae
-        vae.check_volume(volume[:, :, :1])
-        offset, stride = (1 if self._encoder_past is None else 0), vae.spec.slice_stride
-        if volume.shape[2] % stride != offset % stride or volume.shape[2] < offset:
-            raise ValueError(f"{vae.spec.name}: {volume.shape[2]} slices; needs {offset} + k * {stride} slices here")
-        with vae._computing(*volume.shape[2:]):
-            volume = volume.to(vae.device, vae.dtype)
-            latent, self._encoder_past = vae._encode_next(volume, self._encoder_past, generator)
-            decoded, self._decoder_past = vae._decode_next(latent, self._decoder_past)
-        return decoded
-
-
 def load_wan(wanted: Wanted) -> WanVAE:
     """Wan 2.1 or 2.2.
 
@@ -194,13 +171,10 @@ def load_wan(wanted: Wanted) -> WanVAE:
         if is_original(state):
             state = to_diffusers_keys(state)
         _check_version(name, state, where)
-        try:
+        with wanted.sizes_in(f"{where} is an incomplete {name} VAE"):
             config = config_from_sizes(state)
-        except KeyError as error:
-            raise UserError(f"{name}: {where} is an incomplete {name} VAE: {error.args[0]} is missing") from error
     else:
-        hub = WAN_ON_HUB[name]
-        folder = open_folder(hub.fetch(name) if weights is None else weights)
+        folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)
         if folder.class_name != "AutoencoderKLWan":
             raise UserError(
@@ -209,9 +183,11 @@ def load_wan(wanted: Wanted) -> WanVAE:
             )
         state, config = wanted.read_state_dict(folder.weights_file), folder.config
         _check_version(name, state, where)
-        source = f"hub {hub.hub_id}" if weights is None else where
-    _check_fit(name, state, config, where)
-    return WanVAE(state, config, name=name, source=source, device=wanted.device, dtype=wanted.dtype)
+    try:
+        WanSizes.from_config(config)
+    except ValueError as error:
+        raise UserError(f"{name}: {where} is not a published Wan VAE: {error}") from error
+    return WanVAE(state, config, name=name, **wanted.placement(source))
 
 
 def _check_version(name: str, state: StateDict, where: str) -> None:
@@ -232,16 +208,5 @@ def _check_version(name: str, state: StateDict, where: str) -> None:
     channels = state["encoder.conv_in.weight"].shape[1]
     raise UserError(
         f"{name}: {where} looks like {found}: it {has} encoder.down_blocks.0.resnets.0.conv1.weight (the authors: "
-        f"encoder.downsamples.0.downsamples.0.residual.2.weight) and takes {channels} channels; use --vae {found}"
+        f"encoder.downsamples.0.downsamples.0.residual.2.weight) and takes {channels} channels; use `vae={found}`"
     )
-
-
-def _check_fit(name: str, state: StateDict, config: Mapping[str, Any], where: str) -> None:
-    try:
-        with torch.device("meta"):
-            expected = WanNetwork(WanSizes.from_config(config)).state_dict()
-    except ValueError as error:
-        raise UserError(f"{name}: {where} is not a published Wan VAE: {error}") from error
-    difference = first_difference(expected, state)
-    if difference is not None:
-        raise UserError(f"{name}: {where} does not fit {name}: {difference}")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
-from fvae_nnunet.vae.folders import HubModel, open_folder
-from fvae_nnunet.vae.module_vae import ModuleVAE, drawn, grey
+from fvae_nnunet.vae.known import hub_of
+from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, drawn, grey
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict, first_difference
+from fvae_nnunet.vae.weights import StateDict, filled
 from fvae_nnunet.vae.wfvae.network import WFVAENetwork, WFVAESizes
 from fvae_nnunet.vae.wfvae.wavelets import COLOURS
 
-WFVAE_ON_HUB = HubModel("chestnutlzj/WF-VAE-L-16Chn", ("",), 1270)
-WINDOW_SLICES = 65  # 1 + 16 * 4, as in the reconstruction script released with the paper
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 # Names and defaults of the arguments of upstream's WFVAEModel
 _SIZES = {
@@ -55,24 +56,8 @@ class WFVAE(ModuleVAE):
     the volume depend on the four behind them, so a stream, which returns what it is given, could not equal one pass.
     """
 
-    def __init__(
-        self,
-        network: WFVAENetwork,
-        sizes: WFVAESizes,
-        *,
-        source: str,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spec = VAESpec(
-            name="wf-vae",
-            inplane_stride=8,
-            latent_channels=sizes.latent_channels,
-            slice_stride=4,
-            slice_offset=1,
-            window_slices=WINDOW_SLICES,
-        )
-        super().__init__(network, spec, source=source, device=device, dtype=dtype)
+    def __init__(self, network: WFVAENetwork, sizes: WFVAESizes, **placement: Unpack[Placement]) -> None:
+        super().__init__(network, VAESpec.of_video("wf-vae", sizes.latent_channels, causal=False), **placement)
         self._network = network
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -96,23 +81,20 @@ def load_wfvae(wanted: Wanted) -> WFVAE:
     """
     name, weights = wanted.name, wanted.weights
     if weights is not None and weights.is_file():
-        where = str(weights)
+        where = source = str(weights)
         state = _read_network(wanted.read_checkpoint(weights), weights)
         _check_kind(name, state, where)
-        try:
+        with wanted.sizes_in(f"{where} is an incomplete WF-VAE"):
             sizes = _sizes_from_tensors(state)
-        except KeyError as error:
-            raise UserError(f"{name}: {where} is an incomplete WF-VAE: {error.args[0]} is missing") from error
-        source = where
     else:
-        folder = open_folder(WFVAE_ON_HUB.fetch(name) if weights is None else weights)
+        folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)
         _check_config(name, folder.config, where)
         state = _read_network(wanted.read_checkpoint(folder.weights_file), folder.weights_file)
         _check_kind(name, state, where)
         sizes = WFVAESizes(**{ours: folder.config.get(*theirs) for ours, theirs in _SIZES.items()})
-        source = f"hub {WFVAE_ON_HUB.hub_id}" if weights is None else where
-    return WFVAE(_build(name, sizes, state, where), sizes, source=source, device=wanted.device, dtype=wanted.dtype)
+    network = filled(lambda: WFVAENetwork(sizes), state, f"{name}: {where} does not fit WF-VAE")
+    return WFVAE(network.channels_last(), sizes, **wanted.placement(source))
 
 
 def _read_network(content: dict, path: Path) -> StateDict:
@@ -174,13 +156,3 @@ def _sizes_from_tensors(state: StateDict) -> WFVAESizes:
         decoder_blocks=layers("decoder.up1") - 2,  # the upsampling and one block behind them
         connect_blocks=connect_blocks,
     )
-
-
-def _build(name: str, sizes: WFVAESizes, state: StateDict, where: str) -> WFVAENetwork:
-    with torch.device("meta"):
-        network = WFVAENetwork(sizes)
-    difference = first_difference(network.state_dict(), state)
-    if difference is not None:
-        raise UserError(f"{name}: {where} does not fit WF-VAE: {difference}")
-    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return network.channels_last()

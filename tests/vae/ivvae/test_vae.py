@@ -355,7 +355,7 @@ def test_stream_keeps_one_slice_for_each_convolution(vae: IVVAE) -> None:
     sizes = []
     for _ in range(3):
         stream.reconstruct(volume_of(8))
-        held = [*stream._encoder_past.held.values(), *stream._decoder_past.held.values()]
+        held = [*stream._encoder_kept.held.values(), *stream._decoder_kept.held.values()]
         assert all(value.untyped_storage().nbytes() == value.nbytes for value in held)
         sizes.append(sum(value.nbytes for value in held))
     assert len(held) == sum(isinstance(module, GroupCausalConv) for module in vae._network.modules())
@@ -412,7 +412,7 @@ def test_file_of_weights_is_the_vae(vae: IVVAE, tmp_path: Path, monkeypatch: pyt
 
 
 def test_weights_must_be_given() -> None:
-    with pytest.raises(UserError, match=r"iv-vae: give its .pth file with --weights; the readme of github.com/ali-vil"):
+    with pytest.raises(UserError, match=r"iv-vae: give its .pth file as `weights`; the readme of github.com/ali-vil"):
         load_ivvae(Wanted("iv-vae", weights=None))
 
 

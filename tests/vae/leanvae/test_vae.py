@@ -351,7 +351,7 @@ def test_the_digest_is_that_of_the_weights_as_published() -> None:
 
 
 def test_says_where_the_weights_are_to_be_had() -> None:
-    with pytest.raises(UserError, match=r"leanvae: .*--weights.*README of github.com/westlake-repl/LeanVAE"):
+    with pytest.raises(UserError, match=r"leanvae: .*`weights`.*README of github.com/westlake-repl/LeanVAE"):
         load_leanvae(Wanted("leanvae", weights=None))
 
 
@@ -362,7 +362,7 @@ class NotAPlainValue:
 def test_a_file_of_more_than_plain_values_needs_trust(tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save({"state_dict": random_state(), "data": NotAPlainValue()}, path)
-    with pytest.raises(UserError, match="--trust-weights"):
+    with pytest.raises(UserError, match="`trust_weights=True`"):
         load_leanvae(Wanted("leanvae", weights=path))
     vae = load_leanvae(Wanted("leanvae", weights=path, trust=True))
     assert vae.weights_sha256 == small_vae().weights_sha256

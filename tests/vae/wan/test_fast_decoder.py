@@ -10,7 +10,8 @@ import torch
 from tiny_models import tiny_wan, wan_vae
 
 from fvae_nnunet.vae.wan import fast_decoder as wan_fast_decoder
-from fvae_nnunet.vae.wan.fast_decoder import FastDecoder, fast_decoder
+from fvae_nnunet.vae.wan import vae as wan_vae_module
+from fvae_nnunet.vae.wan.fast_decoder import FastDecoder, can_decode_fast, fast_decoder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -111,6 +112,29 @@ def test_it_is_used_on_cuda_where_it_gives_our_values(error, warning, monkeypatc
         chosen = fast_decoder(own, state, {}, device=CUDA, **options)
     assert chosen is (made if warning is None else None)
     assert [warning in str(one.message) for one in warned] == ([] if warning is None else [True])
-    assert fast_decoder(own, state, {}, device=CPU, **options) is None
+
+
+def test_it_is_for_cuda_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(wan_fast_decoder, "find_spec", lambda package: package)
+    assert can_decode_fast(CUDA) and not can_decode_fast(CPU)
     monkeypatch.setattr(wan_fast_decoder, "find_spec", lambda package: None)
-    assert fast_decoder(own, state, {}, device=CUDA, **options) is None
+    assert not can_decode_fast(CUDA)
+
+
+def test_it_is_made_when_it_is_first_needed(monkeypatch):
+    made = []
+
+    def make(own, *_, **__):
+        made.append(own)
+        return own
+
+    monkeypatch.setattr(wan_vae_module, "can_decode_fast", lambda device: True)
+    monkeypatch.setattr(wan_vae_module, "fast_decoder", make)
+    vae = wan_vae(tiny_wan())
+    latent = vae.encode(torch.zeros(1, 1, 5, 16, 16))
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        vae.decode(latent)
+    assert not made
+    vae.decode(latent)
+    assert vae.kernels == "fastvae" and len(made) == 1

@@ -284,7 +284,7 @@ def test_the_other_wan_is_refused_and_recognised(name: str, layout: str, tmp_pat
     else:
         weights = weights.with_suffix(".pth")
         torch.save(original_wan_state_dict(model_of(other)), weights)
-    with pytest.raises(UserError, match=f"looks like {other}.*down_blocks.0.resnets.0.conv1.*use --vae {other}"):
+    with pytest.raises(UserError, match=f"looks like {other}.*down_blocks.0.resnets.0.conv1.*use `vae={other}`"):
         load_vae(name, weights=weights)
 
 

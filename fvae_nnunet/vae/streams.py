@@ -1,0 +1,51 @@
+"""VAEs that code a volume piece by piece, each with what their layers keep of the slices before."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from fvae_nnunet.vae.base import VAEStream
+from fvae_nnunet.vae.module_vae import ModuleVAE
+
+
+class StreamingVAE(ModuleVAE):
+    """A causal VAE, of which a pass over a volume can be opened.
+
+    What its layers keep is None before the first slice, and afterwards whatever the subclass makes of it.
+    """
+
+    def open_stream(self) -> VAEStream:
+        return _Stream(self)
+
+    @abstractmethod
+    def _encode_next(self, volume: torch.Tensor, before: Any, generator: torch.Generator | None) -> tuple[Any, Any]:
+        """As ``_encode``, of the next slices; the latent and what is kept."""
+
+    @abstractmethod
+    def _decode_next(self, latent: torch.Tensor, before: Any) -> tuple[Any, Any]:
+        """As ``_decode``, of the next latent slices; the volume and what is kept."""
+
+
+class _Stream(VAEStream):
+    """The values are those of the whole volume at once."""
+
+    def __init__(self, vae: StreamingVAE) -> None:
+        self._vae = vae
+        self._encoder_kept: Any = None
+        self._decoder_kept: Any = None
+
+    @torch.no_grad()
+    def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        vae, spec = self._vae, self._vae.spec
+        vae.check_volume(volume[:, :, :1])
+        slices, offset = volume.shape[2], spec.slice_offset if self._encoder_kept is None else 0
+        if (slices - offset) % spec.slice_stride:
+            raise ValueError(f"{spec.name}: {slices} slices; needs {offset} + k * {spec.slice_stride} slices here")
+        with vae._computing(*volume.shape[2:]):
+            volume = volume.to(vae.device, vae.dtype)
+            latent, self._encoder_kept = vae._encode_next(volume, self._encoder_kept, generator)
+            decoded, self._decoder_kept = vae._decode_next(latent, self._decoder_kept)
+        return decoded
