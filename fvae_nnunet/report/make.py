@@ -24,8 +24,7 @@ from fvae_nnunet.report.plots import Colours, series_colours
 from fvae_nnunet.report.quality_files import load_quality
 from fvae_nnunet.report.quality_section import quality_blocks
 from fvae_nnunet.report.reading import reading_blocks
-from fvae_nnunet.report.render_html import render_html
-from fvae_nnunet.report.render_markdown import render_markdown
+from fvae_nnunet.report.render import render_html, render_markdown
 from fvae_nnunet.report.results import Results, load_results
 from fvae_nnunet.report.synthetic_cases import load_synthetic
 from fvae_nnunet.report.synthetic_pictures import draw_gallery

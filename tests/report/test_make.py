@@ -225,7 +225,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_files_say(made, full
     assert "http:" not in text and "https:" not in text and "xmlns" not in text
     assert not full_page.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
     assert HOSTILE not in text and "&lt;script&gt;alert(1)&lt;/script&gt;&amp;" in text
-    assert "default-src &#x27;none&#x27;; img-src data:; style-src &#x27;unsafe-inline&#x27;" in text
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
     addresses = set(full_page.addresses)
     assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in addresses)
     assert len(full_page.ids) == len(set(full_page.ids)), "several drawings in one page do not share identifiers"

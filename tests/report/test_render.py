@@ -23,8 +23,7 @@ from fvae_nnunet.report.blocks import (
     Table,
 )
 from fvae_nnunet.report.numbers import counted, interval, listed, number, p_value, percent
-from fvae_nnunet.report.render_html import render_html
-from fvae_nnunet.report.render_markdown import escaped, render_markdown
+from fvae_nnunet.report.render import escaped, render_html, render_markdown
 
 TABLE = Table(
     [Column("measure", "text"), Column("a|b", group="*x*"), Column("y", group="*x*"), Column("file", "code")],
@@ -181,7 +180,7 @@ def test_a_view_that_equals_its_image_has_a_table_and_no_plot():
 
 
 def test_a_drawing_of_very_many_dots_becomes_a_png(monkeypatch):
-    monkeypatch.setattr("fvae_nnunet.report.render_html.MOST_SVG_CHARACTERS", 5000)
+    monkeypatch.setattr("fvae_nnunet.report.render.MOST_SVG_CHARACTERS", 5000)
     page = Page(render_html(report(Figure(drawing(), "c", "a"))))
     assert "svg" not in page.tags and [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
 
