@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = None
     if arguments.text_encoder is not None:
         text = TextNetwork(
-            arguments.text_encoder, tokenizer=arguments.tokenizer, trust=arguments.trust_weights, device=device
+            arguments.text_encoder, tokenizer=arguments.tokenizer, trust_weights=arguments.trust_weights, device=device
         )
     evaluation = Evaluation(
         real=read_image_set(arguments.real),
@@ -130,9 +130,9 @@ def run(arguments: argparse.Namespace) -> int:
         networks=load_feature_networks(
             ct_clip=arguments.ct_clip,
             radimagenet=arguments.radimagenet,
-            others=_named(arguments.features),
+            features=_named(arguments.features),
             slice_step=arguments.slice_step,
-            trust=arguments.trust_weights,
+            trust_weights=arguments.trust_weights,
             device=device,
         ),
         text=text,

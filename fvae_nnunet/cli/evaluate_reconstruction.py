@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("raw_folder", type=Path, metavar="RAW", help="folder of raw images, such as imagesTs")
     parser.add_argument("view_folder", type=Path, metavar="RECON", help="folder of their reconstructions")
     parser.add_argument(
-        "--labels", type=Path, metavar="FOLDER",
+        "--labels", dest="label_folder", type=Path, metavar="FOLDER",
         help="folder of label maps, such as labelsTs: errors and boundaries of each label",
     )  # fmt: skip
     parser.add_argument(
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         results = evaluate_view_folder(
             arguments.raw_folder,
             arguments.view_folder,
-            label_folder=arguments.labels,
+            label_folder=arguments.label_folder,
             dataset_json=arguments.djfile,
             hu_window=tuple(arguments.hu_window) if arguments.hu_window else None,
             windows=windows,

@@ -11,8 +11,16 @@ import re
 
 _PARAMETER = re.compile(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`")
 
-_SHORT = {"configurations": "c", "folds": "f", "output": "o", "plans_name": "p", "processes": "np", "trainer": "tr"}
-"""Parameters for which nnU-Net's commands, and ours, have a letter."""
+_SHORT = {
+    "configurations": "c",
+    "dataset_json": "djfile",
+    "folds": "f",
+    "output": "o",
+    "plans_name": "p",
+    "processes": "np",
+    "trainer": "tr",
+}
+"""Parameters for which nnU-Net's commands, and ours, have a short name."""
 
 _options: dict[str, str] = {}
 

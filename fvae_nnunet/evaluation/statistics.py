@@ -46,7 +46,7 @@ class SignedRankTest:
 def check_resampling(seed: int, resamples: int) -> None:
     """UserError if `bootstrap_interval` cannot work with these."""
     if seed < 0 or resamples < 1:
-        raise UserError(f"--seed must not be negative and --resamples positive, got {seed} and {resamples}")
+        raise UserError(f"`seed` must not be negative and `resamples` positive, got {seed} and {resamples}")
 
 
 def bootstrap_interval(

@@ -129,7 +129,7 @@ def _made_from_others(
     if not others:
         return []
     return [
-        f"{view.folder} (--views {view.name}=): by its manifest not complete, or not made from the images of --images: "
+        f"{view.folder} (`views={view.name}`): by its manifest not complete, or not made from the images of `images`: "
         f"{', '.join(others)}; run fvae-reconstruct on these images"
     ]
 
@@ -143,7 +143,7 @@ def _files_of_cases(
         for case in of.cases:
             files = {f"{case}: reference": of.reference_file(case)}
             files |= {f"prediction of {model}": path for model, path in of.prediction_files(case).items()}
-            files |= {"image (--images)": images[at][case]} if images else {}
+            files |= {"image (`images`)": images[at][case]} if images else {}
             of_views = {f"view {view.name}": view.image_of(case) for view in views if at in view.of_results}
             files |= {name: path for name, path in of_views.items() if path is not None}
             sets.append(files)

@@ -86,12 +86,13 @@ def make_report(
     """
     has_figures = bool(contents.results or contents.quality or contents.views or contents.synthetic)
     if not has_figures and contents.paper is None:
-        raise UserError("nothing to report on; name a comparison.json or summary.json, or give --synthetic or --paper")
+        raise UserError("nothing to report on; name a comparison.json or summary.json, or give `synthetic` or `paper`")
     if contents.images and not contents.results:
-        raise UserError("--images are for the pictures of RESULTS; name a comparison.json or summary.json")
+        raise UserError("`images` are for the pictures of `results`; name a comparison.json or summary.json")
     if min(contents.cases, contents.gallery, processes) < 0:
         raise UserError(
-            f"--cases, --gallery and -np must not be negative, got {contents.cases}, {contents.gallery}, {processes}"
+            f"`cases`, `gallery` and `processes` must not be negative, got {contents.cases}, {contents.gallery} and "
+            f"{processes}"
         )
     paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
     results = load_results(contents.results)
@@ -158,7 +159,7 @@ def write_markdown(report: Report, path: Path) -> Path | None:
         if folder.exists():
             strangers = [image.name for image in folder.iterdir() if not _OUR_IMAGE.fullmatch(image.name)]
             if strangers:
-                raise UserError(f"{folder} holds {strangers[0]}, which is not ours; choose another file with -o")
+                raise UserError(f"{folder} holds {strangers[0]}, which is not ours; choose another file")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
@@ -179,7 +180,7 @@ def _errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
 
 
 def _results_blocks(
@@ -207,7 +208,7 @@ def _results_blocks(
             names = [view.name for view in views if at in view.of_results]
             blocks += case_blocks(of, cases_of, pictures_of, names)
         if not images:
-            blocks.append(Paragraph("No pictures of cases, because no raw images were given (--images)."))
+            blocks.append(Paragraph("No pictures of cases, because no raw images were given."))
     return blocks
 
 

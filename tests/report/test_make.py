@@ -361,7 +361,7 @@ def test_images_and_views_of_other_cases_or_geometry_are_one_error(project, caps
     err = capsys.readouterr().err
     assert "case_0004: reference and image (--images) differ in shape;" in err
     assert "case_0000: reference and view second differ in spacing;" in err
-    assert "view (--views second=): by its manifest not complete, or not made from the images of --images: " in err
+    assert "view (--views second): by its manifest not complete, or not made from the images of --images: " in err
     assert "case_0000, case_0004" in err and not list(project.glob("report*"))
 
 
@@ -400,8 +400,8 @@ def test_a_quality_of_another_view_is_refused(project, capsys):
         (["comparison.json", "-o", "report.md"], "add --format markdown"),
         (["comparison.json", "--cases", "-1"], "must not be negative"),
         (["comparison.json", "--views", "view"], "--views takes NAME=PATH, got view"),
-        (["comparison.json", "--views", "a=nowhere"], "nowhere (--views a=) is no folder"),
-        (["comparison.json", "--views", "a=view", "a=view"], "--views a= is given 2 times"),
+        (["comparison.json", "--views", "a=nowhere"], "nowhere (--views a) is no folder"),
+        (["comparison.json", "--views", "a=view", "a=view"], "--views a is given 2 times"),
         (["comparison.json", "--images", "imagesTs", "--images", "imagesTs"], "one for each of the 1 in their order"),
         (["comparison.json", "--quality", "a=comparison.json"], "is no reconstruction_quality.json"),
         (["--images", "imagesTs", "--paper"], "--images are for the pictures of RESULTS"),

@@ -92,8 +92,8 @@ def common_structures(
     if not shared:
         raise UserError(
             f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10]) or 'none'} and "
-            f"{', '.join(list(segmentations)[:10]) or 'none'}; name other masks with --masks, name them alike, or say "
-            "with --groups which belong together"
+            f"{', '.join(list(segmentations)[:10]) or 'none'}; name other masks with `masks`, name them alike, or say "
+            "with `groups` which belong together"
         )
     return Structures(shared, tuple(name for name in masks if name not in segmentations))
 
@@ -260,7 +260,7 @@ def mask_adherence(
         what = "no structure" if structures is None else f"none of {', '.join(list(structures.values)[:10])}"
         raise UserError(
             f"the masks in {mask_folder} hold {what}; name the folder of the masks that the images were generated "
-            "from with --masks"
+            "from with `masks`"
         )
     summary = {name: _over_cases(scores, name, seed, resamples) for name in scores[cases[0]]}
     scored = [figures for figures in summary.values() if figures["n"]]

@@ -92,7 +92,7 @@ class TextNetwork:
     Args:
         path: of the TorchScript.
         tokenizer: hub id or folder of a BERT tokenizer (``vocab.txt``); default: the one CT-CLIP was trained with.
-        trust: see ``load_torchscript``.
+        trust_weights: see ``load_torchscript``.
         device: where to compute.
 
     Attributes:
@@ -102,9 +102,11 @@ class TextNetwork:
         UserError: the network is not trusted, or it or the tokenizer cannot be had.
     """
 
-    def __init__(self, path: Path, *, tokenizer: str | None = None, trust: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, *, tokenizer: str | None = None, trust_weights: bool = False, device: str = "cpu"
+    ) -> None:
         self.path, self.tokenizer_name = path, tokenizer or DEFAULT_TEXT_ENCODER
-        self._module = load_torchscript(path, device, trust=trust)
+        self._module = load_torchscript(path, device, trust_weights=trust_weights)
         self.sha256 = sha256_of_file(path)
         self._tokenizer = _load_tokenizer(self.tokenizer_name)
         self._device = device
@@ -144,5 +146,5 @@ def _load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer {name} cannot be loaded: {' '.join(str(error).split())[:300]}. Copy its vocab.txt and "
-            "tokenizer_config.json into a folder and give that with --tokenizer"
+            "tokenizer_config.json into a folder and give that with `tokenizer`"
         ) from error

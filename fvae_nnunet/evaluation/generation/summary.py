@@ -43,7 +43,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> Path:
         write_bytes(table, csv_bytes(_case_rows(results)))
         write_json(path, dict(results))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with -o") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
     return table
 
 

@@ -77,7 +77,7 @@ def evaluate_view_folder(
     if raw_folder.resolve() == view_folder.resolve():
         raise UserError(f"{raw_folder} is given as raw images and as their view; name two folders")
     if dataset_json is not None and label_folder is None:
-        raise UserError("dataset.json names labels; give their folder too, with --labels")
+        raise UserError("dataset.json names labels; give their folder too, with `label_folder`")
     view_settings = _settings_of(view_folder)
     hu_window = check_hu_window(hu_window or view_settings.get("hu_window") or PAPER_HU_WINDOW)
     windows = windows or _windows_of(view_settings)

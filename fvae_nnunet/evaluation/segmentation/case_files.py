@@ -40,7 +40,7 @@ def run_each(
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process was killed, for lack of memory or by a library (what it said stands above); use a smaller -np"
+            "a process was killed, for lack of memory or by a library (what it said stands above); set `processes` lower"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

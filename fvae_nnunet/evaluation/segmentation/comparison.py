@@ -80,9 +80,9 @@ def model_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[st
         own = [folder.resolve().name for folder in folders]
         return own if len(set(own)) == len(own) else [str(folder) for folder in folders]
     if len(names) != len(folders):
-        raise UserError(f"--names needs a name for each of the {len(folders)} folders, got {len(names)}")
+        raise UserError(f"`names` needs a name for each of the {len(folders)} folders, got {len(names)}")
     if len(set(names)) < len(names):
-        raise UserError(f"--names must differ from each other, got {', '.join(names)}")
+        raise UserError(f"`names` must differ from each other, got {', '.join(names)}")
     return list(names)
 
 

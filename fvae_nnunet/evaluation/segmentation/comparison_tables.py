@@ -66,7 +66,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
                 written.enter_context(atomic_write(table)).write_bytes(csv_bytes(rows))
             write_json(path, comparison)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
     return list(tables)
 
 

@@ -157,7 +157,7 @@ def score_folders(
         if missing and not allow_missing:
             problems.append(
                 f"{folder} lacks {len(missing)} of {len(references)} predictions: {', '.join(missing)}; "
-                "predict them, or use --allow-missing to score the others"
+                "predict them, or use `allow_missing=True` to score the others"
             )
         if strangers:
             problems.append(
@@ -211,7 +211,7 @@ def _common_scheme(
     if others:
         raise UserError(
             f"{', '.join(map(str, others))} states other labels or another file ending than {paths[0]}; "
-            "compare predictions of one dataset, or name the dataset.json that holds for all with -djfile"
+            "compare predictions of one dataset, or name the dataset.json that holds for all with `dataset_json`"
         )
     return first
 

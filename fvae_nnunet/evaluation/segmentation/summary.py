@@ -124,7 +124,7 @@ def write_summary(summary: dict[str, Any], path: Path) -> Path:
         write_bytes(table, csv_bytes(rows))
         write_json(path, summary)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
     return table
 
 
