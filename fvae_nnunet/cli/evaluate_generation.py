@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.generation.image_sets import read_image_set
     from fvae_nnunet.evaluation.generation.picture import generation_picture
     from fvae_nnunet.evaluation.generation.similarity import TextNetwork
-    from fvae_nnunet.evaluation.generation.summary import format_table, write_results
+    from fvae_nnunet.evaluation.generation.summary import format_table, write_generation
     from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
@@ -158,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
         bars.close()
     title = f"{arguments.fake.resolve().name} (generated) and {arguments.real.resolve().name} (real)"
     try:
-        table = write_results(evaluated.results, path)
+        table = write_generation(evaluated.results, path)
         picture = generation_picture(evaluated, path.with_suffix(".png"), title=title)
     finally:
         print(format_table(evaluated.results))

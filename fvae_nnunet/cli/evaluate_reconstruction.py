@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.reconstruction.folder import evaluate_view_folder, write_pictures
-    from fvae_nnunet.evaluation.reconstruction.summary import format_table, write_results
+    from fvae_nnunet.evaluation.reconstruction.summary import format_table, write_quality
     from fvae_nnunet.jobs.progress_bar import progress_bar
 
     if arguments.with_noise is not None:
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_case=on_case,
         )
     try:
-        table = write_results(results, path)
+        table = write_quality(results, path)
         pictures = write_pictures(results, folder, count=arguments.pictures) if arguments.pictures else []
     finally:
         print(format_table(results))

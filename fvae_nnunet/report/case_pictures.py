@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from fvae_nnunet.ct.files import read_upright
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
@@ -82,7 +82,7 @@ def draw_cases(
     views: Sequence[View],
     *,
     processes: int = 0,
-    on_picture: Callable[[int, int], None] | None = None,
+    on_picture: OnProgress = no_progress,
 ) -> list[dict[str, Picture]]:
     """For each results file the pictures of its chosen cases.
 
@@ -105,10 +105,8 @@ def draw_cases(
         for case in cases[at]
     ]
     pictures: list[dict[str, Picture]] = [{} for _ in results]
-    for done, (task, jpeg) in enumerate(run_each(_draw, tasks, processes), start=1):
+    for task, jpeg in zip(tasks, run_each(_draw, tasks, processes, on_picture), strict=True):
         pictures[task.results][task.case] = Picture(jpeg)
-        if on_picture is not None:
-            on_picture(done, total)
     return pictures
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
@@ -29,8 +30,6 @@ from fvae_nnunet.report.results import Results, load_results
 from fvae_nnunet.report.synthetic_cases import load_synthetic
 from fvae_nnunet.report.synthetic_pictures import draw_gallery
 from fvae_nnunet.report.synthetic_section import synthetic_blocks
-
-OnProgress = Callable[[int, int], None]
 
 MADE_BY = "Made by fvae-report of fvae_nnunet"
 """In every report, by which it is known again."""
@@ -68,9 +67,9 @@ def make_report(
     contents: ReportContents,
     *,
     processes: int = 0,
-    on_file: OnProgress | None = None,
-    on_picture: OnProgress | None = None,
-    on_sheet: OnProgress | None = None,
+    on_file: OnProgress = no_progress,
+    on_picture: OnProgress = no_progress,
+    on_sheet: OnProgress = no_progress,
 ) -> Report:
     """Read and check everything, and build the report; nothing is written.
 
@@ -190,7 +189,7 @@ def _results_blocks(
     cases: int,
     colours: Colours,
     processes: int,
-    on_picture: OnProgress | None,
+    on_picture: OnProgress,
 ) -> list[Block]:
     """A chapter for each file of results."""
     chosen = [choose_cases(of, cases) for of in results]

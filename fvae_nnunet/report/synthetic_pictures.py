@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.pictures.panels import LABEL_COLOURS
 from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
@@ -51,8 +51,6 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Sheet:
-    at: int
-    number: int
     entries: tuple[_Entry, ...]
     most_bytes: int
 
@@ -83,7 +81,7 @@ def draw_gallery(
     number: int,
     *,
     processes: int = 0,
-    on_sheet: Callable[[int, int], None] | None = None,
+    on_sheet: OnProgress = no_progress,
 ) -> list[list[Figure]]:
     """For each folder sheets of pictures of its cases (``SyntheticSet.shown``).
 
@@ -98,23 +96,16 @@ def draw_gallery(
     """
     chosen = [choose_for_gallery(of.shown, number) for of in sets]
     parts = [
-        (at, start, cases[start : start + LESIONS_OF_A_SHEET])
+        (at, cases[start : start + LESIONS_OF_A_SHEET])
         for at, cases in enumerate(chosen)
         for start in range(0, len(cases), LESIONS_OF_A_SHEET)
     ]
     most_bytes = min(MOST_BYTES, MOST_BYTES_OF_GALLERY // max(1, len(parts)))
-    sheets = [
-        _Sheet(at, start, tuple(_entry(sets[at], case) for case in cases), most_bytes) for at, start, cases in parts
-    ]
-    drawn = {}
-    for done, (sheet, jpeg) in enumerate(run_each(_draw, sheets, processes), start=1):
-        drawn[sheet.at, sheet.number] = jpeg
-        if on_sheet is not None:
-            on_sheet(done, len(sheets))
+    sheets = [_Sheet(tuple(_entry(sets[at], case) for case in cases), most_bytes) for at, cases in parts]
     figures: list[list[Figure]] = [[] for _ in sets]
-    for at, start, cases in parts:
+    for (at, cases), jpeg in zip(parts, run_each(_draw, sheets, processes, on_sheet), strict=True):
         names = ", ".join(f"{case.name} (from {case.record['source_case']})" for case in cases)
-        figures[at].append(Figure(Picture(drawn[at, start]), names, f"Before and after, with outline: {names}"))
+        figures[at].append(Figure(Picture(jpeg), names, f"Before and after, with outline: {names}"))
     return figures
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
-from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.evaluation.case_files import run_each
+from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.structures import NAMES_FILE
 
@@ -163,7 +163,6 @@ def overlap(mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str,
 
 @dataclass(frozen=True)
 class _Task:
-    case: str
     mask: Path
     segmentation: Path
     structures: Structures | None
@@ -245,15 +244,12 @@ def mask_adherence(
     ]
     if problems:
         raise UserError("the masks cannot be compared:\n  " + "\n  ".join(problems[:20]))
-    tasks = [_Task(case, files[0][case], files[1][case], structures) for case in cases]
-    scores: dict[str, CaseScores] = {}
-    for task, (of_case, found) in run_each(_run, tasks, processes):
-        scores[task.case] = of_case
-        problems += [f"{task.case}: {problem}" for problem in found]
-        on_case()
+    tasks = [_Task(files[0][case], files[1][case], structures) for case in cases]
+    outcomes = run_each(_run, tasks, processes, lambda done, total: on_case())
+    problems = [f"{case}: {problem}" for case, (_, found) in zip(cases, outcomes, strict=True) for problem in found]
     if problems:
         raise UserError("the masks cannot be compared:\n  " + "\n  ".join(sorted(problems)[:20]))
-    scores = {case: scores[case] for case in cases}
+    scores = {case: of_case for case, (of_case, _) in zip(cases, outcomes, strict=True)}
     if structures is None:
         scores = _of_masks(scores)
     if not any(figures["mask_voxels"] for of_case in scores.values() for figures in of_case.values()):
@@ -281,12 +277,7 @@ def _over_cases(scores: Mapping[str, CaseScores], name: str, seed: int, resample
     summary: dict[str, float] = {}
     for key in ("dice", "iou"):
         values = [of_case[name][key] for of_case in scores.values()]
-        known = [value for value in values if not np.isnan(value)]
-        summary["n"] = len(known)
-        summary[key] = float(np.mean(known)) if known else float("nan")
-        if known:
-            interval = bootstrap_interval(known, seed=seed, resamples=resamples)
-            summary[f"{key}_low"], summary[f"{key}_high"] = interval.low, interval.high
-        else:
-            summary[f"{key}_low"] = summary[f"{key}_high"] = float("nan")
+        mean, interval = mean_and_interval(values, seed=seed, resamples=resamples)
+        summary |= {key: mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        summary["n"] = int(np.isfinite(values).sum())
     return summary

@@ -16,7 +16,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.feature_networks import as_rows, load_torchscript
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
-from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.optional_packages import needed_for
 from fvae_nnunet.synthesis.model.text import DEFAULT_TEXT_ENCODER
@@ -73,15 +73,14 @@ def summarise_cosines(
     matched: Mapping[str, float], unrelated: np.ndarray, *, seed: int, resamples: int
 ) -> dict[str, Any]:
     """Mean with its 95 % bootstrap interval over cases, the mean of unrelated pairs, and every case."""
-    values = list(matched.values())
-    interval = bootstrap_interval(values, seed=seed, resamples=resamples)
+    mean, interval = mean_and_interval(list(matched.values()), seed=seed, resamples=resamples)
     known = unrelated[np.isfinite(unrelated)]
     return {
-        "mean": float(np.mean(values)),
+        "mean": mean,
         "low": interval.low,
         "high": interval.high,
         "unrelated": float(known.mean()) if known.size else float("nan"),
-        "n": len(values),
+        "n": len(matched),
         "cases": {case: float(value) for case, value in matched.items()},
     }
 

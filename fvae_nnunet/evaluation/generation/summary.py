@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import write_results
 from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.jobs.manifest import write_json
 
 _METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 
@@ -29,7 +26,7 @@ _COSINE_NAMES = {
 _NEAREST_SHOWN = 5
 
 
-def write_results(results: Mapping[str, Any], path: Path) -> Path:
+def write_generation(results: Mapping[str, Any], path: Path) -> Path:
     """Write ``generation.json`` and beside it a CSV with a row for each generated case.
 
     Returns:
@@ -39,11 +36,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> Path:
         UserError: one of them cannot be written.
     """
     table = path.with_suffix(".csv")
-    try:
-        write_bytes(table, csv_bytes(_case_rows(results)))
-        write_json(path, dict(results))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
+    write_results(results, path, {table: _case_rows(results)})
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fvae_nnunet.ct.geometry import Geometry, geometry_differences
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, SOFT_HU, TISSUES_HU
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each, unknown_labels
 from fvae_nnunet.evaluation.reconstruction import boundary
 from fvae_nnunet.evaluation.reconstruction.quality import (
     COARSE_PIXELS,
@@ -25,7 +26,6 @@ from fvae_nnunet.evaluation.reconstruction.quality import (
     evaluate_view,
 )
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA, summarise
-from fvae_nnunet.evaluation.segmentation.case_files import run_each, unknown_labels
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
 from fvae_nnunet.pictures.case import case_picture
@@ -50,7 +50,7 @@ def evaluate_view_folder(
     hu_window: tuple[float, float] | None = None,
     windows: Windows | None = None,
     processes: int = 0,
-    on_case: Callable[[int, int], None] | None = None,
+    on_case: OnProgress = no_progress,
 ) -> dict[str, Any]:
     """Measure every case of a folder; nothing is written.
 
@@ -101,16 +101,14 @@ def evaluate_view_folder(
         )
         for case in sorted(files["raw images"].keys() & files["view"].keys())
     ]  # fmt: skip
-    outcomes = {}
-    for done, (task, outcome) in enumerate(run_each(_run_task, tasks, processes), start=1):
-        outcomes[task.case] = outcome
-        if on_case is not None:
-            on_case(done, len(tasks))
-    problems += [f"{task.case}: {problem}" for task in tasks for problem in outcomes[task.case].problems]
+    outcomes = run_each(_run_task, tasks, processes, on_case)
+    problems += [
+        f"{task.case}: {problem}" for task, outcome in zip(tasks, outcomes, strict=True) for problem in outcome.problems
+    ]
     if problems:
         raise UserError("nothing was measured:\n  " + "\n  ".join(problems))
-    names = scheme.names if scheme is not None else _names_of_values(outcomes.values())
-    cases = [outcomes[task.case].case for task in tasks]
+    names = scheme.names if scheme is not None else _names_of_values(outcomes)
+    cases = [outcome.case for outcome in outcomes]
     for case in cases:
         case["labels"] = {str(label): case["labels"].get(str(label), LABEL_IN_NO_VOXEL) for label in names}
     return {

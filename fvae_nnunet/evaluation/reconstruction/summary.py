@@ -42,11 +42,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import write_results
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.jobs.manifest import write_json
 
 SCHEMA = 1
 
@@ -89,7 +86,7 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_results(results: Mapping[str, Any], path: Path) -> Path:
+def write_quality(results: Mapping[str, Any], path: Path) -> Path:
     """Write the JSON file and beside it a CSV of the same name with a row for each case.
 
     Returns:
@@ -101,11 +98,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> Path:
     table = path.with_suffix(".csv")
     names = {label["key"]: label["name"] for label in results["labels"]}
     rows = [{"case": case["case"]} | dict(_columns(case, names)) for case in results["cases"]]
-    try:
-        write_bytes(table, csv_bytes(rows))
-        write_json(path, dict(results))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+    write_results(results, path, {table: rows})
     return table
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import write_results
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.jobs.manifest import write_json
 
 FEW_CASES = 10
 """Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
@@ -51,8 +47,8 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
     """
     of_comparisons, of_models, of_cases = comparison_csvs(path)
     tables = {
-        of_comparisons: list(_flat(comparison, "comparisons")),
-        of_models: list(_flat(comparison, "models")),
+        of_comparisons: _flat(comparison, "comparisons"),
+        of_models: _flat(comparison, "models"),
         of_cases: [
             _measure_columns(measure) | {"model": entry["model"], "case": case, "value": value}
             for measure in comparison["measures"]
@@ -60,13 +56,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
             for case, value in entry["values"].items()
         ],
     }
-    try:
-        with ExitStack() as written:
-            for table, rows in tables.items():
-                written.enter_context(atomic_write(table)).write_bytes(csv_bytes(rows))
-            write_json(path, comparison)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+    write_results(comparison, path, tables)
     return list(tables)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from fvae_nnunet.ct.files import find_files, read_volume
 from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each, unknown_labels
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each, unknown_labels
 from fvae_nnunet.evaluation.segmentation.lesions import (
     DETECTION_OVERLAP,
     CaseLesions,
@@ -65,8 +65,6 @@ def evaluate_case(
         raise UserError(
             f"reference and prediction must be two volumes of one shape, got {reference.shape} and {prediction.shape}"
         )
-    if len(spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
-        raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
     _check_options(tolerances_mm, empty_masks)
     counted = None if ignore_label is None else reference != ignore_label
     n_counted = reference.size if counted is None else int(np.count_nonzero(counted))
@@ -114,7 +112,7 @@ def score_folders(
     detection_overlap: float = DETECTION_OVERLAP,
     allow_missing: bool = False,
     processes: int = 0,
-    on_case: Callable[[int, int], None] | None = None,
+    on_case: OnProgress = no_progress,
 ) -> Scores:
     """Score every case of one or more folders of predictions; nothing is written.
 
@@ -179,14 +177,12 @@ def score_folders(
         for folder, cases in predictions.items()
     }  # fmt: skip
     all_tasks = [task for of_folder in tasks.values() for task in of_folder]
-    outcomes = {}
-    for done, (task, outcome) in enumerate(run_each(_run_task, all_tasks, processes), start=1):
-        outcomes[task.prediction] = outcome
-        if on_case is not None:
-            on_case(done, len(all_tasks))
-    found = [f"{task.case}: {problem}" for task in all_tasks for problem in outcomes[task.prediction].problems]
+    found = run_each(_run_task, all_tasks, processes, on_case)
+    outcomes = {task.prediction: outcome for task, outcome in zip(all_tasks, found, strict=True)}
     # a damaged reference is found once for each folder
-    problems += dict.fromkeys(found)
+    problems += dict.fromkeys(
+        f"{task.case}: {problem}" for task in all_tasks for problem in outcomes[task.prediction].problems
+    )
     if problems:
         raise UserError("nothing was scored:\n  " + "\n  ".join(problems))
     folders = [

@@ -25,14 +25,11 @@ from typing import Any
 import numpy as np
 
 import fvae_nnunet
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import write_results
 from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records, lesion_table, summarise_lesions
 from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, Scores, nsd_key
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS, Label
 
 
@@ -120,11 +117,7 @@ def write_summary(summary: dict[str, Any], path: Path) -> Path:
         for case in summary["metric_per_case"]
         for key, name in names.items()
     ]
-    try:
-        write_bytes(table, csv_bytes(rows))
-        write_json(path, summary)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+    write_results(summary, path, {table: rows})
     return table
 
 

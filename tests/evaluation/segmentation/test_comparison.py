@@ -376,7 +376,7 @@ def test_a_table_that_cannot_be_written_leaves_nothing(project, capsys, monkeypa
     def full_disk(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.comparison_tables.write_json", full_disk)
+    monkeypatch.setattr("fvae_nnunet.evaluation.case_files.write_json", full_disk)
     assert command() == 1
     out, err = capsys.readouterr()
     assert "tumour" in out and "No space left on device" in err
