@@ -98,13 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.evaluation.case_files import write_results
     from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
     from fvae_nnunet.evaluation.generation.evaluation import Evaluation
     from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
     from fvae_nnunet.evaluation.generation.image_sets import read_image_set
     from fvae_nnunet.evaluation.generation.picture import generation_picture
     from fvae_nnunet.evaluation.generation.similarity import TextNetwork
-    from fvae_nnunet.evaluation.generation.summary import format_table, write_generation
+    from fvae_nnunet.evaluation.generation.summary import case_rows, format_table
     from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
@@ -157,8 +158,9 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         bars.close()
     title = f"{arguments.fake.resolve().name} (generated) and {arguments.real.resolve().name} (real)"
+    table = path.with_suffix(".csv")
     try:
-        table = write_generation(evaluated.results, path)
+        write_results(evaluated.results, path, {table: case_rows(evaluated.results)})
         picture = generation_picture(evaluated, path.with_suffix(".png"), title=title)
     finally:
         print(format_table(evaluated.results))

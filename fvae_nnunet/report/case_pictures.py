@@ -9,11 +9,12 @@ from pathlib import Path
 
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each
+from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
 from fvae_nnunet.report.case_images import View
-from fvae_nnunet.report.numbers import counted, listed, name_of, of_measure
+from fvae_nnunet.report.numbers import counted, listed, of_measure
 from fvae_nnunet.report.plots import names_in_plot
 from fvae_nnunet.report.results import Results
 
@@ -94,7 +95,7 @@ def draw_cases(
         on_picture: called with the number of pictures done and their total after each.
 
     Raises:
-        UserError: an image cannot be read, or matplotlib is not installed.
+        UserError: an image cannot be read.
     """
     cases = [[*of.best, *of.worst] for of in chosen]
     total = sum(map(len, cases))

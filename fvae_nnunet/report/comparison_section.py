@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.report.blocks import Block, Details, Figure, Heading
 from fvae_nnunet.report.lesion_tables import lesion_blocks, lesions_of_cases
 from fvae_nnunet.report.measure_tables import Measure, cases_table, differences_table, means_table
-from fvae_nnunet.report.numbers import listed, name_of
+from fvae_nnunet.report.numbers import listed
 from fvae_nnunet.report.plots import (
     Colours,
     Differences,

@@ -80,8 +80,7 @@ def make_report(
             of the galleries, and their total after each.
 
     Raises:
-        UserError: nothing to report on; files that are wrong, have changed, or do not belong together; matplotlib is
-            missing.
+        UserError: nothing to report on; files that are wrong, have changed, or do not belong together.
     """
     has_figures = bool(contents.results or contents.quality or contents.views or contents.synthetic)
     if not has_figures and contents.paper is None:

@@ -121,7 +121,6 @@ def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
 
 def _draw(sheet: _Sheet) -> bytes:
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     columns = min(SIDE_BY_SIDE, len(sheet.entries))
@@ -129,7 +128,6 @@ def _draw(sheet: _Sheet) -> bytes:
     with matplotlib.rc_context({"text.parse_math": False}):
         size = (columns * (4 * PANEL_INCHES + 0.3), rows * (PANEL_INCHES + 0.32))
         figure = Canvas(figsize=size, facecolor="white")
-        FigureCanvasAgg(figure)
         grid = figure.add_gridspec(
             rows, columns, left=0.005, right=0.995, bottom=0.01, top=1 - 0.26 / size[1], wspace=0.04, hspace=0.2
         )

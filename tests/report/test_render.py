@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from report_for_tests import HOSTILE, Page, markdown_tables
 
+from fvae_nnunet.evaluation.segmentation.comparison_tables import p_text
 from fvae_nnunet.report.blocks import (
     Bullets,
     Column,
@@ -22,7 +23,7 @@ from fvae_nnunet.report.blocks import (
     Report,
     Table,
 )
-from fvae_nnunet.report.numbers import counted, interval, listed, number, p_value, percent
+from fvae_nnunet.report.numbers import counted, interval, listed, number, percent
 from fvae_nnunet.report.render import escaped, render_html, render_markdown
 
 TABLE = Table(
@@ -94,7 +95,7 @@ def test_numbers_have_a_true_minus_and_words_for_what_is_not_there():
     assert interval(measure, {"interval": [-1.234, 2], "interval_method": "BCa"}, signed=True) == "−1.23 to +2.00"
     assert interval(measure, {"interval": [1, 2], "interval_method": "percentile"}) == "1.00 to 2.00*"
     assert interval(measure, {"interval": [nan, nan], "interval_method": "none"}) == "none"
-    assert [p_value(0.04), p_value(0.00001), percent(0.95), percent(0.1)] == ["0.0400", "<0.0001", "95 %", "10 %"]
+    assert [p_text(0.04), p_text(0.00001), percent(0.95), percent(0.1)] == ["0.0400", "<0.0001", "95 %", "10 %"]
     assert [listed([]), listed(["a"]), listed(["a", "b", "c"])] == ["", "a", "a, b and c"]
     assert counted(1, "case") == "1 case" and counted(0, "case") == "0 cases"
 
@@ -103,7 +104,6 @@ def test_numbers_have_a_true_minus_and_words_for_what_is_not_there():
 
 
 def drawing(dots: int = 3) -> Drawing:
-    pytest.importorskip("matplotlib", reason="plots are an extra")
     from fvae_nnunet.report.plots import Values, paired_dots
 
     series = {name: {f"case_{n}": (n + shift) / dots for n in range(dots)} for name, shift in (("$a", 0), ("$b", 0.5))}
@@ -146,7 +146,6 @@ def test_a_dot_stands_where_its_value_is():
 
 
 def test_names_in_plots_are_short_and_differ():
-    pytest.importorskip("matplotlib", reason="plots are an extra")
     from fvae_nnunet.report.plots import names_in_plot
 
     long = "nnUNetTrainerFVAE__nnUNetPlans"
@@ -156,7 +155,6 @@ def test_names_in_plots_are_short_and_differ():
 
 
 def test_names_that_have_no_room_stand_once_in_a_legend():
-    pytest.importorskip("matplotlib", reason="plots are an extra")
     from fvae_nnunet.report.inline_svg import inline_svg
     from fvae_nnunet.report.plots import Values, paired_dots, panels_in_a_row
 

@@ -1,15 +1,13 @@
-"""The results of `evaluate` as text for the terminal, and as files."""
+"""The results of `evaluate` as text for the terminal, and as the rows of a CSV."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.evaluation.case_files import write_results
 from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
@@ -26,21 +24,8 @@ _COSINE_NAMES = {
 _NEAREST_SHOWN = 5
 
 
-def write_generation(results: Mapping[str, Any], path: Path) -> Path:
-    """Write ``generation.json`` and beside it a CSV with a row for each generated case.
-
-    Returns:
-        The path of the CSV.
-
-    Raises:
-        UserError: one of them cannot be written.
-    """
-    table = path.with_suffix(".csv")
-    write_results(results, path, {table: _case_rows(results)})
-    return table
-
-
-def _case_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def case_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each generated case, for the CSV."""
     cosines, masks, memorisation = results["cosines"] or {}, results["masks"], results["memorisation"]
     nearest = {entry["case"]: entry for entry in memorisation["cases"]} if memorisation else {}
     for case, described in results["fake"]["cases"].items():

@@ -154,7 +154,7 @@ def write_pictures(results: Mapping[str, Any], folder: Path, *, count: int) -> l
         Their paths, smallest error first.
 
     Raises:
-        UserError: matplotlib is not installed, or a file cannot be read.
+        UserError: a file cannot be read.
     """
     ranked = sorted(results["cases"], key=lambda case: case["volume"]["mae_hu"])
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)

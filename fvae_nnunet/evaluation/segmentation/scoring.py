@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from fvae_nnunet.evaluation.segmentation.lesions import (
     match_lesions,
 )
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, ScoredFolder, Scores, nsd_key
-from fvae_nnunet.evaluation.segmentation.summary import summarise
 from fvae_nnunet.evaluation.segmentation.surface_distance import surface_distances
 from fvae_nnunet.nnunet.image_readers import reader_beside
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
@@ -87,18 +85,6 @@ def evaluate_case(
         counts = {"FP": n_pred - tp, "TP": tp, "FN": n_ref - tp, "TN": n_counted - n_either}
         metrics[label] = {**scores, **counts, "n_pred": n_pred, "n_ref": n_ref}
     return metrics
-
-
-def evaluate_folder(reference_folder: Path, prediction_folder: Path, **options: Any) -> dict[str, Any]:
-    """Score every case of a folder; nothing is written.
-
-    Args:
-        reference_folder, prediction_folder, options: see `score_folders`.
-
-    Returns:
-        The content of ``summary.json``, see `segmentation.summary`.
-    """
-    return summarise(score_folders(reference_folder, [prediction_folder], **options))
 
 
 def score_folders(

@@ -19,13 +19,13 @@ of `CaseLesions`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fvae_nnunet
-from fvae_nnunet.evaluation.case_files import write_results
 from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records, lesion_table, summarise_lesions
 from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, Scores, nsd_key
@@ -101,24 +101,14 @@ def summarise(scores: Scores) -> dict[str, Any]:
     return summary
 
 
-def write_summary(summary: dict[str, Any], path: Path) -> Path:
-    """Write ``summary.json`` and beside it a CSV of the same name with a row for each case and label.
-
-    Returns:
-        The path of the CSV.
-
-    Raises:
-        UserError: one of them cannot be written.
-    """
-    table = path.with_suffix(".csv")
+def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each case and label, for the CSV."""
     names = {label["key"]: label["name"] for label in summary["fvae"]["labels"]}
-    rows = [
+    return [
         {"case": _case_name(case["prediction_file"]), "label": key, "name": name, **case["metrics"][key]}
         for case in summary["metric_per_case"]
         for key, name in names.items()
     ]
-    write_results(summary, path, {table: rows})
-    return table
 
 
 def format_table(summary: dict[str, Any]) -> str:
