@@ -91,8 +91,7 @@ def draw_cases(
         results, chosen: belong together.
         images: for each results file case -> raw image.
         views: shown with the results they belong to.
-        processes: how many work beside this one; 0: this one does the work.
-        on_picture: called with the number of pictures done and their total after each.
+        processes, on_picture: see `case_files.run_each`.
 
     Raises:
         UserError: an image cannot be read.

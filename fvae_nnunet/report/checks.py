@@ -35,8 +35,7 @@ def check_files(
         results: with their folders.
         images: for each of them case -> raw image; empty without images.
         views: see `case_images.load_views`.
-        processes: how many work beside this one; 0: this one does the work.
-        on_file: called with the number of files done and their total after each.
+        processes, on_file: see `case_files.run_each`.
 
     Raises:
         UserError: everything that is wrong, a line for each problem.

@@ -75,9 +75,8 @@ def make_report(
 
     Args:
         contents: what of.
-        processes: how many work beside this one; 0: this one does the work.
-        on_file, on_picture, on_sheet: called with the number of files checked, of pictures of cases drawn, or of sheets
-            of the galleries, and their total after each.
+        processes: see `case_files.run_each`.
+        on_file, on_picture, on_sheet: of files that are checked, pictures of cases, and sheets of the galleries.
 
     Raises:
         UserError: nothing to report on; files that are wrong, have changed, or do not belong together.

@@ -14,10 +14,10 @@ from fvae_nnunet.report.plots import Colours, Values, paired_dots
 from fvae_nnunet.report.quality_files import Quality
 
 RECORDED = {
-    "psnr_db": ("PSNR (dB)", ".2f"),
-    "mean_absolute_error_hu": ("MAE (HU)", ".2f"),
-    "noise_raw_hu": ("noise, raw (HU)", ".2f"),
-    "noise_view_hu": ("noise, view (HU)", ".2f"),
+    "psnr_db": IN_TABLE["psnr_db"],
+    "mean_absolute_error_hu": IN_TABLE["mae_hu"],
+    "noise_raw_hu": IN_TABLE["noise_raw_hu"],
+    "noise_view_hu": IN_TABLE["noise_view_hu"],
     "noise_coarse_raw_hu": ("coarse noise, raw (HU)", ".2f"),
     "noise_coarse_view_hu": ("coarse noise, view (HU)", ".2f"),
 }

@@ -88,8 +88,7 @@ def draw_gallery(
     Args:
         sets: the folders.
         number: so many cases of each are drawn, see ``choose_for_gallery``.
-        processes: how many work beside this one; 0: this one does the work.
-        on_sheet: called with the number of sheets done and their total after each.
+        processes, on_sheet: see `case_files.run_each`.
 
     Raises:
         UserError: an image cannot be read, or does not have the shape of its source.

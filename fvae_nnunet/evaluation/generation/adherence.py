@@ -221,7 +221,7 @@ def mask_adherence(
         cases: all must have both.
         mask_folder, segmentation_folder: label maps ``CASE.nii.gz`` on one grid.
         groups: see `common_structures`.
-        processes: how many work beside this one; 0: this one does the work.
+        processes: see `case_files.run_each`.
         seed, resamples: of the bootstrap over cases.
         on_case: called after each.
 

@@ -62,8 +62,7 @@ def evaluate_view_folder(
             occurs is a label.
         hu_window: see `reconstruction.quality.evaluate_view`; default: that of the view's manifest, else the paper's.
         windows: where the seams are; default: those of the view's manifest, else no seam score.
-        processes: how many processes work beside this one; 0: this one does the work.
-        on_case: called with the number of cases done and their total after each.
+        processes, on_case: see `case_files.run_each`.
 
     Returns:
         The content of the JSON file, see `reconstruction.summary`.

@@ -109,8 +109,7 @@ def score_folders(
         lesion_labels: names of the labels that are evaluated lesion by lesion, see `choose_lesion_labels`.
         detection_overlap: see `lesions`.
         allow_missing: references without a prediction are counted and left out instead of being an error.
-        processes: how many processes work beside this one; 0: this one does the work.
-        on_case: called with the number of predictions done and their total after each.
+        processes, on_case: see `case_files.run_each`; every prediction counts.
 
     Raises:
         UserError: everything that is wrong with the folders and their cases, a line for each problem: files that have
