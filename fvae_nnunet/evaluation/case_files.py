@@ -1,4 +1,4 @@
-"""What evaluations of folders share: processes for the cases, unknown labels, and the files of the results."""
+"""What evaluations of folders share: processes for the cases, reading their files, and the files of the results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry, geometry_differences
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.csv_tables import csv_bytes
 from fvae_nnunet.files.recorded import atomic_write
@@ -62,6 +64,30 @@ def _collected(outcomes: Iterable[Outcome], total: int, on_done: OnProgress) -> 
         collected.append(outcome)
         on_done(len(collected), total)
     return collected
+
+
+def read_alike(
+    files: Mapping[str, Path], reader: str | None = None
+) -> tuple[dict[str, tuple[np.ndarray, Geometry]], list[str]]:
+    """The volumes of a case, and what is wrong with them.
+
+    Args:
+        files: by what they are called in messages.
+        reader: see `read_volume`.
+
+    Returns:
+        Those that can be read, by name, and a sentence for each other one, and for each that does not lie as the first.
+    """
+    volumes, problems = {}, []
+    for name, path in files.items():
+        try:
+            volumes[name] = read_volume(path, reader=reader)
+        except UserError as error:
+            problems.append(str(error))
+    placed = [(name, array.shape, geometry) for name, (array, geometry) in volumes.items()]
+    if next(iter(files)) in volumes:
+        problems += [problem for other in placed[1:] for problem in geometry_differences(placed[0], other)]
+    return volumes, problems
 
 
 def unknown_labels(path: Path, segmentation: np.ndarray, known_labels: Sequence[int]) -> list[str]:

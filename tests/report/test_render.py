@@ -38,7 +38,7 @@ def report(*blocks) -> Report:
     return Report(HOSTILE, "a & b", blocks, "made by <us>")
 
 
-def test_every_text_is_escaped_in_html():
+def test_every_text_is_escaped():
     blocks = (
         Heading(HOSTILE), Heading(HOSTILE, 3), Paragraph(HOSTILE), Bullets([HOSTILE]), Facts([(HOSTILE, HOSTILE)]),
         TABLE, Details(HOSTILE, [Paragraph(HOSTILE)]), Figure(Picture(b"\xff\xd8"), HOSTILE, HOSTILE),
@@ -50,6 +50,8 @@ def test_every_text_is_escaped_in_html():
     shown = [found for texts in page.texts.values() for found in texts if found == HOSTILE]
     assert len(shown) == 12
     assert text.count("&lt;script&gt;") == 13, "and the image's description"
+    text, _ = render_markdown(report(*blocks), "files")
+    assert "<script" not in text and text.count("&lt;script&gt;") == 12, "the title stands there once"
 
 
 def test_rows_without_a_first_cell_share_the_one_above_and_groups_span_their_columns():

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images, read_volume
-from fvae_nnunet.ct.geometry import geometry_differences
+from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import run_each
+from fvae_nnunet.evaluation.case_files import read_alike, run_each
 from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.structures import NAMES_FILE
@@ -169,23 +168,14 @@ class _Task:
 
 
 def _run(task: _Task) -> tuple[CaseScores, list[str]]:
-    volumes, problems = [], []
-    for path in (task.mask, task.segmentation):
-        try:
-            array, geometry = read_volume(path)
-        except UserError as error:
-            problems.append(str(error))
-            continue
+    files = {"mask": task.mask, "segmentation": task.segmentation}
+    volumes, problems = read_alike(files)
+    for name, (array, _) in volumes.items():
         if not (np.issubdtype(array.dtype, np.integer) or np.equal(array, np.rint(array)).all()) or array.min() < 0:
-            problems.append(f"{path} is no label map: it holds values that are no whole numbers from 0")
-        volumes.append((array, geometry))
-    if not problems:
-        (mask, geometry), (segmentation, other) = volumes
-        named = ("mask", mask.shape, geometry), ("segmentation", segmentation.shape, other)
-        problems += geometry_differences(*named)
+            problems.append(f"{files[name]} is no label map: it holds values that are no whole numbers from 0")
     if problems:
         return {}, problems
-    mask, segmentation = mask.astype(np.uint16), segmentation.astype(np.uint16)
+    mask, segmentation = (volumes[name][0].astype(np.uint16) for name in files)
     structures = task.structures.values if task.structures is not None else _every_value(mask, segmentation)
     return overlap(mask, segmentation, structures), []
 

@@ -12,12 +12,12 @@ import numpy as np
 
 import fvae_nnunet
 from fvae_nnunet.ct import noise
-from fvae_nnunet.ct.files import find_images, read_upright, read_volume
-from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.ct.files import find_images, read_upright
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, SOFT_HU, TISSUES_HU
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each, unknown_labels
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, read_alike, run_each, unknown_labels
 from fvae_nnunet.evaluation.reconstruction import boundary
 from fvae_nnunet.evaluation.reconstruction.quality import (
     COARSE_PIXELS,
@@ -83,14 +83,14 @@ def evaluate_view_folder(
     if windows is not None:
         slice_windows(1, *windows)
     scheme = None if label_folder is None else _scheme(label_folder, dataset_json)
-    folders = {"raw images": raw_folder, "view": view_folder} | ({"labels": label_folder} if label_folder else {})
+    folders = {"raw image": raw_folder, "view": view_folder} | ({"labels": label_folder} if label_folder else {})
     files = {name: cases_of(folder) for name, folder in folders.items()}
     problems = []
     for name in list(folders)[1:]:
-        missing = sorted(files["raw images"].keys() - files[name].keys())
+        missing = sorted(files["raw image"].keys() - files[name].keys())
         if missing:
             problems.append(f"{folders[name]} ({name}) lacks {len(missing)} of the raw cases: {', '.join(missing)}")
-    strangers = sorted(files["view"].keys() - files["raw images"].keys())
+    strangers = sorted(files["view"].keys() - files["raw image"].keys())
     if strangers:
         problems.append(f"{view_folder} (view) holds cases that {raw_folder} lacks: {', '.join(strangers)}")
     tasks = [
@@ -98,7 +98,7 @@ def evaluate_view_folder(
             case, {name: found[case] for name, found in files.items() if case in found}, scheme, hu_window, windows,
             windows_along_file=view_settings.get("scheme") == "paper", check_only=bool(problems),
         )
-        for case in sorted(files["raw images"].keys() & files["view"].keys())
+        for case in sorted(files["raw image"].keys() & files["view"].keys())
     ]  # fmt: skip
     outcomes = run_each(_run_task, tasks, processes, on_case)
     problems += [
@@ -202,27 +202,18 @@ class _Outcome:
 
 def _run_task(task: _Task) -> _Outcome:
     """Read and check the files of a case; measure if nothing is wrong here or elsewhere."""
-    problems: list[str] = []
-    volumes: dict[str, tuple[np.ndarray, Geometry]] = {}
-    for name, path in task.files.items():
-        try:
-            volumes[name] = read_volume(path)
-        except UserError as error:
-            problems.append(str(error))
-    raw = volumes.get("raw images")
-    for name, (array, geometry) in volumes.items():
-        if raw is not None and name != "raw images":
-            problems += geometry_differences(("raw image", raw[0].shape, raw[1]), (name, array.shape, geometry))
+    volumes, problems = read_alike(task.files)
+    for name, (array, _) in volumes.items():
         if name == "labels":
             problems += _label_problems(task.files[name], array, task.scheme)
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             problems.append(f"{task.files[name]} holds values that are not finite (NaN or infinite)")
-    if raw is None or problems or task.check_only:
+    if problems or task.check_only:
         return _Outcome({}, problems)
-    geometry = raw[1]
+    geometry = volumes["raw image"][1]
     order = geometry.axial_order
     axial = {name: array.transpose(order) for name, (array, _) in volumes.items()}
-    shape = axial["raw images"].shape
+    shape = axial["raw image"].shape
     spacing_mm = tuple(geometry.spacing_mm[::-1][axis] for axis in order)
     segmentation = axial.get("labels")
     labels: Sequence[Label] = []
@@ -231,7 +222,7 @@ def _run_task(task: _Task) -> _Outcome:
         labels = list(task.scheme.names) if task.scheme else [int(value) for value in found if value != 0]
         segmentation = segmentation.astype(np.min_scalar_type(int(found.max())), copy=False)
     figures = evaluate_view(
-        axial["raw images"],
+        axial["raw image"],
         axial["view"],
         spacing_mm=spacing_mm,
         hu_window=task.hu_window,
@@ -241,7 +232,7 @@ def _run_task(task: _Task) -> _Outcome:
     )
     case = {
         "case": task.case,
-        "raw_file": str(task.files["raw images"]),
+        "raw_file": str(task.files["raw image"]),
         "view_file": str(task.files["view"]),
         "label_file": str(task.files["labels"]) if "labels" in task.files else None,
         "shape": list(shape),

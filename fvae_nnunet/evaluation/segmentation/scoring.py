@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_files, read_volume
-from fvae_nnunet.ct.geometry import geometry_differences
+from fvae_nnunet.ct.files import find_files
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each, unknown_labels
+from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, read_alike, run_each, unknown_labels
 from fvae_nnunet.evaluation.segmentation.lesions import (
     DETECTION_OVERLAP,
     CaseLesions,
@@ -241,23 +240,15 @@ def _scored(task: _Task, outcome: _Outcome) -> ScoredCase:
 
 def _run_task(task: _Task) -> _Outcome:
     """Read and check the two files of a case; score them if nothing is wrong here or elsewhere."""
-    problems, volumes = [], []
-    for path in (task.reference, task.prediction):
-        try:
-            segmentation, geometry = read_volume(path, reader=task.reader)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        problems += unknown_labels(path, segmentation, task.scheme.known_labels)
-        volumes.append((segmentation, geometry))
-    if len(volumes) == 2:
-        shaped = [(segmentation.shape, geometry) for segmentation, geometry in volumes]
-        problems += geometry_differences(("reference", *shaped[0]), (task.called, *shaped[1]))
+    files = {"reference": task.reference, task.called: task.prediction}
+    volumes, problems = read_alike(files, task.reader)
+    for name, (segmentation, _) in volumes.items():
+        problems += unknown_labels(files[name], segmentation, task.scheme.known_labels)
     if problems or task.check_only:
         return _Outcome(problems=problems)
     smallest_dtype = np.min_scalar_type(max(task.scheme.known_labels))
-    reference, prediction = (segmentation.astype(smallest_dtype, copy=False) for segmentation, _ in volumes)
-    spacing_mm = volumes[0][1].spacing_mm[::-1]
+    reference, prediction = (volumes[name][0].astype(smallest_dtype, copy=False) for name in files)
+    spacing_mm = volumes["reference"][1].spacing_mm[::-1]
     metrics = evaluate_case(
         reference,
         prediction,
