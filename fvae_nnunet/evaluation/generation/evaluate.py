@@ -25,7 +25,8 @@ import numpy as np
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation import distances
-from fvae_nnunet.evaluation.generation.adherence import mask_adherence, read_groups
+from fvae_nnunet.evaluation.generation.adherence import mask_adherence
+from fvae_nnunet.evaluation.generation.compared_structures import read_groups
 from fvae_nnunet.evaluation.generation.evaluation import Evaluation
 from fvae_nnunet.evaluation.generation.feature_networks import CT_CLIP, FeatureNetwork
 from fvae_nnunet.evaluation.generation.features import CaseFeatures, Extracted, extract_features

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.generation.adherence import read_names
+from fvae_nnunet.evaluation.generation.compared_structures import read_names
 from fvae_nnunet.evaluation.generation.feature_networks import CT_CLIP, FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.evaluation.generation.similarity import TextNetwork
@@ -27,7 +27,7 @@ class Evaluation:
         masks: folder of the masks that the images were generated from; None: see `mask_folder`.
         segmentations: folder of segmentations of the generated images.
         segmenter: folder of an nnU-Net model that makes them.
-        groups: JSON of structures that are taken together, see `adherence.read_groups`.
+        groups: JSON of structures that are taken together, see `compared_structures.read_groups`.
         metrics: of `METRICS`; None: all that can be had from what is given.
         output: folder of what is kept between runs.
         cache: folder of features; None: ``features`` in ``output``.

@@ -9,13 +9,8 @@ import pytest
 from generation_for_tests import VOLUME, MeanAndSpread, hu_volume, save_script, write_image, write_synthetic
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.generation.adherence import (
-    common_structures,
-    mask_adherence,
-    overlap,
-    read_groups,
-    read_names,
-)
+from fvae_nnunet.evaluation.generation.adherence import mask_adherence, overlap
+from fvae_nnunet.evaluation.generation.compared_structures import common_structures, read_groups, read_names
 from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
 from fvae_nnunet.evaluation.generation.evaluation import Evaluation
 from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
