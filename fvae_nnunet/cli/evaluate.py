@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.evaluation.case_files import write_results
+    from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
     from fvae_nnunet.evaluation.segmentation.comparison_tables import (
         comparison_csvs,

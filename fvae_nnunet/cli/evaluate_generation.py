@@ -98,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.evaluation.case_files import write_results
     from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
     from fvae_nnunet.evaluation.generation.evaluation import Evaluation
     from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
@@ -106,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.generation.picture import generation_picture
     from fvae_nnunet.evaluation.generation.similarity import TextNetwork
     from fvae_nnunet.evaluation.generation.summary import case_rows, format_table
+    from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 

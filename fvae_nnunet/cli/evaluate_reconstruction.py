@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.errors import UserError
-    from fvae_nnunet.evaluation.case_files import write_results
     from fvae_nnunet.evaluation.reconstruction.folder import evaluate_view_folder, write_pictures
     from fvae_nnunet.evaluation.reconstruction.summary import case_rows, format_table
+    from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.jobs.progress_bar import progress_bar
 
     if arguments.with_noise is not None:

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from fvae_nnunet.ct.files import read_upright
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
@@ -91,7 +91,7 @@ def draw_cases(
         results, chosen: belong together.
         images: for each results file case -> raw image.
         views: shown with the results they belong to.
-        processes, on_picture: see `case_files.run_each`.
+        processes, on_picture: see `each_case.run_each`.
 
     Raises:
         UserError: an image cannot be read.

@@ -8,7 +8,7 @@ from pathlib import Path
 from fvae_nnunet.ct.files import read_header
 from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import sha256_of_files
 from fvae_nnunet.report.case_images import View
@@ -35,7 +35,7 @@ def check_files(
         results: with their folders.
         images: for each of them case -> raw image; empty without images.
         views: see `case_images.load_views`.
-        processes, on_file: see `case_files.run_each`.
+        processes, on_file: see `each_case.run_each`.
 
     Raises:
         UserError: everything that is wrong, a line for each problem.

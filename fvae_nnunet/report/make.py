@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
@@ -75,7 +75,7 @@ def make_report(
 
     Args:
         contents: what of.
-        processes: see `case_files.run_each`.
+        processes: see `each_case.run_each`.
         on_file, on_picture, on_sheet: of files that are checked, pictures of cases, and sheets of the galleries.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, run_each
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.pictures.panels import LABEL_COLOURS
 from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
@@ -88,7 +88,7 @@ def draw_gallery(
     Args:
         sets: the folders.
         number: so many cases of each are drawn, see ``choose_for_gallery``.
-        processes, on_sheet: see `case_files.run_each`.
+        processes, on_sheet: see `each_case.run_each`.
 
     Raises:
         UserError: an image cannot be read, or does not have the shape of its source.

@@ -15,7 +15,8 @@ import numpy as np
 
 from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import read_alike, run_each
+from fvae_nnunet.evaluation.case_files import read_alike
+from fvae_nnunet.evaluation.each_case import run_each
 from fvae_nnunet.evaluation.generation.compared_structures import (
     ComparedStructures,
     Values,
@@ -102,7 +103,7 @@ def mask_adherence(
         cases: all must have both.
         mask_folder, segmentation_folder: label maps ``CASE.nii.gz`` on one grid.
         groups: see `compared_structures.common_structures`.
-        processes: see `case_files.run_each`.
+        processes: see `each_case.run_each`.
         seed, resamples: of the bootstrap over cases.
         on_case: called after each.
 

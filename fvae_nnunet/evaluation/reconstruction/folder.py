@@ -17,7 +17,8 @@ from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, SOFT_HU, TISSUES_HU
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, read_alike, run_each, unknown_labels
+from fvae_nnunet.evaluation.case_files import read_alike, unknown_labels
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.reconstruction import boundary
 from fvae_nnunet.evaluation.reconstruction.quality import (
     COARSE_PIXELS,
@@ -62,7 +63,7 @@ def evaluate_view_folder(
             occurs is a label.
         hu_window: see `reconstruction.quality.evaluate_view`; default: that of the view's manifest, else the paper's.
         windows: where the seams are; default: those of the view's manifest, else no seam score.
-        processes, on_case: see `case_files.run_each`.
+        processes, on_case: see `each_case.run_each`.
 
     Returns:
         The content of the JSON file, see `reconstruction.summary`.

@@ -10,7 +10,8 @@ import numpy as np
 
 from fvae_nnunet.ct.files import find_files
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import OnProgress, no_progress, read_alike, run_each, unknown_labels
+from fvae_nnunet.evaluation.case_files import read_alike, unknown_labels
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.lesions import (
     DETECTION_OVERLAP,
     CaseLesions,
@@ -108,7 +109,7 @@ def score_folders(
         lesion_labels: names of the labels that are evaluated lesion by lesion, see `choose_lesion_labels`.
         detection_overlap: see `lesions`.
         allow_missing: references without a prediction are counted and left out instead of being an error.
-        processes, on_case: see `case_files.run_each`; every prediction counts.
+        processes, on_case: see `each_case.run_each`; every prediction counts.
 
     Raises:
         UserError: everything that is wrong with the folders and their cases, a line for each problem: files that have

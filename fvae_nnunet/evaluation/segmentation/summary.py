@@ -111,7 +111,7 @@ def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def format_table(summary: dict[str, Any]) -> str:
+def format_table(summary: Mapping[str, Any]) -> str:
     """A summary as text.
 
     A line for each label with mean DSC, mean NSD at each tolerance, mean HD95 and the numbers of cases, and a table for

@@ -15,7 +15,7 @@ from segmentations_for_tests import PLAIN, REGIONS, ellipsoid, label_maps, write
 
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.case_files import write_results
+from fvae_nnunet.evaluation.results_files import write_results
 from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
 from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_rows, format_comparison
 from fvae_nnunet.evaluation.segmentation.lesions import CaseLesions, LesionRule
@@ -378,7 +378,7 @@ def test_a_table_that_cannot_be_written_leaves_nothing(project, capsys, monkeypa
     def full_disk(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fvae_nnunet.evaluation.case_files.write_json", full_disk)
+    monkeypatch.setattr("fvae_nnunet.evaluation.results_files.write_json", full_disk)
     assert command() == 1
     out, err = capsys.readouterr()
     assert "tumour" in out and "No space left on device" in err

@@ -548,7 +548,7 @@ def test_output_that_cannot_be_written_is_an_error_after_the_table(folders, caps
     def full_disk(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fvae_nnunet.evaluation.case_files.write_json", full_disk)
+    monkeypatch.setattr("fvae_nnunet.evaluation.results_files.write_json", full_disk)
     assert folders.command() == 1
     out, err = capsys.readouterr()
     assert "tumour" in out and "No space left on device" in err
