@@ -73,7 +73,7 @@ def evaluate_view_folder(
             no counterpart or cannot be read, other geometry than the raw image's, labels that dataset.json lacks.
     """
     if processes < 0:
-        raise UserError(f"the number of processes must not be negative, got {processes}")
+        raise UserError(f"`processes` must not be negative, got {processes}")
     if raw_folder.resolve() == view_folder.resolve():
         raise UserError(f"{raw_folder} is given as raw images and as their view; name two folders")
     if dataset_json is not None and label_folder is None:

@@ -117,7 +117,7 @@ def score_folders(
     """
     _check_options(tolerances_mm, empty_masks)
     if processes < 0:
-        raise UserError(f"the number of processes must not be negative, got {processes}")
+        raise UserError(f"`processes` must not be negative, got {processes}")
     if len(set(prediction_folders)) < len(prediction_folders):
         raise UserError(f"each folder may be given once, got {', '.join(map(str, prediction_folders))}")
     absent = [folder for folder in (reference_folder, *prediction_folders) if not folder.is_dir()]
