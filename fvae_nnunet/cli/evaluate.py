@@ -115,13 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if is_comparison:
         results = compare(scores, **given)
-        tables, formatted = comparison_rows(results, path), format_comparison
+        tables = comparison_rows(results, path)
     else:
         results = summarise(scores)
-        tables, formatted = {path.with_suffix(".csv"): case_rows(results)}, format_table
+        tables = {path.with_suffix(".csv"): case_rows(results)}
     try:
         write_results(results, path, tables)
     finally:  # what hours of scoring found is not lost on a full disk
-        print(formatted(results))
+        print(format_comparison(results) if is_comparison else format_table(results))
     print(f"written: {path} and {', '.join(map(str, tables))}")
     return 0
