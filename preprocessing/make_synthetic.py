@@ -14,7 +14,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import put_in_place, sha256_of_file
 from fvae_nnunet.jobs.manifest import Manifest, write_json
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
-from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase, lenders_of, read_synthetic_cases
+from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase, cases_borrowed_from, read_synthetic_cases
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
 from fvae_nnunet.training.synthetic_dataset import (
     ACCEPTED_CASES,
@@ -129,7 +129,7 @@ def preprocess_synthetic(
 
 
 def _made_from(case: SyntheticCase) -> dict[str, Any]:
-    return {"source_case": case.record["source_case"], "borrowed_from": lenders_of(case.record)}
+    return {"source_case": case.record["source_case"], "borrowed_from": cases_borrowed_from(case.record)}
 
 
 def _inputs(dataset: PreprocessedDataset, case: SyntheticCase) -> dict[str, str]:

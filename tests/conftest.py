@@ -31,6 +31,13 @@ def pytest_unconfigure():
     shutil.rmtree(_ROOT, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests whose dataset nnU-Net plans and preprocesses are marked ``nnunet``: that takes half a minute once."""
+    for item in items:
+        if "planned" in item.fixturenames:
+            item.add_marker("nnunet")
+
+
 def _shrink_networks(plans: dict) -> None:
     for configuration in plans["configurations"].values():
         if "architecture" not in configuration:

@@ -1,17 +1,23 @@
-"""fvae-convert: CT-RATE and ReXGroundingCT to nnU-Net's raw format, with reports, findings and splits by patient."""
+"""fvae-convert: CT-RATE and ReXGroundingCT to nnU-Net's raw format, with reports, findings and splits by patient.
+
+Convert CT-RATE or ReXGroundingCT, as they are published, to a dataset in nnUNet_raw: int16 HU, label maps, maps of
+organ structures, reports.json, and folds by patient in nnUNet_preprocessed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import CaseProgress, run_command
+from fvae_nnunet.cli.cases import CaseProgress
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
-from fvae_nnunet.cli.verify import add_verify_option, verify_finished
+from fvae_nnunet.cli.said_as_options import said_as_options
+from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.conversion.choices import GEOMETRIES, PROGRAMS, VALUES
 from fvae_nnunet.errors import UserError
 
@@ -19,39 +25,32 @@ if TYPE_CHECKING:
     from fvae_nnunet.conversion.cases import Conversion
     from fvae_nnunet.conversion.plan import Plan
     from fvae_nnunet.conversion.structures import StructureMasks
-    from fvae_nnunet.jobs.pipeline import Outcome
 
-PROG = "fvae-convert"
 PUBLISHED = Path("dataset/ts_seg/ts_total")
 MOST_ROWS = 20
 """Rows of tables that are named one by one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog=PROG,
-        description="Convert CT-RATE or ReXGroundingCT, as they are published, to a dataset in nnUNet_raw: int16 HU, "
-        "label maps, maps of organ structures, reports.json, and folds by patient in nnUNet_preprocessed.",
-    )
+    parser = CommandParser(__doc__)
     commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     ct_rate = commands.add_parser("ct-rate", help="chest CT with reports and 18 findings")
     ct_rate.add_argument("root", type=Path, metavar="ROOT", help="the download: the folder that holds dataset/")
     ct_rate.add_argument("--split", choices=("train", "valid", "all"), default="all", help="default all")
-    ct_rate.add_argument(
-        "--scans", choices=("first", "all"), default="first",
+    # fmt: off
+    ct_rate.add_argument("--scans", choices=("first", "all"), default="first",
         help="first: of each scan the reconstruction with the lowest number, or the one that was converted before "
-        "(default); all: every reconstruction",
-    )  # fmt: skip
+        "(default); all: every reconstruction")
     rex = commands.add_parser("rexgroundingct", help="findings of CT-RATE's volumes with masks")
     rex.add_argument("root", type=Path, metavar="ROOT", help="the download: dataset.json and segmentations/")
     rex.add_argument("--volumes", type=Path, metavar="FOLDER", help="the download of CT-RATE; default: ROOT")
-    rex.add_argument("--json", type=Path, metavar="FILE", help="list of findings; default ROOT/dataset.json")
+    rex.add_argument("--json", type=Path, metavar="FILE", dest="json_file",
+        help="list of findings; default ROOT/dataset.json")
     rex.add_argument("--split", choices=("train", "val", "all"), default="all", help="default all")
-    rex.add_argument(
-        "--leave-out-shared", action="store_true",
+    rex.add_argument("--leave-out-shared", action="store_true",
         help="leave training cases out whose patient is also in val, whatever --split says; those that were converted "
-        "before are removed",
-    )  # fmt: skip
+        "before are removed")
+    # fmt: on
     for command in (ct_rate, rex):
         _add_common_options(command)
     check = commands.add_parser("check", help="check a converted dataset: no patient on both sides of a split")
@@ -61,36 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, metavar="NNN_NAME", help="of the new dataset, such as 40_CTRATE")
-    parser.add_argument("--cases", type=Path, metavar="FILE", help="only these: a volume, scan or patient a line")
+    # fmt: off
+    parser.add_argument("--cases", type=Path, metavar="FILE", dest="selection",
+        help="only these: a volume, scan or patient a line")
     tables = parser.add_argument_group("tables of CT-RATE", "default: the published ones")
     for name, what in (("reports", "report texts"), ("labels", "18 findings"), ("metadata", "of the scanner")):
         tables.add_argument(f"--{name}", type=Path, nargs="+", metavar="CSV", help=what)
     structures = parser.add_argument_group("organ structures")
-    structures.add_argument(
-        "--structures", type=Path, nargs="?", const=PUBLISHED, metavar="FOLDER",
-        help="masks of all cases; without FOLDER: those that CT-RATE publishes, dataset/ts_seg/ts_total",
-    )  # fmt: skip
-    structures.add_argument(
-        "--structures-from", choices=PROGRAMS, default="totalsegmentator", help="default totalsegmentator"
-    )
+    structures.add_argument("--structures", type=Path, nargs="?", const=PUBLISHED, metavar="FOLDER",
+        help="masks of all cases; without FOLDER: those that CT-RATE publishes, dataset/ts_seg/ts_total")
+    structures.add_argument("--structures-from", choices=PROGRAMS, default="totalsegmentator",
+        help="default totalsegmentator")
     traps = parser.add_argument_group("where the files themselves do not decide")
-    traps.add_argument(
-        "--values", choices=VALUES, default="auto",
+    traps.add_argument("--values", choices=VALUES, default="auto",
         help="auto: see which of the two is plausible (default); hu: take them as they are; stored: apply the "
-        "metadata's slope and intercept",
-    )  # fmt: skip
-    traps.add_argument(
-        "--geometry", choices=GEOMETRIES, default="auto",
-        help="auto: the header's unless it is blank (default); header or metadata: always that one's",
-    )  # fmt: skip
+        "metadata's slope and intercept")
+    traps.add_argument("--geometry", choices=GEOMETRIES, default="auto",
+        help="auto: the header's unless it is blank (default); header or metadata: always that one's")
+    # fmt: on
     work = parser.add_argument_group("work")
     work.add_argument("--folds", type=int, default=5, metavar="N", help="of splits_final.json; default 5, 0: none")
-    work.add_argument("-np", type=int, default=2, metavar="N", help="processes; default 2, 0: none")
-    work.add_argument(
-        "--overwrite", action="store_true", help="convert everything anew, with other settings if need be"
-    )
-    add_verify_option(work)
-    work.add_argument("--verbose", action="store_true", help="show the traceback of a failed case")
+    add_common(work, "processes", "overwrite", "verify", "verbose")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,21 +88,22 @@ def run(arguments: argparse.Namespace) -> int:
         return _check(arguments)
     from fvae_nnunet.conversion.cases import Conversion
     from fvae_nnunet.conversion.finish import finish_dataset
-    from fvae_nnunet.conversion.nnunet_dataset import new_dataset_name
+    from fvae_nnunet.conversion.nnunet_dataset import new_dataset_name, refuse_taken_number
     from fvae_nnunet.nnunet.folders import nnunet_folder
 
-    if arguments.np < 0:
-        raise UserError(f"-np must not be negative, got {arguments.np}")
     dataset = new_dataset_name(arguments.dataset)
     raw, preprocessed = (nnunet_folder(name) / dataset for name in ("nnUNet_raw", "nnUNet_preprocessed"))
-    _refuse_taken_number(raw)
-    conversion = Conversion(raw, arguments.source, arguments.values, arguments.geometry, _structures(arguments))
+    refuse_taken_number(raw)
+    structures = _structures(arguments)
+    conversion = from_options(Conversion, arguments, raw=raw, kind=arguments.source, structures=structures)
     plan = _plan(arguments, conversion)
     for note in plan.notes:
-        print(note)
+        print(said_as_options(note))
     _print_unassigned_rows(plan)
     progress = _convert(arguments, plan, conversion, preprocessed)
-    status = progress.finish_in(raw)
+    status = progress.say_failed("fvae-convert", "The others are complete; run the same command again after a repair")
+    failed = f", {len(progress.failed)} failed" if progress.failed else ""
+    print(f"{progress.done} cases converted, {progress.besides}{failed}, in {raw}")
     written = finish_dataset(
         plan, conversion, preprocessed, arguments.folds, failed=progress.failed, overwrite=arguments.overwrite
     )
@@ -133,23 +124,10 @@ def _plan(arguments: argparse.Namespace, conversion: Conversion) -> Plan:
 
     tables = {name: getattr(arguments, name) for name in ("metadata", "reports", "labels")}
     if arguments.source == "ct-rate":
-        return plan_ct_rate(
-            arguments.root,
-            split=arguments.split,
-            scans=arguments.scans,
-            selection=arguments.cases,
-            tables=tables,
-            converted=() if arguments.overwrite else conversion.manifest.cases,
-        )
-    return plan_rexgroundingct(
-        arguments.root,
-        volumes=arguments.volumes or arguments.root,
-        json_file=arguments.json,
-        split=arguments.split,
-        selection=arguments.cases,
-        tables=tables,
-        leave_out_shared=arguments.leave_out_shared,
-    )
+        converted = () if arguments.overwrite else conversion.manifest.cases
+        return from_options(plan_ct_rate, arguments, tables=tables, converted=converted)
+    volumes = arguments.volumes or arguments.root
+    return from_options(plan_rexgroundingct, arguments, tables=tables, volumes=volumes)
 
 
 def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
@@ -166,17 +144,6 @@ def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
     return StructureMasks(folder, arguments.structures_from)
 
 
-def _refuse_taken_number(raw: Path) -> None:
-    """nnU-Net refuses to work with two datasets of one number."""
-    from fvae_nnunet.nnunet.folders import dataset_id
-
-    taken = [
-        folder.name for folder in raw.parent.glob(f"Dataset{dataset_id(raw.name):03d}_*") if folder.name != raw.name
-    ]
-    if taken:
-        raise UserError(f"{raw.parent} holds {taken[0]}, which has the same number; choose another --dataset")
-
-
 def _print_unassigned_rows(plan: Plan) -> None:
     for row in plan.unassigned_rows[:MOST_ROWS]:
         print(f"BAD ROW: {row}", file=sys.stderr)
@@ -187,43 +154,31 @@ def _print_unassigned_rows(plan: Plan) -> None:
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:
     from fvae_nnunet.conversion.cases import begin_dataset, convert_cases
     from fvae_nnunet.conversion.finish import check_plan
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
-    with Claims([conversion.raw / MANIFEST_FOLDER], known=plan.sources) as claims:
-        claims.refuse_others()
+    with CaseLocks([conversion.raw / MANIFEST_FOLDER]) as locks:
+        locks.refuse_others()
         check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
         verify_finished(arguments, [conversion.manifest.folder], plan.sources)
         for removed in begin_dataset(conversion, plan.left_out, overwrite=arguments.overwrite):
             print(removed)
-        progress = _Progress(len(plan.sources), argparse.Namespace(devices=[], verbose=arguments.verbose))
+        progress = _Progress(len(plan.sources), verbose=arguments.verbose)
         outcomes = convert_cases(
             plan.sources,
             conversion,
-            cases=claims.each(plan.sources),
-            workers=arguments.np,
+            cases=locks.each(plan.sources),
+            workers=arguments.processes,
             seconds=progress.seconds,
         )
-        with closing(outcomes):
-            for outcome in outcomes:
-                claims.release(outcome.case)
-                progress.add(outcome)
+        progress.follow(outcomes, locks)
     return progress
 
 
 class _Progress(CaseProgress):
     """Says of each case how its HU and geometry were made right and what it holds."""
 
-    def __init__(self, total: int, arguments: argparse.Namespace) -> None:
-        super().__init__(total, arguments)
-        self.done = 0
-
-    def add(self, outcome: Outcome) -> None:
-        record = outcome.result
-        if record is None:
-            super().add(outcome)
-            return
-        self.done += 1
+    def add_result(self, case: str, record: dict[str, Any]) -> None:
         said = [f"HU {record['hu'][0]:g} to {record['hu'][1]:g}"]
         said += ["slope and intercept applied"] if record["rescaled"] else []
         said += ["geometry of the metadata"] if record["geometry"] == "metadata" else []
@@ -237,21 +192,7 @@ class _Progress(CaseProgress):
             said.append(f"{record['structure_overlap_voxels']} voxels of several structures")
         if record.get("left_out"):
             said.append(f"not among the structures: {', '.join(record['left_out'])}")
-        self.bar.write(f"{outcome.case}: {', '.join(said)}", file=sys.stdout)
-        self.bar.total = max(self.bar.total, self.bar.n + 1)
-        self.bar.update()
-
-    def finish_in(self, raw: Path) -> int:
-        """Close the bar, say what was done; the exit status."""
-        self.bar.close()
-        if self.failed:
-            print(
-                f"{PROG}: {len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}. The others "
-                "are complete; run the same command again after a repair", file=sys.stderr,
-            )  # fmt: skip
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        print(f"{self.done} cases converted, {self.skipped} already complete{failed}, in {raw}")
-        return 1 if self.failed else 0
+        self.bar.write(f"{case}: {', '.join(said)}", file=sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""fvae-evaluate-classifier: AUC of findings classifiers with intervals, and their paired comparison."""
+"""fvae-evaluate-classifier: AUC of findings classifiers with intervals, and their paired comparison.
+
+AUC of each finding and their mean, with 95 % intervals; with two or more models the paired differences from the first,
+with tests. Prints tables and writes findings_comparison.json and a picture. Definitions: docs/classification.md.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +12,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-evaluate-classifier",
-        description="AUC of each finding and their mean, with 95 % intervals; with two or more models the paired "
-        "differences from the first, with tests. Prints tables and writes findings_comparison.json and a picture. "
-        "Definitions: docs/classification.md.",
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("reports", metavar="REPORTS", help="a reports.json, or id or name of a dataset that has one")
-    parser.add_argument(
-        "models", nargs="+", type=Path, metavar="PREDICTIONS",
-        help="a model folder of fvae-train-classifier, or a CSV with the columns case and the findings",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cases", choices=("test", "validation"),
-        help="which predictions of model folders; default: test if all have them, else validation",
-    )  # fmt: skip
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models; default: those of folders or files")
-    parser.add_argument("--findings", nargs="+", metavar="NAME", help="default: all that every model has predicted")
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="leave cases that a model has not predicted out for all models"
-    )
-    parser.add_argument("--all-pairs", action="store_true", help="compare each with each, not only with the first")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default 0")
-    parser.add_argument("--resamples", type=int, default=9999, metavar="N", help="of the bootstrap; default 9999")
-    parser.add_argument(
-        "-o", type=Path, default=Path("findings_comparison.json"), metavar="FILE",
-        help="the result, ending in .json, with the picture beside it; default findings_comparison.json",
-    )  # fmt: skip
+    # fmt: off
+    parser.add_argument("models", nargs="+", type=Path, metavar="PREDICTIONS",
+        help="a model folder of fvae-train-classifier, or a CSV with the columns case and the findings")
+    parser.add_argument("--cases", choices=("test", "validation"),
+        help="which predictions of model folders; default: test if all have them, else validation")
+    add_common(parser, "names", "all_pairs")
+    add_common(parser, "findings", help="default: all that every model has predicted")
+    add_common(parser, "allow_missing", help="leave cases that a model has not predicted out for all models")
+    add_common(parser, "seed", help="of the bootstrap; default 0")
+    add_common(parser, "resamples")
+    add_common(parser, "output", default=Path("findings_comparison.json"), metavar="FILE",
+        help="the result, ending in .json, with the picture beside it; default findings_comparison.json")
+    # fmt: on
     return run_command(parser, run, argv)
 
 
@@ -55,12 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.case_reports import find_case_reports, read_case_reports
     from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
-    if arguments.o.suffix != ".json":
-        raise UserError(f"-o must name a file that ends in .json, got {arguments.o}")
     refuse_other_output(
-        arguments.o,
+        arguments.output,
         is_ours=is_json_of(KIND),
-        beside=[arguments.o.with_suffix(".png")],
+        beside=[arguments.output.with_suffix(".png")],
         command="fvae-evaluate-classifier",
     )
     path = Path(arguments.reports)
@@ -76,20 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
         findings=arguments.findings,
         allow_missing=arguments.allow_missing,
     )
-    comparison = compare_findings(
-        scored,
-        names=names,
-        files=files,
-        all_pairs=arguments.all_pairs,
-        seed=arguments.seed,
-        resamples=arguments.resamples,
-    )
+    comparison = from_options(compare_findings, arguments, scored=scored, names=names, files=files)
     try:
-        write_json(arguments.o, comparison)
-        picture = forest_plot(comparison, arguments.o.with_suffix(".png"))
+        write_json(arguments.output, comparison)
+        picture = forest_plot(comparison, arguments.output.with_suffix(".png"))
     finally:
         print(format_findings(comparison))
-    print(f"written: {arguments.o} and {picture}")
+    print(f"written: {arguments.output} and {picture}")
     return 0
 
 

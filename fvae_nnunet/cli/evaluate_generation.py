@@ -1,4 +1,10 @@
-"""fvae-evaluate-generation: how good a folder of generated CT is."""
+"""fvae-evaluate-generation: how good a folder of generated CT is.
+
+Compare generated CT with real ones: Fréchet and kernel distances of features (FVD, FID 2.5D, KID) with intervals and
+the distance by chance, CT-CLIP's cosines with real images and with texts, agreement with the masks that were asked for,
+and copies of training cases. A table, generation.json, a CSV with a row for each generated case, and a picture. Feature
+networks are files that you name. docs/generation_quality.md defines each figure and says where the networks come from.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
-from fvae_nnunet.cli.verify import add_verify_option, verify_finished
+from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.optional_packages import needed_for
 
@@ -21,79 +28,49 @@ METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-evaluate-generation",
-        description="Compare generated CT with real ones: Fréchet and kernel distances of features (FVD, FID 2.5D, "
-        "KID) with intervals and the distance by chance, CT-CLIP's cosines with real images and with texts, agreement "
-        "with the masks that were asked for, and copies of training cases. A table, generation.json, a CSV with a row "
-        "for each generated case, and a picture. Feature networks are files that you name. "
-        "docs/generation_quality.md defines each figure and says where the networks come from.",
-    )
-    parser.add_argument(
-        "real", type=Path, metavar="REAL",
-        help="real CT that the generator has not seen: a folder of images, a raw dataset of nnU-Net (its imagesTr)",
-    )  # fmt: skip
+    parser = CommandParser(__doc__)
+    # fmt: off
+    parser.add_argument("real", type=Path, metavar="REAL",
+        help="real CT that the generator has not seen: a folder of images, a raw dataset of nnU-Net (its imagesTr)")
     parser.add_argument("fake", type=Path, metavar="FAKE", help="generated CT: the same, or what fvae-synthesize wrote")
-    parser.add_argument(
-        "--metrics", nargs="+", choices=METRICS, metavar="METRIC",
-        help=f"of {', '.join(METRICS)}; default: all that can be had from what is given",
-    )  # fmt: skip
-    parser.add_argument(
-        "--train", type=Path, metavar="FOLDER", help="what the generator was trained on: looks for copies of it"
-    )
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, metavar="METRIC",
+        help=f"of {', '.join(METRICS)}; default: all that can be had from what is given")
+    parser.add_argument("--train", type=Path, metavar="FOLDER",
+        help="what the generator was trained on: looks for copies of it")
     networks = parser.add_argument_group("feature networks")
     networks.add_argument("--ct-clip", type=Path, metavar="FILE", help="TorchScript of CT-CLIP's vision part: FVD")
-    networks.add_argument(
-        "--radimagenet", type=Path, metavar="FILE", help="RadImageNet's ResNet-50, weights or TorchScript: FID 2.5D"
-    )
-    networks.add_argument(
-        "--features", nargs="+", default=[], metavar="NAME=FILE",
-        help="other TorchScript networks; FILE with the ending .json beside each says what it gets",
-    )  # fmt: skip
-    networks.add_argument(
-        "--slice-step", type=int, metavar="N", help="only every N-th slice for networks of slices; default 1"
-    )
-    networks.add_argument(
-        "--trust-weights", action="store_true",
+    networks.add_argument("--radimagenet", type=Path, metavar="FILE",
+        help="RadImageNet's ResNet-50, weights or TorchScript: FID 2.5D")
+    networks.add_argument("--features", nargs="+", default=[], metavar="NAME=FILE",
+        help="other TorchScript networks; FILE with the ending .json beside each says what it gets")
+    networks.add_argument("--slice-step", type=int, metavar="N",
+        help="only every N-th slice for networks of slices; default 1")
+    add_common(networks, "trust_weights",
         help="run the TorchScript files, which can read and write files, and read a pickled --radimagenet file that "
-        "holds more than tensors, which can run code",
-    )  # fmt: skip
+        "holds more than tensors, which can run code")
     texts = parser.add_argument_group("texts")
-    texts.add_argument(
-        "--reports", type=Path, metavar="FILE",
-        help="texts of the generated cases, reports.json, JSON or CSV; default: those of fvae-synthesize's records",
-    )  # fmt: skip
-    texts.add_argument(
-        "--text-encoder", type=Path, metavar="FILE", help="TorchScript of CT-CLIP's text part: text-image cosine"
-    )
-    texts.add_argument(
-        "--tokenizer", metavar="NAME", help="hub id or folder of its tokenizer; default: CT-CLIP's, CXR-BERT's"
-    )
+    texts.add_argument("--reports", type=Path, metavar="FILE",
+        help="texts of the generated cases, reports.json, JSON or CSV; default: those of fvae-synthesize's records")
+    texts.add_argument("--text-encoder", type=Path, metavar="FILE",
+        help="TorchScript of CT-CLIP's text part: text-image cosine")
+    texts.add_argument("--tokenizer", metavar="NAME",
+        help="hub id or folder of its tokenizer; default: CT-CLIP's, CXR-BERT's")
     masks = parser.add_argument_group("masks")
-    masks.add_argument(
-        "--masks", type=Path, metavar="FOLDER",
+    masks.add_argument("--masks", type=Path, metavar="FOLDER",
         help="label maps CASE.nii.gz that the images were generated from; default: FAKE's labels, or its structures "
-        "where the labels name none",
-    )  # fmt: skip
+        "where the labels name none")
     masks.add_argument("--segmentations", type=Path, metavar="FOLDER", help="segmentations CASE.nii.gz of FAKE")
-    masks.add_argument(
-        "--segmenter", type=Path, metavar="MODEL", help="instead: folder of an nnU-Net model that segments FAKE"
-    )
-    masks.add_argument(
-        "--groups", type=Path, metavar="FILE",
-        help='JSON of structures that are taken together, {"ribs": ["rib_left_1", ...], ...}; only these are scored',
-    )  # fmt: skip
-    parser.add_argument("-o", type=Path, metavar="FOLDER", help="results; default: generation_quality in FAKE")
-    parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="features, may be shared between runs; default: features in -o"
-    )
-    parser.add_argument(
-        "--resamples", type=int, default=1000, metavar="N", help="of bootstrap and chance; default 1000"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of bootstrap and chance; default 0")
-    add_verify_option(parser)
-    parser.add_argument("-np", type=int, default=2, metavar="N", help="images read ahead; default 2, 0: none")
-    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+    add_common(masks, "segmenter", help="instead: folder of an nnU-Net model that segments FAKE")
+    masks.add_argument("--groups", type=Path, metavar="FILE",
+        help='JSON of structures that are taken together, {"ribs": ["rib_left_1", ...], ...}; only these are scored')
+    add_common(parser, "output", metavar="FOLDER", help="results; default: generation_quality in FAKE")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER",
+        help="features, may be shared between runs; default: features in -o")
+    # fmt: on
+    add_common(parser, "resamples", default=1000, help="of bootstrap and chance; default 1000")
+    add_common(parser, "seed", help="of bootstrap and chance; default 0")
+    add_common(parser, "verify", "device")
+    add_common(parser, "processes", help="images read ahead; default 2, 0: none")
     return run_command(parser, run, argv)
 
 
@@ -111,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     device = chosen_device(arguments.device)
-    output = arguments.o or arguments.fake / "generation_quality"
+    output = arguments.output or arguments.fake / "generation_quality"
     path = output / "generation.json"
     refuse_other_output(
         path,
@@ -124,7 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         text = TextNetwork(
             arguments.text_encoder, tokenizer=arguments.tokenizer, trust_weights=arguments.trust_weights, device=device
         )
-    evaluation = Evaluation(
+    evaluation = from_options(
+        Evaluation,
+        arguments,
         real=read_image_set(arguments.real),
         fake=read_image_set(arguments.fake, reports=arguments.reports),
         train=None if arguments.train is None else read_image_set(arguments.train),
@@ -137,16 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             device=device,
         ),
         text=text,
-        masks=arguments.masks,
-        segmentations=arguments.segmentations,
-        segmenter=arguments.segmenter,
-        groups=arguments.groups,
-        metrics=arguments.metrics,
         output=output,
-        cache=arguments.cache,
-        seed=arguments.seed,
-        resamples=arguments.resamples,
-        processes=arguments.np,
         device=device,
     )
     if arguments.segmenter is not None:
@@ -173,8 +143,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     with needed_for("fvae-evaluate-generation"):
         import torchmetrics  # noqa: F401
-    if arguments.np < 0:
-        raise UserError(f"-np must not be negative, got {arguments.np}")
     if arguments.tokenizer is not None and arguments.text_encoder is None:
         raise UserError("--tokenizer belongs to --text-encoder; give both")
     if arguments.text_encoder is not None and arguments.ct_clip is None:

@@ -1,4 +1,9 @@
-"""fvae-evaluate-reconstruction: what reconstruction changed in a folder of CT images."""
+"""fvae-evaluate-reconstruction: what reconstruction changed in a folder of CT images.
+
+Compare reconstructed CT images (of fvae-reconstruct) with the raw ones: PSNR, SSIM, MSE, errors in HU by tissue and
+label, noise before and after, shift and sharpness of the boundaries of labels, seams at the borders of windows. A
+table, a JSON file, a CSV with a row for each case, and pictures. docs/reconstruction_quality.md defines each figure.
+"""
 
 from __future__ import annotations
 
@@ -8,83 +13,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-evaluate-reconstruction",
-        description="Compare reconstructed CT images (of fvae-reconstruct) with the raw ones: PSNR, SSIM, MSE, errors "
-        "in HU by tissue and label, noise before and after, shift and sharpness of the boundaries of labels, seams at "
-        "the borders of windows. A table, a JSON file, a CSV with a row for each case, and pictures. "
-        "docs/reconstruction_quality.md defines each figure.",
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("raw_folder", type=Path, metavar="RAW", help="folder of raw images, such as imagesTs")
     parser.add_argument("view_folder", type=Path, metavar="RECON", help="folder of their reconstructions")
-    parser.add_argument(
-        "--labels", dest="label_folder", type=Path, metavar="FOLDER",
-        help="folder of label maps, such as labelsTs: errors and boundaries of each label",
-    )  # fmt: skip
-    parser.add_argument(
-        "-djfile", type=Path, metavar="FILE",
+    # fmt: off
+    parser.add_argument("--labels", type=Path, metavar="FOLDER", dest="label_folder",
+        help="folder of label maps, such as labelsTs: errors and boundaries of each label")
+    add_common(parser, "dataset_json",
         help="dataset.json that names the labels; default: above or in the folder of --labels; without one every value "
-        "is a label",
-    )  # fmt: skip
-    parser.add_argument(
-        "-o", type=Path, metavar="FILE",
-        help="the results, ending in .json; default: RECON/reconstruction_quality.json",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pictures", type=int, default=3, metavar="N",
-        help="draw so many cases, from the smallest to the largest error, in a folder beside the results; default 3",
-    )  # fmt: skip
-    parser.add_argument(
-        "--hu-window", nargs=2, type=float, metavar=("LOWER", "UPPER"),
-        help="both images are clipped to it; default: that of RECON's manifest, else -1000 1000",
-    )  # fmt: skip
-    parser.add_argument(
-        "--window-slices", type=int, metavar="N",
-        help="slices in a window of the VAE, for the seam score; default: those of RECON's manifest, else no score",
-    )  # fmt: skip
-    parser.add_argument(
-        "--overlap", type=int, metavar="N", dest="overlap_slices",
-        help="slices that windows share; with --window-slices; default 0",
-    )  # fmt: skip
-    parser.add_argument("-np", type=int, default=2, metavar="N", help="processes; default 2, 0: only this one")
+        "is a label")
+    add_common(parser, "output", metavar="FILE",
+        help="the results, ending in .json; default: RECON/reconstruction_quality.json")
+    parser.add_argument("--pictures", type=int, default=3, metavar="N",
+        help="draw so many cases, from the smallest to the largest error, in a folder beside the results; default 3")
+    add_common(parser, "hu_window",
+        help="both images are clipped to it; default: that of RECON's manifest, else -1000 1000")
+    add_common(parser, "window_slices",
+        help="slices in a window of the VAE, for the seam score; default: those of RECON's manifest, else no score")
+    add_common(parser, "overlap_slices", help="slices that windows share; with --window-slices; default 0")
+    add_common(parser, "processes", help="processes; default 2, 0: only this one")
     noise = parser.add_argument_group("against a known truth (docs/reconstruction_quality.md)")
-    noise.add_argument(
-        "--with-noise", type=float, metavar="HU",
+    noise.add_argument("--with-noise", type=float, metavar="HU",
         help="instead of all that: put noise of this standard deviation into the raw images, make the view of RECON of "
-        "them, and say what it leaves beside plain filters of every strength",
-    )  # fmt: skip
-    noise.add_argument(
-        "--noise-kernel", type=float, metavar="PIXELS", default=0.6,
-        help="in-plane Gaussian that the noise has passed through; default 0.6; 0: white",
-    )  # fmt: skip
-    noise.add_argument(
-        "--softened", type=float, metavar="PIXELS", default=0.8,
-        help="in-plane Gaussian that makes the truth of a raw image; default 0.8; 0 for images without noise",
-    )  # fmt: skip
+        "them, and say what it leaves beside plain filters of every strength")
+    noise.add_argument("--noise-kernel", type=float, metavar="PIXELS", default=0.6,
+        help="in-plane Gaussian that the noise has passed through; default 0.6; 0: white")
+    noise.add_argument("--softened", type=float, metavar="PIXELS", default=0.8,
+        help="in-plane Gaussian that makes the truth of a raw image; default 0.8; 0 for images without noise")
+    # fmt: on
     noise.add_argument("--slices", type=int, metavar="N", default=16, help="of each image, from its middle; default 16")
     return run_command(parser, run, argv)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.reconstruction.folder import evaluate_view_folder, write_pictures
     from fvae_nnunet.evaluation.reconstruction.summary import case_rows, format_table
     from fvae_nnunet.evaluation.results_files import write_results
-    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.jobs.progress_bar import counting_bar
 
     if arguments.with_noise is not None:
         return _with_noise(arguments)
-    path = arguments.o or arguments.view_folder / "reconstruction_quality.json"
-    if path.suffix != ".json":
-        raise UserError(f"-o must name a file that ends in .json, got {path}")
+    path = arguments.output or arguments.view_folder / "reconstruction_quality.json"
     folder = path.with_name(f"{path.stem}_pictures")
     refuse_other_output(
         path,
@@ -99,20 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
         windows = (arguments.window_slices, arguments.overlap_slices or 0)
     elif arguments.overlap_slices is not None:
         raise UserError("--overlap belongs to --window-slices; give both")
-    with progress_bar(unit="case") as bar:
-
-        def on_case(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with counting_bar(unit="case") as on_case:
         results = evaluate_view_folder(
             arguments.raw_folder,
             arguments.view_folder,
             label_folder=arguments.label_folder,
-            dataset_json=arguments.djfile,
+            dataset_json=arguments.dataset_json,
             hu_window=tuple(arguments.hu_window) if arguments.hu_window else None,
             windows=windows,
-            processes=arguments.np,
+            processes=arguments.processes,
             on_case=on_case,
         )
     table = path.with_suffix(".csv")
@@ -130,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _with_noise(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.cli.command import load_again
     from fvae_nnunet.ct.files import read_upright
-    from fvae_nnunet.errors import UserError
     from fvae_nnunet.evaluation.reconstruction.folder import cases_of
     from fvae_nnunet.evaluation.reconstruction.front import (
         KIND,
@@ -146,9 +119,9 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.reconstruction.volume import reconstruct_volume
 
-    path = arguments.o or arguments.view_folder / "denoising_front.json"
-    if path.suffix != ".json" or arguments.slices < 1:
-        raise UserError(f"-o must name a file that ends in .json and --slices be 1 or more, got {path}")
+    path = arguments.output or arguments.view_folder / "denoising_front.json"
+    if arguments.slices < 1:
+        raise UserError(f"--slices must be at least 1, got {arguments.slices}")
     beside = [path.with_suffix(".png")]
     refuse_other_output(path, is_ours=is_json_of(KIND), beside=beside, command="fvae-evaluate-reconstruction")
     content = Manifest(arguments.view_folder / MANIFEST_FOLDER).read({"made_with": {"options": str}})

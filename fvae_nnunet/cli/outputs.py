@@ -10,7 +10,7 @@ from fvae_nnunet.files.checked_json import read_json
 
 
 def refuse_other_output(
-    path: Path, *, is_ours: Callable[[Path], bool], beside: Iterable[Path] = (), command: str
+    path: Path, *, is_ours: Callable[[Path], bool], beside: Iterable[Path] = (), ending: str = ".json", command: str
 ) -> None:
     """Raise UserError unless a result can be written without replacing what is not the command's.
 
@@ -18,10 +18,13 @@ def refuse_other_output(
         path: of the result.
         is_ours: whether a file that is there is a result of the command.
         beside: what is written with it. It is replaced only where the result is there, and is the command's.
+        ending: that its name must have.
         command: its name, for the message.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with -o")
+    if path.suffix.lower() != ending:
+        raise UserError(f"-o must name a file that ends in {ending}, got {path}")
     place = next(parent for parent in path.absolute().parents if parent.exists())
     if not place.is_dir():
         raise UserError(f"{path} cannot be written: {place} is no folder; name another file with -o")

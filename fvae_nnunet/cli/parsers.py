@@ -1,4 +1,4 @@
-"""How all commands are parsed: options in full, and nnU-Net's ways to name a dataset and its plans."""
+"""How all commands are parsed: options in full, and nnU-Net's ways to name a dataset."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from fvae_nnunet.errors import UserError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Takes options in full only, and has ``--version`` and ``--disable_progress_bar``; so do its subcommands."""
+    """Takes options in full only, and has ``--version`` and ``--disable_progress_bar``; so do its subcommands.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        documentation: of the command's module: ``fvae-x: in a line.``, and in a paragraph what its help says.
+        options: as for argparse.
+    """
+
+    # fmt: off
+    def __init__(self, documentation: str | None = None, **options: Any) -> None:
+        if documentation is not None:
+            command, _, paragraphs = documentation.partition(":")
+            options |= {"prog": command, "description": paragraphs.partition("\n\n")[2]}
         super().__init__(**{"allow_abbrev": False} | options)
         self.add_argument("--version", action="version", version=f"fvae_nnunet {__version__}")
-        self.add_argument(
-            "--disable_progress_bar", action="store_true",
-            help="no bars; without a terminal there are lines in their place in any case",
-        )  # fmt: skip
+        self.add_argument("--disable_progress_bar", action="store_false", dest="progress_bar",
+            help="no bars; without a terminal there are lines in their place in any case")
+    # fmt: on
 
 
 def add_dataset(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """The dataset as a word, and as ``-d``; ``dataset_of`` or ``datasets_of`` understands them."""
-    parser.add_argument(
-        "dataset", nargs="?", metavar="DATASET", help="id or name of the dataset, such as 7 or Dataset007_Pancreas"
-    )
+    # fmt: off
+    parser.add_argument("dataset", nargs="?", metavar="DATASET",
+        help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
+    # fmt: on
     add_dataset_option(parser, "the same; several are done one after the other" if several else "the same")
 
 
 def add_dataset_option(group: argparse._ActionsContainer, help_text: str) -> None:
     """``-d``, as nnU-Net's commands have it."""
     group.add_argument("-d", nargs="+", metavar="DATASET", help=help_text)
-
-
-def add_plans(group: argparse._ActionsContainer, default: str | None = "nnUNetPlans") -> None:
-    """``-p`` (as nnUNetv2_train) and ``-plans_name`` (as nnUNetv2_preprocess)."""
-    group.add_argument(
-        "-p", "-plans_name", default=default, metavar="PLANS", help="plans identifier; default nnUNetPlans"
-    )
 
 
 def datasets_of(arguments: argparse.Namespace) -> list[str]:
@@ -58,3 +60,8 @@ def dataset_of(arguments: argparse.Namespace) -> str:
     if len(named) > 1:
         raise UserError(f"one dataset at a time, got -d {' '.join(named)}; call the command for each")
     return named[0]
+
+
+def fold_number(text: str) -> int | str:
+    """A fold as nnU-Net's commands take it: a number, or ``all``."""
+    return text if text == "all" else int(text)

@@ -1,4 +1,8 @@
-"""fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images on the way."""
+"""fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images on the way.
+
+nnUNetv2_predict for models that were trained on a reconstructed view: reconstructs the CT images into a temporary
+folder and predicts on it; the result is that of fvae-reconstruct and nnUNetv2_predict.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +10,54 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import CaseProgress, add_channels_option, part_of, run_command
-from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option, add_plans, dataset_of
+from fvae_nnunet.cli.cases import ReconstructionProgress, failure_line, part_of
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common, from_options
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option, dataset_of, fold_number
 from fvae_nnunet.cli.recorded_view import (
     add_recorded_reconstruction_options,
     given_reconstruction_options,
     load_recorded,
 )
+from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.submit import LOGS
 
 if TYPE_CHECKING:
     from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings
     from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 INPUTS = ("raw", "view")
-_PROG = "fvae-predict"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(
-        prog=_PROG,
-        description="nnUNetv2_predict for models that were trained on a reconstructed view: reconstructs the CT images "
-        "into a temporary folder and predicts on it; the result is that of fvae-reconstruct and nnUNetv2_predict.",
+        __doc__,
         epilog="The reconstruction options default to those of the view that the model was trained with. They are "
         "needed only for models without a record of it (then --vae at least; the defaults above hold for the rest), "
         "and --weights and --vae-code where the VAE is not found without.",
     )
-    parser.add_argument("-i", required=True, type=Path, metavar="FOLDER", help="images CASE_0000.nii.gz and so on")
-    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="folder to write to")
-    parser.add_argument(
-        "--tta", type=_inputs, metavar="INPUTS",
+    add_common(parser, "images", help="images CASE_0000.nii.gz and so on")
+    add_common(parser, "output", required=True, metavar="FOLDER", help="folder to write to")
+    # fmt: off
+    parser.add_argument("--tta", type=_inputs, metavar="INPUTS", dest="inputs",
         help="what to predict on: raw, view, or raw,view: the mean of the probabilities of both; default: view for "
-        "models that have seen nothing else, by the record in their checkpoints, else raw",
-    )  # fmt: skip
+        "models that have seen nothing else, by the record in their checkpoints, else raw")
+    # fmt: on
     _add_model_options(parser)
     _add_nnunet_options(parser)
-    add_channels_option(parser)
+    add_common(parser, "channels")
     add_recorded_reconstruction_options(parser)
-    # what part_of and CaseProgress ask for besides
-    parser.set_defaults(np=0, devices=(), overwrite=False)
+    add_submit_options(parser)
+    # what part_of asks for besides
+    parser.set_defaults(devices=(), overwrite=False)
     return run_command(parser, run, argv)
 
 
@@ -58,37 +65,39 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", type=Path, metavar="FOLDER", help="folder of the trained model, instead of -d -c -tr -p")
     add_dataset_option(group, "id or name of the dataset")
-    group.add_argument("-c", metavar="CONFIGURATION", help="such as 3d_fullres")
-    group.add_argument("-tr", metavar="TRAINER", help="default nnUNetTrainer")
-    add_plans(group, default=None)
-    group.add_argument(
-        "-f", nargs="+", type=_fold, default=(0, 1, 2, 3, 4), metavar="FOLD", help="folds; default 0 1 2 3 4"
-    )
-    group.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", help="default checkpoint_final.pth")
+    group.add_argument("-c", metavar="CONFIGURATION", dest="configuration", help="such as 3d_fullres")
+    add_common(group, "trainer", help="default nnUNetTrainer")
+    add_common(group, "plans_name", default=None)
+    # fmt: off
+    group.add_argument("-f", nargs="+", type=fold_number, default=(0, 1, 2, 3, 4), metavar="FOLD", dest="folds",
+        help="folds; default 0 1 2 3 4")
+    group.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", dest="checkpoint_name",
+        help="default checkpoint_final.pth")
+    # fmt: on
 
 
 def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
+    """Called as ``PredictionSettings`` calls them."""
     group = parser.add_argument_group("prediction, as in nnUNetv2_predict")
-    group.add_argument(
-        "-step_size", type=float, default=0.5, metavar="SHARE", help="of the sliding window; default 0.5"
-    )
-    group.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images")
+    group.add_argument("-step_size", type=float, metavar="SHARE", help="of the sliding window; default 0.5")
+    # fmt: off
+    group.add_argument("--disable_tta", action="store_false", dest="mirroring",
+        help="do not average over mirrored images")
     group.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl beside each segmentation")
     group.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone that are predicted")
-    for option, variable, what in (("-npp", "nnUNet_npp", "preprocess"), ("-nps", "nnUNet_nps", "export")):
-        group.add_argument(
-            option, type=int, default=os.environ.get(variable) or "3", metavar="N",
-            help=f"processes that {what}; default 3; with -npp 0 -nps 0 there are none",
-        )  # fmt: skip
-    group.add_argument(
-        "-prev_stage_predictions", type=Path, metavar="FOLDER", help="predictions of the previous stage, for a cascade"
-    )
-    group.add_argument("-num_parts", type=int, default=1, metavar="N", help="split the cases over N calls; default 1")
-    group.add_argument(
-        "-part_id", type=int, default=0, metavar="I", help="which of the parts this call does, from 0; default 0"
-    )
-    group.add_argument("--not_on_device", action="store_true", help="for large cases: keep the results off the GPU")
-    group.add_argument("--verbose", action="store_true", help="nnU-Net's messages, and the traceback of a failed case")
+    for option, dest, variable, what in (
+        ("-npp", "preprocessing_processes", "nnUNet_npp", "preprocess"),
+        ("-nps", "export_processes", "nnUNet_nps", "export"),
+    ):
+        group.add_argument(option, type=int, default=os.environ.get(variable) or "3", metavar="N", dest=dest,
+            help=f"processes that {what}; default 3; with -npp 0 -nps 0 there are none")
+    group.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", dest="previous_stage",
+        help="predictions of the previous stage, for a cascade")
+    add_common(group, "num_parts", "part_id")
+    group.add_argument("--not_on_device", action="store_false", dest="on_device",
+        help="for large cases: keep the results off the GPU")
+    # fmt: on
+    add_common(group, "verbose", help="nnU-Net's messages, and the traceback of a failed case")
 
 
 def _inputs(text: str) -> tuple[str, ...]:
@@ -98,37 +107,52 @@ def _inputs(text: str) -> tuple[str, ...]:
     return names
 
 
-def _fold(text: str) -> int | str:
-    return text if text == "all" else int(text)
-
-
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.predicted_cases import find_cases, is_predicted
     from fvae_nnunet.nnunet.predictor import check_holds_predictions
     from fvae_nnunet.nnunet.trained_model import open_model
 
-    check_holds_predictions(arguments.o)
-    model = open_model(_model_folder(arguments), tuple(arguments.f), arguments.chk)
+    check_holds_predictions(arguments.output)
+    model = open_model(_model_folder(arguments), tuple(arguments.folds), arguments.checkpoint_name)
     inputs = _inputs_for(model, arguments)
     how = _prediction(arguments)
-    known = find_cases(arguments.i, model)
+    known = find_cases(arguments.images, model)
     wanted = part_of(list(known), arguments)
+    if arguments.submit is not None:
+        predicted = partial(is_predicted, arguments.output, model=model, how=how)
+        return _submit(arguments, lambda: sum(map(predicted, known)), len(known))
     cases = [
-        case for case in wanted if not (arguments.continue_prediction and is_predicted(arguments.o, case, model, how))
+        case
+        for case in wanted
+        if not (arguments.continue_prediction and is_predicted(arguments.output, case, model, how))
     ]
     failed = _predict(arguments, model, how, inputs, {case: known[case] for case in cases}) if cases else {}
     if failed:
         reasons = ", ".join(f"{case} ({reason})" for case, reason in failed.items())
         print(
-            f"{_PROG}: {len(failed)} of {len(cases)} cases failed, see above: {reasons}. They have no result; "
+            f"fvae-predict: {len(failed)} of {len(cases)} cases failed, see above: {reasons}. They have no result; "
             "run again with --continue_prediction for them",
             file=sys.stderr,
         )
     print(
         f"{len(cases) - len(failed)} cases predicted on {' and '.join(inputs)}, {len(wanted) - len(cases)} were there, "
-        f"in {arguments.o}"
+        f"in {arguments.output}"
     )
     return 1 if failed else 0
+
+
+def _submit(arguments: argparse.Namespace, complete: Callable[[], int], total: int) -> int:
+    """A job for each part of the cases, which leaves alone what it finds when it comes back."""
+    if arguments.num_parts > 1:
+        raise UserError("`submit` gives each of its jobs a part; leave `num_parts` out")
+    parts = ["-num_parts", str(arguments.jobs), "--continue_prediction", "-part_id"]
+    return submit(
+        arguments,
+        logs=arguments.output / LOGS,
+        total=total,
+        complete=complete,
+        options_of_job=lambda number: [*parts, str(number)],
+    )
 
 
 def _predict(
@@ -148,7 +172,7 @@ def _predict(
     damaged = damaged_cases(cases, as_they_are, reader=model.reader, workers=how.preprocessing_processes)
     _say(arguments, damaged)
     failed = dict.fromkeys(damaged, "damaged image")
-    with scratch_folder(arguments.o) as scratch:
+    with scratch_folder(arguments.output) as scratch:
         files = {name: {case: paths for case, paths in cases.items() if case not in failed} for name in inputs}
         record = None
         if "view" in inputs:
@@ -157,8 +181,8 @@ def _predict(
             failed |= dict.fromkeys(lost, "no reconstruction")
             files = {name: {case: files[name][case] for case in files["view"]} for name in inputs}
         for case in failed:
-            predictor.remove(arguments.o, case)
-        errors = predictor.predict(files, arguments.o, scratch=scratch)
+            predictor.remove(arguments.output, case)
+        errors = predictor.predict(files, arguments.output, scratch=scratch)
     _say(arguments, errors)
     _record(arguments, inputs, record)
     return failed | dict.fromkeys(errors, "no prediction")
@@ -166,7 +190,7 @@ def _predict(
 
 def _say(arguments: argparse.Namespace, errors: Mapping[str, Exception]) -> None:
     for case, error in errors.items():
-        print(f"{case}: FAILED: {error if isinstance(error, UserError) else repr(error)}", file=sys.stderr)
+        print(failure_line(case, error), file=sys.stderr)
         if arguments.verbose:
             traceback.print_exception(error, file=sys.stderr)
 
@@ -174,27 +198,26 @@ def _say(arguments: argparse.Namespace, errors: Mapping[str, Exception]) -> None
 def _model_folder(arguments: argparse.Namespace) -> Path:
     from fvae_nnunet.nnunet.trained_model import model_folder
 
-    by_name = {option: getattr(arguments, option) for option in ("d", "c", "tr", "p")}
     if arguments.m is not None:
-        if any(by_name.values()):
+        if arguments.d or arguments.configuration or arguments.trainer or arguments.plans_name:
             raise UserError("-m names the model's folder; leave -d, -c, -tr and -p out")
         return arguments.m
-    if not (arguments.d and arguments.c):
+    if not (arguments.d and arguments.configuration):
         raise UserError("which model? Give -d and -c (and -tr, -p, as for nnUNetv2_predict), or -m")
     return model_folder(
         dataset_of(arguments),
-        configuration=arguments.c,
-        trainer=arguments.tr or "nnUNetTrainer",
-        plans_name=arguments.p or "nnUNetPlans",
+        configuration=arguments.configuration,
+        trainer=arguments.trainer or "nnUNetTrainer",
+        plans_name=arguments.plans_name or "nnUNetPlans",
     )
 
 
 def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str, ...]:
     """What to predict on, after a word to those who ask for what the model has not seen."""
-    inputs: tuple[str, ...] = arguments.tta or (("view",) if model.saw_only_the_view else ("raw",))
+    inputs: tuple[str, ...] = arguments.inputs or (("view",) if model.saw_only_the_view else ("raw",))
     if "raw" in inputs and model.saw_only_the_view:
         print(f"warning: the model has seen only the view ({model.trainer}), and the input is raw", file=sys.stderr)
-    if arguments.tta is None and model.saw_only_the_view is None:
+    if arguments.inputs is None and model.saw_only_the_view is None:
         print(
             f"warning: the checkpoints of {model.trainer} were written by an older version and do not say whether the "
             "model has seen raw images besides the view; the input is raw. If it has not, use --tta view",
@@ -211,18 +234,7 @@ def _prediction(arguments: argparse.Namespace) -> PredictionSettings:
     from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 
-    return PredictionSettings(
-        device=chosen_device(arguments.device),
-        step_size=arguments.step_size,
-        mirroring=not arguments.disable_tta,
-        on_device=not arguments.not_on_device,
-        save_probabilities=arguments.save_probabilities,
-        preprocessing_processes=arguments.npp,
-        export_processes=arguments.nps,
-        previous_stage=arguments.prev_stage_predictions,
-        verbose=arguments.verbose,
-        progress_bar=not arguments.disable_progress_bar,
-    )
+    return from_options(PredictionSettings, arguments, device=chosen_device(arguments.device))
 
 
 def _reconstruct(
@@ -248,14 +260,14 @@ def _reconstruct(
     loaded = load_recorded(arguments, model)
     files_to_do = [files[channel] for files in cases.values() for channel in channels]
     images = {path.name.removesuffix(model.file_ending): path for path in files_to_do}
-    progress = CaseProgress(len(images), arguments)
+    progress = ReconstructionProgress(len(images), verbose=arguments.verbose)
     outcomes = reconstruct_folder(
         images,
         folder,
         loaded.vae,
         settings=loaded.settings,
         hu_as_is=bool(arguments.hu_as_is),
-        workers=arguments.npp,
+        workers=arguments.preprocessing_processes,
         seconds=progress.seconds,
         made_with=loaded.made_with,
         reader=model.reader,
@@ -264,8 +276,8 @@ def _reconstruct(
     with closing(outcomes):
         for outcome in outcomes:
             progress.add(replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome)
-    summary, _ = progress.finish(_PROG, "they are predicted now")
-    print(f"reconstructed: {summary}")
+    progress.finish("fvae-predict", "they are predicted now")
+    print(f"reconstructed: {progress.summary}")
     failed = {case_of(images[image], model) for image in progress.failed}
     files = {
         case: [folder / path.name if channel in channels else path for channel, path in enumerate(paths)]
@@ -285,13 +297,13 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
     from fvae_nnunet.files.recorded import atomic_write
     from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE
 
-    path = arguments.o / ARGUMENTS_FILE
+    path = arguments.output / ARGUMENTS_FILE
     if not path.is_file():
         return
     content = read_json(path)
     ours = {
-        "list_of_lists_or_source_folder": str(arguments.i),
-        "output_folder_or_list_of_truncated_output_files": str(arguments.o),
+        "list_of_lists_or_source_folder": str(arguments.images),
+        "output_folder_or_list_of_truncated_output_files": str(arguments.output),
         "save_probabilities": arguments.save_probabilities,
         "overwrite": not arguments.continue_prediction,
         "num_parts": arguments.num_parts,

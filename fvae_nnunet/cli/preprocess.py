@@ -1,35 +1,36 @@
-"""fvae-preprocess: the reconstructed view of a dataset that nnU-Net has preprocessed, or synthetic cases beside it."""
+"""fvae-preprocess: the reconstructed view of a dataset that nnU-Net has preprocessed, or synthetic cases beside it.
+
+After nnUNetv2_plan_and_preprocess: reconstruct every CT case with a frozen VAE and write the view beside nnU-Net's
+preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. Or, with --synthetic, put the cases of fvae-synthesize
+through nnU-Net's preprocessing, for -tr nnUNetTrainerFVAESynth.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-import traceback
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import (
+from fvae_nnunet.cli.cases import (
     CaseProgress,
-    LoadedVAE,
-    add_channels_option,
-    add_reconstruction_options,
+    ReconstructionProgress,
     add_work_options,
-    channels_option,
     do_cases,
-    load,
-    match_noise,
     part_of,
-    run_command,
+    submit_cases,
     workers_of,
 )
-from fvae_nnunet.cli.parsers import CommandParser, add_dataset, add_plans, datasets_of
-from fvae_nnunet.cli.said_as_options import said_as_options
+from fvae_nnunet.cli.command import LoadedVAE, channels_option, load, match_noise, run_command
+from fvae_nnunet.cli.common_options import add_common, given_options
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
+from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.cli.verify import verify_finished
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,29 +40,29 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-preprocess",
-        description="After nnUNetv2_plan_and_preprocess: reconstruct every CT case with a frozen VAE and write the "
-        "view beside nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. Or, with --synthetic, put "
-        "the cases of fvae-synthesize through nnU-Net's preprocessing, for -tr nnUNetTrainerFVAESynth.",
-    )
+    parser = CommandParser(__doc__)
     add_dataset(parser, several=True)
-    parser.add_argument(
-        "-c", nargs="+", metavar="CONFIGURATION", help="default: all configurations that are preprocessed"
-    )
-    add_plans(parser)
-    parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
-    add_channels_option(parser)
-    parser.add_argument(
-        "--synthetic", type=Path, metavar="FOLDER",
-        help="instead of a view: preprocess the accepted synthetic cases of this folder of fvae-synthesize; no VAE",
-    )  # fmt: skip
-    add_reconstruction_options(parser)
+    # fmt: off
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", dest="configurations",
+        help="default: all configurations that are preprocessed")
+    add_common(parser, "plans_name")
+    _add_view_options(parser)
+    parser.add_argument("--synthetic", type=Path, metavar="FOLDER",
+        help="instead of a view: preprocess the accepted synthetic cases of this folder of fvae-synthesize; no VAE")
+    # fmt: on
     add_work_options(parser)
     return run_command(parser, run, argv)
 
 
+def _add_view_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
+    add_common(parser, "channels")
+    add_reconstruction_options(parser)
+
+
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.submit is not None:
+        dataset_of(arguments)
     do = _run_views if arguments.synthetic is None else _run_synthetic
     return max(do(argparse.Namespace(**vars(arguments) | {"dataset": name})) for name in datasets_of(arguments))
 
@@ -73,7 +74,10 @@ def _run_views(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.training.views import default_view_name, view_folder
 
     dataset = open_preprocessed_dataset(
-        arguments.dataset, plans_name=arguments.p, configurations=arguments.c, channels=arguments.channels
+        arguments.dataset,
+        plans_name=arguments.plans_name,
+        configurations=arguments.configurations,
+        channels=arguments.channels,
     )
     print(said_channels(dataset.dataset_json, dataset.ct_channels))
     if not arguments.hu_as_is:
@@ -81,21 +85,22 @@ def _run_views(arguments: argparse.Namespace) -> int:
     cases = part_of(dataset.cases, arguments)
     view = arguments.view or default_view_name(arguments.vae)
     folders = [view_folder(data, view) for data in dataset.data_folders.values()]
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=cases, folders=folders)
     if arguments.match is not None:
         _match_view(arguments, dataset, view)
     work = _MakeViews(arguments, dataset, view)
-    progress = do_cases(arguments, work, cases=cases, known=dataset.cases, folders=folders, progress_type=CaseProgress)
-    summary, status = progress.finish("fvae-preprocess", "run the same command again for the rest")
-    summary = f"{summary}, in {', '.join(str(folder) for folder in folders)}"
-    if status == 0 and not progress.elsewhere:
+    progress = do_cases(arguments, work, cases=cases, folders=folders, progress_type=ReconstructionProgress)
+    status = progress.finish("fvae-preprocess", "run the same command again for the rest")
+    summary = f"{progress.summary}, in {', '.join(str(folder) for folder in folders)}"
+    if status == 0:
         summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE', view)}"
     print(summary)
     return status
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.jobs.claims import Claims
-    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
     from fvae_nnunet.preprocessing.make_synthetic import (
         find_synthetic_cases,
@@ -106,76 +111,54 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
 
     _refuse_view_options(arguments)
     dataset = open_preprocessed_dataset(
-        arguments.dataset, plans_name=arguments.p, configurations=arguments.c, channels=[]
+        arguments.dataset, plans_name=arguments.plans_name, configurations=arguments.configurations, channels=[]
     )
     synthetic = find_synthetic_cases(dataset, arguments.synthetic)
     cases = part_of(sorted(synthetic), arguments)
     data_folders = [synthetic_data_folder(data) for data in dataset.data_folders.values()]
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=cases, folders=data_folders)
     verify_finished(arguments, data_folders, cases)
-    done, skipped, failed = 0, 0, []
-    with (
-        Claims(data_folders, known=synthetic) as claims,
-        progress_bar(total=len(cases), unit="case") as bar,
-    ):
+    with CaseLocks(data_folders, wait=not arguments.no_wait, say=lambda line: progress.say(line)) as locks:
         if arguments.overwrite:
-            claims.refuse_others()
+            locks.refuse_others()
         folders = open_synthetic_data(dataset, arguments.synthetic, synthetic, overwrite=arguments.overwrite)
+        progress = _SyntheticProgress(len(cases), verbose=arguments.verbose)
         outcomes = preprocess_synthetic(
-            dataset, synthetic, folders, cases=claims.each(cases), workers=workers_of(arguments)
+            dataset, synthetic, folders, cases=locks.each(cases), workers=workers_of(arguments)
         )
-        # closed before the claims are given back: then nobody works on a case any more
-        with closing(outcomes):
-            for outcome in outcomes:
-                claims.release(outcome.case)
-                if outcome.error is not None:
-                    failed.append(outcome.case)
-                    bar.write(f"{outcome.case}: FAILED: {_reason(outcome.error, arguments.verbose)}", file=sys.stderr)
-                elif outcome.result is None:
-                    skipped += 1
-                else:
-                    done += 1
-                    for name in (name for name, voxels in outcome.result.items() if not voxels):
-                        bar.write(
-                            f"{outcome.case}: nothing is left of its new lesion at the spacing of {name}; patches are "
-                            "drawn from its other foreground", file=sys.stderr,
-                        )  # fmt: skip
-                bar.update()
-    elsewhere = f", {len(claims.elsewhere)} in work elsewhere" if claims.elsewhere else ""
-    summary = f"{done} synthetic cases done, {skipped} already complete{elsewhere}"
-    if failed:
-        print(
-            f"fvae-preprocess: {len(failed)} of {len(cases)} cases failed: {', '.join(failed)}. "
-            "Run the same command again for the rest", file=sys.stderr,
-        )  # fmt: skip
+        progress.follow(outcomes, locks)
+    status = progress.say_failed("fvae-preprocess", "Run the same command again for the rest")
+    summary = f"{progress.done} synthetic cases done, {progress.besides}"
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
-    if not failed and not claims.elsewhere and arguments.num_parts == 1:
+    if status == 0 and arguments.num_parts == 1:
         command = _training_command(dataset, "nnUNetTrainerFVAESynthRaw")
         summary = f"{summary}; train with: {_before_training()}{command}"
         summary += " (with views: nnUNetTrainerFVAESynth)"
     print(summary)
-    return 1 if failed else 0
+    return status
+
+
+class _SyntheticProgress(CaseProgress):
+    """Names the configurations in which nothing is left of a case's new lesion."""
+
+    def add_result(self, case: str, result: dict[str, int]) -> None:
+        for name in (name for name, voxels in result.items() if not voxels):
+            self.say(
+                f"{case}: nothing is left of its new lesion at the spacing of {name}; patches are drawn from its other "
+                "foreground"
+            )
 
 
 def _refuse_view_options(arguments: argparse.Namespace) -> None:
     """UserError where options that make a view stand beside ``--synthetic``."""
     of_views = argparse.ArgumentParser(add_help=False)
-    of_views.add_argument("--view")
-    add_channels_option(of_views)
-    of_views.add_argument("--devices")
-    add_reconstruction_options(of_views)
-    defaults = vars(of_views.parse_args([]))
-    given = [
-        action.option_strings[0]
-        for action in of_views._actions
-        if getattr(arguments, action.dest) != defaults[action.dest]
-    ]
+    _add_view_options(of_views)
+    names = {action.dest for action in of_views._actions} | {"devices"}
+    add_work_options(of_views)
+    given = given_options(of_views, arguments, names)
     if given:
         raise UserError(f"--synthetic makes no view and needs no VAE; leave out {', '.join(given)}")
-
-
-def _reason(error: Exception, verbose: bool) -> str:
-    text = said_as_options(str(error)) if isinstance(error, UserError) else repr(error)
-    return "\n".join([text, *traceback.format_exception(error)]) if verbose else text
 
 
 def _training_command(dataset: PreprocessedDataset, trainer: str, view: str | None = None) -> str:
@@ -185,9 +168,9 @@ def _training_command(dataset: PreprocessedDataset, trainer: str, view: str | No
 
     configuration = "3d_fullres" if "3d_fullres" in dataset.data_folders else next(iter(dataset.data_folders))
     several = view is not None and len(view_names(dataset.data_folders[configuration])) > 1
-    words = ["nnUNetv2_train", dataset_argument(dataset.name), configuration, "0", "-tr", trainer]
-    words += [] if dataset.plans_name == "nnUNetPlans" else ["-p", dataset.plans_name]
-    return (f"{VIEW_VARIABLE}={view} " if several else "") + shlex.join(words)
+    plans = None if dataset.plans_name == "nnUNetPlans" else dataset.plans_name
+    command = command_line("nnUNetv2_train", dataset_argument(dataset.name), configuration, 0, tr=trainer, p=plans)
+    return f"{VIEW_VARIABLE}={view} {command}" if several else command
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""fvae-reconstruct: every image of a folder to its reconstruction by a frozen VAE."""
+"""fvae-reconstruct: every image of a folder to its reconstruction by a frozen VAE.
+
+Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The result has the same name, format
+and geometry, as int16 HU. For test images of nnUNetTrainerFVAEReconOnly.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fvae_nnunet.cli.command import (
-    CaseProgress,
-    LoadedVAE,
-    add_reconstruction_options,
-    add_work_options,
-    do_cases,
-    load,
-    match_noise,
-    part_of,
-    run_command,
-    workers_of,
-)
+from fvae_nnunet.cli.cases import ReconstructionProgress, add_work_options, do_cases, part_of, submit_cases, workers_of
+from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
+from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,13 +26,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-reconstruct",
-        description="Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The result "
-        "has the same name, format and geometry, as int16 HU. For test images of nnUNetTrainerFVAEReconOnly.",
-    )
-    parser.add_argument("-i", required=True, type=Path, metavar="FOLDER", help="folder of images")
-    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="folder to write to")
+    parser = CommandParser(__doc__)
+    add_common(parser, "images", help="folder of images")
+    add_common(parser, "output", required=True, metavar="FOLDER", help="folder to write to")
     add_reconstruction_options(parser)
     add_work_options(parser)
     return run_command(parser, run, argv)
@@ -46,16 +38,22 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.ct.files import find_images
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
-    images = find_images(arguments.i)
+    images = find_images(arguments.images)
     cases = part_of(list(images), arguments)
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=cases, folders=[arguments.output / MANIFEST_FOLDER])
     if arguments.match is not None:
         _match_folder(arguments, images)
     work = _Reconstruct(arguments, images)
     progress = do_cases(
-        arguments, work, cases=cases, known=images, folders=[arguments.o / MANIFEST_FOLDER], progress_type=CaseProgress
+        arguments,
+        work,
+        cases=cases,
+        folders=[arguments.output / MANIFEST_FOLDER],
+        progress_type=ReconstructionProgress,
     )
-    summary, status = progress.finish("fvae-reconstruct", "run the same command again for the rest")
-    print(f"{summary}, in {arguments.o}")
+    status = progress.finish("fvae-reconstruct", "run the same command again for the rest")
+    print(f"{progress.summary}, in {arguments.output}")
     return status
 
 
@@ -64,9 +62,9 @@ def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> Non
     from fvae_nnunet.reconstruction.folder import check_folder, read_axial
 
     folder = Path(arguments.match)
-    if folder.resolve() == arguments.o.resolve():
+    if folder.resolve() == arguments.output.resolve():
         raise UserError(f"--match {folder} is the folder to write to (-o)")
-    command = shlex.join(["fvae-reconstruct", "-i", str(arguments.i), "-o", str(folder)])
+    command = shlex.join(["fvae-reconstruct", "-i", str(arguments.images), "-o", str(folder)])
     match_noise(
         arguments,
         Manifest(folder / MANIFEST_FOLDER),
@@ -94,7 +92,7 @@ class _Reconstruct:
 
         for outcome in reconstruct_folder(
             self.images,
-            self.arguments.o,
+            self.arguments.output,
             loaded.vae,
             settings=loaded.settings,
             hu_as_is=self.arguments.hu_as_is,
@@ -103,7 +101,7 @@ class _Reconstruct:
             seconds=seconds,
             made_with=loaded.made_with,
             overwrite=self.arguments.overwrite and first,
-            reader=_reader(self.arguments.i),
+            reader=_reader(self.arguments.images),
             on_slices=on_slices,
         ):
             yield replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome

@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import LoadedVAE, add_reconstruction_options, hu_windows_of, load
+from fvae_nnunet.cli.command import LoadedVAE, hu_windows_of, load
+from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,104 +1,75 @@
-"""fvae-report: results as one HTML page that opens from disk, or as Markdown."""
+"""fvae-report: results as one HTML page that opens from disk, or as Markdown.
+
+Show results of fvae-evaluate as one HTML page that needs no network: what was compared, tables with intervals, plots
+and tables of every case, the best and worst cases as pictures, the quality of views, synthetic lesions, and the paper's
+tables. Or the same as Markdown. docs/report.md explains it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import holds, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from fvae_nnunet.errors import UserError
 
 LARGE_PAGE_BYTES = 15_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-report",
-        description="Show results of fvae-evaluate as one HTML page that needs no network: what was compared, tables "
-        "with intervals, plots and tables of every case, the best and worst cases as pictures, the quality of views, "
-        "synthetic lesions, and the paper's tables. Or the same as Markdown. docs/report.md explains it.",
-    )
-    parser.add_argument(
-        "results", type=Path, nargs="*", metavar="RESULTS",
-        help="comparison.json of fvae-evaluate, or summary.json of one model; each becomes a chapter",
-    )  # fmt: skip
-    parser.add_argument(
-        "-o", type=Path, metavar="FILE", help="the report; default report.html, with --format markdown report.md"
-    )
+    parser = CommandParser(__doc__)
+    # fmt: off
+    parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS",
+        help="comparison.json of fvae-evaluate, or summary.json of one model; each becomes a chapter")
+    add_common(parser, "output", metavar="FILE",
+        help="the report; default report.html, with --format markdown report.md")
     parser.add_argument("--format", choices=("html", "markdown"), default="html", help="default html")
-    parser.add_argument(
-        "--images", type=Path, action="append", default=[], metavar="FOLDER",
-        help="raw CT images of the cases, such as imagesTs, for pictures; repeat it to name one for each of RESULTS",
-    )  # fmt: skip
-    parser.add_argument(
-        "--views", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
+    parser.add_argument("--images", type=Path, action="append", default=[], metavar="FOLDER",
+        help="raw CT images of the cases, such as imagesTs, for pictures; repeat it to name one for each of RESULTS")
+    parser.add_argument("--views", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
         help="reconstructed images (of fvae-reconstruct), shown in the pictures and with their settings; or a view of "
-        "fvae-preprocess, whose settings and records are shown",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quality", nargs="+", action="extend", default=[], metavar="NAME=FILE",
-        help="reconstruction_quality.json of fvae-evaluate-reconstruction",
-    )  # fmt: skip
-    parser.add_argument(
-        "--synthetic", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
+        "fvae-preprocess, whose settings and records are shown")
+    parser.add_argument("--quality", nargs="+", action="extend", default=[], metavar="NAME=FILE",
+        help="reconstruction_quality.json of fvae-evaluate-reconstruction")
+    parser.add_argument("--synthetic", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
         help="synthetic cases of fvae-synthesize: a gallery, their quality, and why others were rejected; their source "
-        "cases are read from nnUNet_raw",
-    )  # fmt: skip
-    parser.add_argument(
-        "--paper", nargs="*", metavar="TASK",
-        help="put the paper's tables beside: lung, pancreas, lits, kits19; default all",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cases", type=int, default=2, metavar="N", help="draw the N best and the N worst cases; default 2, 0: none"
-    )
-    parser.add_argument(
-        "--gallery",
-        type=int,
-        default=24,
-        metavar="N",
-        help="draw N synthetic cases of each folder; default 24, 0: none",
-    )
+        "cases are read from nnUNet_raw")
+    parser.add_argument("--paper", nargs="*", metavar="TASK",
+        help="put the paper's tables beside: lung, pancreas, lits, kits19; default all")
+    parser.add_argument("--cases", type=int, default=2, metavar="N",
+        help="draw the N best and the N worst cases; default 2, 0: none")
+    parser.add_argument("--gallery", type=int, default=24, metavar="N",
+        help="draw N synthetic cases of each folder; default 24, 0: none")
+    # fmt: on
     parser.add_argument("--title", metavar="TEXT", help="default: one that names the models")
-    parser.add_argument("-np", type=int, default=2, metavar="N", help="processes; default 2, 0: only this one")
+    add_common(parser, "processes", help="processes; default 2, 0: only this one")
     return run_command(parser, run, argv)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.errors import UserError
+    from fvae_nnunet.jobs.progress_bar import counting_bar
     from fvae_nnunet.report.make import MADE_BY, ReportContents, make_report, write_html, write_markdown
 
     ending = ".html" if arguments.format == "html" else ".md"
-    path = arguments.o or Path(f"report{ending}")
+    path = arguments.output or Path(f"report{ending}")
     if path.suffix != ending:
         other = "; for Markdown add --format markdown" if path.suffix == ".md" else ""
         raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
-    refuse_other_output(path, is_ours=holds(MADE_BY), command="fvae-report")
-    contents = ReportContents(
-        results=arguments.results,
-        images=arguments.images,
-        views=_named("--views", arguments.views),
-        quality=_named("--quality", arguments.quality),
-        paper=arguments.paper,
-        synthetic=arguments.synthetic,
-        cases=arguments.cases,
-        gallery=arguments.gallery,
-        title=arguments.title,
-    )
+    refuse_other_output(path, is_ours=holds(MADE_BY), ending=ending, command="fvae-report")
+    views, quality = _named("--views", arguments.views), _named("--quality", arguments.quality)
+    contents = from_options(ReportContents, arguments, views=views, quality=quality)
     with (
-        _bar("checking files", "file") as on_file,
-        _bar("drawing", "picture") as on_picture,
-        _bar("drawing the gallery", "sheet") as on_sheet,
+        counting_bar(desc="checking files", unit="file") as on_file,
+        counting_bar(desc="drawing", unit="picture") as on_picture,
+        counting_bar(desc="drawing the gallery", unit="sheet") as on_sheet,
     ):
         report = make_report(
-            contents, processes=arguments.np, on_file=on_file, on_picture=on_picture, on_sheet=on_sheet
+            contents, processes=arguments.processes, on_file=on_file, on_picture=on_picture, on_sheet=on_sheet
         )
     if arguments.format == "markdown":
         folder = write_markdown(report, path)
@@ -113,8 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _named(option: str, values: Sequence[str]) -> list[tuple[str, Path]]:
     """NAME=PATH as name and path."""
-    from fvae_nnunet.errors import UserError
-
     pairs = []
     for value in values:
         name, equals, path = value.partition("=")
@@ -122,24 +91,3 @@ def _named(option: str, values: Sequence[str]) -> list[tuple[str, Path]]:
             raise UserError(f"{option} takes NAME=PATH, got {value}; name files of results before the options")
         pairs.append((name, Path(path)))
     return pairs
-
-
-@contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that appears with the first report."""
-    from fvae_nnunet.jobs.progress_bar import progress_bar
-
-    bar: tqdm | None = None
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or progress_bar(desc=what, total=total, unit=unit)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    try:
-        yield on_progress
-    finally:
-        if bar is not None:
-            bar.close()

@@ -11,17 +11,6 @@ import re
 
 _PARAMETER = re.compile(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`")
 
-_SHORT = {
-    "configurations": "c",
-    "dataset_json": "djfile",
-    "folds": "f",
-    "output": "o",
-    "plans_name": "p",
-    "processes": "np",
-    "trainer": "tr",
-}
-"""Parameters for which nnU-Net's commands, and ours, have a short name."""
-
 _options: dict[str, str] = {}
 
 
@@ -47,12 +36,14 @@ def _as_option(found: re.Match[str]) -> str:
 
 
 def _options_by_parameter(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """By ``dest``, and by the option's own name: ``-np`` is ``processes`` and ``np``."""
     options: dict[str, str] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                options |= _options_by_parameter(command)
+                options = _options_by_parameter(command) | options
         else:
-            options[action.dest] = action.option_strings[0] if action.option_strings else str(action.metavar)
-    options |= {name: options[letter] for name, letter in _SHORT.items() if letter in options and name not in options}
+            names = (name.lstrip("-").replace("-", "_") for name in action.option_strings)
+            option = action.option_strings[0] if action.option_strings else str(action.metavar)
+            options = dict.fromkeys(names, option) | options | {action.dest: option}
     return options

@@ -1,4 +1,9 @@
-"""fvae-setup: what is installed, where things are, and whether nnU-Net finds the trainers."""
+"""fvae-setup: what is installed, where things are, and whether nnU-Net finds the trainers.
+
+Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds the trainers of
+fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it find them; before 2.8,
+write a small file into nnU-Net's trainer folder.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +23,17 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-setup",
-        description="Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds "
-        "the trainers of fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it "
-        "find them; before 2.8, write a small file into nnU-Net's trainer folder.",
-    )
+    parser = CommandParser(__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--export", action="store_true", help='only print that line: eval "$(fvae-setup --export)"')
-    what.add_argument(
-        "--write", action="store_true",
-        help="write the file with any nnU-Net, for where environment variables do not get through",
-    )  # fmt: skip
+    # fmt: off
+    what.add_argument("--write", action="store_true",
+        help="write the file with any nnU-Net, for where environment variables do not get through")
     what.add_argument("--remove", action="store_true", help="take the file out of nnU-Net's trainer folder")
     what.add_argument("--show", action="store_true", help="only show; write nothing")
-    what.add_argument(
-        "--vaes", action="store_true",
-        help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser",
-    )  # fmt: skip
+    what.add_argument("--vaes", action="store_true",
+        help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser")
+    # fmt: on
     return run_command(parser, run, argv)
 
 

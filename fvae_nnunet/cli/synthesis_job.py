@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fvae_nnunet.cli.common_options import from_options
 from fvae_nnunet.cli.parsers import dataset_of
 from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
 from fvae_nnunet.errors import UserError
@@ -15,7 +16,6 @@ from fvae_nnunet.errors import UserError
 if TYPE_CHECKING:
     from fvae_nnunet.synthesis.generation.cases import Job
     from fvae_nnunet.synthesis.generation.listed_cases import ListJob
-    from fvae_nnunet.synthesis.generation.painting import PaintSettings
     from fvae_nnunet.synthesis.lesions.plan import PlanSettings
     from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
     from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
@@ -31,6 +31,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
     """Cases with placed lesions, checked."""
     from fvae_nnunet.nnunet.segmenter import SegmenterModel
     from fvae_nnunet.synthesis.generation.cases import Job
+    from fvae_nnunet.synthesis.generation.painting import PaintSettings
     from fvae_nnunet.synthesis.lesions.plan import Avoided
     from fvae_nnunet.synthesis.lesions.quality import QualityLimits
     from fvae_nnunet.synthesis.lesions.sizes import REAL
@@ -57,7 +58,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
             f"{arguments.ldm} is not told what lesions look like; --lesion-hu and --contrast-hu need a model that was "
             "trained with --mask-encoding outline"
         )
-    paint = _paint(arguments)
+    paint = from_options(PaintSettings, arguments)
     sources = _sources(arguments, dataset)
     avoid = Avoided.open(arguments.avoid, sources) if arguments.avoid else None
     segmenter_model = None
@@ -104,6 +105,7 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
     from fvae_nnunet.synthesis.generation.case_list import read_case_list
     from fvae_nnunet.synthesis.generation.list_checks import checked_list
     from fvae_nnunet.synthesis.generation.listed_cases import ListJob
+    from fvae_nnunet.synthesis.generation.painting import PaintSettings
     from fvae_nnunet.synthesis.model.folder import needs_text
 
     rows = read_case_list(arguments.list)
@@ -118,7 +120,7 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
         finding_names=findings,
         output=_output(arguments, dataset),
         seed=arguments.seed,
-        paint=_paint(arguments),
+        paint=from_options(PaintSettings, arguments),
         model_folder=arguments.ldm,
     )
 
@@ -143,14 +145,12 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
         raise UserError(
             f"{arguments.ldm} was trained with organ masks of the folder {place}; say where it is: --organ {kind}:PATH"
         )
-    dataset = open_source_dataset(
-        dataset_of(arguments),
+    dataset = from_options(
+        open_source_dataset,
+        arguments,
+        id_or_name=dataset_of(arguments),
         organ=arguments.organ or settings.organ,
         lesions=lesions,
-        fold=arguments.fold,
-        plans_name=arguments.p,
-        channels=arguments.channels,
-        hu_as_is=arguments.hu_as_is,
     ).for_model(settings, arguments.ldm)
     channels = len(next(iter(dataset.image_files.values())))
     if arguments.mode == "full" and channels > 1:
@@ -177,23 +177,9 @@ def _output(arguments: argparse.Namespace, dataset: SourceDataset) -> Path:
     from fvae_nnunet.nnunet.folders import nnunet_folder
     from fvae_nnunet.synthesis.generation.output import check_is_ours
 
-    output: Path = arguments.o or nnunet_folder("nnUNet_raw") / OUTPUT_PARENT / dataset.name
+    output: Path = arguments.output or nnunet_folder("nnUNet_raw") / OUTPUT_PARENT / dataset.name
     check_is_ours(output)
     return output
-
-
-def _paint(arguments: argparse.Namespace) -> PaintSettings:
-    from fvae_nnunet.synthesis.generation.painting import PaintSettings
-
-    return PaintSettings(
-        mode=arguments.mode,
-        margin_mm=arguments.margin_mm,
-        texture=arguments.texture,
-        steps=arguments.steps,
-        eta=arguments.eta,
-        guidance=arguments.guidance,
-        text=arguments.text,
-    )
 
 
 def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings:
@@ -207,7 +193,7 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
         raise UserError(f"--borrowed-share is for --shapes both or a folder, not {arguments.shapes}")
     if len(arguments.lesions_per_case) > 2:
         raise UserError("--lesions-per-case takes a number, or the least and the greatest")
-    if arguments.at is not None and len(arguments.cases or ()) != 1:
+    if arguments.at_mm is not None and len(arguments.cases or ()) != 1:
         raise UserError("--at is a position in one patient; name the case with --cases CASE")
     sizes = (
         LesionSizes.of_range(*arguments.diameter_mm) if arguments.diameter_mm else LesionSizes.parse(arguments.sizes)
@@ -219,13 +205,13 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
     if share is None:
         share = _BORROWED_SHARES.get(arguments.shapes, 1.0)
     inside = arguments.inside_fraction
-    return PlanSettings(
+    return from_options(
+        PlanSettings,
+        arguments,
         sizes=sizes,
         borrowed_share=share,
         lesions_per_case=(arguments.lesions_per_case[0], arguments.lesions_per_case[-1]),
         inside_fraction=default_inside_fraction(dataset.organ) if inside is None else inside,
-        clearance_mm=arguments.clearance_mm,
-        at_mm=None if arguments.at is None else (arguments.at[0], arguments.at[1], arguments.at[2]),
         appearance=AskedAppearance.parse(arguments.lesion_hu, arguments.contrast_hu),
         growth=growth,
     )
@@ -254,7 +240,7 @@ def _bank(arguments: argparse.Namespace) -> ShapeBank | None:
     if not folder.is_dir():
         raise UserError(f"--shapes is {', '.join(_BORROWED_SHARES)} or a folder of masks; there is no folder {folder}")
     with progress_bar(total=len(find_images(folder)), desc="shapes", unit="file", leave=False) as bar:
-        return ShapeBank.open(folder, workers=arguments.np, on_file=bar.update)
+        return ShapeBank.open(folder, workers=arguments.processes, on_file=bar.update)
 
 
 def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output: Path) -> RealLesions:
@@ -262,7 +248,7 @@ def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output:
     from fvae_nnunet.synthesis.lesions.real_lesions import FILE_NAME, measure_real_lesions
 
     with progress_bar(total=len(dataset.cases), desc="real lesions", unit="case", leave=False) as bar:
-        real = measure_real_lesions(dataset, output / FILE_NAME, workers=arguments.np, on_case=bar.update)
+        real = measure_real_lesions(dataset, output / FILE_NAME, workers=arguments.processes, on_case=bar.update)
     if not real.lesions:
         print(f"warning: {dataset.name} has no real lesion; HU of synthetic ones are not checked", file=sys.stderr)
     return real

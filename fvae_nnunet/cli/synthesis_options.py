@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fvae_nnunet.cli.command import add_channels_option, add_hu_as_is_option
-from fvae_nnunet.cli.parsers import add_dataset, add_plans
+from fvae_nnunet.cli.common_options import add_common, given_options
+from fvae_nnunet.cli.parsers import add_dataset
 from fvae_nnunet.errors import UserError
 
 OUTPUT_PARENT = "fvae_synthetic"
@@ -15,12 +15,12 @@ OUTPUT_PARENT = "fvae_synthetic"
 
 _OF_PLACED_LESIONS = (
     "n", "cases", "leave_out", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share",
-    "lesions_per_case", "inside_fraction", "clearance_mm", "avoid", "at", "margin_mm", "texture", "text", "segmenter",
-    "found_share", "no_filter", "lesion_hu", "contrast_hu", "growth",
+    "lesions_per_case", "inside_fraction", "clearance_mm", "avoid", "at_mm", "margin_mm", "texture", "text",
+    "segmenter", "found_share", "no_filter", "lesion_hu", "contrast_hu", "growth",
 )  # fmt: skip
 """Options that do nothing with --list."""
 
-_OF_NEW_LESIONS = ("shapes", "borrowed_share", "at")
+_OF_NEW_LESIONS = ("shapes", "borrowed_share", "at_mm")
 """Options that do nothing with --mode grow."""
 
 
@@ -29,49 +29,35 @@ def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     parser.add_argument("--ldm", required=True, type=Path, metavar="FOLDER", help="model of fvae-train-ldm")
     parser.add_argument("-n", type=int, metavar="N", help="how many cases to make, with lesions that are placed")
-    parser.add_argument(
-        "--list", type=Path, metavar="FILE",
+    # fmt: off
+    parser.add_argument("--list", type=Path, metavar="FILE",
         help="instead of -n, with --mode full: CSV or JSON of volumes to generate from structures, disease masks and "
-        "texts; docs/synthesis_volumes.md says what it holds",
-    )  # fmt: skip
-    parser.add_argument(
-        "-o", type=Path, metavar="FOLDER", help=f"default: {OUTPUT_PARENT}/<dataset's name> in nnUNet_raw"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random; default 0")
-    _add_source_options(parser)
-    _add_lesion_options(parser)
-    _add_model_options(parser)
-    _add_quality_options(parser)
+        "texts; docs/synthesis_volumes.md says what it holds")
+    # fmt: on
+    add_common(parser, "output", metavar="FOLDER", help=f"default: {OUTPUT_PARENT}/<dataset's name> in nnUNet_raw")
+    add_common(parser, "seed")
+    _add_source_options(parser.add_argument_group("source cases"))
+    _add_lesion_options(parser.add_argument_group("lesions"))
+    _add_model_options(parser.add_argument_group("generation"))
+    _add_quality_options(parser.add_argument_group("quality control"))
 
 
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("source cases")
+def _add_source_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--organ", metavar="ORGAN", help="as in fvae-train-ldm; default: as the model was trained")
-    group.add_argument(
-        "--lesion",
-        metavar="NAME",
-        help="the label of the lesion that is put in; default: that of the model, if it has one",
-    )
-    group.add_argument(
-        "--place-in", nargs="+", metavar="NAME",
-        help="structures into which lesions are put, for models of structures; default: all of them",
-    )  # fmt: skip
-    group.add_argument(
-        "--fold", type=int, metavar="F",
-        help="use the training cases of this fold of nnU-Net only, so that its validation cases stay unseen; default: "
-        "all training cases",
-    )  # fmt: skip
+    # fmt: off
+    group.add_argument("--lesion", metavar="NAME",
+        help="label of the lesion that is put in; default: that of the model, if it has one")
+    group.add_argument("--place-in", nargs="+", metavar="NAME",
+        help="structures into which lesions are put, for models of structures; default: all of them")
+    add_common(group, "fold")
     group.add_argument("--cases", nargs="+", metavar="CASE", help="make synthetic cases from these; default: from all")
-    group.add_argument(
-        "--leave-out", nargs="+", default=[], metavar="CASE",
-        help="cases that are not used, neither as sources nor for shapes and quality control",
-    )  # fmt: skip
-    add_plans(group)
-    add_channels_option(group)
-    add_hu_as_is_option(group)
+    add_common(group, "leave_out",
+        help="cases that are not used, neither as sources nor for shapes and quality control")
+    # fmt: on
+    add_common(group, "plans_name", "channels", "hu_as_is")
 
 
-def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
+def _add_lesion_options(group: argparse._ArgumentGroup) -> None:
     from fvae_nnunet.synthesis.lesions.sizes import (
         DEFAULT_GROWTH,
         DEFAULT_SHARES,
@@ -82,101 +68,67 @@ def _add_lesion_options(parser: argparse.ArgumentParser) -> None:
 
     ranges = ", ".join(f"{name} {low:g} to {high:g} mm" for name, (low, high) in SIZE_RANGES_MM.items())
     default = " ".join(f"{name}={share:g}" for name, share in DEFAULT_SHARES.items())
-    group = parser.add_argument_group("lesions")
-    group.add_argument(
-        "--sizes", nargs="+", metavar="CLASS=SHARE", help=f"classes of diameter ({ranges}; default {default}), or one "
-        f"of {', '.join(DISTRIBUTIONS_MM)}: as the tumours of these public datasets, or {REAL}: as this dataset's",
-    )  # fmt: skip
-    group.add_argument(
-        "--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"), help="instead of --sizes: one range"
-    )
-    group.add_argument(
-        "--growth", nargs=2, type=float, metavar=("MIN", "MAX"),
+    # fmt: off
+    group.add_argument("--sizes", nargs="+", metavar="CLASS=SHARE",
+        help=f"classes of diameter ({ranges}; default {default}), or one "
+        f"of {', '.join(DISTRIBUTIONS_MM)}: as the tumours of these public datasets, or {REAL}: as this dataset's")
+    group.add_argument("--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"),
+        help="instead of --sizes: one range")
+    group.add_argument("--growth", nargs=2, type=float, metavar=("MIN", "MAX"),
         help="for --mode grow, instead of --sizes: how many times its diameter a lesion gets; default "
-        f"{DEFAULT_GROWTH[0]:g} {DEFAULT_GROWTH[1]:g}",
-    )  # fmt: skip
-    group.add_argument(
-        "--shapes", default="both", metavar="SHAPES",
+        f"{DEFAULT_GROWTH[0]:g} {DEFAULT_GROWTH[1]:g}")
+    group.add_argument("--shapes", default="both", metavar="SHAPES",
         help="ellipsoid: deformed ellipsoids; borrowed: shapes of the dataset's real lesions; both (default); or a "
-        "folder of masks from anywhere, whose lesions lend their shapes",
-    )  # fmt: skip
-    group.add_argument(
-        "--borrowed-share", type=float, metavar="SHARE",
-        help="of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder",
-    )  # fmt: skip
-    group.add_argument(
-        "--lesion-hu", nargs="+", type=float, metavar="HU",
-        help="mean HU of the lesion's core, or least and greatest; default: as the real lesions",
-    )  # fmt: skip
-    group.add_argument(
-        "--contrast-hu", nargs="+", type=float, metavar="HU",
-        help="instead: that mean minus the mean of the organ around it, or least and greatest",
-    )  # fmt: skip
-    group.add_argument(
-        "--lesions-per-case", nargs="+", type=int, default=[1], metavar="N", help="a number, or least and greatest; "
-        "default 1",
-    )  # fmt: skip
-    group.add_argument(
-        "--inside-fraction", type=float, metavar="SHARE",
-        help="of each lesion in the organ, at least; default 0.85 for --organ lungs and labels of lungs, else 0.80",
-    )  # fmt: skip
-    group.add_argument(
-        "--clearance-mm", type=float, default=5.0, metavar="MM", help="distance to other lesions; default 5"
-    )
-    group.add_argument(
-        "--avoid", type=Path, metavar="FOLDER",
-        help="masks CASE.nii.gz of structures, such as vessels, that no lesion may lie in",
-    )  # fmt: skip
-    group.add_argument(
-        "--at", nargs=3, type=float, metavar=("X", "Y", "Z"),
-        help="centre of the lesion in the patient in mm (LPS, as SimpleITK and DICOM), with one case in --cases",
-    )  # fmt: skip
+        "folder of masks from anywhere, whose lesions lend their shapes")
+    group.add_argument("--borrowed-share", type=float, metavar="SHARE",
+        help="of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder")
+    group.add_argument("--lesion-hu", nargs="+", type=float, metavar="HU",
+        help="mean HU of the lesion's core, or least and greatest; default: as the real lesions")
+    group.add_argument("--contrast-hu", nargs="+", type=float, metavar="HU",
+        help="instead: that mean minus the mean of the organ around it, or least and greatest")
+    group.add_argument("--lesions-per-case", nargs="+", type=int, default=[1], metavar="N",
+        help="a number, or least and greatest; default 1")
+    group.add_argument("--inside-fraction", type=float, metavar="SHARE",
+        help="of each lesion in the organ, at least; default 0.85 for --organ lungs and labels of lungs, else 0.80")
+    group.add_argument("--clearance-mm", type=float, default=5.0, metavar="MM",
+        help="distance to other lesions; default 5")
+    group.add_argument("--avoid", type=Path, metavar="FOLDER",
+        help="masks CASE.nii.gz of structures, such as vessels, that no lesion may lie in")
+    group.add_argument("--at", nargs=3, type=float, metavar=("X", "Y", "Z"), dest="at_mm",
+        help="centre of the lesion in the patient in mm (LPS, as SimpleITK and DICOM), with one case in --cases")
+    # fmt: on
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("generation")
-    group.add_argument(
-        "--mode", choices=("inpaint", "grow", "full"), default="inpaint",
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    # fmt: off
+    group.add_argument("--mode", choices=("inpaint", "grow", "full"), default="inpaint",
         help="inpaint (default): the real case with a generated lesion; grow: its own lesion, larger or smaller; full: "
-        "the whole volume is generated",
-    )  # fmt: skip
-    group.add_argument(
-        "--margin-mm", type=float, default=5.0, metavar="MM",
-        help="inpaint, grow: width of the seam around a lesion, beyond which all voxels are the raw ones; default 5",
-    )  # fmt: skip
-    group.add_argument(
-        "--texture", choices=("scanner", "vae"), default="scanner",
-        help="inpaint, grow: keep the scan's own noise in the lesion (default), or take what the VAE decodes",
-    )  # fmt: skip
+        "the whole volume is generated")
+    group.add_argument("--margin-mm", type=float, default=5.0, metavar="MM",
+        help="inpaint, grow: width of the seam around a lesion, beyond which all voxels are the raw ones; default 5")
+    group.add_argument("--texture", choices=("scanner", "vae"), default="scanner",
+        help="inpaint, grow: keep the scan's own noise in the lesion (default), or take what the VAE decodes")
     group.add_argument("--steps", type=int, metavar="N", help="of sampling; default: as the model says")
-    group.add_argument(
-        "--eta", type=float, metavar="ETA", help="1: DDPM-like sampling, 0: deterministic; default: as the model says"
-    )
+    group.add_argument("--eta", type=float, metavar="ETA",
+        help="1: DDPM-like sampling, 0: deterministic; default: as the model says")
     group.add_argument("--guidance", type=float, default=1.0, metavar="G", help="classifier-free; default 1: none")
-    group.add_argument(
-        "--text", metavar="TEXT",
-        help="report of the lesion, for a model that was trained with text; needed if each of its cases had one",
-    )  # fmt: skip
+    group.add_argument("--text", metavar="TEXT",
+        help="report of the lesion, for a model that was trained with text; needed if each of its cases had one")
+    # fmt: on
     group.add_argument("--text-encoder", metavar="PATH", help="where it is; default: where it was in training")
-    group.add_argument("--weights", metavar="PATH", help="weights of the VAE; default: the hub's cache or the hub")
-    group.add_argument("--vae-code", metavar="FOLDER", help="checkout of the VAE's own repository")
-    group.add_argument("--trust-weights", action="store_true", help="read a pickled --weights file; it can run code")
-    group.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+    add_common(group, "weights", "vae_code", "trust_weights", "device")
 
 
-def _add_quality_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quality control")
-    group.add_argument(
-        "--segmenter", type=Path, metavar="FOLDER",
+def _add_quality_options(group: argparse._ArgumentGroup) -> None:
+    # fmt: off
+    add_common(group, "segmenter",
         help="folder of a trained nnU-Net model (TRAINER__PLANS__CONFIGURATION) that must find the lesions; "
-        "with --fold that fold of it, else all",
-    )  # fmt: skip
-    group.add_argument(
-        "--found-share", type=float, default=0.7, metavar="SHARE", help="of a lesion's voxels to find; default 0.7"
-    )
-    group.add_argument(
-        "--no-filter", action="store_true", help="accept every case; its quality is written down all the same"
-    )
+        "with --fold that fold of it, else all")
+    group.add_argument("--found-share", type=float, default=0.7, metavar="SHARE",
+        help="of a lesion's voxels to find; default 0.7")
+    group.add_argument("--no-filter", action="store_true",
+        help="accept every case; its quality is written down all the same")
+    # fmt: on
 
 
 def check_way(arguments: argparse.Namespace) -> None:
@@ -204,7 +156,6 @@ def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> No
     """Raise UserError where one of these options is given."""
     parser = argparse.ArgumentParser()
     add_synthesis_options(parser)
-    given = [name for name in names if getattr(arguments, name) != parser.get_default(name)]
+    given = given_options(parser, arguments, names)
     if given:
-        option = "-n" if given[0] == "n" else f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{option} {why}; leave it out")
+        raise UserError(f"{given[0]} {why}; leave it out")

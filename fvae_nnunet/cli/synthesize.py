@@ -1,4 +1,9 @@
-"""fvae-synthesize: synthetic lesions in real CT, by a latent diffusion model."""
+"""fvae-synthesize: synthetic lesions in real CT, by a latent diffusion model.
+
+Put synthetic lesions into the raw CT of a dataset, or generate whole volumes from a list, with a model of
+fvae-train-ldm. Writes images and labels in nnU-Net's raw format and a record of each case; what quality control rejects
+is kept aside. docs/synthesis.md explains it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import CaseProgress, add_work_options, do_cases, part_of, run_command, workers_of
+from fvae_nnunet.cli.cases import CaseProgress, add_work_options, do_cases, part_of, submit_cases, workers_of
+from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
 
@@ -19,16 +25,9 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.generation.cases import Job
     from fvae_nnunet.synthesis.generation.listed_cases import ListJob
 
-_PROG = "fvae-synthesize"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog=_PROG,
-        description="Put synthetic lesions into the raw CT of a dataset, or generate whole volumes from a list, with a "
-        "model of fvae-train-ldm. Writes images and labels in nnU-Net's raw format and a record of each case; what "
-        "quality control rejects is kept aside. docs/synthesis.md explains it.",
-    )
+    parser = CommandParser(__doc__)
     add_synthesis_options(parser)
     add_work_options(parser)
     return run_command(parser, run, argv)
@@ -50,11 +49,12 @@ def _do(arguments: argparse.Namespace, job: Job | ListJob, names: list[str]) -> 
     """Make this call's part of the cases; the exit status."""
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
+    if arguments.submit is not None:
+        return submit_cases(arguments, cases=part_of(names, arguments), folders=[job.output / MANIFEST_FOLDER])
     progress = do_cases(
         arguments,
         _Synthesize(arguments, job),
         cases=part_of(names, arguments),
-        known=names,
         folders=[job.output / MANIFEST_FOLDER],
         progress_type=_Progress,
     )
@@ -109,37 +109,24 @@ class _Synthesize:
 class _Progress(CaseProgress):
     """Counts accepted and rejected cases."""
 
-    def __init__(self, total: int, arguments: argparse.Namespace) -> None:
-        super().__init__(total, arguments)
-        self.accepted = 0
-        self.rejected = 0
+    accepted = 0
 
     def on_slices(self, case: str, done: int, total: int) -> None:
         self.bar.set_postfix_str(f"{case}: step {done}/{total}")
 
-    def add(self, outcome: Outcome) -> None:
-        result = outcome.result
-        if result is None:
-            super().add(outcome)
-            return
+    def add_result(self, case: str, result: dict[str, Any]) -> None:
         self.accepted += result["accepted"]
-        self.rejected += not result["accepted"]
         verdict = "accepted" if result["accepted"] else "rejected"
         against = f": {'; '.join(result['reasons'])}" if result["reasons"] else ""
-        self.bar.write(f"{outcome.case}: {result['said']}, {verdict}{against}", file=sys.stdout)
-        self.bar.total = max(self.bar.total, self.bar.n + 1)
-        self.bar.update()
+        self.bar.write(f"{case}: {result['said']}, {verdict}{against}", file=sys.stdout)
 
     def finish_in(self, output: Path) -> int:
         """Close the bar, say what was done; the exit status."""
         again = "run the same command again after a repair; what does not fit never will: try another --seed or more -n"
-        _, status = self.finish(_PROG, again)
-        elsewhere = f", {self.elsewhere} in work elsewhere" if self.elsewhere else ""
+        status = self.finish("fvae-synthesize", again)
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        print(
-            f"{self.accepted} cases accepted, {self.rejected} rejected, {self.skipped} already complete{elsewhere}"
-            f"{failed}, in {output}"
-        )
+        rejected = self.done - self.accepted
+        print(f"{self.accepted} cases accepted, {rejected} rejected, {self.besides}{failed}, in {output}")
         return status
 
 

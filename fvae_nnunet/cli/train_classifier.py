@@ -1,4 +1,9 @@
-"""fvae-train-classifier: a 3D classifier of findings, trained on real or on real and synthetic cases."""
+"""fvae-train-classifier: a 3D classifier of findings, trained on real or on real and synthetic cases.
+
+Train a 3D classifier of the findings in a dataset's reports.json, and predict the validation cases of the fold and the
+test cases. The same command again goes on where it stopped; --test afterwards only predicts. Compare models with
+fvae-evaluate-classifier. More: docs/classification.md.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
-from fvae_nnunet.cli.verify import add_verify_option, verify_finished
+from fvae_nnunet.cli.verify import verify_finished
+from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import NETWORKS
 
@@ -22,80 +29,48 @@ if TYPE_CHECKING:
     from fvae_nnunet.findings.volumes import VolumeCache
     from fvae_nnunet.nnunet.case_reports import CaseReports
 
-_CLAIM = "training"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-train-classifier",
-        description="Train a 3D classifier of the findings in a dataset's reports.json, and predict the validation "
-        "cases of the fold and the test cases. The same command again goes on where it stopped; --test afterwards only "
-        "predicts. Compare models with fvae-evaluate-classifier. More: docs/classification.md.",
-    )
+    parser = CommandParser(__doc__)
     add_dataset(parser)
     cases = parser.add_argument_group("cases")
-    cases.add_argument(
-        "--fold", type=int, metavar="F",
-        help="train on the training cases of this fold and predict its validation cases; default: train on all",
-    )  # fmt: skip
+    # fmt: off
+    add_common(cases, "fold",
+        help="train on the training cases of this fold and predict its validation cases; default: train on all")
     cases.add_argument("--test", action="store_true", help="predict the test cases (imagesTs) too")
-    cases.add_argument(
-        "--synthetic", nargs="+", type=Path, default=[], metavar="FOLDER",
+    cases.add_argument("--synthetic", nargs="+", type=Path, default=[], metavar="FOLDER",
         help="train on the cases of these folders of fvae-synthesize too; those that know a patient of validation or "
-        "test are left out",
-    )  # fmt: skip
-    cases.add_argument(
-        "--allow-seen", action="store_true",
+        "test are left out")
+    cases.add_argument("--allow-seen", action="store_true",
         help="also take synthetic cases whose diffusion model was trained on patients of validation or test, or of "
-        "which that is not known; scores may then be too good",
-    )  # fmt: skip
-    cases.add_argument("--findings", nargs="+", metavar="NAME", help="what is learnt; default: all of reports.json")
+        "which that is not known; scores may then be too good")
+    add_common(cases, "findings", help="what is learnt; default: all of reports.json")
     volumes = parser.add_argument_group("volumes")
-    volumes.add_argument(
-        "--shape", nargs=3, type=int, default=(128, 192, 192), metavar=("Z", "Y", "X"),
-        help="voxels around the middle of the image; default 128 192 192",
-    )  # fmt: skip
-    volumes.add_argument(
-        "--spacing", nargs=3, type=float, default=(3.0, 2.0, 2.0), metavar=("Z", "Y", "X"),
-        help="mm between them; default 3 2 2",
-    )  # fmt: skip
-    volumes.add_argument(
-        "--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"),
-        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000",
-    )  # fmt: skip
+    volumes.add_argument("--shape", nargs=3, type=int, default=(128, 192, 192), metavar=("Z", "Y", "X"),
+        help="voxels around the middle of the image; default 128 192 192")
+    add_common(volumes, "spacing_mm", default=(3.0, 2.0, 2.0), help="mm between them; default 3 2 2")
+    add_common(volumes, "hu_window", default=PAPER_HU_WINDOW)
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--network", choices=NETWORKS, default="densenet121", help="of MONAI; default densenet121; tiny: to try it out"
-    )
-    training.add_argument(
-        "--steps", type=int, default=20_000, metavar="N",
-        help="of the optimizer, the same number however many cases there are; default 20000",
-    )  # fmt: skip
-    training.add_argument("--batch", type=int, default=8, metavar="N", help="cases of a step; default 8")
-    training.add_argument("--lr", type=float, default=3e-4, metavar="RATE", help="learning rate; default 3e-4")
-    training.add_argument(
-        "--positive-weight", choices=("none", "balanced"), default="none",
+    training.add_argument("--network", choices=NETWORKS, default="densenet121",
+        help="of MONAI; default densenet121; tiny: to try it out")
+    training.add_argument("--steps", type=int, default=20_000, metavar="N",
+        help="of the optimizer, the same number however many cases there are; default 20000")
+    add_common(training, "batch", default=8, help="cases of a step; default 8")
+    add_common(training, "learning_rate", default=3e-4, help="learning rate; default 3e-4")
+    training.add_argument("--positive-weight", choices=("none", "balanced"), default="none",
         help="balanced: positive cases weigh as much as negative ones in each finding, within a factor of 20; default "
-        "none",
-    )  # fmt: skip
-    training.add_argument(
-        "--precision", choices=("float32", "bfloat16"),
-        help="in which the network computes; default: bfloat16 where the GPU has it, else float32",
-    )  # fmt: skip
-    training.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random; default 0")
-    training.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
+        "none")
+    add_common(training, "precision", choices=("float32", "bfloat16"),
+        help="in which the network computes; default: bfloat16 where the GPU has it, else float32")
+    add_common(training, "seed", "device")
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "-o", type=Path, metavar="FOLDER",
+    add_common(output, "output", metavar="FOLDER",
         help="of the model; default: fvae_classifier__<network>[__synthetic][__fold<F>] in the dataset's folder in "
-        "nnUNet_results",
-    )  # fmt: skip
-    output.add_argument(
-        "--save-every", type=int, default=500, metavar="N", help="steps between checkpoints; default 500"
-    )
-    output.add_argument("-np", type=int, default=2, metavar="N", help="processes that prepare volumes; default 2")
-    output.add_argument("--overwrite", action="store_true", help="train anew, with other settings if need be")
-    add_verify_option(output)
+        "nnUNet_results")
+    # fmt: on
+    add_common(output, "save_every", default=500, help="steps between checkpoints; default 500")
+    add_common(output, "processes", "verify")
+    add_common(output, "overwrite", help="train anew, with other settings if need be")
     return run_command(parser, run, argv)
 
 
@@ -103,13 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.findings.cases import split_cases
     from fvae_nnunet.findings.model_folder import begin_model, check_is_ours, remove_model
     from fvae_nnunet.findings.training import forget_damaged_network
-    from fvae_nnunet.jobs.claims import Claims
     from fvae_nnunet.jobs.devices import chosen_device
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.nnunet.case_reports import find_case_reports, read_case_reports
     from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
-    if arguments.np < 0 or arguments.save_every < 1:
-        raise UserError("-np must not be negative, and --save-every is at least 1")
+    if arguments.save_every < 1:
+        raise UserError(f"--save-every must be at least 1, got {arguments.save_every}")
     if arguments.allow_seen and not arguments.synthetic:
         raise UserError("--allow-seen does nothing without --synthetic")
     dataset = dataset_name(dataset_of(arguments))
@@ -124,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     _say(split, synthetic, training, settings)
     output = _output_folder(arguments, dataset)
     check_is_ours(output)
-    with Claims([output], known=[_CLAIM]) as claims:
-        if next(claims.each([_CLAIM]), None) is None:
+    with CaseLocks([output]) as locks:
+        if not locks.take("training"):
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         if arguments.overwrite:
             remove_model(output)
@@ -150,17 +125,12 @@ def _settings(arguments: argparse.Namespace, reports: CaseReports, device: str) 
     if unknown or not findings or len(set(findings)) < len(findings):
         what = f"no finding {unknown[0]!r}" if unknown else "no findings" if not findings else "a finding twice"
         raise UserError(f"{what}: reports.json has {', '.join(reports.findings) or 'none'}; see docs/conversion.md")
-    return TrainingSettings(
-        network=arguments.network,
-        grid=Grid(tuple(arguments.shape), tuple(arguments.spacing)),
-        hu_window=tuple(arguments.hu_window),
+    return from_options(
+        TrainingSettings,
+        arguments,
+        grid=Grid(tuple(arguments.shape), tuple(arguments.spacing_mm)),
         findings=findings,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=arguments.lr,
-        positive_weight=arguments.positive_weight,
         precision=arguments.precision or fastest_precision(device),
-        seed=arguments.seed,
     )
 
 
@@ -185,8 +155,8 @@ def _synthetic(
 def _output_folder(arguments: argparse.Namespace, dataset: str) -> Path:
     from fvae_nnunet.nnunet.folders import nnunet_folder
 
-    if arguments.o is not None:
-        output: Path = arguments.o.expanduser().resolve()
+    if arguments.output is not None:
+        output: Path = arguments.output.expanduser().resolve()
         return output
     synthetic = "__synthetic" if arguments.synthetic else ""
     fold = "" if arguments.fold is None else f"__fold{arguments.fold}"
@@ -231,7 +201,7 @@ def _prepare(
     cache = VolumeCache(folder, settings.grid)
     verify_finished(arguments, [folder], [case.key for case in cases])
     with progress_bar(total=len(cases), desc="volumes", unit="case") as bar:
-        cache.complete(cases, workers=arguments.np, on_case=bar.update)
+        cache.complete(cases, workers=arguments.processes, on_case=bar.update)
     keys = [case.key for case in cases]
     print(f"volumes: {Manifest(folder).check_sample(keys, 'the same command and --verify')}")
     return cache

@@ -1,50 +1,47 @@
-"""fvae-train-ldm: a latent diffusion model of a dataset's lesions, in the latent space of a frozen VAE."""
+"""fvae-train-ldm: a latent diffusion model of a dataset's lesions, in the latent space of a frozen VAE.
+
+Train a latent diffusion model that makes lesions from masks, in the latent space of a frozen VAE, on the training cases
+of a raw dataset; for fvae-synthesize. The same command again goes on where it stopped. On several GPUs: accelerate
+launch -m fvae_nnunet.cli.train_ldm DATASET ...
+"""
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.command import LoadedVAE, channels_option, load, run_command
+from fvae_nnunet.cli.command import LoadedVAE, load, run_command
+from fvae_nnunet.cli.common_options import from_options
 from fvae_nnunet.cli.parsers import CommandParser, dataset_of
 from fvae_nnunet.cli.training_options import add_ldm_options
 from fvae_nnunet.cli.verify import verify_finished
+from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from fvae_nnunet.synthesis.model.folder import ModelSettings
     from fvae_nnunet.synthesis.model.latent_encoding import LatentSettings
-    from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
     from fvae_nnunet.synthesis.sources.cases import SourceDataset
     from fvae_nnunet.synthesis.training.inputs import Texts
     from fvae_nnunet.synthesis.training.latent_draws import LatentDraws
     from fvae_nnunet.synthesis.training.loop import Plan
     from fvae_nnunet.synthesis.training.settings import TrainingSettings
 
-_CLAIM = "training"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        prog="fvae-train-ldm",
-        description="Train a latent diffusion model that makes lesions from masks, in the latent space of a frozen "
-        "VAE, on the training cases of a raw dataset; for fvae-synthesize. The same command again goes on where it "
-        "stopped. On several GPUs: accelerate launch -m fvae_nnunet.cli.train_ldm DATASET ...",
-    )
+    parser = CommandParser(__doc__)
     add_ldm_options(parser)
     return run_command(parser, run, argv)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.files.recorded import damage_of
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.nnunet.folders import dataset_id
     from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
@@ -52,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.synthesis.training.checkpoints import check_is_ours
     from fvae_nnunet.synthesis.training.inputs import draws_and_model, read_texts
     from fvae_nnunet.synthesis.training.latent_cache import cache_folder
-    from fvae_nnunet.synthesis.training.loop import train
+    from fvae_nnunet.synthesis.training.loop import Plan, train
     from fvae_nnunet.synthesis.training.processes import connect
     from fvae_nnunet.training.views import default_view_name
     from fvae_nnunet.vae.registry import is_control
@@ -60,14 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check_counts(arguments)
     if is_control(arguments.vae):
         raise UserError(f"{arguments.vae} is a plain denoiser and has no latent; --vae must name a VAE")
-    dataset = open_source_dataset(
-        dataset_of(arguments),
-        organ=arguments.organ,
-        lesions=arguments.lesion,
-        fold=arguments.fold,
-        plans_name=arguments.p,
-        channels=arguments.channels,
-        hu_as_is=arguments.hu_as_is,
+    dataset = from_options(
+        open_source_dataset, arguments, id_or_name=dataset_of(arguments), lesions=arguments.lesion
     ).without(arguments.leave_out)
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
@@ -79,18 +70,33 @@ def run(arguments: argparse.Namespace) -> int:
     process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
     process.check_steps(process.steps)
     texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
+    cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
+    if arguments.submit is not None:
+        return _submit_encoding(arguments, dataset, cache)
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
-    cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
+    if arguments.encode_only:
+        _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
+        print(f"latents of {len(dataset.cases)} cases, in {cache}")
+        return 0
     if is_main and arguments.verify:
         for path, what in damage_of(Manifest(output).files()).items():
             print(f"DAMAGED, is made again: {path} {what}", file=sys.stderr)
-    with Claims([output], known=[_CLAIM]) as claims:
-        if is_main and next(claims.each([_CLAIM]), None) is None:
+    with CaseLocks([output]) as locks:
+        if is_main and not locks.take("training"):
             raise UserError(f"another process is training in {output}; wait for it, or give another -o")
         _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
         draws, model = draws_and_model(settings, dataset, loaded.vae, latent_settings, cache, texts)
-        plan = _plan(arguments, output, settings, model, process, _record(arguments, dataset, settings, texts))
+        plan = from_options(
+            Plan,
+            arguments,
+            output=output,
+            settings=settings,
+            model=model,
+            process=process,
+            record=_record(arguments, dataset, settings, texts),
+            samples_every=arguments.save_every if arguments.samples_every is None else arguments.samples_every,
+        )
         if is_main:
             _begin(arguments, plan, dataset, loaded, texts)
             _say(dataset, draws, plan, cache)
@@ -104,22 +110,21 @@ def run(arguments: argparse.Namespace) -> int:
         train(plan, draws, accelerator, show_samples)
     if is_main:
         what = "make lesions with" if len(dataset.lesions) == 1 else "generate with"
-        fold = [] if arguments.fold is None else ["--fold", str(arguments.fold)]
-        how = ["-n", "100"] if len(dataset.lesions) == 1 else ["--mode", "full", "--list", "list.csv"]
-        command = ["fvae-synthesize", str(dataset_id(dataset.name)), "--ldm", str(output), *fold, *how]
-        command += shlex.split(channels_option(arguments)) + (["--hu-as-is"] if arguments.hu_as_is else [])
-        print(f"model in {output}; {what}: {shlex.join(command)}")
+        how = {"n": 100} if len(dataset.lesions) == 1 else {"mode": "full", "list": "list.csv"}
+        command = command_line(
+            "fvae-synthesize", dataset_id(dataset.name), ldm=output, fold=arguments.fold, **how,
+            channels=arguments.channels, hu_as_is=arguments.hu_as_is,
+        )  # fmt: skip
+        print(f"model in {output}; {what}: {command}")
     accelerator.end_training()
     return 0
 
 
 def _check_counts(arguments: argparse.Namespace) -> None:
-    if arguments.np < 0:
-        raise UserError(f"-np must not be negative, got {arguments.np}")
     if arguments.save_every < 1 or (arguments.samples_every or 0) < 0:
         raise UserError("--save-every is at least 1 and --samples-every not negative")
-    if arguments.spacing is not None and min(arguments.spacing) <= 0:
-        raise UserError(f"--spacing takes three positive numbers (z y x, mm), got {arguments.spacing}")
+    if arguments.spacing_mm is not None and min(arguments.spacing_mm) <= 0:
+        raise UserError(f"--spacing takes three positive numbers (z y x, mm), got {arguments.spacing_mm}")
     if arguments.text_encoder and arguments.reports is None:
         raise UserError("--text-encoder does nothing without --reports")
 
@@ -127,8 +132,9 @@ def _check_counts(arguments: argparse.Namespace) -> None:
 def _output_folder(arguments: argparse.Namespace, dataset: SourceDataset, vae_name: str) -> Path:
     from fvae_nnunet.nnunet.folders import nnunet_folder
 
-    if arguments.o is not None:
-        return Path(arguments.o).expanduser().resolve()
+    if arguments.output is not None:
+        output: Path = arguments.output.expanduser().resolve()
+        return output
     fold = "" if arguments.fold is None else f"__fold{arguments.fold}"
     return nnunet_folder("nnUNet_results") / dataset.name / f"fvae_ldm__{vae_name}{fold}"
 
@@ -144,7 +150,7 @@ def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
         "stage2_steps": size.steps[1],
         "batch": size.batch,
         "window_batch": size.window_batch,
-        "lr": size.learning_rate,
+        "learning_rate": size.learning_rate,
         "gradient_checkpointing": size.gradient_checkpointing,
     }
     if not has_lesions:
@@ -165,24 +171,12 @@ def _training_settings(arguments: argparse.Namespace, accelerator: Accelerator) 
     accumulate = arguments.accumulate
     if accumulate is None:
         accumulate = max(1, DEFAULTS[arguments.size].passes // accelerator.num_processes)
-    settings = TrainingSettings(
-        size=arguments.size,
-        prediction=arguments.prediction,
-        loss=arguments.loss,
-        context=arguments.context,
-        consistency=arguments.consistency,
+    settings = from_options(
+        TrainingSettings,
+        arguments,
         steps=(arguments.stage1_steps, arguments.stage2_steps),
-        batch=arguments.batch,
-        window_batch=arguments.window_batch,
         accumulate=accumulate,
-        learning_rate=arguments.lr,
-        decay_share=arguments.decay_share,
-        ema_decay=arguments.ema_decay,
-        condition_dropout=arguments.condition_dropout,
-        lesion_share=arguments.lesion_share,
-        lesion_weight=arguments.lesion_weight,
         mixed_precision=accelerator.mixed_precision,
-        seed=arguments.seed,
     )
     settings.check_shares(accelerator.num_processes)
     return settings
@@ -202,7 +196,7 @@ def _latent_settings(arguments: argparse.Namespace, dataset: SourceDataset, load
     from fvae_nnunet.synthesis.training.settings import DEFAULTS
 
     spec = loaded.vae.spec
-    spacing_mm = None if arguments.spacing is None else tuple(arguments.spacing)
+    spacing_mm = None if arguments.spacing_mm is None else tuple(arguments.spacing_mm)
     return LatentSettings(
         hu_window=loaded.settings.hu_window,
         window_slices=choose_window_slices(spec, arguments.window_slices),
@@ -211,6 +205,21 @@ def _latent_settings(arguments: argparse.Namespace, dataset: SourceDataset, load
         ),
         spacing_mm=spacing_mm,
         mask_encoding=arguments.mask_encoding,
+    )
+
+
+def _submit_encoding(arguments: argparse.Namespace, dataset: SourceDataset, cache: Path) -> int:
+    from fvae_nnunet.cli.submit import submit
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.submit import LOGS
+
+    if not arguments.encode_only:
+        raise UserError("`submit` is for `encode_only=True`; a training on several GPUs: accelerate launch --multi_gpu")
+    return submit(
+        arguments,
+        logs=cache / LOGS,
+        total=len(dataset.cases),
+        complete=lambda: len(set(dataset.cases).intersection(Manifest(cache).cases)),
     )
 
 
@@ -240,7 +249,7 @@ def _encode(
             settings,
             made_with=loaded.made_with,
             share=share,
-            workers=arguments.np,
+            workers=arguments.processes,
             on_case=lambda _: bar.update(),
         )
     accelerator.wait_for_everyone()
@@ -258,30 +267,6 @@ def _record(
         "samples_without_text": settings.condition_dropout > 0 or not texts.embeddings.keys() >= set(dataset.cases),
         **settings.recorded,
     }
-
-
-def _plan(
-    arguments: argparse.Namespace,
-    output: Path,
-    settings: TrainingSettings,
-    model: ModelSettings,
-    process: NoiseProcess,
-    record: dict[str, Any],
-) -> Plan:
-    from fvae_nnunet.synthesis.training.loop import Plan
-
-    samples_every = arguments.save_every if arguments.samples_every is None else arguments.samples_every
-    return Plan(
-        output=output,
-        settings=settings,
-        model=model,
-        process=process,
-        record=record,
-        save_every=arguments.save_every,
-        samples_every=samples_every,
-        gradient_checkpointing=arguments.gradient_checkpointing,
-        tensorboard=arguments.tensorboard,
-    )
 
 
 def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, loaded: LoadedVAE, texts: Texts) -> None:

@@ -8,18 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.errors import UserError
 
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.manifest import Manifest
-
-
-def add_verify_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """``--verify``."""
-    parser.add_argument(
-        "--verify", action="store_true",
-        help="read what is there already and make again what is not as it was written (sha256)",
-    )  # fmt: skip
 
 
 def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], cases: Iterable[str]) -> None:
@@ -44,7 +37,7 @@ def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], case
     manifests: list[Manifest] = [Manifest(folder) for folder in folders]
     cases = list(cases)
     with progress_bar(total=len(cases) * len(manifests), desc="verify", unit="case", leave=False) as bar:
-        verified = forget_damaged(manifests, cases, threads=arguments.np, on_case=bar.update)
+        verified = forget_damaged(manifests, cases, threads=arguments.processes, on_case=bar.update)
     for line in verified.damaged:
-        print(f"DAMAGED, is made again: {line}", file=sys.stderr)
-    print(verified)
+        print(f"DAMAGED, is made again: {said_as_options(line)}", file=sys.stderr)
+    print(said_as_options(str(verified)))

@@ -101,7 +101,7 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
     places = ("images*/*", "labels*/*", "dataset.json")
     foreign = next((path for place in places for path in sorted(conversion.raw.glob(place))), None)
     if foreign is not None and not ours:
-        raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another --dataset")
+        raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another `dataset`")
     manifest.begin("conversion", conversion.settings, {})
     removed = {case: _written(manifest, case) for case in manifest.cases if case in left_out}
     for case, files in removed.items():

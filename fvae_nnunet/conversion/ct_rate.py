@@ -176,7 +176,7 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
         UserError: a line names nothing that is there.
     """
     if not path.is_file():
-        raise UserError(f"--cases {path} is no file")
+        raise UserError(f"`selection`: {path} is no file")
     by_name: dict[str, set[VolumeName]] = {}
     for volume in volumes:
         for name in (volume.patient, volume.scan, volume.case):
@@ -185,7 +185,7 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
     unknown = [line for line in lines if line not in by_name]
     if unknown:
         raise UserError(
-            f"--cases {path}: {len(unknown)} of {len(lines)} lines name no volume that is there and belongs to "
-            f"--split (first: {unknown[0]})"
+            f"`selection`: {path}: {len(unknown)} of {len(lines)} lines name no volume that is there and belongs to "
+            f"`split` (first: {unknown[0]})"
         )
     return set().union(*(by_name[line] for line in lines))

@@ -121,14 +121,14 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
             f"{len(wrong)} cases that were converted before are wrong now:\n  "
             + "\n  ".join(wrong[:MOST_NAMED])
             + (f"\n  and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else "")
-            + "\nNothing was done. Repair them, or give --overwrite to convert everything anew without them"
+            + "\nNothing was done. Repair them, or give `overwrite=True` to convert everything anew without them"
         )
     unknown = sorted(converted - before.keys() - plan.sources.keys() - plan.left_out.keys())
     stray = [case for case in unknown if any(image_path(conversion.raw, split, case).is_file() for split in SUFFIXES)]
     if stray:
         raise UserError(
             f"{conversion.raw} has {len(stray)} cases of an interrupted call (first: {stray[0]}), which are not among "
-            "the cases of this one. Run that call again to its end, or give --overwrite to convert everything anew"
+            "the cases of this one. Run that call again to its end, or give `overwrite=True` to convert everything anew"
         )
 
 

@@ -39,7 +39,7 @@ def true_geometry(
             raise UserError(
                 "there is no metadata of it"
                 + ("" if mode == "metadata" else ", and its header is blank (spacing 1 1 1 mm)")
-                + "; give --metadata, or --geometry header if the header is right"
+                + "; give `metadata`, or `geometry='header'` if the header is right"
             )
         return header, "header"
     rows_columns = metadata.in_plane_shape
@@ -50,7 +50,7 @@ def true_geometry(
         if not np.allclose(header.spacing_mm, spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
             raise UserError(
                 f"its header has a spacing of {_mm(header.spacing_mm)}, {metadata.place} says {_mm(spacing_mm)}; "
-                "--geometry header or --geometry metadata decides"
+                "`geometry='header'` or `geometry='metadata'` decides"
             )
         return header, "header"
     return Geometry(spacing_mm, *metadata.placement), "metadata"

@@ -35,7 +35,7 @@ def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str 
         return round_to_int16(volume), False
     if mode == "stored":
         if rescale is None:
-            raise UserError("there is no metadata with its slope and intercept; give --metadata, or --values hu")
+            raise UserError("there is no metadata with its slope and intercept; give `metadata`, or `values='hu'`")
         return round_to_int16(_rescaled(volume, rescale)), True
     sample = sample_of(volume)
     against = implausible(sample)
@@ -60,7 +60,7 @@ def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str 
     )
 
 
-_REMEDY = "Look at the image; if it is right, --values hu (take as is) or --values stored (apply both) decides"
+_REMEDY = "Look at the image; if it is right, `values='hu'` (take as is) or `values='stored'` (apply both) decides"
 
 
 def implausible(volume_hu: np.ndarray) -> str | None:

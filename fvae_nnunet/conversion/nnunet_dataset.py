@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.nnunet.folders import dataset_id, dataset_prefix
 
 ENDING = ".nii.gz"
 SUFFIXES = {"train": "Tr", "test": "Ts"}
@@ -21,8 +22,16 @@ def new_dataset_name(text: str) -> str:
     """
     match = re.fullmatch(r"(?:Dataset)?(\d+)_([A-Za-z0-9][A-Za-z0-9_-]*)", text)
     if match is None or int(match[1]) == 0:
-        raise UserError(f"--dataset {text!r}: a number from 1 and a name are expected, such as 40_CTRATE")
-    return f"Dataset{int(match[1]):03d}_{match[2]}"
+        raise UserError(f"`dataset`: {text!r} is given; a number from 1 and a name are expected, such as 40_CTRATE")
+    return dataset_prefix(int(match[1])) + match[2]
+
+
+def refuse_taken_number(raw: Path) -> None:
+    """UserError where another raw dataset has the number of this one: nnU-Net refuses to work with both."""
+    same = raw.parent.glob(f"{dataset_prefix(dataset_id(raw.name))}*")
+    taken = [folder.name for folder in same if folder.name != raw.name]
+    if taken:
+        raise UserError(f"{raw.parent} holds {taken[0]}, which has the same number; choose another `dataset`")
 
 
 def image_path(raw: Path, split: str, case: str) -> Path:

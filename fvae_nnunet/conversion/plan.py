@@ -161,12 +161,12 @@ def plan_rexgroundingct(
     wanted = set(rexgroundingct.SPLITS if split == "all" else (split,))
     listed = {volume for volume, splits in grounded.published.items() if splits & wanted}
     if not listed:
-        raise UserError(f"{json_file} lists no case of --split {split}")
+        raise UserError(f"{json_file} lists no case of `split={split!r}`")
     chosen = listed & found.keys()
     if not chosen:
         raise UserError(
             f"{volumes} has none of the {len(listed)} volumes that {json_file} lists (first: {min(listed).file_name}); "
-            "--volumes names the download of CT-RATE"
+            "`volumes` names the download of CT-RATE"
         )
     _say_absent(plan, listed, found, volumes)
     if selection is not None:
@@ -218,11 +218,11 @@ def _without_shared(plan: Plan, grounded: GroundedCases, chosen: set[VolumeName]
         named = "; ".join(f"{patient} ({', '.join(of_patient)})" for patient, of_patient in both.items())
         raise UserError(
             f"{len(both)} patients are in the published splits train and val: {named}. "
-            "--leave-out-shared leaves their cases out of training"
+            "`leave_out_shared=True` leaves their cases out of training"
         )
     if right & shared:
         plan.notes.append(
-            f"training cases whose patients are also in val: {_cases(right & shared)}; --leave-out-shared leaves "
+            f"training cases whose patients are also in val: {_cases(right & shared)}; `leave_out_shared=True` leaves "
             "them out"
         )
     return chosen
@@ -284,7 +284,7 @@ def _say_what_is_missing(plan: Plan, tables: _Tables) -> None:
     """Tables that are not there, and cases without a row."""
     for kind, (names, _) in TABLES.items():
         if not tables.files[kind]:
-            plan.notes.append(f"no table of {kind} ({', '.join(names.values())}); --{kind} names one")
+            plan.notes.append(f"no table of {kind} ({', '.join(names.values())}); `{kind}` names one")
     without = {
         "report": [case for case, report in plan.reports.items() if report.report is None],
         "labels": [case for case, report in plan.reports.items() if report.findings is None],

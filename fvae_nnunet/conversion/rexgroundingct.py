@@ -102,7 +102,7 @@ def read_cases(path: Path) -> GroundedCases:
         UserError: no such file, or it is none of this dataset's.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file; give ReXGroundingCT's dataset.json with --json")
+        raise UserError(f"{path} is no file; give ReXGroundingCT's dataset.json with `json_file`")
     content = read_json(path)
     lists = {name: content[name] for name in (*SPLITS, "test") if name in content} if isinstance(content, dict) else {}
     if not lists or not all(isinstance(entries, list) for entries in lists.values()):

@@ -64,12 +64,13 @@ def read_json(path: Path, shape: Any = object, *, remedy: str = REPAIR) -> Any:
 
 def check_shape(path: Path, content: Any, shape: Any, *, remedy: str = REPAIR) -> None:
     """Raise UserError, which names the first thing that is wrong, unless the content of a file has a shape."""
-    wrong = next(_problems(content, shape, ""), None)
+    wrong = next(problems(content, shape), None)
     if wrong is not None:
         raise UserError(f"{path} is damaged or incomplete: {wrong}. {remedy}")
 
 
-def _problems(value: Any, shape: Any, place: str) -> Iterator[str]:
+def problems(value: Any, shape: Any, place: str = "") -> Iterator[str]:
+    """Where a value has not a shape: a sentence for each place, such as ``folds[2].val must be a list, not null``."""
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             yield _not(value, "an object", place)
@@ -77,20 +78,20 @@ def _problems(value: Any, shape: Any, place: str) -> Iterator[str]:
         named = {name.removesuffix("?"): name for name in shape if name != "*"}
         for name, written in named.items():
             if name in value:
-                yield from _problems(value[name], shape[written], _inside(place, name))
+                yield from problems(value[name], shape[written], _inside(place, name))
             elif written == name:
                 yield f"{place or 'it'} lacks {name}"
         for name in value if "*" in shape else ():
             if name not in named:
-                yield from _problems(value[name], shape["*"], _inside(place, name))
+                yield from problems(value[name], shape["*"], _inside(place, name))
     elif isinstance(shape, list):
         if not isinstance(value, list):
             yield _not(value, "a list", place)
             return
         for number, entry in enumerate(value):
-            yield from _problems(entry, shape[0], f"{place}[{number}]")
+            yield from problems(entry, shape[0], f"{place}[{number}]")
     elif isinstance(shape, tuple):
-        of_each = [list(_problems(value, one, place)) for one in shape]
+        of_each = [list(problems(value, one, place)) for one in shape]
         if all(of_each):
             yield from of_each[0]
     elif not _holds(value, shape):

@@ -17,7 +17,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
 from fvae_nnunet.nnunet.folders import nnunet_folder
-from fvae_nnunet.nnunet.synthetic_folder import lenders_of, read_synthetic_cases
+from fvae_nnunet.nnunet.synthetic_folder import cases_borrowed_from, read_synthetic_cases
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _findings(record: Mapping[str, Any], known: Sequence[str], folder: Path) -> 
 
 def _origins(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(dataset, case) of the source case and of each lender, as far as they are recorded."""
-    cases = [record["source_case"], *lenders_of(record)]
+    cases = [record["source_case"], *cases_borrowed_from(record)]
     return [(record["dataset"], case) for case in cases if case]
 
 

@@ -21,7 +21,7 @@ from fvae_nnunet.ct.files import read_image
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file, write_bytes
-from fvae_nnunet.findings.cases import Case, named
+from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.jobs.manifest import Manifest
 
 OUTSIDE_HU = -1024
@@ -110,36 +110,33 @@ class VolumeCache:
             on_case: called after each case.
 
         Raises:
-            UserError: the folder holds volumes of another grid, images cannot be read (all are named; the others are
-                done), or another process is at work on some.
+            UserError: the folder holds volumes of another grid, or images cannot be read (all are named; the others are
+                done).
         """
-        from fvae_nnunet.jobs.claims import Claims
+        from fvae_nnunet.jobs.locks import CaseLocks
         from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 
         self._manifest.begin("classifier volumes", asdict(self.grid) | {"outside_hu": OUTSIDE_HU}, {})
         images = {case.key: case.image for case in cases}
         failed: dict[str, str] = {}
-        with Claims([self.folder], known=images) as claims:
+        with CaseLocks([self.folder]) as locks:
             for outcome in run_cases(
-                claims.each(sorted(images)),
+                locks.each(sorted(images)),
                 read=partial(_read, self.folder, images, self.grid),
                 write=partial(_write, self.folder, images),
                 workers=workers,
                 seconds=StageSeconds(),
             ):
-                claims.release(outcome.case)
+                locks.release(outcome.case)
                 if outcome.error is not None:
                     known = isinstance(outcome.error, UserError)
                     failed[outcome.case] = str(outcome.error) if known else repr(outcome.error)
                 on_case()
-            elsewhere = list(claims.elsewhere)
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(images)} images cannot be used; repair them, or take their cases out of the "
                 "dataset's reports:\n  " + "\n  ".join(f"{case}: {reason}" for case, reason in sorted(failed.items()))
             )
-        if elsewhere:
-            raise UserError(f"another process is preparing {named(elsewhere)}; run it again when that is done")
 
     def load(self, key: str) -> np.ndarray:
         """The volume of a case, int16 HU (z, y, x); it must be complete."""

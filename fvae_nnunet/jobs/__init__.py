@@ -1,1 +1,1 @@
-"""Many cases: processes, devices, claims, and the record of what is done."""
+"""Many cases: processes, devices, locks, and the record of what is done."""

@@ -55,7 +55,7 @@ def available_devices(names: list[str]) -> list[str]:
         known = gpus if name == "all" else [name] if name == "cpu" or name in gpus else gpus[:1] * (name == "cuda")
         known = ["mps"] if name == "mps" and torch.backends.mps.is_available() else known
         if not known:
-            raise UserError(f"--devices: torch does not see {name}; there is: {', '.join([*gpus, 'cpu'])}")
+            raise UserError(f"`devices`: torch does not see {name}; there is: {', '.join([*gpus, 'cpu'])}")
         devices += known
     return devices
 
@@ -72,10 +72,10 @@ def chosen_device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "no CUDA GPU is visible to torch; use -device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+            "no CUDA GPU is visible to torch; use `device='cpu'`, or check the driver and CUDA_VISIBLE_DEVICES"
         )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("torch sees no MPS device; use -device cpu")
+        raise UserError("torch sees no MPS device; use `device='cpu'`")
     return name
 
 
@@ -125,11 +125,13 @@ def run_on_devices(
         UserError: no process came as far as its first case; the reason of the first.
     """
     children: list[_Child] = []
+    parent = _Parent(children, iter(cases), seconds, on_slices, say)
     try:
         for device in devices:
             children.append(_start(device, devices, work))
-        yield from _Parent(children, iter(cases), seconds, on_slices, say).outcomes()
+        yield from parent.outcomes()
     finally:
+        parent.stop()
         for child in children:
             child.process.terminate()
         for child in children:
@@ -150,6 +152,12 @@ def _start(device: str, devices: list[str], work: Work) -> _Child:
 
 
 class _Parent:
+    """What goes on between the list of cases and the children.
+
+    Cases are taken from the list by a thread: the next may be with another command for long, and what the children
+    report must be passed on meanwhile.
+    """
+
     def __init__(
         self,
         children: list[_Child],
@@ -165,10 +173,18 @@ class _Parent:
         self._say = say
         self._again: deque[str] = deque()
         self._crashes: Counter[str] = Counter()
+        self._taken, self._give = multiprocessing.Pipe(duplex=False)
+        self._wanted = threading.Semaphore(0)
+        self._asked = False
+        self._all_taken = False
 
     def outcomes(self) -> Iterator[Outcome]:
+        threading.Thread(target=self._take_cases, daemon=True).start()
         while running := [child for child in self._children if not child.ended]:
-            for connection in wait([child.connection for child in running]):
+            for connection in wait([self._taken, *(child.connection for child in running)]):
+                if connection is self._taken:
+                    self._again.extend(self._next_case())
+                    continue
                 child = next(child for child in running if child.connection is connection)
                 try:
                     kind, content = child.connection.recv()
@@ -192,8 +208,37 @@ class _Parent:
         first_error = next((child.error for child in self._children if child.error is not None), None)
         if first_error is not None and not any(child.opened for child in self._children):
             raise first_error
-        for case in (*self._again, *self._cases):
+        while not self._all_taken:
+            self._ask()
+            self._again.extend(self._next_case())
+        for case in self._again:
             yield Outcome(case, error=UserError("no process is left to do it"))
+
+    def stop(self) -> None:
+        """Take no more cases."""
+        self._all_taken = True
+        self._wanted.release()
+
+    def _take_cases(self) -> None:
+        while self._wanted.acquire() and not self._all_taken:
+            try:
+                self._give.send(next(self._cases, None))
+            except Exception as error:
+                self._give.send(PortableError(error))
+
+    def _ask(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._wanted.release()
+
+    def _next_case(self) -> list[str]:
+        """What the thread has taken: a case, or none where there are no more."""
+        self._asked = False
+        taken = self._taken.recv()
+        if isinstance(taken, PortableError):
+            raise taken.restored()
+        self._all_taken = taken is None
+        return [] if taken is None else [taken]
 
     def _answer(self) -> None:
         """Let one process open the output and then the others; give cases to those that ask."""
@@ -205,10 +250,11 @@ class _Parent:
                     child.opens = True
                     child.answer(not opened)
             elif child.waits_for == "case":
-                case = self._again.popleft() if self._again else next(self._cases, None)
-                if case is not None:
-                    child.cases.add(case)
-                    child.answer(case)
+                if self._again:
+                    child.cases.add(self._again[0])
+                    child.answer(self._again.popleft())
+                elif not self._all_taken:
+                    self._ask()
                 elif not any(other.cases for other in running):
                     child.answer(None)
 

@@ -133,7 +133,9 @@ class Manifest:
         found = [path.name for path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         content = self.read() if found else None
         if found and (content is None or content.get("kind") != kind):
-            raise UserError(f"{folder} holds {found[0]}, which {command} has not made; choose another folder (-o)")
+            raise UserError(
+                f"{folder} holds {found[0]}, which {command} has not made; choose another folder (`output`)"
+            )
 
     def begin(
         self,
@@ -141,7 +143,7 @@ class Manifest:
         settings: dict[str, Any],
         made_with: dict[str, Any],
         *,
-        remedy: str = "Use the same settings, another name or folder, or --overwrite to make it anew",
+        remedy: str = "Use the same settings, another name or folder, or `overwrite=True` to make it anew",
     ) -> None:
         """Start the folder with these settings, or check that it was started with the same.
 

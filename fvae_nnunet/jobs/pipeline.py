@@ -68,13 +68,11 @@ class Outcome:
         case: its identifier.
         result: what ``write`` returned; None if ``read`` found nothing to do, or on failure.
         error: the exception that stopped it, or None.
-        elsewhere: another process is at work on it.
     """
 
     case: str
     result: Any = None
     error: Exception | None = None
-    elsewhere: bool = False
 
 
 class _Fatal(UserError):
@@ -90,11 +88,11 @@ def _fatal(error: BaseException) -> UserError | None:
 
 def _how_it_died(exitcode: int | None, step: str) -> str:
     if exitcode == -signal.SIGKILL:
-        return "its worker process was killed, most likely for lack of memory; use fewer processes (-np)"
+        return "its worker process was killed, most likely for lack of memory; use fewer `processes`"
     how = signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit status {exitcode}"
     return (
         f"its worker process ended ({how}) while it was to {step} the case; what a library said stands above, if it "
-        "said anything. Check the files of the case, or use fewer processes (-np)"
+        "said anything. Check the files of the case, or use fewer `processes`"
     )
 
 

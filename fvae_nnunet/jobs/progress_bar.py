@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
@@ -34,6 +34,29 @@ def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
         iterable, file=_LineStream(), mininterval=LINE_EVERY_S, delay=delay_s,
         bar_format="{desc} {n_fmt}/{total_fmt} {unit}, {elapsed} so far, {remaining} left{postfix}", **options,
     )  # fmt: skip
+
+
+@contextmanager
+def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
+    """A bar that appears with the first call of what it gives, which is told how many are done and how many there are.
+
+    Args:
+        options: as for tqdm.
+    """
+    bar: tqdm | None = None
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or progress_bar(total=total, **options)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    try:
+        yield on_progress
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 class _Lines(tqdm):

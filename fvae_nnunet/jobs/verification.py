@@ -30,7 +30,7 @@ class Verified:
         if self.without_digest:
             without = (
                 f"; {len(self.without_digest)} more were recorded by an older version, without digests: only sizes "
-                "were compared, --overwrite makes them anew"
+                "were compared, `overwrite=True` makes them anew"
             )
         return f"verified: the files of {self.checked} finished cases were read{damaged}{without}"
 

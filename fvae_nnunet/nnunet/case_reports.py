@@ -14,22 +14,46 @@ to ``[]`` was looked at and has none. Where a case has ``findings``, all names o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.files.checked_json import Rule, check_shape, problems, read_json
 from fvae_nnunet.jobs.manifest import write_json
 
 FILE_NAME = "reports.json"
 SCHEMA = 1
 KIND = "reports"
 SPLITS = ("train", "test")
-_REQUIRED = ("patient", "split", "source")
-_OPTIONAL = ("report", "findings", "disease_masks")
-_MASK_KEYS = {"label": int, "name": str, "text": str, "voxels": int}
+MOST_NAMED = 20
+"""Wrong entries that a message names."""
+
+_ABSENT = Rule("absent", lambda value: False)
+_TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
+_MASK = {
+    "label": Rule("a whole number from 1 to 255", lambda value: type(value) is int and 1 <= value <= 255),
+    "name": str,
+    "text": str,
+    "voxels": int,
+    "*": _ABSENT,
+}
+
+
+def _entries(findings: Iterable[str]) -> dict[str, Any]:
+    """What ``cases`` must be, with all these findings or none for a case; a shape of ``files.checked_json``."""
+    zero_or_one = Rule("0 or 1", lambda value: type(value) is int and value in (0, 1))
+    entry = {
+        "patient": _TEXT,
+        "split": Rule(" or ".join(SPLITS), lambda value: value in SPLITS),
+        "source": _TEXT,
+        "report?": _TEXT,
+        "findings?": dict.fromkeys(findings, zero_or_one) | {"*": _ABSENT},
+        "disease_masks?": [_MASK],
+        "*": _ABSENT,
+    }
+    return {"*": entry}
 
 
 @dataclass(frozen=True)
@@ -114,18 +138,15 @@ def read_case_reports(path: Path) -> CaseReports:
             f"{path} has schema {content.get('schema')!r}, not {SCHEMA}; it was written by another version of "
             "fvae_nnunet. Convert the dataset again"
         )
-    findings, cases = content.get("findings"), content.get("cases")
-    if not isinstance(findings, list) or not all(isinstance(name, str) and name for name in findings):
-        raise UserError(f"{path}: findings must be a list of names")
-    if len(set(findings)) != len(findings):
-        twice = sorted({name for name in findings if findings.count(name) > 1})
+    check_shape(path, content, {"findings": [_TEXT], "cases": dict})
+    findings, cases = content["findings"], content["cases"]
+    twice = sorted({name for name in findings if findings.count(name) > 1})
+    if twice:
         raise UserError(f"{path}: findings names {', '.join(twice)} twice")
-    if not isinstance(cases, dict):
-        raise UserError(f"{path}: cases must be an object with an entry for each case")
-    wrong = [f"{case}: {problem}" for case, entry in cases.items() for problem in _problems(entry, findings)]
+    wrong = list(problems(cases, _entries(findings)))
     if wrong:
-        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise UserError(f"{path} has wrong entries:\n  " + "\n  ".join(wrong[:20]) + more)
+        more = f"\n  and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise UserError(f"{path} has wrong entries:\n  " + "\n  ".join(wrong[:MOST_NAMED]) + more)
     return CaseReports(tuple(findings), {case: _case(entry) for case, entry in cases.items()})
 
 
@@ -136,14 +157,18 @@ def write_case_reports(path: Path, reports: CaseReports) -> None:
         UserError: an entry is wrong as ``read_case_reports`` has it; nothing is written then.
     """
     cases = {case: _entry(report) for case, report in reports.cases.items()}
-    wrong = [f"{case}: {p}" for case, entry in cases.items() for p in _problems(entry, list(reports.findings))]
+    wrong = list(problems(cases, _entries(reports.findings)))
     if wrong:
-        raise UserError(f"{path} is not written, for these would be wrong entries:\n  " + "\n  ".join(wrong[:20]))
+        listed = "\n  ".join(wrong[:MOST_NAMED])
+        raise UserError(f"{path} is not written, for these would be wrong entries:\n  {listed}")
     write_json(path, {"schema": SCHEMA, "kind": KIND, "findings": list(reports.findings), "cases": cases})
 
 
 def _entry(report: CaseReport) -> dict[str, Any]:
-    return {key: value for key, value in asdict(report).items() if value is not None}
+    entry = asdict(report)
+    if report.disease_masks is not None:
+        entry["disease_masks"] = list(entry["disease_masks"])
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _case(entry: dict[str, Any]) -> CaseReport:
@@ -151,55 +176,3 @@ def _case(entry: dict[str, Any]) -> CaseReport:
     return CaseReport(
         **entry | {"disease_masks": None if masks is None else tuple(DiseaseMask(**mask) for mask in masks)}
     )
-
-
-def _problems(entry: Any, findings: list[str]) -> list[str]:
-    """What is wrong with the entry of one case, a sentence each."""
-    if not isinstance(entry, dict):
-        return ["is no object"]
-    found = [f"{key} is missing" for key in _REQUIRED if key not in entry]
-    found += [f"{key} is not known" for key in entry if key not in _REQUIRED + _OPTIONAL]
-    texts = [key for key in ("patient", "source", "report") if key in entry]
-    found += [
-        f"{key} must be a text that is not empty, not {entry[key]!r}"
-        for key in texts
-        if not isinstance(entry[key], str) or not entry[key].strip()
-    ]
-    if "split" in entry and entry["split"] not in SPLITS:
-        found.append(f"split must be {' or '.join(SPLITS)}, not {entry['split']!r}")
-    return found + _finding_problems(entry.get("findings", {}), findings, "findings" in entry) + _mask_problems(entry)
-
-
-def _finding_problems(values: Any, findings: list[str], given: bool) -> list[str]:
-    if not given:
-        return []
-    if not isinstance(values, dict):
-        return ["findings must be an object of names and 0 or 1"]
-    missing = [name for name in findings if name not in values]
-    unknown = [name for name in values if name not in findings]
-    found = [f"findings lacks {', '.join(missing)}"] if missing else []
-    found += [f"findings has {', '.join(unknown)}, which the file's list has not"] if unknown else []
-    return found + [
-        f"finding {name} must be 0 or 1, not {value!r}"
-        for name, value in values.items()
-        if isinstance(value, bool) or not isinstance(value, int) or value not in (0, 1)
-    ]
-
-
-def _mask_problems(entry: dict[str, Any]) -> list[str]:
-    masks = entry.get("disease_masks", [])
-    if not isinstance(masks, list | tuple):
-        return ["disease_masks must be a list"]
-    found = []
-    for number, mask in enumerate(masks):
-        if not isinstance(mask, dict) or set(mask) != set(_MASK_KEYS):
-            found.append(f"disease mask {number} must have {', '.join(_MASK_KEYS)}")
-            continue
-        found += [
-            f"disease mask {number}: {key} must be {'a text' if kind is str else 'a whole number'}, not {mask[key]!r}"
-            for key, kind in _MASK_KEYS.items()
-            if not isinstance(mask[key], kind) or isinstance(mask[key], bool)
-        ]
-        if isinstance(mask["label"], int) and not 1 <= mask["label"] <= 255:
-            found.append(f"disease mask {number}: label must be 1 to 255, not {mask['label']}")
-    return found

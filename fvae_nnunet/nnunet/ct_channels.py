@@ -51,7 +51,7 @@ def find_ct_channels(
     if not found:
         raise UserError(
             f"no channel is CT (channel_names: {', '.join(names)}); the reconstruction needs HU. If a channel is CT, "
-            "name it CT in dataset.json and plan again, or say which with --channels where the command takes it"
+            "name it CT in dataset.json and plan again, or say which with `channels` where the command takes it"
         )
     return found
 

@@ -76,7 +76,7 @@ def find_plans(preprocessed: Path, plans_name: str) -> Path:
     others = ("dataset", "dataset_fingerprint", "splits_final")
     names = sorted(other.stem for other in preprocessed.glob("*.json") if other.stem not in others)
     if names:
-        raise UserError(f"{path} is missing; there are the plans {', '.join(names)}: choose with -p")
+        raise UserError(f"{path} is missing; there are the plans {', '.join(names)}: choose with `plans_name`")
     command = f"nnUNetv2_plan_and_preprocess -d {dataset_id(preprocessed.name)}"
     raise UserError(f"{path} is missing; run first: {command}")
 

@@ -36,6 +36,11 @@ def dataset_id(name: str) -> int:
     return int(match[1])
 
 
+def dataset_prefix(number: int) -> str:
+    """What the names of the datasets with this id begin with."""
+    return f"Dataset{number:03d}_"
+
+
 def dataset_argument(name: str) -> str:
     """The dataset as a printed nnU-Net command names it: by its id, or by its name where nnU-Net would take the id for
     another dataset's too (it takes 100 for Dataset1001_X, since that begins with Dataset100)."""
@@ -53,7 +58,7 @@ def dataset_name(id_or_name: str) -> str:
     """
     if not re.fullmatch(r"\d+|Dataset\d{3,}_.+", id_or_name):
         raise UserError(f"{id_or_name!r} is neither a dataset id such as 7 nor a name such as Dataset007_Pancreas")
-    pattern = f"Dataset{int(id_or_name):03d}_*" if id_or_name.isdigit() else id_or_name
+    pattern = f"{dataset_prefix(int(id_or_name))}*" if id_or_name.isdigit() else id_or_name
     places = {variable: nnunet_folder(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed")}
     names = sorted({folder.name for place in places.values() for folder in place.glob(pattern) if folder.is_dir()})
     if len(names) == 1:

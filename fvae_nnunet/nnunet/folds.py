@@ -27,10 +27,10 @@ def training_cases(dataset: str, cases: list[str], fold: int) -> list[str]:
         from nnunetv2.utilities.crossval_split import generate_crossval_split
 
         if len(cases) < _SPLITS:
-            raise UserError(f"{dataset} has {len(cases)} cases, too few for {_SPLITS} folds; leave --fold out")
+            raise UserError(f"{dataset} has {len(cases)} cases, too few for {_SPLITS} folds; leave `fold` out")
         splits = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_SPLITS)
     if not 0 <= fold < len(splits):
-        raise UserError(f"--fold {fold}: {path} has the folds 0 to {len(splits) - 1}")
+        raise UserError(f"`fold={fold}`: {path} has the folds 0 to {len(splits) - 1}")
     chosen = sorted(set(map(str, splits[fold]["train"])) & set(cases))
     if not chosen:
         raise UserError(f"no training case of fold {fold} in {path} has a raw image")

@@ -79,7 +79,7 @@ def find_dataset_json(reference_folder: Path, prediction_folder: Path) -> Path:
     found = dataset_json_near(reference_folder, prediction_folder)
     if found is None:
         places = _places(reference_folder, prediction_folder)
-        raise UserError(f"no dataset.json in {', '.join(map(str, places))}; name it with -djfile")
+        raise UserError(f"no dataset.json in {', '.join(map(str, places))}; name it with `dataset_json`")
     return found
 
 

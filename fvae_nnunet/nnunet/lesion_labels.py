@@ -46,7 +46,7 @@ def lesion_labels(
         if len(label_values[name]) != 1:
             raise UserError(
                 f"{path}: {name} is a region of {len(label_values[name])} values; a synthetic lesion is written as one "
-                "value. Give a label of one value with --lesion"
+                "value. Give a label of one value with `lesion`"
             )
     return {name: label_values[name][0] for name in names}
 
@@ -55,5 +55,5 @@ def _only_lesion(path: Path, names: list[str]) -> str:
     found = [name for name in names if LESION_NAME.search(name)] or (names if len(names) == 1 else [])
     if len(found) != 1:
         which = f"{', '.join(found)} could be" if found else f"none of {', '.join(names)} has the name of"
-        raise UserError(f"{path}: {which} the lesion's label; name it with --lesion")
+        raise UserError(f"{path}: {which} the lesion's label; name it with `lesion`")
     return found[0]

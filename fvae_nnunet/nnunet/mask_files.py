@@ -1,14 +1,31 @@
-"""Masks in files of their own that must lie on an image, voxel on voxel."""
+"""Masks in files of their own: one for each case, which must lie on its image, voxel on voxel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.ct.geometry import Geometry, check_same_place
+from fvae_nnunet.errors import UserError
+
+
+def find_masks(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
+    """The masks in a folder, by the case's name, without its ending.
+
+    Raises:
+        UserError: no such folder, or no mask of one of these cases.
+    """
+    files = find_images(folder)
+    missing = sorted(set(cases) - files.keys())
+    if missing:
+        raise UserError(
+            f"{folder} has no mask of {len(missing)} cases (first: {missing[0]}); a mask has the case's name, such as "
+            f"{missing[0]}.nii.gz"
+        )
+    return files
 
 
 def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: str) -> np.ndarray:

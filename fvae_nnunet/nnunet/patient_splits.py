@@ -36,7 +36,7 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
     _refuse(
         shared_patients(of_split["train"], of_split["test"], patients),
         "training (Tr) and test (Ts)",
-        ". Of ReXGroundingCT, --leave-out-shared takes their cases out of training",
+        ". Of ReXGroundingCT, `leave_out_shared=True` takes their cases out of training",
     )
     for number, fold in enumerate(folds or []):
         unknown = sorted({*fold["train"], *fold["val"]} - patients.keys())
@@ -70,17 +70,17 @@ def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] |
         UserError: fewer patients than folds, or ``before`` has another number of folds or a patient in two of them.
     """
     if folds < 2:
-        raise UserError(f"--folds must be at least 2, got {folds}")
+        raise UserError(f"`folds` must be at least 2, got {folds}")
     if before is not None and len(before) != folds:
         raise UserError(
-            f"there are {len(before)} folds already, not {folds}; give --folds {len(before)}, or remove {FILE_NAME} to "
+            f"there are {len(before)} folds already, not {folds}; give `folds={len(before)}`, or remove {FILE_NAME} to "
             "deal anew"
         )
     of_patient: dict[str, list[str]] = {}
     for case in sorted(case for case, report in cases.items() if report.split == "train"):
         of_patient.setdefault(cases[case].patient, []).append(case)
     if len(of_patient) < folds:
-        raise UserError(f"{len(of_patient)} training patients do not fill {folds} folds; give a lower --folds")
+        raise UserError(f"{len(of_patient)} training patients do not fill {folds} folds; give a lower `folds`")
     home: dict[str, int] = {}
     for number, fold in enumerate(before or []):
         for case in (case for case in fold["val"] if case in cases):

@@ -54,7 +54,10 @@ class PredictionSettings:
     def __post_init__(self) -> None:
         processes = (self.preprocessing_processes, self.export_processes)
         if processes != (0, 0) and min(processes) < 1:
-            raise UserError(f"-npp and -nps must be at least 1, or both 0 to do without processes; got {processes}")
+            raise UserError(
+                "`preprocessing_processes` and `export_processes` must be at least 1, or both 0 for none; got "
+                f"{processes[0]} and {processes[1]}"
+            )
 
 
 def find_cases(folder: Path, model: TrainedModel) -> CaseFiles:
@@ -120,7 +123,7 @@ def result_files(output: Path, case: str, model: TrainedModel, how: PredictionSe
 
 
 def is_predicted(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> bool:
-    """Whether ``--continue_prediction`` leaves a case alone: nnU-Net looks at the segmentation and the ``.npz``."""
+    """Whether nnU-Net leaves a case alone that it is to predict: it looks at the segmentation and the ``.npz``."""
     return all(path.is_file() for path in result_files(output, case, model, how) if path.suffix != ".pkl")
 
 

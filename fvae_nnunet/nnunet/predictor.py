@@ -39,7 +39,7 @@ def check_holds_predictions(output: Path) -> None:
     """Raise UserError where a folder holds a dataset.json or plans that no prediction has written."""
     there = [name for name in _FILES_OF_A_FOLDER if (output / name).exists()]
     if there and ARGUMENTS_FILE not in there:
-        raise UserError(f"{output} holds {there[0]} and no predictions; choose another folder (-o)")
+        raise UserError(f"{output} holds {there[0]} and no predictions; choose another folder (`output`)")
 
 
 class Predictor:
@@ -86,10 +86,10 @@ class Predictor:
         if previous is not None and how.previous_stage is None:
             raise UserError(
                 f"the model is the second stage of a cascade; predict with its {previous} first and give that folder "
-                "with -prev_stage_predictions"
+                "with `previous_stage`"
             )
         if previous is None and how.previous_stage is not None:
-            raise UserError("-prev_stage_predictions is for the second stage of a cascade; this model is none")
+            raise UserError("`previous_stage` is for the second stage of a cascade; this model is none")
         self._refuse_what_this_nnunet_gets_wrong()
 
     def _refuse_what_this_nnunet_gets_wrong(self) -> None:
@@ -100,7 +100,9 @@ class Predictor:
             raise UserError(f"nnU-Net {installed} averages the probabilities of regions wrongly; install 2.7 or later")
         if release < (2, 8) and self.how.previous_stage is not None and self.how.preprocessing_processes == 0:
             # it does not give the previous stage to the network
-            raise UserError(f"nnU-Net {installed} predicts a cascade only with processes; leave -npp 0 -nps 0 out")
+            raise UserError(
+                f"nnU-Net {installed} predicts a cascade only with processes; leave `preprocessing_processes=0` out"
+            )
 
     def predict(self, inputs: dict[str, CaseFiles], output: Path, *, scratch: Path) -> dict[str, Exception]:
         """Write the segmentation of each case, and its probabilities if asked for, into ``output``.

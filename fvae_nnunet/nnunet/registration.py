@@ -157,11 +157,11 @@ def register() -> Path:
         with atomic_write(target) as temporary:
             temporary.write_text(STUB.read_text())
     except OSError as error:
-        raise UserError(f"{target.parent} cannot be written ({error.strerror}). {_way_out()}") from error
+        raise UserError(f"{target.parent} cannot be written ({error.strerror}). {_instead()}") from error
     return target
 
 
-def _way_out() -> str:
+def _instead() -> str:
     if has_external_trainers():
         return f"Put this line into your shell's start-up file instead:\n{export_line()}"
     return "nnU-Net before 2.8 has no other way: install nnU-Net in a virtual environment of your own, or 2.8 and later"

@@ -1,4 +1,4 @@
-"""A trained nnU-Net model as a segmenter_model: how much of a synthetic lesion it finds."""
+"""A trained nnU-Net model that looks for synthetic lesions: how much of a synthetic lesion it finds."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ CHECKPOINT = "checkpoint_final.pth"
 
 
 def open_segmenter(folder: Path, fold: int | None = None) -> TrainedModel:
-    """A model folder of ``--segmenter``, with one fold or with all that are trained.
+    """The model of a folder, with one fold or with all that are trained.
 
     Raises:
         UserError: it is no folder of a trained model, or of one that has seen only reconstructions.
     """
     if not folder.is_dir():
-        raise UserError(f"--segmenter {folder} is no folder")
+        raise UserError(f"`segmenter`: {folder} is no folder")
     trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
     folds = tuple(int(name) if name.isdigit() else name for name in trained) if fold is None else (fold,)
     if not folds:
-        raise UserError(f"--segmenter {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
+        raise UserError(f"`segmenter`: {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
     model = open_model(folder, folds, CHECKPOINT)
     if model.saw_only_the_view:
-        raise UserError(f"--segmenter {folder} has seen only reconstructions ({model.trainer}); take one of raw images")
+        raise UserError(
+            f"`segmenter`: {folder} has seen only reconstructions ({model.trainer}); take one of raw images"
+        )
     return model
 
 
@@ -62,16 +64,16 @@ class SegmenterModel:
             fold: use this fold of the model; None: all that are trained.
 
         Raises:
-            UserError: it is no such folder, or a model that cannot segmenter_model.
+            UserError: it is no such folder, or a model that does not fit.
         """
         model = open_segmenter(folder, fold)
         if model.channels != channels:
-            raise UserError(f"--segmenter {folder} takes {model.channels} channels, the dataset has {channels}")
+            raise UserError(f"`segmenter`: {folder} takes {model.channels} channels, the dataset has {channels}")
         labels = model.dataset_json["labels"]
         if lesion_name not in labels:
             raise UserError(
-                f"--segmenter {folder} has no label {lesion_name!r}, it has {', '.join(labels)}; take a model that was "
-                "trained on this lesion"
+                f"`segmenter`: {folder} has no label {lesion_name!r}, it has {', '.join(labels)}; take a model that "
+                "was trained on this lesion"
             )
         values = labels[lesion_name]
         return cls(model, tuple(values) if isinstance(values, list | tuple) else (values,))

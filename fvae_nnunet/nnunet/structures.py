@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.files.checked_json import Rule, read_json
+from fvae_nnunet.nnunet.mask_files import find_masks
 
 NAMES_FILE = "structures.json"
 TRAINING_FOLDER = "structuresTr"
@@ -23,6 +23,9 @@ MOST_CLASSES = 254
 """Class maps are uint8, 0 is the background, and 255 marks what is unknown while a map is read."""
 
 _UNKNOWN = 255
+_VALUE = Rule(
+    f"a whole number from 1 to {MOST_CLASSES}", lambda value: type(value) is int and 1 <= value <= MOST_CLASSES
+)
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,7 @@ class Structures:
         Raises:
             UserError: no such folder, no or a wrong ``structures.json``, or no mask of one of these cases.
         """
-        files = find_images(folder)
-        missing = sorted(set(cases) - files.keys())
-        if missing:
-            raise UserError(
-                f"{folder} has no structure mask of {len(missing)} cases (first: {missing[0]}); it has the case's "
-                f"name, such as {missing[0]}.nii.gz"
-            )
+        files = find_masks(folder, cases)
         values = read_structure_names(folder / NAMES_FILE)
         return cls(folder, files, values, tuple(sorted(values, key=lambda name: values[name])))
 
@@ -110,12 +107,9 @@ def read_structure_names(path: Path) -> dict[str, int]:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; it names the values of the structure masks: {{name: value}}")
-    values = read_json(path)
-    if not isinstance(values, dict) or not values:
+    values: dict[str, int] = read_json(path, {"*": _VALUE}, remedy="Correct it, or bring it back from a copy")
+    if not values:
         raise UserError(f"{path} must be an object {{name: value}} with at least one structure")
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_CLASSES:
-            raise UserError(f"{path}: the value of {name} must be a whole number from 1 to 254, not {value!r}")
     if len(set(values.values())) < len(values):
         names = [name for name in values if list(values.values()).count(values[name]) > 1]
         raise UserError(f"{path}: {' and '.join(names[:2])} have the same value {values[names[0]]}")

@@ -110,7 +110,7 @@ class CasePaths:
         )
 
 
-def lenders_of(record: Mapping[str, Any]) -> list[str]:
+def cases_borrowed_from(record: Mapping[str, Any]) -> list[str]:
     """The cases of the dataset whose lesions lent a synthetic case their shape, sorted; files of a bank are none."""
     lesions = (lesion for lesion in record["lesions"] if lesion.get("shape") != BANK)
     return sorted({lesion["borrowed_from"] for lesion in lesions if lesion.get("borrowed_from")})

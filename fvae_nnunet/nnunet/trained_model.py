@@ -83,8 +83,8 @@ class TrainedModel:
             found = find_ct_channels(self.dataset_json, self.plans, channels)
             if recorded not in (None, found):
                 raise UserError(
-                    f"--channels: the model in {self.folder} was trained with a view of the channels "
-                    f"{', '.join(map(str, recorded))}; leave the option out"
+                    f"`channels`: the model in {self.folder} was trained with a view of the channels "
+                    f"{', '.join(map(str, recorded))}; leave it out"
                 )
             return found
         return list(recorded)
@@ -134,7 +134,7 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
             raise UserError(
                 f"fold {first} and fold {fold} in {folder} were not trained alike:\n  "
                 + "\n  ".join(changed)
-                + "\nPredict with folds of one training (-f)"
+                + "\nPredict with folds of one training (`folds`)"
             )
     return TrainedModel(
         folder=folder,
@@ -155,7 +155,7 @@ def _record(folder: Path, fold: int | str, checkpoint_name: str) -> dict[str, An
         there = sorted(found.parent.name.removeprefix("fold_") for found in folder.glob(f"fold_*/{checkpoint_name}"))
         raise UserError(
             f"{path} is missing; folds with a {checkpoint_name}: {', '.join(there) or 'none'}. Choose with "
-            "-f (and -chk)"
+            "`folds` (and `checkpoint_name`)"
         )
     return {"trainer": folder.name.split("__")[0], "view": None, **read_record(path)}
 

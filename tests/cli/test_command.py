@@ -16,8 +16,9 @@ from commands_for_tests import COMMANDS, parsed
 
 from fvae_nnunet.cli import preprocess
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.outputs import holds, is_json_of, is_summary, refuse_other_output
-from fvae_nnunet.cli.parsers import CommandParser, add_dataset, add_plans, dataset_of, datasets_of
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs import progress_bar as bars
 from fvae_nnunet.jobs.manifest import Manifest
@@ -52,7 +53,7 @@ def test_a_dataset_is_named_as_in_nnunets_commands(name, monkeypatch):
     assert dataset_of(arguments) == "7"
     if name in BY_PLANS:
         for option in ("-p", "-plans_name"):
-            assert parsed([name, "-d", "7", *BY_DATASET[name], option, "Mine"], monkeypatch).p == "Mine"
+            assert parsed([name, "-d", "7", *BY_DATASET[name], option, "Mine"], monkeypatch).plans_name == "Mine"
 
 
 def test_several_datasets_are_for_preprocessing_and_two_ways_for_nobody(monkeypatch):
@@ -212,7 +213,7 @@ def test_only_ones_own_results_are_replaced(tmp_path):
     of_comparison = is_json_of("comparison")
 
     def check(is_ours=of_comparison, target=path):
-        refuse_other_output(target, is_ours=is_ours, beside=[table], command="fvae-x")
+        refuse_other_output(target, is_ours=is_ours, beside=[table], ending=target.suffix, command="fvae-x")
 
     check()
     table.write_text("mine")
@@ -228,6 +229,8 @@ def test_only_ones_own_results_are_replaced(tmp_path):
     check(is_summary)
     with pytest.raises(UserError, match="is a folder"):
         check(target=tmp_path)
+    with pytest.raises(UserError, match=r"-o must name a file that ends in \.json, got .*\.csv"):
+        refuse_other_output(table, is_ours=of_comparison, command="fvae-x")
     with pytest.raises(UserError, match=r"comparison\.json is no folder"):
         check(target=path / "below" / "a.json")
     page = tmp_path / "page.html"
@@ -261,9 +264,9 @@ def test_every_command_leaves_other_files_alone(name, words, file, tmp_path, mon
 def test_a_parser_of_datasets_and_plans_stands_alone():
     parser = CommandParser(prog="fvae-x")
     add_dataset(parser)
-    add_plans(parser)
+    add_common(parser, "plans_name")
     assert vars(parser.parse_args(shlex.split("7"))) == {
-        "dataset": "7", "d": None, "p": "nnUNetPlans", "disable_progress_bar": False,
+        "dataset": "7", "d": None, "plans_name": "nnUNetPlans", "progress_bar": True,
     }  # fmt: skip
 
 
@@ -274,7 +277,7 @@ def test_no_prediction_and_no_synthesis_replaces_the_dataset_json_of_something_e
     for check in (check_holds_predictions, check_is_ours):
         check(tmp_path)
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds dataset\.json and no predictions; choose another folder \(-o\)"):
+    with pytest.raises(UserError, match=r"holds dataset\.json and no predictions; choose another folder \(`output`\)"):
         check_holds_predictions(tmp_path)
     with pytest.raises(UserError, match=r"holds dataset\.json, which fvae-synthesize has not made"):
         check_is_ours(tmp_path)
@@ -333,7 +336,11 @@ def test_the_printed_repair_of_a_view_makes_it(view, tmp_path, monkeypatch):
         find_view(data, "fvae-preprocess 7 -c 3d_fullres -p 'Plans of mine'")
     command = str(caught.value).partition("with: ")[2].partition(", with")[0].partition(" (")[0]
     arguments = understood(command, monkeypatch)
-    assert dataset_of(arguments) == "7" and arguments.p == "Plans of mine" and arguments.c == ["3d_fullres"]
+    assert (
+        dataset_of(arguments) == "7"
+        and arguments.plans_name == "Plans of mine"
+        and arguments.configurations == ["3d_fullres"]
+    )
     assert (arguments.view or default_view_name(arguments.vae)) == ("wan2.1" if view == "mine" else view)
     assert default_view_name(arguments.vae) == (arguments.view or "wan2.1")
 

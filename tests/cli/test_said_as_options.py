@@ -12,7 +12,7 @@ from fvae_nnunet.errors import UserError
 def parser() -> CommandParser:
     parser = CommandParser(prog="fvae-example")
     parser.add_argument("folder", metavar="FOLDER")
-    parser.add_argument("-np")
+    parser.add_argument("-np", dest="processes", type=int, default=0)
     parser.add_argument("--overlap", dest="overlap_slices")
     parser.add_argument("--scheme")
     parser.add_argument("--truncate", action="store_true")
@@ -25,6 +25,7 @@ def parser() -> CommandParser:
         ("with `scheme='paper'` leave `overlap_slices` out", "with --scheme paper leave --overlap out"),
         ("use `truncate=True`, not `truncate`", "use --truncate, not --truncate"),
         ("use fewer `processes` or `processes=0`", "use fewer -np or -np 0"),
+        ("`overlap` is called so, too", "--overlap is called so, too"),
         ("`folder` is no folder", "FOLDER is no folder"),
         ("`labels` are not its parameter, `hf download X` is a command", None),
     ],

@@ -73,7 +73,7 @@ def test_what_looks_right_both_ways_is_refused():
 def test_the_user_can_decide():
     assert to_hu(HU - 1024, RESCALE, mode="hu")[0][0, 0, 0] == HU[0, 0, 0] - 1024
     np.testing.assert_array_equal(to_hu(HU, RESCALE, mode="stored")[0], HU - 1024)
-    with pytest.raises(UserError, match="--metadata"):
+    with pytest.raises(UserError, match="`metadata`"):
         to_hu(HU, None, mode="stored")
 
 

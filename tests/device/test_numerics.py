@@ -70,7 +70,13 @@ def test_training_synthesis_and_classification_ask_for_real_bfloat16(turing, mon
         "steps": 1,
         "batch": 2,
     }
-    options |= {"spacing": (1.0, 1.0, 1.0), "hu_window": (-1000, 1000), "lr": 0.1, "positive_weight": 1.0, "seed": 0}
+    options |= {
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "hu_window": (-1000, 1000),
+        "learning_rate": 0.1,
+        "positive_weight": 1.0,
+        "seed": 0,
+    }
     reports = argparse.Namespace(findings=("mass",))
     settings = train_classifier._settings(argparse.Namespace(**options), reports, "cuda")  # type: ignore[arg-type]
     assert asked == [torch.float32, "no"] and settings.precision == "float32"

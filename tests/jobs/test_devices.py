@@ -16,8 +16,8 @@ from device_work import Work, be_ended_inside_a_callback, exit_with_interruption
 
 from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.jobs.claims import Claims
 from fvae_nnunet.jobs.devices import available_devices, chosen_device, run_on_devices
+from fvae_nnunet.jobs.locks import CaseLocks
 from fvae_nnunet.jobs.pipeline import StageSeconds
 from fvae_nnunet.jobs.workers import start_uninterrupted
 
@@ -142,20 +142,24 @@ def test_four_processes_write_the_bytes_of_one(images, alone, tmp_path, capsys):
     assert "exclude each other" in capsys.readouterr().err
 
 
-def test_a_case_in_work_elsewhere_is_said_and_no_failure(images, alone, tmp_path, capsys):
+def test_a_case_of_another_process_is_waited_for_and_made_if_that_leaves_it(images, alone, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["-i", str(images), "-o", str(out), "--vae", "tiny", "-np", "0"]
-    with Claims([out / "fvae_manifest"], known=["case1"]) as other:
-        next(other.each(["case1"]))
-        assert reconstruct.main(arguments) == 0
-        printed = capsys.readouterr().out
-        assert "case1: in work elsewhere" in printed
-        assert "5 cases done" in printed
-        assert "0 already complete, 1 in work elsewhere" in printed
+    with CaseLocks([out / "fvae_manifest"]) as other:
+        assert other.take("case1")
+        assert reconstruct.main([*arguments, "--no-wait"]) == 75
+        printed = capsys.readouterr()
+        assert "5 cases done" in printed.out and "0 already complete, 1 in other processes" in printed.out
+        assert "fvae-reconstruct: other processes still work on 1 cases" in printed.err
         assert reconstruct.main([*arguments, "--overwrite"]) == 1
-        assert "is being written by process" in capsys.readouterr().err
-    assert reconstruct.main(arguments) == 0
-    assert "1 cases done" in capsys.readouterr().out
+        assert "is being written by another process" in capsys.readouterr().err
+        leaving = threading.Timer(1, other.release, args=["case1"])
+        leaving.start()
+        assert reconstruct.main(arguments) == 0
+        leaving.join()
+    printed = capsys.readouterr()
+    assert "waiting for other processes, which work on case1" in printed.err
+    assert "1 cases done" in printed.out and "in other processes" not in printed.out
     assert contents(out) == alone
 
 
@@ -165,7 +169,7 @@ def test_the_device_of_one_process_is_the_named_one_or_the_best(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert chosen_device(None) == "cpu"
-    with pytest.raises(UserError, match="no CUDA GPU is visible to torch; use -device cpu"):
+    with pytest.raises(UserError, match="no CUDA GPU is visible to torch; use `device='cpu'`"):
         chosen_device("cuda")
     with pytest.raises(UserError, match="torch sees no MPS device"):
         chosen_device("mps")
@@ -180,24 +184,47 @@ def living_of_group(group):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_an_interruption_ends_all_processes_in_order(images, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_processes_in_order(images, tmp_path, number):
     out = tmp_path / "out"
     run = subprocess.Popen(
         command(images, out, "-np", "2", "--devices", "cpu", "cpu"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: list(out.glob("fvae_manifest/claims/*.claim")), run)
-    os.killpg(run.pid, signal.SIGINT)
+    wait_for(lambda: list(out.glob("fvae_manifest/locks/*.lock")), run)
+    os.killpg(run.pid, number) if number == signal.SIGINT else run.terminate()
     _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 128 + number
     assert "interrupted" in errors
     assert "Traceback" not in errors
     deadline = time.monotonic() + 10
     while left := living_of_group(run.pid):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    assert not (out / "fvae_manifest" / "claims").exists()
+    assert not (out / "fvae_manifest" / "locks").exists()
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_second_interruption_ends_at_once_and_a_killed_parent_leaves_no_process(images, tmp_path):
+    for how in ("twice", "killed"):
+        out = tmp_path / how
+        run = subprocess.Popen(
+            command(images, out, "-np", "2", "--devices", "cpu", "cpu"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        wait_for(lambda out=out: list(out.glob("fvae_manifest/locks/*.lock")), run)
+        os.kill(run.pid, signal.SIGKILL if how == "killed" else signal.SIGINT)
+        if how == "twice":
+            with suppress(ProcessLookupError):
+                os.kill(run.pid, signal.SIGINT)
+        began = time.monotonic()
+        _, errors = run.communicate(timeout=60)
+        assert run.returncode == (-signal.SIGKILL if how == "killed" else 130)
+        assert "Traceback" not in errors
+        while living_of_group(run.pid):
+            assert time.monotonic() < began + 10
+            time.sleep(0.05)
 
 
 def test_an_interruption_does_not_reach_a_process_that_still_starts():
@@ -253,23 +280,28 @@ def test_two_identical_commands_at_once_do_each_case_once(images, alone, tmp_pat
     assert sorted(done) == sorted(path.name[: -len(".nii.gz")] for path in images.iterdir())
 
 
-def test_cases_of_a_killed_part_are_taken_up_by_the_next(images, alone, tmp_path):
+def test_a_killed_process_leaves_its_cases_to_one_that_is_at_work(images, alone, tmp_path):
     out = tmp_path / "out"
-    killed = start(images, out, "-np", "1", "-num_parts", "3", "-part_id", "0")
-    wait_for(lambda: list(out.glob("fvae_manifest/claims/*.claim")), killed)
+    killed = start(images, out, "-np", "1")
+    wait_for(lambda: list(out.glob("fvae_manifest/locks/*.lock")), killed)
+    os.kill(killed.pid, signal.SIGSTOP)
+    other = start(images, out, "-np", "0")
+    wait_for(lambda: len(list(out.glob("fvae_manifest/locks/runs/*.lock"))) == 2, other)
     killed.kill()
     killed.communicate()
-    other = start(images, out, "-np", "0", "-num_parts", "3", "-part_id", "1")
     _, errors = other.communicate(timeout=120)
     assert other.returncode == 0, errors
-    assert "took over from processes that had crashed: case" in errors
-    # part 2 was never started
-    names = {f"case{number}.nii.gz" for number in (0, 3, 1, 4)}
-    assert {name: content for name, content in contents(out).items() if "/" not in name} == {
-        name: alone[name] for name in names
-    }
-    assert not (out / "fvae_manifest" / "claims").exists()
+    assert contents(out) == alone
     assert not list(out.glob(".*"))
+
+
+def test_two_commands_on_several_devices_wait_for_each_other(images, alone, tmp_path):
+    """Each has cases that the other waits for, and must go on while it waits itself."""
+    out = tmp_path / "out"
+    processes = [start(images, out, "-np", "0", "--devices", "cpu", "cpu") for _ in range(2)]
+    printed = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert contents(out) == alone
 
 
 @pytest.mark.slow

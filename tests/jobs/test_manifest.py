@@ -199,7 +199,7 @@ def test_records_of_the_first_version_count_but_are_called_unverified(tmp_path):
     (tmp_path / "old.b2nd").write_bytes(b"x" * 64)
     verified = forget_damaged([manifest], manifest.cases)
     assert (verified.checked, verified.damaged, verified.without_digest) == (1, (), ("old",))
-    assert "--overwrite makes them anew" in str(verified)
+    assert "`overwrite=True` makes them anew" in str(verified)
     assert manifest.check_sample(["new", "old"], "repair").startswith(
         "digests of 1 of 2 cases checked; the records of 1"
     )

@@ -70,21 +70,24 @@ def test_the_file_of_a_dataset_is_found_or_its_absence_said(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patient": None}, "train_1_a_1: patient is missing"),
-        ({"patient": " "}, "patient must be a text"),
-        ({"split": "valid"}, "split must be train or test, not 'valid'"),
+        ({"patient": None}, "train_1_a_1 lacks patient"),
+        ({"patient": " "}, "train_1_a_1.patient must be a text that is not empty"),
+        ({"split": "valid"}, 'split must be train or test, not "valid"'),
         ({"report": ""}, "report must be a text that is not empty"),
-        ({"sex": "f"}, "sex is not known"),
+        ({"sex": "f"}, "sex must be absent"),
         ({"findings": {"Lung nodule": 1}}, "findings lacks Atelectasis"),
-        ({"findings": {"Lung nodule": 1, "Atelectasis": 0, "Nodul": 0}}, "findings has Nodul"),
+        ({"findings": {"Lung nodule": 1, "Atelectasis": 0, "Nodul": 0}}, "findings.Nodul must be absent"),
         ({"findings": {"Lung nodule": 2, "Atelectasis": 0}}, "Lung nodule must be 0 or 1, not 2"),
-        ({"findings": {"Lung nodule": True, "Atelectasis": 0}}, "must be 0 or 1, not True"),
-        ({"findings": {"Lung nodule": "1", "Atelectasis": 0}}, "must be 0 or 1, not '1'"),
+        ({"findings": {"Lung nodule": True, "Atelectasis": 0}}, "must be 0 or 1, not true"),
+        ({"findings": {"Lung nodule": "1", "Atelectasis": 0}}, 'must be 0 or 1, not "1"'),
         ({"findings": [1, 0]}, "findings must be an object"),
         ({"disease_masks": {"label": 1}}, "disease_masks must be a list"),
-        ({"disease_masks": [{"label": 1, "name": "nodule"}]}, "disease mask 0 must have label, name, text, voxels"),
-        ({"disease_masks": [{"label": 0, "name": "n", "text": "", "voxels": 1}]}, "label must be 1 to 255, not 0"),
-        ({"disease_masks": [{"label": 1, "name": "n", "text": 3, "voxels": 1}]}, "text must be a text, not 3"),
+        ({"disease_masks": [{"label": 1, "name": "nodule"}]}, r"disease_masks\[0\] lacks text"),
+        (
+            {"disease_masks": [{"label": 0, "name": "n", "text": "", "voxels": 1}]},
+            "label must be a whole number from 1 to 255, not 0",
+        ),
+        ({"disease_masks": [{"label": 1, "name": "n", "text": 3, "voxels": 1}]}, "text must be text, not 3"),
     ],
 )
 def test_wrong_entries_are_named(tmp_path, changes, message):
@@ -101,7 +104,7 @@ def test_wrong_entries_are_named(tmp_path, changes, message):
         ({"kind": "reports", "schema": 1, "findings": {"a": 1}, "cases": {}}, "findings must be a list"),
         ({"kind": "reports", "schema": 1, "findings": ["a", "a"], "cases": {}}, "names a twice"),
         ({"kind": "reports", "schema": 1, "findings": [], "cases": []}, "cases must be an object"),
-        ({"kind": "reports", "schema": 1, "findings": [], "cases": {"x": 1}}, "x: is no object"),
+        ({"kind": "reports", "schema": 1, "findings": [], "cases": {"x": 1}}, "x must be an object"),
     ],
 )
 def test_files_of_another_kind_are_refused(tmp_path, content, message):

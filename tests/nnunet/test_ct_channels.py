@@ -56,7 +56,7 @@ def test_a_model_predicts_with_the_channels_of_its_record_or_those_that_are_aske
 
     assert model({"ct_channels": [1]}).reconstructed_channels() == [1]
     assert model({"ct_channels": [1]}).reconstructed_channels([1]) == [1]
-    with pytest.raises(UserError, match="view of the channels 1; leave the option out"):
+    with pytest.raises(UserError, match="view of the channels 1; leave it out"):
         model({"ct_channels": [1]}).reconstructed_channels([0])
     assert model(None).reconstructed_channels() == [0, 1]
     assert model(None).reconstructed_channels([0]) == [0]

@@ -220,7 +220,7 @@ def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered
     assert "synthetic_0001: FAILED: " in captured.err and "cannot be read" in captured.err
     assert "1 of 2 cases failed: synthetic_0001" in captured.err
     assert "0 synthetic cases done, 1 already complete" in captured.out and "train with" not in captured.out
-    assert not (made / "claims").exists()
+    assert not (made / "locks").exists()
 
 
 def test_mistakes_are_one_message(clone, folder, tmp_path, capsys):

@@ -187,7 +187,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
             open_preprocessed_dataset(*arguments, **keywords)
         return str(raised.value)
 
-    assert "there are the plans nnUNetPlans: choose with -p" in error(clone.id, plans_name="nnUNetResEncUNetLPlans")
+    of_other_plans = error(clone.id, plans_name="nnUNetResEncUNetLPlans")
+    assert "there are the plans nnUNetPlans: choose with `plans_name`" in of_other_plans
     assert "there are: 2d, 3d_fullres" in error(clone.id, configurations=["3d_lowres"])
     assert "no dataset 899" in error("899")
     assert "neither a dataset id" in error("Pancreas")

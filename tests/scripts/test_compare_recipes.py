@@ -28,7 +28,7 @@ def test_each_recipe_is_a_training_on_phantoms_of_its_seed(recipe):
     parsed = parser.parse_args(train.command[1:])
     assert (parsed.organ, parsed.seed, parsed.stage1_steps, parsed.stage2_steps) == ("lungs", 2, 100, 10)
     assert train.after == (phantoms.name,) and synthesize.after == (train.name,)
-    assert synthesize.command[synthesize.command.index("--ldm") + 1] == parsed.o
+    assert synthesize.command[synthesize.command.index("--ldm") + 1] == str(parsed.output)
 
 
 def test_datasets_and_seeds_have_folders_of_their_own():

@@ -257,6 +257,6 @@ def test_the_log_of_a_model_that_saw_only_the_view_ends_with_the_command_for_it(
         monkeypatch.setattr(predict, "run", lambda arguments: seen.append(arguments) or 0)
         assert predict.main(command[1:]) == 0
         (arguments,) = seen
-        assert arguments.i == planned.raw / "imagesTs" and arguments.f == [0, 3]
+        assert arguments.images == planned.raw / "imagesTs" and arguments.folds == [0, 3]
         assert predict._model_folder(arguments) == Path(trainer.output_folder_base)
     shutil.rmtree(trainer.output_folder_base)

@@ -29,7 +29,6 @@ image and mask.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.jobs.pipeline import Outcome
 
 CACHE_FOLDER = "fvae_latents"
-_LOOK_AGAIN_S = 1.0
 
 
 def cache_folder(dataset: SourceDataset, name: str) -> Path:
@@ -132,8 +130,8 @@ def complete_cache(
 ) -> None:
     """Encode what of the dataset's cases is not in the cache yet.
 
-    Several processes may do this at once, of one training or of several: each claims the cases that it does, and waits
-    for those of its own that another is at work on.
+    Several processes may do this at once, of one training or of several: each locks the case that it does, and waits at
+    its end for those of its own that another holds.
 
     Args:
         folder, dataset, vae, settings: as for ``encode_cases``.
@@ -147,32 +145,28 @@ def complete_cache(
     """
     from contextlib import closing
 
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
 
     number, processes = share
     cases = dataset.cases[number::processes]
     failed: dict[str, Exception] = {}
-    while cases:
-        with Claims([folder], known=dataset.cases) as claims:
-            Manifest(folder).begin(
-                "latents",
-                settings.recorded_with(vae, dataset),
-                made_with,
-                remedy="Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it",
-            )
-            outcomes = encode_cases(
-                folder, dataset, vae, settings, cases=claims.each(cases), workers=min(workers, len(cases))
-            )
-            with closing(outcomes):
-                for outcome in outcomes:
-                    claims.release(outcome.case)
-                    if outcome.error is not None:
-                        failed[outcome.case] = outcome.error
-                    if on_case is not None:
-                        on_case(outcome)
-        cases = claims.elsewhere
-        if cases:
-            time.sleep(_LOOK_AGAIN_S)
+    with CaseLocks([folder]) as locks:
+        Manifest(folder).begin(
+            "latents",
+            settings.recorded_with(vae, dataset),
+            made_with,
+            remedy="Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it",
+        )
+        outcomes = encode_cases(
+            folder, dataset, vae, settings, cases=locks.each(cases), workers=min(workers, len(cases))
+        )
+        with closing(outcomes):
+            for outcome in outcomes:
+                locks.release(outcome.case)
+                if outcome.error is not None:
+                    failed[outcome.case] = outcome.error
+                if on_case is not None:
+                    on_case(outcome)
     refuse_failed(failed, "encoded", "The others are in the cache.")
 
 
@@ -180,9 +174,9 @@ def remove_cache(folder: Path) -> None:
     """Delete a cache; UserError where a process is filling it."""
     import shutil
 
-    from fvae_nnunet.jobs.claims import Claims
+    from fvae_nnunet.jobs.locks import CaseLocks
 
-    Claims([folder], known=[]).refuse_others()
+    CaseLocks([folder]).refuse_others()
     shutil.rmtree(folder, ignore_errors=True)
 
 

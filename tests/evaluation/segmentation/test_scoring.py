@@ -520,7 +520,7 @@ def test_dataset_json_beside_the_predictions_comes_first(folders):
     (folders.root / "dataset.json").rename(folders.references / "dataset.json")
     assert "1" in folders.evaluate()["mean"]
     (folders.references / "dataset.json").unlink()
-    with pytest.raises(UserError, match=r"no dataset\.json in .*-djfile"):
+    with pytest.raises(UserError, match=r"no dataset\.json in .*`dataset_json`"):
         folders.evaluate()
 
 

@@ -8,7 +8,7 @@ from synthesize_for_tests import SIZE, files_of, paints, run
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.synthetic_cases import _origins
-from fvae_nnunet.nnunet.synthetic_folder import lenders_of, read_synthetic_cases
+from fvae_nnunet.nnunet.synthetic_folder import cases_borrowed_from, read_synthetic_cases
 from fvae_nnunet.synthesis.lesions.shape_bank import ShapeBank
 
 __all__ = ["paints"]
@@ -112,7 +112,7 @@ def test_the_command_borrows_from_a_bank_and_no_case_lends(paints, folder, tmp_p
     for case in read_synthetic_cases(output):
         (lesion,) = case.record["lesions"]
         assert (lesion["shape"], lesion["borrowed_from"]) == ("bank", "case_1.nii.gz")
-        assert lenders_of(case.record) == []
+        assert cases_borrowed_from(case.record) == []
         assert _origins(case.record) == [(dataset.name, case.record["source_case"])]
         # a rod of 1 : 10, whichever way it lies
         points = np.argwhere(sitk.GetArrayFromImage(sitk.ReadImage(str(case.label))) == 2)[:, ::-1] * (2, 2, 3)
@@ -137,7 +137,7 @@ def test_a_bank_can_be_mixed_with_ellipsoids_and_needs_no_real_lesion(paints, fo
     assert all((lesion["borrowed_from"] is None) == (lesion["shape"] == "ellipsoid") for lesion in lesions)
 
 
-def test_lenders_of_a_record():
+def test_cases_borrowed_from_a_record():
     lesions = [
         {"shape": "ellipsoid", "borrowed_from": None},
         {"shape": "borrowed", "borrowed_from": "case_2"},
@@ -146,4 +146,4 @@ def test_lenders_of_a_record():
         {"borrowed_from": "case_2"},
         {},
     ]
-    assert lenders_of({"lesions": lesions}) == ["case_1", "case_2"]
+    assert cases_borrowed_from({"lesions": lesions}) == ["case_1", "case_2"]

@@ -1,0 +1,235 @@
+"""Commands that do many cases, on one device or several: their options, their progress, the cases of a call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fvae_nnunet.cli.common_options import add_common
+from fvae_nnunet.cli.said_as_options import said_as_options
+from fvae_nnunet.cli.submit import add_submit_options, submit
+from fvae_nnunet.cli.verify import verify_finished
+from fvae_nnunet.errors import UserError
+
+if TYPE_CHECKING:
+    from fvae_nnunet.jobs.devices import Work
+    from fvae_nnunet.jobs.locks import CaseLocks
+    from fvae_nnunet.jobs.pipeline import Outcome
+
+Progress = TypeVar("Progress", bound="CaseProgress")
+
+INCOMPLETE = 75
+"""Exit status where other processes still hold cases (EX_TEMPFAIL of sysexits.h)."""
+
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say how the work is spread; the result does not depend on them."""
+    group = parser.add_argument_group("work")
+    add_common(group, "processes")
+    # fmt: off
+    group.add_argument("--devices", nargs="+", metavar="DEVICE",
+        help="instead of -device: a process for each of these, such as cuda:0 cuda:1, all (CUDA GPUs) or cpu cpu; "
+        "they share the cases and the processes of -np")
+    # fmt: on
+    add_common(group, "no_wait", "num_parts", "part_id", "overwrite", "verify", "verbose")
+    add_submit_options(parser)
+
+
+def part_of(cases: list[str], arguments: argparse.Namespace) -> list[str]:
+    """The cases of this call's part."""
+    if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
+        raise UserError(f"-part_id counts from 0 to -num_parts - 1; got {arguments.part_id} of {arguments.num_parts}")
+    if arguments.overwrite and arguments.num_parts > 1:
+        raise UserError("--overwrite deletes what the other parts made; run it without -num_parts")
+    if arguments.devices and arguments.device:
+        raise UserError("-device and --devices exclude each other; give one of them")
+    return cases[arguments.part_id :: arguments.num_parts]
+
+
+def workers_of(arguments: argparse.Namespace) -> int:
+    """Processes that read and write for one device."""
+    processes: int = arguments.processes
+    return max(1, processes // len(arguments.devices)) if processes and arguments.devices else processes
+
+
+def do_cases(
+    arguments: argparse.Namespace,
+    work: Work,
+    *,
+    cases: list[str],
+    folders: Iterable[Path],
+    progress_type: type[Progress],
+) -> Progress:
+    """Do the cases on the devices that the options name, together with all processes that do the same.
+
+    Args:
+        arguments: the options; ``devices`` is replaced by the devices it stands for.
+        work: loads the VAE and does cases with it; the result of each is a dictionary.
+        cases: this call's part.
+        folders: where cases are locked, see ``locks``.
+        progress_type: says what became of each case.
+    """
+    from fvae_nnunet.jobs.devices import available_devices, run_on_devices
+    from fvae_nnunet.jobs.locks import CaseLocks
+
+    arguments.devices = available_devices(arguments.devices or [])
+    folders = list(folders)
+    verify_finished(arguments, folders, cases)
+    with CaseLocks(folders, wait=not arguments.no_wait, say=lambda line: progress.say(line)) as locks:
+        if arguments.overwrite:
+            locks.refuse_others()
+        loaded = None if arguments.devices else work.load(arguments.device)
+        progress = progress_type(len(cases), devices=len(arguments.devices), verbose=arguments.verbose)
+        how: dict[str, Any] = {"seconds": progress.seconds, "on_slices": progress.on_slices}
+        if arguments.devices:
+            outcomes = run_on_devices(arguments.devices, work, locks.each(cases), say=progress.say, **how)
+        else:
+            outcomes = work.run(loaded, locks.each(cases), first=True, **how)
+        progress.follow(outcomes, locks)
+    return progress
+
+
+def submit_cases(arguments: argparse.Namespace, *, cases: list[str], folders: Iterable[Path]) -> int:
+    """Have jobs do what ``do_cases`` does; the exit status."""
+    from fvae_nnunet.jobs.manifest import Manifest
+    from fvae_nnunet.jobs.submit import LOGS
+
+    manifests = [Manifest(folder) for folder in folders]
+    return submit(
+        arguments,
+        logs=manifests[0].folder / LOGS,
+        total=len(cases),
+        complete=lambda: len(set(cases).intersection(*(manifest.cases for manifest in manifests))),
+    )
+
+
+class CaseProgress:
+    """A tqdm bar over cases with an estimate of the time left, a line for each case, and the failures.
+
+    Args:
+        total: number of cases.
+        devices: that compute at the same time; 0 for the default one.
+        verbose: show the traceback of a failed case.
+    """
+
+    def __init__(self, total: int, *, devices: int = 0, verbose: bool = False) -> None:
+        from fvae_nnunet.jobs.pipeline import StageSeconds
+        from fvae_nnunet.jobs.progress_bar import progress_bar
+
+        self.seconds = StageSeconds()
+        self.devices = max(1, devices)
+        self.bar = progress_bar(total=total, unit="case")
+        self.verbose = verbose
+        self.done = 0
+        self.skipped = 0
+        self.failed: list[str] = []
+        self.missing: list[str] = []
+
+    def on_slices(self, case: str, done: int, total: int) -> None:
+        self.bar.set_postfix_str(f"{case}: slice {done}/{total}")
+
+    def say(self, line: str) -> None:
+        self.bar.write(said_as_options(line), file=sys.stderr)
+
+    def follow(self, outcomes: Generator[Outcome, None, None], locks: CaseLocks) -> None:
+        """Add what becomes of the cases, and give their locks back."""
+        # closed before the locks are given back: then nobody works on a case any more
+        with closing(outcomes):
+            for outcome in outcomes:
+                locks.release(outcome.case)
+                self.add(outcome)
+        self.missing = locks.missing
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one case and say what became of it."""
+        if outcome.error is not None:
+            self.failed.append(outcome.case)
+            self.say(failure_line(outcome.case, outcome.error))
+            if self.verbose:
+                self.bar.write("".join(traceback.format_exception(outcome.error)), file=sys.stderr)
+        elif outcome.result is None:
+            self.skipped += 1
+        else:
+            self.done += 1
+            self.add_result(outcome.case, outcome.result)
+        self.bar.total = max(self.bar.total, self.bar.n + 1)
+        self.bar.update()
+
+    def add_result(self, case: str, result: Any) -> None:
+        """Say what was made of a case."""
+        raise NotImplementedError
+
+    def say_failed(self, command: str, remedy: str) -> int:
+        """Close the bar and name the cases that failed or are missing, if any are; the exit status.
+
+        Returns:
+            0: every case is complete; 1: some failed; 75: other processes work on the rest, which was not waited for.
+        """
+        self.bar.close()
+        if self.failed:
+            failed = f"{len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}"
+            print(f"{command}: {failed}. {remedy}", file=sys.stderr)
+        if self.missing:
+            print(f"{command}: other processes still work on {len(self.missing)} cases", file=sys.stderr)
+        return 1 if self.failed else INCOMPLETE if self.missing else 0
+
+    def finish(self, command: str, again: str) -> int:
+        """As ``say_failed``, after a line on where the time went."""
+        self.bar.close()
+        seconds = self.seconds
+        several = f" on {self.devices} devices, summed over them" if self.devices > 1 else ""
+        print(
+            f"time: {self.elapsed_s:.1f} s, of which{several} VAE {seconds.computing:.1f} s, waiting for reading "
+            f"{seconds.reading:.1f} s and for writing {seconds.writing:.1f} s; device idle {seconds.idle_share:.0%}"
+        )
+        return self.say_failed(command, f"{'' if self.missing else 'The others are complete; '}{again}")
+
+    @property
+    def elapsed_s(self) -> float:
+        return float(self.bar.format_dict["elapsed"])
+
+    @property
+    def besides(self) -> str:
+        """How many cases were not done in this call, for a summary."""
+        missing = f", {len(self.missing)} in other processes" if self.missing else ""
+        return f"{self.skipped} already complete{missing}"
+
+
+class ReconstructionProgress(CaseProgress):
+    """Says of each case how far its reconstruction is from the image."""
+
+    def __init__(self, total: int, **options: Any) -> None:
+        super().__init__(total, **options)
+        self.psnr_db: list[float] = []
+
+    def add_result(self, case: str, result: dict[str, Any]) -> None:
+        self.psnr_db.append(result["psnr_db"])
+        noise = ""
+        if result.get("noise_raw_hu") is not None:
+            noise = f", noise {result['noise_raw_hu']:.1f} to {result['noise_view_hu']:.1f} HU"
+        self.bar.write(
+            f"{case}: PSNR {result['psnr_db']:.2f} dB, mean absolute error {result['mean_absolute_error_hu']:.2f} HU"
+            f"{noise}", file=sys.stdout,
+        )  # fmt: skip
+        if result.get("impossible_voxels"):
+            self.say(
+                f"{case}: warning: HU from {result['lowest_hu']:g} to {result['highest_hu']:g}; "
+                f"{result['impossible_voxels']} voxels lie where no CT has any and were clipped to the window. Is the "
+                "image in HU?"
+            )
+
+    @property
+    def summary(self) -> str:
+        """Its beginning, once the bar is closed."""
+        mean = f" (mean PSNR {sum(self.psnr_db) / len(self.psnr_db):.2f} dB)" if self.psnr_db else ""
+        return f"{self.done} cases done{mean}, {self.besides}, {self.elapsed_s:.1f} s"
+
+
+def failure_line(case: str, error: Exception) -> str:
+    """What a command says of a case that failed, in its options."""
+    return f"{case}: FAILED: {said_as_options(str(error)) if isinstance(error, UserError) else repr(error)}"

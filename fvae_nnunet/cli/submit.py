@@ -1,0 +1,71 @@
+"""``--submit``: a command as several jobs of a cluster, or of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fvae_nnunet.cli.said_as_options import said_as_options
+from fvae_nnunet.errors import UserError
+
+
+def add_submit_options(parser: argparse.ArgumentParser) -> None:
+    """``--submit``, ``--jobs`` and ``--slurm``."""
+    group = parser.add_argument_group("jobs")
+    # fmt: off
+    group.add_argument("--submit", choices=("slurm", "local"),
+        help="do the work as jobs of a SLURM cluster, or as processes of this machine, and wait for them; needs "
+        "pip install 'fvae_nnunet[cluster]'")
+    group.add_argument("--jobs", type=int, default=2, metavar="N", help="with --submit: how many; default 2")
+    group.add_argument("--slurm", nargs="+", default=[], metavar="NAME=VALUE",
+        help="with --submit slurm: options of sbatch, such as partition=gpu,time=720,mem=64GB (time in minutes); "
+        "default: one GPU for a day")
+    # fmt: on
+
+
+def submit(
+    arguments: argparse.Namespace,
+    *,
+    logs: Path,
+    total: int,
+    complete: Callable[[], int],
+    options_of_job: Callable[[int], Sequence[str]] | None = None,
+) -> int:
+    """Run the command that was called as jobs, with a bar of what is complete; the exit status.
+
+    Args:
+        arguments: the options, with ``called`` (program and its arguments) from ``run_command``.
+        logs: folder for what the jobs print.
+        total: number of cases.
+        complete: how many of them are complete now.
+        options_of_job: what each job is told besides, by its number, where the jobs do not share the cases by
+            themselves.
+    """
+    from fvae_nnunet.jobs.progress_bar import progress_bar
+    from fvae_nnunet.jobs.submit import Command, run_as_jobs, sbatch_options, submitted_argv
+
+    if arguments.jobs < 1:
+        raise UserError(f"`jobs` is at least 1, got {arguments.jobs}")
+    if getattr(arguments, "overwrite", False):
+        raise UserError("`overwrite` and `submit` exclude each other: every job would begin anew")
+    program, argv = arguments.called
+    module = f"fvae_nnunet.cli.{program.removeprefix('fvae-').replace('-', '_')}"
+    commands = [
+        Command(module, (*submitted_argv(argv), *(options_of_job(number) if options_of_job else ())))
+        for number in range(arguments.jobs)
+    ]
+    with progress_bar(total=total, initial=complete(), unit="case") as bar:
+        status = run_as_jobs(
+            commands,
+            one_is_enough=options_of_job is None,
+            cluster=arguments.submit,
+            slurm=sbatch_options(arguments.slurm),
+            logs=logs,
+            name=program,
+            complete=complete,
+            on_complete=lambda done: bar.update(done - bar.n),
+            say=lambda line: bar.write(said_as_options(line)),
+        )
+    print(f"{complete()} of {total} cases complete")
+    return status

@@ -1,0 +1,199 @@
+"""Who is at work on which case of a folder, so that several processes, also on several machines, can share it.
+
+``<folder>/locks`` holds, only while somebody works there::
+
+    <case>.lock                       the case is taken
+    runs/<host>-<pid>-<random>.lock   this process is at work in the folder
+
+Each file is locked by its process (``filelock``), and the system gives it free when the process ends, however it ends.
+On a file system without such locks the file itself is the lock; then that of a process that was killed stays, and only
+a process on the same host notices that its owner is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from fvae_nnunet.errors import UserError
+
+SUBFOLDER = "locks"
+RUNS = "runs"
+LOOK_AGAIN_S = 1.0
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+class CaseLocks:
+    """This process' locks on cases; a context that gives them back.
+
+    Args:
+        folders: where a case is written; it is locked in all of them or in none.
+        wait: whether ``each`` waits at its end for the cases that other processes hold.
+        say: called with a line when that begins.
+
+    Attributes:
+        missing: cases of ``each`` that other processes held at its end; none where it waited.
+    """
+
+    def __init__(
+        self, folders: Iterable[Path], *, wait: bool = True, say: Callable[[str], object] = lambda line: None
+    ) -> None:
+        self._folders = [folder / SUBFOLDER for folder in sorted(folders)]
+        self._wait = wait
+        self._say = say
+        self._run = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.lock"
+        self._runs: list[BaseFileLock] = []
+        self._held: dict[str, list[BaseFileLock]] = {}
+        self._closing = threading.Event()
+        self.missing: list[str] = []
+
+    def __enter__(self) -> CaseLocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        for case in list(self._held):
+            self.release(case)
+        for run in self._runs:
+            _give_back(run)
+        if self._runs:
+            self._other_runs()
+        for folder in self._folders:
+            with suppress(OSError):  # others are at work
+                (folder / RUNS).rmdir()
+                folder.rmdir()
+
+    def refuse_others(self) -> None:
+        """Raise UserError where another process is at work in one of the folders."""
+        for path in self._other_runs():
+            raise UserError(
+                f"{path.parents[2]} is being written by another process (host and process id: {path.stem}); wait for "
+                "it, or stop it"
+            )
+
+    def each(self, cases: Iterable[str]) -> Iterator[str]:
+        """Lock one case after the other and yield it. Whoever gets a case gives it back with ``release``.
+
+        Cases that other processes hold come last, each when it is given back: whoever reads it then sees whether it is
+        complete.
+        """
+        busy = []
+        for case in cases:
+            if self.take(case):
+                yield case
+            else:
+                busy.append(case)
+        if busy and self._wait:
+            which = busy[0] if len(busy) == 1 else f"{len(busy)} cases (first: {busy[0]})"
+            self._say(f"waiting for other processes, which work on {which}; their locks: {self._folders[0]}")
+        while busy and self._wait and not self._closing.wait(LOOK_AGAIN_S):
+            still_busy = []
+            for case in busy:
+                if self.take(case):
+                    yield case
+                else:
+                    still_busy.append(case)
+            busy = still_busy
+        self.missing = busy
+
+    def take(self, case: str) -> bool:
+        """Lock a case; False if another process holds it."""
+        for folder in self._folders[len(self._runs) :]:
+            while (run := _locked(folder / RUNS / self._run)) is None:
+                pass
+            self._runs.append(run)
+        taken: list[BaseFileLock] = []
+        for folder in self._folders:
+            lock = _locked(folder / f"{case}.lock")
+            if lock is None:
+                for other in taken:
+                    _give_back(other)
+                return False
+            taken.append(lock)
+        self._held[case] = taken
+        return True
+
+    def release(self, case: str) -> None:
+        """Give a case back, done or failed."""
+        for lock in self._held.pop(case, []):
+            _give_back(lock)
+
+    def _other_runs(self) -> list[Path]:
+        """The files of other processes at work; those of processes that are gone are removed."""
+        alive = []
+        for path in (path for folder in self._folders for path in (folder / RUNS).glob("*.lock")):
+            if path.name == self._run:
+                continue
+            lock = _locked(path)
+            if lock is None:
+                alive.append(path)
+            else:
+                _give_back(lock)
+        return alive
+
+
+def _locked(path: Path) -> BaseFileLock | None:
+    """The lock, which is ours now; None where another process holds it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = _kind_of_lock(path.parent)(path, thread_local=False)
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        except FileNotFoundError:  # another process has removed the folder, as it was empty
+            continue
+        return lock
+
+
+def _give_back(lock: BaseFileLock) -> None:
+    """Unlock and remove a file.
+
+    In the instant of its removal a process that has opened it and one that makes it anew can both come to hold a case:
+    they find it complete, or both write the same bytes.
+    """
+    if os.name == "posix" and not isinstance(lock, SoftFileLock):  # others remove their files themselves
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+_kinds: dict[int, type[BaseFileLock]] = {}
+
+
+def _kind_of_lock(folder: Path) -> type[BaseFileLock]:
+    """What can lock files of this file system."""
+    device = folder.stat().st_dev
+    if device not in _kinds:
+        _kinds[device] = FileLock if _can_lock(folder) else SoftFileLock
+        if _kinds[device] is SoftFileLock:
+            warnings.warn(
+                f"the file system of {folder} knows no locks (flock), so a process that is killed leaves its lock "
+                f"files in {folder}; if a command waits for a case that nobody works on, delete them",
+                stacklevel=2,
+            )
+    return _kinds[device]
+
+
+def _can_lock(folder: Path) -> bool:
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _WITHOUT_LOCKS:
+                return False
+            raise
+    return True

@@ -1,0 +1,86 @@
+"""Commands as jobs of this machine: the same files as without."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from fvae_nnunet.cli import preprocess, reconstruct, train_ldm
+from fvae_nnunet.jobs import submit
+
+pytest.importorskip("submitit")
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(submit, "LOOK_EVERY_S", 0.1)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        image = sitk.GetImageFromArray(rng.integers(-1000, 1000, (3, 32, 32)).astype(np.int16))
+        sitk.WriteImage(image, str(tmp_path / "images" / f"case{number}.nii.gz"))
+    return tmp_path / "images"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and submit.LOGS not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_jobs_write_what_one_call_writes(images, tmp_path, capsys):
+    made = ["-i", str(images), "--vae", "tiny", "-np", "0"]
+    assert reconstruct.main([*made, "-o", str(tmp_path / "alone")]) == 0
+    capsys.readouterr()
+    out = tmp_path / "jobs"
+    assert reconstruct.main([*made, "-o", str(out), "--submit", "local", "--jobs", "2"]) == 0
+    assert contents(out) == contents(tmp_path / "alone")
+    printed = capsys.readouterr()
+    assert "4 of 4 cases complete" in printed.out
+    assert f"they print to {out / 'fvae_manifest' / 'jobs'}" in printed.out + printed.err
+    logs = [path.read_text() for path in out.rglob("*_log.out")]
+    assert len(logs) == 2 and all("cases done" in log for log in logs)
+
+
+def test_jobs_that_fail_are_named_and_so_is_the_status(images, tmp_path, capsys):
+    (images / "case2.nii.gz").write_bytes(b"nothing")
+    arguments = ["-i", str(images), "-o", str(tmp_path / "out"), "--vae", "tiny", "-np", "0"]
+    assert reconstruct.main([*arguments, "--submit", "local", "--jobs", "1"]) == 1
+    printed = capsys.readouterr()
+    assert "3 of 4 cases complete" in printed.out
+    (line,) = (line for line in (printed.out + printed.err).splitlines() if "ended: status 1; see " in line)
+    assert "case2" in Path(line.rpartition(" ")[2]).read_text()
+
+
+def test_mistakes_are_one_message(images, tmp_path, capsys):
+    def message(main, *arguments):
+        assert main([*arguments]) == 1
+        return capsys.readouterr().err
+
+    made = ["-i", str(images), "-o", str(tmp_path / "out"), "--vae", "tiny", "--submit", "local"]
+    assert "--overwrite and --submit exclude each other" in message(reconstruct.main, *made, "--overwrite")
+    assert "--jobs is at least 1, got 0" in message(reconstruct.main, *made, "--jobs", "0")
+    assert "NAME=VALUE is expected" in message(reconstruct.main, *made, "--slurm", "gpu")
+    assert "one dataset at a time" in message(preprocess.main, "-d", "1", "2", "--submit", "local")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_latents_are_encoded_by_jobs(tmp_path, capsys):
+    from synthesis_for_tests import phantom_dataset
+
+    dataset = phantom_dataset()
+    arguments = [dataset.id, "--vae", "tiny", "--size", "tiny", "--window-slices", "8", "-device", "cpu", "-np", "0"]
+    assert train_ldm.main([*arguments, "--submit", "local"]) == 1
+    assert "--submit is for --encode-only" in capsys.readouterr().err
+    assert train_ldm.main([*arguments, "--latents", "jobs", "--encode-only", "--submit", "local"]) == 0
+    assert "3 of 3 cases complete" in capsys.readouterr().out
+    assert train_ldm.main([*arguments, "--latents", "alone", "--encode-only"]) == 0
+    assert "latents of 3 cases, in" in capsys.readouterr().out
+    caches = dataset.preprocessed.rglob("fvae_latents")
+    folders = {path.name: contents(path) for cache in caches for path in cache.iterdir()}
+    assert folders["jobs"] == folders["alone"]
