@@ -14,12 +14,12 @@ from typing import Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES
+from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES, PERCENTILE_MARK, p_text
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.files.csv_tables import csv_bytes
 from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.report.numbers import NOT_THERE, PERCENTILE_MARK, number, p_value
+from fvae_nnunet.report.numbers import NOT_THERE, number
 from fvae_nnunet.report.paper import paper_tables
 
 REAL_CT = "realct"
@@ -121,7 +121,7 @@ def text_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         difference = [
             number(row["difference"], 1, signed=True),
             interval(row, "difference", signed=True),
-            *(p_value(row[p]) for p in ("p", "p_holm")),
+            *(p_text(row[p]) for p in ("p", "p_holm")),
         ]
         shown.append(
             [

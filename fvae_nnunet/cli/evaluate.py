@@ -52,14 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
     from fvae_nnunet.evaluation.segmentation.comparison_tables import (
         comparison_csvs,
+        comparison_rows,
         format_comparison,
-        write_comparison,
     )
     from fvae_nnunet.evaluation.segmentation.scoring import score_folders
-    from fvae_nnunet.evaluation.segmentation.summary import format_table, summarise, write_summary
+    from fvae_nnunet.evaluation.segmentation.summary import case_rows, format_table, summarise
     from fvae_nnunet.evaluation.statistics import check_resampling
     from fvae_nnunet.jobs.progress_bar import counting_bar
 
@@ -82,16 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
     with counting_bar(unit="case") as on_case:
         scores = from_options(score_folders, arguments, on_case=on_case)
     if is_comparison:
-        comparison = compare(scores, **given)
-        try:
-            tables = write_comparison(comparison, path)
-        finally:  # what hours of scoring found is not lost on a full disk
-            print(format_comparison(comparison))
+        results = compare(scores, **given)
+        tables = comparison_rows(results, path)
     else:
-        summary = summarise(scores)
-        try:
-            tables = [write_summary(summary, path)]
-        finally:
-            print(format_table(summary))
+        results = summarise(scores)
+        tables = {path.with_suffix(".csv"): case_rows(results)}
+    try:
+        write_results(results, path, tables)
+    finally:  # what hours of scoring found is not lost on a full disk
+        print(format_comparison(results) if is_comparison else format_table(results))
     print(f"written: {path} and {', '.join(map(str, tables))}")
     return 0

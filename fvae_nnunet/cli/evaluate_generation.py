@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.generation.image_sets import read_image_set
     from fvae_nnunet.evaluation.generation.picture import generation_picture
     from fvae_nnunet.evaluation.generation.similarity import TextNetwork
-    from fvae_nnunet.evaluation.generation.summary import format_table, write_results
+    from fvae_nnunet.evaluation.generation.summary import case_rows, format_table
+    from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
@@ -98,10 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
     text = None
     if arguments.text_encoder is not None:
         text = TextNetwork(
-            arguments.text_encoder, tokenizer=arguments.tokenizer, trust=arguments.trust_weights, device=device
+            arguments.text_encoder, tokenizer=arguments.tokenizer, trust_weights=arguments.trust_weights, device=device
         )
-    others = dict(named_paths("--features", arguments.features))
-    if len(others) < len(arguments.features):
+    features = dict(named_paths("--features", arguments.features))
+    if len(features) < len(arguments.features):
         raise UserError(f"--features: a name is given twice: {' '.join(arguments.features)}")
     evaluation = from_options(
         Evaluation,
@@ -112,9 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
         networks=load_feature_networks(
             ct_clip=arguments.ct_clip,
             radimagenet=arguments.radimagenet,
-            others=others,
+            features=features,
             slice_step=arguments.slice_step,
-            trust=arguments.trust_weights,
+            trust_weights=arguments.trust_weights,
             device=device,
         ),
         text=text,
@@ -130,8 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         bars.close()
     title = f"{arguments.fake.resolve().name} (generated) and {arguments.real.resolve().name} (real)"
+    table = path.with_suffix(".csv")
     try:
-        table = write_results(evaluated.results, path)
+        write_results(evaluated.results, path, {table: case_rows(evaluated.results)})
         picture = generation_picture(evaluated, path.with_suffix(".png"), title=title)
     finally:
         print(format_table(evaluated.results))

@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.reconstruction.folder import evaluate_view_folder, write_pictures
-    from fvae_nnunet.evaluation.reconstruction.summary import format_table, write_results
+    from fvae_nnunet.evaluation.reconstruction.summary import case_rows, format_table
+    from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.jobs.progress_bar import counting_bar
 
     if arguments.with_noise is not None:
@@ -90,8 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
             processes=arguments.processes,
             on_case=on_case,
         )
+    table = path.with_suffix(".csv")
     try:
-        table = write_results(results, path)
+        write_results(results, path, {table: case_rows(results)})
         pictures = write_pictures(results, folder, count=arguments.pictures) if arguments.pictures else []
     finally:
         print(format_table(results))

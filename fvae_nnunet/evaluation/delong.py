@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.evaluation.statistics import CONFIDENCE, ROUNDING_DECIMALS, Interval
+from fvae_nnunet.evaluation.statistics import CONFIDENCE, NO_INTERVAL, ROUNDING_DECIMALS, Difference, Interval
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,6 @@ class AUCs:
 
     values: np.ndarray
     covariance: np.ndarray
-
-
-@dataclass(frozen=True)
-class AUCDifference:
-    """Second model minus first.
-
-    Attributes:
-        value: in [-1, 1].
-        interval: method "DeLong", or "none" where the covariance is not known or the models agree in every case.
-        p: two-sided; NaN where the covariance is not known, 1 where the models agree in every case.
-    """
-
-    value: float
-    interval: Interval
-    p: float
 
 
 def aucs(scores: np.ndarray, positive: np.ndarray, clusters: Sequence[str] | np.ndarray | None = None) -> AUCs:
@@ -100,27 +85,27 @@ def auc_interval(found: AUCs, model: int) -> Interval:
     """
     variance = found.covariance[model, model]
     low, high = _normal_ends(found.values[model], variance)
-    return Interval(max(low, 0.0), min(high, 1.0), "DeLong") if _is_known(variance) else _NONE
+    return Interval(max(low, 0.0), min(high, 1.0), "DeLong") if _is_known(variance) else NO_INTERVAL
 
 
-def auc_difference(found: AUCs, first: int, second: int) -> AUCDifference:
-    """The AUC of one model minus that of another, on the same cases, with interval and test by the normal law."""
+def auc_difference(found: AUCs, first: int, second: int) -> Difference:
+    """The AUC of one model minus that of another, on the same cases, with interval and test by the normal law.
+
+    The interval is "none" where the covariance is not known or the models agree in every case; p is NaN and 1 there.
+    """
     from scipy.stats import norm
 
     value = float(found.values[second] - found.values[first])
     covariance = found.covariance
     variance = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
     if not np.isfinite(variance):
-        return AUCDifference(value, _NONE, float("nan"))
+        return Difference(value, NO_INTERVAL, float("nan"))
     if not _is_known(variance):
         # no spread: the models order all cases alike, or differ by the same in each
-        return AUCDifference(value, _NONE, 1.0 if abs(value) < 10.0**-ROUNDING_DECIMALS else float("nan"))
+        return Difference(value, NO_INTERVAL, 1.0 if abs(value) < 10.0**-ROUNDING_DECIMALS else float("nan"))
     low, high = _normal_ends(value, variance)
     p = 2 * float(norm.sf(abs(value) / np.sqrt(variance)))
-    return AUCDifference(value, Interval(max(low, -1.0), min(high, 1.0), "DeLong"), p)
-
-
-_NONE = Interval(float("nan"), float("nan"), "none")
+    return Difference(value, Interval(max(low, -1.0), min(high, 1.0), "DeLong"), p)
 
 
 def _cluster_sums(deviations: np.ndarray, cases: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -11,19 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.evaluation.statistics import CONFIDENCE, ROUNDING_DECIMALS, Interval
+from fvae_nnunet.evaluation.statistics import CONFIDENCE, NO_INTERVAL, ROUNDING_DECIMALS, Difference, Interval
 
 _CHUNK_VALUES = 2_000_000
 """Weights that are held at once."""
-
-
-@dataclass(frozen=True)
-class MeanDifference:
-    """Second model minus first: mean over findings; ``p`` is two-sided, NaN where there is no interval."""
-
-    value: float
-    interval: Interval
-    p: float
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class MeanAUCs:
         """95 % percentile interval of one model; "none" with fewer than two patients or no spread."""
         return _percentile(self.resampled[:, model])
 
-    def difference(self, first: int, second: int) -> MeanDifference:
+    def difference(self, first: int, second: int) -> Difference:
         """Paired: both models have the same resamples.
 
         The p value is the smallest 1 - confidence at which the percentile interval leaves out 0 (Efron and Tibshirani,
@@ -59,9 +50,9 @@ class MeanAUCs:
         interval = _percentile(differences)
         if interval.method == "none":
             same = differences.size and not differences.any()
-            return MeanDifference(value, interval, 1.0 if same else float("nan"))
+            return Difference(value, interval, 1.0 if same else float("nan"))
         tail = min((differences <= 0).sum(), (differences >= 0).sum())
-        return MeanDifference(value, interval, min(1.0, 2 * float(tail + 1) / (differences.size + 1)))
+        return Difference(value, interval, min(1.0, 2 * float(tail + 1) / (differences.size + 1)))
 
 
 def mean_aucs(
@@ -139,6 +130,6 @@ def _has_both(labels: np.ndarray) -> bool:
 def _percentile(values: np.ndarray) -> Interval:
     known = np.round(values[np.isfinite(values)], ROUNDING_DECIMALS)
     if np.unique(known).size < 2:
-        return Interval(float("nan"), float("nan"), "none")
+        return NO_INTERVAL
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high), "percentile")

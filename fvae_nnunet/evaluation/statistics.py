@@ -28,11 +28,23 @@ PERMUTATION_UP_TO = 13
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval: ``method`` is "BCa", "percentile" (BCa was degenerate) or "none" (both ends are NaN)."""
+    """A 95 % interval: ``method`` is "BCa", "percentile", "DeLong" or "none" (both ends are NaN)."""
 
     low: float
     high: float
     method: str
+
+
+NO_INTERVAL = Interval(float("nan"), float("nan"), "none")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second model minus first, with a two-sided p, NaN where it is not known."""
+
+    value: float
+    interval: Interval
+    p: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class SignedRankTest:
 def check_resampling(seed: int, resamples: int) -> None:
     """UserError if `bootstrap_interval` cannot work with these."""
     if seed < 0 or resamples < 1:
-        raise UserError(f"--seed must not be negative and --resamples positive, got {seed} and {resamples}")
+        raise UserError(f"`seed` must not be negative and `resamples` positive, got {seed} and {resamples}")
 
 
 def bootstrap_interval(
@@ -79,7 +91,7 @@ def bootstrap_interval(
     sums = np.asarray(sums, dtype=float)
     counts = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=float)
     if np.unique(np.round(sums / counts, ROUNDING_DECIMALS)).size < 2:
-        return Interval(float("nan"), float("nan"), "none")
+        return NO_INTERVAL
 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
         return sums.sum(axis=axis) / counts.sum(axis=axis)
@@ -98,6 +110,16 @@ def bootstrap_interval(
             method = "percentile"
     low, high = result.confidence_interval
     return Interval(float(low), float(high), method)
+
+
+def mean_and_interval(
+    values: Sequence[float] | np.ndarray, *, seed: int, resamples: int = 9999
+) -> tuple[float, Interval]:
+    """Mean of the values (n,) that are not NaN, one for each case, and its `bootstrap_interval`; NaN of none."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    mean = float(known.mean()) if known.size else float("nan")
+    return mean, bootstrap_interval(known, seed=seed, resamples=resamples)
 
 
 def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -52,6 +53,17 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     notes: Sequence[str] = ()
+
+    @property
+    def column_groups(self) -> list[tuple[str, int]]:
+        """Names of groups of neighbouring columns, with the number of their columns."""
+        return [(group, len(list(columns))) for group, columns in groupby(self.columns, lambda column: column.group)]
+
+    @property
+    def row_groups(self) -> list[Sequence[Sequence[str]]]:
+        """The rows that share a first cell, together."""
+        starts = [number for number, row in enumerate(self.rows) if number == 0 or row[0]]
+        return [self.rows[start:stop] for start, stop in zip(starts, [*starts[1:], len(self.rows)], strict=True)]
 
 
 @dataclass(frozen=True)

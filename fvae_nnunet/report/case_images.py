@@ -70,7 +70,7 @@ def images_of_results(folders: Sequence[Path], results: Sequence[Results]) -> li
     """
     if len(folders) not in (1, len(results)):
         raise UserError(
-            f"--images names one folder for all RESULTS, or one for each of the {len(results)} in their order, "
+            f"`images` names one folder for all `results`, or one for each of the {len(results)} in their order, "
             f"got {len(folders)}"
         )
     problems, found = [], []
@@ -78,7 +78,7 @@ def images_of_results(folders: Sequence[Path], results: Sequence[Results]) -> li
         channel, images = ct_channel(folder), find_images(folder)
         of_cases = {case: image_of_case(images, case, channel) for case in of.cases}
         found.append({case: image for case, image in of_cases.items() if image is not None})
-        problems += _lacks(f"{folder} (--images)", found[-1], of)
+        problems += _lacks(f"{folder} (`images`)", found[-1], of)
     if problems:
         raise UserError("\n  ".join(problems))
     return found
@@ -105,7 +105,7 @@ def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], ch
     for place, (name, folder) in enumerate(given):
         times = names.count(name)
         if times not in (1, len(results)):
-            problems.append(f"--views {name}= is given {times} times; give it once, or once for each of the RESULTS")
+            problems.append(f"`views={name}` is given {times} times; give it once, or once for each of the `results`")
             continue
         try:
             view = _view(name, folder, channel)
@@ -116,7 +116,7 @@ def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], ch
         held = [at for at in wanted if times > 1 or any(map(view.image_of, results[at].cases))]
         if not view.is_preprocessed:
             for at in held or wanted:
-                problems += _lacks(f"{folder} (--views {name}=)", view, results[at])
+                problems += _lacks(f"{folder} (`views={name}`)", view, results[at])
             view = replace(view, of_results=held)
         views.append(view)
     if problems:
@@ -141,7 +141,7 @@ def unique_names(given: Sequence[tuple[str, Path]]) -> list[str]:
 
 def _view(name: str, folder: Path, channel: int) -> View:
     if not folder.is_dir():
-        raise UserError(f"{folder} (--views {name}=) is no folder")
+        raise UserError(f"{folder} (`views={name}`) is no folder")
     preprocessed = Manifest(folder)
     if preprocessed.path.is_file():
         return View(name, folder, preprocessed.read(), _records(folder), {}, channel)

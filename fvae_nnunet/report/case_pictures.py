@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from fvae_nnunet.ct.files import read_upright
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
+from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
 from fvae_nnunet.report.case_images import View
-from fvae_nnunet.report.numbers import counted, listed, name_of, of_measure
+from fvae_nnunet.report.numbers import counted, listed, of_measure
 from fvae_nnunet.report.results import Results
 
 DPI = 120
@@ -82,7 +83,7 @@ def draw_cases(
     views: Sequence[View],
     *,
     processes: int = 0,
-    on_picture: Callable[[int, int], None] | None = None,
+    on_picture: OnProgress = no_progress,
 ) -> list[dict[str, Picture]]:
     """For each results file the pictures of its chosen cases.
 
@@ -90,11 +91,10 @@ def draw_cases(
         results, chosen: belong together.
         images: for each results file case -> raw image.
         views: shown with the results they belong to.
-        processes: how many work beside this one; 0: this one does the work.
-        on_picture: called with the number of pictures done and their total after each.
+        processes, on_picture: see `each_case.run_each`.
 
     Raises:
-        UserError: an image cannot be read, or matplotlib is not installed.
+        UserError: an image cannot be read.
     """
     cases = [[*of.best, *of.worst] for of in chosen]
     total = sum(map(len, cases))
@@ -105,10 +105,8 @@ def draw_cases(
         for case in cases[at]
     ]
     pictures: list[dict[str, Picture]] = [{} for _ in results]
-    for done, (task, jpeg) in enumerate(run_each(_draw, tasks, processes), start=1):
+    for task, jpeg in zip(tasks, run_each(_draw, tasks, processes, on_picture), strict=True):
         pictures[task.results][task.case] = Picture(jpeg)
-        if on_picture is not None:
-            on_picture(done, total)
     return pictures
 
 

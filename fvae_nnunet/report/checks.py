@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fvae_nnunet.ct.files import read_header
 from fvae_nnunet.ct.geometry import geometry_differences
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import sha256_of_files
 from fvae_nnunet.report.case_images import View
@@ -23,7 +23,7 @@ def check_files(
     views: Sequence[View],
     *,
     processes: int = 0,
-    on_file: Callable[[int, int], None] | None = None,
+    on_file: OnProgress = no_progress,
 ) -> None:
     """Check that nothing changed since the evaluation, and that images and views are of these cases.
 
@@ -35,8 +35,7 @@ def check_files(
         results: with their folders.
         images: for each of them case -> raw image; empty without images.
         views: see `case_images.load_views`.
-        processes: how many work beside this one; 0: this one does the work.
-        on_file: called with the number of files done and their total after each.
+        processes, on_file: see `each_case.run_each`.
 
     Raises:
         UserError: everything that is wrong, a line for each problem.
@@ -55,11 +54,8 @@ def check_files(
     hashed = list(dict.fromkeys([*recorded, *made_from]))
     sets = _files_of_cases(results, images, views)
     total = len(hashed) + len(sets)
-    sha256: dict[Path, str] = {}
-    for done, (path, digest) in enumerate(run_each(sha256_of_file, hashed, processes), start=1):
-        sha256[path] = digest
-        if on_file is not None:
-            on_file(done, total)
+    digests = run_each(sha256_of_file, hashed, processes, lambda done, _: on_file(done, total))
+    sha256 = dict(zip(hashed, digests, strict=True))
     for of in results:
         problems += _changed(of, sha256)
     for view in views:
@@ -68,8 +64,7 @@ def check_files(
                 problems += _made_from_others(view, images[at], results[at].cases, sha256)
     for done, files in enumerate(sets, start=len(hashed) + 1):
         problems += _misfits(files)
-        if on_file is not None:
-            on_file(done, total)
+        on_file(done, total)
     if problems:
         raise UserError("the results cannot be shown:\n  " + "\n  ".join(dict.fromkeys(problems)))
 
@@ -129,7 +124,7 @@ def _made_from_others(
     if not others:
         return []
     return [
-        f"{view.folder} (--views {view.name}=): by its manifest not complete, or not made from the images of --images: "
+        f"{view.folder} (`views={view.name}`): by its manifest not complete, or not made from the images of `images`: "
         f"{', '.join(others)}; run fvae-reconstruct on these images"
     ]
 
@@ -143,7 +138,7 @@ def _files_of_cases(
         for case in of.cases:
             files = {f"{case}: reference": of.reference_file(case)}
             files |= {f"prediction of {model}": path for model, path in of.prediction_files(case).items()}
-            files |= {"image (--images)": images[at][case]} if images else {}
+            files |= {"image (`images`)": images[at][case]} if images else {}
             of_views = {f"view {view.name}": view.image_of(case) for view in views if at in view.of_results}
             files |= {name: path for name, path in of_views.items() if path is not None}
             sets.append(files)

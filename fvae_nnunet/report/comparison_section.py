@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.pictures.series import Colours, names_in_plot
 from fvae_nnunet.report.blocks import Block, Details, Figure, Heading
 from fvae_nnunet.report.lesion_tables import lesion_blocks, lesions_of_cases
 from fvae_nnunet.report.measure_tables import Measure, cases_table, differences_table, means_table
-from fvae_nnunet.report.numbers import listed, name_of
+from fvae_nnunet.report.numbers import listed
 from fvae_nnunet.report.plots import (
     Differences,
     Values,
@@ -16,14 +17,14 @@ from fvae_nnunet.report.plots import (
     paired_dots,
     panels_in_a_row,
 )
-from fvae_nnunet.report.results import LESION_MEASURES, Results
+from fvae_nnunet.report.results import Results, is_of_lesions
 
 
 def label_blocks(results: Results, label: str, colours: Colours) -> Iterator[Block]:
     """Everything on one label (its key) but the pictures of cases."""
     name = results.label_names[label]
     of_label = results.measures_of(label)
-    of_cases = [measure for measure in of_label if not measure["key"].startswith(LESION_MEASURES)]
+    of_cases = [measure for measure in of_label if not is_of_lesions(measure)]
     yield Heading(name, 3)
     yield means_table(of_cases)
     if results.is_comparison:

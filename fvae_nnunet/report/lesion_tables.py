@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
+from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS
 from fvae_nnunet.report.blocks import Block, Column, Details, Table
 from fvae_nnunet.report.measure_tables import differences_table
 from fvae_nnunet.report.numbers import count, interval, of_measure
-from fvae_nnunet.report.results import LESION_MEASURES, Results
+from fvae_nnunet.report.results import Results, is_of_lesions
 
 _GROUPS = ("detection rate", "DSC of detected", "false positives per case")
 
@@ -20,7 +21,7 @@ def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
     measures = {measure["key"]: measure for measure in results.measures_of(label)}
     rows = []
     for size, size_name in SIZES.items():
-        of_size = [measures[key if size == ALL_SIZES else f"{key}_{size}"] for key in LESION_MEASURES]
+        of_size = [measures[key if size == ALL_SIZES else f"{key}_{size}"] for key in LESION_METRICS]
         for place, model in enumerate(results.models):
             entries = [measure["models"][place] for measure in of_size]
             values = [
@@ -37,7 +38,7 @@ def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
         rows = [[*row[:3], *row[3::2]] for row in rows]
     yield Table(columns, rows, f"Lesions of {name}, by equivalent diameter", notes)
     if results.is_comparison:
-        of_lesions = [measure for measure in measures.values() if measure["key"].startswith(LESION_MEASURES)]
+        of_lesions = [measure for measure in measures.values() if is_of_lesions(measure)]
         yield Details(f"Differences in the lesions of {name}", [differences_table(of_lesions)])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.pictures.series import Colours, series_colours
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
@@ -24,14 +25,11 @@ from fvae_nnunet.report.paper import CITATION, paper_blocks
 from fvae_nnunet.report.quality_files import load_quality
 from fvae_nnunet.report.quality_section import quality_blocks
 from fvae_nnunet.report.reading import reading_blocks
-from fvae_nnunet.report.render_html import render_html
-from fvae_nnunet.report.render_markdown import render_markdown
+from fvae_nnunet.report.render import render_html, render_markdown
 from fvae_nnunet.report.results import Results, load_results
 from fvae_nnunet.report.synthetic_cases import load_synthetic
 from fvae_nnunet.report.synthetic_pictures import draw_gallery
 from fvae_nnunet.report.synthetic_section import synthetic_blocks
-
-OnProgress = Callable[[int, int], None]
 
 MADE_BY = "Made by fvae-report of fvae_nnunet"
 """In every report, by which it is known again."""
@@ -69,30 +67,29 @@ def make_report(
     contents: ReportContents,
     *,
     processes: int = 0,
-    on_file: OnProgress | None = None,
-    on_picture: OnProgress | None = None,
-    on_sheet: OnProgress | None = None,
+    on_file: OnProgress = no_progress,
+    on_picture: OnProgress = no_progress,
+    on_sheet: OnProgress = no_progress,
 ) -> Report:
     """Read and check everything, and build the report; nothing is written.
 
     Args:
         contents: what of.
-        processes: how many work beside this one; 0: this one does the work.
-        on_file, on_picture, on_sheet: called with the number of files checked, of pictures of cases drawn, or of sheets
-            of the galleries, and their total after each.
+        processes: see `each_case.run_each`.
+        on_file, on_picture, on_sheet: of files that are checked, pictures of cases, and sheets of the galleries.
 
     Raises:
-        UserError: nothing to report on; files that are wrong, have changed, or do not belong together; matplotlib is
-            missing.
+        UserError: nothing to report on; files that are wrong, have changed, or do not belong together.
     """
     has_figures = bool(contents.results or contents.quality or contents.views or contents.synthetic)
     if not has_figures and contents.paper is None:
-        raise UserError("nothing to report on; name a comparison.json or summary.json, or give --synthetic or --paper")
+        raise UserError("nothing to report on; name a comparison.json or summary.json, or give `synthetic` or `paper`")
     if contents.images and not contents.results:
-        raise UserError("--images are for the pictures of RESULTS; name a comparison.json or summary.json")
+        raise UserError("`images` are for the pictures of `results`; name a comparison.json or summary.json")
     if min(contents.cases, contents.gallery, processes) < 0:
         raise UserError(
-            f"--cases, --gallery and -np must not be negative, got {contents.cases}, {contents.gallery}, {processes}"
+            f"`cases`, `gallery` and `processes` must not be negative, got {contents.cases}, {contents.gallery} and "
+            f"{processes}"
         )
     paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
     results = load_results(contents.results)
@@ -159,7 +156,7 @@ def write_markdown(report: Report, path: Path) -> Path | None:
         if folder.exists():
             strangers = [image.name for image in folder.iterdir() if not _OUR_IMAGE.fullmatch(image.name)]
             if strangers:
-                raise UserError(f"{folder} holds {strangers[0]}, which is not ours; choose another file with -o")
+                raise UserError(f"{folder} holds {strangers[0]}, which is not ours; choose another file")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
@@ -180,7 +177,7 @@ def _errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file") from error
 
 
 def _results_blocks(
@@ -190,7 +187,7 @@ def _results_blocks(
     cases: int,
     colours: Colours,
     processes: int,
-    on_picture: OnProgress | None,
+    on_picture: OnProgress,
 ) -> list[Block]:
     """A chapter for each file of results."""
     chosen = [choose_cases(of, cases) for of in results]
@@ -208,7 +205,7 @@ def _results_blocks(
             names = [view.name for view in views if at in view.of_results]
             blocks += case_blocks(of, cases_of, pictures_of, names)
         if not images:
-            blocks.append(Paragraph("No pictures of cases, because no raw images were given (--images)."))
+            blocks.append(Paragraph("No pictures of cases, because no raw images were given."))
     return blocks
 
 

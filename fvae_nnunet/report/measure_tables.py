@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES
+from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES, PERCENTILE_MARK, name_of, p_text
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.report.blocks import Column, Table
 from fvae_nnunet.report.numbers import (
     NOT_THERE,
-    PERCENTILE_MARK,
     count,
     interval,
-    name_of,
     of_measure,
-    p_value,
 )
 from fvae_nnunet.report.results import Results
 
@@ -53,7 +50,7 @@ def differences_table(measures: Sequence[Measure], caption: str = "") -> Table:
                     f"{entry['second']} − {entry['first']}",
                     of_measure(measure, entry["mean_difference"], signed=True),
                     interval(measure, entry, signed=True),
-                    *(p_value(entry[key]) if entry["n"] else NOT_THERE for key in ("p", "p_holm")),
+                    *(p_text(entry[key]) if entry["n"] else NOT_THERE for key in ("p", "p_holm")),
                     *(count(entry[key]) for key in ("wins", "ties", "losses", "n", "nan", "missing")),
                 ]
             )

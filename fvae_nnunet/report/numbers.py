@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fvae_nnunet.evaluation.segmentation.comparison_tables import interval_text
+
 NOT_THERE = "none"
 """Shown for a value that does not exist (NaN)."""
-
-PERCENTILE_MARK = "*"
-"""After an interval that is not BCa."""
 
 _DIGITS = {"": 3, "mm": 2, "per case": 2}
 
@@ -38,20 +37,13 @@ def of_measure(measure: Mapping[str, Any], value: float | None, *, signed: bool 
 
 
 def interval(measure: Mapping[str, Any], entry: Mapping[str, Any], *, signed: bool = False) -> str:
-    """The interval of a model or comparison of ``comparison.json``; `NOT_THERE` where it has none."""
-    if entry["interval_method"] == "none":
-        return NOT_THERE
-    low, high = (of_measure(measure, end, signed=signed) for end in entry["interval"])
-    return f"{low} to {high}{PERCENTILE_MARK if entry['interval_method'] == 'percentile' else ''}"
+    """The interval of a model or comparison of ``comparison.json``."""
+    return interval_text(entry, lambda end: of_measure(measure, end, signed=signed))
 
 
 def percent(share: float) -> str:
     """``95 %`` of 0.95."""
     return f"{100 * share:g} %"
-
-
-def p_value(p: float) -> str:
-    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
 def count(value: int | None) -> str:
@@ -63,9 +55,9 @@ def short_sha256(sha256: str | None) -> str:
     return "not recorded" if sha256 is None else sha256[:SHA256_SHOWN]
 
 
-def name_of(measure: Mapping[str, Any]) -> str:
-    """A measure's name with its unit."""
-    return f"{measure['name']} ({measure['unit']})" if measure["unit"] else measure["name"]
+def is_number(value: Any) -> bool:
+    """Whether there is a value, and a finite one."""
+    return value is not None and math.isfinite(value)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -51,8 +51,8 @@ def paper_blocks(tasks: Sequence[str]) -> Iterator[Block]:
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise UserError(
-            f"--paper knows the tasks {', '.join(TASKS)}, got {', '.join(unknown)}; if that is a file of results, name "
-            "it before the options"
+            f"`paper` knows the tasks {', '.join(TASKS)}, got {', '.join(unknown)}; if that is a file of results, name "
+            "it before `paper`"
         )
     tables = paper_tables()
     source = tables["source"]

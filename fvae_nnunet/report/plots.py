@@ -165,14 +165,12 @@ def panels_in_a_row(count: int) -> int:
 
 def _panels(count: int, *, height_inches: float, columns: int | None = None) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, row by row; wide panels where there are few, but not as wide as the page."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = columns or panels_in_a_row(count)
     rows = -(-count // columns)
     width = min(WIDTH_INCHES, 3.6 * columns)
     figure = Figure(figsize=(width, height_inches * rows + 0.1), layout="constrained")
-    FigureCanvasAgg(figure)
     places = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for place in places[count:]:
         place.set_axis_off()

@@ -64,7 +64,7 @@ def load_quality(given: Sequence[tuple[str, Path]], views: Sequence[View], resul
     problems: list[str] = []
     found: list[Quality] = []
     for name, path in given:
-        called = f"{path} (--quality {name}=)"
+        called = f"{path} (`quality={name}`)"
         if not path.is_file():
             problems.append(f"{called} is no file; fvae-evaluate-reconstruction writes it")
             continue

@@ -10,21 +10,21 @@ from fvae_nnunet.evaluation.reconstruction.summary import IN_TABLE
 from fvae_nnunet.pictures.series import Colours
 from fvae_nnunet.report.blocks import Block, Column, Details, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
-from fvae_nnunet.report.numbers import counted, number
+from fvae_nnunet.report.numbers import counted, is_number, number
 from fvae_nnunet.report.plots import Values, paired_dots
 from fvae_nnunet.report.quality_files import Quality
 
 RECORDED = {
-    "psnr_db": ("PSNR (dB)", ".2f"),
-    "mean_absolute_error_hu": ("MAE (HU)", ".2f"),
-    "noise_raw_hu": ("noise, raw (HU)", ".2f"),
-    "noise_view_hu": ("noise, view (HU)", ".2f"),
+    "psnr_db": IN_TABLE["psnr_db"],
+    "mean_absolute_error_hu": IN_TABLE["mae_hu"],
+    "noise_raw_hu": IN_TABLE["noise_raw_hu"],
+    "noise_view_hu": IN_TABLE["noise_view_hu"],
     "noise_coarse_raw_hu": ("coarse noise, raw (HU)", ".2f"),
     "noise_coarse_view_hu": ("coarse noise, view (HU)", ".2f"),
 }
 """What a manifest keeps of a case: its name and format in tables."""
 
-_STATISTICS = ("mean", "sd", "min", "max")
+_STATISTICS = ("mean", "95 % interval", "sd", "min", "max", "n")
 
 _IN_PLOT = ("psnr_db", "ssim", "mae_hu", "noise_ratio", "seam_score")
 
@@ -95,7 +95,7 @@ def _dots(
             digits=_digits(digits),
         )
         for key, (heading, digits) in figures.items()
-        if any(_is_number(values.get(key)) for cases in of_names.values() for values in cases.values())
+        if any(is_number(values.get(key)) for cases in of_names.values() for values in cases.values())
     ]
     if not panels:
         return
@@ -116,7 +116,7 @@ def _cases_table(content: Mapping[str, Any]) -> Table:
     for part, group, key in parts:
         of_cases = [case[group] if key is None else case[group][key] for case in content["cases"]]
         for figure, (heading, digits) in IN_TABLE.items():
-            if any(_is_number(figures.get(figure)) for figures in of_cases):
+            if any(is_number(figures.get(figure)) for figures in of_cases):
                 columns.append(Column(heading, group=part))
                 for row, figures in zip(cells, of_cases, strict=True):
                     row.append(_number(figures[figure], digits))
@@ -133,18 +133,18 @@ def _summary_table(of_names: Mapping[str, Mapping[str, Any]], groups: Sequence[s
             figures = [of_parts.get(part, {}).get(key, {"n": 0}) for of_parts in summaries.values()]
             if not any(figure["n"] for figure in figures):
                 continue
-            cells = []
-            for figure in figures:
-                numbers = [figure.get(of) for of in _STATISTICS]
-                cells += [
-                    _number(value, digits, signed=of != "sd") for of, value in zip(_STATISTICS, numbers, strict=True)
-                ]
-                cells.append(str(figure["n"]))
-            rows.append([shown, heading, *cells])
+            rows.append([shown, heading, *(cell for figure in figures for cell in _statistics(figure, digits))])
             shown = ""
     columns = [Column("", "text"), Column("figure", "text")]
-    columns += [Column(of, group=name) for name in of_names for of in (*_STATISTICS, "n")]
+    columns += [Column(of, group=name) for name in of_names for of in _STATISTICS]
     return Table(columns, rows, "Over all cases")
+
+
+def _statistics(figure: Mapping[str, Any], digits: str) -> list[str]:
+    """The cells of a figure over all cases, in the order of `_STATISTICS`."""
+    mean, low, high, least, most = (_number(figure.get(of), digits) for of in ("mean", "low", "high", "min", "max"))
+    interval = f"{low} to {high}" if is_number(figure.get("low")) else low
+    return [mean, interval, _number(figure.get("sd"), digits, signed=False), least, most, str(figure["n"])]
 
 
 def _parts(content: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -157,10 +157,6 @@ def _parts(content: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[
         yield from ((tissue, summary["tissues"][tissue]) for tissue in content["settings"]["tissues_hu"])
     if "labels" in groups:
         yield from ((f"label {names[key]}", figures) for key, figures in summary["labels"].items())
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _digits(digits: str) -> int:

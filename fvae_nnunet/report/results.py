@@ -10,11 +10,11 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.comparison import SCHEMA
+from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS
 from fvae_nnunet.evaluation.segmentation.scores import nsd_key
 from fvae_nnunet.files.checked_json import Rule, check_shape, read_json
 from fvae_nnunet.report.single_model import as_comparison
 
-_LESIONS = {"diameters_mm": [float], "detected": [bool], "false_positive_diameters_mm": [float]}
 _TWO = Rule("two numbers", lambda value: [isinstance(end, int | float) for end in value] == [True, True])
 _INTERVAL = {"interval": _TWO, "interval_method": str, "n": int, "items": int, "nan": int, "missing": int}
 _COMPARISON = {
@@ -141,8 +141,9 @@ class Results:
         }
 
 
-LESION_MEASURES = ("detection_rate", "dice_of_detected", "false_positives_per_case")
-"""How the keys of the measures of lesions begin; all sizes have this key, a size has its name behind it."""
+def is_of_lesions(measure: Mapping[str, Any]) -> bool:
+    """Whether one of the ``measures`` is of lesions, not of whole cases."""
+    return measure["key"].startswith(tuple(LESION_METRICS))
 
 
 def load_results(paths: Sequence[Path]) -> list[Results]:

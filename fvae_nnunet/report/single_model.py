@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
 from fvae_nnunet.evaluation.segmentation.lesions import SIZE_CLASSES
-from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, nsd_key
+from fvae_nnunet.evaluation.segmentation.measures import Measure, measures
+from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS
 
 NO_INTERVAL = {"interval": [math.nan, math.nan], "interval_method": "none"}
+
+_ITEMS = {"detection_rate": "lesions", "dice_of_detected": "detected"}
+"""Of metrics whose mean is over lesions: which of the counted lesions it is over."""
 
 
 def as_comparison(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,12 +64,9 @@ def as_comparison(summary: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "labels": [{"key": label["key"], "name": label["name"]} for label in facts["labels"]],
         "measures": [
-            measure
+            measure.description | {"models": [entry], "comparisons": []}
             for label in facts["labels"]
-            for measure in (
-                *_case_measures(summary, label, model, cases),
-                *_lesion_measures(label, model, sizes.get(label["key"])),
-            )
+            for measure, entry in _entries(summary, label, model, cases, sizes.get(label["key"]))
         ],
         "lesions": {
             label["key"]: {model: {case: of_case[label["key"]] for case, of_case in lesions["cases"].items()}}
@@ -75,82 +75,34 @@ def as_comparison(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _case_measures(
-    summary: Mapping[str, Any], label: Mapping[str, Any], model: str, cases: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _entries(
+    summary: Mapping[str, Any],
+    label: Mapping[str, Any],
+    model: str,
+    cases: Mapping[str, Any],
+    sizes: Mapping[str, Mapping[str, float]] | None,
+) -> Iterator[tuple[Measure, dict[str, Any]]]:
+    """Every measure of a label with the model's entry; ``sizes`` of its lesions, if they were evaluated one by one."""
     facts = summary["fvae"]
-    nsds = [(nsd_key(mm), f"NSD {mm:g} mm", "") for mm in facts["tolerances_mm"]]
-    for key, name, unit in (("Dice", "DSC", ""), *nsds, (HD95_KEY, "HD95", "mm")):
-        values = {case: metrics[label["key"]][key] for case, metrics in cases.items()}
+    for measure in measures(label["key"], label["name"], facts["tolerances_mm"], has_lesions=sizes is not None):
+        entry: dict[str, Any] = {"model": model, **NO_INTERVAL}
+        if measure.size is not None and sizes is not None:
+            counts = sizes[measure.size]
+            items = counts[_ITEMS[measure.metric]] if measure.metric in _ITEMS else None
+            entry |= {"mean": counts[measure.metric], "n": None, "items": items, "nan": None, "missing": None}
+            yield measure, entry | {"values": {}, "best_first": []}
+            continue
+        values = {case: metrics[label["key"]][measure.metric] for case, metrics in cases.items()}
         valid = {case: value for case, value in values.items() if not math.isnan(value)}
-        higher_is_better = key != HD95_KEY
-        entry = {
-            "model": model,
-            "mean": summary["mean"][label["key"]][key],
-            **NO_INTERVAL,
+        entry |= {
+            "mean": summary["mean"][label["key"]][measure.metric],
             "n": len(valid),
             "items": len(valid),
             "nan": len(values) - len(valid),
             "missing": facts["cases"]["missing"],
             "values": values,
-            "best_first": sorted(valid, key=valid.__getitem__, reverse=higher_is_better),
+            "best_first": sorted(valid, key=valid.__getitem__, reverse=measure.higher_is_better),
         }
-        if key == HD95_KEY:
+        if measure.metric == HD95_KEY:
             entry["one_empty"] = label["one_empty"]
-        yield _measure(label, key, name, unit, higher_is_better, "cases", entry)
-
-
-def _lesion_measures(
-    label: Mapping[str, Any], model: str, sizes: Mapping[str, Mapping[str, float]] | None
-) -> Iterator[dict[str, Any]]:
-    if sizes is None:
-        return
-    for key, name, unit, higher_is_better, mean_over, items in (
-        ("detection_rate", "detection rate", "", True, "lesions", "lesions"),
-        ("dice_of_detected", "DSC of detected", "", True, "lesions", "detected"),
-        ("false_positives_per_case", "false positives", "per case", False, "cases", None),
-    ):
-        for size, size_name in SIZES.items():
-            counts, is_all = sizes[size], size == ALL_SIZES
-            entry: dict[str, Any] = {
-                "model": model,
-                "mean": counts[key],
-                **NO_INTERVAL,
-                "n": None,
-                "items": counts[items] if items else None,
-                "nan": None,
-                "missing": None,
-                "values": {},
-                "best_first": [],
-            }
-            yield _measure(
-                label,
-                key if is_all else f"{key}_{size}",
-                name if is_all else f"{name}, {size_name}",
-                unit,
-                higher_is_better,
-                mean_over,
-                entry,
-            )
-
-
-def _measure(
-    label: Mapping[str, Any],
-    key: str,
-    name: str,
-    unit: str,
-    higher_is_better: bool,
-    mean_over: str,
-    entry: dict[str, Any],
-) -> dict[str, Any]:
-    return {
-        "label": label["key"],
-        "label_name": label["name"],
-        "key": key,
-        "name": name,
-        "unit": unit,
-        "higher_is_better": higher_is_better,
-        "mean_over": mean_over,
-        "models": [entry],
-        "comparisons": [],
-    }
+        yield measure, entry

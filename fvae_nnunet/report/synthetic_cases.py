@@ -71,7 +71,7 @@ def largest_diameter_mm(case: SyntheticCase) -> float:
 def _load(folder: Path) -> SyntheticSet:
     accepted, rejected = (read_synthetic_cases(folder, accepted=side) for side in (True, False))
     if not accepted and not rejected:
-        raise UserError(f"{folder} (--synthetic) holds no synthetic case; fvae-synthesize makes some")
+        raise UserError(f"{folder} (`synthetic`) holds no synthetic case; fvae-synthesize makes some")
     shown = accepted or rejected
     datasets = sorted({case.record["dataset"] for case in shown})
     files = {dataset: _training_files(dataset, folder) for dataset in datasets}

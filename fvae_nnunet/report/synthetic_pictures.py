@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.pictures.panels import LABEL_COLOURS
 from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
@@ -51,8 +51,6 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Sheet:
-    at: int
-    number: int
     entries: tuple[_Entry, ...]
     most_bytes: int
 
@@ -83,38 +81,30 @@ def draw_gallery(
     number: int,
     *,
     processes: int = 0,
-    on_sheet: Callable[[int, int], None] | None = None,
+    on_sheet: OnProgress = no_progress,
 ) -> list[list[Figure]]:
     """For each folder sheets of pictures of its cases (``SyntheticSet.shown``).
 
     Args:
         sets: the folders.
         number: so many cases of each are drawn, see ``choose_for_gallery``.
-        processes: how many work beside this one; 0: this one does the work.
-        on_sheet: called with the number of sheets done and their total after each.
+        processes, on_sheet: see `each_case.run_each`.
 
     Raises:
         UserError: an image cannot be read, or does not have the shape of its source.
     """
     chosen = [choose_for_gallery(of.shown, number) for of in sets]
     parts = [
-        (at, start, cases[start : start + LESIONS_OF_A_SHEET])
+        (at, cases[start : start + LESIONS_OF_A_SHEET])
         for at, cases in enumerate(chosen)
         for start in range(0, len(cases), LESIONS_OF_A_SHEET)
     ]
     most_bytes = min(MOST_BYTES, MOST_BYTES_OF_GALLERY // max(1, len(parts)))
-    sheets = [
-        _Sheet(at, start, tuple(_entry(sets[at], case) for case in cases), most_bytes) for at, start, cases in parts
-    ]
-    drawn = {}
-    for done, (sheet, jpeg) in enumerate(run_each(_draw, sheets, processes), start=1):
-        drawn[sheet.at, sheet.number] = jpeg
-        if on_sheet is not None:
-            on_sheet(done, len(sheets))
+    sheets = [_Sheet(tuple(_entry(sets[at], case) for case in cases), most_bytes) for at, cases in parts]
     figures: list[list[Figure]] = [[] for _ in sets]
-    for at, start, cases in parts:
+    for (at, cases), jpeg in zip(parts, run_each(_draw, sheets, processes, on_sheet), strict=True):
         names = ", ".join(f"{case.name} (from {case.record['source_case']})" for case in cases)
-        figures[at].append(Figure(Picture(drawn[at, start]), names, f"Before and after, with outline: {names}"))
+        figures[at].append(Figure(Picture(jpeg), names, f"Before and after, with outline: {names}"))
     return figures
 
 
@@ -130,7 +120,6 @@ def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
 
 def _draw(sheet: _Sheet) -> bytes:
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     columns = min(SIDE_BY_SIDE, len(sheet.entries))
@@ -138,7 +127,6 @@ def _draw(sheet: _Sheet) -> bytes:
     with matplotlib.rc_context({"text.parse_math": False}):
         size = (columns * (4 * PANEL_INCHES + 0.3), rows * (PANEL_INCHES + 0.32))
         figure = Canvas(figsize=size, facecolor="white")
-        FigureCanvasAgg(figure)
         grid = figure.add_gridspec(
             rows, columns, left=0.005, right=0.995, bottom=0.01, top=1 - 0.26 / size[1], wspace=0.04, hspace=0.2
         )

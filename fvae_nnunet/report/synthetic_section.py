@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.pictures.series import SERIES_COLOURS
 from fvae_nnunet.report.blocks import Block, Column, Details, Facts, Figure, Heading, Paragraph, Table
-from fvae_nnunet.report.numbers import counted, listed, number, short_sha256
+from fvae_nnunet.report.numbers import counted, is_number, listed, number, short_sha256
 from fvae_nnunet.report.plots import Values, paired_dots
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, lesions_of
 
@@ -110,7 +109,7 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
     figures = {
         key: said
         for key, said in FIGURES.items()
-        if any(_is_number(values.get(key)) for found in lesions.values() for values in found.values())
+        if any(is_number(values.get(key)) for found in lesions.values() for values in found.values())
     }
     if not figures:
         return
@@ -130,7 +129,7 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
     for key, (name, digits) in figures.items():
         row = [name]
         for side in sides:
-            values = [values[key] for values in lesions[side].values() if _is_number(values.get(key))]
+            values = [values[key] for values in lesions[side].values() if is_number(values.get(key))]
             few = [min(values), median(values), max(values)] if values else [None] * 3
             row += [str(len(values)), *(number(value, digits) for value in few)]
         rows.append([*row, _limits(of, key, digits)])
@@ -139,7 +138,7 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
         Values(
             name,
             {
-                side: {lesion: values[key] for lesion, values in lesions[side].items() if _is_number(values.get(key))}
+                side: {lesion: values[key] for lesion, values in lesions[side].items() if is_number(values.get(key))}
                 for side in sides
             },
             digits=digits,
@@ -215,7 +214,3 @@ def _rejected_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
 def kind_of_reason(reason: str) -> str:
     """A reason without its figures, so that cases with the same one can be counted."""
     return _FIGURE_IN_REASON.sub("…", _LESION_IN_REASON.sub("the lesion", reason))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -20,8 +20,6 @@ from fvae_nnunet.report import synthetic_pictures
 from fvae_nnunet.report.synthetic_pictures import choose_for_gallery
 from fvae_nnunet.report.synthetic_section import kind_of_reason
 
-pytest.importorskip("matplotlib", reason="plots are an extra")
-
 SPACING_MM = (3.0, 2.0, 2.0)
 REASONS = [
     ["the lesion has a mean of 401 HU; real ones have 10 to 350", "71% of the lesion lies in the organ; at least 80%"],

@@ -9,7 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from fvae_nnunet.cli.evaluate import main
-from fvae_nnunet.evaluation.segmentation.scoring import evaluate_folder
+from fvae_nnunet.evaluation.segmentation.scoring import score_folders
+from fvae_nnunet.evaluation.segmentation.summary import summarise
 
 SHAPE = (14, 20, 24)
 
@@ -76,7 +77,7 @@ class Folders:
         (self.root / "dataset.json").write_text(json.dumps({"file_ending": self.ending, **dataset}))
 
     def evaluate(self, **options):
-        return evaluate_folder(self.references, self.predictions, **options)
+        return summarise(score_folders(self.references, [self.predictions], **options))
 
     def command(self, *options: str) -> int:
         return main([str(self.references), str(self.predictions), "-np", "0", *options])

@@ -6,7 +6,6 @@ the level to compare with is what it reaches on real images and their reference 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,128 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_images, read_volume
-from fvae_nnunet.ct.geometry import geometry_differences
+from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each
-from fvae_nnunet.evaluation.statistics import bootstrap_interval
-from fvae_nnunet.files.checked_json import read_json
-from fvae_nnunet.nnunet.structures import NAMES_FILE
+from fvae_nnunet.evaluation.case_files import read_alike
+from fvae_nnunet.evaluation.each_case import run_each
+from fvae_nnunet.evaluation.generation.compared_structures import (
+    ComparedStructures,
+    Values,
+    common_structures,
+    read_names,
+)
+from fvae_nnunet.evaluation.statistics import mean_and_interval
 
-Values = tuple[int, ...]
-Names = dict[str, Values]
-"""Name of a structure -> its values in a label map."""
 CaseScores = dict[str, dict[str, float]]
 """Structure -> ``dice``, ``iou``, ``mask_voxels``, ``segmented_voxels``, of one case."""
-
-
-@dataclass(frozen=True)
-class Structures:
-    """What is compared: structure -> its values in the masks and in the segmentations.
-
-    Attributes:
-        values: of every structure that both know.
-        only_in_masks: structures that the segmentations do not know; they are not scored.
-    """
-
-    values: dict[str, tuple[Values, Values]]
-    only_in_masks: tuple[str, ...]
-
-
-def read_names(folder: Path) -> Names | None:
-    """Structures of the label maps in a folder; None where nothing there names them, empty if only background is named.
-
-    ``structures.json`` in the folder, else ``dataset.json`` in it, or above it if it is called labels....
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    folder = folder.absolute()
-    for path in (folder / NAMES_FILE, folder / "dataset.json", folder.parent / "dataset.json"):
-        if not path.is_file() or (path.parent != folder and not folder.name.startswith("labels")):
-            continue
-        labels = read_json(path) if path.name == NAMES_FILE else read_json(path, {"labels": dict})["labels"]
-        try:
-            names = {str(name): _values(value) for name, value in labels.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{path} names no labels: {error}") from error
-        return {name: values for name, values in names.items() if values != (0,) and name != "ignore"}
-    return None
-
-
-def common_structures(
-    masks: Names | None, segmentations: Names | None, groups: Mapping[str, Sequence[str | int]] | None
-) -> Structures | None:
-    """Which structures are compared.
-
-    Args:
-        masks, segmentations: what their folders name. If only one is known, it holds for both.
-        groups: name -> structures (names) or values that are one structure, such as ribs; these are compared instead.
-
-    Returns:
-        None where nothing is named and there are no groups: every value that a mask holds is a structure then.
-
-    Raises:
-        UserError: a group names unknown structures, or masks and segmentations share no name.
-    """
-    masks, segmentations = (
-        segmentations if masks is None else masks,
-        masks if segmentations is None else segmentations,
-    )
-    if groups is not None:
-        values = {name: tuple(_group(name, members, known) for known in (masks, segmentations))
-                  for name, members in groups.items()}  # fmt: skip
-        return Structures({name: (both[0], both[1]) for name, both in values.items()}, ())
-    if masks is None or segmentations is None:
-        return None
-    shared = {name: (values, segmentations[name]) for name, values in masks.items() if name in segmentations}
-    if not shared:
-        raise UserError(
-            f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10]) or 'none'} and "
-            f"{', '.join(list(segmentations)[:10]) or 'none'}; name other masks with --masks, name them alike, or say "
-            "with --groups which belong together"
-        )
-    return Structures(shared, tuple(name for name in masks if name not in segmentations))
-
-
-def read_groups(path: Path) -> dict[str, list[str | int]]:
-    """``{"ribs": ["rib_left_1", 93, ...]}``: structures to be taken together, by name or value.
-
-    Raises:
-        UserError: another content.
-    """
-    content = read_json(path) if path.is_file() else None
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} must be a JSON object of names and lists of structures")
-    for name, members in content.items():
-        if not isinstance(members, list) or not members:
-            raise UserError(f"{path}: {name}: a list of structures is expected")
-        wrong = [member for member in members if not isinstance(member, str | int) or isinstance(member, bool)]
-        if wrong:
-            raise UserError(
-                f"{path}: {name}: structures are names or whole numbers, not {', '.join(map(json.dumps, wrong[:10]))}"
-            )
-    return content
-
-
-def _group(name: str, members: Sequence[str | int], known: Names | None) -> Values:
-    unknown = [member for member in members if isinstance(member, str) and member not in (known or {})]
-    if unknown:
-        raise UserError(
-            f"group {name}: unknown structures: {', '.join(map(str, unknown[:10]))}; known: "
-            f"{', '.join(list(known or {})[:20]) or 'none, give values'}"
-        )
-    values: list[int] = []
-    for member in members:
-        values += (known or {})[member] if isinstance(member, str) else (member,)
-    return tuple(values)
-
-
-def _values(value: Any) -> Values:
-    values = tuple(value) if isinstance(value, list) else (value,)
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
-        raise ValueError(f"{json.dumps(value)} is no whole number and no list of them")
-    return values
 
 
 def overlap(mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str, tuple[Values, Values]]) -> CaseScores:
@@ -163,30 +54,20 @@ def overlap(mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str,
 
 @dataclass(frozen=True)
 class _Task:
-    case: str
     mask: Path
     segmentation: Path
-    structures: Structures | None
+    structures: ComparedStructures | None
 
 
 def _run(task: _Task) -> tuple[CaseScores, list[str]]:
-    volumes, problems = [], []
-    for path in (task.mask, task.segmentation):
-        try:
-            array, geometry = read_volume(path)
-        except UserError as error:
-            problems.append(str(error))
-            continue
+    files = {"mask": task.mask, "segmentation": task.segmentation}
+    volumes, problems = read_alike(files)
+    for name, (array, _) in volumes.items():
         if not (np.issubdtype(array.dtype, np.integer) or np.equal(array, np.rint(array)).all()) or array.min() < 0:
-            problems.append(f"{path} is no label map: it holds values that are no whole numbers from 0")
-        volumes.append((array, geometry))
-    if not problems:
-        (mask, geometry), (segmentation, other) = volumes
-        named = ("mask", mask.shape, geometry), ("segmentation", segmentation.shape, other)
-        problems += geometry_differences(*named)
+            problems.append(f"{files[name]} is no label map: it holds values that are no whole numbers from 0")
     if problems:
         return {}, problems
-    mask, segmentation = mask.astype(np.uint16), segmentation.astype(np.uint16)
+    mask, segmentation = (volumes[name][0].astype(np.uint16) for name in files)
     structures = task.structures.values if task.structures is not None else _every_value(mask, segmentation)
     return overlap(mask, segmentation, structures), []
 
@@ -221,8 +102,8 @@ def mask_adherence(
     Args:
         cases: all must have both.
         mask_folder, segmentation_folder: label maps ``CASE.nii.gz`` on one grid.
-        groups: see `common_structures`.
-        processes: how many work beside this one; 0: this one does the work.
+        groups: see `compared_structures.common_structures`.
+        processes: see `each_case.run_each`.
         seed, resamples: of the bootstrap over cases.
         on_case: called after each.
 
@@ -245,22 +126,19 @@ def mask_adherence(
     ]
     if problems:
         raise UserError("the masks cannot be compared:\n  " + "\n  ".join(problems[:20]))
-    tasks = [_Task(case, files[0][case], files[1][case], structures) for case in cases]
-    scores: dict[str, CaseScores] = {}
-    for task, (of_case, found) in run_each(_run, tasks, processes):
-        scores[task.case] = of_case
-        problems += [f"{task.case}: {problem}" for problem in found]
-        on_case()
+    tasks = [_Task(files[0][case], files[1][case], structures) for case in cases]
+    outcomes = run_each(_run, tasks, processes, lambda done, total: on_case())
+    problems = [f"{case}: {problem}" for case, (_, found) in zip(cases, outcomes, strict=True) for problem in found]
     if problems:
         raise UserError("the masks cannot be compared:\n  " + "\n  ".join(sorted(problems)[:20]))
-    scores = {case: scores[case] for case in cases}
+    scores = {case: of_case for case, (of_case, _) in zip(cases, outcomes, strict=True)}
     if structures is None:
         scores = _of_masks(scores)
     if not any(figures["mask_voxels"] for of_case in scores.values() for figures in of_case.values()):
         what = "no structure" if structures is None else f"none of {', '.join(list(structures.values)[:10])}"
         raise UserError(
             f"the masks in {mask_folder} hold {what}; name the folder of the masks that the images were generated "
-            "from with --masks"
+            "from with `masks`"
         )
     summary = {name: _over_cases(scores, name, seed, resamples) for name in scores[cases[0]]}
     scored = [figures for figures in summary.values() if figures["n"]]
@@ -281,12 +159,7 @@ def _over_cases(scores: Mapping[str, CaseScores], name: str, seed: int, resample
     summary: dict[str, float] = {}
     for key in ("dice", "iou"):
         values = [of_case[name][key] for of_case in scores.values()]
-        known = [value for value in values if not np.isnan(value)]
-        summary["n"] = len(known)
-        summary[key] = float(np.mean(known)) if known else float("nan")
-        if known:
-            interval = bootstrap_interval(known, seed=seed, resamples=resamples)
-            summary[f"{key}_low"], summary[f"{key}_high"] = interval.low, interval.high
-        else:
-            summary[f"{key}_low"] = summary[f"{key}_high"] = float("nan")
+        mean, interval = mean_and_interval(values, seed=seed, resamples=resamples)
+        summary |= {key: mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        summary["n"] = int(np.isfinite(values).sum())
     return summary

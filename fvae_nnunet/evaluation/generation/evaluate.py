@@ -25,7 +25,8 @@ import numpy as np
 import fvae_nnunet
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation import distances
-from fvae_nnunet.evaluation.generation.adherence import mask_adherence, read_groups
+from fvae_nnunet.evaluation.generation.adherence import mask_adherence
+from fvae_nnunet.evaluation.generation.compared_structures import read_groups
 from fvae_nnunet.evaluation.generation.evaluation import Evaluation
 from fvae_nnunet.evaluation.generation.feature_networks import CT_CLIP, FeatureNetwork
 from fvae_nnunet.evaluation.generation.features import CaseFeatures, Extracted, extract_features
@@ -68,7 +69,7 @@ def evaluate_generation(evaluation: Evaluation, progress: Progress = lambda stag
         raise UserError(f"{evaluation.real.folder} is given as real and as generated images; name two folders")
     metrics = evaluation.chosen_metrics()
     if evaluation.segmenter is not None and evaluation.segmentations is not None:
-        raise UserError("--segmentations and --segmenter exclude each other; give one of them")
+        raise UserError("`segmentations` and `segmenter` exclude each other; give one of them")
     # first, for what is wrong with masks should be said before hours of features
     masks = _masks(evaluation, progress) if "masks" in metrics else None
     extracted = _extract(evaluation, metrics, progress)
@@ -297,5 +298,5 @@ def _warnings(
             "no generated case has a source or a name among the real ones, so there is no image-image cosine"
         )
     if evaluation.text is not None and cosines is not None and cosines["text_image"] is None:
-        warnings.append("no generated case has a text, so there is no text-image cosine; give --reports")
+        warnings.append("no generated case has a text, so there is no text-image cosine; give their reports")
     return warnings

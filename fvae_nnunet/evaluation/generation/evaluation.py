@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.generation.adherence import read_names
+from fvae_nnunet.evaluation.generation.compared_structures import read_names
 from fvae_nnunet.evaluation.generation.feature_networks import CT_CLIP, FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.evaluation.generation.similarity import TextNetwork
@@ -25,9 +25,9 @@ class Evaluation:
         networks: of features; see `feature_networks`.
         text: CT-CLIP's text part; None: no text-image cosine.
         masks: folder of the masks that the images were generated from; None: see `mask_folder`.
-        segmentations: folder of segmentations of FAKE.
+        segmentations: folder of segmentations of the generated images.
         segmenter: folder of an nnU-Net model that makes them.
-        groups: JSON of structures that are taken together, see `adherence.read_groups`.
+        groups: JSON of structures that are taken together, see `compared_structures.read_groups`.
         metrics: of `METRICS`; None: all that can be had from what is given.
         output: folder of what is kept between runs.
         cache: folder of features; None: ``features`` in ``output``.
@@ -62,12 +62,12 @@ class Evaluation:
         volumes = any(network.sees_volumes for network in self.networks)
         slices = any(not network.sees_volumes for network in self.networks)
         lacking = {
-            "fvd": None if volumes else "--ct-clip, or --features with a network of volumes",
-            "fid2.5d": None if slices else "--radimagenet, or --features with a network of slices",
-            "kid": None if self.networks else "--ct-clip, --radimagenet or --features",
-            "ctclip": None if any(network.name == CT_CLIP for network in self.networks) else "--ct-clip",
-            "masks": None if self.segmentations or self.segmenter else "--segmentations or --segmenter",
-            "memorisation": None if self.train and self.networks else "--train and a feature network",
+            "fvd": None if volumes else "`ct_clip`, or `features` with a network of volumes",
+            "fid2.5d": None if slices else "`radimagenet`, or `features` with a network of slices",
+            "kid": None if self.networks else "`ct_clip`, `radimagenet` or `features`",
+            "ctclip": None if any(network.name == CT_CLIP for network in self.networks) else "`ct_clip`",
+            "masks": None if self.segmentations or self.segmenter else "`segmentations` or `segmenter`",
+            "memorisation": None if self.train and self.networks else "`train` and a feature network",
         }
         wanted = METRICS if self.metrics is None else self.metrics
         missing = [f"{metric} needs {lacking[metric]}" for metric in wanted if lacking[metric] is not None]
@@ -95,7 +95,7 @@ class Evaluation:
         ]
 
     def mask_folder(self) -> Path:
-        """Where the masks are; if no folder was given, FAKE's labels or its structures, whichever name one.
+        """Where the masks are; if no folder was given, the generated images' labels or structures, whichever name one.
 
         Raises:
             UserError: neither does, or both do, and only the user knows which the segmentations show.
@@ -113,4 +113,4 @@ class Evaluation:
             what = f"only masks in {folders[0]}, where nothing but the background has a name; name others"
         else:
             what = "no masks of all its images; name their folder"
-        raise UserError(f"{self.fake.folder} has {what} with --masks")
+        raise UserError(f"{self.fake.folder} has {what} with `masks`")

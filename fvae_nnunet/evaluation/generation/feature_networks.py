@@ -105,9 +105,9 @@ def load_feature_networks(
     *,
     ct_clip: Path | None = None,
     radimagenet: Path | None = None,
-    others: Mapping[str, Path] | None = None,
+    features: Mapping[str, Path] | None = None,
     slice_step: int | None = None,
-    trust: bool = False,
+    trust_weights: bool = False,
     device: str = "cpu",
 ) -> list[FeatureNetwork]:
     """The networks that are named, in this order.
@@ -115,9 +115,9 @@ def load_feature_networks(
     Args:
         ct_clip: TorchScript of CT-CLIP's vision part, (1, 1, 240, 480, 480) -> (1, 512).
         radimagenet: state dict or TorchScript of RadImageNet's ResNet-50.
-        others: name -> TorchScript. `network_inputs.read_network_input` says what each gets; default: as CT-CLIP.
+        features: name -> TorchScript. `network_inputs.read_network_input` says what each gets; default: as CT-CLIP.
         slice_step: in the place of ``SliceInput.step``.
-        trust: run TorchScript, and read a pickled state dict that holds more than tensors.
+        trust_weights: run TorchScript, and read a pickled state dict that holds more than tensors.
         device: where they compute.
 
     Raises:
@@ -125,20 +125,20 @@ def load_feature_networks(
     """
     networks = []
     if ct_clip is not None:
-        networks.append(_load(CT_CLIP, ct_clip, VolumeInput(), device, trust))
+        networks.append(_load(CT_CLIP, ct_clip, VolumeInput(), device, trust_weights))
     if radimagenet is not None:
         if is_torchscript(radimagenet):
-            networks.append(_load(RADIMAGENET, radimagenet, SliceInput(), device, trust))
+            networks.append(_load(RADIMAGENET, radimagenet, SliceInput(), device, trust_weights))
         else:
-            module, scale = load_radimagenet(radimagenet, trust=trust)
+            module, scale = load_radimagenet(radimagenet, trust=trust_weights)
             seen = read_network_input(radimagenet, SliceInput(scale=scale))
             sha256 = sha256_of_file(radimagenet)
             networks.append(FeatureNetwork(RADIMAGENET, radimagenet, sha256, seen, module.to(device), device))
-    networks += [_load(name, path, VolumeInput(), device, trust) for name, path in (others or {}).items()]
+    networks += [_load(name, path, VolumeInput(), device, trust_weights) for name, path in (features or {}).items()]
     names = [network.name for network in networks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"--features: the name {', '.join(twice)} is taken; choose another")
+        raise UserError(f"`features`: the name {', '.join(twice)} is taken; choose another")
     if slice_step is None:
         return networks
     return [
@@ -149,18 +149,18 @@ def load_feature_networks(
     ]
 
 
-def _load(name: str, path: Path, default: NetworkInput, device: str, trust: bool) -> FeatureNetwork:
-    module = load_torchscript(path, device, trust=trust)
+def _load(name: str, path: Path, default: NetworkInput, device: str, trust_weights: bool) -> FeatureNetwork:
+    module = load_torchscript(path, device, trust_weights=trust_weights)
     return FeatureNetwork(name, path, sha256_of_file(path), read_network_input(path, default), module, device)
 
 
-def load_torchscript(path: Path, device: str, *, trust: bool) -> torch.nn.Module:
+def load_torchscript(path: Path, device: str, *, trust_weights: bool) -> torch.nn.Module:
     """A TorchScript module, frozen.
 
     Args:
         path: of the file.
         device: torch's name of where it computes.
-        trust: the user trusts its author: when it runs it can read and write files (``torch.save``, ``from_file``).
+        trust_weights: the user trusts its author: when it runs it can read and write files (``torch.save``).
 
     Raises:
         UserError: no such file, it is no TorchScript, or is not trusted.
@@ -171,10 +171,10 @@ def load_torchscript(path: Path, device: str, *, trust: bool) -> torch.nn.Module
         raise UserError(
             f"{path} is no TorchScript file (torch.jit.save); docs/generation_quality.md says how to write one"
         )
-    if not trust:
+    if not trust_weights:
         raise UserError(
             f"{path} is TorchScript, a program that can read and write your files when it runs. If you trust where it "
-            "comes from, --trust-weights runs it"
+            "comes from, `trust_weights=True` runs it"
         )
     try:
         with warnings.catch_warnings():

@@ -179,12 +179,8 @@ def _ahead(
     cases: Sequence[ImageCase], read: Callable[[ImageCase], _Task], readers: int
 ) -> Iterator[tuple[ImageCase, Callable[[], _Task]]]:
     """Each case with a function that gives what was read of it, in order."""
-    if readers == 0:
-        for case in cases:
-            yield case, lambda case=case: read(case)  # type: ignore[misc]
-        return
     waiting: deque[tuple[ImageCase, Future[_Task]]] = deque()
-    with ThreadPoolExecutor(readers) as pool:
+    with ThreadPoolExecutor(max(1, readers)) as pool:
         try:
             for case in cases:
                 waiting.append((case, pool.submit(read, case)))

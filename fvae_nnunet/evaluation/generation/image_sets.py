@@ -30,7 +30,7 @@ class ImageCase:
         source: the case that it was generated from, where a record says so.
         text: the report or prompt; None where there is none.
         label: its label map; None where there is none.
-        structures: its map of anatomical structures, such as ``fvae-synthesize --list`` and ``fvae-convert`` write;
+        structures: its map of anatomical structures, such as ``fvae-synthesize`` and ``fvae-convert`` write;
             None where there is none.
     """
 

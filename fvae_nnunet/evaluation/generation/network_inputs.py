@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,7 +39,35 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class VolumeInput:
+class _OnGrid:
+    """What both kinds of input have: a grid around the middle of the image, and the HU that are mapped to [-1, 1].
+
+    Attributes:
+        shape: (z, y, x) voxels, cropped or padded around the middle.
+        spacing_mm: (z, y, x), trilinear.
+        hu_window: clipped to; what is outside the image has its lower end.
+    """
+
+    kind: ClassVar[str]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    hu_window: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in self.shape):
+            raise UserError(f"shape must be three whole numbers (z, y, x), got {self.shape}")
+        if len(self.spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in self.spacing_mm):
+            raise UserError(f"spacing_mm must be three positive numbers (z, y, x), got {self.spacing_mm}")
+        check_hu_window(self.hu_window)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For records and cache keys."""
+        return {"input": self.kind} | asdict(self)
+
+
+@dataclass(frozen=True)
+class VolumeInput(_OnGrid):
     """A volume for a network: float32 (1, 1, *shape), HU window mapped to [-1, 1], what is outside the image -1.
 
     The defaults are CT-CLIP's: HU clipped to [-1000, 1000] and divided by 1000, 1.5 x 0.75 x 0.75 mm (trilinear),
@@ -47,28 +75,20 @@ class VolumeInput:
     transposes nibabel's (x, y, z) that way).
 
     Attributes:
-        shape: (z, y, x) voxels, in this order whatever ``order`` says.
-        spacing_mm: (z, y, x).
-        hu_window: clipped to.
-        order: of the axes that the network gets, ``zyx`` or ``zxy``. z rises to the head, y to the back, x to the
-            patient's left.
+        order: of the axes that the network gets, ``zyx`` or ``zxy``, whatever the order of ``shape``. z rises to the
+            head, y to the back, x to the patient's left.
     """
 
+    kind = "volume"
     shape: tuple[int, int, int] = (240, 480, 480)
     spacing_mm: tuple[float, float, float] = (1.5, 0.75, 0.75)
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
     order: str = "zxy"
 
     def __post_init__(self) -> None:
-        _check_grid(self.shape, self.spacing_mm)
-        check_hu_window(self.hu_window)
+        super().__post_init__()
         if self.order not in ORDERS:
             raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """For records and cache keys."""
-        return {"input": "volume"} | asdict(self)
 
     def prepare(self, volume_hu: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, torch.Tensor]:
         """``{"volume": tensor}`` from HU (z, y, x) as `ct.files.read_upright` gives them."""
@@ -77,7 +97,7 @@ class VolumeInput:
 
 
 @dataclass(frozen=True)
-class SliceInput:
+class SliceInput(_OnGrid):
     """Slices in three planes for a 2D network: float32 (slices, 3, rows, columns) for each plane.
 
     The defaults are those of the published FID 2.5D of MAISI (spacing, field, share of slices), with the HU window
@@ -85,14 +105,12 @@ class SliceInput:
     coronal and sagittal ones with the head up.
 
     Attributes:
-        shape: (z, y, x) voxels, cropped or padded around the middle.
-        spacing_mm: (z, y, x), trilinear.
-        hu_window: clipped to; what is outside the image has its lower end.
         share: of the slices of each plane that are used, those in the middle.
         step: every so many-th of these.
         scale: a key of `SCALES`.
     """
 
+    kind = "slices"
     shape: tuple[int, int, int] = (512, 512, 512)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     hu_window: tuple[float, float] = (-1000.0, 1000.0)
@@ -101,19 +119,13 @@ class SliceInput:
     scale: str = "caffe"
 
     def __post_init__(self) -> None:
-        _check_grid(self.shape, self.spacing_mm)
-        check_hu_window(self.hu_window)
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise UserError(f"the share of slices must be above 0 and at most 1, got {self.share}")
         if self.step < 1:
             raise UserError(f"the step between slices must be at least 1, got {self.step}")
         if self.scale not in SCALES:
             raise UserError(f"scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """For records and cache keys."""
-        return {"input": "slices"} | asdict(self)
 
     def prepare(self, volume_hu: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, torch.Tensor]:
         """Plane -> grey slices (slices, rows, columns) in [0, 1], from HU (z, y, x) as `read_upright` gives them.
@@ -155,8 +167,8 @@ def read_network_input(path: Path, default: NetworkInput) -> NetworkInput:
     if not settings_path.is_file():
         return default
     content = read_json(settings_path)
-    kinds: dict[str, type[NetworkInput]] = {"volume": VolumeInput, "slices": SliceInput}
-    kind = content.pop("input", default.settings["input"]) if isinstance(content, dict) else None
+    kinds: dict[str, type[NetworkInput]] = {kind.kind: kind for kind in (VolumeInput, SliceInput)}
+    kind = content.pop("input", default.kind) if isinstance(content, dict) else None
     if kind not in kinds:
         raise UserError(f'{settings_path} must be an object with "input": "volume" or "slices"')
     known = [field.name for field in fields(kinds[kind])]
@@ -203,10 +215,3 @@ def on_grid(
         there.append(slice((n - length) // 2, (n - length) // 2 + length))
     result[tuple(here)] = volume[tuple(there)]
     return result
-
-
-def _check_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
-    if len(shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in shape):
-        raise UserError(f"shape must be three whole numbers (z, y, x), got {shape}")
-    if len(spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
-        raise UserError(f"spacing_mm must be three positive numbers (z, y, x), got {spacing_mm}")

@@ -40,10 +40,9 @@ def generation_picture(evaluated: Evaluated, path: Path, *, title: str) -> Path 
         The path; None where there are no features to draw.
 
     Raises:
-        UserError: matplotlib is not installed, or an image cannot be read.
+        UserError: an image cannot be read.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     parts = list(evaluated.extracted["real"].features)
@@ -57,7 +56,6 @@ def generation_picture(evaluated: Evaluated, path: Path, *, title: str) -> Path 
     width = max(columns * _PANEL_INCHES, 2 * PAIRS * 2.2 if pairs else 0, 6.0)
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(width, sum(heights) + 0.9), layout="constrained")
-        FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=11)
         upper, *lower = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         panels = upper.subplots(rows, columns, squeeze=False).ravel()

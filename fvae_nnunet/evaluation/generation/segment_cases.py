@@ -43,7 +43,7 @@ def segment_cases(
         "segmentations",
         {"weights_sha256": model.weights_sha256},
         {"model": str(model.folder)},
-        remedy=f"Use another folder (-o), or remove {output}",
+        remedy=f"Use another folder (`output`), or remove {output}",
     )
     todo = {}
     for case in images.cases:

@@ -16,7 +16,7 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.feature_networks import as_rows, load_torchscript
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
-from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.nnunet.report_texts import DEFAULT_TEXT_ENCODER
 from fvae_nnunet.optional_packages import needed_for
@@ -73,15 +73,14 @@ def summarise_cosines(
     matched: Mapping[str, float], unrelated: np.ndarray, *, seed: int, resamples: int
 ) -> dict[str, Any]:
     """Mean with its 95 % bootstrap interval over cases, the mean of unrelated pairs, and every case."""
-    values = list(matched.values())
-    interval = bootstrap_interval(values, seed=seed, resamples=resamples)
+    mean, interval = mean_and_interval(list(matched.values()), seed=seed, resamples=resamples)
     known = unrelated[np.isfinite(unrelated)]
     return {
-        "mean": float(np.mean(values)),
+        "mean": mean,
         "low": interval.low,
         "high": interval.high,
         "unrelated": float(known.mean()) if known.size else float("nan"),
-        "n": len(values),
+        "n": len(matched),
         "cases": {case: float(value) for case, value in matched.items()},
     }
 
@@ -92,7 +91,7 @@ class TextNetwork:
     Args:
         path: of the TorchScript.
         tokenizer: hub id or folder of a BERT tokenizer (``vocab.txt``); default: the one CT-CLIP was trained with.
-        trust: see ``load_torchscript``.
+        trust_weights: see ``load_torchscript``.
         device: where to compute.
 
     Attributes:
@@ -102,9 +101,11 @@ class TextNetwork:
         UserError: the network is not trusted, or it or the tokenizer cannot be had.
     """
 
-    def __init__(self, path: Path, *, tokenizer: str | None = None, trust: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, *, tokenizer: str | None = None, trust_weights: bool = False, device: str = "cpu"
+    ) -> None:
         self.path, self.tokenizer_name = path, tokenizer or DEFAULT_TEXT_ENCODER
-        self._module = load_torchscript(path, device, trust=trust)
+        self._module = load_torchscript(path, device, trust_weights=trust_weights)
         self.sha256 = sha256_of_file(path)
         self._tokenizer = _load_tokenizer(self.tokenizer_name)
         self._device = device
@@ -144,5 +145,5 @@ def _load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer {name} cannot be loaded: {' '.join(str(error).split())[:300]}. Copy its vocab.txt and "
-            "tokenizer_config.json into a folder and give that with --tokenizer"
+            "tokenizer_config.json into a folder and give that with `tokenizer`"
         ) from error

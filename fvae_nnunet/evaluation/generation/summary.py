@@ -1,22 +1,17 @@
-"""The results of `evaluate` as text for the terminal, and as files."""
+"""The results of `evaluate` as text for the terminal, and as the rows of a CSV."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.jobs.manifest import write_json
 
 _METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 
@@ -29,25 +24,8 @@ _COSINE_NAMES = {
 _NEAREST_SHOWN = 5
 
 
-def write_results(results: Mapping[str, Any], path: Path) -> Path:
-    """Write ``generation.json`` and beside it a CSV with a row for each generated case.
-
-    Returns:
-        The path of the CSV.
-
-    Raises:
-        UserError: one of them cannot be written.
-    """
-    table = path.with_suffix(".csv")
-    try:
-        write_bytes(table, csv_bytes(_case_rows(results)))
-        write_json(path, dict(results))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with -o") from error
-    return table
-
-
-def _case_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def case_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each generated case, for the CSV."""
     cosines, masks, memorisation = results["cosines"] or {}, results["masks"], results["memorisation"]
     nearest = {entry["case"]: entry for entry in memorisation["cases"]} if memorisation else {}
     for case, described in results["fake"]["cases"].items():

@@ -24,7 +24,6 @@ import numpy as np
 from scipy import ndimage
 
 from fvae_nnunet.ct.noise import MAD_TO_SD
-from fvae_nnunet.errors import UserError
 
 SMOOTHING_VOXELS = 1.0
 """Standard deviation of the Gaussian before slopes are taken. An edge that is itself blurred by s voxels has after it a
@@ -106,19 +105,11 @@ class EdgePair:
         spacing_mm: voxel size (z, y, x).
         region: bool (z, y, x), flat soft tissue of the raw volume (``noise.homogeneous_region`` with
             ``flattest_part=SLOPE_NOISE_PART``), from which the noise of its slopes is taken.
-
-    Raises:
-        UserError: shapes differ or are not 3-dimensional.
     """
 
     def __init__(
         self, raw_hu: np.ndarray, view_hu: np.ndarray, *, spacing_mm: Sequence[float], region: np.ndarray
     ) -> None:
-        if raw_hu.ndim != 3 or not raw_hu.shape == view_hu.shape == region.shape:
-            raise UserError(
-                f"raw volume, view and region must be volumes of one shape, got {raw_hu.shape}, {view_hu.shape} and "
-                f"{region.shape}"
-            )
         self.spacing_mm = np.asarray(spacing_mm, dtype=np.float64)
         self.raw, self.view = (
             ndimage.gaussian_filter(volume.astype(np.float32), SMOOTHING_VOXELS, mode="nearest")
@@ -138,12 +129,7 @@ class EdgePair:
 
         Args:
             mask: bool, the volumes' shape. Where it meets the border of the volume it has no surface.
-
-        Raises:
-            UserError: another shape than the volumes'.
         """
-        if mask.shape != self.raw.shape:
-            raise UserError(f"the mask has shape {mask.shape}, the volumes {self.raw.shape}")
         box = self._box(mask)
         points, normals = _surface(mask[box], self.spacing_mm) if box else (np.empty((0, 3)), np.empty((0, 3)))
         if not len(points):

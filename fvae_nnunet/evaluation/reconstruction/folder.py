@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import numpy as np
 
 import fvae_nnunet
 from fvae_nnunet.ct import noise
-from fvae_nnunet.ct.files import find_images, read_upright, read_volume
-from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.ct.files import find_images, read_upright
+from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, check_hu_window
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, SOFT_HU, TISSUES_HU
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.case_files import read_alike, unknown_labels
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.reconstruction import boundary
 from fvae_nnunet.evaluation.reconstruction.quality import (
     COARSE_PIXELS,
@@ -25,7 +27,6 @@ from fvae_nnunet.evaluation.reconstruction.quality import (
     evaluate_view,
 )
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA, summarise
-from fvae_nnunet.evaluation.segmentation.case_files import run_each, unknown_labels
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
 from fvae_nnunet.pictures.case import case_picture
@@ -50,7 +51,7 @@ def evaluate_view_folder(
     hu_window: tuple[float, float] | None = None,
     windows: Windows | None = None,
     processes: int = 0,
-    on_case: Callable[[int, int], None] | None = None,
+    on_case: OnProgress = no_progress,
 ) -> dict[str, Any]:
     """Measure every case of a folder; nothing is written.
 
@@ -62,8 +63,7 @@ def evaluate_view_folder(
             occurs is a label.
         hu_window: see `reconstruction.quality.evaluate_view`; default: that of the view's manifest, else the paper's.
         windows: where the seams are; default: those of the view's manifest, else no seam score.
-        processes: how many processes work beside this one; 0: this one does the work.
-        on_case: called with the number of cases done and their total after each.
+        processes, on_case: see `each_case.run_each`.
 
     Returns:
         The content of the JSON file, see `reconstruction.summary`.
@@ -73,25 +73,25 @@ def evaluate_view_folder(
             no counterpart or cannot be read, other geometry than the raw image's, labels that dataset.json lacks.
     """
     if processes < 0:
-        raise UserError(f"the number of processes must not be negative, got {processes}")
+        raise UserError(f"`processes` must not be negative, got {processes}")
     if raw_folder.resolve() == view_folder.resolve():
         raise UserError(f"{raw_folder} is given as raw images and as their view; name two folders")
     if dataset_json is not None and label_folder is None:
-        raise UserError("dataset.json names labels; give their folder too, with --labels")
+        raise UserError("dataset.json names labels; give their folder too, with `label_folder`")
     view_settings = _settings_of(view_folder)
     hu_window = check_hu_window(hu_window or view_settings.get("hu_window") or PAPER_HU_WINDOW)
     windows = windows or _windows_of(view_settings)
     if windows is not None:
         slice_windows(1, *windows)
     scheme = None if label_folder is None else _scheme(label_folder, dataset_json)
-    folders = {"raw images": raw_folder, "view": view_folder} | ({"labels": label_folder} if label_folder else {})
+    folders = {"raw image": raw_folder, "view": view_folder} | ({"labels": label_folder} if label_folder else {})
     files = {name: cases_of(folder) for name, folder in folders.items()}
     problems = []
     for name in list(folders)[1:]:
-        missing = sorted(files["raw images"].keys() - files[name].keys())
+        missing = sorted(files["raw image"].keys() - files[name].keys())
         if missing:
             problems.append(f"{folders[name]} ({name}) lacks {len(missing)} of the raw cases: {', '.join(missing)}")
-    strangers = sorted(files["view"].keys() - files["raw images"].keys())
+    strangers = sorted(files["view"].keys() - files["raw image"].keys())
     if strangers:
         problems.append(f"{view_folder} (view) holds cases that {raw_folder} lacks: {', '.join(strangers)}")
     tasks = [
@@ -99,18 +99,16 @@ def evaluate_view_folder(
             case, {name: found[case] for name, found in files.items() if case in found}, scheme, hu_window, windows,
             windows_along_file=view_settings.get("scheme") == "paper", check_only=bool(problems),
         )
-        for case in sorted(files["raw images"].keys() & files["view"].keys())
+        for case in sorted(files["raw image"].keys() & files["view"].keys())
     ]  # fmt: skip
-    outcomes = {}
-    for done, (task, outcome) in enumerate(run_each(_run_task, tasks, processes), start=1):
-        outcomes[task.case] = outcome
-        if on_case is not None:
-            on_case(done, len(tasks))
-    problems += [f"{task.case}: {problem}" for task in tasks for problem in outcomes[task.case].problems]
+    outcomes = run_each(_run_task, tasks, processes, on_case)
+    problems += [
+        f"{task.case}: {problem}" for task, outcome in zip(tasks, outcomes, strict=True) for problem in outcome.problems
+    ]
     if problems:
         raise UserError("nothing was measured:\n  " + "\n  ".join(problems))
-    names = scheme.names if scheme is not None else _names_of_values(outcomes.values())
-    cases = [outcomes[task.case].case for task in tasks]
+    names = scheme.names if scheme is not None else _names_of_values(outcomes)
+    cases = [outcome.case for outcome in outcomes]
     for case in cases:
         case["labels"] = {str(label): case["labels"].get(str(label), LABEL_IN_NO_VOXEL) for label in names}
     return {
@@ -156,7 +154,7 @@ def write_pictures(results: Mapping[str, Any], folder: Path, *, count: int) -> l
         Their paths, smallest error first.
 
     Raises:
-        UserError: matplotlib is not installed, or a file cannot be read.
+        UserError: a file cannot be read.
     """
     ranked = sorted(results["cases"], key=lambda case: case["volume"]["mae_hu"])
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
@@ -205,27 +203,18 @@ class _Outcome:
 
 def _run_task(task: _Task) -> _Outcome:
     """Read and check the files of a case; measure if nothing is wrong here or elsewhere."""
-    problems: list[str] = []
-    volumes: dict[str, tuple[np.ndarray, Geometry]] = {}
-    for name, path in task.files.items():
-        try:
-            volumes[name] = read_volume(path)
-        except UserError as error:
-            problems.append(str(error))
-    raw = volumes.get("raw images")
-    for name, (array, geometry) in volumes.items():
-        if raw is not None and name != "raw images":
-            problems += geometry_differences(("raw image", raw[0].shape, raw[1]), (name, array.shape, geometry))
+    volumes, problems = read_alike(task.files)
+    for name, (array, _) in volumes.items():
         if name == "labels":
             problems += _label_problems(task.files[name], array, task.scheme)
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             problems.append(f"{task.files[name]} holds values that are not finite (NaN or infinite)")
-    if raw is None or problems or task.check_only:
+    if problems or task.check_only:
         return _Outcome({}, problems)
-    geometry = raw[1]
+    geometry = volumes["raw image"][1]
     order = geometry.axial_order
     axial = {name: array.transpose(order) for name, (array, _) in volumes.items()}
-    shape = axial["raw images"].shape
+    shape = axial["raw image"].shape
     spacing_mm = tuple(geometry.spacing_mm[::-1][axis] for axis in order)
     segmentation = axial.get("labels")
     labels: Sequence[Label] = []
@@ -234,7 +223,7 @@ def _run_task(task: _Task) -> _Outcome:
         labels = list(task.scheme.names) if task.scheme else [int(value) for value in found if value != 0]
         segmentation = segmentation.astype(np.min_scalar_type(int(found.max())), copy=False)
     figures = evaluate_view(
-        axial["raw images"],
+        axial["raw image"],
         axial["view"],
         spacing_mm=spacing_mm,
         hu_window=task.hu_window,
@@ -244,7 +233,7 @@ def _run_task(task: _Task) -> _Outcome:
     )
     case = {
         "case": task.case,
-        "raw_file": str(task.files["raw images"]),
+        "raw_file": str(task.files["raw image"]),
         "view_file": str(task.files["view"]),
         "label_file": str(task.files["labels"]) if "labels" in task.files else None,
         "shape": list(shape),

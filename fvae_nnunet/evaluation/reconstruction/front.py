@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.known_noise import PLACES, KnownNoise, errors_hu, places_of
-from fvae_nnunet.evaluation.statistics import bootstrap_interval
+from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
@@ -144,12 +143,9 @@ def front_rows(found: Sequence[Denoised], places: Sequence[str] = PLACES) -> lis
 
 
 def _with_interval(errors: Sequence[float]) -> str:
-    known = np.array([error for error in errors if not math.isnan(error)])
-    if not known.size:
-        return "-"
-    interval = bootstrap_interval(known, seed=0)
+    mean, interval = mean_and_interval(errors, seed=0)
     ends = "" if interval.method == "none" else f" ({interval.low:.1f} to {interval.high:.1f})"
-    return f"{known.mean():.1f}{ends}"
+    return "-" if math.isnan(mean) else f"{mean:.1f}{ends}"
 
 
 def write_front(
@@ -187,18 +183,10 @@ def _rounded(errors: Sequence[float]) -> list[float | None]:
 
 
 def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) -> None:
-    """A PNG: filters as curves, views as numbered points with the 95 % intervals of both errors over cases.
+    """A PNG: filters as curves, views as numbered points with the 95 % intervals of both errors over cases."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("the picture needs matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(9.5, 6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, method in enumerate(dict.fromkeys(one.method for one in found if one.strength is not None)):
         curve = [one for one in found if one.method == method]
@@ -229,11 +217,8 @@ def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) ->
 
 def _reach(errors: Sequence[float]) -> list[list[float]] | None:
     """How far the interval of the mean reaches down and up, as matplotlib takes it."""
-    known = np.array([error for error in errors if not math.isnan(error)])
-    interval = bootstrap_interval(known, seed=0)
-    if interval.method == "none":
-        return None
-    return [[known.mean() - interval.low], [interval.high - known.mean()]]
+    mean, interval = mean_and_interval(errors, seed=0)
+    return None if interval.method == "none" else [[mean - interval.low], [interval.high - mean]]
 
 
 _FILTER_COLOURS = ("#1b6ca8", "#e09f3e", "#335c67", "#7a5195")

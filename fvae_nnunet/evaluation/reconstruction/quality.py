@@ -82,7 +82,6 @@ def evaluate_view(
     mse_hu2 = float(np.square(difference_hu).mean(dtype=np.float64))
     region = homogeneous_region(raw_hu)
     raw_noise, view_noise = (measure_noise(volume_hu, region) for volume_hu in (raw_hu, view_hu))
-    inner = sorted({border for border in borders if 0 < border < len(raw_hu)})
     volume = {
         "psnr_db": math.inf if mse_hu2 == 0 else 10 * math.log10((upper - lower) ** 2 / mse_hu2),
         "ssim": ssim_3d(raw_hu, view_hu, data_range=upper - lower),
@@ -96,7 +95,7 @@ def evaluate_view(
         "noise_fine_ratio": _ratio(view_noise.fine_hu, raw_noise.fine_hu),
         "noise_coarse_ratio": _ratio(view_noise.coarse_hu, raw_noise.coarse_hu),
         "noise_voxels": int(region.sum()),
-        "seam_score": seam_score(raw_hu, view_hu, inner) if 0 < len(inner) < len(raw_hu) - 1 else math.nan,
+        "seam_score": seam_score(raw_hu, view_hu, borders),
     }
     tissues = {name: asdict(_errors(difference_hu[mask])) for name, mask in in_tissues.items()}
     in_labels = {}

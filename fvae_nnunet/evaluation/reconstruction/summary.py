@@ -37,16 +37,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.evaluation.text_table import text_table
 
 SCHEMA = 1
 
@@ -77,7 +73,8 @@ IN_TABLE = {
 
 Figures = Mapping[str, float]
 
-_STATISTICS = ("mean", "low", "high", "sd", "min", "max")
+STATISTICS = ("mean", "low", "high", "sd", "min", "max")
+"""Over the cases that have a value."""
 
 
 def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,24 +86,10 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_results(results: Mapping[str, Any], path: Path) -> Path:
-    """Write the JSON file and beside it a CSV of the same name with a row for each case.
-
-    Returns:
-        The path of the CSV.
-
-    Raises:
-        UserError: one of them cannot be written.
-    """
-    table = path.with_suffix(".csv")
+def case_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each case, for the CSV."""
     names = {label["key"]: label["name"] for label in results["labels"]}
-    rows = [{"case": case["case"]} | dict(_columns(case, names)) for case in results["cases"]]
-    try:
-        write_bytes(table, csv_bytes(rows))
-        write_json(path, dict(results))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
-    return table
+    return [{"case": case["case"]} | dict(_columns(case, names)) for case in results["cases"]]
 
 
 def format_table(results: Mapping[str, Any]) -> str:
@@ -119,18 +102,17 @@ def format_table(results: Mapping[str, Any]) -> str:
     parts += [(f"label {names[key]}", of_label) for key, of_label in summary["labels"].items()]
     rows = [["", "mean", "95 % from", "to", "sd", "min", "max", "n"]]
     for name, figures in parts:
-        rows.append([name, *[""] * (len(_STATISTICS) + 1)])
+        rows.append([name, *[""] * (len(STATISTICS) + 1)])
         for figure, (heading, digits) in IN_TABLE.items():
             if figure in figures and (figures[figure]["n"] or name == "whole volume"):
                 numbers = [
                     _number(figures[figure][part], digits.lstrip("+") if part == "sd" else digits)
-                    for part in _STATISTICS
+                    for part in STATISTICS
                 ]
                 rows.append([f"  {heading}", *numbers, str(figures[figure]["n"])])
         if len(rows[-1][-1]) == 0:
             rows[-1][1] = "in no case"
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    lines = text_table(rows)
     lower, upper = results["settings"]["hu_window"]
     lines.append(
         f"{len(cases)} cases; HU window {lower:g} to {upper:g}; errors and shifts are view minus raw, shifts outwards "
@@ -154,7 +136,7 @@ def _over(cases: Sequence[Figures]) -> dict[str, dict[str, float]]:
 def _statistics(values: Sequence[float]) -> dict[str, float]:
     found = np.array([value for value in values if not math.isnan(value)])
     if not found.size:
-        return dict.fromkeys(_STATISTICS, math.nan) | {"n": 0}
+        return dict.fromkeys(STATISTICS, math.nan) | {"n": 0}
     low = high = sd = math.nan
     # an infinite PSNR has neither
     if found.size > 1 and np.isfinite(found).all():

@@ -80,9 +80,9 @@ def model_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[st
         own = [folder.resolve().name for folder in folders]
         return own if len(set(own)) == len(own) else [str(folder) for folder in folders]
     if len(names) != len(folders):
-        raise UserError(f"--names needs a name for each of the {len(folders)} folders, got {len(names)}")
+        raise UserError(f"`names` needs a name for each of the {len(folders)} folders, got {len(names)}")
     if len(set(names)) < len(names):
-        raise UserError(f"--names must differ from each other, got {', '.join(names)}")
+        raise UserError(f"`names` must differ from each other, got {', '.join(names)}")
     return list(names)
 
 
@@ -117,33 +117,25 @@ def compare(
     cases = sorted([*(case.case for case in predicted.cases), *predicted.missing])
     label_names = scores.scheme.names
     compared = []
-    for measure in measures(scores):
-        of_models = [
-            {"model": model, **_summary(values, measure, cases, seed, resamples)}
-            for model, values in zip(models, measure.values, strict=True)
-        ]
-        if measure.key == HD95_KEY:
-            for entry, folder in zip(of_models, scores.folders, strict=True):
-                entry["one_empty"] = sum(holds_alone(case, measure.label) for case in folder.cases)
-        of_pairs = [
-            {"first": models[a], "second": models[b], **_comparison(measure, a, b, cases, seed, resamples)}
-            for a, b in pairs
-        ]
-        for entry, p_holm in zip(of_pairs, holm([entry["p"] for entry in of_pairs]), strict=True):
-            entry["p_holm"] = p_holm
-        compared.append(
-            {
-                "label": str(measure.label),
-                "label_name": label_names[measure.label],
-                "key": measure.key,
-                "name": measure.name,
-                "unit": measure.unit,
-                "higher_is_better": measure.higher_is_better,
-                "mean_over": measure.mean_over,
-                "models": of_models,
-                "comparisons": of_pairs,
-            }
-        )
+    for label, name in label_names.items():
+        has_lesions = label in scores.lesion_rule.labels
+        for measure in measures(str(label), name, scores.tolerances_mm, has_lesions=has_lesions):
+            values = [{case.case: measure.values(label, case) for case in folder.cases} for folder in scores.folders]
+            of_models = [
+                {"model": model, **_summary(of_model, measure, cases, seed, resamples)}
+                for model, of_model in zip(models, values, strict=True)
+            ]
+            if measure.metric == HD95_KEY:
+                for entry, folder in zip(of_models, scores.folders, strict=True):
+                    entry["one_empty"] = sum(holds_alone(case, label) for case in folder.cases)
+            of_pairs = [
+                {"first": models[a], "second": models[b]}
+                | _comparison(values[a], values[b], measure, cases, seed, resamples)
+                for a, b in pairs
+            ]
+            for entry, p_holm in zip(of_pairs, holm([entry["p"] for entry in of_pairs]), strict=True):
+                entry["p_holm"] = p_holm
+            compared.append(measure.description | {"models": of_models, "comparisons": of_pairs})
     return {
         "schema": SCHEMA,
         "kind": "comparison",
@@ -218,10 +210,14 @@ def _summary(
 
 
 def _comparison(
-    measure: Measure, first: int, second: int, cases: Sequence[str], seed: int, resamples: int
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    measure: Measure,
+    cases: Sequence[str],
+    seed: int,
+    resamples: int,
 ) -> dict[str, Any]:
     """One model with another by one measure; ``p_holm`` is still to come."""
-    before, after = measure.values[first], measure.values[second]
     both = [case for case in cases if case in before and case in after]
     differences = _without_nan({case: after[case] - before[case] for case in both})
     # of the same items for both: a lesion that one model has not detected has no DSC to compare

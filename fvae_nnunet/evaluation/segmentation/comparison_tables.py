@@ -1,24 +1,19 @@
-"""A comparison as text for the terminal, and as ``comparison.json`` with three CSVs beside it."""
+"""A comparison as text for the terminal, and as the rows of three CSVs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.jobs.manifest import write_json
 
 FEW_CASES = 10
 """Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
 
-_PERCENTILE_MARK = "*"
+PERCENTILE_MARK = "*"
 """After an interval that is not BCa."""
 
 
@@ -37,22 +32,16 @@ def comparison_csvs(path: Path) -> list[Path]:
     return [path.with_suffix(".csv"), *(path.with_name(f"{path.stem}_{of}.csv") for of in ("models", "cases"))]
 
 
-def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
-    """Write ``comparison.json`` and beside it three CSVs; each file appears whole or not at all.
+def comparison_rows(comparison: Mapping[str, Any], path: Path) -> dict[Path, Iterable[dict[str, Any]]]:
+    """The rows of the CSVs beside a ``comparison.json``.
 
     ``comparison.csv`` has a row for each label, measure and comparison, ``comparison_models.csv`` one for each label,
     measure and model, ``comparison_cases.csv`` one for each label, measure, model and case.
-
-    Returns:
-        The paths of the CSVs.
-
-    Raises:
-        UserError: one of them cannot be written.
     """
     of_comparisons, of_models, of_cases = comparison_csvs(path)
-    tables = {
-        of_comparisons: list(_flat(comparison, "comparisons")),
-        of_models: list(_flat(comparison, "models")),
+    return {
+        of_comparisons: _flat(comparison, "comparisons"),
+        of_models: _flat(comparison, "models"),
         of_cases: [
             _measure_columns(measure) | {"model": entry["model"], "case": case, "value": value}
             for measure in comparison["measures"]
@@ -60,14 +49,6 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> list[Path]:
             for case, value in entry["values"].items()
         ],
     }
-    try:
-        with ExitStack() as written:
-            for table, rows in tables.items():
-                written.enter_context(atomic_write(table)).write_bytes(csv_bytes(rows))
-            write_json(path, comparison)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
-    return list(tables)
 
 
 def _measure_columns(measure: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,11 +74,11 @@ def _flat(comparison: Mapping[str, Any], kind: str) -> Iterator[dict[str, Any]]:
 def _model_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     yield ["measure", "model", "mean", "95 % interval", "lesions", "n", "NaN", "missing"]
     for measure in measures:
-        name = _full_name(measure)
+        name = name_of(measure)
         for entry in measure["models"]:
             lesions = str(entry["items"]) if measure["mean_over"] == "lesions" else ""
             counts = [str(entry[count]) for count in ("n", "nan", "missing")]
-            yield [name, entry["model"], _number(entry["mean"]), _interval(entry), lesions, *counts]
+            yield [name, entry["model"], _number(entry["mean"]), interval_text(entry, _number), lesions, *counts]
             name = ""
 
 
@@ -107,16 +88,16 @@ def _comparison_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str
         "wins", "ties", "losses", "n", "NaN", "missing",
     ]  # fmt: skip
     for measure in measures:
-        name = _full_name(measure)
+        name = name_of(measure)
         for entry in measure["comparisons"]:
             counts = [str(entry[count]) for count in ("wins", "ties", "losses", "n", "nan", "missing")]
             yield [
                 name,
                 f"{entry['second']} - {entry['first']}",
-                _number(entry["mean_difference"], "+"),
-                _interval(entry, "+"),
-                _p(entry["p"]),
-                _p(entry["p_holm"]),
+                _signed(entry["mean_difference"]),
+                interval_text(entry, _signed),
+                p_text(entry["p"]),
+                p_text(entry["p_holm"]),
                 *counts,
             ]
             name = ""
@@ -136,7 +117,7 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
     if any(entry["interval_method"] != "none" and entry["n"] < FEW_CASES for entry in entries):
         lines.append(f"with n below {FEW_CASES} such intervals are too narrow")
     if any(entry["interval_method"] == "percentile" for entry in entries):
-        lines.append(f"{_PERCENTILE_MARK} percentile interval, because BCa is not defined there")
+        lines.append(f"{PERCENTILE_MARK} percentile interval, because BCa is not defined there")
     lines += [
         "p: Wilcoxon signed-rank over cases, two-sided, equal cases left out; "
         f"p Holm: corrected for the {family} comparison{'s' if family > 1 else ''} of each label and measure",
@@ -165,7 +146,8 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def _full_name(measure: Mapping[str, Any]) -> str:
+def name_of(measure: Mapping[str, Any]) -> str:
+    """A measure's name with its unit."""
     return f"{measure['name']} ({measure['unit']})" if measure["unit"] else measure["name"]
 
 
@@ -173,12 +155,18 @@ def _number(value: float, sign: str = "") -> str:
     return "none" if math.isnan(value) else f"{value:{sign}.4f}"
 
 
-def _interval(entry: Mapping[str, Any], sign: str = "") -> str:
+def _signed(value: float) -> str:
+    return _number(value, "+")
+
+
+def interval_text(entry: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    """The interval of a model or comparison, its ends as ``number`` writes them."""
     if entry["interval_method"] == "none":
         return "none"
-    low, high = (_number(end, sign) for end in entry["interval"])
-    return f"{low} to {high}{_PERCENTILE_MARK if entry['interval_method'] == 'percentile' else ''}"
+    low, high = map(number, entry["interval"])
+    return f"{low} to {high}{PERCENTILE_MARK if entry['interval_method'] == 'percentile' else ''}"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """Four digits."""
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

@@ -13,7 +13,7 @@ from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry, check_same_place
 from fvae_nnunet.ct.volume import as_array
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import unknown_labels
+from fvae_nnunet.evaluation.case_files import unknown_labels
 from fvae_nnunet.evaluation.segmentation.scoring import evaluate_case
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, dataset_json_near
 

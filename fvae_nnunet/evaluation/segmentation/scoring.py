@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.ct.files import find_files, read_volume
-from fvae_nnunet.ct.geometry import geometry_differences
+from fvae_nnunet.ct.files import find_files
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.case_files import run_each, unknown_labels
+from fvae_nnunet.evaluation.case_files import read_alike, unknown_labels
+from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.lesions import (
     DETECTION_OVERLAP,
     CaseLesions,
@@ -21,7 +20,6 @@ from fvae_nnunet.evaluation.segmentation.lesions import (
     match_lesions,
 )
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, ScoredFolder, Scores, nsd_key
-from fvae_nnunet.evaluation.segmentation.summary import summarise
 from fvae_nnunet.evaluation.segmentation.surface_distance import surface_distances
 from fvae_nnunet.nnunet.image_readers import reader_beside
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
@@ -65,8 +63,6 @@ def evaluate_case(
         raise UserError(
             f"reference and prediction must be two volumes of one shape, got {reference.shape} and {prediction.shape}"
         )
-    if len(spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
-        raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
     _check_options(tolerances_mm, empty_masks)
     counted = None if ignore_label is None else reference != ignore_label
     n_counted = reference.size if counted is None else int(np.count_nonzero(counted))
@@ -91,18 +87,6 @@ def evaluate_case(
     return metrics
 
 
-def evaluate_folder(reference_folder: Path, prediction_folder: Path, **options: Any) -> dict[str, Any]:
-    """Score every case of a folder; nothing is written.
-
-    Args:
-        reference_folder, prediction_folder, options: see `score_folders`.
-
-    Returns:
-        The content of ``summary.json``, see `segmentation.summary`.
-    """
-    return summarise(score_folders(reference_folder, [prediction_folder], **options))
-
-
 def score_folders(
     reference_folder: Path,
     prediction_folders: Sequence[Path],
@@ -114,7 +98,7 @@ def score_folders(
     detection_overlap: float = DETECTION_OVERLAP,
     allow_missing: bool = False,
     processes: int = 0,
-    on_case: Callable[[int, int], None] | None = None,
+    on_case: OnProgress = no_progress,
 ) -> Scores:
     """Score every case of one or more folders of predictions; nothing is written.
 
@@ -125,8 +109,7 @@ def score_folders(
         lesion_labels: names of the labels that are evaluated lesion by lesion, see `choose_lesion_labels`.
         detection_overlap: see `lesions`.
         allow_missing: references without a prediction are counted and left out instead of being an error.
-        processes: how many processes work beside this one; 0: this one does the work.
-        on_case: called with the number of predictions done and their total after each.
+        processes, on_case: see `each_case.run_each`; every prediction counts.
 
     Raises:
         UserError: everything that is wrong with the folders and their cases, a line for each problem: files that have
@@ -134,7 +117,7 @@ def score_folders(
     """
     _check_options(tolerances_mm, empty_masks)
     if processes < 0:
-        raise UserError(f"the number of processes must not be negative, got {processes}")
+        raise UserError(f"`processes` must not be negative, got {processes}")
     if len(set(prediction_folders)) < len(prediction_folders):
         raise UserError(f"each folder may be given once, got {', '.join(map(str, prediction_folders))}")
     absent = [folder for folder in (reference_folder, *prediction_folders) if not folder.is_dir()]
@@ -157,7 +140,7 @@ def score_folders(
         if missing and not allow_missing:
             problems.append(
                 f"{folder} lacks {len(missing)} of {len(references)} predictions: {', '.join(missing)}; "
-                "predict them, or use --allow-missing to score the others"
+                "predict them, or use `allow_missing=True` to score the others"
             )
         if strangers:
             problems.append(
@@ -179,14 +162,12 @@ def score_folders(
         for folder, cases in predictions.items()
     }  # fmt: skip
     all_tasks = [task for of_folder in tasks.values() for task in of_folder]
-    outcomes = {}
-    for done, (task, outcome) in enumerate(run_each(_run_task, all_tasks, processes), start=1):
-        outcomes[task.prediction] = outcome
-        if on_case is not None:
-            on_case(done, len(all_tasks))
-    found = [f"{task.case}: {problem}" for task in all_tasks for problem in outcomes[task.prediction].problems]
+    found = run_each(_run_task, all_tasks, processes, on_case)
+    outcomes = {task.prediction: outcome for task, outcome in zip(all_tasks, found, strict=True)}
     # a damaged reference is found once for each folder
-    problems += dict.fromkeys(found)
+    problems += dict.fromkeys(
+        f"{task.case}: {problem}" for task in all_tasks for problem in outcomes[task.prediction].problems
+    )
     if problems:
         raise UserError("nothing was scored:\n  " + "\n  ".join(problems))
     folders = [
@@ -211,7 +192,7 @@ def _common_scheme(
     if others:
         raise UserError(
             f"{', '.join(map(str, others))} states other labels or another file ending than {paths[0]}; "
-            "compare predictions of one dataset, or name the dataset.json that holds for all with -djfile"
+            "compare predictions of one dataset, or name the dataset.json that holds for all with `dataset_json`"
         )
     return first
 
@@ -260,23 +241,15 @@ def _scored(task: _Task, outcome: _Outcome) -> ScoredCase:
 
 def _run_task(task: _Task) -> _Outcome:
     """Read and check the two files of a case; score them if nothing is wrong here or elsewhere."""
-    problems, volumes = [], []
-    for path in (task.reference, task.prediction):
-        try:
-            segmentation, geometry = read_volume(path, reader=task.reader)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        problems += unknown_labels(path, segmentation, task.scheme.known_labels)
-        volumes.append((segmentation, geometry))
-    if len(volumes) == 2:
-        shaped = [(segmentation.shape, geometry) for segmentation, geometry in volumes]
-        problems += geometry_differences(("reference", *shaped[0]), (task.called, *shaped[1]))
+    files = {"reference": task.reference, task.called: task.prediction}
+    volumes, problems = read_alike(files, task.reader)
+    for name, (segmentation, _) in volumes.items():
+        problems += unknown_labels(files[name], segmentation, task.scheme.known_labels)
     if problems or task.check_only:
         return _Outcome(problems=problems)
     smallest_dtype = np.min_scalar_type(max(task.scheme.known_labels))
-    reference, prediction = (segmentation.astype(smallest_dtype, copy=False) for segmentation, _ in volumes)
-    spacing_mm = volumes[0][1].spacing_mm[::-1]
+    reference, prediction = (volumes[name][0].astype(smallest_dtype, copy=False) for name in files)
+    spacing_mm = volumes["reference"][1].spacing_mm[::-1]
     metrics = evaluate_case(
         reference,
         prediction,

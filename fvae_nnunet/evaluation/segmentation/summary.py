@@ -19,20 +19,17 @@ of `CaseLesions`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fvae_nnunet
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records, lesion_table, summarise_lesions
 from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, Scores, nsd_key
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.files.csv_tables import csv_bytes
-from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS, Label
 
 
@@ -104,31 +101,17 @@ def summarise(scores: Scores) -> dict[str, Any]:
     return summary
 
 
-def write_summary(summary: dict[str, Any], path: Path) -> Path:
-    """Write ``summary.json`` and beside it a CSV of the same name with a row for each case and label.
-
-    Returns:
-        The path of the CSV.
-
-    Raises:
-        UserError: one of them cannot be written.
-    """
-    table = path.with_suffix(".csv")
+def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each case and label, for the CSV."""
     names = {label["key"]: label["name"] for label in summary["fvae"]["labels"]}
-    rows = [
+    return [
         {"case": _case_name(case["prediction_file"]), "label": key, "name": name, **case["metrics"][key]}
         for case in summary["metric_per_case"]
         for key, name in names.items()
     ]
-    try:
-        write_bytes(table, csv_bytes(rows))
-        write_json(path, summary)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another file with -o") from error
-    return table
 
 
-def format_table(summary: dict[str, Any]) -> str:
+def format_table(summary: Mapping[str, Any]) -> str:
     """A summary as text.
 
     A line for each label with mean DSC, mean NSD at each tolerance, mean HD95 and the numbers of cases, and a table for

@@ -94,28 +94,6 @@ def surface_distances(
     )
 
 
-def surface_dice(
-    reference: np.ndarray, prediction: np.ndarray, *, spacing_mm: Sequence[float], tolerances_mm: Sequence[float]
-) -> list[float]:
-    """The share of the two surfaces, by area, that lies within a tolerance of the other surface.
-
-    Args:
-        reference, prediction: bool masks (z, y, x) of one shape.
-        spacing_mm: voxel size (z, y, x).
-        tolerances_mm: distances up to and including which two surface elements agree.
-
-    Returns:
-        One value in [0, 1] for each tolerance: NaN if both masks are empty, 0 if one is.
-
-    Raises:
-        UserError: as ``surface_distances``.
-    """
-    surfaces = surface_distances(reference, prediction, spacing_mm=spacing_mm)
-    if surfaces is None:
-        return [0.0 if reference.any() or prediction.any() else float("nan")] * len(tolerances_mm)
-    return [surfaces.dice(tolerance_mm) for tolerance_mm in tolerances_mm]
-
-
 def _surface_elements(spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Area in mm² by the code of a 2 x 2 x 2 neighbourhood (256,), and the weights (2, 2, 2) that make the code."""
     from monai.metrics.utils import get_code_to_measure_table

@@ -260,7 +260,7 @@ class Wrong(torch.nn.Module):
 )
 def test_networks_that_give_no_features_are_named(tmp_path, kind, message):
     path = save_script(Wrong(kind), tmp_path / "net.pt", VOLUME)
-    (network,) = load_feature_networks(others={"mine": path}, trust=True)
+    (network,) = load_feature_networks(features={"mine": path}, trust_weights=True)
     with pytest.raises(UserError, match=message) as error:
         network.features(network.input.prepare(hu_volume(0), GRID_MM))
     assert "mine" in str(error.value) and str(path) in str(error.value)
@@ -273,7 +273,7 @@ class Map(torch.nn.Module):
 
 def test_maps_are_averaged_and_slices_do_not_depend_on_batches(tmp_path, monkeypatch):
     path = save_script(Map(), tmp_path / "net.pt", SLICES)
-    (network,) = load_feature_networks(radimagenet=path, trust=True)
+    (network,) = load_feature_networks(radimagenet=path, trust_weights=True)
     prepared = network.input.prepare(hu_volume(1, shape=(4, 6, 8)), GRID_MM)
     found = network.features(prepared)
     assert {name: rows.shape for name, rows in found.items()} == {
@@ -296,12 +296,12 @@ def test_torchscript_is_run_only_with_consent_because_it_can_write_files(tmp_pat
     monkeypatch.chdir(tmp_path)
     torch.jit.script(Thief()).save(str(tmp_path / "thief.pt"))
     for given in ({"ct_clip": tmp_path / "thief.pt"}, {"radimagenet": tmp_path / "thief.pt"}):
-        with pytest.raises(UserError, match=r"thief\.pt is TorchScript, .* your files .* --trust-weights runs it"):
+        with pytest.raises(UserError, match=r"thief\.pt is TorchScript, .* your files .* `trust_weights=True` runs it"):
             load_feature_networks(**given)
-    with pytest.raises(UserError, match="--trust-weights"):
-        load_feature_networks(others={"mine": tmp_path / "thief.pt"})
+    with pytest.raises(UserError, match="trust_weights"):
+        load_feature_networks(features={"mine": tmp_path / "thief.pt"})
     assert not (tmp_path / "stolen.pt").exists()
-    (network,) = load_feature_networks(ct_clip=tmp_path / "thief.pt", trust=True)
+    (network,) = load_feature_networks(ct_clip=tmp_path / "thief.pt", trust_weights=True)
     network.module(torch.zeros(1, 1, 4))
     assert (tmp_path / "stolen.pt").exists(), "this is what the consent is for"
 
@@ -313,17 +313,19 @@ def test_files_that_are_no_torchscript_are_refused(tmp_path):
     assert is_torchscript(save_script(MeanAndSpread(), tmp_path / "net.pt"))
     for name in ("weights.pt", "text.pt"):
         with pytest.raises(UserError, match="no TorchScript file"):
-            load_feature_networks(ct_clip=tmp_path / name, trust=True)
+            load_feature_networks(ct_clip=tmp_path / name, trust_weights=True)
     with pytest.raises(UserError, match="is no file"):
-        load_feature_networks(ct_clip=tmp_path / "none.pt", trust=True)
+        load_feature_networks(ct_clip=tmp_path / "none.pt", trust_weights=True)
     with pytest.raises(UserError, match="the name CT-CLIP is taken"):
-        load_feature_networks(ct_clip=tmp_path / "net.pt", others={"CT-CLIP": tmp_path / "net.pt"}, trust=True)
+        load_feature_networks(
+            ct_clip=tmp_path / "net.pt", features={"CT-CLIP": tmp_path / "net.pt"}, trust_weights=True
+        )
 
 
 def test_the_step_between_slices_is_for_networks_of_slices(tmp_path):
     slices = save_script(MeanAndSpread(), tmp_path / "slices.pt", SLICES)
     volume = save_script(MeanAndSpread(), tmp_path / "volume.pt", VOLUME)
-    networks = load_feature_networks(others={"a": slices, "b": volume}, slice_step=3, trust=True)
+    networks = load_feature_networks(features={"a": slices, "b": volume}, slice_step=3, trust_weights=True)
     assert networks[0].input.step == 3 and networks[1].input == VolumeInput((4, 6, 6), (2.0, 1.0, 1.0), order="zyx")
 
 
@@ -341,7 +343,7 @@ def folder(tmp_path):
 def networks(tmp_path):
     volume = save_script(MeanAndSpread(), tmp_path / "volume.pt", VOLUME)
     slices = save_script(MeanAndSpread(), tmp_path / "slices.pt", SLICES)
-    return load_feature_networks(others={"volume": volume, "slices": slices}, trust=True)
+    return load_feature_networks(features={"volume": volume, "slices": slices}, trust_weights=True)
 
 
 @pytest.mark.parametrize("readers", [0, 2])

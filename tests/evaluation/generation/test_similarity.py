@@ -9,13 +9,8 @@ import pytest
 from generation_for_tests import VOLUME, MeanAndSpread, hu_volume, save_script, write_image, write_synthetic
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.generation.adherence import (
-    common_structures,
-    mask_adherence,
-    overlap,
-    read_groups,
-    read_names,
-)
+from fvae_nnunet.evaluation.generation.adherence import mask_adherence, overlap
+from fvae_nnunet.evaluation.generation.compared_structures import common_structures, read_groups, read_names
 from fvae_nnunet.evaluation.generation.evaluate import evaluate_generation
 from fvae_nnunet.evaluation.generation.evaluation import Evaluation
 from fvae_nnunet.evaluation.generation.feature_networks import load_feature_networks
@@ -154,7 +149,7 @@ def test_texts_are_cleaned_padded_to_512_tokens_and_encoded_alone(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mass", "no"]))
     path = save_script(TextLength(), tmp_path / "text.pt")
-    network = TextNetwork(path, tokenizer=str(tmp_path), trust=True)
+    network = TextNetwork(path, tokenizer=str(tmp_path), trust_weights=True)
     done = []
     encoded = network.encode(["no mass", "(mass)", "mass " * 600], lambda: done.append(1))
     assert encoded.tolist() == [[4.0, 1.0], [3.0, 1.0], [512.0, 1.0]] and len(done) == 3
@@ -228,7 +223,9 @@ def test_too_few_images_for_a_memorisation_check_are_told(tmp_path, n_real, limi
         for seed in seeds:
             write_image(tmp_path / name / f"{seed}.nii.gz", hu_volume(seed))
     sets = {name: read_image_set(tmp_path / name) for name in ("real", "fake", "train")}
-    networks = load_feature_networks(ct_clip=save_script(MeanAndSpread(), tmp_path / "net.pt", VOLUME), trust=True)
+    networks = load_feature_networks(
+        ct_clip=save_script(MeanAndSpread(), tmp_path / "net.pt", VOLUME), trust_weights=True
+    )
     evaluation = Evaluation(**sets, networks=networks, metrics=["memorisation"], output=tmp_path / "out", processes=0)
     results = evaluate_generation(evaluation).results
     assert limit in format_table(results)
@@ -279,7 +276,7 @@ def test_structures_meet_by_name_and_groups_take_several_together():
         common_structures(masks, {"liver": (1,)}, None)
     # a folder that names only background is not one without names
     for named in ((masks, {}), ({}, masks), ({}, None), (None, {})):
-        with pytest.raises(UserError, match=r"no structure of one name: .*none.*--masks"):
+        with pytest.raises(UserError, match=r"no structure of one name: .*none.*`masks`"):
             common_structures(*named, None)
 
 
@@ -358,7 +355,7 @@ def test_masks_without_structures_are_refused(mask_folders, names):
         write_image(masks / f"{case}.nii.gz", boxes())
     if names:
         (masks / "structures.json").write_text(json.dumps(names))
-    with pytest.raises(UserError, match=f"masks hold {'none of heart' if names else 'no structure'}; .*--masks"):
+    with pytest.raises(UserError, match=f"masks hold {'none of heart' if names else 'no structure'}; .*`masks`"):
         mask_adherence(["a", "b"], masks, found)
 
 
@@ -381,7 +378,7 @@ def test_structures_are_the_masks_where_labels_name_none(tmp_path, named):
     if named:
         (tmp_path / "found" / "structures.json").write_text(names)
     content = json.loads((fake / "dataset.json").read_text())
-    with pytest.raises(UserError, match=r"labelsTr and in .*structuresTr; say which .* --masks"):
+    with pytest.raises(UserError, match=r"labelsTr and in .*structuresTr; say which .* `masks`"):
         adherence_by_default(fake, tmp_path / "found")
     (fake / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0}}))
     masks = adherence_by_default(fake, tmp_path / "found")

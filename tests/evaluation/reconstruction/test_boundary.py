@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.boundary import MAX_POINTS, EdgePair, _surface
 
 SHAPE = (20, 40, 44)
@@ -246,11 +245,3 @@ def test_the_border_of_the_volume_is_no_surface():
     distance_mm = depth_mm((1, 1, 1), (0, 0, 1))
     points, _ = _surface(distance_mm < 0, np.ones(3))
     assert np.allclose(points[:, 2], 21.5)
-
-
-def test_unequal_shapes_are_refused():
-    volume = np.zeros(SHAPE)
-    with pytest.raises(UserError, match="one shape"):
-        EdgePair(volume, volume[1:], spacing_mm=(1, 1, 1), region=volume > 0)
-    with pytest.raises(UserError, match="mask has shape"):
-        measured(volume, volume, np.zeros((2, 2, 2), bool), (1, 1, 1))

@@ -298,7 +298,7 @@ def test_everything_that_is_wrong_is_one_error(folders):
         ({"processes": -1}, "negative"),
         ({"hu_window": (5, 5)}, "HU window"),
         ({"windows": (8, 5)}, "overlap"),
-        ({"dataset_json": "dataset.json"}, "--labels"),
+        ({"dataset_json": "dataset.json"}, "`label_folder`"),
     ],
 )
 def test_options_that_cannot_be_are_refused(folders, options, message):

@@ -15,8 +15,9 @@ from segmentations_for_tests import PLAIN, REGIONS, ellipsoid, label_maps, write
 
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.results_files import write_results
 from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
-from fvae_nnunet.evaluation.segmentation.comparison_tables import format_comparison, write_comparison
+from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_rows, format_comparison
 from fvae_nnunet.evaluation.segmentation.lesions import CaseLesions, LesionRule
 from fvae_nnunet.evaluation.segmentation.scores import ScoredCase, ScoredFolder, Scores
 from fvae_nnunet.nnunet.labels import LabelScheme
@@ -221,7 +222,8 @@ def test_lesions_are_pooled_and_cases_are_what_is_resampled(tmp_path):
 def test_the_same_scores_give_the_same_bytes(tmp_path):
     for name in ("first", "second"):
         scores = scores_of(tmp_path / "scores", {"raw": RAW, "view": VIEW})
-        write_comparison(compare(scores), tmp_path / name / "comparison.json")
+        path, results = tmp_path / name / "comparison.json", compare(scores)
+        write_results(results, path, comparison_rows(results, path))
     assert (tmp_path / "first/comparison.json").read_bytes() == (tmp_path / "second/comparison.json").read_bytes()
 
 
@@ -376,7 +378,7 @@ def test_a_table_that_cannot_be_written_leaves_nothing(project, capsys, monkeypa
     def full_disk(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.comparison_tables.write_json", full_disk)
+    monkeypatch.setattr("fvae_nnunet.evaluation.results_files.write_json", full_disk)
     assert command() == 1
     out, err = capsys.readouterr()
     assert "tumour" in out and "No space left on device" in err

@@ -12,7 +12,8 @@ from painted_cases import write_image
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.one_case import score
-from fvae_nnunet.evaluation.segmentation.scoring import evaluate_folder
+from fvae_nnunet.evaluation.segmentation.scoring import score_folders
+from fvae_nnunet.evaluation.segmentation.summary import summarise
 
 SPACING_MM = (3.0, 1.0, 1.0)
 REFERENCE = np.zeros((6, 12, 12), np.uint8)
@@ -33,7 +34,7 @@ def test_files_are_scored_as_the_command_scores_folders(tmp_path):
     reference, prediction = write_folders(tmp_path, labels={"background": 0, "organ": 1, "tumour": 2})
     scores = score(str(reference), prediction, tolerance_mm=[1, 2])
     assert list(scores) == ["organ", "tumour"]
-    summary = evaluate_folder(reference.parent, prediction.parent, tolerances_mm=(1.0, 2.0))
+    summary = summarise(score_folders(reference.parent, [prediction.parent], tolerances_mm=(1.0, 2.0)))
     (case,) = summary["metric_per_case"]
     for value, name in (("1", "organ"), ("2", "tumour")):
         expected = {key: case["metrics"][value][key] for key in scores[name]}

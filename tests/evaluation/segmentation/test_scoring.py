@@ -29,7 +29,7 @@ from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.scoring import evaluate_case
 from fvae_nnunet.evaluation.segmentation.summary import format_table
-from fvae_nnunet.evaluation.segmentation.surface_distance import surface_dice, surface_distances
+from fvae_nnunet.evaluation.segmentation.surface_distance import surface_distances
 from fvae_nnunet.nnunet.labels import LabelScheme
 
 TOLERANCES_MM = (0.0, 1.0, 2.0, 5.0)
@@ -83,6 +83,11 @@ FROM_SURFACE_DISTANCE = {
 """`compute_surface_dice_at_tolerance(compute_surface_distances(reference, prediction, spacing), tolerance)` of
 google-deepmind/surface-distance, commit 1f805ce (with `ndimage.correlate` and `ndimage.distance_transform_edt` in place
 of the names that SciPy has removed), for `PAIRS` and `TOLERANCES_MM`."""
+
+
+def surface_dice(reference, prediction, *, spacing_mm, tolerances_mm):
+    surfaces = surface_distances(reference, prediction, spacing_mm=spacing_mm)
+    return [surfaces.dice(tolerance_mm) for tolerance_mm in tolerances_mm]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -543,10 +548,10 @@ def test_output_that_cannot_be_written_is_an_error_after_the_table(folders, caps
     def full_disk(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.summary.write_json", full_disk)
+    monkeypatch.setattr("fvae_nnunet.evaluation.results_files.write_json", full_disk)
     assert folders.command() == 1
     out, err = capsys.readouterr()
-    assert "tumour" in out and "No space left on device" in err and "-o" in err
+    assert "tumour" in out and "No space left on device" in err
     assert not (folders.predictions / "summary.json").exists()
 
 

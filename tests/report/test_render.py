@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from report_for_tests import HOSTILE, Page, markdown_tables
 
+from fvae_nnunet.evaluation.segmentation.comparison_tables import p_text
 from fvae_nnunet.report.blocks import (
     Bullets,
     Column,
@@ -22,9 +23,8 @@ from fvae_nnunet.report.blocks import (
     Report,
     Table,
 )
-from fvae_nnunet.report.numbers import counted, interval, listed, number, p_value, percent
-from fvae_nnunet.report.render_html import render_html
-from fvae_nnunet.report.render_markdown import escaped, render_markdown
+from fvae_nnunet.report.numbers import counted, interval, listed, number, percent
+from fvae_nnunet.report.render import escaped, render_html, render_markdown
 
 TABLE = Table(
     [Column("measure", "text"), Column("a|b", group="*x*"), Column("y", group="*x*"), Column("file", "code")],
@@ -38,7 +38,7 @@ def report(*blocks) -> Report:
     return Report(HOSTILE, "a & b", blocks, "made by <us>")
 
 
-def test_every_text_is_escaped_in_html():
+def test_every_text_is_escaped():
     blocks = (
         Heading(HOSTILE), Heading(HOSTILE, 3), Paragraph(HOSTILE), Bullets([HOSTILE]), Facts([(HOSTILE, HOSTILE)]),
         TABLE, Details(HOSTILE, [Paragraph(HOSTILE)]), Figure(Picture(b"\xff\xd8"), HOSTILE, HOSTILE),
@@ -50,6 +50,8 @@ def test_every_text_is_escaped_in_html():
     shown = [found for texts in page.texts.values() for found in texts if found == HOSTILE]
     assert len(shown) == 12
     assert text.count("&lt;script&gt;") == 13, "and the image's description"
+    text, _ = render_markdown(report(*blocks), "files")
+    assert "<script" not in text and text.count("&lt;script&gt;") == 12, "the title stands there once"
 
 
 def test_rows_without_a_first_cell_share_the_one_above_and_groups_span_their_columns():
@@ -95,7 +97,7 @@ def test_numbers_have_a_true_minus_and_words_for_what_is_not_there():
     assert interval(measure, {"interval": [-1.234, 2], "interval_method": "BCa"}, signed=True) == "−1.23 to +2.00"
     assert interval(measure, {"interval": [1, 2], "interval_method": "percentile"}) == "1.00 to 2.00*"
     assert interval(measure, {"interval": [nan, nan], "interval_method": "none"}) == "none"
-    assert [p_value(0.04), p_value(0.00001), percent(0.95), percent(0.1)] == ["0.0400", "<0.0001", "95 %", "10 %"]
+    assert [p_text(0.04), p_text(0.00001), percent(0.95), percent(0.1)] == ["0.0400", "<0.0001", "95 %", "10 %"]
     assert [listed([]), listed(["a"]), listed(["a", "b", "c"])] == ["", "a", "a, b and c"]
     assert counted(1, "case") == "1 case" and counted(0, "case") == "0 cases"
 
@@ -104,7 +106,6 @@ def test_numbers_have_a_true_minus_and_words_for_what_is_not_there():
 
 
 def drawing(dots: int = 3) -> Drawing:
-    pytest.importorskip("matplotlib", reason="plots are an extra")
     from fvae_nnunet.report.plots import Values, paired_dots
 
     series = {name: {f"case_{n}": (n + shift) / dots for n in range(dots)} for name, shift in (("$a", 0), ("$b", 0.5))}
@@ -147,7 +148,6 @@ def test_a_dot_stands_where_its_value_is():
 
 
 def test_names_that_have_no_room_stand_once_in_a_legend():
-    pytest.importorskip("matplotlib", reason="plots are an extra")
     from fvae_nnunet.report.inline_svg import inline_svg
     from fvae_nnunet.report.plots import Values, paired_dots, panels_in_a_row
 
@@ -171,7 +171,7 @@ def test_a_view_that_equals_its_image_has_a_table_and_no_plot():
 
 
 def test_a_drawing_of_very_many_dots_becomes_a_png(monkeypatch):
-    monkeypatch.setattr("fvae_nnunet.report.render_html.MOST_SVG_CHARACTERS", 5000)
+    monkeypatch.setattr("fvae_nnunet.report.render.MOST_SVG_CHARACTERS", 5000)
     page = Page(render_html(report(Figure(drawing(), "c", "a"))))
     assert "svg" not in page.tags and [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
 

@@ -1,0 +1,46 @@
+"""The files of a case: volumes that lie alike, and label maps with known labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.geometry import Geometry, geometry_differences
+from fvae_nnunet.errors import UserError
+
+
+def read_alike(
+    files: Mapping[str, Path], reader: str | None = None
+) -> tuple[dict[str, tuple[np.ndarray, Geometry]], list[str]]:
+    """The volumes of a case, and what is wrong with them.
+
+    Args:
+        files: by what they are called in messages.
+        reader: see `read_volume`.
+
+    Returns:
+        Those that can be read, by name, and a sentence for each other one, and for each that does not lie as the first.
+    """
+    volumes, problems = {}, []
+    for name, path in files.items():
+        try:
+            volumes[name] = read_volume(path, reader=reader)
+        except UserError as error:
+            problems.append(str(error))
+    placed = [(name, array.shape, geometry) for name, (array, geometry) in volumes.items()]
+    if next(iter(files)) in volumes:
+        problems += [problem for other in placed[1:] for problem in geometry_differences(placed[0], other)]
+    return volumes, problems
+
+
+def unknown_labels(path: Path, segmentation: np.ndarray, known_labels: Sequence[int]) -> list[str]:
+    """A sentence on the values of a label map that dataset.json does not know; empty if it knows all."""
+    unknown = np.unique(segmentation[~np.isin(segmentation, known_labels)])
+    if not unknown.size:
+        return []
+    values = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if unknown.size > 10 else "")
+    known = ", ".join(map(str, known_labels))
+    return [f"{path} holds labels that dataset.json does not know: {values}; known are {known}"]

@@ -1,0 +1,126 @@
+"""Which structures of the masks and of the segmentations of generated images are compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.nnunet.structures import NAMES_FILE
+
+Values = tuple[int, ...]
+Names = dict[str, Values]
+"""Name of a structure -> its values in a label map."""
+
+
+@dataclass(frozen=True)
+class ComparedStructures:
+    """What is compared: structure -> its values in the masks and in the segmentations.
+
+    Attributes:
+        values: of every structure that both know.
+        only_in_masks: structures that the segmentations do not know; they are not scored.
+    """
+
+    values: dict[str, tuple[Values, Values]]
+    only_in_masks: tuple[str, ...]
+
+
+def read_names(folder: Path) -> Names | None:
+    """Structures of the label maps in a folder; None where nothing there names them, empty if only background is named.
+
+    ``structures.json`` in the folder, else ``dataset.json`` in it, or above it if it is called labels....
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    folder = folder.absolute()
+    for path in (folder / NAMES_FILE, folder / "dataset.json", folder.parent / "dataset.json"):
+        if not path.is_file() or (path.parent != folder and not folder.name.startswith("labels")):
+            continue
+        labels = read_json(path) if path.name == NAMES_FILE else read_json(path, {"labels": dict})["labels"]
+        try:
+            names = {str(name): _values(value) for name, value in labels.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{path} names no labels: {error}") from error
+        return {name: values for name, values in names.items() if values != (0,) and name != "ignore"}
+    return None
+
+
+def common_structures(
+    masks: Names | None, segmentations: Names | None, groups: Mapping[str, Sequence[str | int]] | None
+) -> ComparedStructures | None:
+    """Which structures are compared.
+
+    Args:
+        masks, segmentations: what their folders name. If only one is known, it holds for both.
+        groups: name -> structures (names) or values that are one structure, such as ribs; these are compared instead.
+
+    Returns:
+        None where nothing is named and there are no groups: every value that a mask holds is a structure then.
+
+    Raises:
+        UserError: a group names unknown structures, or masks and segmentations share no name.
+    """
+    masks, segmentations = (
+        segmentations if masks is None else masks,
+        masks if segmentations is None else segmentations,
+    )
+    if groups is not None:
+        values = {name: tuple(_group(name, members, known) for known in (masks, segmentations))
+                  for name, members in groups.items()}  # fmt: skip
+        return ComparedStructures({name: (both[0], both[1]) for name, both in values.items()}, ())
+    if masks is None or segmentations is None:
+        return None
+    shared = {name: (values, segmentations[name]) for name, values in masks.items() if name in segmentations}
+    if not shared:
+        raise UserError(
+            f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10]) or 'none'} and "
+            f"{', '.join(list(segmentations)[:10]) or 'none'}; name other masks with `masks`, name them alike, or say "
+            "with `groups` which belong together"
+        )
+    return ComparedStructures(shared, tuple(name for name in masks if name not in segmentations))
+
+
+def read_groups(path: Path) -> dict[str, list[str | int]]:
+    """``{"ribs": ["rib_left_1", 93, ...]}``: structures to be taken together, by name or value.
+
+    Raises:
+        UserError: another content.
+    """
+    content = read_json(path) if path.is_file() else None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} must be a JSON object of names and lists of structures")
+    for name, members in content.items():
+        if not isinstance(members, list) or not members:
+            raise UserError(f"{path}: {name}: a list of structures is expected")
+        wrong = [member for member in members if not isinstance(member, str | int) or isinstance(member, bool)]
+        if wrong:
+            raise UserError(
+                f"{path}: {name}: structures are names or whole numbers, not {', '.join(map(json.dumps, wrong[:10]))}"
+            )
+    return content
+
+
+def _group(name: str, members: Sequence[str | int], known: Names | None) -> Values:
+    unknown = [member for member in members if isinstance(member, str) and member not in (known or {})]
+    if unknown:
+        raise UserError(
+            f"group {name}: unknown structures: {', '.join(map(str, unknown[:10]))}; known: "
+            f"{', '.join(list(known or {})[:20]) or 'none, give values'}"
+        )
+    values: list[int] = []
+    for member in members:
+        values += (known or {})[member] if isinstance(member, str) else (member,)
+    return tuple(values)
+
+
+def _values(value: Any) -> Values:
+    values = tuple(value) if isinstance(value, list) else (value,)
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+        raise ValueError(f"{json.dumps(value)} is no whole number and no list of them")
+    return values

@@ -1,0 +1,87 @@
+"""A report as an HTML page or as Markdown, by the templates ``templates/page.html`` and ``templates/page.md``."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from itertools import count
+from typing import Any, get_args
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from fvae_nnunet.report.blocks import Block, Drawing, Picture, Report
+from fvae_nnunet.report.inline_svg import inline_svg, png
+
+MOST_SVG_CHARACTERS = 1_500_000
+"""A plot that is longer as SVG, of several thousand dots, becomes a PNG."""
+
+MANY_COLUMNS = 12
+"""Of a table whose columns stand closer together."""
+
+LONG_TEXT = 40
+"""A text of more characters in a table may be broken into lines."""
+
+_SPECIAL = re.compile(r"([\\`*\[\]|~$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_AT_THE_START = re.compile(r"^(\s*)([-+#>=]|\d+[.)])(?=\s|$)")
+
+
+def render_html(report: Report) -> str:
+    """One page with all its images; it has no script and needs no other file or address."""
+    numbers = count(1)
+
+    def drawn(drawing: Drawing, alternative: str) -> Markup:
+        svg = inline_svg(drawing, f"d{next(numbers)}", alternative)
+        return Markup(svg) if len(svg) <= MOST_SVG_CHARACTERS else img(png(drawing), "png", alternative)
+
+    def img(data: bytes, kind: str, alternative: str) -> Markup:
+        return Markup('<img src="data:image/{};base64,{}" alt="{}">').format(
+            kind, b64encode(data).decode(), alternative
+        )
+
+    page = _environment().get_template("page.html")
+    return page.render(report=report, drawn=drawn, img=img, MANY_COLUMNS=MANY_COLUMNS, LONG_TEXT=LONG_TEXT)
+
+
+def render_markdown(report: Report, folder: str) -> tuple[str, dict[str, bytes]]:
+    """The text, and its images by name.
+
+    Args:
+        report: plots become PNG files, pictures JPEG files.
+        folder: where the images will be, from where the text will be.
+    """
+    images: dict[str, bytes] = {}
+
+    def address(image: Drawing | Picture) -> Markup:
+        name = f"figure_{len(images) + 1:02d}.{'png' if isinstance(image, Drawing) else 'jpg'}"
+        images[name] = png(image) if isinstance(image, Drawing) else image.jpeg
+        return Markup(quote(f"{folder}/{name}"))
+
+    page = _environment(finalize=lambda value: value if isinstance(value, Markup) else Markup(escaped(str(value))))
+    return page.get_template("page.md").render(report=report, address=address), images
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is, in one line."""
+    text = " ".join(text.split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = _SPECIAL.sub(lambda found: "\\" + found[0], text)
+    return _AT_THE_START.sub(lambda found: f"{found[1]}{found[2][:-1]}\\{found[2][-1]}", text)
+
+
+def _environment(finalize: Callable[[Any], Any] | None = None) -> Environment:
+    """Templates in which ``block is table`` and the like can be asked."""
+    environment = Environment(
+        loader=PackageLoader("fvae_nnunet.report"),
+        autoescape=select_autoescape(["html", "md"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=finalize,
+    )
+    for kind in (*get_args(Block), Drawing):
+        environment.tests[kind.__name__.lower()] = lambda value, kind=kind: isinstance(value, kind)
+    return environment
