@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 from unittest import mock
 
@@ -34,6 +35,8 @@ from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16, tf32
 from fvae_nnunet.jobs.manifest import versions
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.vae import load_vae
+from fvae_nnunet.vae.base import FrozenVAE
+from fvae_nnunet.vae.mixed_precision import DECODER_DTYPE, MIXED, MixedPrecisionVAE
 from fvae_nnunet.vae.module_vae import ModuleVAE
 from fvae_nnunet.vae.wan.network import WanNetwork, WanSizes
 from fvae_nnunet.vae.wan.vae import WanVAE
@@ -44,7 +47,7 @@ CARDS_GIB = (24, 16, 11, 8)
 MFLOP_PER_VOXEL = {"wan2.1": 13.5, "wan2.2": 22.0}
 """Of encoding and decoding, as docs/online.md says."""
 
-LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "float16": 4.0, "bfloat16": 30.0}
+LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "float16": 4.0, "bfloat16": 30.0, MIXED: 30.0}
 """What rounding can make; wrong kernels make hundreds."""
 
 MOST_IDLE = 0.2
@@ -86,6 +89,10 @@ def random_wan(name: str, small: bool) -> tuple[dict[str, torch.Tensor], dict[st
     return randomise(WanNetwork(WanSizes.from_config(config))).state_dict(), config
 
 
+def mixed_wan(name: str, device: torch.device, *, small: bool) -> MixedPrecisionVAE:
+    return MixedPrecisionVAE(*(wan(name, device, dtype, small=small) for dtype in (torch.float32, DECODER_DTYPE)))
+
+
 def vae_of(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> ModuleVAE:
     vae = load_vae(name, device=device, dtype=dtype) if name == "tiny" else wan(name, device, dtype, small=small)
     assert isinstance(vae, ModuleVAE)
@@ -124,11 +131,15 @@ def write_values(part: Part) -> None:
         expected = reference.decode(reference.encode(volume)).double()
         variants = [("float32", torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)]
         variants += [("tf32", torch.float32)] if part.device.type == "cuda" else []
+        variants += [] if name == "tiny" else [(MIXED, torch.float32)]
         for precision, dtype in variants:
             vae = vae_of(name, part.device, dtype, small=part.small)
             if precision == "tf32":
                 with tf32(True), torch.no_grad():
                     coded = vae._decode(vae._encode(volume.to(part.device), None))
+            elif precision == MIXED:
+                mixed = mixed_wan(name, part.device, small=part.small)
+                coded = mixed.decode(mixed.encode(volume))
             else:
                 coded = vae.decode(vae.encode(volume))
             difference = HU * (coded.cpu().double() - expected)
@@ -144,6 +155,7 @@ def write_speed(part: Part) -> None:
     slices, side, chunks = (9, 32, (4, 8)) if part.small else (65, 512, (8, 16, 32, 64))
     volume = window(slices, side)
     for name in ("wan2.1", "wan2.2"):
+        floors = {}
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             vae = wan(name, part.device, dtype, small=part.small)
             precision = str(dtype).removeprefix("torch.") + (f", {vae.kernels}" if vae.kernels else "")
@@ -157,12 +169,16 @@ def write_speed(part: Part) -> None:
             if vae.kernels:
                 vae._fast_decoder = None
                 rows.append((name, f"{precision} left out", "chosen", *speed(part, vae, volume, floor)))
+            floors[dtype] = floor
+        floor = harmonic_mean([floors[torch.float32], floors[DECODER_DTYPE]])
+        mixed = mixed_wan(name, part.device, small=part.small)
+        rows.append((name, mixed.precision, "chosen", *speed(part, mixed, volume, floor)))
     part.table(("VAE", "precision", "slices of a chunk", "Mvoxel/s", "share of the floor", "peak, GiB"), rows)
     if part.small:
         part.lines.append("\nNarrow networks: the share of the floor says nothing.")
 
 
-def speed(part: Part, vae: WanVAE, volume: torch.Tensor, floor: float) -> Row:
+def speed(part: Part, vae: FrozenVAE, volume: torch.Tensor, floor: float) -> Row:
     seconds = []
     if part.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(part.device)

@@ -183,7 +183,9 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
             f"{arguments.vae}: the paper's script draws the latent from the posterior; this takes its mode. "
             "--sample-posterior SEED draws it"
         )
-    dtype = getattr(torch, arguments.precision) if arguments.precision else script.dtype if script else torch.float32
+    dtype = script.dtype if script else torch.float32
+    if arguments.precision is not None:
+        dtype = arguments.precision if arguments.precision == "mixed" else getattr(torch, arguments.precision)
     vae = load_vae(
         arguments.vae,
         weights=arguments.weights,
@@ -216,7 +218,7 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         "average": None if settings.average == 1 else settings.average,
         "window_slices": settings.window_slices,
         "overlap_slices": settings.overlap_slices,
-        "precision": str(vae.dtype).removeprefix("torch."),
+        "precision": vae.precision,
         "truncate": settings.truncate,
         "hu_as_is": arguments.hu_as_is,
         "posterior_seed": settings.posterior_seed,

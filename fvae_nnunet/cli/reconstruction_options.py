@@ -40,9 +40,10 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     add_common(group, "hu_as_is")
     add_common(group, "window_slices", help="slices in a window; default: the VAE's own (Wan: 65)")
     add_common(group, "overlap_slices", help="slices that windows share; default 16 for video VAEs, 0 for image VAEs")
-    add_common(group, "precision",
-        help="in which the VAE computes; default float32 (--scheme paper: the script's); float16 and bfloat16 "
-        "are faster on a GPU and add 0.8 and 6 to 7 HU of rounding noise with Wan")
+    add_common(group, "precision", choices=("float32", "bfloat16", "float16", "mixed"),
+        help="in which the VAE computes; default float32 (--scheme paper: the script's); float16 and bfloat16 are "
+        "faster on a GPU and add 0.8 and 6 to 7 HU of rounding noise with Wan; mixed encodes in float32 and decodes in "
+        "bfloat16 (4.6 HU)")
     group.add_argument("--truncate", action="store_true",
         help="with --scheme paper: cut to int16 as its scripts do; default: round")
     group.add_argument("--sample-posterior", type=int, metavar="SEED", dest="posterior_seed",

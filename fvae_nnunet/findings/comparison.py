@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.delong import AUCDifference, auc_difference, auc_interval, aucs
-from fvae_nnunet.evaluation.mean_auc import MeanDifference, mean_aucs
-from fvae_nnunet.evaluation.statistics import CONFIDENCE, Interval, check_resampling, holm
+from fvae_nnunet.evaluation.delong import auc_difference, auc_interval, aucs
+from fvae_nnunet.evaluation.mean_auc import mean_aucs
+from fvae_nnunet.evaluation.statistics import CONFIDENCE, Difference, Interval, check_resampling, holm
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.findings.truth import ScoredCases
 from fvae_nnunet.jobs.manifest import versions
@@ -136,7 +136,7 @@ def _entries(
     pairs: Sequence[tuple[int, int]],
     values: np.ndarray,
     interval: Callable[[int], Interval],
-    difference: Callable[[int, int], AUCDifference | MeanDifference],
+    difference: Callable[[int, int], Difference],
 ) -> dict[str, Any]:
     """``models`` and ``comparisons`` of a finding or of the mean; ``interval`` and ``difference`` take places."""
     of_pairs = [(names[a], names[b], difference(a, b)) for a, b in pairs]

@@ -221,5 +221,5 @@ def _to_host(vae: FrozenVAE, pieces: Pieces) -> Iterator[np.ndarray]:
 
 def _finite(vae: FrozenVAE, piece: torch.Tensor) -> np.ndarray:
     if not torch.isfinite(piece).all():
-        raise UserError(f"{vae.spec.name} in {vae.dtype} gives values that are not finite; use `precision=float32`")
+        raise UserError(f"{vae.spec.name} in {vae.precision} gives values that are not finite; use `precision=float32`")
     return piece.numpy()

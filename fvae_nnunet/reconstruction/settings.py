@@ -142,7 +142,7 @@ class ReconstructionSettings:
             "vae": vae.spec.name,
             "weights_sha256": vae.weights_sha256,
             **({} if vae.strength is None else {"strength": vae.strength}),
-            "precision": str(vae.dtype).removeprefix("torch."),
+            "precision": vae.precision,
             **({"tf32": True} if vae.tf32 else {}),
             **self._recorded(),
         }

@@ -129,6 +129,11 @@ class FrozenVAE(ABC):
         return None
 
     @property
+    def precision(self) -> str:
+        """Its name in manifests and options, such as ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def tf32(self) -> bool:
         """Whether what is said to be float32 may be computed in TF32 (``device_numerics``)."""
         return False

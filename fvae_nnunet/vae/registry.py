@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,6 +19,7 @@ from fvae_nnunet.vae.base import EMBEDDED, FrozenVAE
 from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel, has_model, open_folder
 from fvae_nnunet.vae.identify import model_of_file
 from fvae_nnunet.vae.known import CONTROL_PREFIX, DIFFUSERS_PREFIX, KNOWN, hub_of
+from fvae_nnunet.vae.mixed_precision import DECODER_DTYPE, MixedPrecisionVAE
 from fvae_nnunet.vae.self_check import check_device
 from fvae_nnunet.vae.wanted import Wanted
 
@@ -43,7 +45,7 @@ def load_vae(
     trust_weights: bool = False,
     strength: float | str | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["mixed"] = torch.float32,
 ) -> FrozenVAE:
     """The frozen VAE with this name.
 
@@ -58,7 +60,8 @@ def load_vae(
         trust_weights: read a pickled file even if it holds more than tensors and plain values.
         strength: of a control, a number or ``auto``; not for others.
         device: where to compute.
-        dtype: precision; the digest in ``weights_sha256`` is that of the weights before they are cast to it.
+        dtype: precision, or ``mixed`` to encode in float32 and decode in bfloat16; the digest in ``weights_sha256`` is
+            that of the weights before they are cast to it.
 
     Raises:
         UserError: unknown name, weights or code that cannot be had, weights of another model, a control without
@@ -73,6 +76,13 @@ def load_vae(
     if path is not None and not path.exists():
         raise UserError(f"{name}: `weights`: no such file or folder: {path}")
     load = _loader(name, None if code is None else Path(code).expanduser())
+    if not isinstance(dtype, torch.dtype):
+        return MixedPrecisionVAE(
+            *(
+                load_vae(name, weights=weights, code=code, trust_weights=trust_weights, device=device, dtype=half)
+                for half in (torch.float32, DECODER_DTYPE)
+            )
+        )
     wanted = Wanted(name, path, trust_weights, device, dtype)
     try:
         vae = load(wanted)
@@ -90,7 +100,9 @@ def is_control(name: str) -> bool:
     return name.startswith(CONTROL_PREFIX)
 
 
-def _load_control(name: str, strength: float | str | None, *, dtype: torch.dtype, **only_for_vaes: object) -> FrozenVAE:
+def _load_control(
+    name: str, strength: float | str | None, *, dtype: torch.dtype | str, **only_for_vaes: object
+) -> FrozenVAE:
     from fvae_nnunet.vae.denoisers import load_control
 
     given = [f"`{parameter}`" for parameter, value in only_for_vaes.items() if value]

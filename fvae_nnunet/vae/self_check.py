@@ -40,7 +40,7 @@ def check_device(vae: FrozenVAE, on_cpu: Callable[[], FrozenVAE]) -> None:
     error = difference(vae, on_cpu())
     if not error <= LARGEST_ERROR[vae.dtype]:
         raise UserError(
-            f"{vae.spec.name} on {vae.device} in {str(vae.dtype).removeprefix('torch.')} gives other values than on "
+            f"{vae.spec.name} on {vae.device} in {vae.precision} gives other values than on "
             f"the CPU (relative error {error:.2g}, torch {torch.__version__}); "
             f"{fault or 'use `device=cpu`, or another version of torch'}"
         )

@@ -18,7 +18,7 @@ class StreamingVAE(ModuleVAE):
     """
 
     def open_stream(self) -> VAEStream:
-        return _Stream(self)
+        return stream_of(self, self)
 
     @abstractmethod
     def _encode_next(self, volume: torch.Tensor, before: Any, generator: torch.Generator | None) -> tuple[Any, Any]:
@@ -29,23 +29,31 @@ class StreamingVAE(ModuleVAE):
         """As ``_decode``, of the next latent slices; the volume and what is kept."""
 
 
-class _Stream(VAEStream):
-    """The values are those of the whole volume at once."""
+def stream_of(encoder: StreamingVAE, decoder: StreamingVAE) -> VAEStream:
+    """A pass whose values are those of the whole volume at once.
 
-    def __init__(self, vae: StreamingVAE) -> None:
-        self._vae = vae
+    Args:
+        encoder, decoder: one VAE, or the same in two precisions.
+    """
+    return _Stream(encoder, decoder)
+
+
+class _Stream(VAEStream):
+    def __init__(self, encoder: StreamingVAE, decoder: StreamingVAE) -> None:
+        self._encoder, self._decoder = encoder, decoder
         self._encoder_kept: Any = None
         self._decoder_kept: Any = None
 
     @torch.no_grad()
     def reconstruct(self, volume: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        vae, spec = self._vae, self._vae.spec
-        vae.check_volume(volume[:, :, :1])
+        encoder, decoder, spec = self._encoder, self._decoder, self._encoder.spec
+        encoder.check_volume(volume[:, :, :1])
         slices, offset = volume.shape[2], spec.slice_offset if self._encoder_kept is None else 0
         if (slices - offset) % spec.slice_stride:
             raise ValueError(f"{spec.name}: {slices} slices; needs {offset} + k * {spec.slice_stride} slices here")
-        with vae._computing(*volume.shape[2:]):
-            volume = volume.to(vae.device, vae.dtype)
-            latent, self._encoder_kept = vae._encode_next(volume, self._encoder_kept, generator)
-            decoded, self._decoder_kept = vae._decode_next(latent, self._decoder_kept)
+        with encoder._computing(*volume.shape[2:]):
+            volume = volume.to(encoder.device, encoder.dtype)
+            latent, self._encoder_kept = encoder._encode_next(volume, self._encoder_kept, generator)
+        with decoder._computing(*volume.shape[2:]):
+            decoded, self._decoder_kept = decoder._decode_next(latent.to(decoder.dtype), self._decoder_kept)
         return decoded

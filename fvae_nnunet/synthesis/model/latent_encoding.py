@@ -54,7 +54,7 @@ class LatentSettings:
         return {
             "vae": vae.spec.name,
             "weights_sha256": vae.weights_sha256,
-            "precision": str(vae.dtype).removeprefix("torch."),
+            "precision": vae.precision,
             **({"tf32": True} if vae.tf32 else {}),
             "ct_channel": dataset.ct_channel,
             "organ": dataset.organ.recorded,

@@ -110,7 +110,7 @@ def draws_and_model(
         vae=vae.spec.name,
         weights_sha256=vae.weights_sha256,
         latent_channels=vae.spec.latent_channels,
-        precision=str(vae.dtype).removeprefix("torch."),
+        precision=vae.precision,
         hu_window=latent_settings.hu_window,
         window_slices=latent_settings.window_slices,
         inplane_pixels=latent_settings.inplane_pixels,
