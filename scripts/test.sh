@@ -13,4 +13,4 @@ venv="${FVAE_VENV:-.venv-test}"
 [ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
 rm -rf build  # what an earlier installation left would be packed again
 "$venv/bin/pip" install --quiet --disable-pip-version-check '.[test,fast]'
-exec "$venv/bin/pytest" "$@"
+exec "$venv/bin/pytest" --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

@@ -19,4 +19,4 @@ export UV_COMPILE_BYTECODE=1  # as pip does; where nothing may be written later,
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --requirement "$venv/lowest.txt"
 rm -rf build  # what an earlier installation left would be packed again
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --reinstall-package fvae_nnunet .
-exec "$venv/bin/pytest" -m "not slow" "$@"
+exec "$venv/bin/pytest" --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow" "$@"
