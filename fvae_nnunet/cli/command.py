@@ -9,9 +9,7 @@ import os
 import select
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,13 +61,14 @@ def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str]
     arguments = parser.parse_args(argv)
     arguments.called = parser.prog, tuple(sys.argv[1:] if argv is None else argv)
     speak_for(parser)
+    from fvae_nnunet.jobs.interruptions import interruptible
     from fvae_nnunet.jobs.progress_bar import messages_beside_bars, show_bars
 
     show_bars(getattr(arguments, "progress_bar", True))
     try:
         if (processes := getattr(arguments, "processes", 0)) < 0:
             raise UserError(f"`processes` must not be negative, got {processes}")
-        with messages_beside_bars(), _interruptible():
+        with messages_beside_bars(), interruptible():
             return runner(arguments)
     except UserError as error:
         print(f"{parser.prog}: {said_as_options(str(error))}", file=sys.stderr)
@@ -85,28 +84,6 @@ def _status(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str]
     except KeyboardInterrupt as interruption:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM (a scheduler's, ``docker stop``) interrupts as Ctrl-C does; a second signal ends the process at once.
-
-    Where somebody else handles SIGTERM, such as a job's runner, nothing is changed.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    before = {number: signal.signal(number, _interrupt) for number in numbers} if ours else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, _: object) -> None:
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, lambda again, _: os._exit(128 + again))
-    raise KeyboardInterrupt(number)
 
 
 def _flush_output() -> None:

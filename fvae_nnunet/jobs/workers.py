@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fvae_nnunet.jobs import shared_arrays
+from fvae_nnunet.jobs.interruptions import answer_sigterm
 
 _GRACE_S = 5.0
 _AGAIN_S = 0.01
@@ -145,7 +146,7 @@ def obey_parent() -> None:
     spot, even inside a long call of a C library: somebody else may take up its case at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit_once)
+    answer_sigterm(_exit_once)
     sys.unraisablehook = _exit_again
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -174,7 +175,7 @@ def _exit_again(unraisable: Any) -> None:
     if not isinstance(unraisable.exc_value, SystemExit):
         sys.__unraisablehook__(unraisable)
         return
-    signal.signal(signal.SIGTERM, _exit_once)
+    answer_sigterm(_exit_once)
     again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
     again.daemon = True
     again.start()

@@ -1,0 +1,65 @@
+"""Signals that ask a process to end. Forked processes do not inherit our answers to them.
+
+nnU-Net's pools are forked and are ended by SIGTERM: a handler that raises an exception there may be called where Python
+swallows it (while a module is imported, for one), and then the pool waits for its process forever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+_ours: set[Callable[..., Any]] = set()
+
+
+def answer_sigterm(handler: Callable[[int, Any], Any]) -> None:
+    """Handle SIGTERM in this process, and not in those that are forked from it."""
+    _ours.add(handler)
+    signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM (a scheduler's, ``docker stop``) interrupts as Ctrl-C does; a second signal ends the process at once.
+
+    The KeyboardInterrupt has the signal's number as its argument. Where somebody else handles SIGTERM, such as the
+    runner of a job, nothing is changed.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.getsignal(signal.SIGINT)
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+        answer_sigterm(_interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    signal.signal(signal.SIGINT, _end_at_once)
+    answer_sigterm(_end_at_once)
+    raise KeyboardInterrupt(number)
+
+
+def _end_at_once(number: int, _: Any) -> None:
+    os._exit(128 + number)
+
+
+def _forget_in_fork() -> None:
+    if signal.getsignal(signal.SIGTERM) in _ours:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) in (_interrupt, _end_at_once):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_fork)
