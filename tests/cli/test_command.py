@@ -363,4 +363,6 @@ def test_printed_commands_of_plans_and_synthesis_are_understood(tmp_path, monkey
     assert arguments.ldm == tmp_path / "a b" / "fvae_ldm__wan2.1__fold2" and arguments.n and arguments.fold == 2
     folder = tmp_path / "with a space"
     arguments = understood(RecordingTrainer.preprocess_command(trainer, synthetic=folder), monkeypatch)
-    assert arguments.synthetic == folder and arguments.configurations == ["2d"] and arguments.plans_name == "nnUNetPlans"
+    assert (
+        arguments.synthetic == folder and arguments.configurations == ["2d"] and arguments.plans_name == "nnUNetPlans"
+    )

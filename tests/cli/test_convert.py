@@ -343,6 +343,7 @@ def test_a_row_of_no_volume_alone_makes_the_exit_status_1(folders, capsys):
     assert "5 cases converted, 0 already complete, in" in said.out
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bytes(folders, tmp_path):
     root, raw, _ = folders
     _write_download(root)

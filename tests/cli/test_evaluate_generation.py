@@ -73,6 +73,7 @@ def everything(folders):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_at_once(folders, capsys):
     assert run(folders, *everything(folders)) == 0
     table, content = capsys.readouterr().out, results(folders)

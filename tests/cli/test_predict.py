@@ -127,6 +127,7 @@ def is_clean(output):
     return not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_model_of_recon_only_predicts_from_the_view_as_in_two_steps(recon_only, images, tmp_path, two_steps):
     assert run(recon_only, images, tmp_path / "ours", "--save_probabilities") == 0
     reconstruct_by_hand(images, tmp_path / "view")
@@ -148,6 +149,7 @@ def test_a_model_of_recon_only_predicts_from_the_view_as_in_two_steps(recon_only
     assert voxels_apart(tmp_path / "raw", theirs) > 0, "the comparison above could not have failed"
 
 
+@pytest.mark.slow
 def test_raw_and_view_are_averaged_as_nnunets_ensemble_does(mixed, images, tmp_path, two_steps, monkeypatch):
     monkeypatch.setattr(predictor, "MEAN_CASES", 1)
     reconstruct_by_hand(images, tmp_path / "images_view")
@@ -204,6 +206,7 @@ def test_a_subclass_of_any_name_predicts_on_what_its_record_says(dataset, images
     assert "do not say whether the model has seen raw images besides the view" in err and "use --tta view" in err
 
 
+@pytest.mark.slow
 def test_the_folder_by_name_and_by_path_are_one_model(recon_only, images, tmp_path):
     assert run(recon_only, images, tmp_path / "path") == 0
     arguments = [*model_options(recon_only), "-i", str(images), "-o", str(tmp_path / "name"), *HERE]
@@ -211,6 +214,7 @@ def test_the_folder_by_name_and_by_path_are_one_model(recon_only, images, tmp_pa
     assert contents(tmp_path / "path") == contents(tmp_path / "name")
 
 
+@pytest.mark.slow
 def test_parts_do_their_own_cases_as_nnunet_splits_them(recon_only, images, tmp_path, capsys):
     assert run(recon_only, images, tmp_path / "whole") == 0
     cases = sorted(path.name[: -len("_0000.nii.gz")] for path in images.iterdir())
@@ -223,6 +227,7 @@ def test_parts_do_their_own_cases_as_nnunet_splits_them(recon_only, images, tmp_
     assert json.loads((tmp_path / "parts" / ARGUMENTS).read_text())["fvae_nnunet"]["inputs"] == ["view"]
 
 
+@pytest.mark.slow
 def test_continue_leaves_predicted_cases_alone(recon_only, images, tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
     assert run(recon_only, images, output) == 0
@@ -409,6 +414,7 @@ def test_options_that_confirm_the_record_are_taken(recon_only, images, tmp_path)
     assert run(recon_only, images, tmp_path / "out", "--vae", "tiny", "--hu-window", -1000, 1000) == 0
 
 
+@pytest.mark.slow
 def test_the_recorded_settings_are_used(recon_only, images, tmp_path, two_steps):
     other = with_record(recon_only, tmp_path, hu_window=[-160.0, 240.0], posterior_seed=3)
     assert run(other, images, tmp_path / "ours") == 0
@@ -418,6 +424,7 @@ def test_the_recorded_settings_are_used(recon_only, images, tmp_path, two_steps)
     assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
 
 
+@pytest.mark.slow
 def test_the_recorded_passes_are_used_and_others_refused(recon_only, images, tmp_path, two_steps, capsys):
     other = with_record(recon_only, tmp_path, inner_windows=[[-200.0, 300.0]], pixel_mm=1.5, average=2)
     assert run(other, images, tmp_path / "ours", "--windows", "soft", "--average", 2) == 0
@@ -430,6 +437,7 @@ def test_the_recorded_passes_are_used_and_others_refused(recon_only, images, tmp
         assert said in error_of(capsys, recon_only, images, tmp_path / "out", option, value)
 
 
+@pytest.mark.slow
 def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, images, tmp_path, two_steps, capsys):
     control = load_vae("control:gaussian", strength=1.5)
     view = ReconstructionSettings.for_vae(control.spec).recorded_with(control) | {"ct_channels": [0]}
@@ -443,6 +451,7 @@ def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, ima
     assert "strength: 1.5, now 1.0" in err
 
 
+@pytest.mark.slow
 def test_without_a_record_the_options_are_needed_and_used(recon_only, images, tmp_path, capsys, two_steps):
     other = with_record(recon_only, tmp_path)
     assert "do not say with which view" in error_of(capsys, other, images, tmp_path / "ours")
@@ -514,6 +523,7 @@ def test_an_image_that_is_no_hu_has_no_result_unless_it_is_taken_as_it_is(recon_
     assert len(labels(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, two_steps, capsys):
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"0": "PET", "1": "CT"}})
     plans = clone.plans
@@ -552,6 +562,7 @@ def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, t
     assert len(labels(tmp_path / "partly")) == 1
 
 
+@pytest.mark.slow
 def test_regions_are_averaged_as_nnunet_averages_them(clone, images, tmp_path, two_steps):
     clone.write_dataset_json(
         clone.dataset_json
@@ -572,6 +583,7 @@ def test_regions_are_averaged_as_nnunet_averages_them(clone, images, tmp_path, t
     assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
 
 
+@pytest.mark.slow
 def test_the_second_stage_of_a_cascade_gets_the_first_ones_predictions(clone, images, tmp_path, two_steps, capsys):
     plans = clone.plans
     configurations = plans["configurations"]

@@ -189,6 +189,7 @@ def registered(monkeypatch):
     monkeypatch.setattr(registration, "is_found_by_nnunet", lambda trainer="nnUNetTrainerFVAE": True)
 
 
+@pytest.mark.slow
 def test_preprocess_ends_with_a_summary_and_the_training_command(clone, small_vae, registered, capsys):
     assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0")) == 0
     out = capsys.readouterr().out
@@ -201,6 +202,7 @@ def test_preprocess_ends_with_a_summary_and_the_training_command(clone, small_va
     assert "0 cases done, 5 already complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_preprocess_equals_reconstructing_the_folder_and_preprocessing_that(clone, small_vae, registered):
     import blosc2
 
@@ -218,6 +220,7 @@ def test_preprocess_equals_reconstructing_the_folder_and_preprocessing_that(clon
         assert np.array_equal(blosc2.open(str(path), mode="r")[:], two_step)
 
 
+@pytest.mark.slow
 def test_preprocess_names_a_corrupt_image_and_ends_with_status_1(clone, small_vae, capsys):
     image = sorted((clone.raw / "imagesTr").iterdir())[2]
     whole = image.read_bytes()
@@ -231,6 +234,7 @@ def test_preprocess_names_a_corrupt_image_and_ends_with_status_1(clone, small_va
     image.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_preprocess_says_that_the_window_clips_the_foreground(clone, small_vae, registered, capsys):
     assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0", "--hu-window", "0", "50")) == 0
     assert "the view clips it to 0 to 50" in capsys.readouterr().err
@@ -258,6 +262,7 @@ def test_preprocess_says_which_variable_is_missing(planned, small_vae, capsys, m
     assert f"export {variable}=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_a_message_and_leaves_no_half_case(clone, small_vae, capsys, monkeypatch):
     write_bytes = Path.write_bytes
     room = [2]
@@ -288,6 +293,7 @@ def test_a_folder_that_must_not_be_written_is_named(clone, small_vae, capsys, mo
     assert "nnUNetPlans_3d_fullres__fvae_small: Permission denied" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_preprocess_prints_the_way_out_where_nnunets_folder_is_read_only(clone, small_vae, capsys, monkeypatch):
     from fvae_nnunet.nnunet import registration
 
@@ -374,6 +380,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes_and_leaves_no_worker(clone, sm
         assert (folder / file).read_bytes() == (reference / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_dataset_given_by_name_is_the_one_given_by_id(clone, small_vae, registered, capsys):
     assert isinstance(clone, Dataset)
     arguments = preprocess_arguments(clone, small_vae, "-np", "0")

@@ -46,6 +46,7 @@ def view_hu(images: Path, wan: Path, output: Path, *options: str) -> tuple[np.nd
     return view, json.loads(manifest.read_text())["settings"]
 
 
+@pytest.mark.slow
 def test_schemes_reach_the_voxels_and_the_manifest(images: Path, wan: Path, tmp_path: Path) -> None:
     views = {}
     for scheme in ("windows", "paper", "stream"):
@@ -59,6 +60,7 @@ def test_schemes_reach_the_voxels_and_the_manifest(images: Path, wan: Path, tmp_
         assert np.abs(views[one][65:].astype(int) - views[other][65:]).max() > 1
 
 
+@pytest.mark.slow
 def test_passes_reach_the_voxels_and_the_manifest_and_their_printed_options_make_the_same(
     images: Path, wan: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +81,7 @@ def test_passes_reach_the_voxels_and_the_manifest_and_their_printed_options_make
     assert settings["pixel_mm"] == 0.5 and np.array_equal(by_size, enlarged), "the image has pixels of 1 mm"
 
 
+@pytest.mark.slow
 def test_truncation_is_at_most_one_hu_from_rounding_and_toward_zero(images: Path, wan: Path, tmp_path: Path) -> None:
     rounded, _ = view_hu(images, wan, tmp_path / "rounded", "--scheme", "paper")
     cut, settings = view_hu(images, wan, tmp_path / "cut", "--scheme", "paper", "--truncate")
@@ -88,6 +91,7 @@ def test_truncation_is_at_most_one_hu_from_rounding_and_toward_zero(images: Path
     assert 0.4 < steps.mean() < 0.6
 
 
+@pytest.mark.slow
 def test_posterior_is_drawn_with_the_seed(images: Path, wan: Path, tmp_path: Path) -> None:
     mode, _ = view_hu(images, wan, tmp_path / "mode")
     first, settings = view_hu(images, wan, tmp_path / "first", "--sample-posterior", "1")
@@ -99,6 +103,7 @@ def test_posterior_is_drawn_with_the_seed(images: Path, wan: Path, tmp_path: Pat
     assert not np.array_equal(first, mode)
 
 
+@pytest.mark.slow
 def test_precision_is_recorded_and_close(images: Path, wan: Path, tmp_path: Path) -> None:
     exact, _ = view_hu(images, wan, tmp_path / "exact")
     half, settings = view_hu(images, wan, tmp_path / "half", "--precision", "bfloat16")
@@ -107,6 +112,7 @@ def test_precision_is_recorded_and_close(images: Path, wan: Path, tmp_path: Path
     assert 0 < np.sqrt(np.mean(difference**2)) < 0.1 * exact.std()
 
 
+@pytest.mark.slow
 def test_two_devices_make_the_same_bytes(images: Path, wan: Path, tmp_path: Path) -> None:
     view_hu(images, wan, tmp_path / "one")
     view_hu(images, wan, tmp_path / "two", "--devices", "cpu", "cpu")
@@ -192,6 +198,7 @@ print(resident[-1] - resident[13])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="measures memory by glibc and /proc")
 @pytest.mark.parametrize("name", ["tiny", "wan2.1"])
 def test_memory_does_not_grow_over_50_cases(name: str, wan: Path) -> None:

@@ -56,6 +56,7 @@ def test_nnunets_own_trainer_shows_raw_samples_and_leaves_nothing_behind(planned
     assert not np.array_equal(samples[0].received, take(planned, "nnUNetTrainer", seed=1)[0].received)
 
 
+@pytest.mark.slow
 def test_views_of_the_offline_trainer_are_marked_with_their_raw_images(clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     marks = {}
@@ -69,6 +70,7 @@ def test_views_of_the_offline_trainer_are_marked_with_their_raw_images(clone):
     assert all(np.corrcoef(sample.received.ravel(), sample.raw.ravel())[0, 1] > 0.8 for sample in marks["view"])
 
 
+@pytest.mark.slow
 def test_the_weights_of_blends_are_noted(clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     samples = take(clone, "nnUNetTrainerFVAEBlend")
@@ -86,6 +88,7 @@ def with_synthetic(clone, tmp_path):
     return clone
 
 
+@pytest.mark.slow
 def test_synthetic_samples_are_marked_with_their_names_beside_the_raw_image_of_their_source(with_synthetic):
     marks = {}
     for seed in range(5):
@@ -101,6 +104,7 @@ def test_synthetic_samples_are_marked_with_their_names_beside_the_raw_image_of_t
     assert all(np.array_equal(sample.raw, sample.received) for sample in marks["raw"])
 
 
+@pytest.mark.slow
 def test_a_synthetic_sample_differs_from_its_source_in_the_new_lesion_alone(with_synthetic, monkeypatch):
     from fvae_nnunet.trainers import nnUNetTrainerFVAESynthRaw
 

@@ -32,6 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): (folder / path).read_bytes() for path in paths if submit.LOGS not in path.parts}
 
 
+@pytest.mark.slow
 def test_jobs_write_what_one_call_writes(images, tmp_path, capsys):
     made = ["-i", str(images), "--vae", "tiny", "-np", "0"]
     assert reconstruct.main([*made, "-o", str(tmp_path / "alone")]) == 0
@@ -46,6 +47,7 @@ def test_jobs_write_what_one_call_writes(images, tmp_path, capsys):
     assert len(logs) == 2 and all("cases done" in log for log in logs)
 
 
+@pytest.mark.slow
 def test_jobs_that_fail_are_named_and_so_is_the_status(images, tmp_path, capsys):
     (images / "case2.nii.gz").write_bytes(b"nothing")
     arguments = ["-i", str(images), "-o", str(tmp_path / "out"), "--vae", "tiny", "-np", "0"]

@@ -47,6 +47,7 @@ def new_lesion(dataset, case):
     return raw, synthetic, labels, its_labels, (its_labels == 2) & (labels != 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [None, CORONAL])
 def test_a_case_from_end_to_end(paints, tmp_path, direction):
     # the same patient grid, stored axial or coronal
@@ -100,6 +101,7 @@ def test_a_case_from_end_to_end(paints, tmp_path, direction):
     assert set(record["quality"]["lesions"][0]) == {*MEASURES, "inside_fraction", "found_share", "limits"}
 
 
+@pytest.mark.slow
 def test_clearance_to_real_and_synthetic_lesions(paints, tmp_path):
     spacing_mm = (5.0, 0.7, 0.7)
     dataset = write_dataset(cases=1, shape=(12, 44, 44), spacing_mm=spacing_mm)
@@ -148,6 +150,7 @@ def test_guidance_needs_a_model_for_it(paints, tmp_path, capsys):
     assert run(dataset, tmp_path / "out", "--guidance", "2") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [None, CORONAL])
 def test_at_is_a_position_in_the_patient(paints, tmp_path, direction):
     shape, spacing_mm = ((16, 40, 44), (3.0, 2.0, 1.5)) if direction is None else ((40, 16, 44), (2.0, 3.0, 1.5))
@@ -164,6 +167,7 @@ def test_at_is_a_position_in_the_patient(paints, tmp_path, direction):
     assert np.abs(np.array(case.record["lesions"][0]["centre_mm"]) - at).max() <= max(spacing_mm) / 2 + 0.01
 
 
+@pytest.mark.slow
 def test_at_a_place_that_will_not_do(paints, tmp_path, capsys):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 1000, 0, 0, "--cases", "case_1", n=1) == 1
@@ -172,6 +176,7 @@ def test_at_a_place_that_will_not_do(paints, tmp_path, capsys):
     assert "name the case with --cases" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_bytes_however_the_work_is_spread(paints, tmp_path):
     dataset = write_dataset(shape=(16, 40, 40))
     assert run(dataset, tmp_path / "one", *SIZE, n=5) == 0
@@ -201,6 +206,7 @@ def test_sources_are_used_evenly():
     assert len(sources_of(3, range(40), seed=3)) == SOURCES_TRIED
 
 
+@pytest.mark.slow
 def test_verify_makes_a_damaged_case_again(paints, tmp_path, capsys):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out") == 0
@@ -214,6 +220,7 @@ def test_verify_makes_a_damaged_case_again(paints, tmp_path, capsys):
     assert files_of(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_finished_cases_are_left_alone_and_changed_ones_made_again(paints, tmp_path, capsys):
     dataset = write_dataset()
     output = tmp_path / "out"
@@ -233,6 +240,7 @@ def test_finished_cases_are_left_alone_and_changed_ones_made_again(paints, tmp_p
     assert len(read_synthetic_cases(output)) == 1
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_another_case_is_taken_and_where_it_fits_nowhere_the_status_says_so(
     paints, tmp_path, capsys
 ):
@@ -272,6 +280,7 @@ def test_fewer_lesions_where_there_is_no_room_for_all(paints, tmp_path):
     assert 1 <= len(read_synthetic_cases(tmp_path / "out")[0].record["lesions"]) < 6
 
 
+@pytest.mark.slow
 def test_empty_organ_and_small_volume_are_one_error_each(paints, tmp_path, capsys):
     empty = write_dataset(cases=1, organ=False, lesion=False)
     assert run(empty, tmp_path / "empty", *SIZE, "--shapes", "ellipsoid", n=1) == 1
@@ -281,6 +290,7 @@ def test_empty_organ_and_small_volume_are_one_error_each(paints, tmp_path, capsy
     assert "does not fit into a volume of 3 x 40 x 40" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_case_that_cannot_be_measured_stops_before_anything_is_made(paints, tmp_path, capsys):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "undisturbed", *SIZE, n=5) == 0
@@ -304,6 +314,7 @@ def test_a_case_that_cannot_be_measured_stops_before_anything_is_made(paints, tm
     assert files_of(output) == files_of(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_changed_source_makes_its_cases_anew_while_the_real_lesions_stay(paints, tmp_path, capsys):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
@@ -321,6 +332,7 @@ def test_a_changed_source_makes_its_cases_anew_while_the_real_lesions_stay(paint
     assert files_of(tmp_path / "out") == files_of(tmp_path / "anew")
 
 
+@pytest.mark.slow
 def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, capsys):
     dataset, output = write_dataset(), tmp_path / "out"
     options = [*SIZE, "--cases", "case_0", "case_2"]
@@ -361,6 +373,7 @@ def test_a_folder_that_is_no_model(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rejected_cases_are_kept_aside_with_the_reason(paints, tmp_path, capsys):
     dataset = write_dataset()
     paints(hu=200)
@@ -449,6 +462,7 @@ def test_what_lies_beyond_the_hu_window_counts_as_the_reconstructions_error(pain
     assert np.abs(synthetic[new] - 900.0).max() < 6
 
 
+@pytest.mark.slow
 def test_other_channels_are_copied(paints, tmp_path, capsys):
     dataset = write_dataset(cases=1, channels=2)
     assert run(dataset, tmp_path / "out", *SIZE, n=1) == 0
@@ -505,6 +519,7 @@ def test_models_without_an_organ_place_lesions_in_the_body(paints, tmp_path):
     assert {value for call in painting_model.calls for value in np.unique(call.class_map)} == {0, 1}
 
 
+@pytest.mark.slow
 def test_datasets_without_real_lesions_are_filled_all_the_same(paints, tmp_path, capsys):
     dataset = write_dataset(cases=1, lesion=False)
     assert run(dataset, tmp_path / "out", *SIZE, n=1) == 1
@@ -570,6 +585,7 @@ def test_wrong_options_are_one_error(paints, tmp_path, capsys, monkeypatch, argu
     assert not (tmp_path / "out" / "imagesTr").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_a_text_is_not_used_without(paints, tmp_path, capsys):
     dataset, painting_model = write_dataset(cases=1), paints()
     painting_model.settings = dataclasses.replace(painting_model.settings, text_encoder="bert", text_width=8)
@@ -613,6 +629,7 @@ def test_painting_refuses_what_the_models_grid_cannot_show(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["inpaint", "full"])
 def test_a_real_tiny_model_and_a_real_segmenter_on_phantoms(planned, tmp_path, mode):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

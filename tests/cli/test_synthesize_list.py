@@ -92,6 +92,7 @@ NODULE = (slice(2, 4), slice(6, 10), slice(22, 26))
 EFFUSION = (slice(0, 8), slice(8, 20), slice(24, 30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [None, CORONAL])
 def test_volumes_follow_structures_and_diseases(paints, tmp_path, direction):
     dataset = write_structures_dataset(direction=direction)
@@ -149,6 +150,7 @@ def test_volumes_follow_structures_and_diseases(paints, tmp_path, direction):
     assert cases["files"].record["source_case"] is None
 
 
+@pytest.mark.slow
 def test_the_same_bytes_however_the_work_is_spread(paints, tmp_path):
     dataset = write_structures_dataset()
     rows = [{"case": f"v{number}", "source": f"case_{number % 3}"} for number in range(4)]
@@ -163,6 +165,7 @@ def test_the_same_bytes_however_the_work_is_spread(paints, tmp_path):
         assert files_of(tmp_path / other) == expected
 
 
+@pytest.mark.slow
 def test_noise_is_of_the_case_and_the_seed_or_of_the_rows_seed(paints, tmp_path):
     dataset = write_structures_dataset(1)
     rows = [{"case": name, "source": "case_0"} | ({"seed": 7} if name in "cd" else {}) for name in "abcd"]
@@ -175,6 +178,7 @@ def test_noise_is_of_the_case_and_the_seed_or_of_the_rows_seed(paints, tmp_path)
     assert seeds == [1, 1, 7, 7]
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_made_again(paints, tmp_path, capsys):
     dataset = write_structures_dataset(1)
     write_mask(tmp_path / "nodule.nii.gz", NODULE)
@@ -225,6 +229,7 @@ def test_csv_says_the_same_as_json(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_wrong_rows_are_named_before_anything_is_made(paints, tmp_path, capsys):
     dataset = write_structures_dataset(2)
     paints(text_encoder=None)
@@ -260,6 +265,7 @@ def test_all_wrong_rows_are_named_before_anything_is_made(paints, tmp_path, caps
     assert "line 2: it has not as many cells as the head" in error and "line 3: " in error
 
 
+@pytest.mark.slow
 def test_rows_without_a_text_are_refused_where_the_model_needs_one(paints, tmp_path, capsys):
     dataset = write_structures_dataset(1)
     rows = [{"case": "a", "source": "case_0", "text": "Nodule."}, {"case": "b", "source": "case_0"}]
@@ -337,6 +343,7 @@ def test_models_with_a_spacing_of_their_own(paints, tmp_path):
     assert np.abs(image[:, 7:17, 23:27] - 200.0).max() <= 15.5 and (structures[:, 7:17, 23:27] == 13).all()
 
 
+@pytest.mark.slow
 def test_lesions_are_placed_into_chosen_structures(paints, tmp_path, capsys):
     dataset = write_structures_dataset()
     options = ["--ldm", "model", "-n", "3", "--mode", "full", "-o", tmp_path / "out", "-np", "0", "-device", "cpu"]
@@ -401,6 +408,7 @@ def test_slices_that_do_not_see_each_other_are_decoded_once(slices):
     assert sum(vae.calls) == sum(map(len, runs)) == slices and max(vae.calls) <= 4
 
 
+@pytest.mark.slow
 def test_rewritten_images_change_what_a_case_is_made_from(paints, tmp_path):
     dataset = write_structures_dataset(1)
     rows = [{"case": "a", "source": "case_0"}]

@@ -140,6 +140,7 @@ def undisturbed(latents, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4, 6], ids=["stage 1", "between the stages", "stage 2"])
 def test_a_resumed_training_equals_an_undisturbed_one_to_the_bit(latents, undisturbed, tmp_path, step):
     run(latents, tmp_path / "model", stop_after=step)
@@ -156,6 +157,7 @@ def test_a_resumed_training_equals_an_undisturbed_one_to_the_bit(latents, undist
             assert all(torch.equal(one[key]["exp_avg_sq"], other[key]["exp_avg_sq"]) for key in one) and one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state/optimizer.pt", "denoiser", "state/state.json"])
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_goes_on(latents, undisturbed, tmp_path, capsys, name):
     for step in (2, 4):
@@ -183,12 +185,14 @@ def test_a_damaged_model_is_not_used(latents, undisturbed, tmp_path):
         LatentDiffusion.load(model)
 
 
+@pytest.mark.slow
 def test_a_longer_stage_1_goes_on_from_the_shorter_one(latents, undisturbed, tmp_path):
     settings = replace(SETTINGS, steps=(2, 0))
     run(latents, tmp_path / "model", settings)
     assert_equal(run(latents, tmp_path / "model"), weights_of(undisturbed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(4, 0), (4, 2), (3, 3), (3, 9)])
 def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(latents, tmp_path, steps):
     run(latents, tmp_path / "model", save_every=2)
@@ -198,6 +202,7 @@ def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(latents, tmp
     assert files_of(tmp_path / "model") == before
 
 
+@pytest.mark.slow
 def test_a_longer_stage_1_needs_its_checkpoint(latents, tmp_path):
     run(latents, tmp_path / "model")
     run(latents, tmp_path / "model", replace(SETTINGS, steps=(5, 0)))
@@ -215,6 +220,7 @@ def test_the_same_again_changes_nothing(latents, undisturbed):
     assert rows_of(undisturbed) == rows
 
 
+@pytest.mark.slow
 def test_bf16_learns_and_keeps_its_weights_in_float32(latents, tmp_path):
     settings = replace(SETTINGS, steps=(60, 2), learning_rate=3e-3, mixed_precision="bf16")
     weights = run(latents, tmp_path / "model", settings)
@@ -228,6 +234,7 @@ def test_bf16_learns_and_keeps_its_weights_in_float32(latents, tmp_path):
     assert exact.keys() <= weights.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consistency", ["conv", "attention"])
 def test_stage_2_changes_the_consistency_alone(latents, tmp_path, consistency):
     run(latents, tmp_path / "model", replace(SETTINGS, steps=(2, 3), consistency=consistency))
@@ -242,6 +249,7 @@ def test_stage_2_changes_the_consistency_alone(latents, tmp_path, consistency):
     assert any(not torch.equal(untrained[name], after[name]) for name in names)
 
 
+@pytest.mark.slow
 def test_the_model_is_the_moving_average(latents, tmp_path):
     # the average's decay is (1 + n) / (10 + n) at most, n counting from the step behind the first (diffusers)
     averaged, trained = [], []
@@ -257,6 +265,7 @@ def test_the_model_is_the_moving_average(latents, tmp_path):
     torch.testing.assert_close(averaged[2][name], expected)
 
 
+@pytest.mark.slow
 def test_gradients_over_several_passes_are_those_of_one(latents, tmp_path):
     plain = run(latents, tmp_path / "one", replace(SETTINGS, steps=(3, 2)))
     passes = run(latents, tmp_path / "two", replace(SETTINGS, steps=(3, 2), accumulate=2))
@@ -274,6 +283,7 @@ def first_weights(latents):
     return first_denoiser(Plan(None, SETTINGS, latents[1], NoiseProcess(), {}, save_every=1)).state_dict()
 
 
+@pytest.mark.slow
 def test_checkpoints_are_bounded_and_each_is_a_model(latents, tmp_path):
     run(latents, tmp_path / "model", replace(SETTINGS, steps=(5, 3)), save_every=1)
     assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path / "model")] == [5, 7, 8]
@@ -287,6 +297,7 @@ def test_checkpoints_are_bounded_and_each_is_a_model(latents, tmp_path):
     assert_equal(weights_of(tmp_path / "model"), weights_of(tmp_path / "model" / "checkpoint_0000008"))
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(latents, undisturbed, tmp_path):
     weights = run(latents, tmp_path / "model", gradient_checkpointing=True)
     for name, expected in weights_of(undisturbed).items():
@@ -341,6 +352,7 @@ def outlines():
     return use
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["masked", "draft"])
 def test_context_is_learnt_and_goes_on_to_the_bit(outlines, tmp_path, context):
     draws, model, settings = outlines(context)
@@ -390,6 +402,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
         replace(SETTINGS, accumulate=2).share(2, 2)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_training(latents, tmp_path):
     with pytest.raises(UserError, match=r"the loss of step .* is not finite"):
         run(latents, tmp_path / "model", replace(SETTINGS, learning_rate=1e30, steps=(12, 0)))
@@ -412,6 +425,7 @@ def trained():
     return dataset, dataset.results / "fvae_ldm__tiny__fold1"
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_model_that_says_what_it_is(trained):
     dataset, folder = trained
     model = LatentDiffusion.load(folder)
@@ -422,6 +436,7 @@ def test_the_command_makes_a_model_that_says_what_it_is(trained):
     assert model.denoiser.config["consistency"] == "conv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -442,6 +457,7 @@ def test_a_recipe_sets_what_is_not_given(trained, tmp_path, options, expected):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_the_same_training_gives_the_same_bytes_and_names_no_folder_of_the_machine(trained, tmp_path):
     dataset, _ = trained
     masks = shutil.copytree(dataset.raw / "labelsTr", tmp_path / "machine" / "masks")
@@ -482,6 +498,7 @@ def test_names_are_kept_and_places_are_not(text, expected):
     assert portable_parameters(parameters) == parameters | {"weights": expected}
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
     dataset, folder = trained
     assert train_ldm.main(command(dataset, "--organ", "lungs", "--fold", "1", "--lr", "0.5")) == 1
@@ -491,6 +508,7 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(trained, capsys):
     assert sorted(path.name for path in folder.glob("checkpoint_*")) == ["checkpoint_0000002", "checkpoint_0000003"]
 
 
+@pytest.mark.slow
 def test_damaged_latents_are_named_and_encoded_again(trained, tmp_path, capsys):
     dataset, _ = trained
     folder = dataset.preprocessed / "fvae_latents" / "tiny_outline"
@@ -523,6 +541,7 @@ def test_a_folder_of_others_is_not_touched(trained, tmp_path, capsys, name, over
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_overwrite_leaves_what_is_not_of_a_training(trained, tmp_path):
     dataset, _ = trained
     options = command(dataset, "--organ", "lungs", "-o", str(tmp_path))
@@ -534,6 +553,7 @@ def test_overwrite_leaves_what_is_not_of_a_training(trained, tmp_path):
     assert (tmp_path / "log.txt").read_text() == "mine" and (tmp_path / "checkpoint_best" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_latents_of_other_settings_name_the_options_that_help(trained, tmp_path, capsys):
     dataset, _ = trained
     latents = {path.name for path in (dataset.preprocessed / "fvae_latents").iterdir()}
@@ -547,6 +567,7 @@ def test_latents_of_other_settings_name_the_options_that_help(trained, tmp_path,
     assert {path.name for path in (dataset.preprocessed / "fvae_latents").iterdir()} == {*latents, "other"}
 
 
+@pytest.mark.slow
 def test_pictures_and_tensorboard_are_written(trained, tmp_path):
     dataset, _ = trained
     options = ("--organ", "lungs", "--samples-every", "2", "--tensorboard", "-o", str(tmp_path / "model"))
@@ -571,6 +592,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_reports_condition_the_model(trained, encoder, tmp_path):
     dataset, _ = trained
     reports = tmp_path / "reports.json"
@@ -585,6 +607,7 @@ def test_reports_condition_the_model(trained, encoder, tmp_path):
         train_ldm.run(_parsed(dataset, *text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cases", "options", "needed"),
     [(5, (), True), (4, (), False), (5, ("--condition-dropout", "0.1"), False), (0, (), False)],
@@ -687,6 +710,7 @@ def test_what_cannot_be_is_one_error(trained, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bad_cases_are_named_and_no_training_starts(capsys):
     dataset = phantom_dataset(cases=2)
     labels = read(label_file(dataset, "phantom_001"))

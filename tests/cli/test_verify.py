@@ -57,6 +57,7 @@ def test_verify_and_overwrite_exclude_each_other(reconstructed, capsys):
     assert "leave one of them out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_view_is_found(planned, tmp_path):
     folder = make_view(planned, BrighterVAE(), view="bits", configurations=["3d_fullres"])["3d_fullres"]
     copy = shutil.copytree(folder, tmp_path / "view")

@@ -153,6 +153,7 @@ def test_preprocess_refuses_a_fingerprint_that_is_no_hu_before_any_work(clone, m
     assert not list(clone.preprocessed.glob("*__fvae_*"))
 
 
+@pytest.mark.slow
 def test_preprocess_refuses_each_volume_that_is_no_hu_unless_told_to_take_it(clone, monkeypatch, capsys):
     monkeypatch.setattr(registration, "is_found_by_nnunet", lambda trainer="nnUNetTrainerFVAE": True)
     image = sorted((clone.raw / "imagesTr").iterdir())[2]
@@ -169,6 +170,7 @@ def test_preprocess_refuses_each_volume_that_is_no_hu_unless_told_to_take_it(clo
     assert record["made_with"]["parameters"]["hu_as_is"] is True
 
 
+@pytest.mark.slow
 def test_pet_that_is_called_ct_is_left_out_by_naming_the_channels(clone, monkeypatch, capsys):
     monkeypatch.setattr(registration, "is_found_by_nnunet", lambda trainer="nnUNetTrainerFVAE": True)
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"CT": "CT", "PET": "CT"}})
@@ -219,6 +221,7 @@ def test_patches_of_plans_that_are_no_hu_are_refused_unless_the_trainer_takes_th
     assert channel.upper_hu < 1
 
 
+@pytest.mark.slow
 def test_synthesis_refuses_images_and_fingerprints_that_are_no_hu(clone, capsys):
     case = open_source_dataset(clone.id).cases[0]
     image = clone.raw / "imagesTr" / f"{case}_0000.nii.gz"

@@ -33,6 +33,7 @@ def window(slices: int, side: int, batch: int = 1) -> torch.Tensor:
     return torch.empty(batch, 1, slices, side, side, device="cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "most"), [(WAN21, 1.03), (WAN22, 1.08)])
 def test_estimate_of_wan_is_what_a_chunk_needs_with_its_past(config, most, monkeypatch):
     pixels, slices = 256 * 256, 24
@@ -49,6 +50,7 @@ def test_estimate_of_wan_is_what_a_chunk_needs_with_its_past(config, most, monke
     assert 0.99 * (gpu.peak - weights) < estimated < most * (gpu.peak - weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "dtype", "card_gib", "chunks"),
     [
@@ -70,6 +72,7 @@ def test_a_window_of_wan_fits_at_the_first_try(config, dtype, card_gib, chunks, 
     assert gpu.widest < 2**31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "chunks"), [(128, [65]), (1024, [5, 8, 8, 8, 8, 8, 8, 8, 4])])
 def test_chunks_follow_the_size_of_the_plane(side, chunks, monkeypatch):
     with FakeGPU(monkeypatch, 140 * GIB) as gpu:
@@ -91,6 +94,7 @@ def test_even_parts_are_few_and_differ_by_at_most_one():
             assert max(parts) - min(parts) <= 1 and max(parts) <= most
 
 
+@pytest.mark.slow
 def test_what_was_too_much_is_not_tried_again(monkeypatch):
     """Another process takes memory behind the estimate; the window that follows begins with what fitted."""
     with FakeGPU(monkeypatch, 15.6 * GIB) as gpu:
@@ -159,6 +163,7 @@ def big_image_vae() -> ImageVAE:
     return ImageVAE(model, name="sd", source="test", device="cuda")
 
 
+@pytest.mark.slow
 def test_an_image_vae_takes_fewer_slices_at_once_where_memory_is_short(monkeypatch):
     with FakeGPU(monkeypatch, 8 * GIB) as gpu:
         vae = big_image_vae()

@@ -46,6 +46,7 @@ def unpacked(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_source_distribution_is_the_project(unpacked):
     for name in (*PACKAGE, *BESIDE):
         assert sorted(files_below(PROJECT / name) ^ files_below(unpacked / name)) == []

@@ -63,17 +63,20 @@ def imported(folders: Iterable[str], *, when_loaded: bool = False) -> set[str]:
     return {distribution(name) for name in found}
 
 
+@pytest.mark.slow
 def test_what_the_package_imports_is_declared():
     everything = {name for names in declared().values() for name in names}
     assert sorted(imported(PACKAGE) - everything) == []
     assert sorted(imported(PACKAGE, when_loaded=True) - set(declared()[""])) == [], "import it where it is used"
 
 
+@pytest.mark.slow
 def test_what_tests_and_scripts_import_is_declared():
     extras = declared()
     assert sorted(imported(CHECKS) - {*extras[""], *extras["test"]} - OF_A_CHECKOUT) == []
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_imported():
     extras = declared()
     assert sorted(set(extras[""]) - imported(PACKAGE)) == []

@@ -54,6 +54,7 @@ def classes(file):
         return {name: recursive_find_trainer_class_by_name(name) for name in names}
 
 
+@pytest.mark.slow
 def test_every_trainer_of_the_page_is_ours_and_has_the_name_that_it_is_found_by(classes):
     for name, found in classes.items():
         assert found.__name__ == name and issubclass(found, nnUNetTrainerFVAE)
@@ -70,6 +71,7 @@ def test_shares_and_lengths(classes, planned):
     assert trainer.output_folder_base.endswith("nnUNetTrainerFVAERare_100epochs__nnUNetPlans__3d_fullres")
 
 
+@pytest.mark.slow
 def test_mixed_trainers_have_our_view_and_nnunets_augmentation_mirroring_and_loss(classes, clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     no_mirroring, top_k, da5 = (
@@ -89,6 +91,7 @@ def test_mixed_trainers_have_our_view_and_nnunets_augmentation_mirroring_and_los
     assert ours["data"].shape == theirs["data"].shape
 
 
+@pytest.mark.slow
 def test_a_class_for_each_view(classes, clone):
     for view in ("wan2.1", "wan2.2"):
         make_view(clone, configurations=["3d_fullres"], view=view)

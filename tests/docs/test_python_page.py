@@ -18,6 +18,7 @@ import fvae_nnunet
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     hu, labels = painted(seed=0, shape=(12, 32, 32))
     for name, array in {

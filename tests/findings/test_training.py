@@ -136,6 +136,7 @@ def trained(folder, *, stop_after=None, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path):
     trained(tmp_path / "undisturbed")
     with pytest.raises(KeyboardInterrupt):
@@ -212,6 +213,7 @@ def dataset(tmp_path, monkeypatch):
     return reports
 
 
+@pytest.mark.slow
 def test_from_the_dataset_to_the_comparison(dataset, tmp_path, capsys):
     options = [*TINY, "--steps", "40", "--lr", "1e-2", "--save-every", "20"]
     results = tmp_path / "nnUNet_results" / "Dataset040_TINY"
@@ -245,6 +247,7 @@ def test_from_the_dataset_to_the_comparison(dataset, tmp_path, capsys):
     assert (tmp_path / "out" / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_training_gives_the_same_bytes_and_names_no_folder_of_the_machine(dataset, tmp_path):
     outputs = [tmp_path / "one" / "a", tmp_path / "elsewhere" / "two" / "b"]
     for output in outputs:

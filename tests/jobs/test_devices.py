@@ -35,6 +35,7 @@ def do(work, cases=CASES, devices=("cpu", "cpu")):
     return outcomes, said, seconds
 
 
+@pytest.mark.slow
 def test_each_case_is_done_once_by_processes_that_share_them(tmp_path):
     outcomes, said, seconds = do(Work(tmp_path, workers=1), [*CASES, "wrong"])
     assert sorted(outcome.case for outcome in outcomes) == sorted([*CASES, "wrong"])
@@ -48,6 +49,7 @@ def test_each_case_is_done_once_by_processes_that_share_them(tmp_path):
     assert seconds.computing >= 0.1 * len(CASES)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_cases_to_the_others(tmp_path):
     outcomes, said, _ = do(Work(tmp_path, kills="case03"))
     assert sorted(outcome.case for outcome in outcomes) == CASES
@@ -56,6 +58,7 @@ def test_a_killed_process_leaves_its_cases_to_the_others(tmp_path):
     assert "died with exit code -9; what it had not finished goes to the other devices" in line
 
 
+@pytest.mark.slow
 def test_a_case_that_kills_has_failed_after_two_and_the_rest_is_done(tmp_path):
     outcomes, said, _ = do(Work(tmp_path, kills="case03", kills_once=False), devices=("cpu",) * 3)
     assert sorted(outcome.case for outcome in outcomes) == CASES
@@ -129,6 +132,7 @@ def wait_for(condition, process, seconds=60):
     return found
 
 
+@pytest.mark.slow
 def test_four_processes_write_the_bytes_of_one(images, alone, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["-i", str(images), "-o", str(out), "--vae", "tiny", "-np", "0"]
@@ -142,6 +146,7 @@ def test_four_processes_write_the_bytes_of_one(images, alone, tmp_path, capsys):
     assert "exclude each other" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_case_of_another_process_is_waited_for_and_made_if_that_leaves_it(images, alone, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["-i", str(images), "-o", str(out), "--vae", "tiny", "-np", "0"]
@@ -183,6 +188,7 @@ def living_of_group(group):
     return [state for state in states if state.rpartition(")")[2].split()[2] == str(group) and ") Z " not in state]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_all_processes_in_order(images, tmp_path, number):
@@ -205,6 +211,7 @@ def test_an_interruption_ends_all_processes_in_order(images, tmp_path, number):
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_a_second_interruption_ends_at_once_and_a_killed_parent_leaves_no_process(images, tmp_path):
     for how in ("twice", "killed"):
@@ -270,6 +277,7 @@ def test_a_request_to_end_is_not_lost_in_a_callback_that_swallows_it(tmp_path, c
     assert cleared.exists() and "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_identical_commands_at_once_do_each_case_once(images, alone, tmp_path):
     out = tmp_path / "out"
     processes = [start(images, out, "-np", "1") for _ in range(2)]
@@ -280,6 +288,7 @@ def test_two_identical_commands_at_once_do_each_case_once(images, alone, tmp_pat
     assert sorted(done) == sorted(path.name[: -len(".nii.gz")] for path in images.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_cases_to_one_that_is_at_work(images, alone, tmp_path):
     out = tmp_path / "out"
     killed = start(images, out, "-np", "1")
@@ -295,6 +304,7 @@ def test_a_killed_process_leaves_its_cases_to_one_that_is_at_work(images, alone,
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 def test_two_commands_on_several_devices_wait_for_each_other(images, alone, tmp_path):
     """Each has cases that the other waits for, and must go on while it waits itself."""
     out = tmp_path / "out"

@@ -5,9 +5,9 @@ import sys
 import threading
 
 import pytest
+from device_work import answer_of_a_fork
 
 from fvae_nnunet.jobs.interruptions import interruptible
-from fvae_nnunet.jobs.workers import obey_parent
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
@@ -17,13 +17,6 @@ def handlers(_=None):
         signal.SIG_DFL,
         signal.default_int_handler,
     ]
-
-
-def forked_from_a_worker(answers):
-    obey_parent()
-    own = signal.getsignal(signal.SIGTERM)
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        answers.put((callable(own), pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -41,10 +34,10 @@ def test_forked_processes_have_the_usual_handlers():
         assert all(pool.map(handlers, range(4)))
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
-    process = context.Process(target=forked_from_a_worker, args=(answers,))
+    process = context.Process(target=answer_of_a_fork, args=(answers,))
     process.start()
-    assert answers.get() == (True, True)
-    process.join(30)
+    process.join(60)
+    assert process.exitcode == 0 and answers.get() == (True, True)
 
 
 def test_other_handlers_and_other_threads_are_left_alone():

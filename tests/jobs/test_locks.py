@@ -224,6 +224,7 @@ with CaseLocks([folder]) as locks:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_and_started_again_share_the_cases(tmp_path):
     """Whoever ends well finds all cases complete; no case is done twice, but for those of a killed process."""
     chance = random.Random(0)

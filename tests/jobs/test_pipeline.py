@@ -90,6 +90,7 @@ def max_at_once(spans):
     return max(sum(start <= instant < stop for start, stop in spans) for instant, _ in spans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_however_slow_the_disk_so_many_cases_are_alive_and_so_few_arrays_are_here(workers):
     most_raw, most_results = 0, 0
@@ -119,6 +120,7 @@ def test_however_slow_the_disk_so_many_cases_are_alive_and_so_few_arrays_are_her
     assert most_results <= 2
 
 
+@pytest.mark.slow
 def test_the_device_is_busy_when_the_disk_can_keep_up():
     def compute(case, payload):
         time.sleep(0.2)

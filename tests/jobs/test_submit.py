@@ -36,6 +36,7 @@ def run(folder, mishap="", jobs=2, one_is_enough=True, cluster="local", slurm=()
     return status, said, counted
 
 
+@pytest.mark.slow
 def test_jobs_share_the_cases(tmp_path):
     status, said, counted = run(tmp_path)
     assert status == 0 and counted[-1] == CASES
@@ -44,17 +45,20 @@ def test_jobs_share_the_cases(tmp_path):
     assert line.startswith("submitted 2 local jobs (") and line.endswith(f"they print to {tmp_path / 'jobs'}")
 
 
+@pytest.mark.slow
 def test_what_a_killed_job_leaves_is_done_by_the_others(tmp_path):
     status, said, counted = run(tmp_path, "one is killed")
     assert status == 0 and counted[-1] == CASES
     assert "ended: status 137; see " in said[1] and Path(said[1].rpartition(" ")[2]).is_file()
 
 
+@pytest.mark.slow
 def test_where_each_job_has_a_part_all_must_end_well(tmp_path):
     assert run(tmp_path, "one is killed", one_is_enough=False)[0] == 137
     assert run(tmp_path, one_is_enough=False)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_status_of_jobs_that_fail_is_passed_on(tmp_path):
     status, said, _ = run(tmp_path, "fails")
     assert status == 3 and all("ended: status 3" in line for line in said[1:]) and len(said) == 3

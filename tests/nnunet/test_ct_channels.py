@@ -93,6 +93,7 @@ def big(planned):
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_dataset_above_999_with_named_channels_gets_its_view_and_its_own_commands(big, monkeypatch, capsys):
     monkeypatch.setattr(registration, "is_found_by_nnunet", lambda trainer="nnUNetTrainerFVAE": True)
     options = ["-c", "2d", "--vae", "control:identity", "-np", "0"]

@@ -150,6 +150,7 @@ def test_predictions_that_are_no_files_are_all_named(tmp_path, capsys):
     assert "would be left out: WHOLE.NII.GZ" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_letters_that_the_locale_lacks_are_refused_with_the_way_out(tmp_path):
     save(tmp_path / "Pät_0000.nii.gz", np.zeros((8, 8, 8), np.int16), SAGITTAL)
     script = (

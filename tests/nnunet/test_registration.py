@@ -217,6 +217,7 @@ def test_the_stub_does_not_load_the_plugin_for_other_names_and_outlives_it(tmp_p
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_missing_dependency_is_not_hidden_as_a_missing_trainer(tmp_path):
     spec = importlib.util.spec_from_file_location("stub", registration.STUB)
     stub = importlib.util.module_from_spec(spec)

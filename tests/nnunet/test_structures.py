@@ -62,6 +62,7 @@ def test_a_lesion_is_compared_with_structures_free_of_all_lesions():
     assert np.array_equal(around, (structures > 0) & (labels == 0)) and (labels == 2).any()
 
 
+@pytest.mark.slow
 def test_a_models_classes_are_found_by_name(tmp_path):
     dataset = open_source_dataset(write_structures_dataset().name, organ="structures")
 
@@ -144,6 +145,7 @@ def command(dataset, *options):
     return [dataset.name, "--vae", "tiny", "--size", "tiny", "-device", "cpu", *small, *steps, *options]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["onehot", "vae"])
 def test_training_on_structures_and_diseases(encoding, capsys):
     dataset = write_structures_dataset()
@@ -160,6 +162,7 @@ def test_training_on_structures_and_diseases(encoding, capsys):
     np.testing.assert_array_equal(tensors["lesion"][0, :, :3, :4], lesion.astype(np.float16))
 
 
+@pytest.mark.slow
 def test_training_without_lesions(capsys):
     dataset = write_structures_dataset(labelled=False)
     assert train_ldm.main(command(dataset, "--organ", "structures")) == 0

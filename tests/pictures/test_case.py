@@ -106,6 +106,7 @@ def boxes_of_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> 
     return [box for box in ndimage.find_objects(areas) if (box[0].stop - box[0].start) > 100]
 
 
+@pytest.mark.slow
 def test_panels_have_the_proportions_of_the_slices_and_the_grey_of_the_hu_window(tmp_path: Path) -> None:
     raw_hu = np.full(SHAPE, 60, np.int16)  # (60 + 160) / (240 + 160) = 0.55 of the way to white
     path = case_picture(
@@ -129,6 +130,7 @@ def test_difference_is_view_minus_raw_on_a_scale_of_50_hu(tmp_path: Path, shift_
     assert len(boxes_of_colour(drawn(path), (red, green, blue))) == 2
 
 
+@pytest.mark.slow
 def test_outlines_appear_only_for_what_is_there(tmp_path: Path) -> None:
     raw_hu = np.full(SHAPE, -1000, np.int16)
     reference = np.zeros(SHAPE, np.uint8)

@@ -77,6 +77,7 @@ def assert_same(ours, nnunets, lesion=2):
         assert repr(ours_of_case) == repr(nnunets_of_case)
 
 
+@pytest.mark.slow
 def test_arrays_and_properties_are_nnunets_own_for_every_configuration(clone, folder, tmp_path):
     for configuration, made in preprocess(clone, folder).items():
         assert made.name == f"nnUNetPlans_{configuration}__fvae_synthetic"
@@ -85,6 +86,7 @@ def test_arrays_and_properties_are_nnunets_own_for_every_configuration(clone, fo
         assert Manifest(made).read()["kind"] == "synthetic"
 
 
+@pytest.mark.slow
 def test_foreground_is_sampled_from_the_new_lesion_alone_also_resampled_transposed_and_cropped(clone, tmp_path):
     plans = clone.plans
     plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
@@ -117,6 +119,7 @@ def test_foreground_is_sampled_from_the_new_lesion_alone_also_resampled_transpos
     assert distance_mm.max() < 7 + np.linalg.norm((3, 2, 2)) / 2 + np.linalg.norm(step_mm) / 2
 
 
+@pytest.mark.slow
 def test_with_regions_the_lesions_own_region_is_sampled_from_the_new_lesion(clone, folder):
     clone.write_dataset_json(
         clone.dataset_json
@@ -141,6 +144,7 @@ def test_a_lesion_that_adds_nothing_leaves_nnunets_places(clone, folder, registe
     assert len(properties(made / "synthetic_0000.pkl")["class_locations"][2]) == (segmentation == 2).sum()
 
 
+@pytest.mark.slow
 def test_finished_cases_are_left_alone_and_damaged_or_changed_ones_made_again(clone, tmp_path):
     folder = tmp_path / "synthetic"
     write_synthetic_folder(folder, clone, ["phantom_000", "phantom_001", "phantom_002", "phantom_003"])
@@ -163,6 +167,7 @@ def test_finished_cases_are_left_alone_and_damaged_or_changed_ones_made_again(cl
     assert not [path for path in made.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_further_cases_join_and_cases_that_are_rejected_now_leave_the_set(clone, folder):
     made = preprocess(clone, folder, configurations=["3d_fullres"])["3d_fullres"]
     write_synthetic_folder(folder, clone, ["phantom_004"], first=2)
@@ -176,6 +181,7 @@ def test_further_cases_join_and_cases_that_are_rejected_now_leave_the_set(clone,
     assert [model["vae"] for model in accepted["models"]] == ["tiny"]
 
 
+@pytest.mark.slow
 def test_another_folder_or_other_plans_are_refused_by_name_and_overwrite_makes_it_anew(clone, folder, tmp_path):
     made = preprocess(clone, folder, configurations=["3d_fullres"])["3d_fullres"]
     write_synthetic_folder(tmp_path / "other", clone, SOURCES[:1])
@@ -200,6 +206,7 @@ def test_workers_make_the_same_arrays_as_one_process(clone, folder):
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered, capsys):
     arguments = [clone.id, "-c", "3d_fullres", "--synthetic", str(folder), "-np", "0"]
     made = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_synthetic"
@@ -225,6 +232,7 @@ def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered
     assert not (made / "locks").exists()
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_message(clone, folder, tmp_path, capsys):
     def message(*arguments):
         assert command.main([clone.id, "-np", "0", *map(str, arguments)]) == 1

@@ -22,6 +22,7 @@ def test_an_identity_vae_gives_nnunets_own_arrays_for_every_configuration(clone)
     assert_view_is_nnunets_own(make_view(clone), clone)
 
 
+@pytest.mark.slow
 def test_resampled_transposed_and_cropped_cases_too(clone):
     plans = clone.plans
     plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
@@ -40,6 +41,7 @@ def test_resampled_transposed_and_cropped_cases_too(clone):
     assert_view_is_nnunets_own(folders, clone)
 
 
+@pytest.mark.slow
 def test_a_second_channel_normalised_inside_its_mask_is_copied(clone):
     content = clone.dataset_json
     content["channel_names"] = {"0": "MR", "1": "CT"}
@@ -81,6 +83,7 @@ def test_the_view_is_brighter_by_the_hu_that_the_vae_adds(clone):
         np.testing.assert_allclose((view - raw)[inside], 60 / foreground["std"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_non_axial_first_image_is_reconstructed_in_axial_slices(clone):
     path = sorted((clone.raw / "imagesTr").iterdir())[0]
     for folder in ("imagesTr", "labelsTr"):
@@ -93,6 +96,7 @@ def test_a_non_axial_first_image_is_reconstructed_in_axial_slices(clone):
     assert {window[3:] for window in vae.windows} == {(48, 48)}
 
 
+@pytest.mark.slow
 def test_a_sheared_dataset_is_read_with_the_reader_of_its_plans(clone):
     clone.write_plans(clone.plans | {"image_reader_writer": "NibabelIO"})
     for path in [*(clone.raw / "imagesTr").iterdir(), *(clone.raw / "labelsTr").iterdir()]:
@@ -104,6 +108,7 @@ def test_a_sheared_dataset_is_read_with_the_reader_of_its_plans(clone):
     assert_view_is_nnunets_own(make_view(clone, configurations=["3d_fullres"]), clone)
 
 
+@pytest.mark.slow
 def test_images_and_labels_that_nnunet_misreads_or_passes_over_are_named(clone):
     images, labels = (sorted((clone.raw / folder).iterdir()) for folder in ("imagesTr", "labelsTr"))
     for path in (images[0], labels[1]):
@@ -123,6 +128,7 @@ def test_images_and_labels_that_nnunet_misreads_or_passes_over_are_named(clone):
         open_preprocessed_dataset(clone.name)
 
 
+@pytest.mark.slow
 def test_finished_cases_are_left_alone_and_damaged_or_changed_ones_made_again(clone):
     folder = make_view(clone, configurations=["3d_fullres"])["3d_fullres"]
     whole = {path.name: path.read_bytes() for path in folder.glob("*.b2nd")}
@@ -141,6 +147,7 @@ def test_finished_cases_are_left_alone_and_damaged_or_changed_ones_made_again(cl
     assert changed.read_bytes() != whole[changed.name]
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_bytes_as_one_process(clone):
     alone = make_view(clone, view="alone")
     together = make_view(clone, view="together", workers=2)
@@ -153,6 +160,7 @@ def test_workers_make_the_same_bytes_as_one_process(clone):
             assert (alone[configuration] / file).read_bytes() == (together[configuration] / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_other_settings_for_the_same_view_are_refused_by_name_and_overwrite_makes_it_anew(clone):
     folder = make_view(clone, configurations=["3d_fullres"])["3d_fullres"]
     with pytest.raises(UserError, match=r"hu_window: \[-3000\.0, 3000\.0\], now \[-160\.0, 240\.0\]"):
@@ -161,6 +169,7 @@ def test_other_settings_for_the_same_view_are_refused_by_name_and_overwrite_make
     assert Manifest(folder).read()["settings"]["hu_window"] == [-160.0, 240.0]
 
 
+@pytest.mark.slow
 def test_cascade_and_fullres_share_one_view(clone):
     plans = clone.plans
     plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
@@ -181,6 +190,7 @@ def test_ct_channels_by_name_or_by_normalisation():
         )
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypatch):
     def error(*arguments, **keywords):
         with pytest.raises(UserError) as raised:

@@ -119,6 +119,7 @@ def test_the_record_of_an_image_holds_its_noise_however_it_is_stored(images: Pat
     assert '"noise_raw_hu": null' in records(tmp_path / "view")["air"].read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
 def test_each_control_reaches_the_ratio_of_the_view(
     name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -143,6 +144,7 @@ def test_each_control_reaches_the_ratio_of_the_view(
         assert strength_of(tmp_path / "matched") == pytest.approx(0.6, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_match_repeats_itself_and_its_record_says_the_strength(images: Path, tmp_path: Path) -> None:
     assert make(images, tmp_path / "view", "control:gaussian", "--strength", "0.6") == 0
     for output in ("first", "again"):
@@ -175,6 +177,7 @@ def sample_of(cases: dict[str, list[np.ndarray]]) -> NoiseSample:
     return NoiseSample(noise_hu, cases.__getitem__, SETTINGS)
 
 
+@pytest.mark.slow
 def test_what_no_strength_reaches_is_said_with_what_is_left() -> None:
     message = r"nlm cannot remove .* 0\.001 of it: even with `strength=2` \(h in halves .*\) 0\.[1-9]\d\d are left"
     with pytest.raises(UserError, match=message):
@@ -306,6 +309,7 @@ class SmoothingVAE(IdentityVAE):
         return (latent + latent.roll(1, dims=-1)) / 2
 
 
+@pytest.mark.slow
 def test_parts_of_a_dataset_are_matched_alike_and_the_view_goes_on(
     clone: Dataset, registered: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +341,7 @@ def test_parts_of_a_dataset_are_matched_alike_and_the_view_goes_on(
     assert "1 of 5 cases are missing or incomplete" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_raw_channels_are_read_axial(clone: Dataset) -> None:
     case = open_preprocessed_dataset(clone.id).cases[0]
     (path,) = (clone.raw / "imagesTr").glob(f"{case}_*")

@@ -105,6 +105,7 @@ def test_half_precision_really_rounds_on_the_way():
     assert reconstruct_to_int16(vae, volume, settings).tolist() == np.full((1, 8, 8), 776).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True], ids=["wan2.1", "wan2.2"])
 @pytest.mark.parametrize("slices", [5, 66])
 def test_wan_by_the_papers_scheme_equals_the_stock_model_called_as_the_scripts_do(residual, slices):
@@ -153,6 +154,7 @@ def test_every_scheme_takes_planes_that_are_no_multiple_of_the_stride(scheme, sh
     assert np.array_equal(reconstruct_to_int16(vae, volume, settings), volume)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", SLICES)
 @pytest.mark.parametrize("name", ["wan2.1", "wan2.2"])
 def test_wan_takes_any_number_of_slices_in_every_scheme(name, slices):
@@ -174,6 +176,7 @@ def test_wan_takes_any_number_of_slices_in_every_scheme(name, slices):
     assert not np.allclose(results["paper"][65], results["windows"][65], atol=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan2.1", "wan2.2"])
 def test_the_stream_of_wan_is_one_pass_whatever_its_steps(name):
     vae = wan_vae(tiny_wan(residual=name == "wan2.2"), name)

@@ -169,6 +169,7 @@ def test_fidelity_against_scikit_image_and_by_hand():
     assert fidelity(raw, raw, HU_WINDOW).psnr_db == float("inf")
 
 
+@pytest.mark.slow
 def test_a_ct_of_any_orientation_is_seen_in_axial_slices(tmp_path):
     vae = load_vae("tiny")
     axial = CT.from_array(_phantom_slices(), (3.0, 1.0, 1.0))

@@ -93,6 +93,7 @@ def captions(page: Page) -> list[str]:
 # What the page says
 
 
+@pytest.mark.slow
 def test_tables_hold_what_the_comparison_holds(made, full_page):
     comparison = read_json(made / "comparison.json")
     means = full_page.table("model", "mean", "one empty")
@@ -171,6 +172,7 @@ def test_no_case_is_chosen_twice(made):
     assert without.best == without.worst == [] and "none has a value" in without.explanation
 
 
+@pytest.mark.slow
 def test_missing_predictions_are_counted(project):
     (project / "second" / "case_0001.nii.gz").unlink()
     command = ["labelsTs", "first", "second", "--allow-missing", "--resamples", "200", "-np", "0"]
@@ -185,6 +187,7 @@ def test_missing_predictions_are_counted(project):
     assert "case_0001" not in [*choose_cases(results, 5).best, *choose_cases(results, 5).worst]
 
 
+@pytest.mark.slow
 def test_a_single_model_has_values_without_intervals(project):
     page = page_of("summary.json", "--images", "imagesTs", "--cases", "1")
     summary = read_json(project / "summary.json")
@@ -204,6 +207,7 @@ def test_a_single_model_has_values_without_intervals(project):
     assert "not recorded" in page.table("folder", "sha256")[0]
 
 
+@pytest.mark.slow
 def test_several_results_are_chapters_of_their_own(project):
     shutil.copytree(project, project.parent / "other")
     options = ["--images", "imagesTs", "--images", "../other/imagesTs", "--views", "v=view", "v=../other/view"]
@@ -277,6 +281,7 @@ def test_a_view_of_preprocessed_data_shows_its_records_and_no_picture(project):
 # Files
 
 
+@pytest.mark.slow
 def test_both_formats_hold_the_same_tables(project, full_page):
     assert report(*FULL, "--format", "markdown") == 0
     text = Path("report.md").read_text()
@@ -295,6 +300,7 @@ def test_both_formats_hold_the_same_tables(project, full_page):
     assert not list(project.glob(".report*"))
 
 
+@pytest.mark.slow
 def test_markdown_replaces_its_own_images_and_no_others(project, capsys):
     options = ["comparison.json", "--format", "markdown", "-o", "out/r.md"]
     Path("out/r_files").mkdir(parents=True)
@@ -308,11 +314,13 @@ def test_markdown_replaces_its_own_images_and_no_others(project, capsys):
     assert Path("out/r.md").read_bytes() == before and Path("out/r_files/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_bytes(project, full_page):
     assert report(*FULL, "-o", "again.html") == 0
     assert Path("again.html").read_bytes() == Path("full.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_nothing(project, capsys, monkeypatch):
     def full_disk(*_arguments):
         raise OSError(28, "No space left on device", "report")

@@ -176,6 +176,7 @@ def test_a_drawing_of_very_many_dots_becomes_a_png(monkeypatch):
     assert "svg" not in page.tags and [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
 
 
+@pytest.mark.slow
 def test_sixty_pictures_of_noise_fit_into_a_page():
     """15 MB hold 60 pictures of the size of a case's, even of noise, which compresses worst, as base64."""
     image = pytest.importorskip("PIL.Image", reason="comes with matplotlib")

@@ -62,6 +62,7 @@ def page(made, tmp_path_factory) -> Page:
     return Page(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_chapter_says_how_they_were_made(page, dataset):
     assert page.texts["h1"] == ["Synthetic lesions"]
     assert page.texts["p"][0] == "3 accepted synthetic cases."
@@ -167,6 +168,7 @@ def test_the_gallery_is_even_over_sizes(made):
     assert choose_for_gallery(cases, 0) == []
 
 
+@pytest.mark.slow
 def test_markdown_has_the_same_tables_and_its_pictures_beside(made, page, tmp_path):
     path = tmp_path / "report.md"
     assert main(["--synthetic", str(made), "--format", "markdown", "-o", str(path), "-np", "0"]) == 0
@@ -179,6 +181,7 @@ def test_markdown_has_the_same_tables_and_its_pictures_beside(made, page, tmp_pa
     assert (tmp_path / "report_files" / images[0]).read_bytes().startswith(b"\xff\xd8")
 
 
+@pytest.mark.slow
 def test_several_folders_are_told_apart_and_one_without_rejected_cases_has_no_such_part(made, dataset, tmp_path):
     write_synthetic_folder(tmp_path / "<b>", dataset, ["phantom_000"])
     path = tmp_path / "report.html"
@@ -190,6 +193,7 @@ def test_several_folders_are_told_apart_and_one_without_rejected_cases_has_no_su
     assert base64.b64encode(b"\xff\xd8\xff").decode() not in path.read_text(), "no gallery, no JPEG"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format_name", "name"), [("html", "report.html"), ("markdown", "report.md")])
 def test_where_none_was_accepted_the_rejected_ones_are_shown(dataset, tmp_path, format_name, name):
     for number, reasons in enumerate(REASONS):
@@ -221,6 +225,7 @@ def test_where_none_was_accepted_the_rejected_ones_are_shown(dataset, tmp_path, 
     assert "Every accepted case" not in text
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_message(made, dataset, tmp_path, capsys):
     def message(*arguments):
         assert main([*map(str, arguments), "-np", "0", "-o", str(tmp_path / "report.html")]) == 1

@@ -22,6 +22,7 @@ def test_what_is_wrong_stands_at_the_top_and_the_rest_is_written():
     assert "Nothing is wrong that this page looks at." in page("cpu", {"Speed": good})
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_or_hangs_is_a_finding_and_says_why(monkeypatch):
     monkeypatch.setattr(device_report, "LIMIT_S", 0.2)
     assert measured_apart("Versions", "cpu", small=True).problems == ["did not end within 0 s"]
@@ -50,6 +51,7 @@ def test_a_case_that_keeps_memory_is_found(monkeypatch):
     assert part.problems == ["a case that fails keeps memory from the next one"]
 
 
+@pytest.mark.slow
 def test_values_that_are_not_the_cpus_are_found(monkeypatch):
     class Wrong(device_sections.WanVAE):
         def _decode(self, latent):

@@ -166,6 +166,7 @@ def test_a_case_without_a_distance_is_left_out_and_counted():
     assert row.endswith("| 11 |")
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_by_case_and_incomplete_arms_named():
     content = {
         "folds": FOLDS,

@@ -28,6 +28,7 @@ def test_the_seed_decides_every_voxel(kind: str) -> None:
     assert np.any(label != other_label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize(
     ("shape", "spacing_mm"),
@@ -59,6 +60,7 @@ def test_hu_of_the_tissues() -> None:
         assert ((hu > -950) & (hu < -750)).sum() > 2000, "lung"
 
 
+@pytest.mark.slow
 def test_tumour_of_the_pancreas_is_30_to_45_hu_darker() -> None:
     differences = []
     for seed in range(10):
@@ -71,6 +73,7 @@ def test_tumour_of_the_pancreas_is_30_to_45_hu_darker() -> None:
     assert max(differences) < 45 + 6
 
 
+@pytest.mark.slow
 def test_nodules_are_soft_tissue_in_lung() -> None:
     for seed in range(4):
         hu, label = make_phantom("lung", seed=seed)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import pytest
 import rooms
 
 CLONE = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ def copy_of_the_house(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_no_import_runs_up(tmp_path):
     assert rooms.main(["-o", str(tmp_path / "rooms.png")]) == 0
     assert matplotlib.image.imread(tmp_path / "rooms.png").std() > 0.05

@@ -37,6 +37,7 @@ def test_compression_is_8x8_with_16_channels_and_a_known_latent_scale(tiny):
     assert torch.equal(tiny.latent_std, torch.ones(16))
 
 
+@pytest.mark.slow
 def test_latent_of_natural_images_has_the_published_mean_and_std(tiny):
     from tiny_vae_crops import CropSampler
     from tiny_vae_images import load_images
@@ -64,6 +65,7 @@ def test_air_comes_back_as_air(tiny, shape):
     assert error_hu[:, 16:-16, 16:-16].max() < 10  # the first latent pixels see the zeros around the image
 
 
+@pytest.mark.slow
 def test_held_out_photograph_comes_back():
     from tiny_vae_images import held_out_pairs, load_images
     from train_tiny_vae import psnr_db
@@ -75,6 +77,7 @@ def test_held_out_photograph_comes_back():
     assert figures["camera_island"] > 39  # 39.6; 40.1 before it denoised
 
 
+@pytest.mark.slow
 def test_noise_is_taken_out_of_held_out_photographs(tiny):
     """Total variation at its best leaves 18.5 and 10.1 HU of five such photographs, the first weights 20.6 and 17.6."""
     from tiny_vae_held_out import denoising_cases, denoising_errors_hu
@@ -85,6 +88,7 @@ def test_noise_is_taken_out_of_held_out_photographs(tiny):
     assert errors["edges"] < 18.5 and errors["flat"] < 10.5, errors
 
 
+@pytest.mark.slow
 def test_ct_comes_back_above_the_bar(tiny):
     if not CT_SMALL.exists():
         pytest.skip(f"no {CT_SMALL}")

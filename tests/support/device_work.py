@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -72,3 +73,11 @@ def be_ended_inside_a_callback(cleared: str) -> None:
         time.sleep(20)
     finally:
         Path(cleared).touch()
+
+
+def answer_of_a_fork(answers) -> None:
+    """Whether a worker handles SIGTERM itself, and whether a process that is forked from it does not."""
+    obey_parent()
+    own = signal.getsignal(signal.SIGTERM)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        answers.put((callable(own), pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL))

@@ -76,6 +76,7 @@ def random_batch_of(trainer, patches, channels, *, samples=2, seed=0):
     return {"data": data, "target": target, "keys": ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_with_probability_zero_training_is_nnunets_to_the_bit_and_needs_no_vae(planned):
     trained = {}
     for base in (Never, nnUNetTrainer):
@@ -88,6 +89,7 @@ def test_with_probability_zero_training_is_nnunets_to_the_bit_and_needs_no_vae(p
     assert all(torch.equal(ours[key], nnunets[key]) for key in ours)
 
 
+@pytest.mark.slow
 def test_drawn_samples_reach_the_network_as_the_vae_gives_them(planned, tiny):
     trainer = trainer_of(nnUNetTrainerFVAEOnline, planned)
     batch = random_batch(trainer)
@@ -106,6 +108,7 @@ def test_drawn_samples_reach_the_network_as_the_vae_gives_them(planned, tiny):
     assert torch.equal(batch["data"], before)
 
 
+@pytest.mark.slow
 def test_draws_follow_rank_epoch_and_iteration(planned, tiny):
     trainer = trainer_of(Sampling, planned)
     trainer._reconstruction = PatchReconstruction(
@@ -187,6 +190,7 @@ def test_training_records_the_vae_frees_it_resumes_and_predicts_as_nnunet(clone,
     ]
 
 
+@pytest.mark.slow
 def test_a_compiled_vae_is_gone_when_training_ends(planned, tiny, monkeypatch):
     trainer = trainer_of(Always, planned)
     monkeypatch.setattr(nnUNetTrainer, "on_train_end", lambda self: freed.append(vae() is None))
@@ -197,6 +201,7 @@ def test_a_compiled_vae_is_gone_when_training_ends(planned, tiny, monkeypatch):
     assert freed == [True]
 
 
+@pytest.mark.slow
 def test_the_view_names_the_vae_and_its_weights_are_checked(clone, monkeypatch):
     made = BrighterVAE(slice_stride=4, slice_offset=1, window_slices=9)
     make_view(clone, made, configurations=["3d_fullres"])
@@ -225,6 +230,7 @@ def test_the_view_names_the_vae_and_its_weights_are_checked(clone, monkeypatch):
         trainer_of(Always, clone).on_train_start()
 
 
+@pytest.mark.slow
 def test_the_passes_of_the_view_are_those_of_the_patches(clone):
     vae = load_vae("tiny")
     passes = {"inner_windows": ((-200.0, 300.0),), "pixel_mm": 1.5, "average": 2}
@@ -243,6 +249,7 @@ def test_the_passes_of_the_view_are_those_of_the_patches(clone):
     assert not torch.allclose(seen, plain, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_control_takes_its_strength_from_its_view(clone):
     vae = load_vae("control:gaussian", strength=1.5)
     make_view(clone, vae, configurations=["3d_fullres"])
@@ -280,6 +287,7 @@ def test_other_normalisations_are_refused_at_the_start(clone, tiny):
         trainer_of(nnUNetTrainerFVAEOnline, clone).on_train_start()
 
 
+@pytest.mark.slow
 def test_a_foreground_that_is_no_hu_is_refused_at_the_start_unless_trainer_or_view_take_it(clone, monkeypatch):
     (folder,) = make_view(clone, load_vae("tiny"), configurations=["3d_fullres"]).values()
     plans = clone.plans
@@ -349,6 +357,7 @@ def test_in_a_cascade_the_previous_stage_is_not_touched(clone, tiny):
     assert torch.equal(seen[:, 1:], batch["data"][:, 1:])
 
 
+@pytest.mark.slow
 def test_the_transform_in_another_trainers_augmentation_gives_what_the_online_trainer_does(planned):
     class WithTransform(nnUNetTrainer):
         def get_training_transforms(self, *arguments, **options):

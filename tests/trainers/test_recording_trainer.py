@@ -111,6 +111,7 @@ def test_records_of_the_first_version_are_read_as_far_as_they_go(record, only_th
     assert saw_only_the_view(record) is only_the_view
 
 
+@pytest.mark.slow
 def test_another_view_is_refused_with_the_variable_that_brings_back_the_first(clone, monkeypatch):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     trainer = trainer_of(nnUNetTrainerFVAE, clone)
@@ -126,6 +127,7 @@ def test_another_view_is_refused_with_the_variable_that_brings_back_the_first(cl
     going_on(nnUNetTrainerFVAE, clone, checkpoint).get_tr_and_val_datasets()
 
 
+@pytest.mark.slow
 def test_a_view_made_anew_goes_on_if_its_arrays_are_the_same_and_is_refused_otherwise(clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     trainer = trainer_of(nnUNetTrainerFVAE, clone)
@@ -144,6 +146,7 @@ def test_a_view_made_anew_goes_on_if_its_arrays_are_the_same_and_is_refused_othe
     assert message.count("\n  ") == 1, "settings are equal"
 
 
+@pytest.mark.slow
 def test_validation_on_another_view_than_trained_on_is_refused_too(clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     trainer = trainer_of(nnUNetTrainerFVAEReconOnly, clone)
@@ -176,6 +179,7 @@ def test_other_attributes_of_the_class_are_refused_and_named(planned):
     going_on(Never, planned, checkpoint).get_tr_and_val_datasets()
 
 
+@pytest.mark.slow
 def test_records_of_the_first_version_go_on_with_the_same_view_only(clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     trainer = trainer_of(nnUNetTrainerFVAE, clone)
@@ -205,6 +209,7 @@ def test_the_online_trainer_goes_on_with_the_same_vae_and_draws_only(planned, mo
     assert "online.draw_seed: 0, now 3" in message
 
 
+@pytest.mark.slow
 def test_synthetic_cases_that_are_new_or_made_anew_are_refused(clone, tmp_path):
     cases = ["phantom_000", "phantom_001"]
     write_synthetic_folder(tmp_path / "few", clone, cases)
@@ -226,6 +231,7 @@ def test_synthetic_cases_that_are_new_or_made_anew_are_refused(clone, tmp_path):
     assert "1 synthetic cases are new (first: synthetic_0002)" in refusal(go_on)
 
 
+@pytest.mark.slow
 def test_a_trainer_names_its_view_before_the_variable(clone, monkeypatch):
     class Second(nnUNetTrainerFVAE):
         view = "second"

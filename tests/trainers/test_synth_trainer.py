@@ -54,6 +54,7 @@ def log_of(trainer):
     return Path(trainer.log_file).read_text()
 
 
+@pytest.mark.slow
 def test_the_share_of_synthetic_samples_is_the_probability_and_each_case_is_as_likely(synthetic):
     training, _ = trainer_of(nnUNetTrainerFVAESynthRaw, synthetic).get_tr_and_val_datasets()
     np.random.seed(0)
@@ -67,6 +68,7 @@ def test_the_share_of_synthetic_samples_is_the_probability_and_each_case_is_as_l
     assert nnUNetTrainerFVAESynth.synthetic_probability == 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "base"), [(Never, nnUNetTrainerFVAE), (NeverRaw, nnUNetTrainer)])
 def test_with_probability_zero_the_batches_are_those_without_synthetic_cases_to_the_bit(clone, ours, base):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
@@ -161,6 +163,7 @@ def test_without_any_usable_case_training_stops(clone, tmp_path):
         trainer_of(nnUNetTrainerFVAESynthRaw, clone).get_tr_and_val_datasets()
 
 
+@pytest.mark.slow
 def test_real_samples_are_raw_or_view_and_synthetic_ones_as_they_are(clone, tmp_path):
     write_synthetic_folder(tmp_path / "synthetic", clone, CASES)
     preprocess(clone, tmp_path / "synthetic", configurations=["3d_fullres"])
@@ -183,6 +186,7 @@ def test_the_dataset_can_be_sent_to_other_processes(synthetic):
     assert again.name_of(again.load_case(again.identifiers[0])[0]) in again.synthetic.identifiers
 
 
+@pytest.mark.slow
 def test_what_is_missing_incomplete_or_of_other_plans_stops_with_the_command(clone, tmp_path):
     def error(base=nnUNetTrainerFVAESynthRaw):
         with pytest.raises(UserError) as raised:

@@ -34,6 +34,7 @@ def test_with_probability_zero_the_batches_are_nnunets_to_the_bit(planned, confi
         assert list(our["keys"]) == list(nnunet["keys"])
 
 
+@pytest.mark.slow
 def test_the_views_samples_differ_in_the_image_only_and_validation_stays_raw(clone):
     make_view(clone, BrighterVAE(), configurations=["3d_fullres"])
     ours, nnunets = batches(Always, clone), batches(nnUNetTrainer, clone)
@@ -53,6 +54,7 @@ def test_recon_only_validates_on_the_view_too(clone):
         assert np.array_equal(dataset.load_case(case)[0][:], view)
 
 
+@pytest.mark.slow
 def test_several_views_are_drawn_recorded_and_those_of_before_are_needed_to_go_on(clone, monkeypatch, capsys):
     make_view(clone, BrighterVAE(), view="bright", configurations=["3d_fullres"])
     make_view(clone, view="same", configurations=["3d_fullres"])
@@ -90,6 +92,7 @@ def test_fold_all_and_2d_find_their_view(clone):
     assert not hasattr(validation, "blend")
 
 
+@pytest.mark.slow
 def test_a_view_that_is_missing_incomplete_stale_or_of_other_plans_stops_with_the_command(clone):
     def error():
         with pytest.raises(UserError) as raised:
@@ -238,6 +241,7 @@ def test_a_variant_trains_its_number_of_epochs(planned):
     assert variant.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
 
 
+@pytest.mark.slow
 def test_in_a_cascade_only_the_image_channel_changes(clone):
     clone.write_cascade_plans()
     make_view(clone, BrighterVAE(), configurations=["3d_cascade_fullres"])
@@ -258,6 +262,7 @@ def test_in_a_cascade_only_the_image_channel_changes(clone):
     assert augmented["data"].shape[1] == 3, "image and two labels of the previous stage"
 
 
+@pytest.mark.slow
 def test_regions_and_ignore_label_keep_their_targets(clone):
     clone.write_dataset_json(
         clone.dataset_json

@@ -52,6 +52,7 @@ def calls_of(vae: FrozenVAE, method: str, run: Any) -> list[tuple[Any, Any, Any]
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wan2.1", "wan2.2", "wf-vae", "iv-vae", "leanvae", "kl-grey"])
 def test_a_network_is_one_graph_on_a_gpu(kind: str, tmp_path: Path) -> None:
     vae: Any = MAKERS[kind](tmp_path, dtype=torch.bfloat16)
@@ -73,6 +74,7 @@ def test_a_network_is_one_graph_on_a_gpu(kind: str, tmp_path: Path) -> None:
             assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
+@pytest.mark.slow
 def test_a_compiled_vae_gives_its_values_and_only_itself_is_compiled() -> None:
     eager, compiled, backend = load_vae("tiny"), load_vae("tiny"), Backend()
     assert CompiledVAE(compiled, backend=backend)
@@ -84,6 +86,7 @@ def test_a_compiled_vae_gives_its_values_and_only_itself_is_compiled() -> None:
     assert backend.graphs == 2
 
 
+@pytest.mark.slow
 def test_no_batch_of_a_training_is_compiled_for_after_the_first_sample() -> None:
     """Whatever is drawn: a rank that drew no sample in the first step must not compile later, while others wait."""
     vae, eager, backend = wan_vae(tiny_wan()), wan_vae(tiny_wan()), Backend()

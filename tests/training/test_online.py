@@ -240,6 +240,7 @@ def test_values_that_are_not_finite_are_refused():
         PatchReconstruction(Overflowing(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_steps():
     """No tensor outlives its step: after fifty steps torch's tensors are as many as after five."""
     import gc

@@ -28,6 +28,7 @@ def inner_dataset(data_folder):
     return nnUNetDatasetBlosc2(str(data_folder))
 
 
+@pytest.mark.slow
 def test_probability_zero_and_one_give_raw_and_view_without_drawing(brighter):
     _, data_folder, folder = brighter
     inner = inner_dataset(data_folder)
@@ -102,6 +103,7 @@ def test_impossible_probabilities_are_refused(brighter, probability, blend):
         ViewDataset(inner_dataset(data_folder), {folder: 1}, probability=probability, blend=blend)
 
 
+@pytest.mark.slow
 def test_the_only_view_is_found_and_several_need_the_variable(clone, monkeypatch):
     data_folder = clone.preprocessed / "nnUNetPlans_3d_fullres"
     with pytest.raises(UserError, match=r"no reconstructed view.*fvae-preprocess 7"):

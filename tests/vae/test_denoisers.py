@@ -133,6 +133,7 @@ def test_noise_falls_with_strength(name: str) -> None:
     assert all(later < earlier for earlier, later in zip(left_hu, left_hu[1:]) if earlier > 4.5)
 
 
+@pytest.mark.slow
 def test_the_noise_left_by_mixed_medians_dips_by_less_than_a_hundredth() -> None:
     """The 3x3 median is not the best mixture of slice and median, but nearly."""
     raw_hu = noisy_hu()
@@ -248,6 +249,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "is_found_by_nnunet", lambda trainer="nnUNetTrainerFVAE": True)
 
 
+@pytest.mark.slow
 def test_the_identitys_view_is_nnunets_own_data(clone: Dataset, registered: None) -> None:
     options = ["--vae", "control:identity", "--hu-window", "-3000", "3000", "-np", "0"]
     assert preprocess.main([clone.id, *options]) == 0
@@ -256,6 +258,7 @@ def test_the_identitys_view_is_nnunets_own_data(clone: Dataset, registered: None
     assert_view_is_nnunets_own(folders, clone)
 
 
+@pytest.mark.slow
 def test_a_view_remembers_its_strength(clone: Dataset, registered: None, capsys: pytest.CaptureFixture[str]) -> None:
     command = [clone.id, "-c", "3d_fullres", "-np", "0", "--vae", "control:gaussian"]
     assert preprocess.main([*command, "--strength", "0.7"]) == 0
@@ -295,6 +298,7 @@ def test_options_that_do_not_go_together_are_one_message(tmp_path, capsys, optio
     assert not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "of_noise"), [("control:nlm", 1.2), ("control:tv", 1.0)])
 def test_strength_auto_is_for_the_noise_of_each_volume(name: str, of_noise: float) -> None:
     rng = np.random.default_rng(0)

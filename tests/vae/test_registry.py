@@ -76,6 +76,7 @@ def test_weights_that_do_not_exist_are_named(tmp_path: Path) -> None:
             load_vae(name, weights=tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_kl().save_pretrained(tmp_path / "mine")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -103,6 +103,7 @@ def fidelity(vae: FrozenVAE, image_file: Path) -> tuple[float, float]:
     return float(psnr_db), float(ssim)
 
 
+@pytest.mark.slow
 def test_real_weights_reconstruct_a_real_torso_as_published_in_the_notes() -> None:
     weights, image = SHARED_DATA / "weights", SHARED_DATA / "ct_small" / "ct.nii.gz"
     if not (weights / "taef2_encoder.pth").is_file() or not image.is_file():

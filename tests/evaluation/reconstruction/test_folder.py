@@ -213,6 +213,7 @@ def test_cases_are_matched_and_summarised(folders):
     assert results["cases"][0]["spacing_mm"] == pytest.approx([2, 1, 1])
 
 
+@pytest.mark.slow
 def test_plain_names_other_formats_and_processes_change_nothing(folders):
     expected = without_paths(evaluated_folders(folders, label_folder=folders / "labels"))
     for path in list((folders / "view").glob("*.nii.gz")):
@@ -314,6 +315,7 @@ def test_a_folder_is_not_compared_with_itself(folders):
 # command
 
 
+@pytest.mark.slow
 def test_command_writes_table_json_csv_and_pictures(folders, capsys):
     arguments = [str(folders / "raw"), str(folders / "view"), "--labels", str(folders / "labels"), "-np", "0"]
     assert main([*arguments, "--pictures", "2"]) == 0

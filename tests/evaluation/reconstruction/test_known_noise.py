@@ -138,6 +138,7 @@ def test_the_picture_is_drawn(front, tmp_path):
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "new" / "front.png"))).std() > 10
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_view_of_noisy_images_as_the_folder_says(tmp_path, capsys):
     raw, view = tmp_path / "raw", tmp_path / "view"
     raw.mkdir()

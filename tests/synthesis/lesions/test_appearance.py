@@ -108,6 +108,7 @@ def told(painting_model):
     painting_model.settings = dataclasses.replace(painting_model.settings, **appearance)
 
 
+@pytest.mark.slow
 def test_records_say_what_each_lesion_was_to_look_like(paints, tmp_path):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--no-filter", n=3) == 0
@@ -128,6 +129,7 @@ def test_records_say_what_each_lesion_was_to_look_like(paints, tmp_path):
         assert case.record["settings"]["plan"]["appearance"] == {"core_mean_hu": None, "contrast_hu": [-12.0, -8.0]}
 
 
+@pytest.mark.slow
 def test_lesions_are_accepted_that_are_what_was_asked_for(paints, tmp_path):
     """The model paints 150 HU whatever it is told; real lesions have 40 in an organ of 100."""
     dataset = write_dataset()

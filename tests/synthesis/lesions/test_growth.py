@@ -98,6 +98,7 @@ def planned(dataset, *, seed=0, sizes=None, growth=None, avoid=None, lesions_per
     return opened, source, real, lesions
 
 
+@pytest.mark.slow
 def test_growth_is_a_factor_of_the_diameter(dataset):
     factors = []
     for seed in range(40):
@@ -115,6 +116,7 @@ def test_growth_is_a_factor_of_the_diameter(dataset):
     assert 0.69 < min(factors) < 0.85 and 1.3 < max(factors) < 1.51
 
 
+@pytest.mark.slow
 def test_diameters_can_be_asked_for_instead(dataset):
     _, source, _, (lesion,) = planned(dataset, sizes=LesionSizes.of_range(30, 30))
     assert lesion.recorded(source)["diameter_mm"] == pytest.approx(30, abs=0.1)
@@ -123,6 +125,7 @@ def test_diameters_can_be_asked_for_instead(dataset):
     assert own_mm[0] - 0.1 < min(diameters_mm) < max(diameters_mm) < own_mm[1] + 0.1
 
 
+@pytest.mark.slow
 def test_a_shrunken_lesion_leaves_organ_behind(dataset):
     opened, source, _, (lesion,) = planned(dataset, seed=1, growth=(0.7, 0.7))
     labels = labels_with(source, [lesion], opened.lesion_value)
@@ -142,6 +145,7 @@ def test_several_lesions_change_at_once_and_each_once(dataset):
     assert (labels == 2).sum() == sum(lesion.shape.sum() for lesion in lesions)
 
 
+@pytest.mark.slow
 def test_what_grows_keeps_clear_of_others_and_of_what_is_to_avoid(dataset):
     # 22 and 14 mm apart along the axes. Twice as large, the block of 16 mm comes to within 16 mm of the other, and that
     # one of 6 mm to within 22 mm
@@ -162,6 +166,7 @@ def test_what_grows_stays_in_the_volume(dataset):
         planned(dataset, growth=(6.0, 7.0))
 
 
+@pytest.mark.slow
 def test_what_grows_stays_in_the_organ(dataset):
     def thin(labels):
         labels[np.ix_(np.r_[:5, 11:16])] = 0
@@ -178,6 +183,7 @@ def test_a_case_without_lesions_has_none_to_grow():
         planned(write_dataset(lesion=False), growth=(0.7, 1.5))
 
 
+@pytest.mark.slow
 def test_of_several_organs_the_nearest_takes_the_place(dataset):
     """The lesion lies across the border of a left and a right organ."""
     content = json.loads((dataset.raw / "dataset.json").read_text())
@@ -198,6 +204,7 @@ def test_of_several_organs_the_nearest_takes_the_place(dataset):
     assert (old.classes == 1).all()
 
 
+@pytest.mark.slow
 def test_without_an_organs_label_the_place_is_background(dataset):
     opened = open_source_dataset(dataset.name, organ="body")
     source = opened.read("case_1")
@@ -245,6 +252,7 @@ def with_lesions(dataset):
     return dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("growth", "larger"), [((0.7, 0.75), False), ((1.3, 1.4), True)])
 def test_the_command_makes_a_follow_up(anatomy, with_lesions, tmp_path, growth, larger):
     options = ["--mode", "grow", "--growth", *growth, "--margin-mm", "4", "--no-filter"]
@@ -308,6 +316,7 @@ def test_without_real_lesions_nothing_grows(anatomy, tmp_path, capsys):
     assert "no real lesion that could grow or shrink; choose another --mode" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_tiny_model_leaves_the_rest_alone(with_lesions, tmp_path):
     folder = a_tiny_model(tmp_path / "ldm", organ="label:organ")
     options = ["--ldm", folder, "--mode", "grow", "--diameter-mm", 12, 13, "--steps", 4, "--no-filter"]

@@ -32,6 +32,7 @@ from fvae_nnunet.trainers import nnUNetTrainerFVAEReconOnly
 SPACING_MM = (5.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_quality_holds_what_a_segmenter_found():
     lesion = np.zeros((7, 40, 40), bool)
     lesion[3, 15:25, 14:24] = True
@@ -174,6 +175,7 @@ def test_real_lesions_are_measured_once(blocks, tmp_path, monkeypatch):
     assert path.read_bytes() != bytes_before
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_real_lesions(blocks, tmp_path):
     dataset = open_source_dataset(blocks.name)
     measure(dataset, tmp_path / "here.json")
@@ -195,6 +197,7 @@ def test_cases_that_cannot_be_measured_are_named(blocks, tmp_path):
     assert [lesion["case"] for lesion in measure(dataset.without(["case_1", "case_2"]), path).lesions] == ["case_0"]
 
 
+@pytest.mark.slow
 def test_measuring_writes_nothing(blocks, tmp_path):
     dataset, path = open_source_dataset(blocks.name), tmp_path / "folder" / "real.json"
     found = measure_real_lesions(dataset, path, workers=0, on_case=lambda: None)

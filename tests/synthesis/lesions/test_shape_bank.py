@@ -39,6 +39,7 @@ def opened(folder, workers=0):
     return bank
 
 
+@pytest.mark.slow
 def test_each_connected_piece_of_eight_voxels_is_a_lesion(folder):
     bank = opened(folder)
     assert bank.lesions == (
@@ -103,6 +104,7 @@ def test_a_bank_without_lesions_or_that_changes_is_refused(folder):
         opened(folder)
 
 
+@pytest.mark.slow
 def test_the_command_borrows_from_a_bank_and_no_case_lends(paints, folder, tmp_path, capsys):
     # a file with the name of a case is no case
     (folder / "long.nii.gz").rename(folder / "case_1.nii.gz")
@@ -128,6 +130,7 @@ def test_the_command_borrows_from_a_bank_and_no_case_lends(paints, folder, tmp_p
     assert "shape_bank" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bank_can_be_mixed_with_ellipsoids_and_needs_no_real_lesion(paints, folder, tmp_path):
     dataset = write_dataset(cases=1, lesion=False)
     options = [*SIZE, "--shapes", folder, "--borrowed-share", "0.5"]

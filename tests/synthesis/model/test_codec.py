@@ -122,6 +122,7 @@ def vaes(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing_mm", [None, (3.0, 2.5, 2.5)], ids=["as it is", "resampled"])
 @pytest.mark.parametrize("name", ["tiny", "attention", "taef2", "wan2.1"])
 def test_the_own_training_latent_changes_nothing(vaes, name, spacing_mm, monkeypatch):
@@ -136,6 +137,7 @@ def test_the_own_training_latent_changes_nothing(vaes, name, spacing_mm, monkeyp
     assert np.abs(change_hu).max() <= 3, "latents are kept in float16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "taef2"])
 def test_the_own_training_latent_changes_nothing_in_real_tumours(name, monkeypatch):
     if not (SHARED / "Dataset511_Sarcoma").is_dir():

@@ -372,6 +372,7 @@ def test_inpainting_nothing_gives_the_volume(image_model):
     assert np.array_equal(generated, volume) and np.array_equal(reconstructed, volume)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "causal"])
 def test_the_seed_decides(kind, image_model, causal_model):
     model = image_model if kind == "image" else causal_model

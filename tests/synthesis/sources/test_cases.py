@@ -54,6 +54,7 @@ def test_the_dataset_goes_to_other_processes(pancreas):
     assert pickle.loads(pickle.dumps(source)) == source
 
 
+@pytest.mark.slow
 def test_a_file_whose_first_axis_is_not_the_body_axis_is_read_axially():
     dataset = phantom_dataset(cases=1)
     volume, labels = (read(path(dataset, "phantom_000")) for path in (image_file, label_file))
@@ -86,6 +87,7 @@ def test_a_lesion_outside_the_organ_mask_belongs_to_the_organ():
     assert (case.class_map[case.organ & ~case.lesion] == 1).all()
 
 
+@pytest.mark.slow
 def test_a_fold_is_that_of_nnunet(pancreas):
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 

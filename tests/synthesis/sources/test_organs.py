@@ -108,6 +108,7 @@ def masked(tmp_path):
     return dataset, tmp_path
 
 
+@pytest.mark.slow
 def test_masks_of_a_folder_by_value(masked):
     dataset, folder = masked
     source = open_source_dataset(dataset.name, organ=f"folder:{folder}")

@@ -87,6 +87,7 @@ def float16_of(latent):
     return latent.to(torch.float16).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["onehot", "vae"])
 def test_latents_of_a_window_are_those_of_the_vae(tiny, filled, encoding):
     dataset, folder = filled
@@ -111,6 +112,7 @@ def test_latents_of_a_window_are_those_of_the_vae(tiny, filled, encoding):
         np.testing.assert_allclose(condition, expected.numpy(), rtol=2**-10, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_latents_of_a_video_vae_are_those_of_each_window_to_the_bit():
     vae = wan_vae(tiny_wan())
     dataset = phantom_dataset(cases=1)
@@ -159,6 +161,7 @@ def test_statistics_weigh_cases_by_their_cells():
     assert mean == (4.0, 2.0) and std == pytest.approx((4.5**0.5, 1.0))
 
 
+@pytest.mark.slow
 def test_a_complete_cache_is_left_alone_and_what_is_missing_is_made(tiny):
     dataset = phantom_dataset()
     folder, made = fill(dataset, tiny, settings_of())
@@ -182,6 +185,7 @@ def test_a_complete_cache_is_left_alone_and_what_is_missing_is_made(tiny):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_with_the_difference(tiny, filled):
     dataset, _ = filled
     with pytest.raises(UserError, match="window_slices: 8, now 16"):
@@ -191,6 +195,7 @@ def test_other_settings_are_refused_with_the_difference(tiny, filled):
         complete_cache(cache_folder(source, "test"), source, tiny, settings_of(), made_with={}, workers=0)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cases_and_workers_give_the_same(tiny, filled):
     dataset, folder = filled
     other, made = fill(dataset, tiny, settings_of(), name="shared", share=(1, 2))
@@ -202,6 +207,7 @@ def test_two_processes_share_the_cases_and_workers_give_the_same(tiny, filled):
         assert Manifest(other).read_case(case) == Manifest(folder).read_case(case)
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_is_named_and_the_others_are_done(tiny):
     dataset = phantom_dataset()
     rewrite(label_file(dataset, "phantom_001"), np.zeros(SHAPE, np.uint8))
@@ -315,6 +321,7 @@ def test_what_a_network_with_context_is_shown(tiny, context):
         assert kinds["box"] > 20
 
 
+@pytest.mark.slow
 def test_the_draft_of_a_case_is_the_latent_of_its_drawing(tiny):
     dataset = phantom_dataset("lung", cases=1, shape=(20, 48, 48))
     source = open_source_dataset(dataset.name, organ="lungs")

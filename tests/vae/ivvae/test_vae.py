@@ -392,6 +392,7 @@ def test_half_precision_is_close(vae: IVVAE, dtype: torch.dtype, tolerance: floa
     assert (streamed - expected).norm() < tolerance * expected.norm()
 
 
+@pytest.mark.slow
 def test_file_of_weights_is_the_vae(vae: IVVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(tiny_state(), tmp_path / "ivvae_z4_dim4.pth")
     loaded, volume = load_ivvae(Wanted("iv-vae", weights=tmp_path / "ivvae_z4_dim4.pth")), volume_of(5)

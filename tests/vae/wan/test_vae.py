@@ -145,6 +145,7 @@ def test_draws_mean_plus_deviation_times_noise() -> None:
     torch.testing.assert_close(drawn, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_change_nothing_but_the_order_of_sums(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(name)
