@@ -348,6 +348,7 @@ def test_if_no_image_can_be_read_nothing_is_predicted(recon_only, images, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("interrupt", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)],

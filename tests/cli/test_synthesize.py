@@ -547,6 +547,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         assert np.array_equal(array_of(case.label) == 3, labels == 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

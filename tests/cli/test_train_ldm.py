@@ -525,6 +525,7 @@ def test_damaged_latents_are_named_and_encoded_again(trained, tmp_path, capsys):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["training/notes.txt", "samples/s.png", "denoiser/weights.pt", "checkpoint_12/w.pt", "progress.csv"]
 )
@@ -689,6 +690,7 @@ def _parsed(dataset, *options):
     return parsed[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -165,6 +165,7 @@ class Convolutions(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "identity"])
 def test_no_convolution_on_mps_has_a_weight_that_it_reads_wrongly(kind, tmp_path):
     vae: Any = MAKERS[kind](tmp_path, dtype=torch.bfloat16)  # Wan has other kernels in float32 on the CPU alone

@@ -92,6 +92,7 @@ def test_a_dataset_without_segmentations_has_structures_alone():
         dataset.check_lesion()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

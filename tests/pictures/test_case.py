@@ -118,6 +118,7 @@ def test_panels_have_the_proportions_of_the_slices_and_the_grey_of_the_hu_window
     assert proportions == pytest.approx([1.0] * 3 + [1.25] * 3, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift_hu", "end"), [(100.0, 1.0), (-100.0, 0.0), (25.0, 0.75)])
 def test_difference_is_view_minus_raw_on_a_scale_of_50_hu(tmp_path: Path, shift_hu: float, end: float) -> None:
     from matplotlib import colormaps

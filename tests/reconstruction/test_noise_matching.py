@@ -253,6 +253,7 @@ def lose_a_case(output: Path) -> None:
     (output / "b.nii.gz").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [

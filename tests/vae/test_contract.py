@@ -36,6 +36,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_latent_has_the_announced_shape_and_decodes_to_the_volumes_shape(vae: FrozenVAE, kind: str) -> None:
     spec, volume = vae.spec, volumes(vae, 2)
     latent = vae.encode(volume)
@@ -155,6 +156,7 @@ def test_refuses_a_latent_of_other_channels(vae: FrozenVAE, kind: str) -> None:
         vae.decode(torch.zeros(1, vae.spec.latent_channels + 1, 1, 2, 2))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_has_the_digest_of_the_source(vae: FrozenVAE, kind: str, tmp_path: Path) -> None:
     half = MAKERS[kind](tmp_path, dtype=torch.bfloat16)
     volume = volumes(vae)

@@ -119,6 +119,7 @@ def test_the_identity_leaves_every_hu_of_the_window_and_clips_the_rest() -> None
     assert np.array_equal(reconstruct_to_int16(load_vae("control:identity"), hu), np.clip(hu, -1000, 1000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
 def test_noise_falls_with_strength(name: str) -> None:
     """Down to a fifth; below, the stairs of total variation and smeared anatomy count as coarse noise."""

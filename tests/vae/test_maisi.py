@@ -42,6 +42,7 @@ def saved(folder: Path, content: object) -> Path:
     return folder / "weights.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 1, 8, 12, 16), (1, 1, 4, 4, 512)])  # from 500 on MONAI's norm goes another way
 def test_is_monais_model_over_x_y_z_and_values_from_0_to_1(
     vae: MaisiVAE, model: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

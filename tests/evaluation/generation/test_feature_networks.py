@@ -166,6 +166,7 @@ def authors_names(state):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchvision", "authors", "wrapped", "nested", "without counters"])
 def test_authors_weights_give_the_features_of_torchvisions_network(tmp_path, form):
     state = torchvision_resnet().state_dict()

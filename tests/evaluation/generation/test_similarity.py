@@ -197,6 +197,7 @@ def test_copies_lie_above_the_limit_of_real_images():
     assert summarise_memorisation(nearest[0], nearest[1][:19], {})["limit"] == nearest[1][0].cosine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [19, 20, 30, 39, 80])
 def test_without_copies_at_most_5_percent_lie_above_the_limit(n):
     rng = np.random.default_rng(n)

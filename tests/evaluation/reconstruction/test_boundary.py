@@ -31,6 +31,7 @@ def measured(raw_hu, view_hu, mask, spacing_mm, region=None):
     return EdgePair(raw_hu, view_hu, spacing_mm=spacing_mm, region=region).shift_at(mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing_mm", SPACINGS_MM)
 @pytest.mark.parametrize("normal", [(0, 0, 1), (1, 0, 0), (1, 2, -2)])
 @pytest.mark.parametrize("shift_voxels", [0.3, -0.75])
@@ -108,6 +109,7 @@ def solid(kind, thickness_mm, spacing_mm, centre_mm=(2.4, 0.21, -0.17), samples_
     return filled, ndimage.gaussian_filter(filled, [0, *(0.6 / edge for edge in spacing_mm[1:])], mode="nearest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slice_mm", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["sphere", "sheet", "vessel"])
 @pytest.mark.parametrize(

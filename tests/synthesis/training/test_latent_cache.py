@@ -283,6 +283,7 @@ def test_the_outline_is_the_lesion_and_its_look_is_measured(tiny):
     assert (whole[67:69][:, torch.from_numpy(tensors["lesion"][0] == 0)] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["masked", "draft"])
 def test_what_a_network_with_context_is_shown(tiny, context):
     dataset = phantom_dataset("lung", cases=1, shape=(20, 48, 48))

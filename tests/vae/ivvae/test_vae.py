@@ -324,6 +324,7 @@ def test_size_of_chunks_does_not_change_the_values(slices: int, monkeypatch: pyt
         close(network.decode(mean), decoded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [(1, 4, 4, 4, 4), (5, 12), (13, 4), (1, 16), (17,)])
 def test_stream_gives_the_values_of_the_whole_volume(vae: IVVAE, pieces: tuple[int, ...]) -> None:
     volume = volume_of(17, batch=2)

@@ -26,6 +26,7 @@ def own_and_fast(residual, dtype=torch.float32):
     return vae, FastDecoder(model.state_dict(), model.config, CPU, dtype)
 
 
+@pytest.mark.slow
 @needs_fastvae
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("parts", [(6,), (1, 5), (1, 1, 2, 2), (3, 3)])

@@ -192,6 +192,7 @@ def test_slices_wider_than_diffusers_tiles_are_coded_whole(tmp_path: Path) -> No
     assert error(vae.decode(latent), reconstruction) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "layout", ["folder", "pipeline", "diffusers.safetensors", "original.safetensors", "original.pth"]
