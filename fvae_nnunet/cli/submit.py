@@ -43,7 +43,7 @@ def submit(
             themselves.
     """
     from fvae_nnunet.jobs.progress_bar import progress_bar
-    from fvae_nnunet.jobs.submit import Command, run_as_jobs, sbatch_options, submitted_argv
+    from fvae_nnunet.jobs.submit import Command, run_as_jobs, sbatch_options
 
     if arguments.jobs < 1:
         raise UserError(f"`jobs` is at least 1, got {arguments.jobs}")
@@ -69,3 +69,14 @@ def submit(
         )
     print(f"{complete()} of {total} cases complete")
     return status
+
+
+def submitted_argv(argv: Sequence[str]) -> list[str]:
+    """A command's arguments without those that submit it."""
+    kept, skipping = [], False
+    for word in argv:
+        if word.startswith("-") and not word[1:2].isdigit():
+            skipping = word.split("=")[0] in ("--submit", "--jobs", "--slurm")
+        if not skipping:
+            kept.append(word)
+    return kept

@@ -185,14 +185,3 @@ def _status(jobs: Sequence[Job[int]], one_is_enough: bool, say: Callable[[str], 
     if statuses.count(0) == len(jobs) or (one_is_enough and 0 in statuses):
         return 0
     return next((status for status in statuses if status), 1)
-
-
-def submitted_argv(argv: Sequence[str]) -> list[str]:
-    """A command's arguments without those that submit it."""
-    kept, skipping = [], False
-    for word in argv:
-        if word.startswith("-") and not word[1:2].isdigit():
-            skipping = word.split("=")[0] in ("--submit", "--jobs", "--slurm")
-        if not skipping:
-            kept.append(word)
-    return kept

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from fvae_nnunet.cli import preprocess, reconstruct, train_ldm
+from fvae_nnunet.cli.submit import submitted_argv
 from fvae_nnunet.jobs import submit
 
 pytest.importorskip("submitit")
@@ -69,6 +70,11 @@ def test_mistakes_are_one_message(images, tmp_path, capsys):
     assert "NAME=VALUE is expected" in message(reconstruct.main, *made, "--slurm", "gpu")
     assert "one dataset at a time" in message(preprocess.main, "-d", "1", "2", "--submit", "local")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_runs_the_command_without_what_submits_it():
+    submitting = "7 --vae tiny --submit slurm --jobs 8 --slurm partition=gpu mem=3 -np 2 --slurm=x=1 --sizes -3"
+    assert submitted_argv(submitting.split()) == ["7", "--vae", "tiny", "-np", "2", "--sizes", "-3"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs import submit
-from fvae_nnunet.jobs.submit import Command, run_as_jobs, sbatch_options, submitted_argv
+from fvae_nnunet.jobs.submit import Command, run_as_jobs, sbatch_options
 
 pytest.importorskip("submitit")
 
@@ -101,8 +101,3 @@ def test_slurm_gets_the_options(tmp_path, monkeypatch):
 def test_mistakes_are_one_message(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, **arguments)
-
-
-def test_a_job_runs_the_command_without_what_submits_it():
-    submitting = "7 --vae tiny --submit slurm --jobs 8 --slurm partition=gpu mem=3 -np 2 --slurm=x=1 --sizes -3"
-    assert submitted_argv(submitting.split()) == ["7", "--vae", "tiny", "-np", "2", "--sizes", "-3"]
