@@ -54,12 +54,28 @@ def _end_at_once(number: int, _: Any) -> None:
     os._exit(128 + number)
 
 
-def _forget_in_fork() -> None:
-    if signal.getsignal(signal.SIGTERM) in _ours:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) in (_interrupt, _end_at_once):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+class _Fork(threading.local):
+    """A fork by this thread. SIGTERM waits until the new process has forgotten our answer; before, it would be lost."""
+
+    mask_before: set[int] | None = None
+
+    def begin(self) -> None:
+        if signal.getsignal(signal.SIGTERM) in _ours:
+            self.mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_in_parent(self) -> None:
+        if self.mask_before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask_before)
+            self.mask_before = None
+
+    def end_in_child(self) -> None:
+        if self.mask_before is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) in (_interrupt, _end_at_once):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.end_in_parent()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_fork)
+    _fork = _Fork()
+    os.register_at_fork(before=_fork.begin, after_in_parent=_fork.end_in_parent, after_in_child=_fork.end_in_child)

@@ -40,6 +40,19 @@ def test_forked_processes_have_the_usual_handlers():
     assert process.exitcode == 0 and answers.get() == (True, True)
 
 
+def test_a_process_that_is_ended_before_it_has_run_ends():
+    """SIGTERM is sent right after the fork, as by a pool that has little to do."""
+    with interruptible():
+        for _ in range(200):
+            child = os.fork()
+            if child == 0:
+                threading.Event().wait(20)
+                os._exit(1)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitpid(child, 0)[1] == signal.SIGTERM
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_other_handlers_and_other_threads_are_left_alone():
     def other(*_):
         pass
