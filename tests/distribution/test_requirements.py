@@ -20,6 +20,7 @@ CHECKS = ("tests", "scripts")
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 NOT_IMPORTED = {"tensorboard", "setuptools"}  # by torch.utils.tensorboard, by pip
 NOT_IMPORTED |= {"import-linter", "snakemake", "pygments"}  # scripts run them, the last for the report of Snakemake
+NOT_IMPORTED |= {"pytest-timeout", "pytest-xdist"}  # plugins
 OF_A_CHECKOUT = {"causalvideovae"}  # a test runs it where an environment variable names the checkout
 
 
