@@ -90,7 +90,7 @@ def random_wan(name: str, small: bool) -> tuple[dict[str, torch.Tensor], dict[st
 
 
 def mixed_wan(name: str, device: torch.device, *, small: bool) -> MixedPrecisionVAE:
-    return MixedPrecisionVAE(*(wan(name, device, dtype, small=small) for dtype in (torch.float32, DECODER_DTYPE)))
+    return MixedPrecisionVAE(*(vae_of(name, device, dtype, small=small) for dtype in (torch.float32, DECODER_DTYPE)))
 
 
 def vae_of(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> ModuleVAE:
@@ -133,15 +133,16 @@ def write_values(part: Part) -> None:
         variants += [("tf32", torch.float32)] if part.device.type == "cuda" else []
         variants += [] if name == "tiny" else [(MIXED, torch.float32)]
         for precision, dtype in variants:
-            vae = vae_of(name, part.device, dtype, small=part.small)
-            if precision == "tf32":
-                with tf32(True), torch.no_grad():
-                    coded = vae._decode(vae._encode(volume.to(part.device), None))
-            elif precision == MIXED:
+            if precision == MIXED:
                 mixed = mixed_wan(name, part.device, small=part.small)
                 coded = mixed.decode(mixed.encode(volume))
             else:
-                coded = vae.decode(vae.encode(volume))
+                vae = vae_of(name, part.device, dtype, small=part.small)
+                if precision == "tf32":
+                    with tf32(True), torch.no_grad():
+                        coded = vae._decode(vae._encode(volume.to(part.device), None))
+                else:
+                    coded = vae.decode(vae.encode(volume))
             difference = HU * (coded.cpu().double() - expected)
             rms, largest = float(difference.square().mean().sqrt()), float(difference.abs().max())
             rows.append((name, precision, f"{rms:.4f}", f"{largest:.3f}"))
