@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 RAW = "raw"
-VIEW_SEPARATOR = "__fvae_"
-"""Between the names of nnU-Net's data folder and of a view of it, as ``fvae-preprocess`` writes it."""
-
 
 PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
@@ -79,6 +76,13 @@ def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
     unknown = sorted(config.keys() - set(known))
     if unknown:
         raise ConfigError(f"there is no {unknown[0]} to configure; there are {', '.join(sorted(known))}")
+
+
+def check_choices(config: Mapping[str, Any], choices: Mapping[str, Iterable[object]]) -> None:
+    """ConfigError where a value is none of those that its key may have."""
+    for key, values in choices.items():
+        if config[key] not in values:
+            raise ConfigError(f"{key}: {config[key]} is none of {', '.join(map(str, values))}")
 
 
 def existing_folder(config: Mapping[str, Any], key: str) -> Path:

@@ -129,20 +129,17 @@ def write_values(part: Part) -> None:
     for name in ("tiny", "wan2.1", "wan2.2"):
         reference = vae_of(name, torch.device("cpu"), torch.float32, small=part.small)
         expected = reference.decode(reference.encode(volume)).double()
-        variants = [("float32", torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)]
-        variants += [("tf32", torch.float32)] if part.device.type == "cuda" else []
-        variants += [] if name == "tiny" else [(MIXED, torch.float32)]
-        for precision, dtype in variants:
-            if precision == MIXED:
-                mixed = mixed_wan(name, part.device, small=part.small)
-                coded = mixed.decode(mixed.encode(volume))
+        dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        dtypes |= {"tf32": torch.float32} if part.device.type == "cuda" else {}
+        makers: dict[str, Callable[..., FrozenVAE]] = {key: partial(vae_of, dtype=dtypes[key]) for key in dtypes}
+        makers |= {} if name == "tiny" else {MIXED: mixed_wan}
+        for precision, make in makers.items():
+            vae = make(name, part.device, small=part.small)
+            if precision == "tf32":
+                with tf32(True), torch.no_grad():
+                    coded = vae._decode(vae._encode(volume.to(part.device), None))
             else:
-                vae = vae_of(name, part.device, dtype, small=part.small)
-                if precision == "tf32":
-                    with tf32(True), torch.no_grad():
-                        coded = vae._decode(vae._encode(volume.to(part.device), None))
-                else:
-                    coded = vae.decode(vae.encode(volume))
+                coded = vae.decode(vae.encode(volume))
             difference = HU * (coded.cpu().double() - expected)
             rms, largest = float(difference.square().mean().sqrt()), float(difference.abs().max())
             rows.append((name, precision, f"{rms:.4f}", f"{largest:.3f}"))

@@ -116,11 +116,6 @@ def _discard_output() -> None:
     os.close(nowhere)
 
 
-def channels_option(arguments: argparse.Namespace) -> str:
-    """``--channels`` as given, with a space before it, to repeat it in a printed command; empty where it was not."""
-    return f" --channels {' '.join(map(str, arguments.channels))}" if arguments.channels else ""
-
-
 @dataclass(frozen=True)
 class LoadedVAE:
     """A VAE and how to use it, with the parameters of ``load`` that would make the same again, as JSON values."""

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fvae_nnunet.cli.cases import submit_cases
 from fvae_nnunet.cli.command import LoadedVAE, load, run_command
 from fvae_nnunet.cli.common_options import from_options
 from fvae_nnunet.cli.parsers import CommandParser, dataset_of
@@ -72,7 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
     texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
     if arguments.submit is not None:
-        return _submit_encoding(arguments, dataset, cache)
+        if not arguments.encode_only:
+            raise UserError(
+                "`submit` is for `encode_only=True`; a training on several GPUs: accelerate launch --multi_gpu"
+            )
+        return submit_cases(arguments, cases=dataset.cases, folders=[cache])
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
     if arguments.encode_only:
@@ -205,21 +210,6 @@ def _latent_settings(arguments: argparse.Namespace, dataset: SourceDataset, load
         ),
         spacing_mm=spacing_mm,
         mask_encoding=arguments.mask_encoding,
-    )
-
-
-def _submit_encoding(arguments: argparse.Namespace, dataset: SourceDataset, cache: Path) -> int:
-    from fvae_nnunet.cli.submit import submit
-    from fvae_nnunet.jobs.manifest import Manifest
-    from fvae_nnunet.jobs.submit import LOGS
-
-    if not arguments.encode_only:
-        raise UserError("`submit` is for `encode_only=True`; a training on several GPUs: accelerate launch --multi_gpu")
-    return submit(
-        arguments,
-        logs=cache / LOGS,
-        total=len(dataset.cases),
-        complete=lambda: len(set(dataset.cases).intersection(Manifest(cache).cases)),
     )
 
 

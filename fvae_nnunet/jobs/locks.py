@@ -67,7 +67,7 @@ class CaseLocks:
         for run in self._runs:
             _give_back(run)
         if self._runs:
-            self._other_runs()
+            self._other_runs()  # removes those of killed processes
         for folder in self._folders:
             with suppress(OSError):  # others are at work
                 (folder / RUNS).rmdir()
@@ -75,10 +75,11 @@ class CaseLocks:
 
     def refuse_others(self) -> None:
         """Raise UserError where another process is at work in one of the folders."""
-        for path in self._other_runs():
+        others = self._other_runs()
+        if others:
             raise UserError(
-                f"{path.parents[2]} is being written by another process (host and process id: {path.stem}); wait for "
-                "it, or stop it"
+                f"{others[0].parents[2]} is being written by another process (host and process id: {others[0].stem}); "
+                "wait for it, or stop it"
             )
 
     def each(self, cases: Iterable[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fvae_nnunet.vae.base import FrozenVAE, VAEStream
-from fvae_nnunet.vae.streams import StreamingVAE, stream_of
+from fvae_nnunet.vae.streams import OnePass, StreamingVAE
 
 MIXED = "mixed"
 DECODER_DTYPE = torch.bfloat16
@@ -26,7 +26,7 @@ class MixedPrecisionVAE(FrozenVAE):
         self.latent_mean, self.latent_std = encoder.latent_mean, encoder.latent_std
 
     @property
-    def kernels(self) -> str | None:  # type: ignore[override]
+    def kernels(self) -> str | None:
         return self.decoder.kernels
 
     @property
@@ -54,5 +54,5 @@ class MixedPrecisionVAE(FrozenVAE):
 
     def open_stream(self) -> VAEStream | None:
         if isinstance(self.encoder, StreamingVAE) and isinstance(self.decoder, StreamingVAE):
-            return stream_of(self.encoder, self.decoder)
+            return OnePass(self.encoder, self.decoder)
         return None

@@ -18,7 +18,7 @@ class StreamingVAE(ModuleVAE):
     """
 
     def open_stream(self) -> VAEStream:
-        return stream_of(self, self)
+        return OnePass(self, self)
 
     @abstractmethod
     def _encode_next(self, volume: torch.Tensor, before: Any, generator: torch.Generator | None) -> tuple[Any, Any]:
@@ -29,16 +29,13 @@ class StreamingVAE(ModuleVAE):
         """As ``_decode``, of the next latent slices; the volume and what is kept."""
 
 
-def stream_of(encoder: StreamingVAE, decoder: StreamingVAE) -> VAEStream:
-    """A pass whose values are those of the whole volume at once.
+class OnePass(VAEStream):
+    """Its values are those of the whole volume at once.
 
     Args:
         encoder, decoder: one VAE, or the same in two precisions.
     """
-    return _Stream(encoder, decoder)
 
-
-class _Stream(VAEStream):
     def __init__(self, encoder: StreamingVAE, decoder: StreamingVAE) -> None:
         self._encoder, self._decoder = encoder, decoder
         self._encoder_kept: Any = None

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import VIEW_SEPARATOR, ConfigError, View, check_keys, existing_folder, parse_views
+from arms import ConfigError, View, check_choices, check_keys, existing_folder, parse_views
+from dataset_folders import DatasetFolders
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerFVAE", "nnUNetTrainerFVAEReconOnly", "nnUNetTrainerFVAEBlend")
 """For which ``trainers/seeded.py`` has one of the same name with ``Seeded`` behind it."""
 
-SMALL_PLANS = "nnUNetPlansSmall"
 CHOICES = {"configuration": ("2d", "3d_fullres", "3d_lowres"), "device": ("cuda", "cpu")}
 TRAINING = ("epochs", "iterations", "mirrored", "features_per_stage", "patch_voxels", "configuration")
 KEYS = ("dataset", "views", "arms", "folds", "tolerances_mm", *TRAINING, "device", "threads", "processes", "gpus")
@@ -34,14 +34,14 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(DatasetFolders):
     """Names and folders of one configuration; folders are relative to the work folder.
 
     Attributes:
         source: the dataset in nnU-Net's raw format; only read.
         arms, views: by name.
         folds: how many.
-        configuration, small: nnU-Net's, and whether its network is shrunk.
+        configuration, is_small: nnU-Net's, and whether its network is shrunk.
     """
 
     source: Path
@@ -49,9 +49,13 @@ class Experiment:
     views: Mapping[str, View]
     folds: int
     configuration: str
-    small: bool
-    data_plans = "nnUNetPlans"
+    is_small: bool
+    plans = "nnUNetPlans"
     logs = "logs"
+
+    @property
+    def dataset(self) -> str:
+        return self.source.name
 
     @property
     def number(self) -> int:
@@ -62,33 +66,13 @@ class Experiment:
         return str(json.loads((self.source / "dataset.json").read_text())["file_ending"])
 
     @property
-    def raw(self) -> str:
-        return f"nnUNet_raw/{self.source.name}"
-
-    @property
-    def preprocessed(self) -> str:
-        return f"nnUNet_preprocessed/{self.source.name}"
-
-    @property
-    def data_folder(self) -> str:
-        return f"{self.preprocessed}/{self.data_plans}_{self.configuration}"
-
-    def view_folder(self, view: str) -> str:
-        return f"{self.data_folder}{VIEW_SEPARATOR}{view}"
-
-    @property
-    def trained_plans(self) -> str:
-        return SMALL_PLANS if self.small else self.data_plans
-
-    @property
     def runs(self) -> list[str]:
         """Names of all trainings of a fold: ``ARM_seedN``."""
         return [f"{arm.name}_seed{seed}" for arm in self.arms.values() for seed in arm.seeds]
 
     def model(self, run: str) -> str:
-        """Folder of a run's model, as nnU-Net names it, below one for each run."""
         trainer = self.arms[run.rpartition("_seed")[0]].trainer
-        return f"nnUNet_results/{run}/{self.source.name}/{trainer}Seeded__{self.trained_plans}__{self.configuration}"
+        return self.model_folder(run, f"{trainer}Seeded")
 
 
 def read_experiment(config: Mapping[str, Any]) -> Experiment:
@@ -106,9 +90,7 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
         raise ConfigError(
             f"dataset: {source} is no folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)"
         )
-    for key, choices in CHOICES.items():
-        if config[key] not in choices:
-            raise ConfigError(f"{key}: {config[key]} is none of {', '.join(choices)}")
+    check_choices(config, CHOICES)
     views = parse_views(config["views"])
     arms = {arm.name: arm for arm in (_arm(given, views) for given in config["arms"])}
     if len(arms) < len(config["arms"]):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import PLANNERS, RAW, VIEW_SEPARATOR, ConfigError, View, check_keys, existing_folder, parse_views
+from arms import PLANNERS, RAW, ConfigError, View, check_choices, check_keys, existing_folder, parse_views
+from dataset_folders import DatasetFolders
 
 TASKS = {"Task06_Lung": "lung", "Task07_Pancreas": "pancreas"}
 """Folder of the download -> name of the dataset in the paper's tables."""
@@ -25,7 +26,6 @@ LENGTHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 1000, 2000, 4000, 8000)
 """Epochs for which there are trainers; 1000 is nnU-Net's own."""
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres", "2d")
-SMALL_PLANS = "nnUNetPlansSmall"
 FOLDS = 5
 CHOICES = {
     "protocol": tuple(TRAINERS),
@@ -39,7 +39,7 @@ KEYS = (*CHOICES, "task", "dataset_id", "views", "folds", "tolerances_mm", "proc
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(DatasetFolders):
     """Names and folders of one configuration; folders are relative to the work folder.
 
     Attributes:
@@ -70,32 +70,12 @@ class Setting:
         return f"Dataset{self.number:03d}_{self.task.name.split('_')[1]}"
 
     @property
-    def raw(self) -> str:
-        return f"nnUNet_raw/{self.dataset}"
-
-    @property
-    def preprocessed(self) -> str:
-        return f"nnUNet_preprocessed/{self.dataset}"
-
-    @property
-    def data_plans(self) -> str:
-        """Plans that name the data: those with residual encoders share that of the default plans, except 3d_lowres."""
-        return "nnUNetPlans" if self.configuration in ("2d", "3d_fullres") else self.plans
-
-    @property
-    def data_folder(self) -> str:
-        return f"{self.preprocessed}/{self.data_plans}_{self.configuration}"
-
-    @property
     def logs(self) -> str:
         return f"logs/{self.dataset}"
 
-    def view_folder(self, view: str) -> str:
-        return f"{self.data_folder}{VIEW_SEPARATOR}{view}"
-
     @property
-    def trained_plans(self) -> str:
-        return SMALL_PLANS if self.network == "small" else self.plans
+    def is_small(self) -> bool:
+        return self.network == "small"
 
     @property
     def _length(self) -> str:
@@ -106,9 +86,7 @@ class Setting:
         return trainer if self.epochs == 1000 else f"{trainer}_{self._length.replace(' ', '')}"
 
     def model(self, arm: str) -> str:
-        """Folder of a model, as nnU-Net names it, below one for each arm: trainers of several views are the same."""
-        named = f"{self.trainer(arm)}__{self.trained_plans}__{self.configuration}"
-        return f"nnUNet_results/{arm}/{self.dataset}/{named}"
+        return self.model_folder(arm, self.trainer(arm))
 
     @property
     def title(self) -> str:
@@ -136,9 +114,7 @@ def read_setting(config: Mapping[str, Any]) -> Setting:
         raise ConfigError(
             f"task: {task} must be a folder named {' or '.join(TASKS)}, as the Decathlon's archive has it"
         )
-    for key, choices in CHOICES.items():
-        if config[key] not in choices:
-            raise ConfigError(f"{key}: {config[key]} is none of {', '.join(map(str, choices))}")
+    check_choices(config, CHOICES)
     number = int(task.name[4:6]) if config["dataset_id"] is None else config["dataset_id"]
     if not isinstance(number, int) or number < 1:
         raise ConfigError(f"dataset_id: nnU-Net's ids are whole numbers from 1, got {number}")

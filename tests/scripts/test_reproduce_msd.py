@@ -261,8 +261,8 @@ def test_names_and_folders_are_those_of_nnunet(lung: Path, pancreas: Path) -> No
 
 
 def test_there_is_a_trainer_for_every_length_and_names_are_the_packages() -> None:
-    from arms import VIEW_SEPARATOR
     from command_environment import EXTERNAL_TRAINERS, TRAINERS
+    from dataset_folders import VIEW_SEPARATOR
 
     from fvae_nnunet.nnunet import registration
     from fvae_nnunet.trainers import EPOCHS
