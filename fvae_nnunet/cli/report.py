@@ -17,6 +17,7 @@ from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import holds, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser, named_paths
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import number
 
 LARGE_PAGE_BYTES = 15_000_000
 
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"written: {path}" + (f" and {folder}" if folder else ""))
         return 0
     size = write_html(report, path)
-    print(f"written: {path}, {size / 1e6:.1f} MB")
+    print(f"written: {path}, {number(size / 1e6, 'MB')} MB")
     if size > LARGE_PAGE_BYTES:
         print("the page is large; fewer --cases or fewer RESULTS make it smaller", file=sys.stderr)
     return 0

@@ -18,6 +18,7 @@ from fvae_nnunet.cli.cases import CaseProgress, add_work_options, do_cases, part
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.devices import OnSlices
@@ -124,7 +125,7 @@ class _Progress(CaseProgress):
         status = self.finish("fvae-synthesize", again)
         failed = f", {len(self.failed)} failed" if self.failed else ""
         rejected = self.done - self.accepted
-        print(f"{self.accepted} cases accepted, {rejected} rejected, {self.besides}{failed}, in {output}")
+        print(f"{counted(self.accepted, 'case')} accepted, {rejected} rejected, {self.besides}{failed}, in {output}")
         return status
 
 

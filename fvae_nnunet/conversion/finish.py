@@ -17,6 +17,7 @@ from fvae_nnunet.nnunet.files import read_splits
 from fvae_nnunet.nnunet.patient_splits import FILE_NAME as SPLITS_FILE
 from fvae_nnunet.nnunet.patient_splits import check_leakage, deal_folds, write_folds
 from fvae_nnunet.nnunet.structures import NAMES_FILE
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.training.views import SEPARATOR
 
 MOST_NAMED = 20
@@ -83,7 +84,7 @@ def finish_dataset(
         for split, suffix in SUFFIXES.items():
             if any(report.split == split for report in cases.values()):
                 write_json(raw / f"structures{suffix}" / NAMES_FILE, names)
-    said = [f"{raw / FILE_NAME}: {len(cases)} cases"]
+    said = [f"{raw / FILE_NAME}: {counted(len(cases), 'case')}"]
     if names:
         said.append(f"{len(names)} structures occur")
     said += _still_preprocessed(raw, preprocessed)

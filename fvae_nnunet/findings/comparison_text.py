@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.numbers_as_text import counted, interval_of, number, p_value, percent
 
 FEW_POSITIVE = 10
 """Below so many positive (or negative) cases the reader is told that the normal law is a guess."""
@@ -15,9 +15,9 @@ FEW_POSITIVE = 10
 def format_findings(comparison: Mapping[str, Any]) -> str:
     """A table of AUCs, one for each comparison, the paper's numbers, and what it all is."""
     lines = [*text_table(list(_auc_rows(comparison))), ""]
-    for number, entry in enumerate(comparison["mean"]["comparisons"]):
+    for place, entry in enumerate(comparison["mean"]["comparisons"]):
         lines += [f"{entry['second']} - {entry['first']}"]
-        lines += [*(f"  {line}" for line in text_table(list(_difference_rows(comparison, number)))), ""]
+        lines += [*(f"  {line}" for line in text_table(list(_difference_rows(comparison, place)))), ""]
     return "\n".join([*lines, *_paper(comparison["paper"]), "", *_notes(comparison)])
 
 
@@ -32,42 +32,45 @@ def _auc_rows(comparison: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _cells(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [cell for entry in models for cell in (_number(entry["auc"]), _interval(entry))]
+    return [cell for entry in models for cell in (number(entry["auc"]), interval_of(entry))]
 
 
-def _difference_rows(comparison: Mapping[str, Any], number: int) -> Iterator[list[str]]:
+def _difference_rows(comparison: Mapping[str, Any], place: int) -> Iterator[list[str]]:
     yield ["AUC", "difference", "95 % interval", "p", "p Holm"]
     for finding in comparison["findings"]:
-        entry = finding["comparisons"][number]
+        entry = finding["comparisons"][place]
         yield [
-            finding["name"], _number(entry["difference"], "+"), _interval(entry, "+"), _p(entry["p"]),
-            _p(entry["p_holm"]),
+            finding["name"], number(entry["difference"], signed=True), interval_of(entry, signed=True),
+            p_value(entry["p"]), p_value(entry["p_holm"]),
         ]  # fmt: skip
-    entry = comparison["mean"]["comparisons"][number]
+    entry = comparison["mean"]["comparisons"][place]
     yield [
-        f"mean of {comparison['mean']['findings']}", _number(entry["difference"], "+"), _interval(entry, "+"),
-        _p(entry["p"]), "",
+        f"mean of {comparison['mean']['findings']}", number(entry["difference"], signed=True),
+        interval_of(entry, signed=True), p_value(entry["p"]), "",
     ]  # fmt: skip
 
 
 def _paper(paper: Mapping[str, Any]) -> list[str]:
     rows = list(paper["rows"].items())
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in rows)
+    shown = ", ".join(f"{name} {number(value, 'of the paper')}" for name, value in rows)
     gain = rows[1][1] - rows[0][1]
-    return [f"{paper['source']} ({paper['measure']}): {shown} ({gain:+.2f})", f"not comparable: {paper['why']}"]
+    return [
+        f"{paper['source']} ({paper['measure']}): {shown} ({number(gain, 'of the paper', signed=True)})",
+        f"not comparable: {paper['why']}",
+    ]
 
 
 def _notes(comparison: Mapping[str, Any]) -> list[str]:
     findings, settings, mean = comparison["findings"], comparison["settings"], comparison["mean"]
     lines = [
-        f"{comparison['cases']} cases of {comparison['patients']} patients",
+        f"{counted(comparison['cases'], 'case')} of {counted(comparison['patients'], 'patient')}",
         f"findings: interval and p by {settings['of_a_finding']}; p Holm: corrected for the findings of a comparison",
         f"mean: {settings['of_the_mean']}, {settings['resamples']} resamples, seed {settings['seed']}",
     ]
     if mean["resamples_with_fewer_findings"]:
         lines.append(
-            f"in {mean['resamples_with_fewer_findings']:.1%} of the resamples a finding without positive or negative "
-            "cases was left out of the mean"
+            f"in {percent(mean['resamples_with_fewer_findings'])} of the resamples a finding without positive or "
+            "negative cases was left out of the mean"
         )
     lines += [f"{one['name']}: {one['reason']}; no AUC, not in the mean" for one in findings if one["reason"]]
     if few := [one["name"] for one in findings if min(one["positive"], one["negative"]) < FEW_POSITIVE]:
@@ -77,23 +80,11 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
     for model in comparison["models"]:
         if model["missing"]:
             lines.append(
-                f"{model['name']}: {len(model['missing'])} cases without a prediction, left out for all models"
+                f"{model['name']}: {counted(len(model['missing']), 'case')} without a prediction, left out for all "
+                "models"
             )
     if unknown := comparison["without_findings"]:
-        lines.append(f"{len(unknown)} cases without findings in the reports, left out: {', '.join(unknown[:5])}")
+        lines.append(
+            f"{counted(len(unknown), 'case')} without findings in the reports, left out: {', '.join(unknown[:5])}"
+        )
     return lines
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "NaN" if math.isnan(value) else f"{value:{sign}.3f}"
-
-
-def _interval(entry: Mapping[str, Any], sign: str = "") -> str:
-    if entry["interval_method"] == "none":
-        return "none"
-    low, high = entry["interval"]
-    return f"{low:{sign}.3f} to {high:{sign}.3f}"
-
-
-def _p(p: float) -> str:
-    return "NaN" if math.isnan(p) else f"{p:.4f}" if p >= 0.0001 else "<0.0001"

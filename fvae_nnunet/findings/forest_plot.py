@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.pictures.series import names_in_plot, series_colours
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
             right.set(xlabel="difference of AUC, 95 % interval; filled: p < 0.05")
             right.set_xlim(_limits(rows, "comparisons", "difference", 0.0))
             right.tick_params(left=False)
-        figure.suptitle(f"{comparison['cases']} cases of {comparison['patients']} patients", fontsize=10)
+        figure.suptitle(
+            f"{counted(comparison['cases'], 'case')} of {counted(comparison['patients'], 'patient')}", fontsize=10
+        )
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
     return path

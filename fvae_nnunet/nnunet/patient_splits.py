@@ -12,6 +12,7 @@ from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.case_reports import CaseReport, find_case_reports, read_case_reports
 from fvae_nnunet.nnunet.files import read_splits
 from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.numbers_as_text import counted
 
 FILE_NAME = "splits_final.json"
 Fold = dict[str, list[str]]
@@ -151,7 +152,9 @@ def check_dataset(dataset: str) -> list[str]:
         split: {report.patient for report in cases.values() if report.split == split} for split in ("train", "test")
     }
     in_train, in_test = len(patients["train"]), len(patients["test"])
-    said = [f"{len(cases)} cases; {in_train} patients in training, {in_test} in test, none in both"]
+    said = [
+        f"{counted(len(cases), 'case')}; {counted(in_train, 'patient')} in training, {in_test} in test, none in both"
+    ]
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
     if not path.exists():
         return [*said, f"no {path}: nnU-Net would deal its folds by case, not by patient"]

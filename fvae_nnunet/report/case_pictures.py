@@ -10,12 +10,12 @@ from pathlib import Path
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
+from fvae_nnunet.numbers_as_text import counted, listed, number
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
 from fvae_nnunet.report.case_images import View
-from fvae_nnunet.report.numbers import counted, listed, of_measure
 from fvae_nnunet.report.results import Results
 
 DPI = 120
@@ -138,7 +138,7 @@ def _values(results: Results, case: str) -> str:
     """The deciding measure of a case by every model, and its change."""
     measure = results.deciding_measure
     values = [
-        f"{entry['model']} {of_measure(measure, entry['values'][case])}" if case in entry["values"] else
+        f"{entry['model']} {number(entry['values'][case], measure['unit'])}" if case in entry["values"] else
         f"{entry['model']} missing"
         for entry in measure["models"]
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def _values(results: Results, case: str) -> str:
     if not results.is_comparison:
         return text
     change = measure["comparisons"][0]["differences"][case]
-    return f"{text}; change {of_measure(measure, change, signed=True)}"
+    return f"{text}; change {number(change, measure['unit'], signed=True)}"
 
 
 def _task(
@@ -155,7 +155,7 @@ def _task(
     measure = results.deciding_measure
     model_names, view_names = names_in_plot(results.models), names_in_plot([view.name for view in views])
     remarks = {
-        model_names[entry["model"]]: f"{measure['name']}: {of_measure(measure, entry['values'][case])}"
+        model_names[entry["model"]]: f"{measure['name']}: {number(entry['values'][case], measure['unit'])}"
         for entry in measure["models"]
         if case in entry["values"]
     }

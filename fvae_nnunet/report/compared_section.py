@@ -8,9 +8,9 @@ from typing import Any
 
 from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.evaluation.segmentation.lesion_summary import SIZES
+from fvae_nnunet.numbers_as_text import counted, listed, percent, short_sha256
 from fvae_nnunet.report.blocks import Block, Column, Facts, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
-from fvae_nnunet.report.numbers import counted, listed, percent, short_sha256
 from fvae_nnunet.report.results import Results
 
 _EMPTY_MASKS = {

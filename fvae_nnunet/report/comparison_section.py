@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
+from fvae_nnunet.numbers_as_text import listed
 from fvae_nnunet.pictures.series import Colours, names_in_plot
 from fvae_nnunet.report.blocks import Block, Details, Figure, Heading
 from fvae_nnunet.report.lesion_tables import lesion_blocks, lesions_of_cases
 from fvae_nnunet.report.measure_tables import Measure, cases_table, differences_table, means_table
-from fvae_nnunet.report.numbers import listed
 from fvae_nnunet.report.plots import (
     Differences,
     Values,
@@ -47,7 +47,7 @@ def _dots_figure(measures: Sequence[Measure], results: Results, label_name: str,
         Values(
             name_of(measure),
             {entry["model"]: entry["values"] for entry in measure["models"]},
-            digits=2 if measure["unit"] else 3,
+            quantity=measure["unit"],
             means={entry["model"]: entry["mean"] for entry in measure["models"]},
             intervals={entry["model"]: tuple(entry["interval"]) for entry in measure["models"]},
         )
@@ -70,7 +70,7 @@ def _differences_figure(measures: Sequence[Measure], results: Results, label_nam
             name_of(measure),
             f"{names[entry['second']]}\n− {names[entry['first']]}",
             colours[entry["second"]],
-            2 if measure["unit"] else 3,
+            measure["unit"],
             entry,
         )
         for pair in pairs

@@ -7,9 +7,9 @@ from typing import Any
 
 from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
 from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS
+from fvae_nnunet.numbers_as_text import interval_of, number
 from fvae_nnunet.report.blocks import Block, Column, Details, Table
 from fvae_nnunet.report.measure_tables import differences_table
-from fvae_nnunet.report.numbers import count, interval, of_measure
 from fvae_nnunet.report.results import Results, is_of_lesions
 
 _GROUPS = ("detection rate", "DSC of detected", "false positives per case")
@@ -27,9 +27,9 @@ def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
             values = [
                 text
                 for measure, entry in zip(of_size, entries, strict=True)
-                for text in (of_measure(measure, entry["mean"]), interval(measure, entry))
+                for text in (number(entry["mean"], measure["unit"]), interval_of(entry, measure["unit"]))
             ]
-            rows.append([size_name if place == 0 else "", model, count(entries[0]["items"]), *values])
+            rows.append([size_name if place == 0 else "", model, number(entries[0]["items"], "count"), *values])
     columns = [Column("size", "text"), Column("model", "text"), Column("lesions")]
     columns += [Column(part, group=group) for group in _GROUPS for part in ("mean", "95 % interval")]
     notes = ["false positives count by their own size"]

@@ -13,6 +13,7 @@ import fvae_nnunet
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.numbers_as_text import counted, listed
 from fvae_nnunet.pictures.series import Colours, series_colours
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
@@ -20,7 +21,6 @@ from fvae_nnunet.report.case_pictures import case_blocks, choose_cases, draw_cas
 from fvae_nnunet.report.checks import check_files
 from fvae_nnunet.report.compared_section import compared_blocks
 from fvae_nnunet.report.comparison_section import label_blocks
-from fvae_nnunet.report.numbers import counted, listed
 from fvae_nnunet.report.paper import CITATION, paper_blocks
 from fvae_nnunet.report.quality_files import load_quality
 from fvae_nnunet.report.quality_section import quality_blocks

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.pictures.series import Colours, names_in_plot, printable
 from fvae_nnunet.report.blocks import Drawing
 from fvae_nnunet.report.inline_svg import INK
-from fvae_nnunet.report.numbers import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ class Values:
 
     title: str
     series: Mapping[str, Mapping[str, float]]
-    digits: int = 3
+    quantity: str = ""
     means: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Differences:
     title: str
     name: str
     colour: str
-    digits: int
+    quantity: str
     entry: Mapping[str, Any]
 
 
@@ -93,7 +93,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
                 if not found:
                     continue
                 gid = f"case{number_of_panel}x{number_of_case}"
-                tip = [f"{names[at]} {number(value, panel.digits)}" for at, value in found]
+                tip = [f"{names[at]} {number(value, panel.quantity)}" for at, value in found]
                 tips[gid] = f"{printable(case)}: {printable(', '.join(tip))}"
                 xs = [at + spread[case] for at, _ in found]
                 ys = [value for _, value in found]
@@ -144,8 +144,8 @@ def difference_plots(panels: Sequence[Differences], columns: int) -> Drawing:
             for number_of_case, (case, difference) in enumerate(panel.entry["differences"].items()):
                 gid = f"pair{number_of_panel}x{number_of_case}"
                 mean = agreement["means"][case]
-                shown = number(difference, panel.digits, signed=True)
-                tips[gid] = f"{printable(case)}: {shown}, mean {number(mean, panel.digits)}"
+                shown = number(difference, panel.quantity, signed=True)
+                tips[gid] = f"{printable(case)}: {shown}, mean {number(mean, panel.quantity)}"
                 place.plot([mean], [difference], "o", color=panel.colour, markersize=3.6, markeredgewidth=0, gid=gid)
             row, column = divmod(number_of_panel, columns)
             place.set_title(panel.title if row == 0 else "")

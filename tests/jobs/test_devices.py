@@ -164,7 +164,7 @@ def test_a_case_of_another_process_is_waited_for_and_made_if_that_leaves_it(imag
         leaving.join()
     printed = capsys.readouterr()
     assert "waiting for other processes, which work on case1" in printed.err
-    assert "1 cases done" in printed.out and "in other processes" not in printed.out
+    assert "1 case done" in printed.out and "in other processes" not in printed.out
     assert contents(out) == alone
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from report_for_tests import HOSTILE, Page, markdown_tables
 
-from fvae_nnunet.evaluation.segmentation.comparison_tables import p_text
 from fvae_nnunet.report.blocks import (
     Bullets,
     Column,
@@ -23,7 +22,6 @@ from fvae_nnunet.report.blocks import (
     Report,
     Table,
 )
-from fvae_nnunet.report.numbers import counted, interval, listed, number, percent
 from fvae_nnunet.report.render import escaped, render_html, render_markdown
 
 TABLE = Table(
@@ -85,21 +83,6 @@ def test_images_of_markdown_lie_in_the_folder_under_names_of_our_own():
     text, images = render_markdown(report(Figure(Picture(b"jpeg"), "c", "a]b")), "my report_files")
     assert images == {"figure_01.jpg": b"jpeg"}
     assert "![a\\]b](my%20report_files/figure_01.jpg)" in text
-
-
-def test_numbers_have_a_true_minus_and_words_for_what_is_not_there():
-    nan = float("nan")
-    assert [number(0.12345), number(-0.5, 1), number(0.5, 2, signed=True), number(nan), number(None)] == [
-        "0.123", "−0.5", "+0.50", "none", ""
-    ]  # fmt: skip
-    assert number(-0.0001, 2, signed=True) == "0.00" and number(float("inf"), 2) == "∞"
-    measure = {"unit": "mm"}
-    assert interval(measure, {"interval": [-1.234, 2], "interval_method": "BCa"}, signed=True) == "−1.23 to +2.00"
-    assert interval(measure, {"interval": [1, 2], "interval_method": "percentile"}) == "1.00 to 2.00*"
-    assert interval(measure, {"interval": [nan, nan], "interval_method": "none"}) == "none"
-    assert [p_text(0.04), p_text(0.00001), percent(0.95), percent(0.1)] == ["0.0400", "<0.0001", "95 %", "10 %"]
-    assert [listed([]), listed(["a"]), listed(["a", "b", "c"])] == ["", "a", "a, b and c"]
-    assert counted(1, "case") == "1 case" and counted(0, "case") == "0 cases"
 
 
 # Drawings

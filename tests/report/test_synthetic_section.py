@@ -89,7 +89,7 @@ def test_quality_is_summed_up_for_accepted_and_rejected_lesions_beside_the_limit
         ["synthetic_0001", "phantom_001", f"borrowed from {HOSTILE}"],
         ["synthetic_0002", "phantom_000", f"borrowed from {HOSTILE}"],
     ]
-    assert cases[1][4:] == ["15.0", "401.0", "none", "300.0", "0.90"]
+    assert cases[1][4:] == ["15.0", "401.0", "n/a", "300.0", "0.90"]
 
 
 def test_reasons_are_counted_without_their_figures_and_shown_in_full(page):

@@ -45,6 +45,7 @@ from fvae_nnunet.evaluation.generation.similarity import (
 )
 from fvae_nnunet.evaluation.statistics import check_resampling
 from fvae_nnunet.nnunet.segmenter import open_segmenter
+from fvae_nnunet.numbers_as_text import percent
 
 SCHEMA = 1
 
@@ -278,15 +279,13 @@ def _warnings(
         if entry["resampled_variance"] < ENOUGH_VARIANCE:
             warnings.append(
                 f"{entry['metric']}, {entry['network']}: interval, chance and p are from "
-                f"{entry['resampled_variance']:.0%} of the variance"
+                f"{percent(entry['resampled_variance'])} of the variance"
             )
     unsure = ["intervals and p values"] if found else []
     unsure += ["the memorisation check"] if memorisation is not None else []
     for name, images in (("real", evaluation.real), ("generated", evaluation.fake)):
         if unsure and len(images.cases) < FEW_CASES:
-            warnings.append(
-                f"{len(images.cases)} {name} cases are few: little can be read from {' and from '.join(unsure)}"
-            )
+            warnings.append(f"so few cases ({len(images.cases)} {name}) say little of {' and of '.join(unsure)}")
     if memorisation is not None and memorisation["real_in_training"]:
         count = len(memorisation["real_in_training"])
         warnings.append(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.numbers_as_text import PERCENTILE_MARK, counted, interval_of, number, p_value, percent
 
 FEW_CASES = 10
 """Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
-
-PERCENTILE_MARK = "*"
-"""After an interval that is not BCa."""
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
@@ -78,7 +75,14 @@ def _model_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         for entry in measure["models"]:
             lesions = str(entry["items"]) if measure["mean_over"] == "lesions" else ""
             counts = [str(entry[count]) for count in ("n", "nan", "missing")]
-            yield [name, entry["model"], _number(entry["mean"]), interval_text(entry, _number), lesions, *counts]
+            yield [
+                name,
+                entry["model"],
+                number(entry["mean"], measure["unit"]),
+                interval_of(entry, measure["unit"]),
+                lesions,
+                *counts,
+            ]
             name = ""
 
 
@@ -94,10 +98,10 @@ def _comparison_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str
             yield [
                 name,
                 f"{entry['second']} - {entry['first']}",
-                _signed(entry["mean_difference"]),
-                interval_text(entry, _signed),
-                p_text(entry["p"]),
-                p_text(entry["p_holm"]),
+                number(entry["mean_difference"], measure["unit"], signed=True),
+                interval_of(entry, measure["unit"], signed=True),
+                p_value(entry["p"]),
+                p_value(entry["p_holm"]),
                 *counts,
             ]
             name = ""
@@ -110,7 +114,7 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
     ]
     family = len(comparison["measures"][0]["comparisons"])
     lines = [
-        f"{n} cases; n: cases used, NaN: cases without a value, missing: cases without a prediction",
+        f"{counted(n, 'case')}; n: cases used, NaN: cases without a value, missing: cases without a prediction",
         f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples, "
         f"seed {settings['seed']}; none where fewer than 2 cases or no spread",
     ]
@@ -120,7 +124,7 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
         lines.append(f"{PERCENTILE_MARK} percentile interval, because BCa is not defined there")
     lines += [
         "p: Wilcoxon signed-rank over cases, two-sided, equal cases left out; "
-        f"p Holm: corrected for the {family} comparison{'s' if family > 1 else ''} of each label and measure",
+        f"p Holm: corrected for the {counted(family, 'comparison')} of each label and measure",
         "a win is a case in which the model named first is better",
     ]
     for measure in comparison["measures"]:
@@ -133,8 +137,8 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
     lesions = settings["lesions"]
     if lesions["labels"]:
         lines.append(
-            f"a lesion is detected if at least {lesions['detection_overlap']:.0%} of its voxels are predicted; false "
-            "positives are predicted components that touch no lesion, by their own size"
+            f"a lesion is detected if at least {percent(lesions['detection_overlap'])} of its voxels are predicted; "
+            "false positives are predicted components that touch no lesion, by their own size"
         )
     for model in comparison["models"]:
         if model["missing"]:
@@ -149,24 +153,3 @@ def _indented(lines: Sequence[str]) -> list[str]:
 def name_of(measure: Mapping[str, Any]) -> str:
     """A measure's name with its unit."""
     return f"{measure['name']} ({measure['unit']})" if measure["unit"] else measure["name"]
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "none" if math.isnan(value) else f"{value:{sign}.4f}"
-
-
-def _signed(value: float) -> str:
-    return _number(value, "+")
-
-
-def interval_text(entry: Mapping[str, Any], number: Callable[[float], str]) -> str:
-    """The interval of a model or comparison, its ends as ``number`` writes them."""
-    if entry["interval_method"] == "none":
-        return "none"
-    low, high = map(number, entry["interval"])
-    return f"{low} to {high}{PERCENTILE_MARK if entry['interval_method'] == 'percentile' else ''}"
-
-
-def p_text(p: float) -> str:
-    """Four digits."""
-    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

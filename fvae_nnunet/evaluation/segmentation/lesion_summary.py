@@ -11,6 +11,7 @@ import numpy as np
 from fvae_nnunet.evaluation.segmentation.lesions import SIZE_CLASSES, CaseLesions, size_class
 from fvae_nnunet.evaluation.segmentation.scores import ScoredCase
 from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.numbers_as_text import number
 
 ALL_SIZES = "all"
 
@@ -65,10 +66,10 @@ def lesion_table(sizes: Mapping[str, Mapping[str, float]]) -> list[str]:
                 SIZES[size],
                 f"{counts['lesions']}",
                 f"{counts['detected']}",
-                f"{counts['detection_rate']:.4f}",
+                number(counts["detection_rate"]),
                 f"{counts['false_positives']}",
-                f"{counts['false_positives_per_case']:.2f}",
-                f"{counts['dice_of_detected']:.4f}",
+                number(counts["false_positives_per_case"], "per case"),
+                number(counts["dice_of_detected"]),
             ]
         )
     return text_table(rows)

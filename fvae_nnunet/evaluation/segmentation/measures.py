@@ -11,6 +11,7 @@ import numpy as np
 from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES, is_of_size
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, nsd_key
 from fvae_nnunet.nnunet.labels import Label
+from fvae_nnunet.numbers_as_text import nsd_name
 
 LESION_METRICS = {
     "detection_rate": ("detection rate", "", True, "lesions"),
@@ -71,7 +72,7 @@ class Measure:
 
 def measures(label: str, name: str, tolerances_mm: Sequence[float], *, has_lesions: bool) -> Iterator[Measure]:
     """Every measure of a label, by its key and name."""
-    overlaps = [("Dice", "DSC"), *((nsd_key(mm), f"NSD {mm:g} mm") for mm in tolerances_mm)]
+    overlaps = [("Dice", "DSC"), *((nsd_key(mm), nsd_name(mm)) for mm in tolerances_mm)]
     yield from (Measure(label, name, metric, shown, "", True, "cases") for metric, shown in overlaps)
     yield Measure(label, name, HD95_KEY, "HD95", "mm", False, "cases")
     if has_lesions:

@@ -31,6 +31,7 @@ from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, Scores, nsd_key
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS, Label
+from fvae_nnunet.numbers_as_text import nsd_name, number, percent
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
@@ -119,13 +120,13 @@ def format_table(summary: Mapping[str, Any]) -> str:
     """
     facts, cases = summary["fvae"], summary["fvae"]["cases"]
     metrics = ["Dice", *map(nsd_key, facts["tolerances_mm"])]
-    headings = ["DSC", *(f"NSD {tolerance_mm:g} mm" for tolerance_mm in facts["tolerances_mm"]), "HD95 mm"]
+    headings = ["DSC", *map(nsd_name, facts["tolerances_mm"]), "HD95 mm"]
     rows = [["label", *headings, "n", "NaN", "missing"]]
     for name, means, counts in [
         *((label["name"], summary["mean"][label["key"]], label) for label in facts["labels"]),
         ("mean of labels", summary["foreground_mean"], {"n": "", "nan": "", "missing": ""}),
     ]:
-        numbers = [*(f"{means[metric]:.4f}" for metric in metrics), f"{means[HD95_KEY]:.2f}"]
+        numbers = [*(number(means[metric]) for metric in metrics), number(means[HD95_KEY], "mm")]
         rows.append([name, *numbers, *(str(counts[count]) for count in ("n", "nan", "missing"))])
     empty = "1" if facts["empty_masks"] == "flare" else "NaN, which the mean leaves out"
     lines = [
@@ -141,7 +142,9 @@ def format_table(summary: Mapping[str, Any]) -> str:
     if "lesions" in facts:
         for label in facts["lesions"]["labels"]:
             lines += ["", f"lesions of {label['name']}", *lesion_table(label["sizes"])]
-        lines.append(f"detected: at least {facts['lesions']['detection_overlap']:.0%} of the lesion's voxels predicted")
+        lines.append(
+            f"detected: at least {percent(facts['lesions']['detection_overlap'])} of the lesion's voxels predicted"
+        )
     return "\n".join(lines)
 
 

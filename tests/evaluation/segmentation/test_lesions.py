@@ -229,7 +229,7 @@ def test_command_counts_lesions_in_table_and_summary(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "lesions of tumour" in out and "lesions of pancreas" not in out and "at least 10%" in out
     (line,) = [line for line in out.splitlines() if line.startswith("all sizes")]
-    assert line.split()[2:] == ["2", "1", "0.5000", "1", "0.50", "0.6667"]
+    assert line.split()[2:] == ["2", "1", "0.500", "1", "0.50", "0.667"]
 
 
 def test_command_takes_labels_and_overlap(tmp_path, capsys):

@@ -362,10 +362,10 @@ def test_command_writes_summary_and_csv_and_prints_the_table(folders, capsys):
         "label", "DSC", "NSD_2mm", "NSD_0.5mm", "HD95mm", "n", "NaN", "missing"
     ]  # fmt: skip
     tumour = summary["mean"]["2"]
-    numbers = [f"{tumour[key]:.4f}" for key in ("Dice", "NSD_2mm", "NSD_0.5mm")]
-    assert lines[2].split() == ["tumour", *numbers, f"{tumour['HD95_mm']:.2f}", "3", "1", "0"]
+    numbers = [f"{tumour[key]:.3f}" for key in ("Dice", "NSD_2mm", "NSD_0.5mm")]
+    assert lines[2].split() == ["tumour", *numbers, f"{tumour['HD95_mm']:.1f}", "3", "1", "0"]
     assert "which HD95 leaves out: tumour 1" in out
-    assert lines[3].split()[:4] == ["mean", "of", "labels", f"{summary['foreground_mean']['Dice']:.4f}"]
+    assert lines[3].split()[:4] == ["mean", "of", "labels", f"{summary['foreground_mean']['Dice']:.3f}"]
 
     with (folders.predictions / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
