@@ -14,7 +14,7 @@ from typing import Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES
+from fvae_nnunet.evaluation.segmentation.verdict import FEW_CASES
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.files.csv_tables import csv_bytes

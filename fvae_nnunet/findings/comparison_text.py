@@ -53,11 +53,8 @@ def _difference_rows(comparison: Mapping[str, Any], place: int) -> Iterator[list
 def _paper(paper: Mapping[str, Any]) -> list[str]:
     rows = list(paper["rows"].items())
     shown = ", ".join(f"{name} {number(value, 'of the paper')}" for name, value in rows)
-    gain = rows[1][1] - rows[0][1]
-    return [
-        f"{paper['source']} ({paper['measure']}): {shown} ({number(gain, 'of the paper', signed=True)})",
-        f"not comparable: {paper['why']}",
-    ]
+    gain = number(rows[1][1] - rows[0][1], "of the paper", signed=True)
+    return [f"{paper['source']} ({paper['measure']}): {shown} ({gain})", f"not comparable: {paper['why']}"]
 
 
 def _notes(comparison: Mapping[str, Any]) -> list[str]:

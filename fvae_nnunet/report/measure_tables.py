@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES, name_of
+from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
+from fvae_nnunet.evaluation.segmentation.verdict import FEW_CASES
 from fvae_nnunet.numbers_as_text import NOT_DEFINED, PERCENTILE_MARK, interval_of, number, p_value
 from fvae_nnunet.report.blocks import Column, Table
 from fvae_nnunet.report.results import Results

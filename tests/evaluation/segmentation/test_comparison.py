@@ -13,15 +13,16 @@ import pytest
 import scipy.stats
 from segmentations_for_tests import PLAIN, REGIONS, ellipsoid, label_maps, write
 
+from fvae_nnunet import numbers_as_text
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.results_files import write_results
 from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
-from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_rows, format_comparison
+from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_rows
 from fvae_nnunet.evaluation.segmentation.lesions import CaseLesions, LesionRule
+from fvae_nnunet.evaluation.segmentation.results_text import format_comparison
 from fvae_nnunet.evaluation.segmentation.scores import ScoredCase, ScoredFolder, Scores
 from fvae_nnunet.nnunet.labels import LabelScheme
-from fvae_nnunet.numbers_as_text import number
 
 NAN = math.nan
 RAW = [0.70, 0.50, 0.81, 0.33, 0.90, 0.62, 0.45, 0.77]
@@ -125,7 +126,8 @@ def test_cases_without_value_and_without_prediction_are_counted_and_left_out(tmp
     assert [model["missing"] for model in comparison["models"]] == [["case_3"], ["case_2"]]
     assert comparison["reference"]["cases"] == [f"case_{number}" for number in range(6)]
     text = format_comparison(comparison)
-    assert "only the prediction lacks: raw 0, view 1" in text and "raw: 1 missing: case_3" in text
+    text = " ".join(text.split())
+    assert "only the reference or only the prediction lacks: raw 0, view 1" in text and "raw: 1 missing: case_3" in text
 
 
 def test_holm_counts_the_comparisons_of_one_label_and_measure(tmp_path):
@@ -297,9 +299,10 @@ def test_command_compares_three_folders(project, capsys):
     assert b_minus_a["p"] == pytest.approx(2 / 2**5) and b_minus_a["p_holm"] == pytest.approx(3 * 2 / 2**5)
     assert (c_minus_b["first"], c_minus_b["second"]) == ("B", "C")
 
-    assert out.index("pancreas\n") < out.index("tumour\n")
-    assert number(c_minus_a["mean_difference"], signed=True) in out and "C - A" in out
-    assert "corrected for the 3 comparisons of each label and measure" in out and "200 resamples, seed 0" in out
+    assert out.index("pancreas: ") < out.index("tumour: ")
+    assert numbers_as_text.number(c_minus_a["mean_difference"], "mm", signed=True) in out
+    out = " ".join(out.split())
+    assert "corrected (Holm) for the 3 comparisons of each label and measure" in out and "200 resamples, seed 0" in out
     with (project / "out/c.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == (4 + 16) * 3
