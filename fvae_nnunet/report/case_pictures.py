@@ -13,10 +13,11 @@ from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.numbers_as_text import counted, listed, number
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
-from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
+from fvae_nnunet.report.case_ends import headed_cases
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.results import Results
+from fvae_nnunet.short_names import short_names
 
 DPI = 120
 
@@ -114,7 +115,7 @@ def case_blocks(
     results: Results, chosen: Chosen, pictures: Mapping[str, Picture], views: Sequence[str]
 ) -> Iterator[Block]:
     """The section of one results file."""
-    yield Heading("Best and worst cases", 3)
+    yield Heading("Cases", 3)
     yield Paragraph(chosen.explanation)
     if not pictures:
         return
@@ -125,13 +126,12 @@ def case_blocks(
         "model's prediction (thin) over the reference (broad)."
         + (f" Differences have the scale −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in every picture." if views else "")
     )
-    for heading, cases in (("Best", chosen.best), ("Worst", chosen.worst)):
-        if cases:
-            yield Heading(heading, 4)
+    for heading, cases in headed_cases(results, chosen.best, chosen.worst):
+        yield Heading(heading, 4)
         for case in cases:
             caption = f"{case}: {_values(results, case)}"
             models = listed(list(results.prediction_files(case)))
-            yield Figure(pictures[case], caption, f"Case {case}: raw image, views, and predictions of {models}")
+            yield Figure(pictures[case], caption, f"Case {case}: raw image, views, and predictions of {models}", case)
 
 
 def _values(results: Results, case: str) -> str:
@@ -153,7 +153,7 @@ def _task(
     at: int, results: Results, case: str, images: Mapping[str, Path], views: Sequence[View], most_bytes: int
 ) -> _Task:
     measure = results.deciding_measure
-    model_names, view_names = names_in_plot(results.models), names_in_plot([view.name for view in views])
+    model_names, view_names = short_names(results.models), short_names([view.name for view in views])
     remarks = {
         model_names[entry["model"]]: f"{measure['name']}: {number(entry['values'][case], measure['unit'])}"
         for entry in measure["models"]

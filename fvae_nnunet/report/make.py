@@ -26,6 +26,7 @@ from fvae_nnunet.report.quality_files import load_quality
 from fvae_nnunet.report.quality_section import quality_blocks
 from fvae_nnunet.report.reading import reading_blocks
 from fvae_nnunet.report.render import render_html, render_markdown
+from fvae_nnunet.report.result_section import result_blocks
 from fvae_nnunet.report.results import Results, load_results
 from fvae_nnunet.report.synthetic_cases import load_synthetic
 from fvae_nnunet.report.synthetic_pictures import draw_gallery
@@ -99,22 +100,21 @@ def make_report(
     check_files(results, images, views, processes=processes, on_file=on_file)
     qualities = load_quality(contents.quality, views, results)
     synthetic = load_synthetic(contents.synthetic)
+    full_names = {short: name for of in results for short, name in of.full_names.items()}
     colours = series_colours(
-        [
-            *(model for of in results for model in of.models),
-            *(view.name for view in views),
-            *(quality.name for quality in qualities),
-        ]
+        [*full_names.values(), *(view.name for view in views), *(quality.name for quality in qualities)]
     )
+    colours = {**colours, **{short: colours[name] for short, name in full_names.items()}}
     measured = {quality.name for quality in qualities}
     others = [view for view in views if view.is_preprocessed or view.name not in measured]
     blocks = [
-        *compared_blocks(results, views, with_images=bool(images)),
+        *result_blocks(results, colours),
         *_results_blocks(results, images, views, contents.cases, colours, processes, on_picture),
         *quality_blocks(qualities, others, colours),
         *synthetic_blocks(synthetic, draw_gallery(synthetic, contents.gallery, processes=processes, on_sheet=on_sheet)),
         *paper,
         *reading_blocks(results),
+        *compared_blocks(results, views, with_images=bool(images)),
     ]
     return Report(
         contents.title or _title(results, bool(views or qualities), bool(synthetic)),
@@ -198,7 +198,7 @@ def _results_blocks(
     )
     blocks: list[Block] = []
     for at, (of, cases_of, pictures_of) in enumerate(zip(results, chosen, pictures, strict=True)):
-        blocks.append(Heading(f"Results: {of.title}" if len(results) > 1 else "Results"))
+        blocks.append(Heading(f"Label by label: {of.title}" if len(results) > 1 else "Label by label"))
         for label in of.label_names:
             blocks += label_blocks(of, label, colours)
         if cases:
@@ -215,7 +215,10 @@ def _title(results: Sequence[Results], has_views: bool, has_synthetic: bool) -> 
         if has_synthetic:
             return "Quality of reconstructions, and synthetic lesions" if has_views else "Synthetic lesions"
         return "Quality of reconstructions" if has_views else f"Tables of {CITATION}"
-    return f"Comparison of {listed(models)}" if len(models) > 1 else f"Segmentations of {models[0]}"
+    if len(models) == 1:
+        return f"Segmentations of {models[0]}"
+    is_short = any(short != name for of in results for short, name in of.full_names.items())
+    return f"Comparison of {counted(len(models), 'model') if is_short else listed(models)}"
 
 
 def _lead(results: Sequence[Results], views: int, synthetic: int) -> str:

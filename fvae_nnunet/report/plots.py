@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.numbers_as_text import number
-from fvae_nnunet.pictures.series import Colours, names_in_plot, printable
+from fvae_nnunet.pictures.forest import GREY
+from fvae_nnunet.pictures.series import Colours
 from fvae_nnunet.report.blocks import Drawing
 from fvae_nnunet.report.inline_svg import INK
+from fvae_nnunet.short_names import printable, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREY = "#8b9099"
 WIDTH_INCHES = 11.5
 MOST_PANELS_IN_A_ROW = 5
 
@@ -106,7 +107,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
             for at, name in enumerate(names):
                 _mean(place, at + 0.3, panel.means.get(name, math.nan), panel.intervals.get(name))
             place.set(xlim=(-0.5, len(names) - 0.3), title=panel.title)
-            shown = names_in_plot(names)
+            shown = short_names(names)
             in_legend |= {shown[name]: colours[name] for name in names}
             has_room = max(map(len, shown.values())) * len(names) <= ROOM_FOR_NAMES
             place.set_xticks(range(len(names)), shown.values() if has_room else [""] * len(names))
@@ -114,7 +115,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
             needs_legend |= not has_room
             place.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.5)
         if needs_legend:
-            _legend(figure, in_legend)
+            legend(figure, in_legend)
     return Drawing(figure, tips)
 
 
@@ -177,7 +178,7 @@ def _panels(count: int, *, height_inches: float, columns: int | None = None) -> 
     return figure, places[:count]
 
 
-def _legend(figure: Figure, colours: Colours) -> None:
+def legend(figure: Figure, colours: Colours) -> None:
     """Names with their colours, below all panels."""
     from matplotlib.lines import Line2D
 

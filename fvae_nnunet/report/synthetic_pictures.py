@@ -17,10 +17,10 @@ from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.pictures.panels import LABEL_COLOURS
 from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
-from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Figure, Picture
 from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, largest_diameter_mm
+from fvae_nnunet.short_names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def draw_gallery(
 def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
     source = of.sources[case.record["source_case"]]
     lesions = len(case.record["lesions"])
-    (name,) = names_in_plot([case.name]).values()
+    (name,) = short_names([case.name]).values()
     heading = f"{name}, {largest_diameter_mm(case):.1f} mm" + (f" (1 of {lesions})" if lesions > 1 else "")
     return _Entry(
         heading, source.image, source.label, case.images[of.channel], case.label, int(case.record["label"]["value"])

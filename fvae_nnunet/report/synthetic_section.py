@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from fvae_nnunet.numbers_as_text import counted, is_number, listed, number, shor
 from fvae_nnunet.pictures.series import SERIES_COLOURS
 from fvae_nnunet.report.blocks import Block, Column, Details, Facts, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.plots import Values, paired_dots
+from fvae_nnunet.report.setting_text import setting_text
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, lesions_of
 
 FIGURES = {
@@ -49,6 +49,7 @@ def synthetic_blocks(sets: Sequence[SyntheticSet], galleries: Sequence[Sequence[
         if len(sets) > 1:
             yield Heading(str(of.folder), 3)
         yield Facts(list(_facts(of)))
+        yield from _settings_blocks(of)
         level: Literal[3, 4] = 4 if len(sets) > 1 else 3
         yield from _gallery_blocks(of, gallery, level)
         yield from _quality_blocks(of, level)
@@ -78,8 +79,28 @@ def _facts(of: SyntheticSet) -> Iterator[tuple[str, str]]:
                 f"{model.get('vae', 'not recorded')}, sha256 {short_sha256(model.get('vae_sha256'))}"
             ),
         )
-    for settings in _different([case.record.get("settings", {}) for case in cases]):
-        yield "settings", json.dumps(settings, ensure_ascii=False, sort_keys=True)
+
+
+def _settings_blocks(of: SyntheticSet) -> Iterator[Block]:
+    """A row for each setting, a column for each different set of them."""
+    columns = [dict(_flat(settings)) for settings in _different([case.record.get("settings", {}) for case in of.cases])]
+    names = sorted({name for column in columns for name in column})
+    if not names:
+        return
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    headings = ["value"] if len(columns) == 1 else [f"settings {place}" for place in range(1, len(columns) + 1)]
+    table = Table([Column("setting", "text"), *(Column(heading, "text") for heading in headings)], rows)
+    yield Details(f"Settings, {len(names)}", [table])
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by name, those inside of others behind the name of these."""
+    for key, value in settings.items():
+        name = f"{before}{key.replace('_', ' ')}"
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{name}, ")
+        else:
+            yield name, setting_text(value)
 
 
 def _different(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def test_rows_without_a_first_cell_share_the_one_above_and_groups_span_their_col
 
 
 def test_markdown_shows_texts_as_they_are():
-    assert escaped(HOSTILE) == '&lt;script&gt;alert(1)&lt;/script&gt;&amp;"'
+    assert escaped(HOSTILE) == '&lt;script&gt;x()&lt;/script&gt;&amp;"'
     assert escaped("case_001 _x_ *y* `z` [a](b) a|b $1 ~2") == (r"case_001 \_x\_ \*y\* \`z\` \[a\](b) a\|b \$1 \~2")
     assert [escaped(text) for text in ("# a", "1. b", "- c", "2024 d", "e\n\n# f")] == [
         r"\# a", r"1\. b", r"\- c", "2024 d", "e # f"
@@ -116,6 +116,24 @@ def test_letters_of_a_drawing_are_letters_in_the_colour_of_the_page():
     svg = inline_svg(drawing(), "x", "a")
     assert "currentColor" in svg and INK not in svg
     assert svg == inline_svg(drawing(), "x", "a")
+
+
+def test_plots_scroll_where_they_have_no_room_and_closed_details_are_printed():
+    text = render_html(report(Figure(drawing(), "c", "a"), Details("more", [Paragraph("inside")])))
+    assert 'class="plot" style="--width: 3.60in"' in text
+    assert "min-width: min(var(--width), 44rem)" in text and ".plot { overflow-x: auto; }" in text
+    printing = text[text.index("@media print") :]
+    assert "details::details-content { content-visibility: visible" in printing
+    assert "display: none" not in printing.replace("nav { display: none; }", "")
+
+
+def test_contents_hold_chapters_sections_and_named_figures():
+    picture = Figure(Picture(b"\xff\xd8"), "c", "a", "case_1")
+    text = render_html(report(Heading("One"), Heading("Two"), Heading("label", 3), Heading("deep", 4), picture))
+    page = Page(text)
+    assert page.texts["a"] == ["One", "Two", "label", "case_1"]
+    assert page.addresses[:4] == ["#part-1", "#part-2", "#part-3", "#part-4"]
+    assert page.ids == ["part-1", "part-2", "part-3", "part-4"]
 
 
 def test_a_dot_stands_where_its_value_is():

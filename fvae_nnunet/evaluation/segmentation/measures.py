@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,17 @@ class Measure:
             return np.array([is_of_size(lesions.false_positive_diameters_mm, self.size).sum()], dtype=float)
         of_lesions = lesions.detected if self.metric == "detection_rate" else lesions.dice
         return np.array(of_lesions, dtype=float)[is_of_size(lesions.diameters_mm, self.size)]
+
+
+def sizes_with_lesions(of_label: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The size classes of which there are lesions; none where all lesions are of one, which says nothing new.
+
+    Args:
+        of_label: key -> one of the ``measures`` of ``comparison.json``, all of one label.
+    """
+    rates = {size: of_label.get(f"detection_rate_{size}", {"models": []}) for size in SIZES if size != ALL_SIZES}
+    found = [size for size, rate in rates.items() if any(entry["items"] for entry in rate["models"])]
+    return found if len(found) > 1 else []
 
 
 def measures(label: str, name: str, tolerances_mm: Sequence[float], *, has_lesions: bool) -> Iterator[Measure]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
-from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS
+from fvae_nnunet.evaluation.segmentation.lesion_summary import SIZES
+from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS, sizes_with_lesions
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.evaluation.segmentation.verdict import (
     EXPLANATION,
@@ -98,18 +98,13 @@ def _of_label(measures: Sequence[Measure], label: str) -> list[Measure]:
 def _rows(measures: Sequence[Measure]) -> Iterator[tuple[str, Measure]]:
     """What a table of a label shows: each measure, and below those of lesions the sizes of which there are any."""
     named = {measure["key"]: measure for measure in measures}
-    sizes = [size for size in SIZES if size != ALL_SIZES and _has_lesions(named, size)]
+    sizes = sizes_with_lesions(named)
     for measure in measures:
         metric = next((metric for metric in LESION_METRICS if measure["key"].startswith(metric)), None)
         if measure["key"] == metric or metric is None:
             yield _name(measure), measure
-            for size in sizes if metric is not None and len(sizes) > 1 else ():
+            for size in sizes if metric is not None else ():
                 yield f"  {SIZES[size]}", named[f"{metric}_{size}"]
-
-
-def _has_lesions(measures: Mapping[str, Measure], size: str) -> bool:
-    rates = measures.get(f"detection_rate_{size}")
-    return rates is not None and any(entry["items"] for entry in rates["models"])
 
 
 def _name(measure: Measure) -> str:

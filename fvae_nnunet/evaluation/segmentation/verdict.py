@@ -25,8 +25,8 @@ _SENTENCES = {
 }
 
 EXPLANATION = (
-    f"better, worse: the interval of the difference excludes 0 and the corrected p is below {SIGNIFICANT_P:g}; with a "
-    "question mark only one of both; unclear: neither, which does not show that models are equal"
+    f"better or worse: the interval of the difference excludes 0 and the corrected p is below {SIGNIFICANT_P:g}; “may "
+    "be” or “?”: only one of both; unclear: neither, which does not show that models are equal"
 )
 
 

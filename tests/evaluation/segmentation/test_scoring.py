@@ -358,7 +358,7 @@ def test_command_writes_summary_and_csv_and_prints_the_table(folders, capsys):
     }  # fmt: skip
 
     of_tumour = out[out.index("tumour: ") :].split("\n\n")[0]
-    rows = {line[:10].strip(): line[10:].split() for line in of_tumour.splitlines()}
+    rows = {line[:17].strip(): line[17:].split() for line in of_tumour.splitlines()}
     for name, key in (("DSC", "Dice"), ("NSD 2 mm", "NSD_2mm"), ("NSD 0.5 mm", "NSD_0.5mm")):
         assert (rows[name][0], rows[name][-1]) == (f"{summary['mean']['2'][key]:.3f}", "3")
     assert rows["HD95, mm"][0] == f"{summary['mean']['2']['HD95_mm']:.1f}"
