@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fvae-preprocess, whose settings and records are shown")
     parser.add_argument("--quality", nargs="+", action="extend", default=[], metavar="NAME=FILE",
         help="reconstruction_quality.json of fvae-evaluate-reconstruction")
+    parser.add_argument("--training", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
+        help="the folder where nnU-Net trained the model NAME, or one fold's: curves from its logs; predictions of "
+        "fold_N/validation need none")
     parser.add_argument("--synthetic", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
         help="synthetic cases of fvae-synthesize: a gallery, their quality, and why others were rejected; their source "
         "cases are read from nnUNet_raw")
@@ -63,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
     refuse_other_output(path, is_ours=holds(MADE_BY), ending=ending, command="fvae-report")
     views, quality = named_paths("--views", arguments.views), named_paths("--quality", arguments.quality)
-    contents = from_options(ReportContents, arguments, views=views, quality=quality)
+    training = named_paths("--training", arguments.training)
+    contents = from_options(ReportContents, arguments, views=views, quality=quality, training=training)
     with (
         counting_bar(desc="checking files", unit="file") as on_file,
         counting_bar(desc="drawing", unit="picture") as on_picture,

@@ -31,6 +31,7 @@ from fvae_nnunet.report.results import Results, load_results
 from fvae_nnunet.report.synthetic_cases import load_synthetic
 from fvae_nnunet.report.synthetic_pictures import draw_gallery
 from fvae_nnunet.report.synthetic_section import synthetic_blocks
+from fvae_nnunet.report.training_section import load_trainings, training_blocks
 
 MADE_BY = "Made by fvae-report of fvae_nnunet"
 """In every report, by which it is known again."""
@@ -46,6 +47,7 @@ class ReportContents:
         results: ``comparison.json`` or ``summary.json`` files.
         images: folders of raw images, none, one for all results or one for each.
         views, quality: name and folder of views, name and file of ``reconstruction_quality.json``.
+        training: name of a model and its folder, or that of one fold, for the training curves.
         paper: tasks of the paper's tables, empty for all; None: no such tables.
         synthetic: folders of ``fvae-synthesize``.
         cases: so many best and so many worst cases are drawn.
@@ -57,6 +59,7 @@ class ReportContents:
     images: Sequence[Path] = ()
     views: Sequence[tuple[str, Path]] = ()
     quality: Sequence[tuple[str, Path]] = ()
+    training: Sequence[tuple[str, Path]] = ()
     paper: Sequence[str] | None = None
     synthetic: Sequence[Path] = ()
     cases: int = 2
@@ -82,7 +85,7 @@ def make_report(
     Raises:
         UserError: nothing to report on; files that are wrong, have changed, or do not belong together.
     """
-    has_figures = bool(contents.results or contents.quality or contents.views or contents.synthetic)
+    has_figures = any((contents.results, contents.quality, contents.views, contents.synthetic, contents.training))
     if not has_figures and contents.paper is None:
         raise UserError("nothing to report on; name a comparison.json or summary.json, or give `synthetic` or `paper`")
     if contents.images and not contents.results:
@@ -100,9 +103,10 @@ def make_report(
     check_files(results, images, views, processes=processes, on_file=on_file)
     qualities = load_quality(contents.quality, views, results)
     synthetic = load_synthetic(contents.synthetic)
+    trainings = load_trainings(contents.training, results)
     full_names = {short: name for of in results for short, name in of.full_names.items()}
     colours = series_colours(
-        [*full_names.values(), *(view.name for view in views), *(quality.name for quality in qualities)]
+        [*full_names.values(), *(view.name for view in views), *(quality.name for quality in qualities), *trainings]
     )
     colours = {**colours, **{short: colours[name] for short, name in full_names.items()}}
     measured = {quality.name for quality in qualities}
@@ -110,6 +114,7 @@ def make_report(
     blocks = [
         *result_blocks(results, colours),
         *_results_blocks(results, images, views, contents.cases, colours, processes, on_picture),
+        *training_blocks(trainings, colours),
         *quality_blocks(qualities, others, colours),
         *synthetic_blocks(synthetic, draw_gallery(synthetic, contents.gallery, processes=processes, on_sheet=on_sheet)),
         *paper,

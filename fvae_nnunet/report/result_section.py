@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from fvae_nnunet.evaluation.segmentation.verdict import (
@@ -55,7 +56,9 @@ def _sentence(measures: Sequence[Measure], of: Results) -> str:
     if not of.is_comparison:
         return model_sentence(measures)
     decides = deciding(measures)
-    return "\n".join(comparison_sentence(decides, entry) for entry in decides["comparisons"])
+    sentences = [comparison_sentence(decides, entry) for entry in decides["comparisons"]]
+    # names of models keep their small letter
+    return "\n".join(re.sub("^no ", "No ", sentence) for sentence in sentences)
 
 
 def _pairs(of: Results) -> list[str]:

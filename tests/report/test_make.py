@@ -174,7 +174,7 @@ def test_the_result_comes_first_and_its_making_last(made, full_page):
     ]  # fmt: skip
     verdicts = dict(zip(full_page.texts["dt"], full_page.texts["dd"], strict=True))
     (nsd,) = [m for m in read_json(made / "comparison.json")["measures"] if (m["label"], m["key"]) == ("2", "NSD_1mm")]
-    assert verdicts["tumour"] == comparison_sentence(nsd, nsd["comparisons"][0])
+    assert verdicts["tumour"].lower() == comparison_sentence(nsd, nsd["comparisons"][0]).lower()
     assert list(verdicts)[:2] == ["organ", "tumour"]
 
 
