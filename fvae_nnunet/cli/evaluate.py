@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.segmentation.scoring import score_folders
     from fvae_nnunet.evaluation.segmentation.summary import case_rows, summarise
     from fvae_nnunet.evaluation.statistics import check_resampling
+    from fvae_nnunet.evaluation.text_table import wrapped
     from fvae_nnunet.jobs.progress_bar import counting_bar
 
     folders, is_comparison = arguments.prediction_folders, len(arguments.prediction_folders) > 1
@@ -90,5 +91,5 @@ def run(arguments: argparse.Namespace) -> int:
         write_results(results, path, tables)
     finally:  # what hours of scoring found is not lost on a full disk
         print(format_comparison(results) if is_comparison else format_summary(results))
-    print(f"written: {path} and {', '.join(map(str, tables))}")
+    print("\n".join(wrapped(f"written: {path} and {', '.join(map(str, tables))}")))
     return 0

@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.text_table import wrapped
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.vae import KnownVAE
+
+_NAME_WIDTH = 22
+"""Of the column of names of VAEs and denoisers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,15 +85,17 @@ def _show_installation() -> None:
     from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16
     from fvae_nnunet.jobs.manifest import versions
 
-    print(f"python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in versions().items()))
+    packages = ", ".join(f"{name} {found}" for name, found in versions().items())
+    _say(f"python {platform.python_version()}, {packages}")
     if torch.cuda.is_available():
         memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
         bfloat16 = "bfloat16" if has_bfloat16("cuda") else "no bfloat16 of its own"
-        print(f"device: cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB, {bfloat16}")
+        _say(f"device: cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB, {bfloat16}")
         if (fault := conv3d_fault()) is not None:
-            print(f"  {fault}")
+            _say(f"  {fault}")
     else:
-        print(f"device: {'mps' if torch.backends.mps.is_available() else 'cpu'}, {os.cpu_count()} cores")
+        cores = counted(os.cpu_count() or 1, "core")
+        print(f"device: {'mps' if torch.backends.mps.is_available() else 'cpu'}, {cores}")
 
 
 def _show_folders() -> None:
@@ -103,13 +110,11 @@ def _show_vaes() -> None:
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     print("VAEs (--vae NAME):")
-    known = known_vaes()
-    width = max(len(vae.name) for vae in known)
-    for vae in known:
-        print(f"  {vae.name:{width}}  {_where(vae, on_this_machine=is_available_offline(vae.name))}; {vae.description}")
+    for vae in known_vaes():
+        _say_named(vae.name, f"{vae.description}; {_where(vae, on_this_machine=is_available_offline(vae.name))}")
     print("plain denoisers, for comparison (--vae NAME with --strength or --match):")
     for name, denoiser in CONTROLS.items():
-        print(f"  {name:{width}}  {denoiser.description}")
+        _say_named(name, denoiser.description)
 
 
 def _explain_vaes() -> None:
@@ -117,15 +122,27 @@ def _explain_vaes() -> None:
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     for vae in known_vaes():
-        print(f"{vae.name}: {vae.description}")
-        print(f"  weights: {_where(vae, on_this_machine=is_available_offline(vae.name))}; --weights: {vae.weights}")
+        _say(f"{vae.name}: {vae.description}")
+        _say(f"  weights: {_where(vae, on_this_machine=is_available_offline(vae.name))}; --weights: {vae.weights}")
         if vae.code:
-            print(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
-        print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
+            _say(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
+        _say(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
     for name, denoiser in CONTROLS.items():
-        print(f"{name}: plain denoiser, for comparison: {denoiser.description}")
+        _say(f"{name}: plain denoiser, for comparison: {denoiser.description}")
         auto = "; auto: for the noise of each image" if denoiser.of_noise else ""
-        print(f"  strength: {denoiser.unit}{auto}")
+        _say(f"  strength: {denoiser.unit}{auto}")
+
+
+def _say(text: str) -> None:
+    print("\n".join(wrapped(text)))
+
+
+def _say_named(name: str, text: str) -> None:
+    """A name and what it is, beside it where the name is short, else below."""
+    if len(name) <= _NAME_WIDTH:
+        print("\n".join(wrapped(f"  {name:{_NAME_WIDTH}}  {text}", hanging=_NAME_WIDTH + 4)))
+    else:
+        print(f"  {name}", *wrapped(" " * (_NAME_WIDTH + 4) + text, hanging=_NAME_WIDTH + 4), sep="\n")
 
 
 def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:
@@ -151,12 +168,13 @@ def _show_trainers(*, write: bool, only_show: bool) -> int:
     if reason is None:
         print(f"nnU-Net finds the trainers of fvae_nnunet through {found_through() or 'a file of yours'}")
         return 0
-    print(f"nnU-Net does not find the trainers of fvae_nnunet ({reason})")
+    _say(f"nnU-Net does not find the trainers of fvae_nnunet ({reason})")
     if has_external_trainers():
-        print(
+        _say(
             "paste this line, and put it into your shell's start-up file beside that of nnUNet_raw (or run fvae-setup "
-            f"--write, which writes a file into nnU-Net's folder):\n{export_line()}"
+            "--write, which writes a file into nnU-Net's folder):"
         )
+        print(export_line())
     elif only_show:
         print("run: fvae-setup")
     return 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,14 @@ class _Synthesize:
         )
 
 
+def verdict(result: Mapping[str, Any]) -> str:
+    """What quality control says of a case, and its reasons."""
+    reasons = "; ".join(result["reasons"])
+    if not result["accepted"]:
+        return f"rejected: {reasons}"
+    return f"accepted without filter; would be rejected: {reasons}" if reasons else "accepted"
+
+
 class _Progress(CaseProgress):
     """Counts accepted and rejected cases."""
 
@@ -115,9 +123,7 @@ class _Progress(CaseProgress):
 
     def add_result(self, case: str, result: dict[str, Any]) -> None:
         self.accepted += result["accepted"]
-        verdict = "accepted" if result["accepted"] else "rejected"
-        against = f": {'; '.join(result['reasons'])}" if result["reasons"] else ""
-        self.bar.write(f"{case}: {result['said']}, {verdict}{against}", file=sys.stdout)
+        self.bar.write(f"{case}: {result['said']}, {verdict(result)}", file=sys.stdout)
 
     def finish_in(self, output: Path) -> int:
         """Close the bar, say what was done; the exit status."""

@@ -10,7 +10,7 @@ from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS, sizes_w
 from fvae_nnunet.numbers_as_text import interval_of, number
 from fvae_nnunet.report.blocks import Block, Column, Details, Table
 from fvae_nnunet.report.measure_tables import differences_table
-from fvae_nnunet.report.results import Results, is_of_lesions
+from fvae_nnunet.report.results import Results
 
 _GROUPS = ("detection rate", "DSC of detected", "false positives per case")
 
@@ -35,7 +35,8 @@ def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
     notes = ["false positives count by their own size"]
     yield Table(columns, rows, f"Lesions of {name}, by equivalent diameter", notes)
     if results.is_comparison:
-        of_lesions = [measure for measure in measures.values() if is_of_lesions(measure)]
+        shown = ("", *(f"_{size}" for size in sizes_with_lesions(measures)))
+        of_lesions = [measures[f"{key}{size}"] for key in LESION_METRICS for size in shown]
         yield Details(f"Differences in the lesions of {name}", [differences_table(of_lesions)])
 
 

@@ -679,3 +679,12 @@ def test_several_devices_give_the_same_bytes(planned, tmp_path):
     arguments = [planned.name, "--ldm", str(ldm), "-n", "3", "-o", str(tmp_path / "two"), "-np", "0", *options]
     assert synthesize.main([*arguments, "--devices", "cpu", "cpu"]) == 0
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+def test_what_is_accepted_without_filter_is_not_said_to_be_good():
+    reasons = ["the lesion has a core with a mean of 9.0 HU", "another"]
+    assert synthesize.verdict({"accepted": True, "reasons": []}) == "accepted"
+    assert synthesize.verdict({"accepted": False, "reasons": reasons}).startswith("rejected: the lesion has")
+    assert synthesize.verdict({"accepted": True, "reasons": reasons}) == (
+        "accepted without filter; would be rejected: the lesion has a core with a mean of 9.0 HU; another"
+    )
