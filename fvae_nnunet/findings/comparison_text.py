@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.numbers_as_text import counted, interval_of, number, p_value, percent
+from fvae_nnunet.evaluation.text_table import text_table, wrapped
+from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval_of, number, p_value, percent
+from fvae_nnunet.short_names import short_names
 
 FEW_POSITIVE = 10
 """Below so many positive (or negative) cases the reader is told that the normal law is a guess."""
 
 
+LONGEST_NAME = 22
+"""Of a model, so that a table fits; longer names become shorter ones, or letters."""
+
+
 def format_findings(comparison: Mapping[str, Any]) -> str:
-    """A table of AUCs, one for each comparison, the paper's numbers, and what it all is."""
-    lines = [*text_table(list(_auc_rows(comparison))), ""]
+    """A table of AUCs, one for each comparison, the paper's numbers, and what it all is; 80 columns wide."""
+    shown = short_names([model["name"] for model in comparison["models"]], LONGEST_NAME)
+    lines = [line for name, short in shown.items() if name != short for line in wrapped(f"{short}  {name}", hanging=3)]
+    lines += [*text_table(list(_auc_rows(comparison, shown)), left=2), ""]
     for place, entry in enumerate(comparison["mean"]["comparisons"]):
-        lines += [f"{entry['second']} - {entry['first']}"]
+        lines += [f"{shown[entry['second']]} − {shown[entry['first']]}"]
         lines += [*(f"  {line}" for line in text_table(list(_difference_rows(comparison, place)))), ""]
-    return "\n".join([*lines, *_paper(comparison["paper"]), "", *_notes(comparison)])
+    said = [*_paper(comparison["paper"]), "", *_notes(comparison, shown)]
+    return "\n".join([*lines, *(line for text in said for line in wrapped(text) or [""])])
 
 
-def _auc_rows(comparison: Mapping[str, Any]) -> Iterator[list[str]]:
-    names = [model["name"] for model in comparison["models"]]
-    yield ["AUC", "positive", "negative", *(cell for name in names for cell in (name, "95 % interval"))]
-    for finding in comparison["findings"]:
-        counts = [str(finding["positive"]), str(finding["negative"])]
-        yield [finding["name"], *counts, *_cells(finding["models"])]
+def _auc_rows(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> Iterator[list[str]]:
+    yield ["finding", "model", "AUC", "95 % interval", "positive", "negative"]
     mean = comparison["mean"]
-    yield [f"mean of {mean['findings']}", "", "", *_cells(mean["models"])]
-
-
-def _cells(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [cell for entry in models for cell in (number(entry["auc"]), interval_of(entry))]
+    for row in (*comparison["findings"], {"name": f"mean of {mean['findings']}", **mean}):
+        name, counts = row["name"], [str(row.get(sign, "")) for sign in ("positive", "negative")]
+        for entry in row["models"]:
+            yield [name, shown[entry["model"]], number(entry["auc"]), interval_of(entry), *counts]
+            name, counts = "", ["", ""]
 
 
 def _difference_rows(comparison: Mapping[str, Any], place: int) -> Iterator[list[str]]:
@@ -57,7 +61,7 @@ def _paper(paper: Mapping[str, Any]) -> list[str]:
     return [f"{paper['source']} ({paper['measure']}): {shown} ({gain})", f"not comparable: {paper['why']}"]
 
 
-def _notes(comparison: Mapping[str, Any]) -> list[str]:
+def _notes(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
     findings, settings, mean = comparison["findings"], comparison["settings"], comparison["mean"]
     lines = [
         f"{counted(comparison['cases'], 'case')} of {counted(comparison['patients'], 'patient')}",
@@ -73,13 +77,13 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
     if few := [one["name"] for one in findings if min(one["positive"], one["negative"]) < FEW_POSITIVE]:
         lines.append(f"fewer than {FEW_POSITIVE} positive or negative cases, read with care: {', '.join(few)}")
     if any(entry["interval_method"] == "none" for one in findings if not one["reason"] for entry in one["models"]):
-        lines.append("none: fewer than two patients on a side, or an AUC of 0 or 1, which knows nothing of its spread")
+        lines.append(
+            f"{NOT_DEFINED}: fewer than two patients on a side, or an AUC of 0 or 1, which knows nothing of its spread"
+        )
     for model in comparison["models"]:
         if model["missing"]:
-            lines.append(
-                f"{model['name']}: {counted(len(model['missing']), 'case')} without a prediction, left out for all "
-                "models"
-            )
+            missing = counted(len(model["missing"]), "case")
+            lines.append(f"{shown[model['name']]}: {missing} without a prediction, left out for all models")
     if unknown := comparison["without_findings"]:
         lines.append(
             f"{counted(len(unknown), 'case')} without findings in the reports, left out: {', '.join(unknown[:5])}"

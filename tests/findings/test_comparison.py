@@ -48,7 +48,9 @@ def evaluate(*options: str) -> dict:
 def test_aucs_differences_and_corrections(study, capsys):
     labels, first, second = study
     found = evaluate("real.csv", "mixed.csv", "--resamples", "500")
-    shown = capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    shown = " ".join(out.split())
     for place, finding in enumerate(found["findings"][:2]):
         expected = [roc_auc_score(labels[:, place], scores[:, place]) for scores in (first, second)]
         assert [entry["auc"] for entry in finding["models"]] == pytest.approx(expected, abs=1e-6)
