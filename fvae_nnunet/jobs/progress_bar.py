@@ -38,7 +38,8 @@ def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
 
 @contextmanager
 def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears with the first call of what it gives, which is told how many are done and how many there are.
+    """A bar that appears with the first call of what it gives, which is told how many are done and how many there are;
+    none where there is nothing to do.
 
     Args:
         options: as for tqdm.
@@ -47,6 +48,8 @@ def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
 
     def on_progress(done: int, total: int) -> None:
         nonlocal bar
+        if not total:
+            return
         bar = bar or progress_bar(total=total, **options)
         bar.update(done - bar.n)
         if done == total:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
-from fvae_nnunet.evaluation.segmentation.verdict import Measure, verdict
+from fvae_nnunet.evaluation.segmentation.verdict import Measure, deciding, verdict
 from fvae_nnunet.numbers_as_text import interval_of, number, p_value
 from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches
 from fvae_nnunet.pictures.series import Colours
@@ -26,13 +26,17 @@ IN_FOREST = ("Dice", "NSD_", HD95_KEY, "detection_rate", "dice_of_detected")
 """Beginnings of the measures' keys; of lesions those of all sizes."""
 
 
+MOST_LABELS_IN_FULL = 6
+"""Of more labels the forest has the deciding measures alone."""
+
+
 def in_forest(measure: Measure) -> bool:
     of_size = measure["key"].endswith(("10mm", "20mm")) and measure["mean_over"] == "lesions"
     return measure["key"].startswith(IN_FOREST) and not of_size
 
 
 def difference_forest(labels: Mapping[str, Sequence[Measure]], colours: Colours) -> Drawing:
-    """A row for each label and measure, an estimate for each comparison, better always to the right.
+    """A row for each label and measure (of many labels for each deciding one), better always to the right.
 
     Args:
         labels: name -> its measures, with one or more comparisons.
@@ -41,7 +45,12 @@ def difference_forest(labels: Mapping[str, Sequence[Measure]], colours: Colours)
     import matplotlib
     from matplotlib.figure import Figure
 
-    measures = [(name, measure) for name, of_label in labels.items() for measure in of_label if in_forest(measure)]
+    measures = [
+        (name, measure)
+        for name, of_label in labels.items()
+        for measure in ([deciding(of_label)] if len(labels) > MOST_LABELS_IN_FULL else of_label)
+        if in_forest(measure)
+    ]
     pairs = measures[0][1]["comparisons"]
     tips: dict[str, str] = {}
     with matplotlib.rc_context(STYLE):

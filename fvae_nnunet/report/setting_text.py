@@ -6,11 +6,11 @@ from typing import Any
 
 
 def setting_text(value: Any) -> str:
-    """A JSON value without its syntax: yes and no, nothing for null, lists with commas, a true minus."""
+    """A JSON value without its syntax: yes and no, none for null, lists with commas, a true minus."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
-        return f"{value:g}".replace("-", "−")
+        return f"{value:.6g}".replace("-", "−") if isinstance(value, float) else str(value).replace("-", "−")
     if isinstance(value, list):
         return ", ".join(map(setting_text, value))
     if isinstance(value, dict):

@@ -385,7 +385,9 @@ def test_rejected_cases_are_kept_aside_with_the_reason(paints, tmp_path, capsys)
     for case in rejected:
         assert not case.record["accepted"]
         mean, contrast = case.record["reasons"]
-        assert re.fullmatch(r"the lesion has a core with a mean of (19|20)\d HU; real ones allow \d+ to \d+", mean)
+        assert re.fullmatch(
+            r"the lesion has a core with a mean of (19|20)\d\.\d HU; real ones allow [\d.]+ to [\d.]+", mean
+        )
         assert "contrast of 10" in contrast or "contrast of 9" in contrast
         assert array_of(case.images[0])[array_of(case.label) == 2].max() > 190
     # a finished case that was rejected is finished, too
@@ -422,7 +424,7 @@ def test_a_segmenter_that_finds_too_little(paints, tmp_path, monkeypatch):
         share = case.record["quality"]["lesions"][0]["found_share"]
         assert share == pytest.approx(new[:, :, :20].sum() / new.sum(), abs=0.02)
         assert case.record["accepted"] == (share >= 0.7)
-    assert "is found by the segmenter; at least 70% are needed" in rejected[0].record["reasons"][-1]
+    assert "is found by the segmenter; at least 70 % are needed" in rejected[0].record["reasons"][-1]
 
 
 def test_full_mode_writes_the_generated_volume_in_the_sources_geometry(paints, tmp_path):

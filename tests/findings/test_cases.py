@@ -166,7 +166,7 @@ def test_patients_of_other_datasets_are_known_by_their_reports(tmp_path, reports
 
 def test_no_case_left_a_folder_twice_and_unknown_findings_are_errors(tmp_path, reports):
     write_synthetic_folder(tmp_path / "syn", NAME, {"bad": CLEAN | {"source_case": "p000_0"}})
-    with pytest.raises(UserError, match=r"no synthetic case(.|\n)*1 cases: made from a case(.|\n)*`allow_seen=True`"):
+    with pytest.raises(UserError, match=r"no synthetic case(.|\n)*1 case: made from a case(.|\n)*`allow_seen=True`"):
         gathered(tmp_path / "syn", reports)
     with pytest.raises(UserError, match="a folder twice"):
         gather_synthetic(

@@ -46,6 +46,13 @@ def test_only_what_is_sure_is_filled():
     assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == ["a: DSC", "b: DSC"]
 
 
+def test_of_many_labels_the_deciding_measures_alone_are_shown():
+    of_label = [measure("Dice", "DSC", 0.2), measure("NSD_2mm", "NSD 2 mm", 0.1)]
+    few, many = (difference_forest({f"label {n}": of_label for n in range(labels)}, COLOURS) for labels in (6, 7))
+    assert (len(few.tips), len(many.tips)) == (12, 7)
+    assert all("NSD 2 mm" in tip for tip in many.tips.values())
+
+
 def test_nsd_is_drawn_at_all_tolerances_in_their_order():
     measures = [measure("NSD_10mm", "NSD 10 mm", 0), measure("NSD_2mm", "NSD 2 mm", 0), measure("NSD_0.5mm", "N", 0)]
     drawing = curves(measures, {}, COLOURS)

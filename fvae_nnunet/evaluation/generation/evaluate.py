@@ -285,7 +285,9 @@ def _warnings(
     unsure += ["the memorisation check"] if memorisation is not None else []
     for name, images in (("real", evaluation.real), ("generated", evaluation.fake)):
         if unsure and len(images.cases) < FEW_CASES:
-            warnings.append(f"so few cases ({len(images.cases)} {name}) say little of {' and of '.join(unsure)}")
+            warnings.append(
+                f"{len(images.cases)} {name} cases are few: little can be read from {' and from '.join(unsure)}"
+            )
     if memorisation is not None and memorisation["real_in_training"]:
         count = len(memorisation["real_in_training"])
         warnings.append(
