@@ -178,7 +178,7 @@ class _Progress(CaseProgress):
         said += ["slope and intercept applied"] if record["rescaled"] else []
         said += ["geometry of the metadata"] if record["geometry"] == "metadata" else []
         if "disease_masks" in record:
-            said.append(f"{len(record['disease_masks'])} findings")
+            said.append(counted(len(record["disease_masks"]), "finding"))
         if record.get("overlap_voxels"):
             said.append(f"{record['overlap_voxels']} voxels of several findings")
         if "structures" in record:

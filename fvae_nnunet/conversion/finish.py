@@ -119,7 +119,7 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
     ]
     if wrong:
         raise UserError(
-            f"{len(wrong)} cases that were converted before are wrong now:\n  "
+            f"{counted(len(wrong), 'case')} converted before would be wrong now:\n  "
             + some_of(wrong, MOST_NAMED, "\n  ")
             + "\nNothing was done. Repair them, or give `overwrite=True` to convert everything anew without them"
         )
@@ -127,8 +127,8 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
     stray = [case for case in unknown if any(image_path(conversion.raw, split, case).is_file() for split in SUFFIXES)]
     if stray:
         raise UserError(
-            f"{conversion.raw} has {len(stray)} cases of an interrupted call (first: {stray[0]}), which are not among "
-            "the cases of this one. Run that call again to its end, or give `overwrite=True` to convert everything anew"
+            f"{conversion.raw} has {counted(len(stray), 'case')} of an interrupted call (first: {stray[0]}), not among "
+            "those of this one. Run that call again to its end, or give `overwrite=True` to convert everything anew"
         )
 
 

@@ -55,7 +55,7 @@ def refuse_shared(shared: Mapping[str, list[str]], where: str, remedy: str = "")
     """Raise UserError where there are patients with cases on both sides; ``where`` names both."""
     if shared:
         named = [f"{patient} ({', '.join(cases)})" for patient, cases in shared.items()]
-        raise UserError(f"{len(shared)} patients are in both {where}: {some_of(named, 10, '; ')}{remedy}")
+        raise UserError(f"{counted(len(shared), 'patient')} in both {where}: {some_of(named, 10, '; ')}{remedy}")
 
 
 def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:

@@ -74,12 +74,12 @@ def test_a_fold_that_cannot_be_trained_is_refused_with_its_number_and_reason(rep
     advice = "put all cases of a patient on one side"
     # p000 has two scans
     write_splits(folders, [clean, {"train": training[1:], "val": training[:1]}])
-    with pytest.raises(UserError, match=rf"validation of fold 1: 1 patients are in both: p000 \(p000_0, .*{advice}"):
+    with pytest.raises(UserError, match=rf"validation of fold 1: 1 patient in both: p000 \(p000_0, .*{advice}"):
         split_cases(NAME, reports, fold=1)
     assert split_cases(NAME, reports, fold=0).validation
     for strange in ("elsewhere", "p010_0"):  # the second is a test case
         write_splits(folders, [clean, {"train": [*training[2:], strange], "val": training[:2]}])
-        with pytest.raises(UserError, match=rf"fold 1 has 1 cases that are no training cases .*: {strange}") as error:
+        with pytest.raises(UserError, match=rf"fold 1 has 1 case outside of the training cases .*: {strange}") as error:
             split_cases(NAME, reports, fold=1)
         assert advice not in str(error.value)
 

@@ -135,7 +135,7 @@ def test_cases_and_findings_that_the_reports_do_not_know_are_named(study, tmp_pa
     write_predictions(tmp_path / "other.csv", ("Nodul",), {"case_x": np.array([0.5])})
     assert evaluate_classifier.main(["reports.json", "other.csv"]) == 1
     error = capsys.readouterr().err
-    assert "the findings Nodul, which the reports do not know" in error and "1 cases that the reports" in error
+    assert "the findings Nodul, which the reports do not know" in error and "1 case unknown to the reports" in error
 
 
 @pytest.mark.parametrize(

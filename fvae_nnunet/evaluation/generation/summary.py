@@ -12,7 +12,7 @@ from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.numbers_as_text import interval, number, p_value, percent
+from fvae_nnunet.numbers_as_text import counted, interval, number, p_value, percent
 
 _METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 
@@ -146,7 +146,9 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
     if found["identical"]:
         lines.append(f"files that equal a training image: {', '.join(found['identical'])}")
     if found["nearest_is_source"]:
-        lines.append(f"in {found['nearest_is_source']} cases the nearest is the case that they were generated from")
+        lines.append(
+            f"in {counted(found['nearest_is_source'], 'case')} the nearest is the case that they were generated from"
+        )
     rows = [["nearest", "training case", "cosine", ""]]
     for entry in found["cases"][:_NEAREST_SHOWN]:
         mark = "identical" if entry["identical"] else "above the limit" if entry["above"] else ""

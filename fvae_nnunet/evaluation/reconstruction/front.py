@@ -14,7 +14,7 @@ import numpy as np
 from fvae_nnunet.evaluation.reconstruction.known_noise import PLACES, KnownNoise, errors_hu, places_of
 from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.jobs.manifest import write_json
-from fvae_nnunet.numbers_as_text import interval, number
+from fvae_nnunet.numbers_as_text import counted, interval, number
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae.denoisers import CONTROLS, Control
@@ -175,7 +175,9 @@ def write_front(
     results = {"schema": 1, "kind": KIND, "noise": asdict(noise), "cases": list(cases), "methods": methods}
     write_json(path, results | dict(made_with))
     picture = path.with_suffix(".png")
-    write_front_picture(found, picture, title=f"{noise.sd_hu:g} HU of noise in {len(cases)} images: what is left")
+    write_front_picture(
+        found, picture, title=f"{noise.sd_hu:g} HU of noise in {counted(len(cases), 'image')}: what is left"
+    )
     return picture
 
 
