@@ -16,7 +16,7 @@ PACKAGE = {  # where the folders are installed
     "trainers": "fvae_nnunet/trainers",
 }
 BESIDE = ("tests", "scripts", "docs", ".ci")
-TOP = ("README.md", "CHANGELOG.md", "LICENSE", "setup.cfg", "pyproject.toml", "MANIFEST.in")
+TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "setup.cfg", "pyproject.toml", "MANIFEST.in")
 BUILD = "from setuptools import build_meta; build_meta.build_sdist('dist')"
 
 

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "
 NOT_IMPORTED = {"tensorboard", "setuptools"}  # by torch.utils.tensorboard, by pip
 NOT_IMPORTED |= {"import-linter", "snakemake", "pygments"}  # scripts run them, the last for the report of Snakemake
 NOT_IMPORTED |= {"pytest-timeout", "pytest-xdist"}  # plugins
+NOT_IMPORTED |= {"build", "twine"}  # scripts/check_distributions.sh runs them
 OF_A_CHECKOUT = {"causalvideovae"}  # a test runs it where an environment variable names the checkout
 
 
