@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import textwrap
@@ -44,7 +45,9 @@ def setup_report() -> str:
 def _row(label: str, lines: list[str], label_width: int) -> str:
     home, indent = str(Path.home()), " " * label_width
     texts = [text.replace(home, "~") if len(home) > 1 else text for text in lines or ["none"]]
-    wrapped = [part for text in texts for part in textwrap.wrap(text, WIDTH - label_width, break_on_hyphens=False)]
+    wrapper = textwrap.TextWrapper(WIDTH - label_width, break_on_hyphens=False)
+    wrapper.wordsep_simple_re = re.compile(r"(\s+|(?<=[/\\]))")  # paths break behind a separator
+    wrapped = [part for text in texts for part in wrapper.wrap(text)]
     return "\n".join(f"{indent if number else label.ljust(label_width)}{part}" for number, part in enumerate(wrapped))
 
 

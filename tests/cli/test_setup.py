@@ -51,7 +51,7 @@ def test_options_of_check_alone_are_refused_elsewhere(capsys):
 
 
 def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "a" / ("long_name_" * 12)
+    folder = tmp_path / "a" / ("long_name_" * 3) / ("longer_name_" * 3) / ("no_line_has_room_for_this_" * 3)
     (folder / "Dataset007_Pancreas").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("nnUNet_raw", str(folder))
@@ -67,6 +67,7 @@ def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch,
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
     assert str(tmp_path) not in said
+    assert f"\nnnUNet_raw          ~/a/{'long_name_' * 3}/\n                    longer_name_" in said
     words = " ".join(said.split())
     for part in (
         "1 datasets, 70 GB free",
