@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 FILTER = "control:gaussian"
+WIDTH_INCHES, PANEL_INCHES = 14.0, 3.3
 STRIP_SLICES = 7
 MARGIN_MM = 20.0
 """Room around the lesion in close-ups, or around the line where there is no lesion."""
@@ -83,6 +84,11 @@ class _Shown:
 
     def extent_mm(self, plane: Plane) -> Extent:
         return plane.extent_mm(self.lesion.shape, self.spacing_mm)
+
+    def proportion(self, plane: Plane) -> float:
+        """Height by width."""
+        _, right, bottom, _ = self.extent_mm(plane)
+        return bottom / right
 
 
 def reconstruction_picture(
@@ -124,10 +130,12 @@ def reconstruction_picture(
     shown = _choose(raw_hu, view_hu, reference, values, spacing_mm)
     outlines = {name: Outline(colour) for name, colour in colours_of(values, LABEL_COLOURS).items()}
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Canvas(figsize=(14, 16), layout="constrained")
+        rows = [PANEL_INCHES * float(np.clip(shown.proportion(of), 0.3, 1.6)) for of in (shown.plane, shown.coronal)]
+        heights = (sum(rows) + 1.6, 4.3, 3.7)
+        figure = Canvas(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
         figure.suptitle(title, fontsize=13)
-        slices, strip, plots = figure.subfigures(3, 1, height_ratios=(8, 4.3, 3.7), squeeze=False)[:, 0]
-        _draw_slices(slices, shown, reference, values, outlines)
+        slices, strip, plots = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
+        _draw_slices(slices, rows, shown, reference, values, outlines)
         _draw_strip(strip, shown)
         for panel, draw in zip(plots.subplots(1, 3), (_draw_profile, _draw_histogram, _draw_spectrum), strict=True):
             draw(panel, shown)
@@ -195,12 +203,13 @@ def matched_filter(raw_hu: np.ndarray, view_hu: np.ndarray) -> np.ndarray | None
 
 def _draw_slices(
     figure: SubFigure,
+    heights: Sequence[float],
     shown: _Shown,
     reference: np.ndarray,
     values: dict[str, np.ndarray],
     outlines: dict[str, Outline],
 ) -> None:
-    rows = figure.subplots(2, 4)
+    rows = figure.subplots(2, 4, height_ratios=heights)
     for panels, plane in zip(rows, (shown.plane, shown.coronal), strict=True):
         extent, frame = shown.extent_mm(plane), shown.frames[plane]
         raw, view = (plane.cut(volume) for volume in shown.volumes.values())
@@ -294,6 +303,7 @@ def _draw_spectrum(panel: Axes, shown: _Shown) -> None:
         spectrum = noise_spectrum(shown.near[name], regions, shown.spacing_mm[1:])
         panel.plot(spectrum.frequency_per_mm, spectrum.power_hu2_mm2, label=label, **style)
     panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.set_xlim(left=0)
 
 
