@@ -37,12 +37,12 @@ def sides_after(direction: np.ndarray | None, ramps: Sequence[np.ndarray]) -> Si
     """
     if direction is None:
         return None
-    down, right = (direction @ [_mean_step(ramp[0], axis) for ramp in ramps] for axis in (1, 2))
+    down, right = (direction @ [_usual_step(ramp[0], axis) for ramp in ramps] for axis in (1, 2))
     return sides_of(down, right)
 
 
-def _mean_step(ramp: np.ndarray, axis: int) -> float:
-    """From voxel to voxel, where there is no padding."""
+def _usual_step(ramp: np.ndarray, axis: int) -> float:
+    """From voxel to voxel, where there is no padding; a median, because blur smears the border of the padding."""
     inside = np.moveaxis(ramp > 0.5 * ramp.max(), axis, 0)
     steps = np.diff(np.moveaxis(ramp, axis, 0), axis=0)[inside[1:] & inside[:-1]]
-    return float(steps.mean()) if steps.size else 0.0
+    return float(np.median(steps)) if steps.size else 0.0

@@ -1,8 +1,10 @@
+from functools import partial
+
 import blosc2
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import rotate
+from scipy.ndimage import gaussian_filter, rotate
 from synthetic_for_tests import ball_in, preprocess, write_synthetic_folder
 from trainers_for_tests import reproducible  # noqa: F401
 from views_for_tests import BrighterVAE, make_view
@@ -237,6 +239,8 @@ def test_letters_follow_what_augmentation_mirrors_and_turns():
     assert sides(lambda ramp: ramp[:, :, :, ::-1]) == ("L", "R", "A", "P")
     assert sides(lambda ramp: ramp[:, ::-1, ::-1]) == ("R", "L", "P", "A")
     assert sides(lambda ramp: rotate(ramp, 30, axes=(3, 2), order=1)) == ("R", "L", "A", "P"), "with padding around"
+    blurred_padding = partial(gaussian_filter, sigma=(0, 2, 2, 2))
+    assert sides(lambda ramp: blurred_padding(np.pad(ramp, ((0, 0), (9, 0), (0, 9), (9, 0))))) == ("R", "L", "A", "P")
     assert sides(lambda ramp: np.rot90(ramp, axes=(2, 3))) == ("A", "P", "L", "R")
     assert sides(lambda ramp: 0.3 * ramp**1.2)[:2] == ("R", "L"), "grey values are augmented too"
     assert sides_after(None, as_loaded) is None

@@ -13,7 +13,6 @@ from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.ct.hu_windows import HUWindow
 from fvae_nnunet.evaluation.generation.evaluate import Evaluated
 from fvae_nnunet.evaluation.generation.features import Extracted
-from fvae_nnunet.evaluation.generation.summary import METRIC_NAMES, short_number
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.pictures.colours import BLUE, LIGHT_GREY, ORANGE
 from fvae_nnunet.pictures.hu_windows import hu_window_around
@@ -115,7 +114,7 @@ def _draw_components(panel: Axes, part: tuple[str, str], evaluated: Evaluated) -
     network, of_input = part
     heading = [network if of_input == "volume" else f"{network}, {of_input}"]
     heading += [
-        f"{METRIC_NAMES[entry['metric']]} {short_number(entry['value'])} (by chance {short_number(entry['by_chance'])})"
+        f"{entry['metric'].upper()} {entry['value']:.4g} (by chance {entry['by_chance']:.4g})"
         for entry in evaluated.results["distances"]
         if (entry["network"], entry["part"]) == part
     ]

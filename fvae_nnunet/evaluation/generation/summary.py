@@ -13,7 +13,7 @@ from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
 
-METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
+_METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 
 _COSINE_NAMES = {
     "image_image": "CT-CLIP, image-image",
@@ -63,16 +63,16 @@ def _distances(results: Mapping[str, Any]) -> list[str]:
     for number, entry in enumerate(found):
         part = "" if entry["part"] == "volume" else f", {entry['part']}"
         rows.append([
-            f"{METRIC_NAMES[entry['metric']]}, {entry['network']}{part}",
-            short_number(entry["value"]), _interval(entry["low"], entry["high"]), short_number(entry["by_chance"]),
+            f"{_METRIC_NAMES[entry['metric']]}, {entry['network']}{part}",
+            _number(entry["value"]), _interval(entry["low"], entry["high"]), _number(entry["by_chance"]),
             f"{entry['p']:.3g}", _sets(entry, "real"), _sets(entry, "fake"), str(entry["width"]),
         ])  # fmt: skip
         key = entry["metric"], entry["network"]
         is_last = all((later["metric"], later["network"]) != key for later in found[number + 1 :])
         if key in means and is_last:
             mean = means[key]
-            name = f"{METRIC_NAMES[key[0]]}, {key[1]}, mean of planes"
-            rows.append([name, short_number(mean["value"]), "", short_number(mean["by_chance"]), "", "", "", ""])
+            name = f"{_METRIC_NAMES[key[0]]}, {key[1]}, mean of planes"
+            rows.append([name, _number(mean["value"]), "", _number(mean["by_chance"]), "", "", "", ""])
     return [
         *text_table(rows),
         "by chance: mean distance between random divisions of both sets together; p: how often it is as large",
@@ -100,12 +100,12 @@ def _cosines(cosines: Mapping[str, Any] | None) -> list[str]:
     rows = [["cosine", "mean", "95 %", "unrelated pairs", "cases"]]
     for key, entry in known.items():
         rows.append([
-            _COSINE_NAMES[key], short_number(entry["mean"]), _interval(entry["low"], entry["high"]),
-            short_number(entry["unrelated"]), str(entry["n"]),
+            _COSINE_NAMES[key], _number(entry["mean"]), _interval(entry["low"], entry["high"]),
+            _number(entry["unrelated"]), str(entry["n"]),
         ])  # fmt: skip
     if "image_image" in known and "text_image" in known:
         mean = (known["image_image"]["mean"] + known["text_image"]["mean"]) / 2
-        rows.append(["CT-CLIP, mean of both", short_number(mean), "", "", ""])
+        rows.append(["CT-CLIP, mean of both", _number(mean), "", "", ""])
     return text_table(rows)
 
 
@@ -115,12 +115,10 @@ def _masks(masks: Mapping[str, Any] | None) -> list[str]:
     rows = [["mask", "Dice", "95 %", "IoU", "95 %", "cases"]]
     for name, entry in masks["structures"].items():
         rows.append([
-            name, short_number(entry["dice"]), _interval(entry["dice_low"], entry["dice_high"]),
-            short_number(entry["iou"]), _interval(entry["iou_low"], entry["iou_high"]), str(entry["n"]),
+            name, _number(entry["dice"]), _interval(entry["dice_low"], entry["dice_high"]),
+            _number(entry["iou"]), _interval(entry["iou_low"], entry["iou_high"]), str(entry["n"]),
         ])  # fmt: skip
-    rows.append(
-        ["mean over masks", short_number(masks["mean"]["dice"]), "", short_number(masks["mean"]["iou"]), "", ""]
-    )
+    rows.append(["mean over masks", _number(masks["mean"]["dice"]), "", _number(masks["mean"]["iou"]), "", ""])
     left_out = masks["not_segmented"]
     note = [f"not scored, for the segmentations do not know them: {', '.join(left_out)}"] if left_out else []
     return [*text_table(rows), *note]
@@ -135,11 +133,11 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
     else:
         limit = (
             f"{_percent(found['above'])} of {found['n']} generated images lie above the real images' limit of "
-            f"{short_number(found['limit'])} ({found['expected_above']:.1%} expected without copying)"
+            f"{_number(found['limit'])} ({found['expected_above']:.1%} expected without copying)"
         )
     lines = [
-        f"nearest training case ({found['network']}): median cosine {short_number(found['median_fake'])} of generated, "
-        f"{short_number(found['median_real'])} of {found['n_real']} real images; {limit}"
+        f"nearest training case ({found['network']}): median cosine {_number(found['median_fake'])} of generated, "
+        f"{_number(found['median_real'])} of {found['n_real']} real images; {limit}"
     ]
     if found["identical"]:
         lines.append(f"files that equal a training image: {', '.join(found['identical'])}")
@@ -148,11 +146,11 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
     rows = [["nearest", "training case", "cosine", ""]]
     for entry in found["cases"][:_NEAREST_SHOWN]:
         mark = "identical" if entry["identical"] else "above the limit" if entry["above"] else ""
-        rows.append([entry["case"], entry["training_case"], short_number(entry["cosine"]), mark])
+        rows.append([entry["case"], entry["training_case"], _number(entry["cosine"]), mark])
     return [*lines, *text_table(rows, left=2)]
 
 
-def short_number(value: float) -> str:
+def _number(value: float) -> str:
     """Four significant digits; what is next to nothing as such."""
     if math.isnan(value):
         return "-"
@@ -160,7 +158,7 @@ def short_number(value: float) -> str:
 
 
 def _interval(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"{short_number(low)} to {short_number(high)}"
+    return "-" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
 
 
 def _percent(share: float) -> str:

@@ -59,6 +59,8 @@ NEAR_SLICES = 8
 FLATTER_PART = 0.5
 """Part of the soft tissue, the flattest, in which the noise power spectrum is taken."""
 
+NO_FILTER = "no Gaussian filter beside it: the view removes no noise, or more than it can"
+
 RAW_STYLE: dict[str, Any] = {"color": "black", "linewidth": 1.4}
 VIEW_STYLE: dict[str, Any] = {"color": VERMILION, "linewidth": 1.6}
 FILTER_STYLE: dict[str, Any] = {"color": GREEN, "linewidth": 1.4, "linestyle": (0, (4, 1.5))}
@@ -295,6 +297,8 @@ def _draw_histogram(panel: Axes, shown: _Shown) -> None:
 
 def _draw_spectrum(panel: Axes, shown: _Shown) -> None:
     panel.set(xlabel="frequency, cycles per mm", ylabel="HU² mm²", title="noise power spectrum in flat soft tissue")
+    if "filter" not in shown.near:
+        panel.set_title("noise power spectrum in flat soft tissue\n" + NO_FILTER, fontsize=10)
     regions = flat_regions(homogeneous_region(shown.near["raw"], flattest_part=FLATTER_PART))
     if not regions:
         write_on(panel, 0.5, 0.5, "no flat soft tissue near the slice", font_size=10)
