@@ -32,6 +32,7 @@ def draw_training_curves(table: Path, *, title: str) -> Path | None:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     columns = read_columns(table) if table.is_file() else {}
     steps = columns.get("step", np.empty(0))
@@ -49,8 +50,7 @@ def draw_training_curves(table: Path, *, title: str) -> Path | None:
             above.plot(at, mean, color=colour, label=name, marker="." if len(at) == 1 else None)
         above.set(yscale="log", ylabel="loss", title=title)
         above.yaxis.set_major_formatter("{x:g}")
-        above.yaxis.set_minor_formatter("{x:g}")
-        above.tick_params(which="both", labelsize=8)
+        above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         above.legend(frameon=False, fontsize=9)
         below.plot(*brought_together(steps, columns["learning_rate"])[:2], color=GREEN)
         below.set(xlabel="step", ylabel="learning rate")

@@ -89,7 +89,9 @@ class SamplePictures:
                 mark_panel(panel, sides, font_size=8)
                 panel.set_title(f"{name}{_core_of(volume_hu, mask, sample.spacing_mm)}", fontsize=9, parse_math=False)
             panels[0].set_ylabel(f"{window[0]:.0f} to {window[1]:.0f} HU", fontsize=8)
-        figure.suptitle(f"step {step}: decoded latents")
+        figure.suptitle(
+            f"step {step}: decoded latents. Outlines: lesion (orange), organ in latent cells (blue)", fontsize=10
+        )
         path = self.folder / f"step_{step:07d}.png"
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=100)
