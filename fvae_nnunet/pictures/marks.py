@@ -18,8 +18,8 @@ _BEHIND: dict[str, Any] = {"facecolor": "black", "alpha": 0.55, "linewidth": 0, 
 
 def write_on(panel: Axes, x: float, y: float, text: str, *, font_size: float, **options: Any) -> None:
     """White letters on a dark ground, at shares of the panel's width and height (from the bottom)."""
-    options = {"color": "white", "ha": "center", "va": "center", "transform": panel.transAxes} | options
-    panel.text(x, y, text, fontsize=font_size, bbox=_BEHIND, zorder=5, **options)
+    usual: dict[str, Any] = {"color": "white", "ha": "center", "va": "center", "transform": panel.transAxes}
+    panel.text(x, y, text, fontsize=font_size, bbox=_BEHIND, zorder=5, **(usual | options))
 
 
 def bar_length_mm(width_mm: float) -> float:

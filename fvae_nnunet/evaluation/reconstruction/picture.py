@@ -15,9 +15,9 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.hu_windows import HUWindow
-from fvae_nnunet.ct.noise import homogeneous_region, measure_noise
+from fvae_nnunet.ct.noise import homogeneous_region
 from fvae_nnunet.ct.noise_spectrum import flat_regions, noise_spectrum
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.reconstruction.matched_filter import matched_filter
 from fvae_nnunet.evaluation.reconstruction.profile import BAND_MM, Line, line_across
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.nnunet.lesion_labels import LESION_NAME
@@ -38,16 +38,11 @@ from fvae_nnunet.pictures.panels import (
     zoom,
 )
 from fvae_nnunet.pictures.planes import Extent, Plane, frame_around, largest_cross_sections
-from fvae_nnunet.reconstruction.noise_matching import NoiseSample, match_strength
-from fvae_nnunet.reconstruction.settings import ReconstructionSettings
-from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
-from fvae_nnunet.vae.denoisers import Control
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-FILTER = "control:gaussian"
 WIDTH_INCHES, PANEL_INCHES = 14.0, 3.3
 STRIP_SLICES = 7
 MARGIN_MM = 20.0
@@ -142,7 +137,8 @@ def reconstruction_picture(
         for panel, draw in zip(plots.subplots(1, 3), (_draw_profile, _draw_histogram, _draw_spectrum), strict=True):
             draw(panel, shown)
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=9, frameon=False)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(fontsize=9, frameon=False)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
 
@@ -181,26 +177,6 @@ def _around(line: Line, plane: Plane, shape: tuple[int, ...], spacing_mm: Sequen
     y, x = (line.centre_mm / spacing_mm[1:]).astype(int)
     mask[plane.index, y, x] = True
     return mask
-
-
-def matched_filter(raw_hu: np.ndarray, view_hu: np.ndarray) -> np.ndarray | None:
-    """The raw slices after the plain filter that leaves as much noise as the view; None where the view removes none.
-
-    Args:
-        raw_hu, view_hu: (z, y, x) in HU, a few axial slices.
-    """
-    settings = ReconstructionSettings.for_vae(Control(FILTER, 0).spec)
-    clipped = [np.clip(hu.astype(np.float32), *settings.hu_window) for hu in (raw_hu, view_hu)]
-    region = homogeneous_region(clipped[0])
-    raw, view = (measure_noise(hu, region).total_hu for hu in clipped)
-    if not view < raw:
-        return None
-    try:
-        sample = NoiseSample({"": raw}, lambda _: [raw_hu], settings)
-        strength = match_strength(FILTER, view / raw, sample).strength
-    except UserError:  # the view removes more than any strength
-        return None
-    return reconstruct_to_int16(Control(FILTER, strength), raw_hu, settings) if strength else None
 
 
 def _draw_slices(

@@ -10,7 +10,8 @@ import pytest
 from scipy import ndimage
 
 from fvae_nnunet.ct.noise import homogeneous_region, measure_noise
-from fvae_nnunet.evaluation.reconstruction.picture import matched_filter, reconstruction_picture
+from fvae_nnunet.evaluation.reconstruction.matched_filter import matched_filter
+from fvae_nnunet.evaluation.reconstruction.picture import reconstruction_picture
 from fvae_nnunet.evaluation.reconstruction.profile import HALF_LENGTH_MM, line_across
 
 PIXEL_MM = (0.8, 0.8)
