@@ -22,7 +22,8 @@ NOT_IMPORTED = {"tensorboard", "setuptools"}  # by torch.utils.tensorboard, by p
 NOT_IMPORTED |= {"import-linter", "snakemake", "pygments"}  # scripts run them, the last for the report of Snakemake
 NOT_IMPORTED |= {"pytest-timeout", "pytest-xdist"}  # plugins
 NOT_IMPORTED |= {"build", "twine"}  # scripts/check_distributions.sh runs them
-NOT_IMPORTED |= {"mkdocs-material", "mkdocstrings"}  # mkdocs.yml names them
+NOT_IMPORTED |= {"ipykernel", "ipywidgets"}  # the tutorial
+NOT_IMPORTED |= {"mkdocs-material", "mkdocs-jupyter", "mkdocstrings"}  # mkdocs.yml names them
 OF_A_BENCHMARK = {"dask"}  # what we are compared with; the first lines of the script say how it is installed
 OF_A_CHECKOUT = {"causalvideovae"}  # a test runs it where an environment variable names the checkout
 
