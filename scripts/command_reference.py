@@ -77,9 +77,8 @@ def _called(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
     default = action.option_strings and formatter._get_default_metavar_for_optional(action)
     default = default or formatter._get_default_metavar_for_positional(action)
     words = "" if action.nargs == 0 else formatter._format_args(action, default)
-    names = action.option_strings or [words]
-    shown = names if not action.option_strings or not words else [*names[:-1], f"{names[-1]} {words}"]
-    return ", ".join(f"<code>{html.escape(name)}</code>" for name in shown)
+    *others, last = action.option_strings or [""]
+    return ", ".join(f"<code>{html.escape(name)}</code>" for name in (*others, f"{last} {words}".strip()))
 
 
 def _explained(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
