@@ -17,6 +17,6 @@ fi
 pip install "$source${EXTRAS:+[$EXTRAS]}"
 fvae-setup --write
 if [ "$#" -gt 0 ]; then
-    python -c 'import sys; from fvae_nnunet.vae.known import hub_of; [hub_of(name).fetch(name) for name in sys.argv[1:]]' "$@"
+    python -c 'import sys; from fvae_nnunet import load_vae; [load_vae(name) for name in sys.argv[1:]]' "$@"
 fi
 fvae-setup --check -device cpu

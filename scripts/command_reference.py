@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 CLONE = Path(__file__).parents[1]
-WIDTH = 100
+WIDTH = 76
 OF_ALL_COMMANDS = ("help", "version", "progress_bar")
 
 
@@ -62,13 +62,13 @@ def _section(parser: argparse.ArgumentParser, heading: str, explanation: str | N
                 explained = {choice.dest: choice.help for choice in action._choices_actions}
                 subcommands += [(subcommand, explained.get(name)) for name, subcommand in action.choices.items()]
             elif action.help is not argparse.SUPPRESS and action.dest not in OF_ALL_COMMANDS:
-                rows.append(f"| {_called(action, formatter)} | {_explained(action, formatter)} |")
+                rows += [_called(action, formatter), f":   {_explained(action, formatter)}", ""]
         if rows:
             title = group.title or ""
             yield from (f"**{title[:1].upper()}{title[1:]}**", "")
             if group.description:
                 yield from (_escaped(group.description), "")
-            yield from ("| | |", "|---|---|", *rows, "")
+            yield from rows
     for subcommand, help_text in subcommands:
         yield from _section(subcommand, f"{heading}#", help_text)
 
@@ -77,9 +77,8 @@ def _called(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
     default = action.option_strings and formatter._get_default_metavar_for_optional(action)
     default = default or formatter._get_default_metavar_for_positional(action)
     words = "" if action.nargs == 0 else formatter._format_args(action, default)
-    names = action.option_strings or [words]
-    shown = names if not action.option_strings or not words else [*names[:-1], f"{names[-1]} {words}"]
-    return ", ".join(f"<code>{html.escape(name).replace('|', '&#124;')}</code>" for name in shown)
+    *others, last = action.option_strings or [""]
+    return ", ".join(f"<code>{html.escape(name)}</code>" for name in (*others, f"{last} {words}".strip()))
 
 
 def _explained(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
@@ -89,7 +88,7 @@ def _explained(action: argparse.Action, formatter: argparse.HelpFormatter) -> st
 def _escaped(text: str) -> str:
     """On one line, with nothing that Markdown would take for markup."""
     escaped = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"[|*_\[\]`\\]", lambda mark: f"&#{ord(mark[0])};", escaped)
+    return re.sub(r"[*_\[\]`\\]", lambda mark: f"&#{ord(mark[0])};", escaped)
 
 
 def main(argv: list[str] | None = None) -> int:

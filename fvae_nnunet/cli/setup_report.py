@@ -43,8 +43,8 @@ def setup_report() -> str:
 
 
 def _row(label: str, lines: list[str], label_width: int) -> str:
-    home, indent = str(Path.home()), " " * label_width
-    texts = [text.replace(home, "~") if len(home) > 1 else text for text in lines or ["none"]]
+    home, indent = re.escape(str(Path.home())), " " * label_width
+    texts = [re.sub(rf"{home}(?=[/\\]|$|[,:;\s])", "~", text) for text in lines or ["none"]]
     wrapper = textwrap.TextWrapper(WIDTH - label_width, break_on_hyphens=False)
     wrapper.wordsep_simple_re = re.compile(r"(\s+|(?<=[/\\]))")  # paths break behind a separator
     wrapped = [part for text in texts for part in wrapper.wrap(text)]

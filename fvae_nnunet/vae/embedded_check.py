@@ -32,7 +32,8 @@ def check_embedded(device: str | torch.device, dtype: torch.dtype) -> tuple[floa
         dtype: float32 or bfloat16.
 
     Raises:
-        UserError: the weights are not the released ones or cannot be read, or the device is off by more than allowed.
+        UserError: the weights are not the released ones or cannot be read, or the device cannot compute, or is off by
+            more than allowed.
     """
     vae = load_vae("tiny", device=device, dtype=dtype)
     if vae.weights_sha256 != WEIGHTS_SHA256:
@@ -41,7 +42,11 @@ def check_embedded(device: str | torch.device, dtype: torch.dtype) -> tuple[floa
         reference = torch.from_numpy(np.load(REFERENCE, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{REFERENCE} cannot be read ({error}); install fvae_nnunet again") from error
-    off = (reconstructed_waves(vae).cpu().double() - reference.double()).square().mean().sqrt()
+    try:
+        found = reconstructed_waves(vae).cpu()
+    except RuntimeError as error:
+        raise UserError(f"tiny cannot be computed on {vae.device}: {str(error).partition(chr(10))[0]}") from error
+    off = (found.double() - reference.double()).square().mean().sqrt()
     rms_hu, allowed_hu = HU_OF_UNIT * float(off), LARGEST_RMS_HU["tf32" if vae.tf32 else vae.precision]
     if not rms_hu <= allowed_hu:
         raise UserError(

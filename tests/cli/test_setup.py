@@ -58,6 +58,7 @@ def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch,
     monkeypatch.setenv("nnUNet_preprocessed", str(folder))
     monkeypatch.delenv("nnUNet_results", raising=False)
     monkeypatch.setenv("nnUNet_fvae_view", "wan2.1")
+    monkeypatch.setenv("nnUNet_fvae_weights", f"{tmp_path}_of_others/x")
     monkeypatch.setattr("fvae_nnunet.nnunet.registration.why_not_found", lambda: "no module names it")
     data = folder / "Dataset007_Pancreas" / "nnUNetPlans_2d"
     states = [ViewState(data, "wan2.1", "wan2.1", whole=2, recorded=3, cases=9), ViewState(data, "b", fault="no JSON")]
@@ -66,13 +67,14 @@ def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch,
     assert main(["--report"]) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
-    assert str(tmp_path) not in said
+    assert f"{tmp_path}/" not in said
     assert f"\nnnUNet_raw          ~/a/{'long_name_' * 3}/\n                    longer_name_" in said
     words = " ".join(said.split())
     for part in (
         "1 datasets, 70 GB free",
         "nnUNet_results not set",
         "nnUNet_fvae_view=wan2.1",
+        f"{tmp_path.name}_of_others/",
         "trainers not found: no module names it",
         "weights on this machine: tiny",
         "Dataset007_Pancreas/nnUNetPlans_2d, wan2.1: wan2.1, 2 of 9 cases, 1 damaged",

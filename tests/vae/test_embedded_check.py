@@ -61,3 +61,12 @@ def test_a_stored_reconstruction_that_cannot_be_read_is_named(tiny_copy):
 def test_the_stored_reconstruction_is_of_five_slices():
     reference = np.load(embedded_check.REFERENCE)
     assert reference.shape == (1, 1, 5, 32, 32) and reference.dtype == np.float32
+
+
+def test_a_device_that_cannot_compute_is_a_sentence(monkeypatch):
+    def fail(vae):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    monkeypatch.setattr(embedded_check, "reconstructed_waves", fail)
+    with pytest.raises(UserError, match=r"^tiny cannot be computed on cpu: CUDA error: no kernel image .* the device$"):
+        check_embedded("cpu", torch.float32)
