@@ -15,6 +15,10 @@ def _option(*flags: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, An
     return flags, keywords
 
 
+def _noise_kernel(text: str) -> float | None:
+    return None if text == "scanner" else float(text)
+
+
 _COUNT = {"type": int, "metavar": "N"}
 _FILE, _FOLDER = ({"type": Path, "metavar": kind} for kind in ("FILE", "FOLDER"))
 _NAMES = {"nargs": "+", "metavar": "NAME"}
@@ -42,6 +46,9 @@ _OPTIONS = {
     "learning_rate": _option("--lr", type=float, metavar="RATE"),
     "leave_out": _option("--leave-out", nargs="+", default=[], metavar="CASE", help="cases that are not used"),
     "names": _option("--names", **_NAMES, help="of the models; default: those of the folders or files"),
+    "noise_kernel": _option("--noise-kernel", type=_noise_kernel, metavar="PIXELS", default=0.6,
+        help="in-plane Gaussian that the noise has passed through; default 0.6; 0: white; or scanner: the noise of few "
+        "photons, by way of a sinogram"),
     "no_wait": _option("--no-wait", **_SWITCH,
         help="do not wait at the end for cases that other processes work on; where some are missing then, the exit "
         "status is 75"),

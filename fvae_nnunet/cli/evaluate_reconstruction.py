@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     noise.add_argument("--with-noise", type=float, metavar="HU",
         help="instead of all that: put noise of this standard deviation into the raw images, make the view of RECON of "
         "them, and say what it leaves beside plain filters of every strength")
-    noise.add_argument("--noise-kernel", type=float, metavar="PIXELS", default=0.6,
-        help="in-plane Gaussian that the noise has passed through; default 0.6; 0: white")
+    add_common(noise, "noise_kernel")
     noise.add_argument("--softened", type=float, metavar="PIXELS", default=0.8,
         help="in-plane Gaussian that makes the truth of a raw image; default 0.8; 0 for images without noise")
     # fmt: on
@@ -95,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     table = path.with_suffix(".csv")
     try:
         write_results(results, path, {table: case_rows(results)})
-        pictures = write_pictures(results, folder, count=arguments.pictures) if arguments.pictures else []
+        with counting_bar(unit="picture") as on_picture:
+            pictures = write_pictures(results, folder, count=arguments.pictures, on_picture=on_picture)
     finally:
         print(format_table(results))
     print(f"written: {path} and {table}")
@@ -149,8 +149,8 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(text_table(front_rows(found, ("edges", "flat")))))
     print(
-        f"{counted(len(volumes), 'image')}, {noise.sd_hu:g} HU of noise; root mean square errors against "
-        "the truth in HU, with their\n95 % intervals over images; each filter at the strength with the least error"
+        f"{counted(len(volumes), 'image')}, {noise}; root mean square errors against the truth in HU, with "
+        "their\n95 % intervals over images; each filter at the strength with the least error"
     )
     print(f"written: {path} and {picture}")
     return 0

@@ -2,26 +2,24 @@
 
 Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds the trainers of
 fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it find them; before 2.8,
-write a small file into nnU-Net's trainer folder.
+write a small file into nnU-Net's trainer folder. --check tries the device, --report is for bug reports.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.cli.common_options import add_common, given_options
+from fvae_nnunet.cli.installation import NNUNET_FOLDERS, device_lines, state_of_folder, weights_of
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option
+from fvae_nnunet.cli.setup_check import check_setup
+from fvae_nnunet.cli.setup_report import setup_report
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.text_table import wrapped
-from fvae_nnunet.numbers_as_text import counted
-
-if TYPE_CHECKING:
-    from fvae_nnunet.vae import KnownVAE
 
 _NAME_WIDTH = 22
 """Of the column of names of VAEs and denoisers."""
@@ -38,13 +36,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--show", action="store_true", help="only show; write nothing")
     what.add_argument("--vaes", action="store_true",
         help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser")
+    what.add_argument("--report", action="store_true",
+        help="only print a block to paste into a bug report, with the folders, the trainers and the views")
+    what.add_argument("--check", action="store_true",
+        help="only check: reconstruct with the embedded VAE and compare with stored values; with -d also whether a "
+        "view of the dataset fits on the disk. Status 1 if anything is wrong")
+    checked = parser.add_argument_group("options of --check")
+    add_dataset_option(checked, "datasets that nnU-Net has preprocessed")
+    add_common(checked, "plans_name", "device")
     # fmt: on
-    return run_command(parser, run, argv)
+    return run_command(parser, partial(run, parser), argv)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.registration import remove
 
+    if arguments.check:
+        return check_setup(arguments)
+    if given := given_options(parser, arguments, ("d", "plans_name", "device")):
+        raise UserError(f"{', '.join(given)}: only with --check")
+    if arguments.report:
+        print(setup_report())
+        return 0
     if arguments.export:
         _print_export()
         return 0
@@ -58,7 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.show:
         _mend()
     _show_installation()
-    _show_folders()
     _show_vaes()
     return _show_trainers(write=arguments.write, only_show=arguments.show)
 
@@ -80,50 +92,37 @@ def _mend() -> None:
 
 
 def _show_installation() -> None:
-    import torch
-
-    from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16
     from fvae_nnunet.jobs.manifest import versions
 
     packages = ", ".join(f"{name} {found}" for name, found in versions().items())
     _say(f"python {platform.python_version()}, {packages}")
-    if torch.cuda.is_available():
-        memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        bfloat16 = "bfloat16" if has_bfloat16("cuda") else "no bfloat16 of its own"
-        _say(f"device: cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB, {bfloat16}")
-        if (fault := conv3d_fault()) is not None:
-            _say(f"  {fault}")
-    else:
-        cores = counted(os.cpu_count() or 1, "core")
-        print(f"device: {'mps' if torch.backends.mps.is_available() else 'cpu'}, {cores}")
-
-
-def _show_folders() -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        value = os.environ.get(variable)
-        state = "not set" if not value else value if Path(value).is_dir() else f"{value} (no such folder)"
-        print(f"{variable}: {state}")
+    first, *faults = device_lines()
+    _say(f"device: {first}")
+    for fault in faults:
+        _say(f"  {fault}")
+    for variable in NNUNET_FOLDERS:
+        print(f"{variable}: {state_of_folder(variable)}")
 
 
 def _show_vaes() -> None:
-    from fvae_nnunet.vae import is_available_offline, known_vaes
+    from fvae_nnunet.vae import known_vaes
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     print("VAEs (--vae NAME):")
     for vae in known_vaes():
-        _say_named(vae.name, f"{vae.description}; {_where(vae, on_this_machine=is_available_offline(vae.name))}")
+        _say_named(vae.name, f"{vae.description}; {weights_of(vae)}")
     print("plain denoisers, for comparison (--vae NAME with --strength or --match):")
     for name, denoiser in CONTROLS.items():
         _say_named(name, denoiser.description)
 
 
 def _explain_vaes() -> None:
-    from fvae_nnunet.vae import is_available_offline, known_vaes
+    from fvae_nnunet.vae import known_vaes
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     for vae in known_vaes():
         _say(f"{vae.name}: {vae.description}")
-        _say(f"  weights: {_where(vae, on_this_machine=is_available_offline(vae.name))}; --weights: {vae.weights}")
+        _say(f"  weights: {weights_of(vae)}; --weights: {vae.weights}")
         if vae.code:
             _say(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
         _say(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
@@ -143,13 +142,6 @@ def _say_named(name: str, text: str) -> None:
         print("\n".join(wrapped(f"  {name:{_NAME_WIDTH}}  {text}", hanging=_NAME_WIDTH + 4)))
     else:
         print(f"  {name}", *wrapped(" " * (_NAME_WIDTH + 4) + text, hanging=_NAME_WIDTH + 4), sep="\n")
-
-
-def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:
-    size = f", {vae.download_mb} MB" if vae.download_mb else ""
-    if on_this_machine:
-        return "on this machine"
-    return f"from the hub: {vae.hub_id}{size}" if vae.hub_id else f"with --weights{size}"
 
 
 def _show_trainers(*, write: bool, only_show: bool) -> int:

@@ -258,14 +258,18 @@ def _train_and_predict(
 def _say_validation(output: Path, reports: CaseReports) -> None:
     from fvae_nnunet.findings.comparison import compare_findings
     from fvae_nnunet.findings.predictions import predictions_path, read_predictions
+    from fvae_nnunet.findings.training import PROGRESS
     from fvae_nnunet.findings.truth import scored_cases
+    from fvae_nnunet.pictures.training_curves import draw_training_curves
 
     path = predictions_path(output, "validation")
     scored = scored_cases(reports, [read_predictions(path)])
     mean: dict[str, Any] = compare_findings(scored, names=["model"], files=[path])["mean"]
     (entry,) = mean["models"]
     ends = "" if entry["interval_method"] == "none" else f" ({interval_of(entry)})"
-    print(f"validation: mean AUC {number(entry['auc'])}{ends} of {counted(mean['findings'], 'finding')}")
+    said = f"validation: mean AUC {number(entry['auc'])}{ends} of {counted(mean['findings'], 'finding')}"
+    print(said)
+    draw_training_curves(output / PROGRESS, title=said)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
-from fvae_nnunet.numbers_as_text import counted, listed, number
+from fvae_nnunet.evaluation.segmentation.lesions import DETECTION_OVERLAP
+from fvae_nnunet.numbers_as_text import counted, listed, number, percent
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
@@ -38,6 +39,12 @@ class Chosen:
     best: Sequence[str]
     worst: Sequence[str]
     explanation: str
+    false_positives: Sequence[str] = ()
+    """Cases without a lesion in the reference in which a model finds one."""
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.best, *self.worst, *self.false_positives]
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,16 @@ class _Task:
     predictions: Mapping[str, Path]
     labels: Mapping[str, int | tuple[int, ...]]
     lesion: str
+    detection_overlap: float
     remarks: Mapping[str, str]
     most_bytes: int
 
 
 def choose_cases(results: Results, number: int) -> Chosen:
-    """The so many best and worst cases; of fewer cases the better and the worse half, so that none is there twice."""
+    """The so many best and worst cases; of fewer cases the better and the worse half, so that none is there twice.
+
+    Beside them as many cases whose reference has no lesion, those with most false positives first.
+    """
     measure = results.deciding_measure
     what = f"{name_of(measure)} of {measure['label_name']}"
     if results.is_comparison:
@@ -65,8 +76,9 @@ def choose_cases(results: Results, number: int) -> Chosen:
     else:
         order = measure["models"][0]["best_first"]
         by = f"by the {what}"
+    only_false = _only_false_positives(results)
     if not order:
-        return Chosen([], [], f"No case can be ordered {by}: none has a value.")
+        return Chosen([], [], f"No case can be ordered {by}: none has a value.", only_false[:number])
     half = len(order) // 2
     best = order[: min(number, len(order) - half)]
     worst = order[::-1][: min(number, half)]
@@ -74,7 +86,20 @@ def choose_cases(results: Results, number: int) -> Chosen:
         f"{counted(len(order), 'case')} in order {by}: {len(best)} from the best and {len(worst)} from the worst end. "
         "They are the ends of the range, not typical cases."
     )
-    return Chosen(best, worst, explanation)
+    others = [case for case in only_false if case not in (*best, *worst)]
+    return Chosen(best, worst, explanation, others[:number])
+
+
+def _only_false_positives(results: Results) -> list[str]:
+    """Cases without a lesion in the reference in which a model finds some, those with most of any model first."""
+    label = results.deciding_measure["label"]
+    counts: dict[str, int] = {}
+    for of_model in results.content["lesions"].get(label, {}).values():
+        for case, lesions in of_model.items():
+            false = len(lesions["false_positive_diameters_mm"])
+            if false and not lesions["diameters_mm"]:
+                counts[case] = max(false, counts.get(case, 0))
+    return sorted(counts, key=lambda case: (-counts[case], case))
 
 
 def draw_cases(
@@ -97,7 +122,7 @@ def draw_cases(
     Raises:
         UserError: an image cannot be read.
     """
-    cases = [[*of.best, *of.worst] for of in chosen]
+    cases = [of.all for of in chosen]
     total = sum(map(len, cases))
     most_bytes = min(MOST_BYTES, MOST_BYTES_OF_ALL // max(1, total))
     tasks = [
@@ -109,6 +134,11 @@ def draw_cases(
     for task, jpeg in zip(tasks, run_each(_draw, tasks, processes, on_picture), strict=True):
         pictures[task.results][task.case] = Picture(jpeg)
     return pictures
+
+
+def _detection_overlap(results: Results) -> float:
+    """That of the results; the usual one where no label was evaluated lesion by lesion."""
+    return results.content["settings"]["lesions"]["detection_overlap"] or DETECTION_OVERLAP
 
 
 def case_blocks(
@@ -123,10 +153,13 @@ def case_blocks(
     yield Paragraph(
         "From above: axial, coronal and sagittal, each at the largest cross-section of the reference's largest lesion. "
         f"From the left: the raw image, its framed part, {f'{shown} with what it changed, ' if views else ''}then each "
-        "model's prediction (thin) over the reference (broad)."
+        "model's prediction (orange, thin) over the reference (blue, broad), along the edges of voxels. Missed: a "
+        f"lesion of which less than {percent(_detection_overlap(results))} of the voxels are predicted."
         + (f" Differences have the scale −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in every picture." if views else "")
     )
-    for heading, cases in headed_cases(results, chosen.best, chosen.worst):
+    ends = headed_cases(results, chosen.best, chosen.worst)
+    only_false = [("Only false positives", chosen.false_positives)] if chosen.false_positives else []
+    for heading, cases in (*ends, *only_false):
         yield Heading(heading, 4)
         for case in cases:
             caption = f"{case}: {_values(results, case)}"
@@ -145,8 +178,10 @@ def _values(results: Results, case: str) -> str:
     text = f"{name_of(measure)} of {measure['label_name']}: {', '.join(values)}"
     if not results.is_comparison:
         return text
-    change = measure["comparisons"][0]["differences"][case]
-    return f"{text}; change {number(change, measure['unit'], signed=True)}"
+    differences = measure["comparisons"][0]["differences"]
+    if case not in differences:
+        return text
+    return f"{text}; change {number(differences[case], measure['unit'], signed=True)}"
 
 
 def _task(
@@ -168,6 +203,7 @@ def _task(
         predictions={model_names[model]: path for model, path in results.prediction_files(case).items()},
         labels=results.label_values,
         lesion=measure["label_name"],
+        detection_overlap=_detection_overlap(results),
         remarks=remarks,
         most_bytes=most_bytes,
     )
@@ -183,6 +219,7 @@ def _draw(task: _Task) -> bytes:
         predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
         labels=task.labels,
         lesion=task.lesion,
+        detection_overlap=task.detection_overlap,
         remarks=task.remarks,
     )
     buffer = BytesIO()
