@@ -22,6 +22,9 @@ from fvae_nnunet.short_names import short_names
 
 DPI = 120
 
+SHEET = "dark_background"
+"""matplotlib's style of what surrounds CT: black, as on a light box, also on a dark page."""
+
 MOST_BYTES = 500_000
 """Of one picture."""
 
@@ -210,20 +213,23 @@ def _task(
 
 
 def _draw(task: _Task) -> bytes:
+    import matplotlib.style
+
     raw_hu, spacing_mm = read_upright(task.raw)
-    figure = comparison_picture(
-        raw_hu,
-        views={name: read_upright(path)[0] for name, path in task.views.items()},
-        spacing_mm=spacing_mm,
-        reference=read_upright(task.reference)[0],
-        predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
-        labels=task.labels,
-        lesion=task.lesion,
-        detection_overlap=task.detection_overlap,
-        remarks=task.remarks,
-    )
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    with matplotlib.style.context(SHEET):
+        figure = comparison_picture(
+            raw_hu,
+            views={name: read_upright(path)[0] for name, path in task.views.items()},
+            spacing_mm=spacing_mm,
+            reference=read_upright(task.reference)[0],
+            predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
+            labels=task.labels,
+            lesion=task.lesion,
+            detection_overlap=task.detection_overlap,
+            remarks=task.remarks,
+        )
+        figure.savefig(buffer, format="png", dpi=DPI)
     return jpeg_within(buffer, task.most_bytes)
 
 

@@ -23,7 +23,7 @@ from fvae_nnunet.pictures.outlines import Outline
 from fvae_nnunet.pictures.panels import draw_frame, show_slice, zoom
 from fvae_nnunet.pictures.planes import Extent, Plane, Sides, frame_around, largest_cross_sections
 from fvae_nnunet.report.blocks import Figure, Picture
-from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
+from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, SHEET, jpeg_within
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, largest_diameter_mm
 from fvae_nnunet.short_names import short_names
 
@@ -126,14 +126,14 @@ def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
 
 
 def _draw(sheet: _Sheet) -> bytes:
-    import matplotlib
+    import matplotlib.style
     from matplotlib.figure import Figure as Canvas
 
     columns = min(SIDE_BY_SIDE, len(sheet.entries))
     rows = -(-len(sheet.entries) // columns)
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with matplotlib.style.context([SHEET, {"text.parse_math": False}]):
         size = (columns * (4 * PANEL_INCHES + 0.3), rows * (PANEL_INCHES + 0.32))
-        figure = Canvas(figsize=size, facecolor="white")
+        figure = Canvas(figsize=size)
         grid = figure.add_gridspec(
             rows, columns, left=0.005, right=0.995, bottom=0.01, top=1 - 0.26 / size[1], wspace=0.04, hspace=0.2
         )

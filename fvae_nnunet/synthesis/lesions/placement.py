@@ -85,9 +85,9 @@ def place(
             continue
         return Placement(box, inside)
     raise NothingFits(
-        f"no place for a lesion of {voxels} voxels in {len(centres)} tries: at most {number(best, 'share')} of it lay in "
-        f"the organ (needed: {inside_fraction:g}); {in_the_way} places with enough were too near to a lesion or in a "
-        f"structure to avoid, {beyond} reached beyond the volume"
+        f"no place for a lesion of {voxels} voxels in {len(centres)} tries: at most {number(best, 'share')} of it lay "
+        f"in the organ (needed: {inside_fraction:g}); {in_the_way} places with enough were too near to a lesion or in "
+        f"a structure to avoid, {beyond} reached beyond the volume"
     )
 
 
