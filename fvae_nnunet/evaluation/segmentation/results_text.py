@@ -81,10 +81,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         ]
         lines += [*wrapped(f"mean of labels: {', '.join(means)}"), ""]
     notes = [f"interval: 95 %, bootstrap over cases, {_bootstrap(facts['statistics'])}"]
-    if facts["empty_masks"] == "flare":
-        notes.append("a label that reference and prediction both lack scores 1; one that only one of them lacks 0")
-    else:
-        notes.append("a label that reference and prediction both lack has no value; one that only one of them lacks 0")
+    empty = "scores 1" if facts["empty_masks"] == "flare" else "has no value"
+    notes.append(f"a label that reference and prediction both lack {empty}; one that only one of them lacks scores 0")
     settings = {"lesions": facts.get("lesions", {"labels": []})}
     content = {"reference": {"cases": range(facts["cases"]["reference"])}, "measures": facts["measures"]}
     missing = [{"name": "predictions", "missing": facts["cases"]["missing_names"]}]

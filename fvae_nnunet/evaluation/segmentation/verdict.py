@@ -35,11 +35,6 @@ def deciding(measures: Sequence[Measure]) -> Measure:
     return next((measure for measure in measures if measure["key"].startswith("NSD_")), measures[0])
 
 
-def gain(measure: Measure, entry: Mapping[str, Any]) -> float:
-    """The mean difference of a comparison, positive where the second model is better."""
-    return entry["mean_difference"] if measure["higher_is_better"] else -entry["mean_difference"]
-
-
 def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
     """The second model beside the first: better, worse, unclear, equal; with ``?`` where interval and test disagree.
 
@@ -53,7 +48,7 @@ def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
     excludes_zero, is_significant = low > 0 or high < 0, entry["p_holm"] < SIGNIFICANT_P
     if not excludes_zero and not is_significant:
         return "unclear"
-    word = "better" if gain(measure, entry) > 0 else "worse"
+    word = "better" if (entry["mean_difference"] > 0) == measure["higher_is_better"] else "worse"
     return word if excludes_zero and is_significant else f"{word}?"
 
 
