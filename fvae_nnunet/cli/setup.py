@@ -133,7 +133,8 @@ def _explain_vaes() -> None:
 
 
 def _say(text: str) -> None:
-    print("\n".join(wrapped(text)))
+    """In a terminal's width, what goes on a step further in."""
+    print("\n".join(wrapped(text, hanging=len(text) - len(text.lstrip()) + 2)))
 
 
 def _say_named(name: str, text: str) -> None:

@@ -28,6 +28,7 @@ from fvae_nnunet.cli.convert import main
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.nnunet.case_reports import read_case_reports
 from fvae_nnunet.nnunet.patient_splits import check_leakage
+from fvae_nnunet.numbers_as_text import counted
 
 TRAIN = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_3_a_1"]
 VALID = ["valid_1_a_1"]
@@ -522,7 +523,7 @@ def test_a_case_with_all_three_files_is_done_once_and_again_if_one_is_lost(folde
     capsys.readouterr()
     assert _convert(root, "--structures", source="rexgroundingct") == 0
     done = 1 if lost else 0
-    assert f"{done} cases converted, {4 - done} already complete" in capsys.readouterr().out
+    assert f"{counted(done, 'case')} converted, {4 - done} already complete" in capsys.readouterr().out
     assert [path.read_bytes() for path in paths] == before
 
 
@@ -680,7 +681,7 @@ def test_entries_of_the_withheld_split_are_counted_and_not_read(folders, capsys)
     content["test"] = [{"name": f"train_{number}_a_1.nii.gz", "findings": {"0": "x"}} for number in (8, 9)]
     path.write_text(json.dumps(content))
     assert _convert(root, source="rexgroundingct") == 0
-    assert "2 cases of the split test are left out: their masks are withheld" in capsys.readouterr().out
+    assert "2 cases of the split test left out: their masks are withheld" in capsys.readouterr().out
 
 
 def test_part_of_the_volumes_of_rexgroundingct_will_do(folders, capsys, tmp_path):

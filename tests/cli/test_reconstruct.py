@@ -164,7 +164,7 @@ def test_options_that_do_not_go_together_are_one_message(
 
 def test_setup_explains_every_vae(capsys: pytest.CaptureFixture[str]) -> None:
     assert setup.main(["--vaes"]) == 0
-    blocks = capsys.readouterr().out.replace("\n  ", "; ").splitlines()
+    blocks = capsys.readouterr().out.replace("\n    ", " ").replace("\n  ", "; ").splitlines()
     for vae in known_vaes():
         (text,) = (block for block in blocks if block.startswith(f"{vae.name}: "))
         for fact in (vae.window, vae.values, vae.licence, vae.weights, vae.code or ""):
