@@ -174,7 +174,7 @@ def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, 
 
 
 class _Progress(CaseProgress):
-    """Prints for each case how it was converted to calibrated HU and geometry, and what it holds."""
+    """Prints for each case how its HU and geometry were corrected, and what it holds."""
 
     def add_result(self, case: str, record: dict[str, Any]) -> None:
         said = [f"HU {record['hu'][0]:g} to {record['hu'][1]:g}"]
