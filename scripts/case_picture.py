@@ -15,6 +15,7 @@ from pathlib import Path
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.lesions import DETECTION_OVERLAP
 from fvae_nnunet.pictures.case import case_picture
 
 
@@ -45,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prediction", type=Path, required=True, metavar="FILE")
     parser.add_argument("--dataset-json", type=Path, required=True, metavar="FILE", help="for the labels' names")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="summary.json of fvae-evaluate, for the headline")
-    parser.add_argument("--hu-window", type=float, nargs=2, default=(-160, 240), metavar=("BLACK", "WHITE"))
     parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="PNG to write")
     return run_command(parser, run, argv)
 
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         reference=read_upright(args.reference)[0],
         prediction=read_upright(args.prediction)[0],
         labels={name: value for name, value in labels.items() if name != "ignore"},
+        detection_overlap=DETECTION_OVERLAP,
         title=title_of(case, labels, args.summary) if args.summary else case,
         path=args.o,
-        hu_window=tuple(args.hu_window),
     )
     print(f"picture of {case} in {args.o}")
     return 0

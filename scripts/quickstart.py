@@ -28,7 +28,6 @@ from fvae_nnunet.nnunet.folders import dataset_id
 from fvae_nnunet.training.views import VIEW_VARIABLE, default_view_name
 
 PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
-HU_WINDOWS = {"pancreas": ("-160", "240"), "lung": ("-1000", "400")}
 N_TRAIN, N_TEST = 15, 3
 SHAPE, SPACING_MM = (48, 128, 128), (3, 1.5, 1.5)
 """(z, y, x). In pixels of 2 mm organs are hardly larger than a latent cell, and the view blurs them."""
@@ -49,10 +48,10 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
     """The steps of one run, in order. Paths in the commands are relative to the work folder."""
     if args.dataset is None:
         name, test_case = PHANTOMS[args.kind], f"phantom_{N_TRAIN:03d}"
-        ending, n_test, hu_window = ".nii.gz", N_TEST, HU_WINDOWS[args.kind]
+        ending, n_test = ".nii.gz", N_TEST
     else:
         name, ending, tested = _described(args.dataset, args.test_cases)
-        test_case, n_test, hu_window = tested[0], len(tested), HU_WINDOWS["pancreas"]
+        test_case, n_test = tested[0], len(tested)
     number = str(dataset_id(name))
     raw, preprocessed = Path("nnUNet_raw") / name, Path("nnUNet_preprocessed") / name
     plans = "nnUNetPlansSmall" if args.network == "small" else "nnUNetPlans"
@@ -146,7 +145,7 @@ def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
                 "--reference", raw / "labelsTs" / f"{test_case}{ending}",
                 "--prediction", Path("predictions") / f"{test_case}{ending}",
                 "--dataset-json", raw / "dataset.json", "--summary", Path("predictions") / "summary.json",
-                "--hu-window", *hu_window, "-o", "quickstart.png",
+                "-o", "quickstart.png",
             ),
             Path("quickstart.png"),
             (),

@@ -93,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     table = path.with_suffix(".csv")
     try:
         write_results(results, path, {table: case_rows(results)})
-        pictures = write_pictures(results, folder, count=arguments.pictures) if arguments.pictures else []
+        with counting_bar(unit="picture") as on_picture:
+            pictures = write_pictures(results, folder, count=arguments.pictures, on_picture=on_picture)
     finally:
         print(format_table(results))
     print(f"written: {path} and {table}")

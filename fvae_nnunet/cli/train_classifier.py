@@ -256,14 +256,18 @@ def _train_and_predict(
 def _say_validation(output: Path, reports: CaseReports) -> None:
     from fvae_nnunet.findings.comparison import compare_findings
     from fvae_nnunet.findings.predictions import predictions_path, read_predictions
+    from fvae_nnunet.findings.training import PROGRESS
     from fvae_nnunet.findings.truth import scored_cases
+    from fvae_nnunet.pictures.training_curves import draw_training_curves
 
     path = predictions_path(output, "validation")
     scored = scored_cases(reports, [read_predictions(path)])
     mean: dict[str, Any] = compare_findings(scored, names=["model"], files=[path])["mean"]
     (entry,) = mean["models"]
     interval = "" if entry["interval_method"] == "none" else " ({:.3f} to {:.3f})".format(*entry["interval"])
-    print(f"validation: mean AUC {entry['auc']:.3f}{interval} of {mean['findings']} findings")
+    said = f"validation: mean AUC {entry['auc']:.3f}{interval} of {mean['findings']} findings"
+    print(said)
+    draw_training_curves(output / PROGRESS, title=said)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
         if is_main and plan.samples_every:
             from fvae_nnunet.synthesis.training.samples import SamplePictures
 
-            show_samples = SamplePictures(output / "samples", draws, model, process, loaded.vae, settings.seed)
+            show_samples = SamplePictures(
+                output / "samples", draws, model, process, loaded.vae, dataset.axial_direction, settings.seed
+            )
         del loaded  # only the pictures need it from here on
         accelerator.wait_for_everyone()
         train(plan, draws, accelerator, show_samples)

@@ -48,6 +48,12 @@ class Geometry:
         z, y, x = (self.spacing_mm[::-1][axis] for axis in self.axial_order)
         return z, y, x
 
+    @property
+    def axial_direction(self) -> np.ndarray:
+        """(3, 3), a column for each axis of an array with its axes in this order: where it runs in the patient (x to
+        the left, y to the back, z to the head)."""
+        return np.asarray(self.direction).reshape(3, 3)[:, ::-1][:, list(self.axial_order)]
+
     def as_in_file(self, axial: np.ndarray) -> np.ndarray:
         """An axial array with its axes in the order of the file."""
         return axial.transpose(tuple(np.argsort(self.axial_order)))

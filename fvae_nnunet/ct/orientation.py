@@ -27,17 +27,25 @@ def axial_order(direction: np.ndarray) -> AxisOrder:
     return max(orders, key=lambda order: cosines[2, order[0]] + cosines[1, order[1]] + cosines[0, order[2]])
 
 
-def axial_order_of_nnunet(properties: dict[str, Any]) -> AxisOrder:
-    """``axial_order`` of an image that one of nnU-Net's readers loaded, from the reader's properties.
+def direction_of_nnunet(properties: dict[str, Any]) -> np.ndarray | None:
+    """The direction cosines, as SimpleITK gives them, of an image that one of nnU-Net's readers loaded.
 
-    SimpleITK and NiBabel readers are understood. Images of other readers carry no direction: their first axis counts
-    as the body axis.
+    SimpleITK and NiBabel readers are understood; images of other readers carry no direction: None.
     """
     if "sitk_stuff" in properties:
         direction = np.asarray(properties["sitk_stuff"]["direction"], dtype=np.float64)
-        return axial_order(direction) if direction.size == 9 else (0, 1, 2)
+        return direction.reshape(3, 3) if direction.size == 9 else None
     if "nibabel_stuff" in properties:
         stuff = properties["nibabel_stuff"]
         affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), dtype=np.float64)[:3, :3]
-        return axial_order(affine / np.linalg.norm(affine, axis=0))
-    return (0, 1, 2)
+        return np.diag([-1.0, -1.0, 1.0]) @ affine / np.linalg.norm(affine, axis=0)
+    return None
+
+
+def axial_order_of_nnunet(properties: dict[str, Any]) -> AxisOrder:
+    """``axial_order`` of an image that one of nnU-Net's readers loaded, from the reader's properties.
+
+    Without a direction (``direction_of_nnunet``) the first axis counts as the body axis.
+    """
+    direction = direction_of_nnunet(properties)
+    return (0, 1, 2) if direction is None else axial_order(direction)

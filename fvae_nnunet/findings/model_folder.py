@@ -6,7 +6,7 @@
     network.safetensors         the trained network
     checkpoint_<step>.pt        until then: the last two checkpoints, from which the training goes on
     cases/                      records of these files with their digests, see ``manifest``
-    progress.csv                see ``training``
+    progress.csv, progress.png  see ``training``
     predictions_validation.csv  see ``predictions``
     predictions_test.csv
 
@@ -24,13 +24,19 @@ from pathlib import Path
 from fvae_nnunet.findings.cases import Case, CaseSplit
 from fvae_nnunet.findings.predictions import PARTS, predictions_path
 from fvae_nnunet.findings.synthetic_cases import SyntheticCases
-from fvae_nnunet.findings.training import CHECKPOINTS, NETWORK, PROGRESS, RECORDS
+from fvae_nnunet.findings.training import CHECKPOINTS, NETWORK, PROGRESS, PROGRESS_PICTURE, RECORDS
 from fvae_nnunet.findings.training_settings import TrainingSettings
 from fvae_nnunet.findings.volumes import VolumeCache
 from fvae_nnunet.jobs.manifest import Manifest
 
 KIND = "findings_classifier"
-_FILES = ("manifest.json", NETWORK, PROGRESS, *(predictions_path(Path(), part).name for part in PARTS))
+_FILES = (
+    "manifest.json",
+    NETWORK,
+    PROGRESS,
+    PROGRESS_PICTURE,
+    *(predictions_path(Path(), part).name for part in PARTS),
+)
 
 
 def check_is_ours(output: Path) -> None:

@@ -1,6 +1,7 @@
 """The training of a findings classifier, which goes on where it was interrupted as if nothing had happened.
 
-``progress.csv`` in the model folder has a row for each step: step (from 1), loss, learning_rate.
+``progress.csv`` in the model folder has a row for each step: step (from 1), loss, learning_rate; ``progress.png``
+beside it shows them. Both are written with each checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fvae_nnunet.findings.augmentation import Augmentation
 from fvae_nnunet.findings.networks import build_network
 from fvae_nnunet.findings.training_settings import TrainingSettings, positive_weights
 from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.pictures.training_curves import draw_training_curves
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +35,7 @@ KEPT = 2
 """Checkpoints that stay until the training is at its end."""
 
 NETWORK = "network.safetensors"
-PROGRESS = "progress.csv"
+PROGRESS, PROGRESS_PICTURE = "progress.csv", "progress.png"
 RECORDS = "cases"
 """Folder of the manifest's records, here of checkpoints and network."""
 
@@ -256,6 +258,7 @@ def _save(
         for step, loss in enumerate(losses)
     )
     write_bytes(output / PROGRESS, csv_bytes(rows))
+    draw_training_curves(output / PROGRESS, title=f"step {len(losses)} of {settings.steps}")
     name = f"checkpoint_{len(losses):07d}"
     content = io.BytesIO()
     torch.save(state, content)

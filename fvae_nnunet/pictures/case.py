@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.pictures.hu_windows import hu_window_around
 from fvae_nnunet.pictures.layout import Layout
+from fvae_nnunet.pictures.lesions import false_positives, largest_lesion, missed_lesions
 from fvae_nnunet.pictures.panels import (
+    PREDICTION,
+    REFERENCE,
     Column,
     Labels,
     any_label,
-    check_shapes_and_window,
+    check_shapes,
     differences,
     drawn_values,
     figure_of,
 )
-from fvae_nnunet.pictures.planes import SOFT_TISSUE_HU_WINDOW, hu_window_around, largest_cross_sections, largest_lesion
+from fvae_nnunet.pictures.planes import Plane, largest_cross_sections
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,54 +40,59 @@ def case_picture(
     view_hu: np.ndarray,
     *,
     spacing_mm: tuple[float, float, float],
-    reference: np.ndarray | None = None,
-    prediction: np.ndarray | None = None,
+    reference: np.ndarray,
+    prediction: np.ndarray,
     labels: Labels,
+    detection_overlap: float,
     title: str,
     path: str | Path,
-    hu_window: tuple[float, float] = SOFT_TISSUE_HU_WINDOW,
 ) -> Path:
     """Write a PNG with an axial and a coronal slice of raw image, view, difference and segmentations.
 
     The slices are those where the last of ``labels`` (in nnU-Net's tumour datasets the tumour) has its largest
     cross-section in the reference; where it is absent, in the prediction; then all labels together; then the middle
     slices. Radiological orientation: axial with the front up, coronal with the head up, the patient's right on the
-    left. The last panel is a close-up, framed in the first.
+    left. The last panel is a close-up, framed in the first; lesions of the reference that the prediction misses, and
+    predicted ones that are not there, are called so.
 
     Args:
         raw_hu, view_hu: volumes (z, y, x) in HU, z rising to the head, y to the back, x to the patient's left (what
             SimpleITK's ``DICOMOrient(image, "LPS")`` gives).
         spacing_mm: voxel size (z, y, x).
-        reference, prediction: label maps (z, y, x), or None.
+        reference, prediction: label maps (z, y, x).
         labels: what to draw.
+        detection_overlap: share of a lesion's voxels that must be predicted, or it is missed.
         title: headline of the picture.
         path: file to write.
-        hu_window: HU shown as black and as white.
 
     Returns:
-        The path.
+        The path. The HU window is that of `hu_window_around` the largest lesion.
 
     Raises:
-        UserError: shapes differ, or the HU window is empty.
+        UserError: shapes differ.
     """
-    maps = {name: array for name, array in (("reference", reference), ("prediction", prediction)) if array is not None}
-    check_shapes_and_window(raw_hu, {"view_hu": view_hu, **maps}, hu_window)
+    maps = {REFERENCE: reference, PREDICTION: prediction}
+    check_shapes(raw_hu, {"view_hu": view_hu, **maps})
     values = drawn_values(labels)
-    anything = np.concatenate([[], *values.values()])
-    wanted = [list(values.values())[-1], anything] if values else []
-    planes = largest_cross_sections(raw_hu.shape, [np.isin(array, some) for some in wanted for array in maps.values()])
+    lesion, anything = list(values.values())[-1], np.concatenate(list(values.values()))
+    masks = [np.isin(of, some) for some in (lesion, anything) for of in (reference, prediction)]
+    planes = largest_cross_sections(raw_hu.shape, masks)
     raw, view = ([plane.cut(volume) for plane in planes] for volume in (raw_hu, view_hu))
     cuts = {name: [plane.cut(array) for plane in planes] for name, array in maps.items()}
     columns = [
         Column("raw", raw),
         Column("view (reconstruction)", view),
         Column("view minus raw", differences(raw, view), is_difference=True),
-        Column(" and ".join(maps) or "no segmentation", raw, cuts, is_close_up=True, is_segmentation=True),
-    ]
+        Column(
+            "reference and prediction", raw, cuts, _notes(reference, prediction, lesion, detection_overlap, planes),
+            is_close_up=True, is_segmentation=True,
+        ),
+    ]  # fmt: skip
     figure = figure_of(
         columns, planes, raw_hu.shape, spacing_mm,
         values=values, close_up=any_label(cuts.values(), anything), margin_mm=MARGIN_MM, title=title,
-        hu_window=hu_window, layout=Layout(len(columns)),
+        hu_window=hu_window_around(raw_hu, _target([reference, prediction], lesion), spacing_mm),
+        layout=Layout(len(columns)),
     )  # fmt: skip
     with atomic_write(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -99,6 +108,7 @@ def comparison_picture(
     predictions: Mapping[str, np.ndarray],
     labels: Labels,
     lesion: str,
+    detection_overlap: float,
     remarks: Mapping[str, str],
 ) -> Figure:
     """An axial, a coronal and a sagittal slice through a lesion: raw image, each view, and each model's segmentation.
@@ -106,7 +116,8 @@ def comparison_picture(
     The slices are the largest cross-sections of the largest lesion of the reference; where it has none, of the
     predictions, the first that has one; then of all labels together; then the middle slices. Orientation as in
     `case_picture`; sagittal with the front on the left. All panels but the first are close-ups of the lesion in
-    these slices, framed in the first; a view and its difference to the raw image stand side by side.
+    these slices, framed in the first; a view and its difference to the raw image stand side by side. What a model
+    misses, and what it finds that is not there, is called so.
 
     Args:
         raw_hu: volume (z, y, x) in HU, as for `case_picture`.
@@ -116,6 +127,7 @@ def comparison_picture(
         predictions: model -> label map (z, y, x); empty: the reference alone is drawn.
         labels: what to draw.
         lesion: the one of them that the slices go through.
+        detection_overlap: as for `case_picture`.
         remarks: model -> what is said below its name.
 
     Returns:
@@ -124,11 +136,12 @@ def comparison_picture(
     Raises:
         UserError: shapes differ.
     """
-    check_shapes_and_window(raw_hu, {"reference": reference, **views, **predictions}, SOFT_TISSUE_HU_WINDOW)
+    check_shapes(raw_hu, {"reference": reference, **views, **predictions})
     values = drawn_values(labels)
+    # the last has no dashes
+    values[lesion] = values.pop(lesion)
     maps = [reference, *predictions.values()]
-    lesions = [np.isin(array, values[lesion]) for array in maps]
-    target = largest_lesion(next((mask for mask in lesions if mask.any()), lesions[0]))
+    target = _target(maps, values[lesion])
     anything = np.isin(reference, np.concatenate(list(values.values())))
     planes = largest_cross_sections(raw_hu.shape, [target, anything], axes=(0, 1, 2))
     raw = [plane.cut(raw_hu) for plane in planes]
@@ -139,14 +152,37 @@ def comparison_picture(
         columns.append(Column(name, view, is_close_up=True))
         columns.append(Column(f"{name}\nminus raw", differences(raw, view), is_difference=True, is_close_up=True))
     for name, array in predictions.items():
-        maps_of_model = {"reference": of_reference, "prediction": [plane.cut(array) for plane in planes]}
+        maps_of_model = {REFERENCE: of_reference, PREDICTION: [plane.cut(array) for plane in planes]}
         heading = f"{name}\n{remarks[name]}" if name in remarks else name
-        columns.append(Column(heading, raw, maps_of_model, is_close_up=True, is_segmentation=True))
+        notes = _notes(reference, array, values[lesion], detection_overlap, planes)
+        columns.append(Column(heading, raw, maps_of_model, notes, is_close_up=True, is_segmentation=True))
     if not predictions:
-        columns.append(Column("reference", raw, {"reference": of_reference}, is_close_up=True, is_segmentation=True))
+        columns.append(Column("reference", raw, {REFERENCE: of_reference}, is_close_up=True, is_segmentation=True))
     cuts = [[plane.cut(array) for plane in planes] for array in maps]
     return figure_of(
         columns, planes, raw_hu.shape, spacing_mm,
         values=values, close_up=any_label(cuts, values[lesion]), margin_mm=LESION_MARGIN_MM, title="",
         hu_window=hu_window_around(raw_hu, target, spacing_mm), layout=Layout.for_page(len(columns)),
     )  # fmt: skip
+
+
+def _target(maps: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+    """The largest lesion of the first label map that has one; an empty mask where none has."""
+    lesions = [np.isin(array, values) for array in maps]
+    return largest_lesion(next((mask for mask in lesions if mask.any()), lesions[0]))
+
+
+def _notes(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    values: np.ndarray,
+    detection_overlap: float,
+    planes: tuple[Plane, ...],
+) -> dict[str, list[np.ndarray]]:
+    """What is said of single lesions, with the lesions' slices."""
+    true, found = np.isin(reference, values), np.isin(prediction, values)
+    named = {
+        "missed": missed_lesions(true, found, detection_overlap),
+        "false positive": false_positives(true, found),
+    }
+    return {text: [plane.cut(lesions) for plane in planes] for text, lesions in named.items()}

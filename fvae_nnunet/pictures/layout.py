@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fvae_nnunet.pictures.marks import write_on
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from fvae_nnunet.pictures.outlines import Outline
 
 
 class Layout:
@@ -59,14 +63,11 @@ class Layout:
 
     def say_plane(self, panel: Axes, name: str) -> None:
         """Which slice a row shows."""
-        if not self.plain:
+        if self.plain:
+            text = name.replace("slice ", "").replace(" of ", "/")
+            write_on(panel, 0.02, 0.1, text, font_size=10 / 11 * self.font_size, ha="left", va="bottom")
+        else:
             panel.set_ylabel(name, fontsize=self.font_size)
-            return
-        panel.text(
-            0.02, 0.97, name.replace("slice ", "").replace(" of ", "/"), ha="left", va="top", color="white",
-            transform=panel.transAxes, fontsize=10 / 11 * self.font_size,
-            bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 2},
-        )  # fmt: skip
 
     def colour_bar(self, panel: Axes, column: int, label: str, *, columns: int = 1, extend: str = "neither") -> None:
         """The scale of a panel's image, below some columns."""
@@ -75,9 +76,15 @@ class Layout:
         bar.set_label(label, fontsize=10 / 11 * self.font_size)
         place.tick_params(labelsize=10 / 11 * self.font_size)
 
-    def legend(self, column: int) -> Axes:
-        """From a column to the last."""
-        return self._axes(column, self.below, self.legend_inches, columns=self.columns - column)
+    def legend(self, column: int, entries: Sequence[tuple[str, Outline]]) -> None:
+        """Names and lines, from a column to the last."""
+        place = self._axes(column, self.below, self.legend_inches, columns=self.columns - column)
+        place.set_axis_off()
+        if entries:
+            place.legend(
+                handles=[outline.in_legend(name) for name, outline in entries], loc="upper center",
+                ncols=self.legend_ncols, frameon=False, borderaxespad=0.2, fontsize=10 / 11 * self.font_size,
+            )  # fmt: skip
 
     def _axes(self, column: int, from_top: float, height: float, *, columns: int = 1) -> Axes:
         left = self.left + column * (self.panel_width + self.GAP)

@@ -1,4 +1,4 @@
-"""Which slices of a volume are shown, and with which HU as black and white."""
+"""Which slices of a volume are shown, and which side of the patient is where in them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvae_nnunet.ct.boxes import bounding_box, box_around
+from fvae_nnunet.ct.boxes import bounding_box
 
-SOFT_TISSUE_HU_WINDOW = (-160.0, 240.0)
-LUNG_HU_WINDOW = (-1350.0, 150.0)
-"""HU shown as black and as white: the windows in which radiologists read abdomen and lung."""
+Sides = tuple[str, str, str, str]
+"""What lies to the left, right, top and bottom of a slice as shown: R, L, A, P, S or I."""
 
-LUNG_BELOW_HU = -400.0
-"""A lesion lies in the lung if the median around it is below."""
-
-AROUND_LESION_MM = 10.0
-"""How far from a lesion its surroundings reach."""
+Extent = tuple[float, float, float, float]
+"""Left, right, bottom and top edge in mm, downwards positive."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,11 @@ class Plane:
         return ("axial", "coronal", "sagittal")[self.axis]
 
     @property
-    def sides(self) -> tuple[str, str]:
-        """What lies on the left and on the right of the slice as shown: the patient's right, left, front or back."""
-        return ("A", "P") if self.axis == 2 else ("R", "L")
+    def sides(self) -> Sides:
+        """Of an upright volume: z rises to the head, y to the back, x to the patient's left."""
+        left, back, head = np.eye(3)
+        down = back if self.axis == 0 else -head
+        return sides_of(down, back if self.axis == 2 else left)
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
         """The slice as shown, first row at the top.
@@ -44,10 +42,27 @@ class Plane:
         """
         return volume[self.index] if self.axis == 0 else volume[::-1].take(self.index, axis=self.axis)
 
-    def extent_mm(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float, float, float]:
-        """Left, right, bottom and top edge of the slice in mm, from its upper left corner, downwards positive."""
+    def extent_mm(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> Extent:
+        """Of the slice, from its upper left corner."""
         rows, columns = (axis for axis in range(3) if axis != self.axis)
         return 0.0, shape[columns] * spacing_mm[columns], shape[rows] * spacing_mm[rows], 0.0
+
+
+def sides_of(down: np.ndarray, right: np.ndarray) -> Sides:
+    """The letters of a slice whose rows and columns run in these directions.
+
+    Args:
+        down, right: direction of the columns' and of the rows' course in the patient (x to the left, y to the back, z
+            to the head), as the columns of SimpleITK's direction matrix state them; any length. An oblique one has the
+            letter of its largest part.
+    """
+
+    def ends(direction: np.ndarray) -> tuple[str, str]:
+        axis = int(np.abs(direction).argmax())
+        begin, end = ("RL", "AP", "IS")[axis]
+        return (begin, end) if direction[axis] > 0 else (end, begin)
+
+    return (*ends(right), *ends(down))
 
 
 def largest_cross_sections(
@@ -64,28 +79,19 @@ def largest_cross_sections(
     return tuple(Plane(axis, int(mask.sum(others[axis]).argmax())) for axis in axes)
 
 
-def largest_lesion(mask: np.ndarray) -> np.ndarray:
-    """The largest connected component of a mask (z, y, x), neighbours sharing a face, edge or corner; else the mask."""
-    from scipy import ndimage
+def frame_around(mask: np.ndarray, extent_mm: Extent, margin_mm: float) -> Extent:
+    """The smallest part of a slice with the slice's own proportions that holds a mask (rows, columns) with a margin.
 
+    It lies within the slice; the whole slice where the mask is empty.
+    """
+    left, right, bottom, top = extent_mm
     if not mask.any():
-        return mask
+        return extent_mm
+    size_mm = np.array([bottom - top, right - left])
+    step_mm = size_mm / mask.shape
     box = bounding_box(mask)
-    numbered, _ = ndimage.label(mask[box], structure=np.ones((3, 3, 3), dtype=bool))
-    largest = np.zeros_like(mask)
-    largest[box] = numbered == np.bincount(numbered[mask[box]]).argmax()
-    return largest
-
-
-def hu_window_around(raw_hu: np.ndarray, lesion: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """`LUNG_HU_WINDOW` for a lesion that lies in the lung, else `SOFT_TISSUE_HU_WINDOW`; arrays (z, y, x)."""
-    if not lesion.any():
-        return SOFT_TISSUE_HU_WINDOW
-    box = box_around(lesion, AROUND_LESION_MM, spacing_mm)
-    return hu_window_in(raw_hu[box][~lesion[box]])
-
-
-def hu_window_in(surroundings_hu: np.ndarray) -> tuple[float, float]:
-    """`LUNG_HU_WINDOW` where these voxels are mostly lung, else, or of none, `SOFT_TISSUE_HU_WINDOW`."""
-    is_lung = surroundings_hu.size and np.median(surroundings_hu) < LUNG_BELOW_HU
-    return LUNG_HU_WINDOW if is_lung else SOFT_TISSUE_HU_WINDOW
+    low = np.array([side.start for side in box]) * step_mm - margin_mm
+    high = np.array([side.stop for side in box]) * step_mm + margin_mm
+    part = min(1.0, float(((high - low) / size_mm).max())) * size_mm
+    corner = np.clip((low + high - part) / 2, 0, size_mm - part) + np.array([top, left])
+    return float(corner[1]), float(corner[1] + part[1]), float(corner[0] + part[0]), float(corner[0])

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-SERIES_COLOURS = ("#3d7edb", "#e0702c", "#2f9c74", "#b25bc9", "#c29a14", "#d8506b", "#5aa5b8", "#8a8f98")
+from fvae_nnunet.pictures.colours import (
+    BLUE,
+    GREEN,
+    LIGHT_GREY,
+    ORANGE,
+    PURPLE,
+    SKY_BLUE,
+    VERMILION,
+    colours_of,
+)
+
+SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY_BLUE, VERMILION, LIGHT_GREY)
 """One for each model or view, in order, repeated where they do not suffice; on white and on black."""
 
 Colours = Mapping[str, str]
@@ -16,7 +27,7 @@ LONGEST_NAME = 22
 
 def series_colours(names: Sequence[str]) -> Colours:
     """A colour for each different name, in order; a report has one for all its plots."""
-    return {name: SERIES_COLOURS[place % len(SERIES_COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
+    return colours_of(names, SERIES_COLOURS)
 
 
 def names_in_plot(names: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
+from fvae_nnunet.evaluation.segmentation.lesions import DETECTION_OVERLAP
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
 from fvae_nnunet.pictures.series import names_in_plot
@@ -37,6 +38,16 @@ class Chosen:
     best: Sequence[str]
     worst: Sequence[str]
     explanation: str
+    false_positives: Sequence[str] = ()
+    """Cases without a lesion in the reference in which a model finds one."""
+
+    @property
+    def by_heading(self) -> dict[str, Sequence[str]]:
+        return {"Best": self.best, "Worst": self.worst, "Only false positives": self.false_positives}
+
+    @property
+    def all(self) -> list[str]:
+        return [case for cases in self.by_heading.values() for case in cases]
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,16 @@ class _Task:
     predictions: Mapping[str, Path]
     labels: Mapping[str, int | tuple[int, ...]]
     lesion: str
+    detection_overlap: float
     remarks: Mapping[str, str]
     most_bytes: int
 
 
 def choose_cases(results: Results, number: int) -> Chosen:
-    """The so many best and worst cases; of fewer cases the better and the worse half, so that none is there twice."""
+    """The so many best and worst cases; of fewer cases the better and the worse half, so that none is there twice.
+
+    Beside them as many cases whose reference has no lesion, those with most false positives first.
+    """
     measure = results.deciding_measure
     what = f"{name_of(measure)} of {measure['label_name']}"
     if results.is_comparison:
@@ -64,8 +79,9 @@ def choose_cases(results: Results, number: int) -> Chosen:
     else:
         order = measure["models"][0]["best_first"]
         by = f"by the {what}"
+    only_false = _only_false_positives(results)
     if not order:
-        return Chosen([], [], f"No case can be ordered {by}: none has a value.")
+        return Chosen([], [], f"No case can be ordered {by}: none has a value.", only_false[:number])
     half = len(order) // 2
     best = order[: min(number, len(order) - half)]
     worst = order[::-1][: min(number, half)]
@@ -73,7 +89,20 @@ def choose_cases(results: Results, number: int) -> Chosen:
         f"{counted(len(order), 'case')} in order {by}: {len(best)} from the best and {len(worst)} from the worst end. "
         "They are the ends of the range, not typical cases."
     )
-    return Chosen(best, worst, explanation)
+    others = [case for case in only_false if case not in (*best, *worst)]
+    return Chosen(best, worst, explanation, others[:number])
+
+
+def _only_false_positives(results: Results) -> list[str]:
+    """Cases without a lesion in the reference in which a model finds some, those with most of any model first."""
+    label = results.deciding_measure["label"]
+    counts: dict[str, int] = {}
+    for of_model in results.content["lesions"].get(label, {}).values():
+        for case, lesions in of_model.items():
+            false = len(lesions["false_positive_diameters_mm"])
+            if false and not lesions["diameters_mm"]:
+                counts[case] = max(false, counts.get(case, 0))
+    return sorted(counts, key=lambda case: (-counts[case], case))
 
 
 def draw_cases(
@@ -96,7 +125,7 @@ def draw_cases(
     Raises:
         UserError: an image cannot be read.
     """
-    cases = [[*of.best, *of.worst] for of in chosen]
+    cases = [of.all for of in chosen]
     total = sum(map(len, cases))
     most_bytes = min(MOST_BYTES, MOST_BYTES_OF_ALL // max(1, total))
     tasks = [
@@ -108,6 +137,11 @@ def draw_cases(
     for task, jpeg in zip(tasks, run_each(_draw, tasks, processes, on_picture), strict=True):
         pictures[task.results][task.case] = Picture(jpeg)
     return pictures
+
+
+def _detection_overlap(results: Results) -> float:
+    """That of the results; the usual one where no label was evaluated lesion by lesion."""
+    return results.content["settings"]["lesions"]["detection_overlap"] or DETECTION_OVERLAP
 
 
 def case_blocks(
@@ -122,10 +156,11 @@ def case_blocks(
     yield Paragraph(
         "From above: axial, coronal and sagittal, each at the largest cross-section of the reference's largest lesion. "
         f"From the left: the raw image, its framed part, {f'{shown} with what it changed, ' if views else ''}then each "
-        "model's prediction (thin) over the reference (broad)."
+        "model's prediction (orange, thin) over the reference (blue, broad), along the edges of voxels. Missed: a "
+        f"lesion of which less than {_detection_overlap(results):.0%} of the voxels are predicted."
         + (f" Differences have the scale −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in every picture." if views else "")
     )
-    for heading, cases in (("Best", chosen.best), ("Worst", chosen.worst)):
+    for heading, cases in chosen.by_heading.items():
         if cases:
             yield Heading(heading, 4)
         for case in cases:
@@ -145,8 +180,8 @@ def _values(results: Results, case: str) -> str:
     text = f"{name_of(measure)} of {measure['label_name']}: {', '.join(values)}"
     if not results.is_comparison:
         return text
-    change = measure["comparisons"][0]["differences"][case]
-    return f"{text}; change {of_measure(measure, change, signed=True)}"
+    differences = measure["comparisons"][0]["differences"]
+    return f"{text}; change {of_measure(measure, differences[case], signed=True)}" if case in differences else text
 
 
 def _task(
@@ -168,6 +203,7 @@ def _task(
         predictions={model_names[model]: path for model, path in results.prediction_files(case).items()},
         labels=results.label_values,
         lesion=measure["label_name"],
+        detection_overlap=_detection_overlap(results),
         remarks=remarks,
         most_bytes=most_bytes,
     )
@@ -183,6 +219,7 @@ def _draw(task: _Task) -> bytes:
         predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
         labels=task.labels,
         lesion=task.lesion,
+        detection_overlap=task.detection_overlap,
         remarks=task.remarks,
     )
     buffer = BytesIO()

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
-from fvae_nnunet.pictures.panels import LABEL_COLOURS
-from fvae_nnunet.pictures.planes import Plane, hu_window_around, largest_cross_sections, largest_lesion
+from fvae_nnunet.pictures.colours import ORANGE
+from fvae_nnunet.pictures.hu_windows import hu_window_around
+from fvae_nnunet.pictures.lesions import largest_lesion
+from fvae_nnunet.pictures.marks import mark_panel, write_on
+from fvae_nnunet.pictures.outlines import Outline
+from fvae_nnunet.pictures.panels import draw_frame, show_slice, zoom
+from fvae_nnunet.pictures.planes import Extent, Plane, Sides, frame_around, largest_cross_sections
 from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Figure, Picture
 from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
 LESIONS_OF_A_SHEET = 6
 SIDE_BY_SIDE = 2
 PANEL_INCHES = 1.5
-LESION_COLOUR = LABEL_COLOURS[1]
+LESION_OUTLINE = Outline(ORANGE, 1.2)
+FONT_SIZE = 7
 
 MARGIN_MM = 20.0
 """Room around the lesion in the close-ups."""
@@ -57,13 +62,14 @@ class _Sheet:
 
 @dataclass(frozen=True)
 class _Cut:
-    """The axial slice of an entry and the frame of its close-up (left, right, bottom, top edge), in mm."""
+    """The axial slice of an entry and the frame of its close-up."""
 
     before: np.ndarray
     after: np.ndarray
     lesion: np.ndarray
-    extent_mm: tuple[float, float, float, float]
-    frame_mm: tuple[float, float, float, float]
+    extent_mm: Extent
+    frame_mm: Extent
+    sides: Sides
     hu_window: tuple[float, float]
     name: str
 
@@ -139,27 +145,18 @@ def _draw(sheet: _Sheet) -> bytes:
 
 
 def _draw_entry(panels: Sequence[Axes], cut: _Cut, heading: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    left, right, bottom, top = cut.frame_mm
     shown = (cut.before, cut.before, cut.after, cut.after)
-    for panel, image, name in zip(panels, shown, (cut.name, "before", "after", "mask"), strict=True):
-        panel.imshow(image, cmap="gray", vmin=cut.hu_window[0], vmax=cut.hu_window[1], extent=cut.extent_mm)
-        panel.set(xticks=[], yticks=[], facecolor="black")
-        panel.text(
-            0.03, 0.97, name, ha="left", va="top", color="white", fontsize=7, transform=panel.transAxes,
-            bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1.5},
-        )  # fmt: skip
-    for panel in panels[1:]:
-        panel.set(xlim=(left, right), ylim=(bottom, top))
-    panels[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=0.8, ls=":"))
+    for place, (panel, image, name) in enumerate(
+        zip(panels, shown, (cut.name, "before", "after", "mask"), strict=True)
+    ):
+        show_slice(panel, image, cut.hu_window, cut.extent_mm)
+        if place:
+            zoom(panel, cut.frame_mm)
+        write_on(panel, 0.03, 0.97, name, font_size=FONT_SIZE, ha="left", va="top")
+        mark_panel(panel, cut.sides, font_size=FONT_SIZE)
+    draw_frame(panels[0], cut.frame_mm)
     panels[0].set_title(heading, fontsize=8.5, loc="left", pad=3)
-    if not cut.lesion.any():
-        return
-    rows, columns = cut.lesion.shape
-    _, width_mm, height_mm, _ = cut.extent_mm
-    x_mm, y_mm = (np.arange(columns) + 0.5) * width_mm / columns, (np.arange(rows) + 0.5) * height_mm / rows
-    panels[3].contour(x_mm, y_mm, cut.lesion.astype(float), levels=[0.5], colors=[LESION_COLOUR], linewidths=1.2)
+    LESION_OUTLINE.draw(panels[3], cut.lesion, cut.extent_mm)
 
 
 def _cut(entry: _Entry) -> _Cut:
@@ -181,20 +178,8 @@ def _cut(entry: _Entry) -> _Cut:
         plane.cut(after_hu),
         plane.cut(lesion),
         extent_mm,
-        _frame_mm(plane.cut(lesion), spacing_mm[1:], extent_mm),
+        frame_around(plane.cut(lesion), extent_mm, MARGIN_MM),
+        plane.sides,
         hu_window_around(before_hu, lesion, spacing_mm),
         f"slice {plane.index + 1}/{before_hu.shape[0]}",
     )
-
-
-def _frame_mm(
-    lesion: np.ndarray, spacing_mm: tuple[float, ...], extent_mm: tuple[float, float, float, float]
-) -> tuple[float, float, float, float]:
-    """A square around the mask (y, x) with its margin; the whole slice where nothing is in it."""
-    if not lesion.any():
-        return extent_mm
-    rows, columns = bounding_box(lesion)
-    middle = ((rows.start + rows.stop) / 2 * spacing_mm[0], (columns.start + columns.stop) / 2 * spacing_mm[1])
-    longest = max((rows.stop - rows.start) * spacing_mm[0], (columns.stop - columns.start) * spacing_mm[1])
-    half = longest / 2 + MARGIN_MM
-    return middle[1] - half, middle[1] + half, middle[0] + half, middle[0] - half

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fvae_nnunet.command_lines import command_line
+from fvae_nnunet.ct.orientation import direction_of_nnunet
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.files import find_plans, read_dataset_json, read_plans, read_splits
 from fvae_nnunet.nnunet.folders import dataset_id, dataset_name, nnunet_folder
 from fvae_nnunet.nnunet.registration import EXTERNAL_TRAINERS, external_trainers
+from fvae_nnunet.pictures.planes import Sides
+from fvae_nnunet.training.batch_sides import ramp_along, sides_after
 from fvae_nnunet.training.synthetic_dataset import SyntheticDataset
 from fvae_nnunet.training.views import BlendedArray, ViewDataset
 
@@ -33,6 +36,8 @@ class Sample:
         weight: of the view in ``raw + weight * (view - raw)``: 0 for the raw image, 1 for the view; None where the
             trainer changed the sample in a way that is not known here.
         synthetic: name of the synthetic case that it is; None for any other.
+        sides: what lies to the left, right, top and bottom of its axial slices, after all that augmentation mirrors and
+            turns; None where the reader of the images knows no direction.
     """
 
     case: str
@@ -41,6 +46,7 @@ class Sample:
     masks: dict[str, np.ndarray]
     weight: float | None
     synthetic: str | None = None
+    sides: Sides | None = None
 
     @property
     def mark(self) -> str:
@@ -127,21 +133,22 @@ def _taken(trainer: Any, seed: int) -> TrainingBatch:
 
     def noted_datasets() -> tuple[Any, Any]:
         training, validation = datasets()
-        traced.append(_TracedDataset(training))
+        traced.append(_TracedDataset(training, trainer.plans_manager.transpose_forward))
         return traced[0], validation
 
     trainer.get_tr_and_val_datasets = noted_datasets
     loader, _ = trainer.get_dataloaders()
     dataset = traced[0]
 
-    def batch_of(*, raw: bool) -> dict[str, Any]:
+    def batch_of(show: _Show) -> dict[str, Any]:
         dataset.loaded.clear()
-        dataset.raw = raw
+        dataset.show = show
         _seed(seed)
         return next(loader)
 
-    raw = batch_of(raw=True)
-    batch = batch_of(raw=False)
+    raw = batch_of("raw")
+    ramps = [batch_of(axis)["data"].numpy() for axis in range(3)]
+    batch = batch_of("case")
     loaded = batch["data"].clone()
     received = _received(trainer, batch)
     draw = getattr(trainer, "last_draw", None)
@@ -160,6 +167,7 @@ def _taken(trainer: Any, seed: int) -> TrainingBatch:
                 masks={name: axial(mask[number][None])[0] for name, mask in masks.items()},
                 weight=weight,
                 synthetic=origin.synthetic,
+                sides=sides_after(origin.direction, [axial(ramp[number]) for ramp in ramps]),
             )
         )
     limits, grey = _limits(trainer, samples)
@@ -168,33 +176,50 @@ def _taken(trainer: Any, seed: int) -> TrainingBatch:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a loaded case comes from; ``case`` is the one whose raw image it is compared with."""
+    """Where a loaded case comes from; ``case`` is the one whose raw image it is compared with.
+
+    ``direction`` (3, 3) has a column for each axis of the case's data: where it runs in the patient; None: not known.
+    """
 
     case: str
     weight: float = 0.0
     synthetic: str | None = None
+    direction: np.ndarray | None = None
+
+
+_Show = Literal["case", "raw"] | int
+"""The case as it is, its raw image, or in its place a ramp along an axis of its data (0 to 2)."""
 
 
 class _TracedDataset:
-    """nnU-Net's dataset, noting where each case that is loaded comes from; hands out raw images if told to.
+    """nnU-Net's dataset, noting where each case that is loaded comes from; hands out what ``show`` says.
 
-    The raw image of a synthetic case is that of its source case. Either way the same random numbers are drawn, so that
-    the same seed gives the same crops and augmentation.
+    The raw image of a synthetic case is that of its source case. In any case the same random numbers are drawn, so that
+    the same seed gives the same crops and augmentation: what becomes of a ramp says where the axes of a sample run.
+
+    Args:
+        dataset: nnU-Net's.
+        transpose: the axes of an image in the order of the plans (``transpose_forward``).
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, transpose: Sequence[int]) -> None:
+        self.dataset, self.transpose = dataset, transpose
         self.loaded: list[_Origin] = []
-        self.raw = False
+        self.show: _Show = "case"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dataset, name)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, Any]:
-        data, *rest = self.dataset.load_case(identifier)
+        data, *rest, properties = self.dataset.load_case(identifier)
         origin, raw = self._traced(str(identifier), data)
+        direction = direction_of_nnunet(properties)
+        if direction is not None:
+            origin = replace(origin, direction=direction[:, ::-1][:, list(self.transpose)])
         self.loaded.append(origin)
-        return (raw if self.raw else data, *rest)
+        if isinstance(self.show, int):
+            return (ramp_along(self.show, data.shape), *rest, properties)
+        return (raw if self.show == "raw" else data, *rest, properties)
 
     def _traced(self, identifier: str, data: Any) -> tuple[_Origin, Any]:
         """Where ``data`` comes from, and the raw image beside it."""

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.pictures.panels import LABEL_COLOURS
+from fvae_nnunet.pictures.colours import BLUE, LABEL_COLOURS, VERMILION, colours_of
+from fvae_nnunet.pictures.marks import mark_panel
+from fvae_nnunet.pictures.outlines import Outline
+from fvae_nnunet.pictures.panels import show_difference, show_slice
 from fvae_nnunet.pictures.planes import largest_cross_sections
 
 if TYPE_CHECKING:
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
     from fvae_nnunet.training.batch import Sample, TrainingBatch
 
 PANEL_INCHES = 2.6
-CHANGED_COLOUR = "#ff9f1c"
+CHANGED_COLOUR = VERMILION
 """Of the frame around what is not the raw image."""
 
-SYNTHETIC_COLOUR = "#d0359b"
+SYNTHETIC_COLOUR = BLUE
 """Of the frame around a synthetic case."""
 
 MADE_BY = "fvae-show-batch of fvae_nnunet"
@@ -31,13 +34,17 @@ DIFFERENCE_SHARE = 0.25
 """The difference panels show this share of the grey range to both sides."""
 
 
+NOTE = "Augmentation mirrors, turns, scales and changes grey values, of both images alike; letters hold after it."
+
+
 def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path:
     """Write a PNG with a row for each sample of the batch: raw, as received by the network, difference.
 
     The first image channel is shown, in the axial slice where the last label of ``dataset.json`` (in nnU-Net's tumour
     datasets the tumour) that is in the patch has its largest cross-section, else in the middle slice; of a synthetic
     case where that label has most of what differs from the source case, which is its raw image here. The outlines are
-    those of the target. What is not the raw image has a coloured frame, a synthetic case one of its own.
+    those of the target. What is not the raw image has a coloured frame, a synthetic case one of its own; the second
+    line of the title counts them. There is no bar of a length, because augmentation scales.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -45,29 +52,40 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     rows = len(batch.samples)
-    names = list(dict.fromkeys(name for sample in batch.samples for name in sample.masks))
-    colours = {name: LABEL_COLOURS[number % len(LABEL_COLOURS)] for number, name in enumerate(names)}
+    names = (name for sample in batch.samples for name in sample.masks)
+    outlines = {name: Outline(colour, 1.2) for name, colour in colours_of(names, LABEL_COLOURS).items()}
+    frames = [
+        Patch(fill=False, edgecolor=CHANGED_COLOUR, linewidth=2, label="frame: view, or blended with it"),
+        Patch(fill=False, edgecolor=SYNTHETIC_COLOUR, linewidth=2, label="frame: synthetic case"),
+    ]
     with matplotlib.rc_context({"text.parse_math": False}):
-        size = (3 * PANEL_INCHES + 0.3, rows * (PANEL_INCHES + 0.35) + 1.3)
+        size = (3 * PANEL_INCHES + 0.3, rows * (PANEL_INCHES + 0.35) + 1.7)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         for sample, panels in zip(batch.samples, figure.subplots(rows, 3, squeeze=False), strict=True):
-            _draw(sample, panels, batch.limits, colours)
-        figure.suptitle(title, fontsize=11)
-        lines = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+            _draw(sample, panels, batch.limits, outlines)
+        figure.suptitle(f"{title}\n{_counted(batch.samples)}", fontsize=11)
         figure.legend(
-            handles=lines, loc="outside lower center", ncols=4, frameon=False, fontsize=9,
-            title=f"Grey: {batch.grey}. Difference: a quarter of that range to both sides.", title_fontsize=9,
+            handles=[*(outline.in_legend(name) for name, outline in outlines.items()), *frames],
+            loc="outside lower center", ncols=4, frameon=False, fontsize=9,
+            title=f"Grey: {batch.grey}. Difference: a quarter of that range to both sides.\n{NOTE}", title_fontsize=9,
         )  # fmt: skip
         with atomic_write(Path(path)) as temporary:
             figure.savefig(temporary, format="png", dpi=110, metadata={"Software": MADE_BY})
     return Path(path)
 
 
-def _draw(sample: Sample, panels: Sequence[Axes], limits: tuple[float, float], colours: dict[str, str]) -> None:
+def _counted(samples: Sequence[Sample]) -> str:
+    """How many samples are what, in words: ``2 samples: 1 raw, 1 view``."""
+    kinds = ["synthetic" if sample.synthetic is not None else sample.mark.split(",")[0] for sample in samples]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f"{len(samples)} sample{'s' * (len(samples) > 1)}: {counts}"
+
+
+def _draw(sample: Sample, panels: Sequence[Axes], limits: tuple[float, float], outlines: dict[str, Outline]) -> None:
     reach = DIFFERENCE_SHARE * (limits[1] - limits[0])
     masks = [mask for mask in reversed(list(sample.masks.values())) if mask.any()]
     if sample.synthetic is not None:
@@ -75,22 +93,17 @@ def _draw(sample: Sample, panels: Sequence[Axes], limits: tuple[float, float], c
         masks = [*(mask & changed for mask in masks[:1]), *masks]
     (plane,) = largest_cross_sections(sample.raw.shape[1:], masks, axes=(0,))
     raw, received = plane.cut(sample.raw[0]), plane.cut(sample.received[0])
+    extent = (0.0, float(raw.shape[1]), float(raw.shape[0]), 0.0)
     for panel, image in zip(panels[:2], (raw, received), strict=True):
-        panel.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1])
-        panel.set_autoscale_on(False)
-    panels[2].imshow(received - raw, cmap="RdBu_r", vmin=-reach, vmax=reach)
+        show_slice(panel, image, limits, extent)
+    show_difference(panels[2], received - raw, reach, extent)
     for name, mask in sample.masks.items():
-        outlined = plane.cut(mask)
-        if outlined.any():
-            # a ring of background, so that a mask at the border is closed too
-            rows, columns = outlined.shape
-            ring = np.pad(outlined, 1).astype(float)
-            x, y = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
-            panels[1].contour(x, y, ring, levels=[0.5], colors=[colours[name]], linewidths=1.2)
+        outlines[name].draw(panels[1], plane.cut(mask), extent)
     headings = (f"{sample.case}, slice {plane.index + 1} of {sample.raw.shape[1]}", sample.mark, "difference")
     for panel, heading in zip(panels, headings, strict=True):
-        panel.set(xticks=[], yticks=[])
         panel.set_title(heading, fontsize=9)
+        if sample.sides is not None:
+            mark_panel(panel, sample.sides, font_size=8, bar=False)
     if sample.weight != 0 or sample.synthetic is not None:
         panels[1].set_title(sample.mark, fontsize=9, fontweight="bold")
         for side in panels[1].spines.values():

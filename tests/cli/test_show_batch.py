@@ -1,7 +1,10 @@
+from functools import partial
+
 import blosc2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter, rotate
 from synthetic_for_tests import ball_in, preprocess, write_synthetic_folder
 from trainers_for_tests import reproducible  # noqa: F401
 from views_for_tests import BrighterVAE, make_view
@@ -10,6 +13,7 @@ from fvae_nnunet.cli.show_batch import main
 from fvae_nnunet.trainers import nnUNetTrainerFVAEOnline
 from fvae_nnunet.training.batch import Sample, TrainingBatch, take_training_batch
 from fvae_nnunet.training.batch_picture import CHANGED_COLOUR, SYNTHETIC_COLOUR, batch_picture
+from fvae_nnunet.training.batch_sides import ramp_along, sides_after
 from fvae_nnunet.training.ct_patches import CTPatches
 from fvae_nnunet.training.online import Draw, PatchReconstruction
 from fvae_nnunet.vae import load_vae
@@ -128,6 +132,7 @@ def test_a_synthetic_sample_differs_from_its_source_in_the_new_lesion_alone(with
         )[:]
         changed = sample.raw != sample.received
         assert changed.any() and not (changed[0] & ~sample.masks["tumour"]).any()
+        assert sample.sides == ("R", "L", "A", "P")
         assert changed.sum() <= ball.sum() and sample.raw.max() <= source.max()
 
 
@@ -217,8 +222,33 @@ def test_the_picture_marks_views_and_draws_names_as_they_are(tmp_path, monkeypat
     assert not any(panel.title.get_parse_math() for panel in panels)
     widths = [panel.spines["left"].get_linewidth() for panel in panels]
     assert widths[4] == 3 and max(widths[:4]) < 3
-    assert [len(panel.collections) for panel in panels] == [0, 1, 0, 0, 0, 0], "the outline of the tumour alone"
+    assert [len(panel.collections) for panel in panels] == [0, 2, 0, 0, 0, 0], "the tumour's line and casing"
     np.testing.assert_array_equal(panels[5].images[0].get_array(), 0.5)
+    assert drawn[0].get_suptitle() == "$title_\n2 samples: 1 raw, 1 view"
+
+
+def test_letters_follow_what_augmentation_mirrors_and_turns():
+    shape = (2, 12, 30, 40)
+    as_loaded = [np.array(ramp_along(axis, shape)) for axis in range(3)]
+    along_file = np.eye(3)[:, ::-1]  # the axes z, y, x run to the head, to the back and to the left
+
+    def sides(change):
+        return sides_after(along_file, [change(ramp) for ramp in as_loaded])
+
+    assert sides(lambda ramp: ramp) == ("R", "L", "A", "P")
+    assert sides(lambda ramp: ramp[:, :, :, ::-1]) == ("L", "R", "A", "P")
+    assert sides(lambda ramp: ramp[:, ::-1, ::-1]) == ("R", "L", "P", "A")
+    assert sides(lambda ramp: rotate(ramp, 30, axes=(3, 2), order=1)) == ("R", "L", "A", "P"), "with padding around"
+    blurred_padding = partial(gaussian_filter, sigma=(0, 2, 2, 2))
+    assert sides(lambda ramp: blurred_padding(np.pad(ramp, ((0, 0), (9, 0), (0, 9), (9, 0))))) == ("R", "L", "A", "P")
+    assert sides(lambda ramp: np.rot90(ramp, axes=(2, 3))) == ("A", "P", "L", "R")
+    assert sides(lambda ramp: 0.3 * ramp**1.2)[:2] == ("R", "L"), "grey values are augmented too"
+    assert sides_after(None, as_loaded) is None
+
+
+@pytest.mark.slow
+def test_letters_of_samples_change_where_augmentation_mirrors(planned):
+    assert len({sample.sides for seed in range(4) for sample in take(planned, "nnUNetTrainer", seed=seed)}) > 1
 
 
 def test_mistakes_of_the_call_are_one_message(planned, tmp_path, capsys):

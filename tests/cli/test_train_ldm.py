@@ -62,6 +62,11 @@ SETTINGS = TrainingSettings(
 )
 
 
+def upright(case):
+    """Axes of images that rise to the head, run to the back and to the left."""
+    return np.eye(3)[:, ::-1]
+
+
 @pytest.fixture(scope="module")
 def latents():
     """Draws of a small cache, and the settings of a model of it."""
@@ -653,7 +658,7 @@ def test_pictures_are_made_with_the_cases_own_text(latents, tmp_path, monkeypatc
     draws.sample = seen_draw
     monkeypatch.setattr(sampling, "sample_latent", seen_sample)
     plan = Plan(None, SETTINGS, settings, NoiseProcess(), {}, save_every=1)
-    pictures = SamplePictures(tmp_path, draws, settings, NoiseProcess(steps=3), load_vae("tiny"), seed=5)
+    pictures = SamplePictures(tmp_path, draws, settings, NoiseProcess(steps=3), load_vae("tiny"), upright, seed=5)
     assert pictures(first_denoiser(plan).eval(), 3).is_file()
     assert set(cases) == {"phantom_000", "phantom_001"}, "the cases with lesion; else choose another seed"
     assert len(texts) == 2 * len(cases)
@@ -663,12 +668,24 @@ def test_pictures_are_made_with_the_cases_own_text(latents, tmp_path, monkeypatc
             assert text is None if expected is None else torch.equal(text, expected.float())
 
 
-def test_pictures_show_the_lesions_outline_and_its_core(outlines, tmp_path):
+def test_pictures_say_real_and_show_organ_lesion_and_its_core(outlines, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
     draws, model, settings = outlines("draft")
     vae = load_vae("tiny")
-    pictures = SamplePictures(tmp_path, draws, model, NoiseProcess("sample", steps=2), vae, seed=5)
+    pictures = SamplePictures(tmp_path, draws, model, NoiseProcess("sample", steps=2), vae, upright, seed=5)
     plan = Plan(None, settings, model, NoiseProcess("sample"), {}, save_every=1)
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
     assert pictures(first_denoiser(plan).eval(), 3).is_file()
+    panels = drawn[0].axes
+    assert [panel.get_title().split("\n")[0].split(": ")[-1] for panel in panels[:3]] == [
+        "real", "lesion generated", "all generated",
+    ]  # fmt: skip
+    for panel in panels:
+        assert [text.get_text() for text in panel.texts][:4] == ["R", "L", "A", "P"]
+    assert {len(panel.collections) for panel in panels} == {4}, "line and casing of organ and lesion"
     sample = draws.sample(2, np.random.default_rng(0), with_lesion=True)
     pixels = pictures._lesion_pixels(sample)
     # the share of a cell's pixels is that of its lesion
@@ -763,18 +780,3 @@ def test_two_processes_of_accelerate_make_the_model_of_one(tmp_path):
         assert float(first["loss"]) == pytest.approx(float(second["loss"]), rel=1e-3)
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
-
-
-def test_the_window_of_a_picture_follows_what_is_beside_the_lesion():
-    from fvae_nnunet.pictures.planes import LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
-    from fvae_nnunet.synthesis.training.samples import _hu_window
-
-    lesion = np.zeros((6, 6))
-    lesion[2:4, 2:4] = 0.5
-    slice_hu = np.full((48, 48), -1000.0)
-    slice_hu[8:40, 8:40] = 40
-    assert _hu_window(slice_hu, lesion) == SOFT_TISSUE_HU_WINDOW, "although most of the slice is air"
-    assert _hu_window(slice_hu, np.zeros((6, 6))) == LUNG_HU_WINDOW
-    slice_hu[8:40, 8:40] = -850
-    slice_hu[16:32, 16:32] = 40
-    assert _hu_window(slice_hu, lesion) == LUNG_HU_WINDOW, "although the lesion is not"

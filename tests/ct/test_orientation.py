@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from fvae_nnunet.ct.orientation import axial_order, axial_order_of_nnunet
+from fvae_nnunet.ct.geometry import Geometry
+from fvae_nnunet.ct.orientation import axial_order, axial_order_of_nnunet, direction_of_nnunet
+from fvae_nnunet.pictures.planes import sides_of
 
 
 def volume_in_orientation(code):
@@ -25,6 +27,13 @@ def test_all_48_orientations_give_axial_slices(code):
     assert abs(int(axial[1, 0, 0]) - int(axial[0, 0, 0])) == 100
     assert abs(int(axial[0, 1, 0]) - int(axial[0, 0, 0])) == 10
     assert abs(int(axial[0, 0, 1]) - int(axial[0, 0, 0])) == 1
+    # grey values rise to the head, to the back and to the patient's left
+    course = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection()).axial_direction
+    signs = [np.sign(int(axial[neighbour]) - int(axial[0, 0, 0])) for neighbour in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    np.testing.assert_allclose(course, np.eye(3)[:, ::-1] * signs, atol=1e-6)
+    left_to_right = ("R", "L") if signs[2] > 0 else ("L", "R")
+    top_to_bottom = ("A", "P") if signs[1] > 0 else ("P", "A")
+    assert sides_of(course[:, 1], course[:, 2]) == (*left_to_right, *top_to_bottom)
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(0, (0, 1, 2)), (30, (0, 1, 2)), (60, (1, 0, 2)), (90, (1, 0, 2))])
@@ -47,8 +56,13 @@ def test_nnunet_readers_agree_with_simpleitk(tmp_path):
         data, properties = reader.read_images([str(path)])
         axial = data[0].transpose(axial_order_of_nnunet(properties))
         assert axial.shape == (4, 5, 6), type(reader).__name__
+        turned = "WithReorient" in type(reader).__name__
+        expected = sitk.DICOMOrient(image, "RAS") if turned else image
+        direction = np.reshape(expected.GetDirection(), (3, 3))
+        np.testing.assert_allclose(direction_of_nnunet(properties), direction, atol=1e-6)
 
 
 def test_images_without_direction_keep_their_order():
     assert axial_order_of_nnunet({"spacing": [1, 1, 1]}) == (0, 1, 2)
     assert axial_order_of_nnunet({"sitk_stuff": {"direction": (1, 0, 0, 1)}}) == (0, 1, 2)
+    assert direction_of_nnunet({"spacing": [1, 1, 1]}) is None

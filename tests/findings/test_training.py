@@ -143,7 +143,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path):
         trained(tmp_path / "interrupted", stop_after=5)
     assert not (tmp_path / "interrupted" / "network.safetensors").exists()
     trained(tmp_path / "interrupted")
-    files = ("network.safetensors", "progress.csv", "cases/network.json")
+    files = ("network.safetensors", "progress.csv", "progress.png", "cases/network.json")
     made = (path for path in (tmp_path / "interrupted").rglob("*") if path.is_file())
     assert sorted(path.relative_to(tmp_path / "interrupted").as_posix() for path in made) == sorted(files)
     for name in files:

@@ -10,15 +10,10 @@ import pytest
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.pictures.case import LESION_MARGIN_MM, case_picture, comparison_picture
+from fvae_nnunet.pictures.colours import PREDICTION_COLOUR, REFERENCE_COLOUR
+from fvae_nnunet.pictures.hu_windows import LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
-from fvae_nnunet.pictures.planes import (
-    LUNG_HU_WINDOW,
-    SOFT_TISSUE_HU_WINDOW,
-    Plane,
-    hu_window_around,
-    largest_cross_sections,
-    largest_lesion,
-)
+from fvae_nnunet.pictures.planes import Plane, frame_around, largest_cross_sections, sides_of
 
 SHAPE = (10, 20, 40)
 SPACING_MM = (5.0, 2.0, 1.0)
@@ -49,32 +44,26 @@ def test_sagittal_slices_show_the_head_up_and_the_front_on_the_left() -> None:
     volume = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     plane = Plane(2, 31)
     sagittal = plane.cut(volume)
-    assert plane.name == "sagittal" and plane.sides == ("A", "P") and sagittal.shape == (10, 20)
+    assert plane.name == "sagittal" and sagittal.shape == (10, 20)
     assert sagittal[0, 3] == volume[9, 3, 31] and sagittal[-1, 0] == volume[0, 0, 31]
     assert plane.extent_mm(SHAPE, SPACING_MM) == (0, 20 * 2.0, 10 * 5.0, 0)
 
 
-def test_the_largest_lesion_is_the_component_with_most_voxels() -> None:
-    mask = np.zeros(SHAPE, bool)
-    mask[1, 1, 1:5] = True
-    mask[2, 2, 5] = True  # touches the corner of the voxel before: the same lesion
-    mask[7, 10:12, 10:12] = True
-    expected = mask.copy()
-    expected[7] = False
-    np.testing.assert_array_equal(largest_lesion(mask), expected)
-    assert not largest_lesion(np.zeros(SHAPE, bool)).any()
+def test_the_letters_of_a_slice_follow_the_direction_of_its_axes() -> None:
+    left, back, head = np.eye(3)
+    assert Plane(0, 0).sides == sides_of(back, left) == ("R", "L", "A", "P")
+    assert Plane(1, 0).sides == sides_of(-head, left) == ("R", "L", "S", "I")
+    assert Plane(2, 0).sides == sides_of(-head, back) == ("A", "P", "S", "I")
+    assert sides_of(-back, -left) == ("L", "R", "P", "A"), "as RAS files lie"
+    assert sides_of(0.8 * back + 0.6 * left, 0.8 * left - 0.6 * back) == ("R", "L", "A", "P"), "oblique"
 
 
-def test_a_lesion_in_the_lung_is_seen_in_the_window_of_the_lung() -> None:
-    lesion = np.zeros(SHAPE, bool)
-    lesion[4:6, 8:11, 18:22] = True
-    in_lung = np.where(lesion, 40, -850).astype(np.int16)
-    assert hu_window_around(in_lung, lesion, SPACING_MM) == LUNG_HU_WINDOW
-    in_lung[:, :, :10] = 60  # further away than its surroundings reach
-    assert hu_window_around(in_lung, lesion, SPACING_MM) == LUNG_HU_WINDOW
-    assert hu_window_around(np.full(SHAPE, 50), lesion, SPACING_MM) == SOFT_TISSUE_HU_WINDOW
-    assert hu_window_around(in_lung, np.zeros(SHAPE, bool), SPACING_MM) == SOFT_TISSUE_HU_WINDOW
-    assert hu_window_around(in_lung, np.ones(SHAPE, bool), SPACING_MM) == SOFT_TISSUE_HU_WINDOW
+def test_a_frame_has_the_slices_proportions_holds_the_mask_and_stays_in_the_slice() -> None:
+    mask = np.zeros((20, 40), bool)
+    mask[0:4, 36:40] = True  # pixels of 2 mm x 1 mm, so a slice of 40 mm x 40 mm
+    assert frame_around(mask, (0.0, 40.0, 40.0, 0.0), 5.0) == pytest.approx((22, 40, 18, 0))
+    assert frame_around(mask, (0.0, 40.0, 40.0, 0.0), 50.0) == (0, 40, 40, 0)
+    assert frame_around(mask & False, (0.0, 40.0, 40.0, 0.0), 5.0) == (0, 40, 40, 0)
 
 
 def test_axial_slices_show_the_front_up_and_coronal_ones_the_head_up() -> None:
@@ -106,13 +95,18 @@ def boxes_of_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> 
     return [box for box in ndimage.find_objects(areas) if (box[0].stop - box[0].start) > 100]
 
 
+def picture_of(path: Path, raw_hu: np.ndarray, view_hu: np.ndarray, **changes: Any) -> np.ndarray:
+    empty = np.zeros(raw_hu.shape, np.uint8)
+    arguments: dict[str, Any] = {"reference": empty, "prediction": empty, "labels": LABELS, "spacing_mm": SPACING_MM}
+    arguments |= {"detection_overlap": 0.1, "title": "case", "path": path / "case.png"} | changes
+    return drawn(case_picture(raw_hu, view_hu, **arguments))
+
+
 @pytest.mark.slow
 def test_panels_have_the_proportions_of_the_slices_and_the_grey_of_the_hu_window(tmp_path: Path) -> None:
     raw_hu = np.full(SHAPE, 60, np.int16)  # (60 + 160) / (240 + 160) = 0.55 of the way to white
-    path = case_picture(
-        raw_hu, raw_hu + 100.0, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png"
-    )
-    panels = [*boxes_of_colour(drawn(path), (0.55, 0.55, 0.55)), *boxes_of_colour(drawn(path), (0.8, 0.8, 0.8))]
+    picture = picture_of(tmp_path, raw_hu, raw_hu + 100.0)
+    panels = [*boxes_of_colour(picture, (0.55, 0.55, 0.55)), *boxes_of_colour(picture, (0.8, 0.8, 0.8))]
     proportions = sorted((box[0].stop - box[0].start) / (box[1].stop - box[1].start) for box in panels)
     # raw twice and view once, in an axial row of 40 mm x 40 mm and a coronal row of 50 mm x 40 mm
     assert proportions == pytest.approx([1.0] * 3 + [1.25] * 3, rel=0.02)
@@ -124,40 +118,39 @@ def test_difference_is_view_minus_raw_on_a_scale_of_50_hu(tmp_path: Path, shift_
     from matplotlib import colormaps
 
     raw_hu = np.full(SHAPE, 60, np.int16)
-    path = case_picture(
-        raw_hu, raw_hu + shift_hu, spacing_mm=SPACING_MM, labels=LABELS, title="", path=tmp_path / "case.png"
-    )
     red, green, blue, _ = colormaps["RdBu_r"](end)
-    assert len(boxes_of_colour(drawn(path), (red, green, blue))) == 2
+    assert len(boxes_of_colour(picture_of(tmp_path, raw_hu, raw_hu + shift_hu), (red, green, blue))) == 2
 
 
 @pytest.mark.slow
-def test_outlines_appear_only_for_what_is_there(tmp_path: Path) -> None:
+def test_outlines_appear_only_for_what_is_there_and_in_the_hue_of_their_role(tmp_path: Path) -> None:
+    from matplotlib.colors import to_rgb
+
     raw_hu = np.full(SHAPE, -1000, np.int16)
     reference = np.zeros(SHAPE, np.uint8)
-    reference[4:7, 5:15, 10:30] = 1
-    prediction = np.roll(reference, 2, axis=2) * 2
-    path = tmp_path / "case.png"
-    arguments: dict[str, Any] = {"spacing_mm": SPACING_MM, "labels": LABELS, "title": "case", "path": path}
+    reference[4:7, 5:15, 10:30] = 2
+    prediction = np.roll(reference, 2, axis=2)
 
-    def has_colour(picture: np.ndarray, colour: tuple[float, float, float]) -> bool:
-        return bool((np.abs(picture - colour).max(-1) < 0.02).sum() > 100)
+    def has_colour(picture: np.ndarray, colour: str) -> bool:
+        area = picture[: int(0.85 * len(picture))]  # without the legend
+        return bool((np.abs(area - to_rgb(colour)).max(-1) < 0.02).sum() > 100)
 
-    red_of_the_tumour = (1.0, 0x3B / 255, 0x5C / 255)
-    without = drawn(case_picture(raw_hu, raw_hu, reference=reference, **arguments))
-    with_prediction = drawn(case_picture(raw_hu, raw_hu, reference=reference, prediction=prediction, **arguments))
-    assert not has_colour(without, red_of_the_tumour)
-    assert has_colour(with_prediction, red_of_the_tumour)
+    both = picture_of(tmp_path, raw_hu, raw_hu, reference=reference, prediction=prediction)
+    assert has_colour(both, REFERENCE_COLOUR) and has_colour(both, PREDICTION_COLOUR)
+    missed = picture_of(tmp_path, raw_hu, raw_hu, reference=reference)
+    assert has_colour(missed, REFERENCE_COLOUR) and not has_colour(missed, PREDICTION_COLOUR)
+    false = picture_of(tmp_path, raw_hu, raw_hu, prediction=prediction)
+    assert has_colour(false, PREDICTION_COLOUR) and not has_colour(false, REFERENCE_COLOUR)
 
 
 def test_a_region_and_a_mask_at_the_border_can_be_drawn(tmp_path: Path) -> None:
     raw_hu = np.zeros((1, 16, 16), np.int16)
     everywhere = np.ones((1, 16, 16), np.uint8)
-    path = case_picture(
-        raw_hu, raw_hu, spacing_mm=(3.0, 1.0, 1.0), reference=everywhere, prediction=everywhere,
-        labels={"background": 0, "whole": [1, 2], "core": 2}, title="one slice", path=tmp_path / "case.png",
-    )  # fmt: skip
-    assert drawn(path).shape[2] == 3
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    picture = picture_of(
+        tmp_path, raw_hu, raw_hu, reference=everywhere, prediction=everywhere, labels=labels, spacing_mm=(3.0, 1.0, 1.0)
+    )
+    assert picture.shape[2] == 3
 
 
 @pytest.fixture
@@ -177,6 +170,7 @@ def case() -> dict[str, Any]:
         "predictions": {"$one": reference, "two": np.minimum(reference, 1)},
         "labels": LABELS,
         "lesion": "tumour",
+        "detection_overlap": 0.1,
         "remarks": {"$one": "NSD 1.000"},
     }
 
@@ -202,7 +196,29 @@ def test_a_comparison_shows_each_view_with_its_difference_and_each_model_in_thre
         assert limits[3] == limits[5] == (-DIFFERENCE_HU, DIFFERENCE_HU)
         assert limits[0] == limits[2] == limits[6] == SOFT_TISSUE_HU_WINDOW
     legend = next(axes.get_legend() for axes in figure.axes if axes.get_legend())
-    assert [text.get_text() for text in legend.get_texts()] == ["organ", "tumour", "reference", "prediction"]
+    assert [text.get_text() for text in legend.get_texts()] == ["reference", "prediction", "organ", "tumour"]
+
+
+def texts_of(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_every_panel_has_its_letters_and_a_bar_and_a_missed_lesion_is_called_so(case: dict[str, Any]) -> None:
+    panels = [axes for axes in comparison_picture(**case).figure.axes if axes.images]
+    for row, sides in enumerate((["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"])):
+        for panel in panels[8 * row : 8 * (row + 1)]:
+            assert texts_of(panel)[-5:-1] == sides or texts_of(panel)[-6:-2] == sides
+            assert any(text in ("2 cm", "1 cm", "5 mm") for text in texts_of(panel))
+    found, missed = panels[6:8]
+    assert "missed" not in texts_of(found) and texts_of(missed).count("missed") == 1
+    nothing = case | {"reference": np.minimum(case["reference"], 1), "predictions": {"one": case["reference"]}}
+    (panel,) = [axes for axes in comparison_picture(**nothing).figure.axes if axes.get_title() == "one"]
+    assert "false positive" in texts_of(panel) and "missed" not in texts_of(panel)
+
+
+def test_a_lesion_in_the_lung_is_drawn_in_its_window(case: dict[str, Any]) -> None:
+    in_lung = case | {"raw_hu": np.where(case["reference"] == 2, 40, -850).astype(np.int16), "views": {}}
+    assert comparison_picture(**in_lung).axes[0].images[0].get_clim() == LUNG_HU_WINDOW
 
 
 def test_close_ups_show_the_lesion_with_room_around_it(case: dict[str, Any]) -> None:
@@ -231,14 +247,10 @@ def test_a_comparison_of_unequal_shapes_is_refused(case: dict[str, Any]) -> None
         comparison_picture(**case | {"views": {"view a": case["raw_hu"][1:]}})
 
 
-def test_unequal_shapes_and_an_empty_window_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_unequal_shapes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     raw_hu = np.zeros(SHAPE, np.int16)
-    path = tmp_path / "case.png"
-    common: dict[str, Any] = {"spacing_mm": SPACING_MM, "labels": LABELS, "title": "", "path": path}
     with pytest.raises(UserError, match=r"prediction has shape \(10, 20, 39\), raw_hu \(10, 20, 40\)"):
-        case_picture(raw_hu, raw_hu, prediction=np.zeros((10, 20, 39)), **common)
+        picture_of(tmp_path, raw_hu, raw_hu, prediction=np.zeros((10, 20, 39)))
     with pytest.raises(UserError, match="view_hu has shape"):
-        case_picture(raw_hu, raw_hu[1:], **common)
-    with pytest.raises(UserError, match="must rise"):
-        case_picture(raw_hu, raw_hu, hu_window=(240, -160), **common)
+        picture_of(tmp_path, raw_hu, raw_hu[1:])
     assert list(tmp_path.iterdir()) == []

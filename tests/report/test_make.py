@@ -172,6 +172,26 @@ def test_no_case_is_chosen_twice(made):
     assert without.best == without.worst == [] and "none has a value" in without.explanation
 
 
+def test_cases_with_only_false_positives_are_chosen_too(made):
+    comparison = read_json(made / "comparison.json")
+    of_label = next(iter(comparison["lesions"].values()))
+    label = next(iter(comparison["lesions"]))
+    for model, of_cases in of_label.items():
+        false = {"case_0001": [4.0], "case_0004": [3.0, 5.0]} if model == "second" else {}
+        for case, diameters_mm in false.items():
+            of_cases[case] |= {"diameters_mm": [], "detected": [], "false_positive_diameters_mm": diameters_mm}
+        of_cases["case_0000"]["false_positive_diameters_mm"] = [3.0] * 9  # beside a lesion of the reference
+    for measure in comparison["measures"]:
+        if measure["label"] == label and measure["comparisons"]:
+            order = measure["comparisons"][0]["most_improved_first"]
+            order[:] = [case for case in order if case not in ("case_0001", "case_0004")]
+    (results,) = load_results([made / "comparison.json"])
+    results = replace(results, content=comparison)
+    assert choose_cases(results, 1).false_positives == ["case_0004"], "the one with most"
+    assert choose_cases(results, 5).by_heading["Only false positives"] == ["case_0004", "case_0001"]
+    assert choose_cases(results, 5).all[-2:] == ["case_0004", "case_0001"] and choose_cases(results, 0).all == []
+
+
 @pytest.mark.slow
 def test_missing_predictions_are_counted(project):
     (project / "second" / "case_0001.nii.gz").unlink()

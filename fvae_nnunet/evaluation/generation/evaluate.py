@@ -245,7 +245,14 @@ def _described(images: ImageSet) -> dict[str, Any]:
     return {
         "folder": str(images.folder),
         "kind": images.kind,
-        "cases": {case.name: {"image": str(case.images[0]), "source": case.source} for case in images.cases},
+        "cases": {
+            case.name: {
+                "image": str(case.images[0]),
+                "label": None if case.label is None else str(case.label),
+                "source": case.source,
+            }
+            for case in images.cases
+        },
     }
 
 

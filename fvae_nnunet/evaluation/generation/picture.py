@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fvae_nnunet.ct.files import read_upright
+from fvae_nnunet.ct.hu_windows import HUWindow
 from fvae_nnunet.evaluation.generation.evaluate import Evaluated
 from fvae_nnunet.evaluation.generation.features import Extracted
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.pictures.colours import BLUE, LIGHT_GREY, ORANGE
+from fvae_nnunet.pictures.hu_windows import hu_window_around
+from fvae_nnunet.pictures.marks import mark_panel
+from fvae_nnunet.pictures.panels import show_slice
+from fvae_nnunet.pictures.planes import Plane, largest_cross_sections
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"train": "#9aa3b0", "real": "#2563b8", "fake": "#e07b1a"}
+COLOURS = {"train": LIGHT_GREY, "real": BLUE, "fake": ORANGE}
 NAMES = {"train": "training", "real": "real", "fake": "generated"}
 MARKERS = {"train": "s", "real": "o", "fake": "^"}
-HU_WINDOW = (-1000.0, 400.0)
-"""Lung and soft tissue in one grey range."""
-
 PAIRS = 3
 """Generated images that are shown beside their nearest training case."""
+
+THUMBNAIL_PIXELS = (48, 48)
+"""In which slices of a pair are compared."""
 
 _PANEL_INCHES = 3.6
 _COLUMNS = 4
@@ -33,8 +40,8 @@ def generation_picture(evaluated: Evaluated, path: Path, *, title: str) -> Path 
     """Write the PNG.
 
     A panel for each network and part of its input: the two leading principal components of the cases' features (of all
-    sets together; means over slices), with their share of the variance. Below, if there was a memorisation check, the
-    generated images that are nearest to a training case, beside it: the middle axial slice of both.
+    sets together; means over slices), with their share of the variance, and above it the network's distances. Below, if
+    there was a memorisation check, the generated images that are nearest to a training case, beside it: see `pair_of`.
 
     Returns:
         The path; None where there are no features to draw.
@@ -60,7 +67,7 @@ def generation_picture(evaluated: Evaluated, path: Path, *, title: str) -> Path 
         upper, *lower = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         panels = upper.subplots(rows, columns, squeeze=False).ravel()
         for panel, part in zip(panels, parts, strict=False):
-            _draw_components(panel, part, evaluated.extracted)
+            _draw_components(panel, part, evaluated)
         for panel in panels[len(parts) :]:
             panel.set_axis_off()
         handles, labels = panels[0].get_legend_handles_labels()
@@ -95,7 +102,8 @@ def components(vectors: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndar
     return np.split(scores, borders), shares
 
 
-def _draw_components(panel: Axes, part: tuple[str, str], extracted: Mapping[str, Extracted]) -> None:
+def _draw_components(panel: Axes, part: tuple[str, str], evaluated: Evaluated) -> None:
+    extracted = evaluated.extracted
     sets = {name: extracted[name].features[part] for name in COLOURS if part in _features(extracted, name)}
     scores, shares = components([features.means() for features in sets.values()])
     for (name, features), points in zip(sets.items(), scores, strict=True):
@@ -104,7 +112,13 @@ def _draw_components(panel: Axes, part: tuple[str, str], extracted: Mapping[str,
             label=f"{NAMES[name]} ({len(features.names)})",
         )  # fmt: skip
     network, of_input = part
-    panel.set_title(network if of_input == "volume" else f"{network}, {of_input}", fontsize=10)
+    heading = [network if of_input == "volume" else f"{network}, {of_input}"]
+    heading += [
+        f"{entry['metric'].upper()} {entry['value']:.4g} (by chance {entry['by_chance']:.4g})"
+        for entry in evaluated.results["distances"]
+        if (entry["network"], entry["part"]) == part
+    ]
+    panel.set_title("\n".join(heading), fontsize=9)
     panel.set_xlabel(f"component 1 ({shares[0]:.0%})", fontsize=8)
     panel.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
     panel.tick_params(labelsize=7)
@@ -116,16 +130,60 @@ def _features(extracted: Mapping[str, Extracted], name: str) -> Mapping[tuple[st
     return extracted[name].features if name in extracted else {}
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A generated image and a training image: volumes (z, y, x) in HU, upright, with their spacing and the axial slice
+    of each that is shown."""
+
+    volumes: tuple[np.ndarray, np.ndarray]
+    spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
+    planes: tuple[Plane, Plane]
+    hu_window: HUWindow
+
+
+def pair_of(fake: Mapping[str, Any], train: Mapping[str, Any]) -> Pair:
+    """The slices in which a copy would be seen.
+
+    Of the generated image that with the largest cross-section of the highest value of its label map, in nnU-Net's
+    tumour datasets the tumour (without label map the middle one); of the training image the one that correlates most
+    with it.
+
+    Args:
+        fake, train: their entries in ``results``: ``image`` and ``label``.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    (fake_hu, fake_mm), (train_hu, train_mm) = (read_upright(Path(case["image"])) for case in (fake, train))
+    labels = np.zeros(fake_hu.shape, np.uint8) if fake["label"] is None else read_upright(Path(fake["label"]))[0]
+    lesion = (labels == labels.max()) & (labels > 0)
+    (plane,) = largest_cross_sections(fake_hu.shape, [lesion], axes=(0,))
+    window = hu_window_around(fake_hu, lesion, fake_mm)
+    shown = _thumbnail(fake_hu[plane.index], window)
+    likeness = [float((_thumbnail(axial, window) * shown).sum()) for axial in train_hu]
+    return Pair((fake_hu, train_hu), (fake_mm, train_mm), (plane, Plane(0, int(np.argmax(likeness)))), window)
+
+
+def _thumbnail(slice_hu: np.ndarray, hu_window: HUWindow) -> np.ndarray:
+    """A slice with `THUMBNAIL_PIXELS` along its edges, of mean 0 and length 1, so that products are correlations."""
+    from skimage.transform import resize
+
+    small = resize(np.clip(slice_hu.astype(np.float32), *hu_window), THUMBNAIL_PIXELS, anti_aliasing=True)
+    small = small - small.mean()
+    return small / max(float(np.linalg.norm(small)), 1e-9)
+
+
 def _draw_pairs(panels: Sequence[Axes], pairs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> None:
-    for number, pair in enumerate(pairs):
-        shown = (("fake", pair["case"]), ("train", pair["training_case"]))
-        for panel, (name, case) in zip(panels[2 * number : 2 * number + 2], shown, strict=True):
-            volume, (_, y_mm, x_mm) = read_upright(Path(results[name]["cases"][case]["image"]))
-            panel.imshow(
-                volume[len(volume) // 2], cmap="gray", vmin=HU_WINDOW[0], vmax=HU_WINDOW[1], aspect=y_mm / x_mm
-            )
-            panel.set(xticks=[], yticks=[])
-            panel.set_title(f"{case}\n{'generated' if name == 'fake' else 'training'}", fontsize=8)
+    for number, entry in enumerate(pairs):
+        names = entry["case"], entry["training_case"]
+        pair = pair_of(results["fake"]["cases"][names[0]], results["train"]["cases"][names[1]])
+        beside = panels[2 * number : 2 * number + 2]
+        for panel, name, what, volume, spacing_mm, plane in zip(
+            beside, names, ("generated", "training"), pair.volumes, pair.spacing_mm, pair.planes, strict=True
+        ):
+            show_slice(panel, plane.cut(volume), pair.hu_window, plane.extent_mm(volume.shape, spacing_mm))
+            mark_panel(panel, plane.sides, font_size=7)
+            panel.set_title(f"{name}\n{what}, slice {plane.index + 1} of {len(volume)}", fontsize=8)
             for side in panel.spines.values():
-                side.set(color=COLOURS["fake"] if name == "fake" else "#1f2328", linewidth=1.5)
-        panels[2 * number].set_xlabel(f"cosine {pair['cosine']:.3f}", fontsize=8)
+                side.set(color=COLOURS["fake"] if what == "generated" else "#1f2328", linewidth=1.5)
+        beside[0].set_xlabel(f"cosine {entry['cosine']:.3f}", fontsize=8)

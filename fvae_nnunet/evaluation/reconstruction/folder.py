@@ -20,6 +20,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.case_files import read_alike, unknown_labels
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.reconstruction import boundary
+from fvae_nnunet.evaluation.reconstruction.picture import reconstruction_picture
 from fvae_nnunet.evaluation.reconstruction.quality import (
     COARSE_PIXELS,
     LABEL_IN_NO_VOXEL,
@@ -29,7 +30,6 @@ from fvae_nnunet.evaluation.reconstruction.quality import (
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA, summarise
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
-from fvae_nnunet.pictures.case import case_picture
 from fvae_nnunet.reconstruction.windows import slice_windows
 
 CHANNEL = "_0000"
@@ -141,14 +141,16 @@ def evaluate_view_folder(
     }
 
 
-def write_pictures(results: Mapping[str, Any], folder: Path, *, count: int) -> list[Path]:
-    """A PNG for some cases: raw image, view and difference, as `pictures.case.case_picture` draws them, with the
-    labels.
+def write_pictures(
+    results: Mapping[str, Any], folder: Path, *, count: int, on_picture: OnProgress = no_progress
+) -> list[Path]:
+    """A PNG for some cases, see `picture.reconstruction_picture`.
 
     Args:
         results: from `evaluate_view_folder`; the files that it names are read again.
         folder: to write to; made if needed.
         count: how many cases, evenly spread from the smallest to the largest mean absolute error.
+        on_picture: called after each.
 
     Returns:
         Their paths, smallest error first.
@@ -163,18 +165,18 @@ def write_pictures(results: Mapping[str, Any], folder: Path, *, count: int) -> l
     for case in (ranked[place] for place in places):
         raw_hu, spacing_mm = read_upright(Path(case["raw_file"]))
         figures = case["volume"]
-        paths.append(
-            case_picture(
-                raw_hu,
-                read_upright(Path(case["view_file"]))[0],
-                spacing_mm=spacing_mm,
-                reference=None if case["label_file"] is None else read_upright(Path(case["label_file"]))[0],
-                labels=labels,
-                title=f"{case['case']}     PSNR {figures['psnr_db']:.1f} dB     MAE {figures['mae_hu']:.1f} HU     "
-                f"noise {figures['noise_raw_hu']:.1f} to {figures['noise_view_hu']:.1f} HU",
-                path=folder / f"{case['case']}.png",
-            )
+        paths.append(folder / f"{case['case']}.png")
+        reconstruction_picture(
+            raw_hu,
+            read_upright(Path(case["view_file"]))[0],
+            spacing_mm=spacing_mm,
+            reference=None if case["label_file"] is None else read_upright(Path(case["label_file"]))[0],
+            labels=labels,
+            title=f"{case['case']}     PSNR {figures['psnr_db']:.1f} dB     MAE {figures['mae_hu']:.1f} HU     "
+            f"noise {figures['noise_raw_hu']:.1f} to {figures['noise_view_hu']:.1f} HU",
+            path=paths[-1],
         )
+        on_picture(len(paths), len(places))
     return paths
 
 

@@ -192,6 +192,14 @@ class SourceDataset:
         size, geometry = read_header(self.image_files[case][self.ct_channel])
         return tuple(size[axis] for axis in geometry.axial_order), geometry.axial_spacing_mm
 
+    def axial_direction(self, case: str) -> np.ndarray:
+        """``ct.geometry.Geometry.axial_direction`` of a case's image, from the head of its file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return read_header(self.image_files[case][self.ct_channel])[1].axial_direction
+
     def digests(self, case: str) -> dict[str, str]:
         """sha256 of each file that ``read`` would read, by its role and name; UserError where one is missing."""
         roles = [("image", self.image_files[case][self.ct_channel])]

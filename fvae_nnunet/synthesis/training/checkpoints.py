@@ -48,7 +48,7 @@ _STATE_OF_IT = {
 _RECORDED = ("manifest.json", f"{_STATE}/weights.safetensors", f"{_STATE}/optimizer.pt")
 KIND = "ldm_training"
 _FOLDERS = ("samples", "tensorboard", "denoiser", "scheduler")
-_FILES = ("manifest.json", "progress.csv")
+_FILES = ("manifest.json", "progress.csv", "progress.png")
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ import torch
 
 from fvae_nnunet.device.memory import memory_explained
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.pictures.training_curves import draw_training_curves
 from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
 from fvae_nnunet.synthesis.model.folder import ModelSettings, save_model
 from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
 from fvae_nnunet.synthesis.training.checkpoints import Checkpoint, choose_checkpoint, forget_after, save_checkpoint
 from fvae_nnunet.synthesis.training.latent_draws import Batch, LatentDraws
+from fvae_nnunet.synthesis.training.progress import FILE as PROGRESS_FILE
 from fvae_nnunet.synthesis.training.progress import Progress
 from fvae_nnunet.synthesis.training.settings import TrainingSettings
 
@@ -300,6 +302,8 @@ def _run_stage(
             with stage.averaged() as denoiser:
                 if saves:
                     _save(plan, stage, step, denoiser)
+                    title = f"step {step} of {sum(settings.steps)}, stage {stage.stage}"
+                    draw_training_curves(plan.output / PROGRESS_FILE, title=title)
                 if shows and show_samples is not None:
                     show_samples(denoiser, step)
 

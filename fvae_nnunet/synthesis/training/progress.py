@@ -5,7 +5,8 @@
     step, stage, loss, lesion_loss, gradient_norm, learning_rate, seconds
 
 ``loss`` is what is minimised, ``lesion_loss`` the mean error in lesion (squared, or with ``l1`` absolute; each cell
-weighted with its share of lesion; empty where the step had none), ``seconds`` since this run began.
+weighted with its share of lesion; empty where the step had none), ``seconds`` since this run began. At each checkpoint
+``progress.png`` is drawn from it.
 """
 
 from __future__ import annotations

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fvae_nnunet.pictures.colours import ORANGE, SKY_BLUE
+from fvae_nnunet.pictures.hu_windows import hu_window_around
+from fvae_nnunet.pictures.marks import mark_panel
+from fvae_nnunet.pictures.outlines import Outline
+from fvae_nnunet.pictures.panels import show_slice
+from fvae_nnunet.pictures.planes import Extent, sides_of
 from fvae_nnunet.synthesis.lesions.measures import lesion_core
 from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
 from fvae_nnunet.synthesis.model.folder import ModelSettings
@@ -19,10 +25,11 @@ from fvae_nnunet.synthesis.model.scale import unstandardise
 from fvae_nnunet.synthesis.training.latent_draws import LatentDraws, Sample, random_streams
 from fvae_nnunet.vae.base import FrozenVAE
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 ROWS = 3
+LESION_OUTLINE, ORGAN_OUTLINE = Outline(ORANGE, 1.2), Outline(SKY_BLUE, 1.0)
+ORGAN_SHARE = 0.25
+"""A latent cell is as wide as a thin organ, so that half would lose it."""
+
 AROUND_CELLS = 1
 """Latent cells around the lesion that are generated with it."""
 
@@ -37,6 +44,7 @@ class SamplePictures:
         settings: of the model.
         process: says how to sample.
         vae: decodes.
+        direction_of: case -> ``ct.geometry.Geometry.axial_direction`` of its image.
         seed: of the windows and of the noise; the same for every picture, so that they can be compared.
     """
 
@@ -45,40 +53,48 @@ class SamplePictures:
     settings: ModelSettings
     process: NoiseProcess
     vae: FrozenVAE
+    direction_of: Callable[[str], np.ndarray]
     seed: int
 
     def __call__(self, denoiser: LatentDenoiser, step: int) -> Path:
-        """Write a picture of ``ROWS`` lesions: decoded, with the lesion generated anew, and all generated, with the
-        case's report as their text.
+        """Write a picture of ``ROWS`` lesions: real, with the lesion generated anew, and all generated, with the case's
+        report as their text; all three as the VAE decodes them.
 
-        The slices are those with most lesion, its outline in red; the headlines give mean and standard deviation of HU
-        in the lesion's core, as quality control measures them (``lesions.measures``).
+        The slices are those with most lesion, its outline in orange, that of the organ (where the model knows one) in
+        blue; the headlines give mean and standard deviation of HU in the lesion's core, as quality control measures
+        them (``lesions.measures``).
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         from fvae_nnunet.files.recorded import atomic_write
 
-        figure = Figure(figsize=(9, 3.2 * ROWS), layout="constrained")
+        figure = Figure(figsize=(9, 3.3 * ROWS), layout="constrained")
         FigureCanvasAgg(figure)
-        for number, axes in enumerate(figure.subplots(ROWS, 3, squeeze=False)):
+        for number, panels in enumerate(figure.subplots(ROWS, 3, squeeze=False)):
             places, generator = random_streams(self.seed, 0, 0, number)
             sample = self.draws.sample(2, places, with_lesion=self.draws.cases_with_lesion > 0)
-            lesion = sample.lesion.numpy()
-            frame = int(lesion.sum(axis=(1, 2)).argmax())
+            frame = int(sample.lesion.sum(dim=(1, 2)).argmax())
             volumes = self._volumes(denoiser, sample, generator)
-            window = _hu_window(volumes[0][frame], lesion[frame])
-            mask = self._lesion_pixels(sample)
-            for axis, name, latent_hu in zip(axes, ("real", "lesion generated", "all generated"), volumes, strict=True):
-                if name == "real":
-                    name = f"{sample.case}, {window[0]:.0f} to {window[1]:.0f} HU"
-                _show(
-                    axis, latent_hu[frame], mask[frame], window, f"{name}{_core_of(latent_hu, mask, sample.spacing_mm)}"
-                )
-        figure.suptitle(f"step {step}: decoded latents")
+            mask, organ = self._lesion_pixels(sample), self._organ_pixels(sample)
+            window = hu_window_around(volumes[0], mask, sample.spacing_mm)
+            extent = _extent_mm(mask.shape, sample.spacing_mm)
+            _, down, right = self.direction_of(sample.case).T
+            sides = sides_of(down, right)
+            names = (f"{sample.case}: real", "lesion generated", "all generated")
+            for panel, name, volume_hu in zip(panels, names, volumes, strict=True):
+                show_slice(panel, volume_hu[frame], window, extent)
+                ORGAN_OUTLINE.draw(panel, organ[frame], extent)
+                LESION_OUTLINE.draw(panel, mask[frame], extent)
+                mark_panel(panel, sides, font_size=8)
+                panel.set_title(f"{name}{_core_of(volume_hu, mask, sample.spacing_mm)}", fontsize=9, parse_math=False)
+            panels[0].set_ylabel(f"{window[0]:.0f} to {window[1]:.0f} HU", fontsize=8)
+        figure.suptitle(
+            f"step {step}: decoded latents. Outlines: lesion (orange), organ in latent cells (blue)", fontsize=10
+        )
         path = self.folder / f"step_{step:07d}.png"
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=90)
+            figure.savefig(temporary, format="png", dpi=100)
         return path
 
     @torch.no_grad()
@@ -105,12 +121,21 @@ class SamplePictures:
         cells."""
         stride = self.vae.spec.inplane_stride
         if self.settings.mask_encoding != "outline":
-            return (sample.lesion.numpy() > 0).repeat(stride, axis=1).repeat(stride, axis=2)
+            return _in_pixels(sample.lesion.numpy() > 0, stride)
         first = len(self.settings.class_names) + 1
         voxels = sample.condition[first : first + outline_channels(self.vae.spec)]
         # the last slice of those that a latent slice codes
         pixels = voxels[-(stride**2) :].unflatten(0, (stride, stride)).permute(2, 3, 0, 4, 1)
         return (pixels.flatten(3, 4).flatten(1, 2) > 0).numpy()
+
+    def _organ_pixels(self, sample: Sample) -> np.ndarray:
+        """Cells of which at least `ORGAN_SHARE` is organ or lesion, bool (d, y, x); none unless the model knows one
+        organ."""
+        organs = len(self.settings.class_names) - self.settings.lesions
+        shares = torch.zeros_like(sample.lesion)
+        if organs == 1 and self.settings.mask_encoding != "vae":
+            shares = 1 - sample.condition[0]
+        return _in_pixels(shares.numpy() >= ORGAN_SHARE, self.vae.spec.inplane_stride)
 
     def _decoded(self, latent: torch.Tensor) -> np.ndarray:
         from fvae_nnunet.ct.intensity import model_to_hu
@@ -129,20 +154,14 @@ def _around(lesion: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.max_pool3d(held, (1, sides, sides), 1, (0, AROUND_CELLS, AROUND_CELLS)) > 0
 
 
-def _hu_window(slice_hu: np.ndarray, lesion: np.ndarray) -> tuple[float, float]:
-    """That of lung or of soft tissue, by the cells next to the lesion; without lesion, by the whole slice."""
-    from scipy import ndimage
-
-    from fvae_nnunet.pictures.planes import hu_window_in
-
-    beside = ndimage.binary_dilation(lesion > 0, np.ones((3, 3))) & (lesion == 0)
-    return hu_window_in(slice_hu[_in_pixels(beside, slice_hu)] if beside.any() else slice_hu)
+def _in_pixels(cells: np.ndarray, stride: int) -> np.ndarray:
+    """Values of latent cells (d, h, w) for each pixel (d, y, x)."""
+    return cells.repeat(stride, axis=1).repeat(stride, axis=2)
 
 
-def _in_pixels(cells: np.ndarray, slice_hu: np.ndarray) -> np.ndarray:
-    """Values of latent cells (h, w) for each pixel of a slice."""
-    (rows, columns), (height, width) = cells.shape, slice_hu.shape
-    return cells.repeat(height // rows, axis=0).repeat(width // columns, axis=1)
+def _extent_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> Extent:
+    """Of a slice of an axial volume."""
+    return 0.0, shape[2] * spacing_mm[2], shape[1] * spacing_mm[1], 0.0
 
 
 def _core_of(volume_hu: np.ndarray, lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> str:
@@ -151,11 +170,3 @@ def _core_of(volume_hu: np.ndarray, lesion: np.ndarray, spacing_mm: tuple[float,
         return ""
     core_hu = volume_hu[lesion_core(lesion, spacing_mm)]
     return f"\ncore {core_hu.mean():.0f} HU, SD {core_hu.std():.0f}"
-
-
-def _show(axis: Axes, slice_hu: np.ndarray, lesion: np.ndarray, window: tuple[float, float], title: str) -> None:
-    axis.imshow(slice_hu, cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
-    if lesion.any():
-        axis.contour(lesion, levels=[0.5], colors="#ff3b5c", linewidths=1)
-    axis.set_title(title, fontsize=9)
-    axis.axis("off")

@@ -1,0 +1,24 @@
+"""Colours that readers with deuteranopia and protanopia tell apart.
+
+The hues are those of Okabe and Ito (Color Universal Design, 2008; https://jfly.uni-koeln.de/color). The tests simulate
+both deficiencies as Machado, Oliveira and Fernandes do (IEEE TVCG 15:1291, 2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ORANGE, SKY_BLUE, GREEN, YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
+BLUE, VERMILION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
+LIGHT_GREY, WHITE = "#bbbbbb", "#ffffff"
+
+REFERENCE_COLOUR, PREDICTION_COLOUR = SKY_BLUE, ORANGE
+"""Of outlines, wherever a prediction is drawn over a reference."""
+
+LABEL_COLOURS = (ORANGE, SKY_BLUE, YELLOW, PURPLE, GREEN, VERMILION, WHITE, BLUE)
+"""Of outlines on CT, one for each label in the order of dataset.json, where nothing is predicted."""
+
+
+def colours_of(names: Iterable[str], palette: tuple[str, ...]) -> dict[str, str]:
+    """A colour of the palette for each different name, in order, repeated where the colours do not suffice."""
+    return {name: palette[place % len(palette)] for place, name in enumerate(dict.fromkeys(names))}

@@ -1,0 +1,88 @@
+"""The curves of a training beside its table: losses and learning rate over steps."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.pictures.colours import BLUE, GREEN, VERMILION
+
+MOST_POINTS = 200
+"""Of a curve: more steps are brought together, so that a long training costs no more than a short one to draw."""
+
+LOSSES = {"loss": ("loss", BLUE), "lesion_loss": ("loss in lesions", VERMILION)}
+"""Column of the table -> its name and colour."""
+
+
+def draw_training_curves(table: Path, *, title: str) -> Path | None:
+    """Draw a table as PNG beside it, of the same name.
+
+    Lines are means over neighbouring steps, the band around each reaches from their 10th to their 90th percentile.
+
+    Args:
+        table: CSV with the columns ``step``, ``loss`` and ``learning_rate``, and perhaps ``lesion_loss`` (empty where a
+            step has none) and ``stage``, whose changes are marked. A row cut short at its end is left out.
+        title: headline.
+
+    Returns:
+        The picture; None where there is no table or no row in it.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+
+    columns = read_columns(table) if table.is_file() else {}
+    steps = columns.get("step", np.empty(0))
+    if not steps.size:
+        return None
+    path = table.with_suffix(".png")
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+        for column, (name, colour) in LOSSES.items():
+            if column not in columns or not np.isfinite(columns[column]).any():
+                continue
+            at, mean, low, high = brought_together(steps, columns[column])
+            above.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+            above.plot(at, mean, color=colour, label=name, marker="." if len(at) == 1 else None)
+        above.set(yscale="log", ylabel="loss", title=title)
+        above.yaxis.set_major_formatter("{x:g}")
+        above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        above.legend(frameon=False, fontsize=9)
+        below.plot(*brought_together(steps, columns["learning_rate"])[:2], color=GREEN)
+        below.set(xlabel="step", ylabel="learning rate")
+        for begin in steps[1:][np.diff(columns.get("stage", np.zeros(len(steps)))) != 0]:
+            for panel in (above, below):
+                panel.axvline(begin, color="0.4", linestyle=":", linewidth=1)
+        for panel in (above, below):
+            panel.grid(alpha=0.3)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=100)
+    return path
+
+
+def read_columns(table: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV of numbers by name, float (n,); NaN where a value is empty, without a row cut short."""
+    with table.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    numbers = [[float(value) if value else np.nan for value in row] for row in rows if len(row) == len(head)]
+    return dict(zip(head, np.array(numbers).reshape(-1, len(head)).T, strict=True))
+
+
+def brought_together(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Means of neighbouring steps and of their values, and the values' 10th and 90th percentiles; (m,), at most
+    `MOST_POINTS`. Values that are not finite do not count."""
+    finite = np.isfinite(values)
+    parts = [
+        (part, of_part)
+        for part, of_part in zip(
+            np.array_split(steps[finite], MOST_POINTS), np.array_split(values[finite], MOST_POINTS), strict=True
+        )
+        if part.size
+    ]
+    rows = [(part.mean(), of_part.mean(), *np.percentile(of_part, (10, 90))) for part, of_part in parts]
+    at, mean, low, high = np.array(rows).reshape(-1, 4).T
+    return at, mean, low, high
