@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.generation.one_lesion import InsertedLesion, insert_lesion, load_diffusion
     from fvae_nnunet.vae.registry import load_vae
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CT",

@@ -42,6 +42,13 @@ class PreprocessedDataset:
     def cases(self) -> list[str]:
         return sorted(self.image_files)
 
+    @property
+    def view_bytes(self) -> int:
+        """About what a view of all these configurations takes on the disk: as much as nnU-Net's own images."""
+        return sum(
+            (folder / f"{case}.b2nd").stat().st_size for folder in self.data_folders.values() for case in self.cases
+        )
+
 
 def open_preprocessed_dataset(
     id_or_name: str,

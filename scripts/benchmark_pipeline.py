@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from phantoms import write_phantom_dataset
+from process_memory import run_measured
 
 DATASET = "Dataset951_Pipeline"
 
@@ -99,47 +100,17 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
 
 
 @dataclass(frozen=True)
-class Measured:
+class Run:
     figures: dict[str, float]
     main_bytes: int
     all_bytes: int
 
 
-def _own_and_shared(pid: int) -> tuple[int, int]:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return (*(int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem")),)
-
-
-def _tree(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [pid, *(below for task in tasks for child in task.read_text().split() for below in _tree(int(child)))]
-
-
-def _shared_of_machine() -> int:
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("Shmem:"))
-    return int(line.split()[1]) * 1024
-
-
-def measure(job: str, source: str, output: Path, *, workers: int, rate: float) -> Measured:
+def measure(job: str, source: str, output: Path, *, workers: int, rate: float) -> Run:
     """``run_here`` in a process of its own, with its memory."""
-    command = [sys.executable, __file__, "--run-here", job, source, str(output), str(workers), str(rate)]
-    shared_before, most_main, most_all = _shared_of_machine(), 0, 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            try:
-                own = {pid: _own_and_shared(pid) for pid in _tree(process.pid)}
-            except (OSError, ValueError):
-                continue
-            most_main = max(most_main, sum(own[process.pid]))
-            shared = _shared_of_machine() - shared_before
-            most_all = max(most_all, sum(anonymous for anonymous, _ in own.values()) + shared)
-            time.sleep(0.02)
-        assert process.stdout is not None
-        output_lines = process.stdout.read().splitlines()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed")
+    measured = run_measured([sys.executable, __file__, "--run-here", job, source, str(output), str(workers), str(rate)])
     shutil.rmtree(output, ignore_errors=True)
-    return Measured(json.loads(output_lines[-1]), most_main, most_all)
+    return Run(json.loads(measured.output.splitlines()[-1]), measured.main_bytes, measured.all_bytes)
 
 
 def write_small_images(folder: Path, cases: int) -> None:
@@ -154,7 +125,7 @@ def benchmark(job: str, source: str, small: Path | None, root: Path, arguments: 
     voxels = math.prod(arguments.shape)
     runs = iter(range(1000))
 
-    def run(workers: int, rate: float, job: str = job, source: str = source) -> Measured:
+    def run(workers: int, rate: float, job: str = job, source: str = source) -> Run:
         return measure(job, source, root / f"run{next(runs)}", workers=workers, rate=rate * 1e6)
 
     probe = run(0, 1e6).figures

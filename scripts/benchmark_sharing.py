@@ -10,7 +10,6 @@ has process ids of its own (``unshare``), as on another machine or in another co
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from process_memory import own_and_shared, process_tree
 from tqdm import tqdm
 
 from fvae_nnunet.files.recorded import sha256_of_file
@@ -57,12 +57,9 @@ def can_be_apart() -> bool:
 
 def memory_mb(pid: int) -> float:
     """Of a process and its children."""
-    total = 0.0
     with suppress(OSError, ValueError):
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-        total += sum(memory_mb(int(child)) for child in children)
-    return total
+        return sum(sum(own_and_shared(one)) for one in process_tree(pid)) / 1e6
+    return 0.0
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ import numpy as np
 from phantoms import LABELS, make_torso
 
 from fvae_nnunet.cli.command import add_reconstruction_options, load, run_command
+from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.front import (
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--view takes NAME=OPTIONS, each name once, got {view!r}")
         named[name] = options
     softened = 0.0 if arguments.phantoms else arguments.softened
-    noise = KnownNoise(arguments.noise, arguments.kernel, softened)
+    noise = KnownNoise(arguments.noise, arguments.noise_kernel, softened)
     if arguments.phantoms:
         cases = list(clean_phantoms(arguments.phantoms, slices=arguments.slices))
     else:
@@ -111,9 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--phantoms", type=int, metavar="N", help="instead of images: so many phantoms")
     parser.add_argument("--view", action="append", default=[], metavar="NAME=OPTIONS", help="such as tiny='--vae tiny'")
     parser.add_argument("--noise", type=float, default=25.0, metavar="HU", help="standard deviation; default 25")
-    parser.add_argument(
-        "--kernel", type=float, default=0.6, metavar="PIXELS", help="of the noise; default 0.6; 0: white"
-    )
+    add_common(parser, "noise_kernel")
     parser.add_argument("--softened", type=float, default=0.8, metavar="PIXELS", help="of the truth; default 0.8")
     parser.add_argument("--slices", type=int, default=6, metavar="N", help="of each image; default 6")
     parser.add_argument("--pixels", type=int, default=320, metavar="N", help="along an edge, at most; default 320")

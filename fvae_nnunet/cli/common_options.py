@@ -15,6 +15,10 @@ def _option(*flags: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, An
     return flags, keywords
 
 
+def _noise_kernel(text: str) -> float | None:
+    return None if text == "scanner" else float(text)
+
+
 _COUNT = {"type": int, "metavar": "N"}
 _FILE, _FOLDER = ({"type": Path, "metavar": kind} for kind in ("FILE", "FOLDER"))
 _NAMES = {"nargs": "+", "metavar": "NAME"}
@@ -23,41 +27,44 @@ _ZYX = {"nargs": 3, "metavar": ("Z", "Y", "X")}
 
 # fmt: off
 _OPTIONS = {
-    "all_pairs": _option("--all-pairs", **_SWITCH, help="compare each with each, not only with the first"),
+    "all_pairs": _option("--all-pairs", **_SWITCH, help="compare all pairs, not only with the first"),
     "allow_missing": _option("--allow-missing", **_SWITCH),
     "batch": _option("--batch", **_COUNT),
     "channels": _option("--channels", nargs="+", **_COUNT,
-        help="numbers of the channels that are CT in HU, whatever they are called; default: all that are called CT"),
+        help="numbers of the channels that are CT in HU, whatever their name; default: all that are called CT"),
     "dataset_json": _option("-djfile", **_FILE),
     "device": _option("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu"),
     "findings": _option("--findings", **_NAMES),
     "fold": _option("--fold", type=int, metavar="F",
-        help="take the training cases of this fold of nnU-Net alone, so that its validation cases are not seen; "
+        help="use only the training cases of this fold of nnU-Net, so that its validation cases are not seen; "
         "default: all training cases"),
     "hu_as_is": _option("--hu-as-is", **_SWITCH,
-        help="take the values as HU though they do not look like it; default: such images are refused"),
+        help="accept values that do not look like HU; default: such images are refused"),
     "hu_window": _option("--hu-window", nargs=2, type=float, metavar=("LOWER", "UPPER"),
         help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's"),
     "images": _option("-i", required=True, **_FOLDER),
     "learning_rate": _option("--lr", type=float, metavar="RATE"),
-    "leave_out": _option("--leave-out", nargs="+", default=[], metavar="CASE", help="cases that are not used"),
+    "leave_out": _option("--leave-out", nargs="+", default=[], metavar="CASE", help="cases not to use"),
     "names": _option("--names", **_NAMES, help="of the models; default: those of the folders or files"),
+    "noise_kernel": _option("--noise-kernel", type=_noise_kernel, metavar="PIXELS", default=0.6,
+        help="in-plane Gaussian that the noise has passed through; default 0.6; 0: white; or scanner: the noise of few "
+        "photons, by way of a sinogram"),
     "no_wait": _option("--no-wait", **_SWITCH,
-        help="do not wait at the end for cases that other processes work on; where some are missing then, the exit "
+        help="do not wait at the end for cases that other processes work on; if some are still missing, the exit "
         "status is 75"),
     "num_parts": _option("-num_parts", **_COUNT, default=1, help="split the cases over N calls; default 1"),
     "output": _option("-o", type=Path),
     "overlap_slices": _option("--overlap", **_COUNT),
-    "overwrite": _option("--overwrite", **_SWITCH, help="make everything anew, with other settings if need be"),
+    "overwrite": _option("--overwrite", **_SWITCH, help="make everything again; settings may differ"),
     "part_id": _option("-part_id", type=int, default=0, metavar="I",
-        help="which of the parts this call does, from 0; default 0"),
+        help="part that this call does, counted from 0; default 0"),
     "plans_name": _option("-p", "-plans_name", default="nnUNetPlans", metavar="PLANS",
         help="plans identifier; default nnUNetPlans"),
     "precision": _option("--precision", choices=("float32", "bfloat16", "float16")),
     "processes": _option("-np", **_COUNT, default=2, help="processes that read and write; default 2, 0: none"),
     "resamples": _option("--resamples", **_COUNT, help="of the bootstrap; default 9999"),
     "save_every": _option("--save-every", **_COUNT),
-    "seed": _option("--seed", **_COUNT, default=0, help="of everything random; default 0"),
+    "seed": _option("--seed", **_COUNT, default=0, help="random seed; default 0"),
     "segmenter": _option("--segmenter", **_FOLDER),
     "spacing_mm": _option("--spacing", type=float, **_ZYX),
     "trainer": _option("-tr", metavar="TRAINER"),
@@ -67,7 +74,7 @@ _OPTIONS = {
         help="checkout of the VAE's own repository; its code is run with your rights (docs/backbones.md)"),
     "verbose": _option("--verbose", **_SWITCH, help="show the traceback of a failed case"),
     "verify": _option("--verify", **_SWITCH,
-        help="read what is there already and make again what is not as it was written (sha256)"),
+        help="read existing output and make again what has changed since it was written (sha256)"),
     "weights": _option("--weights", metavar="PATH",
         help="folder or file of the VAE's weights; default: the hub's cache or the hub"),
     "window_slices": _option("--window-slices", **_COUNT),

@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     noise.add_argument("--with-noise", type=float, metavar="HU",
         help="instead of all that: put noise of this standard deviation into the raw images, make the view of RECON of "
         "them, and say what it leaves beside plain filters of every strength")
-    noise.add_argument("--noise-kernel", type=float, metavar="PIXELS", default=0.6,
-        help="in-plane Gaussian that the noise has passed through; default 0.6; 0: white")
+    add_common(noise, "noise_kernel")
     noise.add_argument("--softened", type=float, metavar="PIXELS", default=0.8,
         help="in-plane Gaussian that makes the truth of a raw image; default 0.8; 0 for images without noise")
     # fmt: on
@@ -149,7 +148,7 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(text_table(front_rows(found, ("edges", "flat")))))
     print(
-        f"{len(volumes)} images, {noise.sd_hu:g} HU of noise; root mean square errors against the truth in HU, with "
+        f"{len(volumes)} images, {noise}; root mean square errors against the truth in HU, with "
         "their\n95 % intervals over images; each filter at the strength with the least error"
     )
     print(f"written: {path} and {picture}")

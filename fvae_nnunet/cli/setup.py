@@ -2,24 +2,23 @@
 
 Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds the trainers of
 fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it find them; before 2.8,
-write a small file into nnU-Net's trainer folder.
+write a small file into nnU-Net's trainer folder. --check tries the device, --report is for bug reports.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.cli.parsers import CommandParser
+from fvae_nnunet.cli.common_options import add_common, given_options
+from fvae_nnunet.cli.installation import NNUNET_FOLDERS, device_lines, state_of_folder, weights_of
+from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option
+from fvae_nnunet.cli.setup_check import check_setup
+from fvae_nnunet.cli.setup_report import setup_report
 from fvae_nnunet.errors import UserError
-
-if TYPE_CHECKING:
-    from fvae_nnunet.vae import KnownVAE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,13 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--show", action="store_true", help="only show; write nothing")
     what.add_argument("--vaes", action="store_true",
         help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser")
+    what.add_argument("--report", action="store_true",
+        help="only print a block to paste into a bug report, with the folders, the trainers and the views")
+    what.add_argument("--check", action="store_true",
+        help="only check: reconstruct with the embedded VAE and compare with stored values; with -d also whether a "
+        "view of the dataset fits on the disk. Status 1 if anything is wrong")
+    checked = parser.add_argument_group("options of --check")
+    add_dataset_option(checked, "datasets that nnU-Net has preprocessed")
+    add_common(checked, "plans_name", "device")
     # fmt: on
-    return run_command(parser, run, argv)
+    return run_command(parser, partial(run, parser), argv)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.registration import remove
 
+    if arguments.check:
+        return check_setup(arguments)
+    if given := given_options(parser, arguments, ("d", "plans_name", "device")):
+        raise UserError(f"{', '.join(given)}: only with --check")
+    if arguments.report:
+        print(setup_report())
+        return 0
     if arguments.export:
         _print_export()
         return 0
@@ -53,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.show:
         _mend()
     _show_installation()
-    _show_folders()
     _show_vaes()
     return _show_trainers(write=arguments.write, only_show=arguments.show)
 
@@ -75,50 +88,35 @@ def _mend() -> None:
 
 
 def _show_installation() -> None:
-    import torch
-
-    from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16
     from fvae_nnunet.jobs.manifest import versions
 
     print(f"python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in versions().items()))
-    if torch.cuda.is_available():
-        memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        bfloat16 = "bfloat16" if has_bfloat16("cuda") else "no bfloat16 of its own"
-        print(f"device: cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB, {bfloat16}")
-        if (fault := conv3d_fault()) is not None:
-            print(f"  {fault}")
-    else:
-        print(f"device: {'mps' if torch.backends.mps.is_available() else 'cpu'}, {os.cpu_count()} cores")
-
-
-def _show_folders() -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        value = os.environ.get(variable)
-        state = "not set" if not value else value if Path(value).is_dir() else f"{value} (no such folder)"
-        print(f"{variable}: {state}")
+    print("device: " + "\n  ".join(device_lines()))
+    for variable in NNUNET_FOLDERS:
+        print(f"{variable}: {state_of_folder(variable)}")
 
 
 def _show_vaes() -> None:
-    from fvae_nnunet.vae import is_available_offline, known_vaes
+    from fvae_nnunet.vae import known_vaes
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     print("VAEs (--vae NAME):")
     known = known_vaes()
     width = max(len(vae.name) for vae in known)
     for vae in known:
-        print(f"  {vae.name:{width}}  {_where(vae, on_this_machine=is_available_offline(vae.name))}; {vae.description}")
+        print(f"  {vae.name:{width}}  {weights_of(vae)}; {vae.description}")
     print("plain denoisers, for comparison (--vae NAME with --strength or --match):")
     for name, denoiser in CONTROLS.items():
         print(f"  {name:{width}}  {denoiser.description}")
 
 
 def _explain_vaes() -> None:
-    from fvae_nnunet.vae import is_available_offline, known_vaes
+    from fvae_nnunet.vae import known_vaes
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     for vae in known_vaes():
         print(f"{vae.name}: {vae.description}")
-        print(f"  weights: {_where(vae, on_this_machine=is_available_offline(vae.name))}; --weights: {vae.weights}")
+        print(f"  weights: {weights_of(vae)}; --weights: {vae.weights}")
         if vae.code:
             print(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
         print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
@@ -126,13 +124,6 @@ def _explain_vaes() -> None:
         print(f"{name}: plain denoiser, for comparison: {denoiser.description}")
         auto = "; auto: for the noise of each image" if denoiser.of_noise else ""
         print(f"  strength: {denoiser.unit}{auto}")
-
-
-def _where(vae: KnownVAE, *, on_this_machine: bool) -> str:
-    size = f", {vae.download_mb} MB" if vae.download_mb else ""
-    if on_this_machine:
-        return "on this machine"
-    return f"from the hub: {vae.hub_id}{size}" if vae.hub_id else f"with --weights{size}"
 
 
 def _show_trainers(*, write: bool, only_show: bool) -> int:

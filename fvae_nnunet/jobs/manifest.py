@@ -32,6 +32,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.files.recorded import RecordedFile, damage_of, flush, write_shared
@@ -66,8 +67,8 @@ def sha256_of_files(digests: Mapping[Path, str]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that take part in making a reconstruction."""
-    found = {}
-    for package in ("fvae_nnunet", "nnunetv2", "torch", "diffusers", "numpy", "SimpleITK"):
+    found = {"fvae_nnunet": __version__}
+    for package in ("nnunetv2", "torch", "diffusers", "numpy", "SimpleITK"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

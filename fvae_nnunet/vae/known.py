@@ -23,6 +23,8 @@ class KnownVAE:
         weights: what the ``weights`` of ``load_vae`` may be, in words.
         licence: of the weights, and of the code where that differs.
         download_mb: approximate size of the weights; 0 for embedded ones.
+        loader: module below ``fvae_nnunet.vae`` and its function that makes the VAE of a ``Wanted``, such as
+            ``taef2.load_taef2``; None where the registry loads it (embedded, of diffusers, from a checkout).
         hub_id: the repository on the Hugging Face hub that is used without weights of one's own; None if there is none.
         hub_subfolders: where its files may be there, see ``HubModel``.
         code: the repository from whose checkout the VAE runs, because its licence forbids more; None elsewhere.
@@ -35,6 +37,7 @@ class KnownVAE:
     weights: str
     licence: str
     download_mb: int
+    loader: str | None = None
     hub_id: str | None = None
     hub_subfolders: tuple[str, ...] = (VAE_SUBFOLDER, "")
     code: str | None = None
@@ -59,11 +62,13 @@ KNOWN = (
         name="wan2.1", description="video VAE, 8x8x4, 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=508, hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         hub_subfolders=(VAE_SUBFOLDER,),
+        loader="wan.vae.load_wan",
     ),
     KnownVAE(
         name="wan2.2", description="video VAE, 16x16x4, 48 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights=_WAN_WEIGHTS, licence="Apache-2.0", download_mb=2820, hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
         hub_subfolders=(VAE_SUBFOLDER,),
+        loader="wan.vae.load_wan",
     ),
     KnownVAE(
         name="videovae+", description="video VAE, 8x8x4, 4 or 16 channels", window="16 slices; 4k", values="[-1, 1]",
@@ -73,6 +78,7 @@ KNOWN = (
     KnownVAE(
         name="iv-vae", description="video VAE, 8x8x4, 16 channels (others exist)", window=_VIDEO_WINDOW,
         values="[-1, 1]", weights="the authors' .pth", licence="MIT", download_mb=968,
+        loader="ivvae.vae.load_ivvae",
     ),
     KnownVAE(
         name="cv-vae", description="video VAE, 8x8x4, 4 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
@@ -84,24 +90,29 @@ KNOWN = (
         name="wf-vae", description="video VAE, 8x8x4, 8 or 16 channels", window=_VIDEO_WINDOW, values="[-1, 1]",
         weights="the authors' folder or file", licence="Apache-2.0", download_mb=1270,
         hub_id="chestnutlzj/WF-VAE-L-16Chn", hub_subfolders=("",),
+        loader="wfvae.vae.load_wfvae",
     ),
     KnownVAE(
         name="leanvae", description="light video VAE, 8x8x4, 4 or 16 channels", window=_VIDEO_WINDOW,
         values="[-0.5, 0.5]", weights="the authors' .ckpt", licence="MIT", download_mb=160,
+        loader="leanvae.vae.load_leanvae",
     ),
     KnownVAE(
         name="medvae", description="medical VAE of CT and MR volumes, 4x4x4, 1 channel", window="16 slices; 4k",
         values="[-1, 1]", weights="the authors' vae_4x_1c_3D.ckpt", licence="MIT", download_mb=644,
+        loader="medvae.load_medvae",
     ),
     KnownVAE(
         name="maisi", description="medical VAE of CT and MR volumes, 4x4x4, 4 channels", window="32 slices; 4k",
         values="[0, 1]", weights="autoencoder_v1.pt, or the MONAI bundle's autoencoder_epoch273.pt",
         licence="NVIDIA Open Model License (the bundle's file: non-commercial); code Apache-2.0", download_mb=84,
+        loader="maisi.load_maisi",
     ),
     KnownVAE(
         name="taef2", description="tiny image autoencoder for FLUX.2's latent space, 8x8, 32 channels",
         window=_SLICES_ALONE, values="[0, 1]", weights="folder with taef2_encoder.pth and taef2_decoder.pth",
         licence="MIT", download_mb=6,
+        loader="taef2.load_taef2",
     ),
     *(
         KnownVAE(

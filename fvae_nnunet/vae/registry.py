@@ -25,17 +25,6 @@ from fvae_nnunet.vae.wanted import Wanted
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
-_OWN_MODULES = {
-    "wan2.1": "wan.vae.load_wan",
-    "wan2.2": "wan.vae.load_wan",
-    "leanvae": "leanvae.vae.load_leanvae",
-    "wf-vae": "wfvae.vae.load_wfvae",
-    "iv-vae": "ivvae.vae.load_ivvae",
-    "medvae": "medvae.load_medvae",
-    "maisi": "maisi.load_maisi",
-    "taef2": "taef2.load_taef2",
-}
-
 
 def load_vae(
     name: str,
@@ -132,11 +121,9 @@ def _loader(name: str, code: Path | None) -> _Loader:
     if code is not None:
         with_code = ", ".join(vae.name for vae in KNOWN if vae.code)
         warnings.warn(f"{name} needs no checkout, so {code} is not used; {with_code} need one", stacklevel=3)
-    if name.startswith(DIFFUSERS_PREFIX):
-        return _load_diffusers
-    if name == "tiny":
-        return _load_tiny
-    module, _, function = _OWN_MODULES[name].rpartition(".")
+    if known is None or known.loader is None:
+        return _load_tiny if name == "tiny" else _load_diffusers
+    module, _, function = known.loader.rpartition(".")
     load: _Loader = getattr(import_module(f"fvae_nnunet.vae.{module}"), function)
     return load
 

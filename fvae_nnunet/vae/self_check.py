@@ -48,16 +48,22 @@ def check_device(vae: FrozenVAE, on_cpu: Callable[[], FrozenVAE]) -> None:
 
 def difference(vae: FrozenVAE, reference: FrozenVAE) -> float:
     """Relative root mean square of what differs in the reconstruction of a small window, against the reference's."""
-    spec = vae.spec
-    side = 4 * spec.inplane_stride
+    return relative_error(reconstructed_waves(vae), reconstructed_waves(reference))
+
+
+def reconstructed_waves(vae: FrozenVAE) -> torch.Tensor:
+    """The reconstruction of a small window of waves, always the same: (1, 1, D, H, W) in [-1, 1], on the VAE's device.
+
+    D are 5 slices, H and W 4 times the in-plane stride, each padded as the VAE needs it.
+    """
+    side = 4 * vae.spec.inplane_stride
     z, y, x = torch.meshgrid(
-        torch.linspace(0, 2, spec.padded_slices(5)),
+        torch.linspace(0, 2, vae.spec.padded_slices(5)),
         torch.linspace(0, 9, side),
         torch.linspace(0, 7, side),
         indexing="ij",
     )
-    window = (0.6 * torch.sin(x + z) * torch.cos(y) + 0.3 * torch.sin(5 * x * y))[None, None]
-    return relative_error(vae.decode(vae.encode(window)), reference.decode(reference.encode(window)))
+    return vae.decode(vae.encode((0.6 * torch.sin(x + z) * torch.cos(y) + 0.3 * torch.sin(5 * x * y))[None, None]))
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, required=True, help="its labelsTr")
     parser.add_argument("--views", type=Path, nargs="*", default=[], metavar="FOLDER", help="that were trained on")
     parser.add_argument("--training", type=json.loads, default={}, metavar="JSON", help="settings, to be kept with it")
+    parser.add_argument("--test", type=json.loads, metavar="JSON", help="how the cases were predicted, likewise")
     parser.add_argument("-o", type=Path, required=True, metavar="FILE")
     return run_command(parser, run, argv)
 
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         "labels_sha256": {path.name: sha256_of_file(path) for path in sorted(args.labels.iterdir())},
         "folds": folds,
         "budget": args.training,
+        "test": args.test,
         "views": {folder.name.partition("__fvae_")[2]: view_record(folder) for folder in args.views},
         "runs": runs_of(read_json(args.comparison), folds),
         "made_with": versions() | {"machine": platform.machine(), "cores": os.cpu_count()},

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,63 @@ from typing import Any
 from arms import ConfigError, View, check_choices, check_keys, existing_folder, parse_views
 from dataset_folders import DatasetFolders
 
-TRAINERS = ("nnUNetTrainer", "nnUNetTrainerFVAE", "nnUNetTrainerFVAEReconOnly", "nnUNetTrainerFVAEBlend")
+WITHOUT_VIEW = ("nnUNetTrainer", "nnUNetTrainerNoise")
+VALIDATION = "validation"
+"""The name of nnU-Net's own prediction of the cases that a fold has not seen, beside the tests."""
+ON_VIEW_ALONE = "nnUNetTrainerFVAEReconOnly"
+TRAINERS = (*WITHOUT_VIEW, "nnUNetTrainerFVAE", ON_VIEW_ALONE, "nnUNetTrainerFVAEBlend")
 """For which ``trainers/seeded.py`` has one of the same name with ``Seeded`` behind it."""
 
 CHOICES = {"configuration": ("2d", "3d_fullres", "3d_lowres"), "device": ("cuda", "cpu")}
 TRAINING = ("epochs", "iterations", "mirrored", "features_per_stage", "patch_voxels", "configuration")
-KEYS = ("dataset", "views", "arms", "folds", "tolerances_mm", *TRAINING, "device", "threads", "processes", "gpus")
+KEYS = (
+    "dataset",
+    "views",
+    "arms",
+    "tests",
+    "folds",
+    "tolerances_mm",
+    *TRAINING,
+    "device",
+    "threads",
+    "processes",
+    "gpus",
+)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: which trainer, on which view of the data, with which seeds."""
+    """One way to train: which trainer, on which view of the data, with which seeds.
+
+    Attributes:
+        view: name of a view, or of several as ``nnUNet_fvae_view`` takes them (``a:2,b``); None for raw images.
+    """
 
     name: str
     trainer: str
     view: str | None
     seeds: tuple[int, ...]
+
+    @property
+    def views(self) -> list[str]:
+        """Names of its views."""
+        return [part.partition(":")[0] for part in self.view.split(",")] if self.view else []
+
+
+@dataclass(frozen=True)
+class Test:
+    """How the validation cases are predicted once more.
+
+    Attributes:
+        scan: options of ``rescan_images.py``: on images of another dose or kernel; none: on the images as they are.
+        predict: options of ``fvae-predict``.
+        arms: names of those that are tested.
+    """
+
+    name: str
+    scan: str
+    predict: str
+    arms: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +81,7 @@ class Experiment(DatasetFolders):
 
     Attributes:
         source: the dataset in nnU-Net's raw format; only read.
-        arms, views: by name.
+        arms, views, tests: by name.
         folds: how many.
         configuration, is_small: nnU-Net's, and whether its network is shrunk.
     """
@@ -47,6 +89,7 @@ class Experiment(DatasetFolders):
     source: Path
     arms: Mapping[str, Arm]
     views: Mapping[str, View]
+    tests: Mapping[str, Test]
     folds: int
     configuration: str
     is_small: bool
@@ -68,11 +111,36 @@ class Experiment(DatasetFolders):
     @property
     def runs(self) -> list[str]:
         """Names of all trainings of a fold: ``ARM_seedN``."""
-        return [f"{arm.name}_seed{seed}" for arm in self.arms.values() for seed in arm.seeds]
+        return self.runs_of(self.arms)
+
+    def tested_runs(self, test: str) -> list[str]:
+        """Of a test, or of nnU-Net's own validation."""
+        return self.runs if test == VALIDATION else self.runs_of(self.tests[test].arms)
+
+    def runs_of(self, arms: Iterable[str]) -> list[str]:
+        """Of some arms, by name."""
+        return [f"{name}_seed{seed}" for name in arms for seed in self.arms[name].seeds]
+
+    def arm(self, run: str) -> Arm:
+        return self.arms[run.rpartition("_seed")[0]]
 
     def model(self, run: str) -> str:
-        trainer = self.arms[run.rpartition("_seed")[0]].trainer
-        return self.model_folder(run, f"{trainer}Seeded")
+        return self.model_folder(run, f"{self.arm(run).trainer}Seeded")
+
+    def images_of(self, test: str) -> str:
+        """The folder of images of a test."""
+        rescanned = test in self.tests and self.tests[test].scan
+        return f"scans/{test}" if rescanned else f"{self.raw}/imagesTr"
+
+    def prediction_options(self, test: str, run: str) -> str:
+        """Of ``fvae-predict``: those of the test, and the VAE's of a model that has seen nothing but its view."""
+        arm = self.arm(run)
+        words = shlex.split(self.tests[test].predict)
+        if arm.trainer == ON_VIEW_ALONE:
+            options = shlex.split(self.views[arm.views[0]].options)
+            place = options.index("--view")
+            words += options[:place] + options[place + 2 :]
+        return shlex.join(words)
 
 
 def read_experiment(config: Mapping[str, Any]) -> Experiment:
@@ -95,8 +163,11 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     arms = {arm.name: arm for arm in (_arm(given, views) for given in config["arms"])}
     if len(arms) < len(config["arms"]):
         raise ConfigError("arms: two have the same name")
+    tests = {test.name: test for test in (_test(given, arms) for given in config["tests"])}
+    if len(tests) < len(config["tests"]):
+        raise ConfigError("tests: two have the same name")
     small = bool(config["features_per_stage"])
-    experiment = Experiment(source, arms, views, config["folds"], config["configuration"], small)
+    experiment = Experiment(source, arms, views, tests, config["folds"], config["configuration"], small)
     if len(experiment.runs) < 2:
         raise ConfigError("arms: a comparison needs two arms, or two seeds of one")
     return experiment
@@ -109,9 +180,22 @@ def _arm(given: Mapping[str, Any], views: Mapping[str, View]) -> Arm:
         raise ConfigError(f"arms: {name!r} cannot be the name of an arm; take letters, digits and . + - _")
     if trainer not in TRAINERS:
         raise ConfigError(f"arms: {name}: trainer {trainer} is none of {', '.join(TRAINERS)}")
-    if (view is None) != (trainer == "nnUNetTrainer") or view not in (None, *views):
+    arm = Arm(name, trainer, view, tuple(given.get("seeds", [0])))
+    if bool(arm.views) == (trainer in WITHOUT_VIEW) or not set(arm.views) <= views.keys():
         raise ConfigError(
-            f"arms: {name}: {trainer} with view {view}: nnUNetTrainer takes no view, the others take one of "
-            f"{', '.join(views)}"
+            f"arms: {name}: {trainer} with view {view}: {' and '.join(WITHOUT_VIEW)} take no view, the others take one "
+            f"of {', '.join(views)}, or several with commas"
         )
-    return Arm(name, trainer, view, tuple(given.get("seeds", [0])))
+    if trainer == ON_VIEW_ALONE and len(arm.views) > 1:
+        raise ConfigError(f"arms: {name}: {trainer} takes one view")
+    return arm
+
+
+def _test(given: Mapping[str, Any], arms: Mapping[str, Arm]) -> Test:
+    check_keys(given, ("name", "scan", "predict", "arms"))
+    name, tested = given.get("name", ""), tuple(given.get("arms", arms))
+    if not re.fullmatch(r"[\w.+-]+", name) or name in (VALIDATION, "scans", "logs"):
+        raise ConfigError(f"tests: {name!r} cannot be the name of a test; take letters, digits and . + - _")
+    if not tested or not set(tested) <= arms.keys():
+        raise ConfigError(f"tests: {name}: arms {', '.join(tested)} are not all among {', '.join(arms)}")
+    return Test(name, given.get("scan", ""), given.get("predict", ""), tested)

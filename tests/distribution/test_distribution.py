@@ -15,8 +15,9 @@ PACKAGE = {  # where the folders are installed
     "preprocessing": "fvae_nnunet/preprocessing",
     "trainers": "fvae_nnunet/trainers",
 }
-BESIDE = ("tests", "scripts", "docs", ".ci")
-TOP = ("README.md", "CHANGELOG.md", "LICENSE", "setup.cfg", "pyproject.toml", "MANIFEST.in")
+BESIDE = ("tests", "scripts", "docs", "containers", ".ci", ".github")
+TOP = ("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "setup.cfg", "pyproject.toml")
+TOP += ("MANIFEST.in", ".importlinter", ".pre-commit-config.yaml", "mkdocs.yml")
 BUILD = "from setuptools import build_meta; build_meta.build_sdist('dist')"
 
 

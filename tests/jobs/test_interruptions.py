@@ -43,7 +43,7 @@ def test_forked_processes_have_the_usual_handlers():
 def test_a_process_that_is_ended_before_it_has_run_ends():
     """SIGTERM is sent right after the fork, as by a pool that has little to do."""
     with interruptible():
-        for _ in range(200):
+        for _ in range(20):
             child = os.fork()
             if child == 0:
                 threading.Event().wait(20)

@@ -19,7 +19,10 @@ from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
 
 
 def test_an_identity_vae_gives_nnunets_own_arrays_for_every_configuration(clone):
-    assert_view_is_nnunets_own(make_view(clone), clone)
+    folders = make_view(clone)
+    assert_view_is_nnunets_own(folders, clone)
+    taken = sum(path.stat().st_size for folder in folders.values() for path in folder.glob("*.b2nd"))
+    assert taken == pytest.approx(open_preprocessed_dataset(clone.id).view_bytes, rel=0.02)
 
 
 @pytest.mark.slow

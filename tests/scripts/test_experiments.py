@@ -58,6 +58,13 @@ def dataset(tmp_path_factory):
     )
 
 
+def test_an_experiment_is_the_same_on_a_gpu():
+    cpu, gpu = (yaml.safe_load((SCRIPTS / "experiments" / f"dose_{name}.yaml").read_text()) for name in ("cpu", "gpu"))
+    for key in ("views", "arms", "tests", "folds", "tolerances_mm"):
+        assert gpu[key] == cpu[key]
+    assert gpu["device"] == "cuda" and gpu["configuration"] == "3d_fullres"
+
+
 @pytest.mark.parametrize("name", ["sarcoma_cpu", "sarcoma_gpu"])
 def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
     config, cpu = (
@@ -83,7 +90,18 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
         ({"blurred": 1}, "there is no blurred to configure"),
         ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is none of nnUNetTrainer, "),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "wan2.1"}]}, "one of tiny, control-curv"),
-        ({"arms": [{"name": "a", "trainer": "nnUNetTrainer", "view": "tiny"}]}, "nnUNetTrainer takes no view"),
+        (
+            {"arms": [{"name": "a", "trainer": "nnUNetTrainer", "view": "tiny"}]},
+            "nnUNetTrainer and nnUNetTrainerNoise take no view",
+        ),
+        ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "tiny,wan"}]}, "or several with commas"),
+        (
+            {"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAEReconOnly", "view": "tiny,control-curvature-flow"}]},
+            "takes one view",
+        ),
+        ({"tests": [{"name": "validation"}]}, "'validation' cannot be the name of a test"),
+        ({"tests": [{"name": "a", "arms": ["rawest"]}]}, "tests: a: arms rawest are not all among raw, "),
+        ({"tests": [{"name": "a"}, {"name": "a"}]}, "tests: two have the same name"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}] * 2}, "arms: two have the same name"),
         ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "there is no trainr to configure"),
@@ -92,6 +110,35 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
 def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset):
     with pytest.raises(ConfigError, match=expected):
         read_experiment(config_of(dataset, **changes))
+
+
+def test_the_dose_experiment_can_be_planned(dataset):
+    config = yaml.safe_load((SCRIPTS / "experiments" / "dose_cpu.yaml").read_text()) | {"dataset": str(dataset)}
+    experiment = read_experiment(config)
+    assert len(experiment.runs) == 8 and len(experiment.tests) == 8
+    assert experiment.prediction_options("quarter", "tiny-recon_seed0") == "--vae tiny --average 8"
+    assert experiment.arms["several-mix"].views == list(experiment.views)
+
+
+def test_a_model_of_views_alone_is_tested_on_its_view_and_others_as_the_test_says(dataset):
+    arms = [
+        {"name": "raw", "trainer": "nnUNetTrainer"},
+        {"name": "recon", "trainer": "nnUNetTrainerFVAEReconOnly", "view": "tiny"},
+        {"name": "both", "trainer": "nnUNetTrainerFVAE", "view": "tiny:2,control-curvature-flow"},
+    ]
+    tests = [
+        {"name": "quarter", "scan": "--dose 0.25"},
+        {"name": "tta", "predict": "--tta raw,view --vae tiny", "arms": ["raw"]},
+    ]
+    views = ["--view tiny --vae tiny --average 8", "--view control-curvature-flow --vae control:curvature-flow"]
+    experiment = read_experiment(config_of(dataset, arms=arms, tests=tests, views=views))
+    assert experiment.prediction_options("quarter", "raw_seed0") == ""
+    assert experiment.prediction_options("quarter", "recon_seed0") == "--vae tiny --average 8"
+    assert experiment.prediction_options("tta", "raw_seed0") == "--tta raw,view --vae tiny"
+    assert experiment.arms["both"].views == ["tiny", "control-curvature-flow"]
+    assert experiment.tested_runs("tta") == ["raw_seed0"] and len(experiment.tested_runs("validation")) == 3
+    assert experiment.images_of("quarter") == "scans/quarter"
+    assert experiment.images_of("tta") == experiment.images_of("validation") == f"{experiment.raw}/imagesTr"
 
 
 def test_there_is_a_seeded_trainer_for_each(monkeypatch):
@@ -207,7 +254,9 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
     ]
     file = tmp_path / "small.yaml"
     small = {"folds": 2, "epochs": 1, "iterations": 2, "features_per_stage": [4, 8], "patch_voxels": 1024}
-    changes = small | {"views": ["--view tiny --vae tiny"], "arms": arms, "tolerances_mm": [1, 2, 3], "processes": 1}
+    scan, predict = "--dose 0.25 --own-noise 15", "--tta raw,view --vae tiny"
+    tests = [{"name": "quarter", "scan": scan, "predict": predict, "arms": ["raw", "tiny-mix"]}]
+    changes = small | {"views": ["--view tiny --vae tiny"], "arms": arms, "tests": tests, "processes": 1}
     file.write_text(yaml.safe_dump(config_of(dataset, **changes)))
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
     work = tmp_path / "work"
@@ -218,7 +267,7 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
     snakemake("experiments", work, "--configfile", file, path=PATH)
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 
-    written = json.loads((work / "results.json").read_text())
+    written = json.loads((work / "validation" / "results.json").read_text())
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").iterdir())
     assert written["folds"] == [cases[0::2], cases[1::2]]
     assert written["budget"]["epochs"] == 1 and written["views"]["tiny"]["cases"] == 4
@@ -234,8 +283,16 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
             )
             overlap = 2 * (predicted & reference).sum() / (predicted.sum() + reference.sum())
             assert values["Dice"] == pytest.approx(overlap, abs=1e-6)
-    assert "minus raw" in (work / "table.md").read_text()
-    assert (work / "report.html").stat().st_size > 0
+    assert "minus raw" in (work / "validation" / "table.md").read_text()
+    assert (work / "validation" / "report.html").stat().st_size > 0
+    quarter = json.loads((work / "quarter" / "results.json").read_text())
+    assert quarter["test"]["scan"] == scan and written["test"] is None
+    assert {run["arm"] for run in quarter["runs"]} == {"raw", "tiny-mix"} and len(quarter["runs"]) == 4
+    scanned, image = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{cases[0]}_0000.nii.gz"))).astype(float)
+        for folder in (work / "scans" / "quarter", dataset / "imagesTr")
+    )
+    assert (scanned - image)[image > -200].std() > 15
     logs = [next((work / "logs").glob(f"train-{run}-*fold_0.log")).read_text() for run in ("raw_seed7", "same_seed7")]
     losses = [[line.split(": ", 1)[1] for line in log.splitlines() if " train_loss " in line] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 1

@@ -98,7 +98,7 @@ def measure_front(
     found = [Denoised(name, strength, {place: [] for place in PLACES}) for name, strength, _ in methods]
     for number, (volume_hu, spacing_mm) in enumerate(cases):
         truth_hu = noise.truth_of(volume_hu)
-        noisy_hu = truth_hu + noise.drawn(truth_hu.shape, np.random.default_rng([seed, number]))
+        noisy_hu = truth_hu + noise.drawn(truth_hu, spacing_mm[2], np.random.default_rng([seed, number]))
         places = places_of(truth_hu)
         for denoised, (_, _, method) in zip(found, methods, strict=True):
             for place, error in errors_hu(method(noisy_hu, spacing_mm), truth_hu, places).items():
@@ -174,7 +174,7 @@ def write_front(
     results = {"schema": 1, "kind": KIND, "noise": asdict(noise), "cases": list(cases), "methods": methods}
     write_json(path, results | dict(made_with))
     picture = path.with_suffix(".png")
-    write_front_picture(found, picture, title=f"{noise.sd_hu:g} HU of noise in {len(cases)} images: what is left")
+    write_front_picture(found, picture, title=f"{noise} in {len(cases)} images: what is left")
     return picture
 
 

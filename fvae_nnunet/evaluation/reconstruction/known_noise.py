@@ -16,6 +16,7 @@ from scipy import ndimage
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, HUWindow
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, FLAT_HU_PER_PIXEL, TISSUES_HU, slopes, soft_tissue, tissue_masks
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.scanner.photons import photon_noise_hu, photons_for_noise
 
 PLACES = ("edges", "flat", *TISSUES_HU)
 """Where errors are measured; tissues are those of the truth."""
@@ -26,23 +27,28 @@ class KnownNoise:
     """The noise that is added, and how the truth is made.
 
     Attributes:
-        sd_hu: standard deviation of the noise.
-        kernel_pixels: of the in-plane Gaussian that white noise passes through before it is scaled; 0: white.
+        sd_hu: standard deviation of the noise; of a scanner's, that in flat soft tissue.
+        kernel_pixels: of the in-plane Gaussian that white noise passes through before it is scaled; 0: white; None:
+            the noise of few photons in a scanner (``scanner.photons``), which grows towards the middle of the body.
         softened_pixels: in-plane Gaussian that makes the truth of an image; 0 for images without noise.
         hu_window: the truth is clipped to it.
     """
 
     sd_hu: float
-    kernel_pixels: float = 0.6
+    kernel_pixels: float | None = 0.6
     softened_pixels: float = 0.8
     hu_window: HUWindow = PAPER_HU_WINDOW
 
     def __post_init__(self) -> None:
-        if not 0 < self.sd_hu < math.inf or not 0 <= self.kernel_pixels < math.inf or not self.softened_pixels >= 0:
+        kernel_pixels = self.kernel_pixels or 0.0
+        if not 0 < self.sd_hu < math.inf or not 0 <= kernel_pixels < math.inf or not self.softened_pixels >= 0:
             raise UserError(
                 f"noise has a standard deviation above 0 HU and Gaussians of 0 pixels or more, got {self.sd_hu:g} HU, "
-                f"{self.kernel_pixels:g} and {self.softened_pixels:g} pixels"
+                f"{kernel_pixels:g} and {self.softened_pixels:g} pixels"
             )
+
+    def __str__(self) -> str:
+        return f"{self.sd_hu:g} HU of {'scanner ' if self.kernel_pixels is None else ''}noise"
 
     def truth_of(self, axial_hu: np.ndarray) -> np.ndarray:
         """(z, y, x) in HU to float32."""
@@ -51,9 +57,18 @@ class KnownNoise:
             return clipped_hu
         return ndimage.gaussian_filter(clipped_hu, (0, self.softened_pixels, self.softened_pixels), mode="nearest")
 
-    def drawn(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """Noise (z, y, x), float32: every slice for itself, of exactly ``sd_hu``."""
-        white = rng.standard_normal(shape).astype(np.float32)
+    def drawn(self, truth_hu: np.ndarray, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
+        """Noise for a truth (z, y, x) with pixels of this size: float32, same shape, every slice for itself.
+
+        Gaussian noise has exactly ``sd_hu`` in every slice.
+
+        Raises:
+            UserError: a scanner's noise in an image without soft tissue.
+        """
+        if self.kernel_pixels is None:
+            photons = photons_for_noise(truth_hu, pixel_mm, self.sd_hu)
+            return photon_noise_hu(truth_hu, pixel_mm, photons=photons, rng=rng)
+        white = rng.standard_normal(truth_hu.shape).astype(np.float32)
         if self.kernel_pixels:
             white = ndimage.gaussian_filter(white, (0, self.kernel_pixels, self.kernel_pixels), mode="wrap")
         return white * (self.sd_hu / white.std(axis=(1, 2), keepdims=True))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from fvae_nnunet.trainers import nnUNetTrainerFVAE, nnUNetTrainerFVAEBlend, nnUNetTrainerFVAEReconOnly
@@ -42,6 +44,22 @@ class Seeded(_Trainer):
         return found
 
 
+class nnUNetTrainerNoise(nnUNetTrainer):
+    """What a user would try first: white noise on half of the samples, with a standard deviation of 0 to 1 after
+    nnU-Net's normalisation, in place of its own (a tenth of the samples, 0 to 0.1)."""
+
+    @staticmethod
+    def get_training_transforms(*arguments: Any, **keywords: Any) -> Any:
+        composed = nnUNetTrainer.get_training_transforms(*arguments, **keywords)
+        (noise,) = [
+            one
+            for one in composed.transforms
+            if isinstance(one, RandomTransform) and isinstance(one.transform, GaussianNoiseTransform)
+        ]
+        noise.apply_probability, noise.transform.noise_variance = 0.5, (0, 1)
+        return composed
+
+
 class nnUNetTrainerSeeded(Seeded, nnUNetTrainer):
     pass
 
@@ -55,4 +73,8 @@ class nnUNetTrainerFVAEReconOnlySeeded(Seeded, nnUNetTrainerFVAEReconOnly):
 
 
 class nnUNetTrainerFVAEBlendSeeded(Seeded, nnUNetTrainerFVAEBlend):
+    pass
+
+
+class nnUNetTrainerNoiseSeeded(Seeded, nnUNetTrainerNoise):
     pass

@@ -32,9 +32,9 @@ def muscle_and_fat(shape=(3, 64, 64)):
 
 
 def test_noise_has_its_standard_deviation_in_every_slice_and_its_kernels_spectrum():
-    shape = (2, 256, 256)
-    white = KnownNoise(25, kernel_pixels=0).drawn(shape, np.random.default_rng(0))
-    soft = KnownNoise(25, kernel_pixels=1.0).drawn(shape, np.random.default_rng(0))
+    truth = np.zeros((2, 256, 256))
+    white = KnownNoise(25, kernel_pixels=0).drawn(truth, 1, np.random.default_rng(0))
+    soft = KnownNoise(25, kernel_pixels=1.0).drawn(truth, 1, np.random.default_rng(0))
     for noise in (white, soft):
         np.testing.assert_allclose(noise.std(axis=(1, 2)), 25, rtol=1e-5)
     assert not np.allclose(white[0], white[1])
@@ -45,6 +45,16 @@ def test_noise_has_its_standard_deviation_in_every_slice_and_its_kernels_spectru
     assert abs(neighbours(white)) < 0.02
     # of white noise after a Gaussian of s pixels: exp(-1 / (4 s^2))
     assert neighbours(soft) == pytest.approx(math.exp(-1 / 4), abs=0.02)
+
+
+def test_a_scanners_noise_has_its_standard_deviation_in_soft_tissue_and_less_at_the_border_of_the_body():
+    y, x = np.mgrid[:64, :64] - 31.5
+    radius = np.hypot(y, x)
+    truth = np.broadcast_to(np.where(radius < 26, 50.0, -1000.0), (6, 64, 64))
+    noise = KnownNoise(25, kernel_pixels=None).drawn(truth, 3.0, np.random.default_rng(0))
+    middle, border = (noise[:, place].std() for place in (radius < 8, (radius > 20) & (radius < 25)))
+    assert middle > 1.25 * border
+    assert noise[:, radius < 16].std() == pytest.approx(25, rel=0.15)
 
 
 def test_the_truth_is_clipped_and_softened_in_the_plane():

@@ -1,0 +1,1 @@
+"""What another scanner would have made of a CT: less dose, another kernel."""

@@ -1,0 +1,59 @@
+"""What views there are in nnU-Net's folder of preprocessed data, and how far each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.training.views import SEPARATOR
+
+
+@dataclass(frozen=True)
+class ViewState:
+    """A folder beside nnU-Net's preprocessed data: a view, or synthetic cases.
+
+    Attributes:
+        data_folder: nnU-Net's data that it belongs to.
+        name: the view's name.
+        vae: what it is made with; None for synthetic cases.
+        whole: cases with a record whose files have the recorded size.
+        recorded: cases with a record.
+        cases: of nnU-Net's data.
+        fault: why it cannot be read; None where it can.
+    """
+
+    data_folder: Path
+    name: str
+    vae: str | None = None
+    whole: int = 0
+    recorded: int = 0
+    cases: int = 0
+    fault: str | None = None
+
+
+def view_states(preprocessed: Path) -> Iterator[ViewState]:
+    """The state of each view below ``preprocessed``, by dataset and folder; reads records and sizes, no arrays."""
+    for manifest_file in sorted(preprocessed.glob(f"Dataset*/*{SEPARATOR}*/manifest.json")):
+        folder = manifest_file.parent
+        data_name, name = folder.name.split(SEPARATOR, 1)
+        data_folder = folder.with_name(data_name)
+        try:
+            yield _state(Manifest(folder), data_folder, name)
+        except UserError as error:
+            yield ViewState(data_folder, name, fault=str(error))
+
+
+def _state(manifest: Manifest, data_folder: Path, name: str) -> ViewState:
+    content = manifest.read() or {"settings": {}}
+    recorded = manifest.cases
+    return ViewState(
+        data_folder,
+        name,
+        vae=content["settings"].get("vae"),
+        whole=sum(manifest.is_whole(case, manifest.outputs(case)) for case in recorded),
+        recorded=len(recorded),
+        cases=len(list(data_folder.glob("*.pkl"))),
+    )

@@ -1,0 +1,57 @@
+"""The embedded VAE held against its stored reconstruction: are its weights whole, does a device compute what it should.
+
+``tiny/reference.npy`` holds what ``tiny`` makes of ``self_check.reconstructed_waves`` on a CPU in float32: (1, 1, 5,
+32, 32), float32, in [-1, 1]. ``docs/releasing.md`` says how it is made anew with new weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.vae.registry import TINY_FOLDER, load_vae
+from fvae_nnunet.vae.self_check import reconstructed_waves
+
+WEIGHTS_SHA256 = "1eeade7df4d6b2b4682127bcca510434ba4b30989755bc384ee49f3ff83a15c6"
+REFERENCE = TINY_FOLDER / "reference.npy"
+HU_OF_UNIT = 1000.0
+"""In the paper's window, [-1000, 1000] HU."""
+
+LARGEST_RMS_HU = {"float32": 0.03, "tf32": 0.6, "bfloat16": 6.0}
+"""Allowed root mean square of the difference. Measured on CPUs: float32 0.0003 HU or less between instruction sets
+(SSE4.1, AVX2, AVX-512) and numbers of threads, bfloat16 2.1; float16, which has as many bits of mantissa as TF32, 0.19.
+A GPU's float32 may differ by more than a CPU's, but stays below what TF32 would be off."""
+
+
+def check_embedded(device: str | torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """How far the embedded VAE is off its stored reconstruction: root mean square in HU, and what is allowed.
+
+    Args:
+        device: where to compute.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        UserError: the weights are not the released ones or cannot be read, or the device cannot compute, or is off by
+            more than allowed.
+    """
+    vae = load_vae("tiny", device=device, dtype=dtype)
+    if vae.weights_sha256 != WEIGHTS_SHA256:
+        raise UserError(f"the weights in {TINY_FOLDER} are not those of this version; install fvae_nnunet again")
+    try:
+        reference = torch.from_numpy(np.load(REFERENCE, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{REFERENCE} cannot be read ({error}); install fvae_nnunet again") from error
+    try:
+        found = reconstructed_waves(vae).cpu()
+    except RuntimeError as error:
+        raise UserError(f"tiny cannot be computed on {vae.device}: {str(error).partition(chr(10))[0]}") from error
+    off = (found.double() - reference.double()).square().mean().sqrt()
+    rms_hu, allowed_hu = HU_OF_UNIT * float(off), LARGEST_RMS_HU["tf32" if vae.tf32 else vae.precision]
+    if not rms_hu <= allowed_hu:
+        raise UserError(
+            f"tiny on {vae.device} in {vae.precision} is {rms_hu:.3g} HU (rms) off its stored reconstruction, "
+            f"{allowed_hu:g} are allowed; use `device=cpu`, or another version of torch (this is {torch.__version__}) "
+            "or of the driver"
+        )
+    return rms_hu, allowed_hu
