@@ -12,6 +12,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.nnunet.files import find_plans, read_dataset_json, read_plans
 from fvae_nnunet.nnunet.folders import dataset_id, dataset_name, nnunet_folder, training_files
+from fvae_nnunet.numbers_as_text import counted
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def open_preprocessed_dataset(
     ]
     if unprocessed:
         raise UserError(
-            f"{len(unprocessed)} cases of {raw} are not preprocessed, first {unprocessed[0]}; run again: "
+            f"{counted(len(unprocessed), 'case')} of {raw} not preprocessed, first {unprocessed[0]}; run again: "
             f"{preprocess(c=list(folders))}"
         )
     for configuration, folder in folders.items():
@@ -123,8 +124,8 @@ def open_preprocessed_dataset(
         )
         if orphans:
             raise UserError(
-                f"{len(orphans)} cases in {folder} have no raw image in {raw} (first: {orphans[0]}); put the images "
-                f"back, or delete the folder and run again: {preprocess(c=configuration)}"
+                f"{counted(len(orphans), 'case')} in {folder} without a raw image in {raw} (first: {orphans[0]}); "
+                f"put the images back, or delete the folder and run again: {preprocess(c=configuration)}"
             )
     return PreprocessedDataset(
         name=name,

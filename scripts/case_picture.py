@@ -16,6 +16,7 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.lesions import DETECTION_OVERLAP
+from fvae_nnunet.numbers_as_text import nsd_name, number
 from fvae_nnunet.pictures.case import case_picture
 
 
@@ -31,8 +32,9 @@ def title_of(case: str, labels: dict[str, int | list[int]], summary: Path) -> st
         key = str(tuple(value)) if isinstance(value, list) else str(value)
         if key in scored["metrics"]:
             found = scored["metrics"][key]
-            nsd = next((f", NSD {number:.2f}" for name_, number in found.items() if name_.startswith("NSD")), "")
-            parts.append(f"{name} DSC {found['Dice']:.2f}{nsd}")
+            nsds = {float(measure[4:-2]): share for measure, share in found.items() if measure.startswith("NSD_")}
+            shown = [f"DSC {number(found['Dice'])}", *(f"{nsd_name(mm)} {number(nsds[mm])}" for mm in sorted(nsds)[:1])]
+            parts.append(f"{name} {', '.join(shown)}")
     return "     ".join(parts)
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import write_bytes
+from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import fidelity, reconstruct_volume
 from fvae_nnunet.vae import FrozenVAE, load_vae
@@ -103,8 +104,8 @@ def table(results: dict[str, Figures]) -> str:
 
 def _row(name: str, figures: Figures) -> str:
     return (
-        f"| {name} | {figures.psnr_db:.2f} | {figures.ssim:.4f} | {figures.mae_hu:.2f} | {figures.bias_hu:+.2f} "
-        f"| {figures.air_mae_hu:.2f} |"
+        f"| {name} | {number(figures.psnr_db, 'dB')} | {number(figures.ssim)} | {number(figures.mae_hu, 'HU')} "
+        f"| {number(figures.bias_hu, 'HU', signed=True)} | {number(figures.air_mae_hu, 'HU')} |"
     )
 
 

@@ -28,6 +28,7 @@ from command_environment import NNUNET_FOLDERS, command_environment, command_var
 from phantoms import LESION_PLACES
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.numbers_as_text import counted, interval, number, p_value
 
 KINDS = {"lung": (910, ("--organ", "lungs")), "pancreas": (911, ())}
 """Kind of phantom -> number of its dataset, and where ``fvae-train-ldm`` finds the organ."""
@@ -205,11 +206,11 @@ def compared(work: Path) -> list[str]:
     for measure in MEASURES:
         real, synthetic = (np.array([np.mean(of_case[measure, arm, case]) for case in cases]) for arm in ARMS)
         differences = synthetic - real
-        interval, test = bootstrap_interval(differences, seed=0), signed_rank_test(differences)
-        ends = "no interval" if interval.method == "none" else f"{interval.low:+.4f} to {interval.high:+.4f}"
+        found, test = bootstrap_interval(differences, seed=0), signed_rank_test(differences)
+        means = f"{number(real.mean())} real, {number(synthetic.mean())} synthetic"
         lines.append(
-            f"{measure}: {real.mean():.4f} real, {synthetic.mean():.4f} synthetic, {differences.mean():+.4f} "
-            f"({ends}), p {test.p:.4f}, {len(cases)} cases"
+            f"{measure}: {means}, {number(differences.mean(), signed=True)} "
+            f"({interval(found.low, found.high, signed=True)}), p {p_value(test.p)}, {counted(len(cases), 'case')}"
         )
     return lines
 

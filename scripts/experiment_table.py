@@ -22,15 +22,16 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.statistics import bootstrap_interval, holm, signed_rank_test
 from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.numbers_as_text import NOT_DEFINED, interval, nsd_name, number, p_value
 
 MEASURES = {
-    "Dice": ("DSC", 3, True),
-    "NSD_1mm": ("NSD 1 mm", 3, True),
-    "NSD_2mm": ("NSD 2 mm", 3, True),
-    "NSD_3mm": ("NSD 3 mm", 3, True),
-    "HD95_mm": ("HD95 (mm)", 1, False),
+    "Dice": ("DSC", "", True),
+    "NSD_1mm": (nsd_name(1), "", True),
+    "NSD_2mm": (nsd_name(2), "", True),
+    "NSD_3mm": (nsd_name(3), "", True),
+    "HD95_mm": ("HD95 (mm)", "mm", False),
 }
-"""Of each measure: its name, how many decimals are shown, and whether larger is better."""
+"""Of each measure: its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
 
 REFERENCE = "raw"
 
@@ -67,10 +68,10 @@ def arm_table(arms: Mapping[str, Values]) -> list[str]:
     ]
     for arm, values in arms.items():
         cells = []
-        for measure, (_, decimals, _) in MEASURES.items():
+        for measure, (_, quantity, _) in MEASURES.items():
             numbers = [value for of_case in values.values() if math.isfinite(value := of_case[measure])]
             left_out = len(values) - len(numbers)
-            cells.append(_mean_and_interval(numbers, decimals) + (f"; {left_out} without" if left_out else ""))
+            cells.append(_mean_and_interval(numbers, quantity) + (f"; {left_out} without" if left_out else ""))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines
 
@@ -82,14 +83,15 @@ def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
         f"| measure | arm | minus {reference} (95 % interval) | p | p Holm | better, equal, worse | cases |",
         "|---|---|---|---|---|---|---|",
     ]
-    for measure, (name, decimals, higher_is_better) in MEASURES.items():
+    for measure, (name, quantity, higher_is_better) in MEASURES.items():
         differences = {arm: _differences(arms[reference], arms[arm], measure) for arm in others}
         tests = {arm: signed_rank_test(differences[arm]).p for arm in others}
         for arm, p_holm in zip(others, holm(list(tests.values())), strict=True):
             gains = np.array(differences[arm]) * (1 if higher_is_better else -1)
             counts = f"{(gains > 0).sum()}, {(gains == 0).sum()}, {(gains < 0).sum()}"
-            interval = _mean_and_interval(differences[arm], decimals, sign="+")
-            lines.append(f"| {name} | {arm} | {interval} | {tests[arm]:.3f} | {p_holm:.3f} | {counts} | {len(gains)} |")
+            difference = _mean_and_interval(differences[arm], quantity, signed=True)
+            p = f"{p_value(tests[arm])} | {p_value(p_holm)}"
+            lines.append(f"| {name} | {arm} | {difference} | {p} | {counts} | {len(gains)} |")
     return lines
 
 
@@ -98,12 +100,12 @@ def _differences(before: Values, after: Values, measure: str) -> list[float]:
     return [difference for difference in both if math.isfinite(difference)]
 
 
-def _mean_and_interval(numbers: Sequence[float], decimals: int, sign: str = "") -> str:
+def _mean_and_interval(numbers: Sequence[float], quantity: str, *, signed: bool = False) -> str:
     if not numbers:
-        return "none"
-    interval = bootstrap_interval(numbers, seed=0)
-    ends = f"{interval.low:{sign}.{decimals}f} to {interval.high:{sign}.{decimals}f}"
-    return f"{np.mean(numbers):{sign}.{decimals}f} ({ends})"
+        return NOT_DEFINED
+    found = bootstrap_interval(numbers, seed=0)
+    mean = number(float(np.mean(numbers)), quantity, signed=signed)
+    return f"{mean} ({interval(found.low, found.high, quantity, signed=signed)})"
 
 
 def report(results: Mapping[str, Any]) -> list[str]:

@@ -14,12 +14,12 @@ from typing import Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES, PERCENTILE_MARK, p_text
+from fvae_nnunet.evaluation.segmentation.verdict import FEW_CASES
 from fvae_nnunet.evaluation.text_table import text_table
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.files.csv_tables import csv_bytes
 from fvae_nnunet.files.recorded import write_bytes
-from fvae_nnunet.report.numbers import NOT_THERE, number
+from fvae_nnunet.numbers_as_text import PERCENTILE_MARK, counted, interval_of, number, p_value
 from fvae_nnunet.report.paper import paper_tables
 
 REAL_CT = "realct"
@@ -110,30 +110,28 @@ def text_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The rows as a reader sees them, without headings: one digit, nothing where the reference has no difference."""
 
     def interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
-        if row[f"{name}_interval_method"] == "none":
-            return NOT_THERE
-        low, high = (number(row[f"{name}_{end}"], 1, signed=signed) for end in ("low", "high"))
-        return f"{low} to {high}{PERCENTILE_MARK if row[f'{name}_interval_method'] == 'percentile' else ''}"
+        ends = [row[f"{name}_low"], row[f"{name}_high"]]
+        return interval_of({"interval": ends, "interval_method": row[f"{name}_interval_method"]}, "%", signed=signed)
 
     shown, reference = [], rows[0]["trained_on"]
     for row in rows:
         is_reference = row["trained_on"] == reference
         difference = [
-            number(row["difference"], 1, signed=True),
+            number(row["difference"], "%", signed=True),
             interval(row, "difference", signed=True),
-            *(p_text(row[p]) for p in ("p", "p_holm")),
+            *(p_value(row[p]) for p in ("p", "p_holm")),
         ]
         shown.append(
             [
                 row["label_name"],
                 row["measure"],
                 row["trained_on"],
-                number(row["mean"], 1),
+                number(row["mean"], "%"),
                 interval(row, "mean"),
                 *([""] * 4 if is_reference else difference),
                 str(row["n"]),
-                number(row["paper_percent"], 1),
-                number(row["paper_difference"], 1, signed=True),
+                number(row["paper_percent"], "%"),
+                number(row["paper_difference"], "%", signed=True),
             ]
         )
     return shown
@@ -144,7 +142,7 @@ def notes(comparison: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
     settings, source, n = comparison["settings"], paper["source"], len(comparison["reference"]["cases"])
     few = f"; too narrow with n below {FEW_CASES}" if n < FEW_CASES else ""
     return [
-        f"{n} cases, each predicted by the fold that was not trained on it; "
+        f"{counted(n, 'case')}, each predicted by the fold that was not trained on it; "
         f"differences are to {comparison['models'][0]['name']}, of the paper to real CT",
         f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples{few}; "
         f"{PERCENTILE_MARK} percentile interval; p: Wilcoxon signed-rank over cases, two-sided",

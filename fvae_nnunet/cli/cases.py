@@ -15,6 +15,7 @@ from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted, interval, number, percent
 
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.devices import Work
@@ -175,7 +176,7 @@ class CaseProgress:
             failed = f"{len(self.failed)} of {self.bar.total} cases failed: {', '.join(self.failed)}"
             print(f"{command}: {failed}. {remedy}", file=sys.stderr)
         if self.missing:
-            print(f"{command}: other processes still work on {len(self.missing)} cases", file=sys.stderr)
+            print(f"{command}: other processes still work on {counted(len(self.missing), 'case')}", file=sys.stderr)
         return 1 if self.failed else INCOMPLETE if self.missing else 0
 
     def finish(self, command: str, again: str) -> int:
@@ -184,8 +185,9 @@ class CaseProgress:
         seconds = self.seconds
         several = f" on {self.devices} devices, summed over them" if self.devices > 1 else ""
         print(
-            f"time: {self.elapsed_s:.1f} s, of which{several} VAE {seconds.computing:.1f} s, waiting for reading "
-            f"{seconds.reading:.1f} s and for writing {seconds.writing:.1f} s; device idle {seconds.idle_share:.0%}"
+            f"time: {number(self.elapsed_s, 's')} s, of which{several} VAE {number(seconds.computing, 's')} s, waiting "
+            f"for reading {number(seconds.reading, 's')} s and for writing {number(seconds.writing, 's')} s; "
+            f"device idle {percent(seconds.idle_share)}"
         )
         return self.say_failed(command, f"{'' if self.missing else 'The others are complete; '}{again}")
 
@@ -211,10 +213,10 @@ class ReconstructionProgress(CaseProgress):
         self.psnr_db.append(result["psnr_db"])
         noise = ""
         if result.get("noise_raw_hu") is not None:
-            noise = f", noise {result['noise_raw_hu']:.1f} to {result['noise_view_hu']:.1f} HU"
+            noise = f", noise {interval(result['noise_raw_hu'], result['noise_view_hu'], 'HU')} HU"
         self.bar.write(
-            f"{case}: PSNR {result['psnr_db']:.2f} dB, mean absolute error {result['mean_absolute_error_hu']:.2f} HU"
-            f"{noise}", file=sys.stdout,
+            f"{case}: PSNR {number(result['psnr_db'], 'dB')} dB, mean absolute error "
+            f"{number(result['mean_absolute_error_hu'], 'HU')} HU{noise}", file=sys.stdout,
         )  # fmt: skip
         if result.get("impossible_voxels"):
             self.say(
@@ -226,8 +228,8 @@ class ReconstructionProgress(CaseProgress):
     @property
     def summary(self) -> str:
         """Its beginning, once the bar is closed."""
-        mean = f" (mean PSNR {sum(self.psnr_db) / len(self.psnr_db):.2f} dB)" if self.psnr_db else ""
-        return f"{self.done} cases done{mean}, {self.besides}, {self.elapsed_s:.1f} s"
+        mean = f" (mean PSNR {number(sum(self.psnr_db) / len(self.psnr_db), 'dB')} dB)" if self.psnr_db else ""
+        return f"{counted(self.done, 'case')} done{mean}, {self.besides}, {number(self.elapsed_s, 's')} s"
 
 
 def failure_line(case: str, error: Exception) -> str:

@@ -18,6 +18,7 @@ from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.cli.said_as_options import said_as_options, speak_for
 from fvae_nnunet.ct.hu_windows import NAMED_WINDOWS, PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted, interval, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -290,8 +291,8 @@ def _matching_sentence(arguments: argparse.Namespace, view: NoiseOfView, match: 
     def left(median: Left, cases: Iterable[Left], of: str) -> str:
         totals = [case.total for case in cases]
         return (
-            f"{median.total:.3f} of the noise (median of {of}; from {min(totals):.3f} to {max(totals):.3f}), "
-            f"{median.fine:.3f} of the fine and {median.coarse:.3f} of the coarse"
+            f"{number(median.total)} of the noise (median of {of}; from {interval(min(totals), max(totals))}), "
+            f"{number(median.fine)} of the fine and {number(median.coarse)} of the coarse"
         )
 
     meaning = find_control(arguments.vae).explained(match.strength, hu_windows_of(arguments)[0])
@@ -303,5 +304,5 @@ def _matching_sentence(arguments: argparse.Namespace, view: NoiseOfView, match: 
         )
     return (
         f"{arguments.vae} matched to {arguments.match}: the view leaves "
-        f"{left(view.median, view.left.values(), f'{len(view.left)} cases')}; {outcome}"
+        f"{left(view.median, view.left.values(), counted(len(view.left), 'case'))}; {outcome}"
     )

@@ -20,6 +20,7 @@ from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.conversion.choices import GEOMETRIES, PROGRAMS, VALUES
 from fvae_nnunet.errors import UserError, some_of
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.conversion.cases import Conversion
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     progress = _convert(arguments, plan, conversion, preprocessed)
     status = progress.say_failed("fvae-convert", "The others are complete; run the same command again after a repair")
     failed = f", {len(progress.failed)} failed" if progress.failed else ""
-    print(f"{progress.done} cases converted, {progress.besides}{failed}, in {raw}")
+    print(f"{counted(progress.done, 'case')} converted, {progress.besides}{failed}, in {raw}")
     written = finish_dataset(
         plan, conversion, preprocessed, arguments.folds, failed=progress.failed, overwrite=arguments.overwrite
     )
@@ -181,7 +182,7 @@ class _Progress(CaseProgress):
         said += ["slope and intercept applied"] if record["rescaled"] else []
         said += ["geometry of the metadata"] if record["geometry"] == "metadata" else []
         if "disease_masks" in record:
-            said.append(f"{len(record['disease_masks'])} findings")
+            said.append(counted(len(record["disease_masks"]), "finding"))
         if record.get("overlap_voxels"):
             said.append(f"{record['overlap_voxels']} voxels of several findings")
         if "structures" in record:

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(default), or flare: 1; if only one of them holds it, the score is 0")
     add_common(parser, "allow_missing", help="leave out and count references without a prediction")
     add_common(parser, "processes", help="processes; default 2, 0: only this one")
+    add_common(parser, "resamples", default=9999)
+    add_common(parser, "seed", help="of the bootstrap; default 0")
     lesions = parser.add_argument_group("lesions")
     lesions.add_argument("--lesion-labels", nargs="*", metavar="NAME",
         help="labels to evaluate lesion by lesion, none if no name is given; default: those called tumour, lesion, "
@@ -46,22 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a lesion is detected if this share of its voxels is predicted; default 0.1")
     # fmt: on
     comparison = parser.add_argument_group("comparison of two or more folders")
-    add_common(comparison, "names", "all_pairs", "resamples")
-    add_common(comparison, "seed", default=None, help="of the bootstrap; default 0")
+    add_common(comparison, "names", "all_pairs")
     return run_command(parser, run, argv)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
-    from fvae_nnunet.evaluation.segmentation.comparison_tables import (
-        comparison_csvs,
-        comparison_rows,
-        format_comparison,
-    )
+    from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_csvs, comparison_rows
+    from fvae_nnunet.evaluation.segmentation.results_text import format_comparison, format_summary
     from fvae_nnunet.evaluation.segmentation.scoring import score_folders
-    from fvae_nnunet.evaluation.segmentation.summary import case_rows, format_table, summarise
+    from fvae_nnunet.evaluation.segmentation.summary import case_rows, summarise
     from fvae_nnunet.evaluation.statistics import check_resampling
+    from fvae_nnunet.evaluation.text_table import wrapped
     from fvae_nnunet.jobs.progress_bar import counting_bar
 
     folders, is_comparison = arguments.prediction_folders, len(arguments.prediction_folders) > 1
@@ -72,25 +71,25 @@ def run(arguments: argparse.Namespace) -> int:
         beside=comparison_csvs(path) if is_comparison else [path.with_suffix(".csv")],
         command="fvae-evaluate",
     )
-    of_comparison = {name: getattr(arguments, name) for name in ("names", "all_pairs", "seed", "resamples")}
-    given = {name: value for name, value in of_comparison.items() if value is not None and value is not False}
-    if given and not is_comparison:
-        options = ", ".join(map(option_of, given))
+    of_comparison = {name: getattr(arguments, name) for name in ("names", "all_pairs") if getattr(arguments, name)}
+    if of_comparison and not is_comparison:
+        options = ", ".join(map(option_of, of_comparison))
         raise UserError(f"{options}: for the comparison of two or more folders of predictions, got one folder")
     # what is wrong with these is said before hours of scoring
     model_names(folders, arguments.names)
-    check_resampling(given.get("seed", 0), given.get("resamples", 1))
+    resampling = {"seed": arguments.seed, "resamples": arguments.resamples}
+    check_resampling(**resampling)
     with counting_bar(unit="case") as on_case:
         scores = from_options(score_folders, arguments, on_case=on_case)
     if is_comparison:
-        results = compare(scores, **given)
+        results = compare(scores, **of_comparison, **resampling)
         tables = comparison_rows(results, path)
     else:
-        results = summarise(scores)
+        results = summarise(scores, **resampling)
         tables = {path.with_suffix(".csv"): case_rows(results)}
     try:
         write_results(results, path, tables)
     finally:  # what hours of scoring found is not lost on a full disk
-        print(format_comparison(results) if is_comparison else format_table(results))
-    print(f"written: {path} and {', '.join(map(str, tables))}")
+        print(format_comparison(results) if is_comparison else format_summary(results))
+    print("\n".join(wrapped(f"written: {path} and {', '.join(map(str, tables))}")))
     return 0

@@ -19,6 +19,7 @@ from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(text_table(front_rows(found, ("edges", "flat")))))
     print(
-        f"{len(volumes)} images, {noise}; root mean square errors against the truth in HU, with "
+        f"{counted(len(volumes), 'image')}, {noise}; root mean square errors against the truth in HU, with "
         "their\n95 % intervals over images; each filter at the strength with the least error"
     )
     print(f"written: {path} and {picture}")

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fvae_nnunet.numbers_as_text import counted
+
 if TYPE_CHECKING:
     from fvae_nnunet.vae import KnownVAE
 
@@ -19,7 +21,7 @@ def device_lines() -> list[str]:
     from fvae_nnunet.device.numerics import conv3d_fault, has_bfloat16
 
     if not torch.cuda.is_available():
-        return [f"{'mps' if torch.backends.mps.is_available() else 'cpu'}, {os.cpu_count()} cores"]
+        return [f"{'mps' if torch.backends.mps.is_available() else 'cpu'}, {counted(os.cpu_count() or 1, 'core')}"]
     memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     bfloat16 = "bfloat16" if has_bfloat16("cuda") else "no bfloat16 of its own"
     line = f"cuda, {torch.cuda.get_device_name(0)}, {memory_gib:.0f} GiB, {bfloat16}"

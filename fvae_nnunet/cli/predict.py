@@ -29,6 +29,7 @@ from fvae_nnunet.cli.recorded_view import (
 from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.submit import LOGS
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings
@@ -137,8 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     print(
-        f"{len(cases) - len(failed)} cases predicted on {' and '.join(inputs)}, {len(wanted) - len(cases)} were there, "
-        f"in {arguments.output}"
+        f"{counted(len(cases) - len(failed), 'case')} predicted on {' and '.join(inputs)}, "
+        f"{len(wanted) - len(cases)} were there, in {arguments.output}"
     )
     return 1 if failed else 0
 

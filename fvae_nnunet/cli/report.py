@@ -17,6 +17,7 @@ from fvae_nnunet.cli.common_options import add_common, from_options
 from fvae_nnunet.cli.outputs import holds, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser, named_paths
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import number
 
 LARGE_PAGE_BYTES = 15_000_000
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fvae-preprocess, whose settings and records are shown")
     parser.add_argument("--quality", nargs="+", action="extend", default=[], metavar="NAME=FILE",
         help="reconstruction_quality.json of fvae-evaluate-reconstruction")
+    parser.add_argument("--training", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
+        help="the folder where nnU-Net trained the model NAME, or one fold's: curves from its logs; predictions of "
+        "fold_N/validation need none")
     parser.add_argument("--synthetic", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
         help="synthetic cases of fvae-synthesize: a gallery, their quality, and why others were rejected; their source "
         "cases are read from nnUNet_raw")
@@ -62,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"-o must name a file that ends in {ending}, got {path}{other}")
     refuse_other_output(path, is_ours=holds(MADE_BY), ending=ending, command="fvae-report")
     views, quality = named_paths("--views", arguments.views), named_paths("--quality", arguments.quality)
-    contents = from_options(ReportContents, arguments, views=views, quality=quality)
+    training = named_paths("--training", arguments.training)
+    contents = from_options(ReportContents, arguments, views=views, quality=quality, training=training)
     with (
         counting_bar(desc="checking files", unit="file") as on_file,
         counting_bar(desc="drawing", unit="picture") as on_picture,
@@ -76,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"written: {path}" + (f" and {folder}" if folder else ""))
         return 0
     size = write_html(report, path)
-    print(f"written: {path}, {size / 1e6:.1f} MB")
+    print(f"written: {path}, {number(size / 1e6, 'MB')} MB")
     if size > LARGE_PAGE_BYTES:
         print("the page is large; fewer --cases or fewer RESULTS make it smaller", file=sys.stderr)
     return 0

@@ -19,6 +19,10 @@ from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option
 from fvae_nnunet.cli.setup_check import check_setup
 from fvae_nnunet.cli.setup_report import setup_report
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.text_table import wrapped
+
+_NAME_WIDTH = 22
+"""Of the column of names of VAEs and denoisers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,8 +94,12 @@ def _mend() -> None:
 def _show_installation() -> None:
     from fvae_nnunet.jobs.manifest import versions
 
-    print(f"python {platform.python_version()}, " + ", ".join(f"{name} {found}" for name, found in versions().items()))
-    print("device: " + "\n  ".join(device_lines()))
+    packages = ", ".join(f"{name} {found}" for name, found in versions().items())
+    _say(f"python {platform.python_version()}, {packages}")
+    first, *faults = device_lines()
+    _say(f"device: {first}")
+    for fault in faults:
+        _say(f"  {fault}")
     for variable in NNUNET_FOLDERS:
         print(f"{variable}: {state_of_folder(variable)}")
 
@@ -101,13 +109,11 @@ def _show_vaes() -> None:
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     print("VAEs (--vae NAME):")
-    known = known_vaes()
-    width = max(len(vae.name) for vae in known)
-    for vae in known:
-        print(f"  {vae.name:{width}}  {weights_of(vae)}; {vae.description}")
+    for vae in known_vaes():
+        _say_named(vae.name, f"{vae.description}; {weights_of(vae)}")
     print("plain denoisers, for comparison (--vae NAME with --strength or --match):")
     for name, denoiser in CONTROLS.items():
-        print(f"  {name:{width}}  {denoiser.description}")
+        _say_named(name, denoiser.description)
 
 
 def _explain_vaes() -> None:
@@ -115,15 +121,27 @@ def _explain_vaes() -> None:
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     for vae in known_vaes():
-        print(f"{vae.name}: {vae.description}")
-        print(f"  weights: {weights_of(vae)}; --weights: {vae.weights}")
+        _say(f"{vae.name}: {vae.description}")
+        _say(f"  weights: {weights_of(vae)}; --weights: {vae.weights}")
         if vae.code:
-            print(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
-        print(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
+            _say(f"  code: --vae-code, a checkout of github.com/{vae.code} (needed)")
+        _say(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
     for name, denoiser in CONTROLS.items():
-        print(f"{name}: plain denoiser, for comparison: {denoiser.description}")
+        _say(f"{name}: plain denoiser, for comparison: {denoiser.description}")
         auto = "; auto: for the noise of each image" if denoiser.of_noise else ""
-        print(f"  strength: {denoiser.unit}{auto}")
+        _say(f"  strength: {denoiser.unit}{auto}")
+
+
+def _say(text: str) -> None:
+    print("\n".join(wrapped(text)))
+
+
+def _say_named(name: str, text: str) -> None:
+    """A name and what it is, beside it where the name is short, else below."""
+    if len(name) <= _NAME_WIDTH:
+        print("\n".join(wrapped(f"  {name:{_NAME_WIDTH}}  {text}", hanging=_NAME_WIDTH + 4)))
+    else:
+        print(f"  {name}", *wrapped(" " * (_NAME_WIDTH + 4) + text, hanging=_NAME_WIDTH + 4), sep="\n")
 
 
 def _show_trainers(*, write: bool, only_show: bool) -> int:
@@ -142,12 +160,13 @@ def _show_trainers(*, write: bool, only_show: bool) -> int:
     if reason is None:
         print(f"nnU-Net finds the trainers of fvae_nnunet through {found_through() or 'a file of yours'}")
         return 0
-    print(f"nnU-Net does not find the trainers of fvae_nnunet ({reason})")
+    _say(f"nnU-Net does not find the trainers of fvae_nnunet ({reason})")
     if has_external_trainers():
-        print(
+        _say(
             "paste this line, and put it into your shell's start-up file beside that of nnUNet_raw (or run fvae-setup "
-            f"--write, which writes a file into nnU-Net's folder):\n{export_line()}"
+            "--write, which writes a file into nnU-Net's folder):"
         )
+        print(export_line())
     elif only_show:
         print("run: fvae-setup")
     return 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from fvae_nnunet.cli.installation import NNUNET_FOLDERS, device_lines, state_of_folder
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.numbers_as_text import counted
 
 WIDTH = 80
 _OPTIONAL_PACKAGES = ("accelerate", "fastvae", "submitit", "torchmetrics", "torchvision", "transformers")
@@ -76,7 +77,7 @@ def _folder(variable: str) -> str:
         return state_of_folder(variable)
     datasets = sum(path.is_dir() for path in folder.glob("Dataset*_*"))
     free_gb = shutil.disk_usage(folder).free / 1e9
-    return f"{folder}, {datasets} datasets, {free_gb:.0f} GB free"
+    return f"{folder}, {counted(datasets, 'dataset')}, {free_gb:.0f} GB free"
 
 
 def _variables() -> list[str]:

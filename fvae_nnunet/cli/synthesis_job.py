@@ -12,6 +12,7 @@ from fvae_nnunet.cli.common_options import from_options
 from fvae_nnunet.cli.parsers import dataset_of
 from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.synthesis.generation.cases import LesionJob
@@ -166,8 +167,9 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
         unseen = sorted(set(training.get("training_cases") or ()) - set(dataset.cases))
         if unseen:
             print(
-                f"warning: the model was trained on {len(unseen)} cases that are no training cases of fold "
-                f"{arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them unseen",
+                f"warning: the model was trained on {counted(len(unseen), 'case')} outside of the training cases of "
+                f"fold {arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them "
+                "unseen",
                 file=sys.stderr,
             )
     return settings, training, dataset

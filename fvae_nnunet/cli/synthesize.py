@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from fvae_nnunet.cli.cases import CaseProgress, add_work_options, do_cases, part
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.devices import OnSlices
@@ -104,6 +105,14 @@ class _Synthesize:
         )
 
 
+def verdict(result: Mapping[str, Any]) -> str:
+    """What quality control says of a case, and its reasons."""
+    reasons = "; ".join(result["reasons"])
+    if not result["accepted"]:
+        return f"rejected: {reasons}"
+    return f"accepted without filter; would be rejected: {reasons}" if reasons else "accepted"
+
+
 class _Progress(CaseProgress):
     """Counts accepted and rejected cases."""
 
@@ -114,9 +123,7 @@ class _Progress(CaseProgress):
 
     def add_result(self, case: str, result: dict[str, Any]) -> None:
         self.accepted += result["accepted"]
-        verdict = "accepted" if result["accepted"] else "rejected"
-        against = f": {'; '.join(result['reasons'])}" if result["reasons"] else ""
-        self.bar.write(f"{case}: {result['said']}, {verdict}{against}", file=sys.stdout)
+        self.bar.write(f"{case}: {result['said']}, {verdict(result)}", file=sys.stdout)
 
     def finish_in(self, output: Path) -> int:
         """Close the bar, say what was done; the exit status."""
@@ -124,7 +131,7 @@ class _Progress(CaseProgress):
         status = self.finish("fvae-synthesize", again)
         failed = f", {len(self.failed)} failed" if self.failed else ""
         rejected = self.done - self.accepted
-        print(f"{self.accepted} cases accepted, {rejected} rejected, {self.besides}{failed}, in {output}")
+        print(f"{counted(self.accepted, 'case')} accepted, {rejected} rejected, {self.besides}{failed}, in {output}")
         return status
 
 

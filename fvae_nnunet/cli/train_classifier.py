@@ -21,6 +21,7 @@ from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import NETWORKS
+from fvae_nnunet.numbers_as_text import counted, interval_of, number
 
 if TYPE_CHECKING:
     from fvae_nnunet.findings.cases import Case, CaseSplit
@@ -170,8 +171,9 @@ def _say(
 
     made = len(synthetic.used) if synthetic else 0
     print(
-        f"{len(split.training)} real and {made} synthetic training cases, {len(split.validation)} validation cases, "
-        f"{len(split.test)} test cases; {len(split.without_findings)} cases without findings are not used"
+        f"{len(split.training)} real and {counted(made, 'synthetic training case')}, "
+        f"{counted(len(split.validation), 'validation case')}, {counted(len(split.test), 'test case')}; "
+        f"not used, for want of findings: {counted(len(split.without_findings), 'case')}"
     )
     if synthetic:
         for reason, number in synthetic.left_out.items():
@@ -250,7 +252,7 @@ def _train_and_predict(
             )
         path = predictions_path(output, part)
         write_predictions(path, settings.findings, probabilities)
-        print(f"predictions of {len(cases)} {part} cases in {path}")
+        print(f"predictions of {counted(len(cases), f'{part} case')} in {path}")
 
 
 def _say_validation(output: Path, reports: CaseReports) -> None:
@@ -264,8 +266,8 @@ def _say_validation(output: Path, reports: CaseReports) -> None:
     scored = scored_cases(reports, [read_predictions(path)])
     mean: dict[str, Any] = compare_findings(scored, names=["model"], files=[path])["mean"]
     (entry,) = mean["models"]
-    interval = "" if entry["interval_method"] == "none" else " ({:.3f} to {:.3f})".format(*entry["interval"])
-    said = f"validation: mean AUC {entry['auc']:.3f}{interval} of {mean['findings']} findings"
+    ends = "" if entry["interval_method"] == "none" else f" ({interval_of(entry)})"
+    said = f"validation: mean AUC {number(entry['auc'])}{ends} of {counted(mean['findings'], 'finding')}"
     print(said)
     draw_training_curves(output / PROGRESS, title=said)
 

@@ -22,6 +22,7 @@ from fvae_nnunet.cli.training_options import add_ldm_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     latent_settings = _latent_settings(arguments, dataset, loaded)
     if arguments.encode_only:
         _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
-        print(f"latents of {len(dataset.cases)} cases, in {cache}")
+        print(f"latents of {counted(len(dataset.cases), 'case')}, in {cache}")
         return 0
     if is_main and arguments.verify:
         for path, what in damage_of(Manifest(output).files()).items():
@@ -289,8 +290,8 @@ def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) ->
     lesions = ", ".join(dataset.lesions) or "lesions"
     organs = len(dataset.organ.class_names)
     print(
-        f"{dataset.name}: {len(dataset.cases)} cases, {draws.cases_with_lesion} with {lesions}; {organs} organ "
-        f"classes, {len(dataset.lesions)} of lesions; {cache}"
+        f"{dataset.name}: {counted(len(dataset.cases), 'case')}, {draws.cases_with_lesion} with {lesions}; "
+        f"{organs} organ classes, {len(dataset.lesions)} of lesions; {cache}"
     )
     print(f"latents: {Manifest(cache).check_sample(dataset.cases, 'the same command and --verify')}")
     for stage, what in ((1, "slices"), (2, "windows")):

@@ -17,6 +17,7 @@ from fvae_nnunet.nnunet.files import read_splits
 from fvae_nnunet.nnunet.patient_splits import FILE_NAME as SPLITS_FILE
 from fvae_nnunet.nnunet.patient_splits import check_leakage, deal_folds, write_folds
 from fvae_nnunet.nnunet.structures import NAMES_FILE
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.training.views import SEPARATOR
 
 MOST_NAMED = 20
@@ -83,7 +84,7 @@ def finish_dataset(
         for split, suffix in SUFFIXES.items():
             if any(report.split == split for report in cases.values()):
                 write_json(raw / f"structures{suffix}" / NAMES_FILE, names)
-    said = [f"{raw / FILE_NAME}: {len(cases)} cases"]
+    said = [f"{raw / FILE_NAME}: {counted(len(cases), 'case')}"]
     if names:
         said.append(f"{len(names)} structures occur")
     said += _still_preprocessed(raw, preprocessed)
@@ -118,7 +119,7 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
     ]
     if wrong:
         raise UserError(
-            f"{len(wrong)} cases that were converted before are wrong now:\n  "
+            f"{counted(len(wrong), 'case')} converted before would be wrong now:\n  "
             + some_of(wrong, MOST_NAMED, "\n  ")
             + "\nNothing was done. Repair them, or give `overwrite=True` to convert everything anew without them"
         )
@@ -126,8 +127,8 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
     stray = [case for case in unknown if any(image_path(conversion.raw, split, case).is_file() for split in SUFFIXES)]
     if stray:
         raise UserError(
-            f"{conversion.raw} has {len(stray)} cases of an interrupted call (first: {stray[0]}), which are not among "
-            "the cases of this one. Run that call again to its end, or give `overwrite=True` to convert everything anew"
+            f"{conversion.raw} has {counted(len(stray), 'case')} of an interrupted call (first: {stray[0]}), not among "
+            "those of this one. Run that call again to its end, or give `overwrite=True` to convert everything anew"
         )
 
 

@@ -22,6 +22,7 @@ from fvae_nnunet.conversion.tables import (
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.case_reports import CaseReport
 from fvae_nnunet.nnunet.patient_splits import refuse_shared, shared_patients
+from fvae_nnunet.numbers_as_text import counted
 
 TABLES = {
     "metadata": (ct_rate.METADATA_FILES, read_metadata),
@@ -157,7 +158,7 @@ def plan_rexgroundingct(
     plan = replace(_begin(read), labels=rexgroundingct.LABELS)
     plan.unassigned_rows += grounded.unassigned_rows
     if grounded.withheld:
-        plan.notes.append(f"{grounded.withheld} cases of the split test are left out: their masks are withheld")
+        plan.notes.append(f"{counted(grounded.withheld, 'case')} of the split test left out: their masks are withheld")
     wanted = set(rexgroundingct.SPLITS if split == "all" else (split,))
     listed = {volume for volume, splits in grounded.published.items() if splits & wanted}
     if not listed:

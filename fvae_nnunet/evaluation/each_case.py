@@ -14,7 +14,7 @@ Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
 OnProgress = Callable[[int, int], object]
-"""Called with the number of what is done, and of all there is to do, after each."""
+"""Called with the number of what is done, and of all there is to do: before the first, and after each."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -30,7 +30,7 @@ def run_each(
         function: of a module, so that other processes find it.
         tasks: what it is called with.
         processes: how many work beside this one; 0: this one does the work.
-        on_done: called after each task.
+        on_done: see `OnProgress`.
 
     Raises:
         UserError: a process was killed.
@@ -50,7 +50,8 @@ def run_each(
 
 
 def _collected(outcomes: Iterable[Outcome], total: int, on_done: OnProgress) -> list[Outcome]:
-    collected = []
+    collected: list[Outcome] = []
+    on_done(0, total)
     for outcome in outcomes:
         collected.append(outcome)
         on_done(len(collected), total)

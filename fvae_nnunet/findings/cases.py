@@ -14,6 +14,7 @@ from fvae_nnunet.nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.nnunet.files import read_dataset_json, read_splits
 from fvae_nnunet.nnunet.folders import nnunet_folder
 from fvae_nnunet.nnunet.patient_splits import FILE_NAME, deal_folds, shared_patients
+from fvae_nnunet.numbers_as_text import counted
 
 FOLDS = 5
 """Of patients, where there is no splits_final.json; dealt as ``fvae-convert`` deals them."""
@@ -146,7 +147,7 @@ def _fold(dataset: str, reports: CaseReports, fold: int) -> tuple[list[str], lis
     known = {case for case, report in reports.cases.items() if report.split == "train"}
     if strange := {*training, *validation} - known:
         raise UserError(
-            f"{source}: fold {fold} has {len(strange)} cases that are no training cases of reports.json: "
+            f"{source}: fold {fold} has {counted(len(strange), 'case')} outside of the training cases of reports.json: "
             f"{named(strange)}. Take them out, or complete the conversion"
         )
     _check_patients(reports, training, validation, f"{source}, training and validation of fold {fold}")
@@ -157,7 +158,7 @@ def _check_patients(reports: CaseReports, one: Iterable[str], other: Iterable[st
     shared = shared_patients(one, other, {case: report.patient for case, report in reports.cases.items()})
     if shared:
         raise UserError(
-            f"{where}: {len(shared)} patients are in both: "
+            f"{where}: {counted(len(shared), 'patient')} in both: "
             f"{named(f'{patient} ({named(cases)})' for patient, cases in shared.items())}. Scores would be too good; "
             "put all cases of a patient on one side"
         )

@@ -2,98 +2,90 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.evaluation.text_table import text_table, wrapped
+from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval_of, number, p_value, percent
+from fvae_nnunet.short_names import short_names
 
 FEW_POSITIVE = 10
 """Below so many positive (or negative) cases the reader is told that the normal law is a guess."""
 
 
+LONGEST_NAME = 22
+"""Of a model, so that a table fits; longer names become shorter ones, or letters."""
+
+
 def format_findings(comparison: Mapping[str, Any]) -> str:
-    """A table of AUCs, one for each comparison, the paper's numbers, and what it all is."""
-    lines = [*text_table(list(_auc_rows(comparison))), ""]
-    for number, entry in enumerate(comparison["mean"]["comparisons"]):
-        lines += [f"{entry['second']} - {entry['first']}"]
-        lines += [*(f"  {line}" for line in text_table(list(_difference_rows(comparison, number)))), ""]
-    return "\n".join([*lines, *_paper(comparison["paper"]), "", *_notes(comparison)])
+    """A table of AUCs, one for each comparison, the paper's numbers, and what it all is; 80 columns wide."""
+    shown = short_names([model["name"] for model in comparison["models"]], LONGEST_NAME)
+    lines = [line for name, short in shown.items() if name != short for line in wrapped(f"{short}  {name}", hanging=3)]
+    lines += [*text_table(list(_auc_rows(comparison, shown)), left=2), ""]
+    for place, entry in enumerate(comparison["mean"]["comparisons"]):
+        lines += [f"{shown[entry['second']]} − {shown[entry['first']]}"]
+        lines += [*(f"  {line}" for line in text_table(list(_difference_rows(comparison, place)))), ""]
+    said = [*_paper(comparison["paper"]), "", *_notes(comparison, shown)]
+    return "\n".join([*lines, *(line for text in said for line in wrapped(text) or [""])])
 
 
-def _auc_rows(comparison: Mapping[str, Any]) -> Iterator[list[str]]:
-    names = [model["name"] for model in comparison["models"]]
-    yield ["AUC", "positive", "negative", *(cell for name in names for cell in (name, "95 % interval"))]
-    for finding in comparison["findings"]:
-        counts = [str(finding["positive"]), str(finding["negative"])]
-        yield [finding["name"], *counts, *_cells(finding["models"])]
+def _auc_rows(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> Iterator[list[str]]:
+    yield ["finding", "model", "AUC", "95 % interval", "positive", "negative"]
     mean = comparison["mean"]
-    yield [f"mean of {mean['findings']}", "", "", *_cells(mean["models"])]
+    for row in (*comparison["findings"], {"name": f"mean of {mean['findings']}", **mean}):
+        name, counts = row["name"], [str(row.get(sign, "")) for sign in ("positive", "negative")]
+        for entry in row["models"]:
+            yield [name, shown[entry["model"]], number(entry["auc"]), interval_of(entry), *counts]
+            name, counts = "", ["", ""]
 
 
-def _cells(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [cell for entry in models for cell in (_number(entry["auc"]), _interval(entry))]
-
-
-def _difference_rows(comparison: Mapping[str, Any], number: int) -> Iterator[list[str]]:
+def _difference_rows(comparison: Mapping[str, Any], place: int) -> Iterator[list[str]]:
     yield ["AUC", "difference", "95 % interval", "p", "p Holm"]
     for finding in comparison["findings"]:
-        entry = finding["comparisons"][number]
+        entry = finding["comparisons"][place]
         yield [
-            finding["name"], _number(entry["difference"], "+"), _interval(entry, "+"), _p(entry["p"]),
-            _p(entry["p_holm"]),
+            finding["name"], number(entry["difference"], signed=True), interval_of(entry, signed=True),
+            p_value(entry["p"]), p_value(entry["p_holm"]),
         ]  # fmt: skip
-    entry = comparison["mean"]["comparisons"][number]
+    entry = comparison["mean"]["comparisons"][place]
     yield [
-        f"mean of {comparison['mean']['findings']}", _number(entry["difference"], "+"), _interval(entry, "+"),
-        _p(entry["p"]), "",
+        f"mean of {comparison['mean']['findings']}", number(entry["difference"], signed=True),
+        interval_of(entry, signed=True), p_value(entry["p"]), "",
     ]  # fmt: skip
 
 
 def _paper(paper: Mapping[str, Any]) -> list[str]:
     rows = list(paper["rows"].items())
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in rows)
-    gain = rows[1][1] - rows[0][1]
-    return [f"{paper['source']} ({paper['measure']}): {shown} ({gain:+.2f})", f"not comparable: {paper['why']}"]
+    shown = ", ".join(f"{name} {number(value, 'of the paper')}" for name, value in rows)
+    gain = number(rows[1][1] - rows[0][1], "of the paper", signed=True)
+    return [f"{paper['source']} ({paper['measure']}): {shown} ({gain})", f"not comparable: {paper['why']}"]
 
 
-def _notes(comparison: Mapping[str, Any]) -> list[str]:
+def _notes(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
     findings, settings, mean = comparison["findings"], comparison["settings"], comparison["mean"]
     lines = [
-        f"{comparison['cases']} cases of {comparison['patients']} patients",
+        f"{counted(comparison['cases'], 'case')} of {counted(comparison['patients'], 'patient')}",
         f"findings: interval and p by {settings['of_a_finding']}; p Holm: corrected for the findings of a comparison",
         f"mean: {settings['of_the_mean']}, {settings['resamples']} resamples, seed {settings['seed']}",
     ]
     if mean["resamples_with_fewer_findings"]:
         lines.append(
-            f"in {mean['resamples_with_fewer_findings']:.1%} of the resamples a finding without positive or negative "
-            "cases was left out of the mean"
+            f"in {percent(mean['resamples_with_fewer_findings'])} of the resamples a finding without positive or "
+            "negative cases was left out of the mean"
         )
     lines += [f"{one['name']}: {one['reason']}; no AUC, not in the mean" for one in findings if one["reason"]]
     if few := [one["name"] for one in findings if min(one["positive"], one["negative"]) < FEW_POSITIVE]:
         lines.append(f"fewer than {FEW_POSITIVE} positive or negative cases, read with care: {', '.join(few)}")
     if any(entry["interval_method"] == "none" for one in findings if not one["reason"] for entry in one["models"]):
-        lines.append("none: fewer than two patients on a side, or an AUC of 0 or 1, which knows nothing of its spread")
+        lines.append(
+            f"{NOT_DEFINED}: fewer than two patients on a side, or an AUC of 0 or 1, which knows nothing of its spread"
+        )
     for model in comparison["models"]:
         if model["missing"]:
-            lines.append(
-                f"{model['name']}: {len(model['missing'])} cases without a prediction, left out for all models"
-            )
+            missing = counted(len(model["missing"]), "case")
+            lines.append(f"{shown[model['name']]}: {missing} without a prediction, left out for all models")
     if unknown := comparison["without_findings"]:
-        lines.append(f"{len(unknown)} cases without findings in the reports, left out: {', '.join(unknown[:5])}")
+        lines.append(
+            f"{counted(len(unknown), 'case')} without findings in the reports, left out: {', '.join(unknown[:5])}"
+        )
     return lines
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "NaN" if math.isnan(value) else f"{value:{sign}.3f}"
-
-
-def _interval(entry: Mapping[str, Any], sign: str = "") -> str:
-    if entry["interval_method"] == "none":
-        return "none"
-    low, high = entry["interval"]
-    return f"{low:{sign}.3f} to {high:{sign}.3f}"
-
-
-def _p(p: float) -> str:
-    return "NaN" if math.isnan(p) else f"{p:.4f}" if p >= 0.0001 else "<0.0001"

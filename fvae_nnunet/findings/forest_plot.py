@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.pictures.series import names_in_plot, series_colours
+from fvae_nnunet.numbers_as_text import counted
+from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches
+from fvae_nnunet.pictures.series import series_colours
+from fvae_nnunet.short_names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROW_INCHES = 0.15
-"""Of one model in one finding; a row has room for all its models."""
-
 _WIDE_INCHES, _NARROW_INCHES = 11.0, 6.5
-_LINE_COLOUR = "#8b9099"
 
 
 def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
     """Write a PNG with a row for each finding and one for their mean.
 
-    Left the AUC of each model with its 95 % interval, right the differences of the comparisons; filled dots where p
-    (of findings: Holm's) is below 0.05. A finding without AUC has an empty row that says why. With one model there is
-    no right side.
+    Left the AUC of each model with its 95 % interval, right the differences of the comparisons, in the colour of the
+    second model; rings where p (of findings: Holm's) is not below 0.05. One legend names the models, with a key of
+    shortened names. A finding without AUC has an empty row that says why. With one model there is no right side.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,33 +31,53 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
 
     rows = [*comparison["findings"], comparison["mean"]]
     names = [model["name"] for model in comparison["models"]]
-    colours = series_colours(names)
-    shown = names_in_plot(names)
-    pairs = [(entry["first"], entry["second"]) for entry in comparison["mean"]["comparisons"]]
+    colours, shown = series_colours(names), short_names(names)
+    pairs = comparison["mean"]["comparisons"]
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        height = 1.6 + len(rows) * (0.13 + ROW_INCHES * len(names))
+        key = [f"{short}: {name}" for name, short in shown.items() if short != name]
+        height = 1.3 + 0.15 * len(key) + forest_height_inches(len(rows), max(len(names), len(pairs)))
         figure = Figure(figsize=(_WIDE_INCHES if pairs else _NARROW_INCHES, height), layout="constrained")
         FigureCanvasAgg(figure)
         left, *others = figure.subplots(1, 2 if pairs else 1, sharey=True, squeeze=False)[0]
-        _draw(
-            left, rows, "models", [shown[name] for name in names], [colours[name] for name in names], value="auc",
+        draw_forest(
+            left,
+            [[Estimate(one["auc"], one["interval"], colours[one["model"]]) for one in row["models"]] for row in rows],
             reference=0.5,
-        )  # fmt: skip
-        left.set(xlabel="AUC, 95 % interval", xlim=_limits(rows, "models", "auc", 0.5))
+        )
+        left.set_xlabel("AUC, 95 % interval")
         left.set_yticks(range(len(rows)), [_row_name(row, comparison) for row in rows])
-        left.set_ylim(len(rows) - 0.4, -0.6)
         left.get_yticklabels()[-1].set_fontweight("bold")
         for right in others:
-            labels = [f"{shown[second]} − {shown[first]}" for first, second in pairs]
-            pair_colours = [colours[second] for _, second in pairs]
-            _draw(right, rows, "comparisons", labels, pair_colours, value="difference", reference=0.0)
-            right.set(xlabel="difference of AUC, 95 % interval; filled: p < 0.05")
-            right.set_xlim(_limits(rows, "comparisons", "difference", 0.0))
-            right.tick_params(left=False)
-        figure.suptitle(f"{comparison['cases']} cases of {comparison['patients']} patients", fontsize=10)
+            draw_forest(right, [[_difference(one, colours) for one in row["comparisons"]] for row in rows], reference=0)
+            right.set_xlabel(f"difference of AUC, 95 % interval; filled: p < 0.05\n{_order_of(pairs, shown)}")
+        for axes in (left, *others):
+            _say_reasons(axes, rows)
+        figure.suptitle(
+            f"{counted(comparison['cases'], 'case')} of {counted(comparison['patients'], 'patient')}", fontsize=10
+        )
+        handles = [_dot(colours[name], shown[name]) for name in names]
+        figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, title="\n".join(key) or None)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
     return path
+
+
+def _difference(one: Mapping[str, Any], colours: Mapping[str, str]) -> Estimate:
+    is_sure = one.get("p_holm", one.get("p")) < 0.05
+    return Estimate(one["difference"], one["interval"], colours[one["second"]], is_sure)
+
+
+def _order_of(pairs: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> str:
+    """What is subtracted from what, from the top of a row."""
+    if len({pair["first"] for pair in pairs}) == 1:
+        return f"from {shown[pairs[0]['first']]}"
+    return "from the top: " + ", ".join(f"{shown[pair['second']]} − {shown[pair['first']]}" for pair in pairs)
+
+
+def _dot(colour: str, name: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, marker="o", markersize=5, linewidth=1.5, label=name)
 
 
 def _row_name(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
@@ -68,45 +86,11 @@ def _row_name(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     return f"mean of {comparison['mean']['findings']}"
 
 
-def _draw(
-    axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    kind: str,
-    labels: Sequence[str],
-    colours: Sequence[str],
-    *,
-    value: str,
-    reference: float,
-) -> None:
-    axes.axvline(reference, color=_LINE_COLOUR, linewidth=0.8, linestyle=":")
-    axes.axhline(len(rows) - 1.5, color=_LINE_COLOUR, linewidth=0.8)
-    for place, (label, colour) in enumerate(zip(labels, colours, strict=True)):
-        offset = 0.6 * ((place + 0.5) / len(labels) - 0.5)
-        axes.plot([], [], "o-", color=colour, label=label, markersize=4.5, linewidth=1.4)
-        for at, row in enumerate(rows):
-            entry, y = row[kind][place], at + offset
-            if not math.isfinite(entry[value]):
-                continue
-            low, high = entry["interval"]
-            if entry["interval_method"] != "none":
-                axes.plot([low, high], [y, y], color=colour, linewidth=1.4, solid_capstyle="round")
-            filled = kind == "models" or entry.get("p_holm", entry.get("p")) < 0.05
-            face = colour if filled else "white"
-            marker, size = ("o", 4.5) if "name" in row else ("D", 5.5)
-            axes.plot([entry[value]], [y], marker, color=colour, markerfacecolor=face, markersize=size)
+def _say_reasons(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.axhline(len(rows) - 1.5, color=GREY, linewidth=0.8)
     for at, row in enumerate(rows):
         if row.get("reason"):
             axes.text(
                 0.5, at, row["reason"], transform=axes.get_yaxis_transform(), ha="center", va="center", fontsize=8,
-                color=_LINE_COLOUR, style="italic",
+                color=GREY, style="italic",
             )  # fmt: skip
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8.5)
-
-
-def _limits(rows: Sequence[Mapping[str, Any]], kind: str, value: str, reference: float) -> tuple[float, float]:
-    """Room for every interval and for the reference, with a margin."""
-    numbers = [number for row in rows for entry in row[kind] for number in (entry[value], *entry["interval"])]
-    numbers = [number for number in numbers if math.isfinite(number)] + [reference]
-    margin = 0.04 * (max(numbers) - min(numbers)) or 0.05
-    return min(numbers) - margin, max(numbers) + margin

@@ -18,6 +18,7 @@ from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
 from fvae_nnunet.nnunet.folders import nnunet_folder
 from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors
+from fvae_nnunet.numbers_as_text import counted
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def gather_synthetic(
                 seen.append(prefix + case.name)
             used.append(Case(prefix + case.name, case.images[ct_channel], values, synthetic=True))
     if not used:
-        reasons = "\n  ".join(f"{number} cases: {reason}" for reason, number in left_out.items())
+        reasons = "\n  ".join(f"{counted(number, 'case')}: {reason}" for reason, number in left_out.items())
         raise UserError(
             f"no synthetic case in {', '.join(map(str, folders))} may be trained on:\n  {reasons or 'there is none'}\n"
             "Make some for this fold (fvae-train-ldm and fvae-synthesize with `fold`, findings by a list), or accept "

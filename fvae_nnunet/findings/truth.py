@@ -11,6 +11,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import named
 from fvae_nnunet.findings.predictions import Predictions
 from fvae_nnunet.nnunet.case_reports import CaseReports
+from fvae_nnunet.numbers_as_text import counted
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def scored_cases(
         if lacking := set(wanted) - set(of.findings):
             problems.append(f"{of.path} has no column {named(lacking)}")
         if unknown := set(of.cases) - set(reports.cases):
-            problems.append(f"{of.path} has {len(unknown)} cases that the reports do not know: {named(unknown)}")
+            problems.append(f"{of.path} has {counted(len(unknown), 'case')} unknown to the reports: {named(unknown)}")
     if problems:
         raise UserError("\n".join(problems))
     if not wanted:

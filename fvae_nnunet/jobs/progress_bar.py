@@ -38,7 +38,8 @@ def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
 
 @contextmanager
 def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears with the first call of what it gives, which is told how many are done and how many there are.
+    """A bar that appears with the first call of what it gives, which is told how many are done and how many there are;
+    none where there is nothing to do.
 
     Args:
         options: as for tqdm.
@@ -47,6 +48,8 @@ def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
 
     def on_progress(done: int, total: int) -> None:
         nonlocal bar
+        if not total:
+            return
         bar = bar or progress_bar(total=total, **options)
         bar.update(done - bar.n)
         if done == total:
@@ -77,17 +80,30 @@ class _LineStream:
 
 @contextmanager
 def messages_beside_bars() -> Iterator[None]:
-    """Inside, what is printed while a bar is shown stands above it, in whole lines; only where bars are shown."""
+    """Inside, what is printed while a bar is shown stands above it, in whole lines; only where bars are shown.
+
+    At the end, also by an exception, all bars are closed: what is said afterwards has a line of its own.
+    """
     if sys.stdout is None or sys.stderr is None or not sys.stderr.isatty():
-        yield
+        try:
+            yield
+        finally:
+            _close_bars()
         return
     streams = [cast(TextIO, _BesideBars(stream, bars=sys.stderr)) for stream in (sys.stdout, sys.stderr)]
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
         try:
             yield
         finally:
+            _close_bars()
             for stream in streams:
                 cast(_BesideBars, stream).write_rest()
+
+
+def _close_bars() -> None:
+    """The lowest first: each ends on its own line."""
+    for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):
+        bar.close()
 
 
 def _raw(stream: TextIO) -> TextIO:

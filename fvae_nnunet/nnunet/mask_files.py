@@ -10,6 +10,7 @@ import numpy as np
 from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.ct.geometry import Geometry, check_same_place
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 
 
 def find_masks(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
@@ -22,8 +23,8 @@ def find_masks(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
     missing = sorted(set(cases) - files.keys())
     if missing:
         raise UserError(
-            f"{folder} has no mask of {len(missing)} cases (first: {missing[0]}); a mask has the case's name, such as "
-            f"{missing[0]}.nii.gz"
+            f"{folder} has no mask of {counted(len(missing), 'case')} (first: {missing[0]}); a mask has the case's "
+            f"name, such as {missing[0]}.nii.gz"
         )
     return files
 

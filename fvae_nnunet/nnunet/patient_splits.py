@@ -12,6 +12,7 @@ from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.case_reports import CaseReport, find_case_reports, read_case_reports
 from fvae_nnunet.nnunet.files import read_splits
 from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.numbers_as_text import counted
 
 FILE_NAME = "splits_final.json"
 Fold = dict[str, list[str]]
@@ -54,7 +55,7 @@ def refuse_shared(shared: Mapping[str, list[str]], where: str, remedy: str = "")
     """Raise UserError where there are patients with cases on both sides; ``where`` names both."""
     if shared:
         named = [f"{patient} ({', '.join(cases)})" for patient, cases in shared.items()]
-        raise UserError(f"{len(shared)} patients are in both {where}: {some_of(named, 10, '; ')}{remedy}")
+        raise UserError(f"{counted(len(shared), 'patient')} in both {where}: {some_of(named, 10, '; ')}{remedy}")
 
 
 def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:
@@ -151,7 +152,9 @@ def check_dataset(dataset: str) -> list[str]:
         split: {report.patient for report in cases.values() if report.split == split} for split in ("train", "test")
     }
     in_train, in_test = len(patients["train"]), len(patients["test"])
-    said = [f"{len(cases)} cases; {in_train} patients in training, {in_test} in test, none in both"]
+    said = [
+        f"{counted(len(cases), 'case')}; {counted(in_train, 'patient')} in training, {in_test} in test, none in both"
+    ]
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
     if not path.exists():
         return [*said, f"no {path}: nnU-Net would deal its folds by case, not by patient"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heading:
-    """Level 2 begins a chapter, which the contents list; 3 and 4 lie below."""
+    """Level 2 begins a chapter; 3 lies below, and both are in the contents; 4 lies below that."""
 
     text: str
     level: Literal[2, 3, 4] = 2
@@ -86,11 +86,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figure:
-    """An image with what stands below it, and what it shows in a few words for who cannot see it."""
+    """An image with what stands below it, and what it shows in a few words for who cannot see it.
+
+    One with a ``name`` is in the contents.
+    """
 
     image: Drawing | Picture
     caption: str
     alternative: str
+    name: str = ""
 
 
 @dataclass(frozen=True)

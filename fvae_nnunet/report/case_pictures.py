@@ -11,15 +11,19 @@ from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.evaluation.segmentation.lesions import DETECTION_OVERLAP
+from fvae_nnunet.numbers_as_text import counted, listed, number, percent
 from fvae_nnunet.pictures.case import comparison_picture
 from fvae_nnunet.pictures.panels import DIFFERENCE_HU
-from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Block, Figure, Heading, Paragraph, Picture
+from fvae_nnunet.report.case_ends import headed_cases
 from fvae_nnunet.report.case_images import View
-from fvae_nnunet.report.numbers import counted, listed, of_measure
 from fvae_nnunet.report.results import Results
+from fvae_nnunet.short_names import short_names
 
 DPI = 120
+
+SHEET = "dark_background"
+"""matplotlib's style of what surrounds CT: black, as on a light box, also on a dark page."""
 
 MOST_BYTES = 500_000
 """Of one picture."""
@@ -42,12 +46,8 @@ class Chosen:
     """Cases without a lesion in the reference in which a model finds one."""
 
     @property
-    def by_heading(self) -> dict[str, Sequence[str]]:
-        return {"Best": self.best, "Worst": self.worst, "Only false positives": self.false_positives}
-
-    @property
     def all(self) -> list[str]:
-        return [case for cases in self.by_heading.values() for case in cases]
+        return [*self.best, *self.worst, *self.false_positives]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def case_blocks(
     results: Results, chosen: Chosen, pictures: Mapping[str, Picture], views: Sequence[str]
 ) -> Iterator[Block]:
     """The section of one results file."""
-    yield Heading("Best and worst cases", 3)
+    yield Heading("Cases", 3)
     yield Paragraph(chosen.explanation)
     if not pictures:
         return
@@ -157,23 +157,24 @@ def case_blocks(
         "From above: axial, coronal and sagittal, each at the largest cross-section of the reference's largest lesion. "
         f"From the left: the raw image, its framed part, {f'{shown} with what it changed, ' if views else ''}then each "
         "model's prediction (orange, thin) over the reference (blue, broad), along the edges of voxels. Missed: a "
-        f"lesion of which less than {_detection_overlap(results):.0%} of the voxels are predicted."
+        f"lesion of which less than {percent(_detection_overlap(results))} of the voxels are predicted."
         + (f" Differences have the scale −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in every picture." if views else "")
     )
-    for heading, cases in chosen.by_heading.items():
-        if cases:
-            yield Heading(heading, 4)
+    ends = headed_cases(results, chosen.best, chosen.worst)
+    only_false = [("Only false positives", chosen.false_positives)] if chosen.false_positives else []
+    for heading, cases in (*ends, *only_false):
+        yield Heading(heading, 4)
         for case in cases:
             caption = f"{case}: {_values(results, case)}"
             models = listed(list(results.prediction_files(case)))
-            yield Figure(pictures[case], caption, f"Case {case}: raw image, views, and predictions of {models}")
+            yield Figure(pictures[case], caption, f"Case {case}: raw image, views, and predictions of {models}", case)
 
 
 def _values(results: Results, case: str) -> str:
     """The deciding measure of a case by every model, and its change."""
     measure = results.deciding_measure
     values = [
-        f"{entry['model']} {of_measure(measure, entry['values'][case])}" if case in entry["values"] else
+        f"{entry['model']} {number(entry['values'][case], measure['unit'])}" if case in entry["values"] else
         f"{entry['model']} missing"
         for entry in measure["models"]
     ]  # fmt: skip
@@ -181,16 +182,18 @@ def _values(results: Results, case: str) -> str:
     if not results.is_comparison:
         return text
     differences = measure["comparisons"][0]["differences"]
-    return f"{text}; change {of_measure(measure, differences[case], signed=True)}" if case in differences else text
+    if case not in differences:
+        return text
+    return f"{text}; change {number(differences[case], measure['unit'], signed=True)}"
 
 
 def _task(
     at: int, results: Results, case: str, images: Mapping[str, Path], views: Sequence[View], most_bytes: int
 ) -> _Task:
     measure = results.deciding_measure
-    model_names, view_names = names_in_plot(results.models), names_in_plot([view.name for view in views])
+    model_names, view_names = short_names(results.models), short_names([view.name for view in views])
     remarks = {
-        model_names[entry["model"]]: f"{measure['name']}: {of_measure(measure, entry['values'][case])}"
+        model_names[entry["model"]]: f"{measure['name']}: {number(entry['values'][case], measure['unit'])}"
         for entry in measure["models"]
         if case in entry["values"]
     }
@@ -210,20 +213,23 @@ def _task(
 
 
 def _draw(task: _Task) -> bytes:
+    import matplotlib.style
+
     raw_hu, spacing_mm = read_upright(task.raw)
-    figure = comparison_picture(
-        raw_hu,
-        views={name: read_upright(path)[0] for name, path in task.views.items()},
-        spacing_mm=spacing_mm,
-        reference=read_upright(task.reference)[0],
-        predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
-        labels=task.labels,
-        lesion=task.lesion,
-        detection_overlap=task.detection_overlap,
-        remarks=task.remarks,
-    )
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    with matplotlib.style.context(SHEET):
+        figure = comparison_picture(
+            raw_hu,
+            views={name: read_upright(path)[0] for name, path in task.views.items()},
+            spacing_mm=spacing_mm,
+            reference=read_upright(task.reference)[0],
+            predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
+            labels=task.labels,
+            lesion=task.lesion,
+            detection_overlap=task.detection_overlap,
+            remarks=task.remarks,
+        )
+        figure.savefig(buffer, format="png", dpi=DPI)
     return jpeg_within(buffer, task.most_bytes)
 
 

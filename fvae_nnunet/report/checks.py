@@ -80,7 +80,7 @@ def _folders(results: Results) -> list[tuple[str, Path, str | None, list[Path]]]
         ),
         *(
             (
-                f"the predictions of {model['name']}", folder, model["sha256"],
+                f"the predictions of {results.full_names[model['name']]}", folder, model["sha256"],
                 [files[model["name"]] for files in predicted if model["name"] in files],
             )
             for model, folder in zip(content["models"], results.prediction_folders, strict=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from fvae_nnunet.command_lines import options_of
 from fvae_nnunet.evaluation.segmentation.lesion_summary import SIZES
+from fvae_nnunet.numbers_as_text import counted, listed, percent, short_sha256
 from fvae_nnunet.report.blocks import Block, Column, Facts, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
-from fvae_nnunet.report.numbers import counted, listed, percent, short_sha256
 from fvae_nnunet.report.results import Results
+from fvae_nnunet.report.setting_text import setting_text
 
 _EMPTY_MASKS = {
     "nan": "a label that neither reference nor prediction holds has no value and is left out of means; one that only "
@@ -67,7 +68,8 @@ def _results_blocks(results: Results) -> Iterator[Block]:
     for model in content["models"]:
         missing = model["missing"]
         predictions = str(len(results.cases) - len(missing))
-        rows.append([model["name"], model["folder"], short_sha256(model["sha256"]), predictions, str(len(missing))])
+        name = results.full_names[model["name"]]
+        rows.append([name, model["folder"], short_sha256(model["sha256"]), predictions, str(len(missing))])
     notes = [
         f"{model['name']} lacks predictions of {listed(model['missing'])}"
         for model in content["models"]
@@ -107,15 +109,15 @@ def _lesion_facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _statistics_facts(settings: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
-    if "bootstrap" not in settings:
-        return [("Intervals", "not computed; fvae-evaluate computes them when it compares two or more models")]
+    intervals = (
+        f"{percent(settings['confidence'])} intervals",
+        f"bootstrap over cases ({settings['bootstrap']}), {settings['resamples']} resamples, seed {settings['seed']}",
+    )
+    if not results.is_comparison:
+        return [intervals]
     family = len(results.content["measures"][0]["comparisons"])
     return [
-        (
-            f"{percent(settings['confidence'])} intervals",
-            f"bootstrap over cases ({settings['bootstrap']}), {settings['resamples']} resamples, "
-            f"seed {settings['seed']}",
-        ),
+        intervals,
         ("Test", f"{settings['test']}, over cases; zero_method of scipy: {settings['zero_method']}"),
         ("Correction", f"{settings['correction']}; family: {settings['family']} ({counted(family, 'comparison')})"),
     ]
@@ -174,12 +176,8 @@ def _window_text(window: Sequence[float]) -> str:
 
 
 def _value_text(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     if name == _SETTING_NAMES["hu_window"]:
         return _window_text(value)
     if name == _SETTING_NAMES["inner_windows"]:
         return "; ".join(map(_window_text, value))
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    return "none" if value is None else str(value)
+    return setting_text(value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
-from fvae_nnunet.pictures.series import Colours, names_in_plot
+from fvae_nnunet.numbers_as_text import listed
+from fvae_nnunet.pictures.series import Colours
 from fvae_nnunet.report.blocks import Block, Details, Figure, Heading
 from fvae_nnunet.report.lesion_tables import lesion_blocks, lesions_of_cases
 from fvae_nnunet.report.measure_tables import Measure, cases_table, differences_table, means_table
-from fvae_nnunet.report.numbers import listed
 from fvae_nnunet.report.plots import (
     Differences,
     Values,
@@ -17,6 +17,7 @@ from fvae_nnunet.report.plots import (
     paired_dots,
     panels_in_a_row,
 )
+from fvae_nnunet.report.result_plots import curves
 from fvae_nnunet.report.results import Results, is_of_lesions
 
 
@@ -31,6 +32,14 @@ def label_blocks(results: Results, label: str, colours: Colours) -> Iterator[Blo
         yield differences_table(of_cases, f"Differences in {name}")
     if label in results.lesion_labels:
         yield from lesion_blocks(results, label)
+    drawing = curves(results.measures_of(label), results.content["lesions"].get(label, {}), colours)
+    if drawing is not None:
+        yield Figure(
+            drawing,
+            f"{name}: mean NSD at the tolerances that were measured, with 95 % intervals, and the DSC of each "
+            "lesion of the reference over its equivalent diameter; ×: not detected.",
+            f"NSD of {name} over tolerance, and DSC of its lesions over diameter, by model",
+        )
     yield _dots_figure(of_cases, results, name, colours)
     if results.is_comparison:
         columns = panels_in_a_row(len(of_cases))
@@ -47,30 +56,29 @@ def _dots_figure(measures: Sequence[Measure], results: Results, label_name: str,
         Values(
             name_of(measure),
             {entry["model"]: entry["values"] for entry in measure["models"]},
-            digits=2 if measure["unit"] else 3,
+            quantity=measure["unit"],
             means={entry["model"]: entry["mean"] for entry in measure["models"]},
             intervals={entry["model"]: tuple(entry["interval"]) for entry in measure["models"]},
         )
         for measure in measures
     ]
-    marks = "mean and 95 % interval" if results.is_comparison else "mean"
     joined = ", those of one case joined by a line" if results.is_comparison else ""
     return Figure(
         paired_dots(panels, colours),
-        f"{label_name}: each dot is a case{joined}; diamonds: {marks}. Lower is better in HD95, higher in the others.",
+        f"{label_name}: each dot is a case{joined}; diamonds: mean and 95 % interval. Lower is better in "
+        "HD95, higher in the others.",
         f"Dots of every case by model, for {listed([panel.title for panel in panels])} of {label_name}",
     )
 
 
 def _differences_figure(measures: Sequence[Measure], results: Results, label_name: str, colours: Colours) -> Figure:
-    names = names_in_plot(results.models)
     pairs = range(len(measures[0]["comparisons"]))
     panels = [
         Differences(
             name_of(measure),
-            f"{names[entry['second']]}\n− {names[entry['first']]}",
+            f"{entry['second']}\n− {entry['first']}",
             colours[entry["second"]],
-            2 if measure["unit"] else 3,
+            measure["unit"],
             entry,
         )
         for pair in pairs

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES
-from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS
+from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS, sizes_with_lesions
+from fvae_nnunet.numbers_as_text import interval_of, number
 from fvae_nnunet.report.blocks import Block, Column, Details, Table
 from fvae_nnunet.report.measure_tables import differences_table
-from fvae_nnunet.report.numbers import count, interval, of_measure
-from fvae_nnunet.report.results import Results, is_of_lesions
+from fvae_nnunet.report.results import Results
 
 _GROUPS = ("detection rate", "DSC of detected", "false positives per case")
 
@@ -20,25 +20,23 @@ def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
     name = results.label_names[label]
     measures = {measure["key"]: measure for measure in results.measures_of(label)}
     rows = []
-    for size, size_name in SIZES.items():
+    for size in (ALL_SIZES, *sizes_with_lesions(measures)):
         of_size = [measures[key if size == ALL_SIZES else f"{key}_{size}"] for key in LESION_METRICS]
         for place, model in enumerate(results.models):
             entries = [measure["models"][place] for measure in of_size]
             values = [
                 text
                 for measure, entry in zip(of_size, entries, strict=True)
-                for text in (of_measure(measure, entry["mean"]), interval(measure, entry))
+                for text in (number(entry["mean"], measure["unit"]), interval_of(entry, measure["unit"]))
             ]
-            rows.append([size_name if place == 0 else "", model, count(entries[0]["items"]), *values])
+            rows.append([SIZES[size] if place == 0 else "", model, number(entries[0]["items"], "count"), *values])
     columns = [Column("size", "text"), Column("model", "text"), Column("lesions")]
     columns += [Column(part, group=group) for group in _GROUPS for part in ("mean", "95 % interval")]
     notes = ["false positives count by their own size"]
-    if not results.is_comparison:
-        columns = [column for column in columns if column.name != "95 % interval"]
-        rows = [[*row[:3], *row[3::2]] for row in rows]
     yield Table(columns, rows, f"Lesions of {name}, by equivalent diameter", notes)
     if results.is_comparison:
-        of_lesions = [measure for measure in measures.values() if is_of_lesions(measure)]
+        shown = ("", *(f"_{size}" for size in sizes_with_lesions(measures)))
+        of_lesions = [measures[f"{key}{size}"] for key in LESION_METRICS for size in shown]
         yield Details(f"Differences in the lesions of {name}", [differences_table(of_lesions)])
 
 

@@ -13,6 +13,7 @@ import fvae_nnunet
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.numbers_as_text import counted, listed
 from fvae_nnunet.pictures.series import Colours, series_colours
 from fvae_nnunet.report.blocks import Block, Heading, Paragraph, Report
 from fvae_nnunet.report.case_images import View, ct_channel, images_of_results, load_views
@@ -20,16 +21,17 @@ from fvae_nnunet.report.case_pictures import case_blocks, choose_cases, draw_cas
 from fvae_nnunet.report.checks import check_files
 from fvae_nnunet.report.compared_section import compared_blocks
 from fvae_nnunet.report.comparison_section import label_blocks
-from fvae_nnunet.report.numbers import counted, listed
 from fvae_nnunet.report.paper import CITATION, paper_blocks
 from fvae_nnunet.report.quality_files import load_quality
 from fvae_nnunet.report.quality_section import quality_blocks
 from fvae_nnunet.report.reading import reading_blocks
 from fvae_nnunet.report.render import render_html, render_markdown
+from fvae_nnunet.report.result_section import result_blocks
 from fvae_nnunet.report.results import Results, load_results
 from fvae_nnunet.report.synthetic_cases import load_synthetic
 from fvae_nnunet.report.synthetic_pictures import draw_gallery
 from fvae_nnunet.report.synthetic_section import synthetic_blocks
+from fvae_nnunet.report.training_section import load_trainings, training_blocks
 
 MADE_BY = "Made by fvae-report of fvae_nnunet"
 """In every report, by which it is known again."""
@@ -45,6 +47,7 @@ class ReportContents:
         results: ``comparison.json`` or ``summary.json`` files.
         images: folders of raw images, none, one for all results or one for each.
         views, quality: name and folder of views, name and file of ``reconstruction_quality.json``.
+        training: name of a model and its folder, or that of one fold, for the training curves.
         paper: tasks of the paper's tables, empty for all; None: no such tables.
         synthetic: folders of ``fvae-synthesize``.
         cases: so many best and so many worst cases are drawn.
@@ -56,6 +59,7 @@ class ReportContents:
     images: Sequence[Path] = ()
     views: Sequence[tuple[str, Path]] = ()
     quality: Sequence[tuple[str, Path]] = ()
+    training: Sequence[tuple[str, Path]] = ()
     paper: Sequence[str] | None = None
     synthetic: Sequence[Path] = ()
     cases: int = 2
@@ -81,7 +85,7 @@ def make_report(
     Raises:
         UserError: nothing to report on; files that are wrong, have changed, or do not belong together.
     """
-    has_figures = bool(contents.results or contents.quality or contents.views or contents.synthetic)
+    has_figures = any((contents.results, contents.quality, contents.views, contents.synthetic, contents.training))
     if not has_figures and contents.paper is None:
         raise UserError("nothing to report on; name a comparison.json or summary.json, or give `synthetic` or `paper`")
     if contents.images and not contents.results:
@@ -99,22 +103,23 @@ def make_report(
     check_files(results, images, views, processes=processes, on_file=on_file)
     qualities = load_quality(contents.quality, views, results)
     synthetic = load_synthetic(contents.synthetic)
+    trainings = load_trainings(contents.training, results)
+    full_names = {short: name for of in results for short, name in of.full_names.items()}
     colours = series_colours(
-        [
-            *(model for of in results for model in of.models),
-            *(view.name for view in views),
-            *(quality.name for quality in qualities),
-        ]
+        [*full_names.values(), *(view.name for view in views), *(quality.name for quality in qualities), *trainings]
     )
+    colours = {**colours, **{short: colours[name] for short, name in full_names.items()}}
     measured = {quality.name for quality in qualities}
     others = [view for view in views if view.is_preprocessed or view.name not in measured]
     blocks = [
-        *compared_blocks(results, views, with_images=bool(images)),
+        *result_blocks(results, colours),
         *_results_blocks(results, images, views, contents.cases, colours, processes, on_picture),
+        *training_blocks(trainings, colours),
         *quality_blocks(qualities, others, colours),
         *synthetic_blocks(synthetic, draw_gallery(synthetic, contents.gallery, processes=processes, on_sheet=on_sheet)),
         *paper,
         *reading_blocks(results),
+        *compared_blocks(results, views, with_images=bool(images)),
     ]
     return Report(
         contents.title or _title(results, bool(views or qualities), bool(synthetic)),
@@ -198,7 +203,7 @@ def _results_blocks(
     )
     blocks: list[Block] = []
     for at, (of, cases_of, pictures_of) in enumerate(zip(results, chosen, pictures, strict=True)):
-        blocks.append(Heading(f"Results: {of.title}" if len(results) > 1 else "Results"))
+        blocks.append(Heading(f"Label by label: {of.title}" if len(results) > 1 else "Label by label"))
         for label in of.label_names:
             blocks += label_blocks(of, label, colours)
         if cases:
@@ -215,7 +220,10 @@ def _title(results: Sequence[Results], has_views: bool, has_synthetic: bool) -> 
         if has_synthetic:
             return "Quality of reconstructions, and synthetic lesions" if has_views else "Synthetic lesions"
         return "Quality of reconstructions" if has_views else f"Tables of {CITATION}"
-    return f"Comparison of {listed(models)}" if len(models) > 1 else f"Segmentations of {models[0]}"
+    if len(models) == 1:
+        return f"Segmentations of {models[0]}"
+    is_short = any(short != name for of in results for short, name in of.full_names.items())
+    return f"Comparison of {counted(len(models), 'model') if is_short else listed(models)}"
 
 
 def _lead(results: Sequence[Results], views: int, synthetic: int) -> str:

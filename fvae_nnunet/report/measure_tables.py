@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.segmentation.comparison_tables import FEW_CASES, PERCENTILE_MARK, name_of, p_text
+from fvae_nnunet.evaluation.segmentation.comparison_tables import name_of
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
+from fvae_nnunet.evaluation.segmentation.verdict import FEW_CASES
+from fvae_nnunet.numbers_as_text import NOT_DEFINED, PERCENTILE_MARK, interval_of, number, p_value
 from fvae_nnunet.report.blocks import Column, Table
-from fvae_nnunet.report.numbers import (
-    NOT_THERE,
-    count,
-    interval,
-    of_measure,
-)
 from fvae_nnunet.report.results import Results
 
 Measure = Mapping[str, Any]
@@ -26,10 +22,10 @@ def means_table(measures: Sequence[Measure]) -> Table:
     for measure in measures:
         name = name_of(measure)
         for entry in measure["models"]:
-            counts = [count(entry[key]) for key in ("n", "nan", "missing")]
-            one_empty = count(entry.get("one_empty"))
-            mean = of_measure(measure, entry["mean"])
-            rows.append([name, entry["model"], mean, interval(measure, entry), *counts, one_empty])
+            counts = [number(entry[key], "count") for key in ("n", "nan", "missing")]
+            one_empty = number(entry.get("one_empty"), "count")
+            mean = number(entry["mean"], measure["unit"])
+            rows.append([name, entry["model"], mean, interval_of(entry, measure["unit"]), *counts, one_empty])
             name = ""
     columns = [
         Column("measure", "text"), Column("model", "text"), Column("mean"), Column("95 % interval"), Column("n"),
@@ -48,10 +44,10 @@ def differences_table(measures: Sequence[Measure], caption: str = "") -> Table:
                 [
                     name,
                     f"{entry['second']} − {entry['first']}",
-                    of_measure(measure, entry["mean_difference"], signed=True),
-                    interval(measure, entry, signed=True),
-                    *(p_text(entry[key]) if entry["n"] else NOT_THERE for key in ("p", "p_holm")),
-                    *(count(entry[key]) for key in ("wins", "ties", "losses", "n", "nan", "missing")),
+                    number(entry["mean_difference"], measure["unit"], signed=True),
+                    interval_of(entry, measure["unit"], signed=True),
+                    *(p_value(entry[key]) if entry["n"] else NOT_DEFINED for key in ("p", "p_holm")),
+                    *(number(entry[key], "count") for key in ("wins", "ties", "losses", "n", "nan", "missing")),
                 ]
             )
             name = ""
@@ -75,7 +71,7 @@ def cases_table(measures: Sequence[Measure], results: Results) -> Table:
 
 
 def _value_of_case(measure: Measure, entry: Mapping[str, Any], case: str) -> str:
-    return of_measure(measure, entry["values"][case]) if case in entry["values"] else "missing"
+    return number(entry["values"][case], measure["unit"]) if case in entry["values"] else "missing"
 
 
 def _notes(measures: Sequence[Measure], kind: str) -> list[str]:

@@ -14,8 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.report.blocks import Block, Bullets, Column, Heading, Paragraph, Table
-from fvae_nnunet.report.numbers import number
 
 TASKS = ("lung", "pancreas", "lits", "kits19")
 
@@ -80,7 +80,7 @@ def _segmentation(task: Mapping[str, Any], table: str) -> Table:
     return Table(
         [Column("trained on", "text"), *(Column(measure.upper(), group=f"{label} (%)") for label, measure in wanted)],
         [
-            [row["training_data"], *(_number(row["labels"][label][measure], 1) for label, measure in wanted)]
+            [row["training_data"], *(_number(row["labels"][label][measure], "%") for label, measure in wanted)]
             for row in rows
         ],
         f"{task['name']}: {table} of {CITATION}. nnU-Net trained on real CT, or on the reconstructions of a VAE",
@@ -89,14 +89,14 @@ def _segmentation(task: Mapping[str, Any], table: str) -> Table:
 
 def _reconstruction(task: Mapping[str, Any], table: str) -> Table:
     rows = task["reconstruction"]
-    columns = {"PSNR (dB)": ("psnr_db", 2), "sd": ("psnr_sd_db", 2), "SSIM": ("ssim", 2), "MSE": ("mse", 2)}
-    shown = {name: of for name, of in columns.items() if any(row[of[0]] is not None for row in rows)}
+    columns = {"PSNR (dB)": "psnr_db", "sd": "psnr_sd_db", "SSIM": "ssim", "MSE": "mse"}
+    shown = {name: key for name, key in columns.items() if any(row[key] is not None for row in rows)}
     return Table(
         [Column("VAE", "text"), *map(Column, shown)],
-        [[row["model"], *(_number(row[key], digits) for key, digits in shown.values())] for row in rows],
+        [[row["model"], *(_number(row[key], "of the paper") for key in shown.values())] for row in rows],
         f"{task['name']}: {table} of {CITATION}. Reconstructions against the real CT",
     )
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else number(value, digits)
+def _number(value: float | None, quantity: str) -> str:
+    return "–" if value is None else number(value, quantity)

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fvae_nnunet.pictures.series import Colours, names_in_plot, printable
+from fvae_nnunet.numbers_as_text import number
+from fvae_nnunet.pictures.forest import GREY
+from fvae_nnunet.pictures.series import Colours
 from fvae_nnunet.report.blocks import Drawing
 from fvae_nnunet.report.inline_svg import INK
-from fvae_nnunet.report.numbers import number
+from fvae_nnunet.short_names import printable, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREY = "#8b9099"
 WIDTH_INCHES = 11.5
 MOST_PANELS_IN_A_ROW = 5
 
@@ -54,7 +55,7 @@ class Values:
 
     title: str
     series: Mapping[str, Mapping[str, float]]
-    digits: int = 3
+    quantity: str = ""
     means: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -66,7 +67,7 @@ class Differences:
     title: str
     name: str
     colour: str
-    digits: int
+    quantity: str
     entry: Mapping[str, Any]
 
 
@@ -93,7 +94,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
                 if not found:
                     continue
                 gid = f"case{number_of_panel}x{number_of_case}"
-                tip = [f"{names[at]} {number(value, panel.digits)}" for at, value in found]
+                tip = [f"{names[at]} {number(value, panel.quantity)}" for at, value in found]
                 tips[gid] = f"{printable(case)}: {printable(', '.join(tip))}"
                 xs = [at + spread[case] for at, _ in found]
                 ys = [value for _, value in found]
@@ -106,7 +107,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
             for at, name in enumerate(names):
                 _mean(place, at + 0.3, panel.means.get(name, math.nan), panel.intervals.get(name))
             place.set(xlim=(-0.5, len(names) - 0.3), title=panel.title)
-            shown = names_in_plot(names)
+            shown = short_names(names)
             in_legend |= {shown[name]: colours[name] for name in names}
             has_room = max(map(len, shown.values())) * len(names) <= ROOM_FOR_NAMES
             place.set_xticks(range(len(names)), shown.values() if has_room else [""] * len(names))
@@ -114,7 +115,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
             needs_legend |= not has_room
             place.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.5)
         if needs_legend:
-            _legend(figure, in_legend)
+            legend(figure, in_legend)
     return Drawing(figure, tips)
 
 
@@ -144,8 +145,8 @@ def difference_plots(panels: Sequence[Differences], columns: int) -> Drawing:
             for number_of_case, (case, difference) in enumerate(panel.entry["differences"].items()):
                 gid = f"pair{number_of_panel}x{number_of_case}"
                 mean = agreement["means"][case]
-                shown = number(difference, panel.digits, signed=True)
-                tips[gid] = f"{printable(case)}: {shown}, mean {number(mean, panel.digits)}"
+                shown = number(difference, panel.quantity, signed=True)
+                tips[gid] = f"{printable(case)}: {shown}, mean {number(mean, panel.quantity)}"
                 place.plot([mean], [difference], "o", color=panel.colour, markersize=3.6, markeredgewidth=0, gid=gid)
             row, column = divmod(number_of_panel, columns)
             place.set_title(panel.title if row == 0 else "")
@@ -177,7 +178,7 @@ def _panels(count: int, *, height_inches: float, columns: int | None = None) -> 
     return figure, places[:count]
 
 
-def _legend(figure: Figure, colours: Colours) -> None:
+def legend(figure: Figure, colours: Colours) -> None:
     """Names with their colours, below all panels."""
     from matplotlib.lines import Line2D
 

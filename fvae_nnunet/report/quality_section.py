@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fvae_nnunet.evaluation.reconstruction.summary import IN_TABLE
+from fvae_nnunet.evaluation.reconstruction.summary import IN_TABLE, SIGNED, STATISTICS_SHOWN, statistics_as_text
+from fvae_nnunet.numbers_as_text import counted, is_number, number
 from fvae_nnunet.pictures.series import Colours
 from fvae_nnunet.report.blocks import Block, Column, Details, Figure, Heading, Paragraph, Table
 from fvae_nnunet.report.case_images import View, unique_names
-from fvae_nnunet.report.numbers import counted, is_number, number
 from fvae_nnunet.report.plots import Values, paired_dots
 from fvae_nnunet.report.quality_files import Quality
 
@@ -19,12 +18,10 @@ RECORDED = {
     "mean_absolute_error_hu": IN_TABLE["mae_hu"],
     "noise_raw_hu": IN_TABLE["noise_raw_hu"],
     "noise_view_hu": IN_TABLE["noise_view_hu"],
-    "noise_coarse_raw_hu": ("coarse noise, raw (HU)", ".2f"),
-    "noise_coarse_view_hu": ("coarse noise, view (HU)", ".2f"),
+    "noise_coarse_raw_hu": ("coarse noise of image (HU)", "HU"),
+    "noise_coarse_view_hu": ("coarse noise of view (HU)", "HU"),
 }
-"""What a manifest keeps of a case: its name and format in tables."""
-
-_STATISTICS = ("mean", "95 % interval", "sd", "min", "max", "n")
+"""What a manifest keeps of a case: its name and quantity in tables."""
 
 _IN_PLOT = ("psnr_db", "ssim", "mae_hu", "noise_ratio", "seam_score")
 
@@ -46,7 +43,7 @@ def _measured_blocks(qualities: Sequence[Quality], colours: Colours) -> Iterator
     of_series = {name: colours[quality.name] for name, quality in zip(names, qualities, strict=True)}
     of_names = dict(zip(names, (quality.content for quality in qualities), strict=True))
     yield Paragraph(
-        "Errors and shifts are view minus raw, shifts outwards positive; PSNR and SSIM refer to the HU window. "
+        "Errors and shifts are view minus image, shifts outwards positive; PSNR and SSIM refer to the HU window. "
         "docs/reconstruction_quality.md defines each figure."
     )
     yield _summary_table(of_names, ("volume", "labels"))
@@ -75,7 +72,7 @@ def _recorded_blocks(views: Sequence[View], colours: Colours) -> Iterator[Block]
     for name, records in of_names.items():
         columns = [Column("case", "text"), *(Column(heading) for heading, _ in figures.values())]
         rows = [
-            [case, *(_number(record.get(key), digits) for key, (_, digits) in figures.items())]
+            [case, *(number(record.get(key), quantity) for key, (_, quantity) in figures.items())]
             for case, record in records.items()
         ]
         yield Details(f"Every case: {name}, {counted(len(records), 'case')}", [Table(columns, rows)])
@@ -92,9 +89,9 @@ def _dots(
                 name: {case: found for case, values in cases.items() if (found := values.get(key)) is not None}
                 for name, cases in of_names.items()
             },
-            digits=_digits(digits),
+            quantity=quantity,
         )
-        for key, (heading, digits) in figures.items()
+        for key, (heading, quantity) in figures.items()
         if any(is_number(values.get(key)) for cases in of_names.values() for values in cases.values())
     ]
     if not panels:
@@ -115,11 +112,11 @@ def _cases_table(content: Mapping[str, Any]) -> Table:
     cells: list[list[str]] = [[case["case"]] for case in content["cases"]]
     for part, group, key in parts:
         of_cases = [case[group] if key is None else case[group][key] for case in content["cases"]]
-        for figure, (heading, digits) in IN_TABLE.items():
+        for figure, (heading, quantity) in IN_TABLE.items():
             if any(is_number(figures.get(figure)) for figures in of_cases):
                 columns.append(Column(heading, group=part))
                 for row, figures in zip(cells, of_cases, strict=True):
-                    row.append(_number(figures[figure], digits))
+                    row.append(number(figures[figure], quantity, signed=figure in SIGNED))
     return Table(columns, cells)
 
 
@@ -129,22 +126,15 @@ def _summary_table(of_names: Mapping[str, Mapping[str, Any]], groups: Sequence[s
     rows = []
     for part in dict.fromkeys(part for of_parts in summaries.values() for part in of_parts):
         shown = part
-        for key, (heading, digits) in IN_TABLE.items():
+        for key, (heading, _) in IN_TABLE.items():
             figures = [of_parts.get(part, {}).get(key, {"n": 0}) for of_parts in summaries.values()]
             if not any(figure["n"] for figure in figures):
                 continue
-            rows.append([shown, heading, *(cell for figure in figures for cell in _statistics(figure, digits))])
+            rows.append([shown, heading, *(cell for figure in figures for cell in statistics_as_text(key, figure))])
             shown = ""
     columns = [Column("", "text"), Column("figure", "text")]
-    columns += [Column(of, group=name) for name in of_names for of in _STATISTICS]
+    columns += [Column(of, group=name) for name in of_names for of in STATISTICS_SHOWN]
     return Table(columns, rows, "Over all cases")
-
-
-def _statistics(figure: Mapping[str, Any], digits: str) -> list[str]:
-    """The cells of a figure over all cases, in the order of `_STATISTICS`."""
-    mean, low, high, least, most = (_number(figure.get(of), digits) for of in ("mean", "low", "high", "min", "max"))
-    interval = f"{low} to {high}" if is_number(figure.get("low")) else low
-    return [mean, interval, _number(figure.get("sd"), digits, signed=False), least, most, str(figure["n"])]
 
 
 def _parts(content: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -157,14 +147,3 @@ def _parts(content: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[
         yield from ((tissue, summary["tissues"][tissue]) for tissue in content["settings"]["tissues_hu"])
     if "labels" in groups:
         yield from ((f"label {names[key]}", figures) for key, figures in summary["labels"].items())
-
-
-def _digits(digits: str) -> int:
-    return int(digits.lstrip("+")[1])
-
-
-def _number(value: float | None, digits: str, *, signed: bool = True) -> str:
-    """As the table of ``fvae-evaluate-reconstruction`` formats it."""
-    if value is not None and digits.endswith("e") and math.isfinite(value):
-        return f"{value:{digits}}".replace("-", "−")
-    return number(value, _digits(digits), signed=signed and digits.startswith("+"))

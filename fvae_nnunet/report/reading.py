@@ -13,7 +13,7 @@ _MEASURES = (
     "from the other one, 0 is perfect.",
     "A tumour that a model misses altogether scores 0 in DSC and NSD but has no HD95. Read HD95 with the column “one "
     "empty”.",
-    "n: cases that enter; NaN: cases without a value; missing: cases without a prediction. “none”: not defined.",
+    "n: cases that enter; NaN: cases without a value; missing: cases without a prediction. “n/a”: not defined.",
 )
 
 _LESIONS = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, get_args
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from fvae_nnunet.report.blocks import Block, Drawing, Picture, Report
+from fvae_nnunet.report.blocks import Block, Drawing, Figure, Heading, Picture, Report
 from fvae_nnunet.report.inline_svg import inline_svg, png
 
 MOST_SVG_CHARACTERS = 1_500_000
@@ -30,7 +31,8 @@ _AT_THE_START = re.compile(r"^(\s*)([-+#>=]|\d+[.)])(?=\s|$)")
 
 def render_html(report: Report) -> str:
     """One page with all its images; it has no script and needs no other file or address."""
-    numbers = count(1)
+    numbers, places = count(1), count(1)
+    anchors = {id(block): f"part-{next(places)}" for block in report.blocks if _name_in_contents(block)}
 
     def drawn(drawing: Drawing, alternative: str) -> Markup:
         svg = inline_svg(drawing, f"d{next(numbers)}", alternative)
@@ -42,7 +44,48 @@ def render_html(report: Report) -> str:
         )
 
     page = _environment().get_template("page.html")
-    return page.render(report=report, drawn=drawn, img=img, MANY_COLUMNS=MANY_COLUMNS, LONG_TEXT=LONG_TEXT)
+    return page.render(
+        report=report,
+        chapters=_contents(report, anchors),
+        anchor=lambda block: anchors.get(id(block)),
+        width_inches=lambda drawing: drawing.figure.get_figwidth(),
+        drawn=drawn,
+        img=img,
+        MANY_COLUMNS=MANY_COLUMNS,
+        LONG_TEXT=LONG_TEXT,
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the contents, with what lies below it."""
+
+    name: str
+    anchor: str
+    below: list[_Entry]
+
+
+def _contents(report: Report, anchors: Mapping[int, str]) -> list[_Entry]:
+    """Chapters, their sections (labels, cases), and named figures below."""
+    chapters: list[_Entry] = []
+    for block in report.blocks:
+        name = _name_in_contents(block)
+        if not name:
+            continue
+        entry = _Entry(name, anchors[id(block)], [])
+        if isinstance(block, Heading) and (block.level == 2 or not chapters):
+            chapters.append(entry)
+        elif isinstance(block, Heading) or not chapters[-1].below:
+            chapters[-1].below.append(entry)
+        else:
+            chapters[-1].below[-1].below.append(entry)
+    return chapters
+
+
+def _name_in_contents(block: Block) -> str:
+    if isinstance(block, Heading) and block.level <= 3:
+        return block.text
+    return block.name if isinstance(block, Figure) else ""
 
 
 def render_markdown(report: Report, folder: str) -> tuple[str, dict[str, bytes]]:

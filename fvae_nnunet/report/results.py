@@ -11,9 +11,10 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.comparison import SCHEMA
 from fvae_nnunet.evaluation.segmentation.measures import LESION_METRICS
-from fvae_nnunet.evaluation.segmentation.scores import nsd_key
+from fvae_nnunet.evaluation.segmentation.verdict import deciding
 from fvae_nnunet.files.checked_json import Rule, check_shape, read_json
 from fvae_nnunet.report.single_model import as_comparison
+from fvae_nnunet.short_names import short_names
 
 _TWO = Rule("two numbers", lambda value: [isinstance(end, int | float) for end in value] == [True, True])
 _INTERVAL = {"interval": _TWO, "interval_method": str, "n": int, "items": int, "nan": int, "missing": int}
@@ -46,6 +47,8 @@ _COMPARISON = {
                 {
                     "first": str,
                     "second": str,
+                    "first_mean": float,
+                    "second_mean": float,
                     "mean_difference": float,
                     "p": float,
                     "p_holm": float,
@@ -61,7 +64,16 @@ _COMPARISON = {
         }
     ],
     "lesions": {
-        "*": {"*": {"*": {"diameters_mm": [float], "detected": [bool], "false_positive_diameters_mm": [float]}}}
+        "*": {
+            "*": {
+                "*": {
+                    "diameters_mm": [float],
+                    "detected": [bool],
+                    "dice": [float],
+                    "false_positive_diameters_mm": [float],
+                }
+            }
+        }
     },
 }
 """What a report uses of ``comparison.json``; a shape of ``files.checked_json``."""
@@ -75,13 +87,15 @@ class Results:
     Attributes:
         path: the file.
         title: what a reader calls it: the file's name, or that of its folder where the file has the default name.
-        content: as in ``comparison.json``. Of a single model: see `single_model.as_comparison`.
+        content: as in ``comparison.json``, of a single model see `single_model.as_comparison`; models by short names.
+        full_names: short name of a model -> its name in the file.
         reference_folder, prediction_folders: where they are now; where they are gone, where they were.
     """
 
     path: Path
     title: str
     content: Mapping[str, Any]
+    full_names: Mapping[str, str]
     reference_folder: Path
     prediction_folders: Sequence[Path]
 
@@ -118,15 +132,9 @@ class Results:
 
     @property
     def deciding_measure(self) -> Mapping[str, Any]:
-        """By which the best and worst cases are found.
-
-        The NSD at the first tolerance (the DSC, if there is none) of the first label that is evaluated lesion by
-        lesion (the first label, if none is).
-        """
-        label = (self.lesion_labels or list(self.label_names))[0]
-        tolerances_mm = self.content["settings"]["tolerances_mm"]
-        key = nsd_key(tolerances_mm[0]) if tolerances_mm else "Dice"
-        return next(measure for measure in self.measures_of(label) if measure["key"] == key)
+        """By which cases are put in order: `verdict.deciding` of the first label that is evaluated lesion by lesion
+        (of the first label, if none is)."""
+        return deciding(self.measures_of((self.lesion_labels or list(self.label_names))[0]))
 
     def reference_file(self, case: str) -> Path:
         return self.reference_folder / f"{case}{self.content['settings']['file_ending']}"
@@ -164,13 +172,15 @@ def load_results(paths: Sequence[Path]) -> list[Results]:
     problems += [f"{path} is given twice" for path in sorted(repeated)]
     if problems:
         raise UserError("\n  ".join(problems))
-    short = [path.resolve().parent.name if path.stem in ("comparison", "summary") else path.stem for path in paths]
-    titles = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    file_names = [path.resolve().parent.name if path.stem in ("comparison", "summary") else path.stem for path in paths]
+    titles = file_names if len(set(file_names)) == len(file_names) else [str(path) for path in paths]
+    short = short_names([model["name"] for _, content in found for model in content["models"]])
     return [
         Results(
             path,
             title,
-            content,
+            _renamed(content, short),
+            {short[model["name"]]: model["name"] for model in content["models"]},
             _folder(content["reference"]["folder"], path),
             [_folder(model["folder"], path) for model in content["models"]],
         )
@@ -199,11 +209,37 @@ def _content(path: Path) -> Mapping[str, Any]:
         if "fvae" not in content:
             raise UserError(f"{path} is nnU-Net's own summary.json, without NSD; run fvae-evaluate on the predictions")
         try:
-            return as_comparison(content)
+            of_one = as_comparison(content)
         except (LookupError, TypeError, AttributeError, StopIteration) as error:
             raise UserError(f"{path} is damaged or incomplete: it lacks {error}. {_REMEDY}") from error
+        check_shape(path, of_one, {key: _COMPARISON[key] for key in ("measures", "lesions", "labels")}, remedy=_REMEDY)
+        return of_one
     kind = f", but {content['kind']!r}" if "kind" in content else ""
     raise UserError(f"{path} is no comparison.json or summary.json of fvae-evaluate{kind}")
+
+
+def _renamed(content: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    """The content with other names of its models."""
+
+    def entries(measure: Mapping[str, Any], kind: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+        return [entry | {key: short[entry[key]] for key in keys} for entry in measure[kind]]
+
+    return {
+        **content,
+        "models": [model | {"name": short[model["name"]]} for model in content["models"]],
+        "measures": [
+            {
+                **measure,
+                "models": entries(measure, "models", ["model"]),
+                "comparisons": entries(measure, "comparisons", ["first", "second"]),
+            }
+            for measure in content["measures"]
+        ],
+        "lesions": {
+            label: {short[model]: cases for model, cases in models.items()}
+            for label, models in content["lesions"].items()
+        },
+    }
 
 
 def _folder(name: str, results: Path) -> Path:

@@ -14,6 +14,7 @@ from fvae_nnunet.ct.files import read_upright
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
+from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.pictures.colours import ORANGE
 from fvae_nnunet.pictures.hu_windows import hu_window_around
 from fvae_nnunet.pictures.lesions import largest_lesion
@@ -21,10 +22,10 @@ from fvae_nnunet.pictures.marks import mark_panel, write_on
 from fvae_nnunet.pictures.outlines import Outline
 from fvae_nnunet.pictures.panels import draw_frame, show_slice, zoom
 from fvae_nnunet.pictures.planes import Extent, Plane, Sides, frame_around, largest_cross_sections
-from fvae_nnunet.pictures.series import names_in_plot
 from fvae_nnunet.report.blocks import Figure, Picture
-from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, jpeg_within
+from fvae_nnunet.report.case_pictures import DPI, MOST_BYTES, SHEET, jpeg_within
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, largest_diameter_mm
+from fvae_nnunet.short_names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,22 +118,22 @@ def draw_gallery(
 def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
     source = of.sources[case.record["source_case"]]
     lesions = len(case.record["lesions"])
-    (name,) = names_in_plot([case.name]).values()
-    heading = f"{name}, {largest_diameter_mm(case):.1f} mm" + (f" (1 of {lesions})" if lesions > 1 else "")
+    (name,) = short_names([case.name]).values()
+    heading = f"{name}, {number(largest_diameter_mm(case), 'mm')} mm" + (f" (1 of {lesions})" if lesions > 1 else "")
     return _Entry(
         heading, source.image, source.label, case.images[of.channel], case.label, int(case.record["label"]["value"])
     )
 
 
 def _draw(sheet: _Sheet) -> bytes:
-    import matplotlib
+    import matplotlib.style
     from matplotlib.figure import Figure as Canvas
 
     columns = min(SIDE_BY_SIDE, len(sheet.entries))
     rows = -(-len(sheet.entries) // columns)
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with matplotlib.style.context([SHEET, {"text.parse_math": False}]):
         size = (columns * (4 * PANEL_INCHES + 0.3), rows * (PANEL_INCHES + 0.32))
-        figure = Canvas(figsize=size, facecolor="white")
+        figure = Canvas(figsize=size)
         grid = figure.add_gridspec(
             rows, columns, left=0.005, right=0.995, bottom=0.01, top=1 - 0.26 / size[1], wspace=0.04, hspace=0.2
         )

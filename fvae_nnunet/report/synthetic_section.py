@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
+from fvae_nnunet.numbers_as_text import counted, is_number, listed, number, short_sha256
 from fvae_nnunet.pictures.series import SERIES_COLOURS
 from fvae_nnunet.report.blocks import Block, Column, Details, Facts, Figure, Heading, Paragraph, Table
-from fvae_nnunet.report.numbers import counted, is_number, listed, number, short_sha256
 from fvae_nnunet.report.plots import Values, paired_dots
+from fvae_nnunet.report.setting_text import setting_text
 from fvae_nnunet.report.synthetic_cases import SyntheticSet, lesions_of
 
 FIGURES = {
-    "diameter_mm": ("diameter (mm)", 1),
-    "mean_hu": ("mean (HU)", 1),
-    "core_mean_hu": ("core's mean (HU)", 1),
-    "core_sd_hu": ("core's SD (HU)", 1),
-    "contrast_hu": ("contrast (HU)", 1),
-    "rim_hu": ("rim (HU)", 1),
-    "slice_change_hu": ("change between slices (HU)", 1),
-    "inside_fraction": ("share in the organ", 2),
-    "found_share": ("share found by the segmenter", 2),
+    "diameter_mm": ("diameter (mm)", "mm"),
+    "mean_hu": ("mean (HU)", "HU"),
+    "core_mean_hu": ("core's mean (HU)", "HU"),
+    "core_sd_hu": ("core's SD (HU)", "HU"),
+    "contrast_hu": ("contrast (HU)", "HU"),
+    "rim_hu": ("rim (HU)", "HU"),
+    "slice_change_hu": ("change between slices (HU)", "HU"),
+    "inside_fraction": ("share in the organ", "share"),
+    "found_share": ("share found by the segmenter", "share"),
 }
-"""What is shown of each lesion: its name, and digits after the point."""
+"""What is shown of each lesion: its name and quantity."""
 
 ACCEPTED_COLOUR, REJECTED_COLOUR = SERIES_COLOURS[2], SERIES_COLOURS[5]
 
@@ -49,6 +49,7 @@ def synthetic_blocks(sets: Sequence[SyntheticSet], galleries: Sequence[Sequence[
         if len(sets) > 1:
             yield Heading(str(of.folder), 3)
         yield Facts(list(_facts(of)))
+        yield from _settings_blocks(of)
         level: Literal[3, 4] = 4 if len(sets) > 1 else 3
         yield from _gallery_blocks(of, gallery, level)
         yield from _quality_blocks(of, level)
@@ -78,8 +79,28 @@ def _facts(of: SyntheticSet) -> Iterator[tuple[str, str]]:
                 f"{model.get('vae', 'not recorded')}, sha256 {short_sha256(model.get('vae_sha256'))}"
             ),
         )
-    for settings in _different([case.record.get("settings", {}) for case in cases]):
-        yield "settings", json.dumps(settings, ensure_ascii=False, sort_keys=True)
+
+
+def _settings_blocks(of: SyntheticSet) -> Iterator[Block]:
+    """A row for each setting, a column for each different set of them."""
+    columns = [dict(_flat(settings)) for settings in _different([case.record.get("settings", {}) for case in of.cases])]
+    names = sorted({name for column in columns for name in column})
+    if not names:
+        return
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    headings = ["value"] if len(columns) == 1 else [f"settings {place}" for place in range(1, len(columns) + 1)]
+    table = Table([Column("setting", "text"), *(Column(heading, "text") for heading in headings)], rows)
+    yield Details(f"Settings, {len(names)}", [table])
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by name, those inside of others behind the name of these."""
+    for key, value in settings.items():
+        name = f"{before}{key.replace('_', ' ')}"
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{name}, ")
+        else:
+            yield name, setting_text(value)
 
 
 def _different(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,13 +147,13 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
     columns += [Column(name, group=side) for side in sides for name in ("n", "lowest", "median", "highest")]
     columns.append(Column("limits", "text"))
     rows = []
-    for key, (name, digits) in figures.items():
+    for key, (name, quantity) in figures.items():
         row = [name]
         for side in sides:
             values = [values[key] for values in lesions[side].values() if is_number(values.get(key))]
             few = [min(values), median(values), max(values)] if values else [None] * 3
-            row += [str(len(values)), *(number(value, digits) for value in few)]
-        rows.append([*row, _limits(of, key, digits)])
+            row += [str(len(values)), *(number(value, quantity) for value in few)]
+        rows.append([*row, _limits(of, key, quantity)])
     yield Table(columns, rows, "Over all lesions")
     panels = [
         Values(
@@ -141,9 +162,9 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
                 side: {lesion: values[key] for lesion, values in lesions[side].items() if is_number(values.get(key))}
                 for side in sides
             },
-            digits=digits,
+            quantity=quantity,
         )
-        for key, (name, digits) in figures.items()
+        for key, (name, quantity) in figures.items()
     ]
     drawing = paired_dots(panels, {"accepted": ACCEPTED_COLOUR, "rejected": REJECTED_COLOUR})
     yield Figure(drawing, "Each dot is a lesion.", f"Dots of every lesion for {', '.join(p.title for p in panels)}")
@@ -155,23 +176,23 @@ def _lesions(cases: Sequence[SyntheticCase]) -> dict[str, dict[str, Any]]:
     return {name: figures for case in cases for name, figures in lesions_of(case)}
 
 
-def _limits(of: SyntheticSet, key: str, digits: int) -> str:
+def _limits(of: SyntheticSet, key: str, quantity: str) -> str:
     """What quality control asks of a figure: nothing where it asks nothing or not the same of every case; limits in HU
     that differ with the size from lesion to lesion, as ranges of their ends."""
     asked = [case.record.get("quality", {}).get("limits", {}).get(key) for case in of.cases]
     if asked[0] is not None and all(other == asked[0] for other in asked):
-        return f"at least {number(asked[0], digits)}"
+        return f"at least {number(asked[0], quantity)}"
     limits = [(values.get("limits") or {}).get(key) for values in _lesions(of.cases).values()]
     ends = [sorted({limit[end] for limit in limits if limit is not None}) for end in (0, 1)]
     if not ends[0]:
         return ""
     return " to ".join(
-        number(end[0], digits) if len(end) == 1 else f"({number(end[0], digits)} … {number(end[-1], digits)})"
+        number(end[0], quantity) if len(end) == 1 else f"({number(end[0], quantity)} … {number(end[-1], quantity)})"
         for end in ends
     )
 
 
-def _cases_table(cases: Sequence[SyntheticCase], figures: dict[str, tuple[str, int]]) -> Table:
+def _cases_table(cases: Sequence[SyntheticCase], figures: dict[str, tuple[str, str]]) -> Table:
     columns = [Column("case", "text"), Column("source case", "text"), Column("shape", "text")]
     columns += [Column("centre (mm; x, y, z)", "text"), *(Column(name) for name, _ in figures.values())]
     rows = []
@@ -183,8 +204,8 @@ def _cases_table(cases: Sequence[SyntheticCase], figures: dict[str, tuple[str, i
                     name,
                     case.record["source_case"],
                     f"{values.get('shape', '')}{f' from {borrowed}' if borrowed else ''}",
-                    ", ".join(number(place, 1) for place in values.get("centre_mm", [])),
-                    *(number(values.get(key), digits) for key, (_, digits) in figures.items()),
+                    ", ".join(number(place, "mm") for place in values.get("centre_mm", [])),
+                    *(number(values.get(key), quantity) for key, (_, quantity) in figures.items()),
                 ]
             )
     return Table(columns, rows)

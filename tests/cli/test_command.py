@@ -22,6 +22,7 @@ from fvae_nnunet.cli.outputs import holds, is_json_of, is_summary, refuse_other_
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.each_case import run_each
 from fvae_nnunet.jobs import progress_bar as bars
 from fvae_nnunet.jobs.manifest import Manifest
 from fvae_nnunet.nnunet.files import find_plans
@@ -175,6 +176,35 @@ def test_messages_do_not_stand_on_the_line_of_a_bar(monkeypatch):
     assert [line for line in lines if line and "case/s" not in line and "/3 [" not in line] == [
         "case 0", "warning 0", "case 1", "warning 1", "case 2", "warning 2", "begun ended",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [UserError("it went wrong"), KeyboardInterrupt()])
+def test_an_error_has_a_line_of_its_own_below_a_bar_that_was_left_open(monkeypatch, error):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", Terminal(terminal.shown))
+
+    def run(arguments):
+        arguments.bar = bars.progress_bar(total=3, unit="case", mininterval=0)
+        arguments.bar.update()
+        raise error
+
+    assert run_command(CommandParser(prog="fvae-x"), run, []) in (1, 130)
+    *_, bar, said, end = terminal.getvalue().split("\n")
+    assert "1/3" in bar and end == "" and said == f"fvae-x: {str(error) or 'interrupted'}"
+
+
+def test_a_counting_bar_knows_its_total_before_the_first_case_is_done(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def first(task):
+        assert "0/4" in terminal.getvalue()
+        return task
+
+    with bars.counting_bar(unit="case") as on_case:
+        assert run_each(first, [1, 2, 3, 4], 0, on_case) == [1, 2, 3, 4]
+    assert "4/4" in terminal.getvalue()
 
 
 def test_without_a_terminal_there_are_lines_and_no_bar(monkeypatch, capsys):

@@ -139,7 +139,7 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(folders, cap
     assert {path: path.read_bytes() for path in whole} == whole
     write_fixed(place(root, "valid_fixed", "valid_1_a_1"), chest(77))
     assert _convert(root) == 0
-    assert "1 cases converted, 4 already complete" in capsys.readouterr().out
+    assert "1 case converted, 4 already complete" in capsys.readouterr().out
     np.testing.assert_array_equal(_image(raw / "imagesTs" / "valid_1_a_1_0000.nii.gz")[0], chest(77))
 
 
@@ -154,7 +154,7 @@ def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
     captured = capsys.readouterr()
     case = path.name.removesuffix("_0000.nii.gz")
     assert f"DAMAGED, is made again: {case}: " in captured.err and "holds other bytes" in captured.err
-    assert "1 cases converted, 4 already complete" in captured.out
+    assert "1 case converted, 4 already complete" in captured.out
     assert path.read_bytes() == whole
 
 
@@ -255,7 +255,7 @@ def test_a_row_that_becomes_wrong_stops_the_command_before_any_work(folders, cap
     write_fixed(place(root, "valid_fixed", "valid_1_a_1"), chest(77))
     assert _convert(root) == 1
     said = capsys.readouterr().err
-    assert "1 cases that were converted before are wrong now:\n  train_1_b_1: train_reports.csv, line 6: " in said
+    assert "1 case converted before would be wrong now:\n  train_1_b_1: train_reports.csv, line 6: " in said
     assert "Repair them, or give --overwrite" in said
     assert _files(raw, preprocessed) == before
     assert _convert(root, "--overwrite") == 1
@@ -485,7 +485,7 @@ def test_rexgroundingct_becomes_a_dataset_with_disease_classes(folders, capsys):
     _write_rex(root)
     assert _convert(root, source="rexgroundingct") == 0
     said = capsys.readouterr().out
-    assert "1 cases of the split test are left out" in said
+    assert "1 case of the split test left out" in said
     assert "no table of reports" in said
     labels, image = _image(raw / "labelsTr" / "train_1_a_1.nii.gz")
     assert labels.dtype == np.uint8
@@ -549,7 +549,7 @@ def test_patients_in_both_published_splits_are_refused_or_left_out_of_training(f
     root, raw, _ = folders
     _write_rex(root, shared=True)
     assert _convert(root, source="rexgroundingct") == 1
-    assert "1 patients are in both train and val: train_1 (train_1_a_1, train_1_b_1)" in (capsys.readouterr().err)
+    assert "1 patient in both train and val: train_1 (train_1_a_1, train_1_b_1)" in (capsys.readouterr().err)
     assert not raw.exists()
     assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 0
     assert "left out of training, as their patients are also in val: train_1_a_1" in capsys.readouterr().out
@@ -585,7 +585,7 @@ def test_a_training_case_that_is_shared_is_named_also_where_val_is_not_converted
     )
     assert _convert(root, "--split", "val", source="rexgroundingct") == 1
     said = capsys.readouterr().err
-    assert "1 patients are in both training (Tr) and test (Ts): train_1 (train_1_a_1, train_1_b_1)" in said
+    assert "1 patient in both training (Tr) and test (Ts): train_1 (train_1_a_1, train_1_b_1)" in said
     assert "--leave-out-shared takes their cases out of training" in said
     assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, set())
 

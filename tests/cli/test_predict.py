@@ -192,7 +192,7 @@ class nnUNetTrainerQRecon(nnUNetTrainerFVAEReconOnly):
 def test_a_subclass_of_any_name_predicts_on_what_its_record_says(dataset, images, tmp_path, capsys):
     model = save_model(nnUNetTrainerQRecon, dataset)
     assert run(model, images, tmp_path / "out", "-num_parts", "2") == 0
-    assert "1 cases predicted on view" in capsys.readouterr().out
+    assert "1 case predicted on view" in capsys.readouterr().out
     assert run(model, images, tmp_path / "raw", "--tta", "raw", "-num_parts", "2") == 0
     assert "warning: the model has seen only the view (nnUNetTrainerQRecon)" in capsys.readouterr().err
 

@@ -10,7 +10,9 @@ import pytest
 from fvae_nnunet.cli import setup_check, setup_report
 from fvae_nnunet.cli.setup import main
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.text_table import COLUMNS
 from fvae_nnunet.training.view_states import ViewState
+from fvae_nnunet.vae import known_vaes
 
 
 def test_check_is_right_with_what_is_installed(capsys):
@@ -71,7 +73,7 @@ def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch,
     assert f"\nnnUNet_raw          ~/a/{'long_name_' * 3}/\n                    longer_name_" in said
     words = " ".join(said.split())
     for part in (
-        "1 datasets, 70 GB free",
+        "1 dataset, 70 GB free",
         "nnUNet_results not set",
         "nnUNet_fvae_view=wan2.1",
         f"{tmp_path.name}_of_others/",
@@ -81,3 +83,13 @@ def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch,
         "Dataset007_Pancreas/nnUNetPlans_2d, b: no JSON",
     ):
         assert part in words
+
+
+@pytest.mark.parametrize("options", [["--show"], ["--vaes"]])
+def test_no_line_is_longer_than_a_terminal_but_the_one_to_paste(capsys, monkeypatch, options):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    main(options)
+    out = capsys.readouterr().out
+    assert all(len(line) <= COLUMNS for line in out.splitlines() if "extTrainer" not in line)
+    assert all(vae.name in out for vae in known_vaes()) and "control:nlm" in out

@@ -216,7 +216,7 @@ def test_verify_makes_a_damaged_case_again(paints, tmp_path, capsys):
     assert run(dataset, tmp_path / "out", "--verify") == 0
     captured = capsys.readouterr()
     assert f"DAMAGED, is made again: synthetic_0001: {record} holds other bytes" in captured.err
-    assert "1 cases accepted, 0 rejected, 1 already complete" in captured.out
+    assert "1 case accepted, 0 rejected, 1 already complete" in captured.out
     assert files_of(tmp_path / "out") == whole
 
 
@@ -261,7 +261,7 @@ def test_where_nothing_fits_another_case_is_taken_and_where_it_fits_nowhere_the_
     before = files_of(tmp_path / "out")
     made[2].images[0].unlink()
     assert run(dataset, tmp_path / "out", *SIZE, n=4) == 0
-    assert "1 cases accepted, 0 rejected, 3 already complete" in capsys.readouterr().out
+    assert "1 case accepted, 0 rejected, 3 already complete" in capsys.readouterr().out
     assert files_of(tmp_path / "out") == before
     rewrite_image(dataset.raw / "labelsTr" / "case_0.nii.gz", shrink_the_organ)
     assert run(dataset, tmp_path / "nowhere", *SIZE, n=2) == 1
@@ -302,7 +302,7 @@ def test_a_case_that_cannot_be_measured_stops_before_anything_is_made(paints, tm
         assert run(dataset, output, *SIZE, *options, n=5) == 1
         error = capsys.readouterr().err
         assert error.count("case_1_0000.nii.gz") == 1
-        assert "1 cases cannot be measured" in error
+        assert "1 case cannot be measured" in error
         assert "--leave-out case_1" in error
         assert not output.exists()
     assert run(dataset, tmp_path / "others", *SIZE, "--leave-out", "case_1", n=3) == 0
@@ -385,7 +385,9 @@ def test_rejected_cases_are_kept_aside_with_the_reason(paints, tmp_path, capsys)
     for case in rejected:
         assert not case.record["accepted"]
         mean, contrast = case.record["reasons"]
-        assert re.fullmatch(r"the lesion has a core with a mean of (19|20)\d HU; real ones allow \d+ to \d+", mean)
+        assert re.fullmatch(
+            r"the lesion has a core with a mean of (19|20)\d\.\d HU; real ones allow [\d.]+ to [\d.]+", mean
+        )
         assert "contrast of 10" in contrast or "contrast of 9" in contrast
         assert array_of(case.images[0])[array_of(case.label) == 2].max() > 190
     # a finished case that was rejected is finished, too
@@ -422,7 +424,7 @@ def test_a_segmenter_that_finds_too_little(paints, tmp_path, monkeypatch):
         share = case.record["quality"]["lesions"][0]["found_share"]
         assert share == pytest.approx(new[:, :, :20].sum() / new.sum(), abs=0.02)
         assert case.record["accepted"] == (share >= 0.7)
-    assert "is found by the segmenter; at least 70% are needed" in rejected[0].record["reasons"][-1]
+    assert "is found by the segmenter; at least 70 % are needed" in rejected[0].record["reasons"][-1]
 
 
 def test_full_mode_writes_the_generated_volume_in_the_sources_geometry(paints, tmp_path):
@@ -482,7 +484,7 @@ def test_only_training_cases_of_the_fold_are_sources(paints, tmp_path, capsys):
     made = read_synthetic_cases(tmp_path / "out")
     assert {case.record["source_case"] for case in made} == {"case_2", "case_3"}
     assert made[0].record["settings"]["limits"]["real_lesions"] == 2
-    assert "trained on 2 cases that are no training cases of fold 0 (first: case_0)" in capsys.readouterr().err
+    assert "trained on 2 cases outside of the training cases of fold 0 (first: case_0)" in capsys.readouterr().err
 
 
 def test_borrowed_shapes_name_their_donor(paints, tmp_path):
@@ -679,3 +681,12 @@ def test_several_devices_give_the_same_bytes(planned, tmp_path):
     arguments = [planned.name, "--ldm", str(ldm), "-n", "3", "-o", str(tmp_path / "two"), "-np", "0", *options]
     assert synthesize.main([*arguments, "--devices", "cpu", "cpu"]) == 0
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+def test_what_is_accepted_without_filter_is_not_said_to_be_good():
+    reasons = ["the lesion has a core with a mean of 9.0 HU", "another"]
+    assert synthesize.verdict({"accepted": True, "reasons": []}) == "accepted"
+    assert synthesize.verdict({"accepted": False, "reasons": reasons}).startswith("rejected: the lesion has")
+    assert synthesize.verdict({"accepted": True, "reasons": reasons}) == (
+        "accepted without filter; would be rejected: the lesion has a core with a mean of 9.0 HU; another"
+    )

@@ -164,7 +164,7 @@ def test_preprocess_refuses_each_volume_that_is_no_hu_unless_told_to_take_it(clo
     assert f"FAILED: {image} cannot be in HU" in said.err and OFFSET in said.err
     assert "4 cases done" in said.out and "train with" not in said.out
     assert preprocess.main([*command, "--hu-as-is"]) == 0
-    assert "1 cases done" in capsys.readouterr().out
+    assert "1 case done" in capsys.readouterr().out
     assert preprocess.main([*command, "--hu-as-is", "--view", "other"]) == 0
     record = json.loads((clone.preprocessed / "nnUNetPlans_2d__fvae_other" / "manifest.json").read_text())
     assert record["made_with"]["parameters"]["hu_as_is"] is True

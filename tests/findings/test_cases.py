@@ -74,12 +74,12 @@ def test_a_fold_that_cannot_be_trained_is_refused_with_its_number_and_reason(rep
     advice = "put all cases of a patient on one side"
     # p000 has two scans
     write_splits(folders, [clean, {"train": training[1:], "val": training[:1]}])
-    with pytest.raises(UserError, match=rf"validation of fold 1: 1 patients are in both: p000 \(p000_0, .*{advice}"):
+    with pytest.raises(UserError, match=rf"validation of fold 1: 1 patient in both: p000 \(p000_0, .*{advice}"):
         split_cases(NAME, reports, fold=1)
     assert split_cases(NAME, reports, fold=0).validation
     for strange in ("elsewhere", "p010_0"):  # the second is a test case
         write_splits(folders, [clean, {"train": [*training[2:], strange], "val": training[:2]}])
-        with pytest.raises(UserError, match=rf"fold 1 has 1 cases that are no training cases .*: {strange}") as error:
+        with pytest.raises(UserError, match=rf"fold 1 has 1 case outside of the training cases .*: {strange}") as error:
             split_cases(NAME, reports, fold=1)
         assert advice not in str(error.value)
 
@@ -166,7 +166,7 @@ def test_patients_of_other_datasets_are_known_by_their_reports(tmp_path, reports
 
 def test_no_case_left_a_folder_twice_and_unknown_findings_are_errors(tmp_path, reports):
     write_synthetic_folder(tmp_path / "syn", NAME, {"bad": CLEAN | {"source_case": "p000_0"}})
-    with pytest.raises(UserError, match=r"no synthetic case(.|\n)*1 cases: made from a case(.|\n)*`allow_seen=True`"):
+    with pytest.raises(UserError, match=r"no synthetic case(.|\n)*1 case: made from a case(.|\n)*`allow_seen=True`"):
         gathered(tmp_path / "syn", reports)
     with pytest.raises(UserError, match="a folder twice"):
         gather_synthetic(

@@ -48,7 +48,9 @@ def evaluate(*options: str) -> dict:
 def test_aucs_differences_and_corrections(study, capsys):
     labels, first, second = study
     found = evaluate("real.csv", "mixed.csv", "--resamples", "500")
-    shown = capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    shown = " ".join(out.split())
     for place, finding in enumerate(found["findings"][:2]):
         expected = [roc_auc_score(labels[:, place], scores[:, place]) for scores in (first, second)]
         assert [entry["auc"] for entry in finding["models"]] == pytest.approx(expected, abs=1e-6)
@@ -133,7 +135,7 @@ def test_cases_and_findings_that_the_reports_do_not_know_are_named(study, tmp_pa
     write_predictions(tmp_path / "other.csv", ("Nodul",), {"case_x": np.array([0.5])})
     assert evaluate_classifier.main(["reports.json", "other.csv"]) == 1
     error = capsys.readouterr().err
-    assert "the findings Nodul, which the reports do not know" in error and "1 cases that the reports" in error
+    assert "the findings Nodul, which the reports do not know" in error and "1 case unknown to the reports" in error
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_case_of_another_process_is_waited_for_and_made_if_that_leaves_it(imag
         assert reconstruct.main([*arguments, "--no-wait"]) == 75
         printed = capsys.readouterr()
         assert "5 cases done" in printed.out and "0 already complete, 1 in other processes" in printed.out
-        assert "fvae-reconstruct: other processes still work on 1 cases" in printed.err
+        assert "fvae-reconstruct: other processes still work on 1 case" in printed.err
         assert reconstruct.main([*arguments, "--overwrite"]) == 1
         assert "is being written by another process" in capsys.readouterr().err
         leaving = threading.Timer(1, other.release, args=["case1"])
@@ -164,7 +164,7 @@ def test_a_case_of_another_process_is_waited_for_and_made_if_that_leaves_it(imag
         leaving.join()
     printed = capsys.readouterr()
     assert "waiting for other processes, which work on case1" in printed.err
-    assert "1 cases done" in printed.out and "in other processes" not in printed.out
+    assert "1 case done" in printed.out and "in other processes" not in printed.out
     assert contents(out) == alone
 
 

@@ -69,7 +69,7 @@ def test_too_few_patients_are_refused():
 def test_a_patient_in_training_and_test_is_named():
     cases = _cases({"a": 1, "b": 1})
     cases["a_9"] = CaseReport("a", "test", "a_9.nii.gz")
-    with pytest.raises(UserError, match=r"1 patients are in both training \(Tr\) and test \(Ts\): a \(a_0, a_9\)"):
+    with pytest.raises(UserError, match=r"1 patient in both training \(Tr\) and test \(Ts\): a \(a_0, a_9\)"):
         check_leakage(cases)
 
 

@@ -81,7 +81,7 @@ def test_setup_prints_the_line_by_which_nnunet_finds_all_trainers(unregistered, 
     (tmp_path / "quick.py").write_text("from fvae_nnunet.trainers import nnUNetTrainerFVAE\n")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert main(["--show"]) == 1
-    assert "no module names nnUNetTrainerFVAEProbe" in capsys.readouterr().out
+    assert "no module names nnUNetTrainerFVAEProbe" in " ".join(capsys.readouterr().out.split())
     assert main([]) == 1
     line = capsys.readouterr().out.splitlines()[-1]
     assert not unregistered.exists()

@@ -212,7 +212,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
     assert "nnUNetv2_preprocess" in error(clone.id, configurations=["2d"])
     removed = next((clone.raw / "imagesTr").iterdir())
     removed.unlink()
-    assert "have no raw image" in error(clone.id)
+    assert "without a raw image" in error(clone.id)
     (clone.preprocessed / "nnUNetPlans.json").unlink()
     assert "run first: nnUNetv2_plan_and_preprocess" in error(clone.id)
     monkeypatch.delenv("nnUNet_raw")

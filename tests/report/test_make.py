@@ -15,8 +15,10 @@ from fvae_nnunet.cli import evaluate
 from fvae_nnunet.cli.report import main
 from fvae_nnunet.ct.files import read_volume, write_volume
 from fvae_nnunet.evaluation.reconstruction.summary import summarise
+from fvae_nnunet.evaluation.segmentation.verdict import comparison_sentence
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
+from fvae_nnunet.report.case_ends import headed_cases
 from fvae_nnunet.report.case_images import load_views
 from fvae_nnunet.report.case_pictures import choose_cases
 from fvae_nnunet.report.results import load_results
@@ -77,6 +79,12 @@ def quality_of(root: Path) -> dict:
     }  # fmt: skip
 
 
+def _interval_of(summary: dict, key: str) -> list[float]:
+    """Of the tumour."""
+    (measure,) = [m for m in summary["fvae"]["measures"] if (m["label"], m["key"]) == ("2", key)]
+    return measure["models"][0]["interval"]
+
+
 def report(*options: str) -> int:
     return main([*options, "-np", "0"])
 
@@ -100,9 +108,9 @@ def test_tables_hold_what_the_comparison_holds(made, full_page):
     dice, _, hd95 = comparison["measures"][:3]
     for row, entry in zip(means[:2], dice["models"]):
         low, high = entry["interval"]
-        interval = "none" if entry["interval_method"] == "none" else f"{low:.3f} to {high:.3f}"
+        interval = "n/a" if entry["interval_method"] == "none" else f"{low:.3f} to {high:.3f}"
         assert row == ["DSC", entry["model"], f"{entry['mean']:.3f}", interval, "5", "0", "0", ""]
-    assert means[4][:3] == ["HD95 (mm)", HOSTILE, f"{hd95['models'][0]['mean']:.2f}"] and means[4][-1] == "0"
+    assert means[4][:3] == ["HD95 (mm)", HOSTILE, f"{hd95['models'][0]['mean']:.1f}"] and means[4][-1] == "0"
 
     differences = [rows for rows in full_page.tables if "p Holm" in rows[0]]
     assert len(differences) == 3, "of each label, and of the lesions"
@@ -111,8 +119,8 @@ def test_tables_hold_what_the_comparison_holds(made, full_page):
     low, high = pair["interval"]
     signed = [f"{value:+.3f}".replace("-", "−") for value in (pair["mean_difference"], low, high)]
     assert differences[1][2] == [
-        "NSD 1 mm", f"second − {HOSTILE}", signed[0], f"{signed[1]} to {signed[2]}", f"{pair['p']:.4f}",
-        f"{pair['p_holm']:.4f}", "2", "2", "1", "5", "0", "0",
+        "NSD 1 mm", f"second − {HOSTILE}", signed[0], f"{signed[1]} to {signed[2]}", f"{pair['p']:.3f}",
+        f"{pair['p_holm']:.3f}", "2", "2", "1", "5", "0", "0",
     ]  # fmt: skip
 
     _, of_tumour = (rows for rows in full_page.tables if rows[1][:3] == ["case", HOSTILE, "second"])
@@ -125,7 +133,7 @@ def test_lesions_are_shown_by_size_and_case(made, full_page):
     comparison = read_json(made / "comparison.json")
     rate = {m["key"]: m for m in comparison["measures"] if m["key"].startswith("detection_rate")}
     (by_size,) = [rows for rows in full_page.tables if rows[1][:3] == ["size", "model", "lesions"]]
-    assert [row[0] for row in by_size[2::2]] == ["all sizes", "below 10 mm", "10 to 20 mm", "above 20 mm"]
+    assert [row[0] for row in by_size[2::2]] == ["all sizes"], "all lesions are of one size"
     entry = rate["detection_rate"]["models"][1]
     assert by_size[3][:3] == ["second", str(entry["items"]), f"{entry['mean']:.3f}"]
     (by_case,) = [rows for rows in full_page.tables if rows[1][:2] == ["case", "lesions"]]
@@ -159,6 +167,61 @@ def test_best_and_worst_cases_are_those_that_change_most(full_page):
     assert sum(address.startswith("data:image/jpeg") for address in full_page.addresses) == 2
 
 
+def test_the_result_comes_first_and_its_making_last(made, full_page):
+    assert full_page.texts["h2"] == [
+        "Result", "Label by label", "Quality of the views", "The paper's tables (Chen et al., ICML 2026)",
+        "How to read this", "What was compared",
+    ]  # fmt: skip
+    verdicts = dict(zip(full_page.texts["dt"], full_page.texts["dd"], strict=True))
+    (nsd,) = [m for m in read_json(made / "comparison.json")["measures"] if (m["label"], m["key"]) == ("2", "NSD_1mm")]
+    assert verdicts["tumour"].lower() == comparison_sentence(nsd, nsd["comparisons"][0]).lower()
+    assert list(verdicts)[:2] == ["organ", "tumour"]
+
+
+def test_the_contents_lead_to_labels_and_cases(full_page):
+    links = dict(zip([name for name in full_page.texts["a"]], [a for a in full_page.addresses if a[:1] == "#"]))
+    assert {"Result", "organ", "tumour", "Cases", "case_0002", "case_0003"} <= set(links)
+    assert {address[1:] for name, address in links.items() if name} <= set(full_page.ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([0.3, 0.1, -0.1, -0.37], [("Largest gains", [0, 1]), ("Largest losses", [3, 2])]),
+        ([-0.1, -0.2, -0.3, -0.37], [("Smallest losses", [0, 1]), ("Largest losses", [3, 2])]),
+        ([0.3, 0.2, 0.1, 0.0], [("Largest gains", [0, 1]), ("Smallest gains", [2]), ("No change", [3])]),
+        ([0.0, -0.1, -0.2, -0.3], [("No change", [0]), ("Smallest losses", [1]), ("Largest losses", [3, 2])]),
+    ],
+)
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_cases_are_called_by_the_sign_of_their_change(made, changes, expected, higher_is_better):
+    (results,) = load_results([made / "comparison.json"])
+    measure = results.deciding_measure
+    measure["higher_is_better"] = higher_is_better
+    sign = 1 if higher_is_better else -1
+    measure["comparisons"][0]["differences"] = {place: sign * change for place, change in enumerate(changes)}
+    assert headed_cases(results, [0, 1], [3, 2]) == expected
+
+
+def test_cases_of_one_model_are_called_by_their_value(made):
+    (results,) = load_results([made / "summary.json"])
+    assert headed_cases(results, ["a"], ["b"]) == [("Highest NSD 1 mm", ["a"]), ("Lowest NSD 1 mm", ["b"])]
+    assert headed_cases(results, ["a"], []) == [("Highest NSD 1 mm", ["a"])]
+
+
+@pytest.mark.slow
+def test_long_names_have_a_key_and_are_short_everywhere_else(project):
+    names = [f"nnUNetTrainerFVAE__nnUNetResEncUNetLPlans__3d_fullres__fold_0__{end}" for end in ("raw", "wan2.1")]
+    command = ["labelsTs", "first", "second", "--names", *names, "--resamples", "50", "-np", "0", "-o", "long.json"]
+    assert evaluate.main(command) == 0
+    page = page_of("long.json")
+    assert dict(zip(page.texts["dt"], page.texts["dd"]))["wan2.1"] == names[1]
+    assert page.texts["h1"] == ["Comparison of 2 models"]
+    cells = [cell for table in page.tables for row in table for cell in row]
+    assert cells.count(names[1]) == 1, "among the folders"
+    assert [row[1] for row in page.table("model", "mean", "one empty")[:2]] == ["raw", "wan2.1"]
+
+
 def test_no_case_is_chosen_twice(made):
     (results,) = load_results([made / "comparison.json"])
     chosen = choose_cases(results, 4)
@@ -188,7 +251,7 @@ def test_cases_with_only_false_positives_are_chosen_too(made):
     (results,) = load_results([made / "comparison.json"])
     results = replace(results, content=comparison)
     assert choose_cases(results, 1).false_positives == ["case_0004"], "the one with most"
-    assert choose_cases(results, 5).by_heading["Only false positives"] == ["case_0004", "case_0001"]
+    assert choose_cases(results, 5).false_positives == ["case_0004", "case_0001"]
     assert choose_cases(results, 5).all[-2:] == ["case_0004", "case_0001"] and choose_cases(results, 0).all == []
 
 
@@ -208,17 +271,22 @@ def test_missing_predictions_are_counted(project):
 
 
 @pytest.mark.slow
-def test_a_single_model_has_values_without_intervals(project):
+def test_a_single_model_has_values_with_intervals(project):
     page = page_of("summary.json", "--images", "imagesTs", "--cases", "1")
     summary = read_json(project / "summary.json")
     assert page.texts["h1"] == ["Segmentations of second"]
     means = page.table("model", "mean", "one empty")
-    assert means[0][:5] == ["DSC", "second", f"{summary['mean']['1']['Dice']:.3f}", "none", "5"]
+    (dice, *_) = summary["fvae"]["measures"]
+    interval = "{:.3f} to {:.3f}".format(*dice["models"][0]["interval"])
+    assert means[0][:5] == ["DSC", "second", f"{summary['mean']['1']['Dice']:.3f}", interval, "5"]
     assert not any("p Holm" in row for table in page.tables for row in table[:1])
     (sizes,) = [rows for rows in page.tables if rows[1][:3] == ["size", "model", "lesions"]]
     of_all = summary["fvae"]["lesions"]["labels"][0]["sizes"]["all"]
-    assert sizes[2][2:] == [
-        "5", f"{of_all['detection_rate']:.3f}", f"{of_all['dice_of_detected']:.3f}",
+    assert sizes[2][2::2] == [
+        "5", "n/a", "{:.3f} to {:.3f}".format(*_interval_of(summary, "dice_of_detected")), "n/a"
+    ]  # fmt: skip
+    assert sizes[2][3::2] == [
+        f"{of_all['detection_rate']:.3f}", f"{of_all['dice_of_detected']:.3f}",
         f"{of_all['false_positives_per_case']:.2f}",
     ]  # fmt: skip
     # by its own value: case 2 is without error, case 3 lies 4 voxels off
@@ -233,8 +301,8 @@ def test_several_results_are_chapters_of_their_own(project):
     options = ["--images", "imagesTs", "--images", "../other/imagesTs", "--views", "v=view", "v=../other/view"]
     page = page_of("comparison.json", "../other/comparison.json", *options, "--cases", "1", "--paper", "lung")
     assert page.texts["h2"] == [
-        "What was compared", "Results: project", "Results: other", "Quality of the views",
-        "The paper's tables (Chen et al., ICML 2026)", "How to read this",
+        "Result", "Label by label: project", "Label by label: other", "Quality of the views",
+        "The paper's tables (Chen et al., ICML 2026)", "How to read this", "What was compared",
     ]  # fmt: skip
     assert sum(address.startswith("data:image/jpeg") for address in page.addresses) == 4
     assert [row for table in page.tables for row in table if row[:1] == ["folder"]] == [
@@ -246,7 +314,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_files_say(made, full
     text = (made / "full.html").read_text()
     assert "http:" not in text and "https:" not in text and "xmlns" not in text
     assert not full_page.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
-    assert HOSTILE not in text and "&lt;script&gt;alert(1)&lt;/script&gt;&amp;" in text
+    assert HOSTILE not in text and "&lt;script&gt;x()&lt;/script&gt;&amp;" in text
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
     addresses = set(full_page.addresses)
     assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in addresses)
@@ -271,11 +339,11 @@ def test_quality_is_shown_over_all_cases_and_for_each(made, full_page):
     psnr = read_json(made / "quality.json")["summary"]["volume"]["psnr_db"]
     interval = f"{psnr['low']:.2f} to {psnr['high']:.2f}"
     assert rows[0] == ["whole volume", "PSNR (dB)", "32.00", interval, "1.58", "30.00", "34.00", "5"]
-    assert ["whole volume", "bias (HU)", "−1.25", "none", "0.00", "−1.25", "−1.25", "5"] in rows
-    assert ["whole volume", "MSE of [0, 1]", "2.50e−04", "none", "0.00e+00", "2.50e−04", "2.50e−04", "5"] in rows
-    assert ["label tumour", "MAE (HU)", "3.50", "none", "0.00", "3.50", "3.50", "5"] in rows
+    assert ["whole volume", "bias (HU)", "−1.2", "n/a", "0.0", "−1.2", "−1.2", "5"] in rows
+    assert ["whole volume", "MSE of [0, 1]", "2.50e−04", "n/a", "0.00e+00", "2.50e−04", "2.50e−04", "5"] in rows
+    assert ["label tumour", "MAE (HU)", "3.5", "n/a", "0.0", "3.5", "3.5", "5"] in rows
     (cases,) = [rows for rows in full_page.tables if len(rows) > 2 and rows[1][:3] == ["case", "PSNR (dB)", "SSIM"]]
-    assert cases[4][:3] == ["case_0002", "32.00", "0.9000"] and len(cases) == 2 + 5
+    assert cases[4][:3] == ["case_0002", "32.00", "0.900"] and len(cases) == 2 + 5
 
 
 def test_a_view_of_preprocessed_data_shows_its_records_and_no_picture(project):
@@ -290,7 +358,7 @@ def test_a_view_of_preprocessed_data_shows_its_records_and_no_picture(project):
     views = f"train={manifest.folder}"
     page = page_of("--views", views)
     assert page.texts["h1"] == ["Quality of reconstructions"]
-    assert page.table("case", "PSNR (dB)", "MAE (HU)") == [["train_0001", "33.25", "7.50"]]
+    assert page.table("case", "PSNR (dB)", "MAE (HU)") == [["train_0001", "33.25", "7.5"]]
     assert ["spacing of the data, z y x (mm)", "3, 0.8, 0.8"] in page.table("", "train")
     assert any("holds no HU; no picture is made of it" in p for p in page.texts["p"])
     results = load_results([Path("comparison.json")])
@@ -316,7 +384,7 @@ def test_both_formats_hold_the_same_tables(project, full_page):
     for path in Path("report_files").iterdir():
         assert path.read_bytes()[:3] == (b"\x89PN" if path.suffix == ".png" else b"\xff\xd8\xff")
     # two plots of each label, two cases, one plot of the quality
-    assert len([name for name in images if name.endswith(".png")]) == 5 and len(images) == 7
+    assert len([name for name in images if name.endswith(".png")]) == 7 and len(images) == 9
     assert not list(project.glob(".report*"))
 
 
@@ -326,7 +394,7 @@ def test_markdown_replaces_its_own_images_and_no_others(project, capsys):
     Path("out/r_files").mkdir(parents=True)
     Path("out/r_files/figure_99.jpg").write_bytes(b"of an earlier report")
     assert report(*options) == 0
-    assert sorted(path.name for path in Path("out/r_files").iterdir()) == [f"figure_0{n}.png" for n in (1, 2, 3, 4)]
+    assert sorted(path.name for path in Path("out/r_files").iterdir()) == [f"figure_0{n}.png" for n in range(1, 7)]
     Path("out/r_files/notes.txt").write_text("mine")
     before = Path("out/r.md").read_bytes()
     assert report(*options, "--title", "another") == 1

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from report_for_tests import HOSTILE, Page, markdown_tables
 
-from fvae_nnunet.evaluation.segmentation.comparison_tables import p_text
 from fvae_nnunet.report.blocks import (
     Bullets,
     Column,
@@ -23,7 +22,6 @@ from fvae_nnunet.report.blocks import (
     Report,
     Table,
 )
-from fvae_nnunet.report.numbers import counted, interval, listed, number, percent
 from fvae_nnunet.report.render import escaped, render_html, render_markdown
 
 TABLE = Table(
@@ -67,7 +65,7 @@ def test_rows_without_a_first_cell_share_the_one_above_and_groups_span_their_col
 
 
 def test_markdown_shows_texts_as_they_are():
-    assert escaped(HOSTILE) == '&lt;script&gt;alert(1)&lt;/script&gt;&amp;"'
+    assert escaped(HOSTILE) == '&lt;script&gt;x()&lt;/script&gt;&amp;"'
     assert escaped("case_001 _x_ *y* `z` [a](b) a|b $1 ~2") == (r"case_001 \_x\_ \*y\* \`z\` \[a\](b) a\|b \$1 \~2")
     assert [escaped(text) for text in ("# a", "1. b", "- c", "2024 d", "e\n\n# f")] == [
         r"\# a", r"1\. b", r"\- c", "2024 d", "e # f"
@@ -85,21 +83,6 @@ def test_images_of_markdown_lie_in_the_folder_under_names_of_our_own():
     text, images = render_markdown(report(Figure(Picture(b"jpeg"), "c", "a]b")), "my report_files")
     assert images == {"figure_01.jpg": b"jpeg"}
     assert "![a\\]b](my%20report_files/figure_01.jpg)" in text
-
-
-def test_numbers_have_a_true_minus_and_words_for_what_is_not_there():
-    nan = float("nan")
-    assert [number(0.12345), number(-0.5, 1), number(0.5, 2, signed=True), number(nan), number(None)] == [
-        "0.123", "−0.5", "+0.50", "none", ""
-    ]  # fmt: skip
-    assert number(-0.0001, 2, signed=True) == "0.00" and number(float("inf"), 2) == "∞"
-    measure = {"unit": "mm"}
-    assert interval(measure, {"interval": [-1.234, 2], "interval_method": "BCa"}, signed=True) == "−1.23 to +2.00"
-    assert interval(measure, {"interval": [1, 2], "interval_method": "percentile"}) == "1.00 to 2.00*"
-    assert interval(measure, {"interval": [nan, nan], "interval_method": "none"}) == "none"
-    assert [p_text(0.04), p_text(0.00001), percent(0.95), percent(0.1)] == ["0.0400", "<0.0001", "95 %", "10 %"]
-    assert [listed([]), listed(["a"]), listed(["a", "b", "c"])] == ["", "a", "a, b and c"]
-    assert counted(1, "case") == "1 case" and counted(0, "case") == "0 cases"
 
 
 # Drawings
@@ -133,6 +116,24 @@ def test_letters_of_a_drawing_are_letters_in_the_colour_of_the_page():
     svg = inline_svg(drawing(), "x", "a")
     assert "currentColor" in svg and INK not in svg
     assert svg == inline_svg(drawing(), "x", "a")
+
+
+def test_plots_scroll_where_they_have_no_room_and_closed_details_are_printed():
+    text = render_html(report(Figure(drawing(), "c", "a"), Details("more", [Paragraph("inside")])))
+    assert 'class="plot" style="--width: 3.60in"' in text
+    assert "min-width: min(var(--width), 44rem)" in text and ".plot { overflow-x: auto; }" in text
+    printing = text[text.index("@media print") :]
+    assert "details::details-content { content-visibility: visible" in printing
+    assert "display: none" not in printing.replace("nav { display: none; }", "")
+
+
+def test_contents_hold_chapters_sections_and_named_figures():
+    picture = Figure(Picture(b"\xff\xd8"), "c", "a", "case_1")
+    text = render_html(report(Heading("One"), Heading("Two"), Heading("label", 3), Heading("deep", 4), picture))
+    page = Page(text)
+    assert page.texts["a"] == ["One", "Two", "label", "case_1"]
+    assert page.addresses[:4] == ["#part-1", "#part-2", "#part-3", "#part-4"]
+    assert page.ids == ["part-1", "part-2", "part-3", "part-4"]
 
 
 def test_a_dot_stands_where_its_value_is():

@@ -71,7 +71,7 @@ def test_the_chapter_says_how_they_were_made(page, dataset):
     assert facts["cases"] == "3 cases accepted, from 2 source cases; 2 rejected"
     assert facts["source"] == dataset.name and facts["mode"] == "inpaint" and facts["seed"] == "0"
     assert facts["diffusion model"].startswith(f"{HOSTILE}, sha256 cccccccccccc, trained on 1 case; VAE tiny")
-    assert facts["settings"] == '{"steps": 20}'
+    assert page.table("setting", "value") == [["steps", "20"]]
 
 
 def test_quality_is_summed_up_for_accepted_and_rejected_lesions_beside_the_limits(page):
@@ -89,7 +89,7 @@ def test_quality_is_summed_up_for_accepted_and_rejected_lesions_beside_the_limit
         ["synthetic_0001", "phantom_001", f"borrowed from {HOSTILE}"],
         ["synthetic_0002", "phantom_000", f"borrowed from {HOSTILE}"],
     ]
-    assert cases[1][4:] == ["15.0", "401.0", "none", "300.0", "0.90"]
+    assert cases[1][4:] == ["15.0", "401.0", "n/a", "300.0", "0.90"]
 
 
 def test_reasons_are_counted_without_their_figures_and_shown_in_full(page):
@@ -174,7 +174,7 @@ def test_markdown_has_the_same_tables_and_its_pictures_beside(made, page, tmp_pa
     assert main(["--synthetic", str(made), "--format", "markdown", "-o", str(path), "-np", "0"]) == 0
     text = path.read_text()
     assert "<script" not in text and HOSTILE not in text
-    summed_up = markdown_tables(text)[0]
+    summed_up = markdown_tables(text)[1]
     assert summed_up == page.table("of each lesion", "limits")
     images = sorted(image.name for image in (tmp_path / "report_files").iterdir())
     assert images == ["figure_01.jpg", "figure_02.png"]

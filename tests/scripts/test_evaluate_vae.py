@@ -38,7 +38,7 @@ def test_missing_figures_are_left_out_of_the_mean_only():
     assert np.isnan(dense.air_mae_hu)
     aired = compare(np.full((1, 8, 8), -1000.0), np.full((1, 8, 8), -990.0), (-1000.0, 1000.0))
     mean_row = table({"a": dense, "b": aired}).splitlines()[-1]
-    assert mean_row.endswith("| 10.00 | +10.00 | 10.00 |")
+    assert mean_row.endswith("| 10.0 | +10.0 | 10.0 |")
 
 
 def test_command_writes_one_row_per_volume_and_the_mean(tmp_path, capsys):

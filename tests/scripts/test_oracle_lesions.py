@@ -80,5 +80,5 @@ def test_real_lesions_are_held_against_other_cases():
     rejected = oracle.real_rejected(real)
     assert [found["case"] for found, _ in rejected] == ["odd", "odd"], "its own case does not excuse it"
     assert rejected[0][1] == [
-        "the lesion has a core with a standard deviation of 60 HU; real ones of 20 to 20 mm allow 2 to 18"
+        "the lesion has a core with a standard deviation of 60.0 HU; real ones of 20.0 to 20.0 mm allow 2.0 to 18.0"
     ]

@@ -255,7 +255,7 @@ def test_case_picture_reads_files_upright_and_puts_the_scores_into_the_title(tmp
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     labels: dict[str, Any] = {"background": 0, "tumour": 1, "whole": [1, 2]}
     title = case_picture.title_of("case", labels, tmp_path / "summary.json")
-    assert title.split("     ") == ["case", "tumour DSC 0.50, NSD 0.25", "whole DSC 0.75"]
+    assert title.split("     ") == ["case", "tumour DSC 0.500, NSD 2 mm 0.250", "whole DSC 0.750"]
     with pytest.raises(UserError, match="no case other"):
         case_picture.title_of("other", labels, tmp_path / "summary.json")
 

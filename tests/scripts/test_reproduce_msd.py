@@ -459,7 +459,7 @@ def test_the_table_has_percent_differences_and_the_papers_row_beside(
     # the paper's Table 2, pancreas tumour: real CT 42.8 / 39.8, Wan 2.1 45.2 / 41.9; pancreas 82.2 with both
     assert rows[1] == ["cancer", "DSC", "raw", "40.0", "30.0 to 45.0", "3", "42.8"]
     assert rows[2] == [
-        "cancer", "DSC", "wan", "45.0", "35.0 to 50.0", "+5.0", "+3.0 to +6.0*", "0.2500", "0.5000", "3",
+        "cancer", "DSC", "wan", "45.0", "35.0 to 50.0", "+5.0", "+3.0 to +6.0*", "0.250", "0.500", "3",
         "45.2", "+2.4",
     ]  # fmt: skip
     assert rows[3][-1] == "3", "the paper has no such control"

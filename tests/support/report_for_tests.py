@@ -16,7 +16,7 @@ from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 SHAPE = (12, 24, 26)
 SPACING_MM = (3.0, 0.9, 0.7)
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
-HOSTILE = '<script>alert(1)</script>&"'
+HOSTILE = '<script>x()</script>&"'
 """A model's name that must be shown as it is."""
 
 SHIFTS = {"first": [3, 3, 3, 3, 3], "second": [2, 3, 0, 5, 3]}

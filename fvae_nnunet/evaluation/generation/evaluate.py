@@ -45,6 +45,7 @@ from fvae_nnunet.evaluation.generation.similarity import (
 )
 from fvae_nnunet.evaluation.statistics import check_resampling
 from fvae_nnunet.nnunet.segmenter import open_segmenter
+from fvae_nnunet.numbers_as_text import percent
 
 SCHEMA = 1
 
@@ -285,7 +286,7 @@ def _warnings(
         if entry["resampled_variance"] < ENOUGH_VARIANCE:
             warnings.append(
                 f"{entry['metric']}, {entry['network']}: interval, chance and p are from "
-                f"{entry['resampled_variance']:.0%} of the variance"
+                f"{percent(entry['resampled_variance'])} of the variance"
             )
     unsure = ["intervals and p values"] if found else []
     unsure += ["the memorisation check"] if memorisation is not None else []

@@ -14,6 +14,7 @@ from fvae_nnunet.ct.hu_windows import HUWindow
 from fvae_nnunet.evaluation.generation.evaluate import Evaluated
 from fvae_nnunet.evaluation.generation.features import Extracted
 from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.numbers_as_text import number, percent
 from fvae_nnunet.pictures.colours import BLUE, LIGHT_GREY, ORANGE
 from fvae_nnunet.pictures.hu_windows import hu_window_around
 from fvae_nnunet.pictures.marks import mark_panel
@@ -114,13 +115,14 @@ def _draw_components(panel: Axes, part: tuple[str, str], evaluated: Evaluated) -
     network, of_input = part
     heading = [network if of_input == "volume" else f"{network}, {of_input}"]
     heading += [
-        f"{entry['metric'].upper()} {entry['value']:.4g} (by chance {entry['by_chance']:.4g})"
+        f"{entry['metric'].upper()} {number(entry['value'], 'distance')} "
+        f"(by chance {number(entry['by_chance'], 'distance')})"
         for entry in evaluated.results["distances"]
         if (entry["network"], entry["part"]) == part
     ]
     panel.set_title("\n".join(heading), fontsize=9)
-    panel.set_xlabel(f"component 1 ({shares[0]:.0%})", fontsize=8)
-    panel.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=8)
+    panel.set_xlabel(f"component 1 ({percent(shares[0])})", fontsize=8)
+    panel.set_ylabel(f"component 2 ({percent(shares[1])})", fontsize=8)
     panel.tick_params(labelsize=7)
     panel.locator_params(nbins=5)
     panel.ticklabel_format(scilimits=(-2, 3))
@@ -174,10 +176,10 @@ def _thumbnail(slice_hu: np.ndarray, hu_window: HUWindow) -> np.ndarray:
 
 
 def _draw_pairs(panels: Sequence[Axes], pairs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> None:
-    for number, entry in enumerate(pairs):
+    for place, entry in enumerate(pairs):
         names = entry["case"], entry["training_case"]
         pair = pair_of(results["fake"]["cases"][names[0]], results["train"]["cases"][names[1]])
-        beside = panels[2 * number : 2 * number + 2]
+        beside = panels[2 * place : 2 * place + 2]
         for panel, name, what, volume, spacing_mm, plane in zip(
             beside, names, ("generated", "training"), pair.volumes, pair.spacing_mm, pair.planes, strict=True
         ):
@@ -186,4 +188,4 @@ def _draw_pairs(panels: Sequence[Axes], pairs: Sequence[Mapping[str, Any]], resu
             panel.set_title(f"{name}\n{what}, slice {plane.index + 1} of {len(volume)}", fontsize=8)
             for side in panel.spines.values():
                 side.set(color=COLOURS["fake"] if what == "generated" else "#1f2328", linewidth=1.5)
-        beside[0].set_xlabel(f"cosine {entry['cosine']:.3f}", fontsize=8)
+        beside[0].set_xlabel(f"cosine {number(entry['cosine'])}", fontsize=8)

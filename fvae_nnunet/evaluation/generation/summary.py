@@ -12,6 +12,7 @@ from fvae_nnunet.evaluation.generation.evaluation import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.numbers_as_text import counted, interval, number, p_value, percent
 
 _METRIC_NAMES = {"fvd": "FVD", "fid2.5d": "FID 2.5D", "kid": "KID"}
 
@@ -60,19 +61,22 @@ def _distances(results: Mapping[str, Any]) -> list[str]:
         return []
     means = {(metric, network): mean for metric, network, mean in _plane_means(found)}
     rows = [["distance", "value", "95 %", "by chance", "p", "real", "generated", "features"]]
-    for number, entry in enumerate(found):
+    for place, entry in enumerate(found):
         part = "" if entry["part"] == "volume" else f", {entry['part']}"
         rows.append([
             f"{_METRIC_NAMES[entry['metric']]}, {entry['network']}{part}",
-            _number(entry["value"]), _interval(entry["low"], entry["high"]), _number(entry["by_chance"]),
-            f"{entry['p']:.3g}", _sets(entry, "real"), _sets(entry, "fake"), str(entry["width"]),
+            number(entry["value"], "distance"), interval(entry["low"], entry["high"], "distance"),
+            number(entry["by_chance"], "distance"),
+            p_value(entry["p"]), _sets(entry, "real"), _sets(entry, "fake"), str(entry["width"]),
         ])  # fmt: skip
         key = entry["metric"], entry["network"]
-        is_last = all((later["metric"], later["network"]) != key for later in found[number + 1 :])
+        is_last = all((later["metric"], later["network"]) != key for later in found[place + 1 :])
         if key in means and is_last:
             mean = means[key]
             name = f"{_METRIC_NAMES[key[0]]}, {key[1]}, mean of planes"
-            rows.append([name, _number(mean["value"]), "", _number(mean["by_chance"]), "", "", "", ""])
+            rows.append(
+                [name, number(mean["value"], "distance"), "", number(mean["by_chance"], "distance"), "", "", "", ""]
+            )
     return [
         *text_table(rows),
         "by chance: mean distance between random divisions of both sets together; p: how often it is as large",
@@ -100,12 +104,12 @@ def _cosines(cosines: Mapping[str, Any] | None) -> list[str]:
     rows = [["cosine", "mean", "95 %", "unrelated pairs", "cases"]]
     for key, entry in known.items():
         rows.append([
-            _COSINE_NAMES[key], _number(entry["mean"]), _interval(entry["low"], entry["high"]),
-            _number(entry["unrelated"]), str(entry["n"]),
+            _COSINE_NAMES[key], number(entry["mean"]), interval(entry["low"], entry["high"]),
+            number(entry["unrelated"]), str(entry["n"]),
         ])  # fmt: skip
     if "image_image" in known and "text_image" in known:
         mean = (known["image_image"]["mean"] + known["text_image"]["mean"]) / 2
-        rows.append(["CT-CLIP, mean of both", _number(mean), "", "", ""])
+        rows.append(["CT-CLIP, mean of both", number(mean), "", "", ""])
     return text_table(rows)
 
 
@@ -115,10 +119,10 @@ def _masks(masks: Mapping[str, Any] | None) -> list[str]:
     rows = [["mask", "Dice", "95 %", "IoU", "95 %", "cases"]]
     for name, entry in masks["structures"].items():
         rows.append([
-            name, _number(entry["dice"]), _interval(entry["dice_low"], entry["dice_high"]),
-            _number(entry["iou"]), _interval(entry["iou_low"], entry["iou_high"]), str(entry["n"]),
+            name, number(entry["dice"]), interval(entry["dice_low"], entry["dice_high"]),
+            number(entry["iou"]), interval(entry["iou_low"], entry["iou_high"]), str(entry["n"]),
         ])  # fmt: skip
-    rows.append(["mean over masks", _number(masks["mean"]["dice"]), "", _number(masks["mean"]["iou"]), "", ""])
+    rows.append(["mean over masks", number(masks["mean"]["dice"]), "", number(masks["mean"]["iou"]), "", ""])
     left_out = masks["not_segmented"]
     note = [f"not scored, for the segmentations do not know them: {', '.join(left_out)}"] if left_out else []
     return [*text_table(rows), *note]
@@ -132,34 +136,21 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
         limit = f"no limit for copies, that takes at least {LEAST_REAL} real images"
     else:
         limit = (
-            f"{_percent(found['above'])} of {found['n']} generated images lie above the real images' limit of "
-            f"{_number(found['limit'])} ({found['expected_above']:.1%} expected without copying)"
+            f"{percent(found['above'])} of {found['n']} generated images lie above the real images' limit of "
+            f"{number(found['limit'])} ({percent(found['expected_above'])} expected without copying)"
         )
     lines = [
-        f"nearest training case ({found['network']}): median cosine {_number(found['median_fake'])} of generated, "
-        f"{_number(found['median_real'])} of {found['n_real']} real images; {limit}"
+        f"nearest training case ({found['network']}): median cosine {number(found['median_fake'])} of generated, "
+        f"{number(found['median_real'])} of {found['n_real']} real images; {limit}"
     ]
     if found["identical"]:
         lines.append(f"files that equal a training image: {', '.join(found['identical'])}")
     if found["nearest_is_source"]:
-        lines.append(f"in {found['nearest_is_source']} cases the nearest is the case that they were generated from")
+        lines.append(
+            f"in {counted(found['nearest_is_source'], 'case')} the nearest is the case that they were generated from"
+        )
     rows = [["nearest", "training case", "cosine", ""]]
     for entry in found["cases"][:_NEAREST_SHOWN]:
         mark = "identical" if entry["identical"] else "above the limit" if entry["above"] else ""
-        rows.append([entry["case"], entry["training_case"], _number(entry["cosine"]), mark])
+        rows.append([entry["case"], entry["training_case"], number(entry["cosine"]), mark])
     return [*lines, *text_table(rows, left=2)]
-
-
-def _number(value: float) -> str:
-    """Four significant digits; what is next to nothing as such."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:#.4g}".rstrip(".")
-
-
-def _interval(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.0%}"

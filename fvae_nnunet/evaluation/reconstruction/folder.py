@@ -30,6 +30,7 @@ from fvae_nnunet.evaluation.reconstruction.quality import (
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA, summarise
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
+from fvae_nnunet.numbers_as_text import interval, number
 from fvae_nnunet.reconstruction.windows import slice_windows
 
 CHANNEL = "_0000"
@@ -172,8 +173,9 @@ def write_pictures(
             spacing_mm=spacing_mm,
             reference=None if case["label_file"] is None else read_upright(Path(case["label_file"]))[0],
             labels=labels,
-            title=f"{case['case']}     PSNR {figures['psnr_db']:.1f} dB     MAE {figures['mae_hu']:.1f} HU     "
-            f"noise {figures['noise_raw_hu']:.1f} to {figures['noise_view_hu']:.1f} HU",
+            title=f"{case['case']}     PSNR {number(figures['psnr_db'], 'dB')} dB     "
+            f"MAE {number(figures['mae_hu'], 'HU')} HU     "
+            f"noise {interval(figures['noise_raw_hu'], figures['noise_view_hu'], 'HU')} HU",
             path=paths[-1],
         )
         on_picture(len(paths), len(places))

@@ -14,6 +14,7 @@ import numpy as np
 from fvae_nnunet.evaluation.reconstruction.known_noise import PLACES, KnownNoise, errors_hu, places_of
 from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.numbers_as_text import counted, interval, number
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae.denoisers import CONTROLS, Control
@@ -96,9 +97,9 @@ def measure_front(
     methods: list[tuple[str, float | None, Method]] = [(NOISY, None, lambda noisy_hu, _: noisy_hu)]
     methods += [*filter_methods(noise), *((name, None, view) for name, view in views.items())]
     found = [Denoised(name, strength, {place: [] for place in PLACES}) for name, strength, _ in methods]
-    for number, (volume_hu, spacing_mm) in enumerate(cases):
+    for place_of_case, (volume_hu, spacing_mm) in enumerate(cases):
         truth_hu = noise.truth_of(volume_hu)
-        noisy_hu = truth_hu + noise.drawn(truth_hu, spacing_mm[2], np.random.default_rng([seed, number]))
+        noisy_hu = truth_hu + noise.drawn(truth_hu, spacing_mm[2], np.random.default_rng([seed, place_of_case]))
         places = places_of(truth_hu)
         for denoised, (_, _, method) in zip(found, methods, strict=True):
             for place, error in errors_hu(method(noisy_hu, spacing_mm), truth_hu, places).items():
@@ -143,9 +144,9 @@ def front_rows(found: Sequence[Denoised], places: Sequence[str] = PLACES) -> lis
 
 
 def _with_interval(errors: Sequence[float]) -> str:
-    mean, interval = mean_and_interval(errors, seed=0)
-    ends = "" if interval.method == "none" else f" ({interval.low:.1f} to {interval.high:.1f})"
-    return "-" if math.isnan(mean) else f"{mean:.1f}{ends}"
+    mean, mean_interval = mean_and_interval(errors, seed=0)
+    ends = "" if mean_interval.method == "none" else f" ({interval(mean_interval.low, mean_interval.high, 'HU')})"
+    return f"{number(mean, 'HU')}{ends}"
 
 
 def write_front(
@@ -174,7 +175,7 @@ def write_front(
     results = {"schema": 1, "kind": KIND, "noise": asdict(noise), "cases": list(cases), "methods": methods}
     write_json(path, results | dict(made_with))
     picture = path.with_suffix(".png")
-    write_front_picture(found, picture, title=f"{noise} in {len(cases)} images: what is left")
+    write_front_picture(found, picture, title=f"{noise} in {counted(len(cases), 'image')}: what is left")
     return picture
 
 
@@ -188,22 +189,22 @@ def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) ->
 
     figure = Figure(figsize=(9.5, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for number, method in enumerate(dict.fromkeys(one.method for one in found if one.strength is not None)):
+    for place, method in enumerate(dict.fromkeys(one.method for one in found if one.strength is not None)):
         curve = [one for one in found if one.method == method]
         axes.plot(
-            [one.mean("flat") for one in curve], [one.mean("edges") for one in curve], "-", marker="osD^"[number % 4],
-            color=_FILTER_COLOURS[number % len(_FILTER_COLOURS)], markersize=4, label=f"{method}, by strength",
+            [one.mean("flat") for one in curve], [one.mean("edges") for one in curve], "-", marker="osD^"[place % 4],
+            color=_FILTER_COLOURS[place % len(_FILTER_COLOURS)], markersize=4, label=f"{method}, by strength",
         )  # fmt: skip
     points = [one for one in found if one.strength is None]
-    for number, one in enumerate(points):
+    for place, one in enumerate(points):
         colour = "black" if one.method == NOISY else "#c1121f"
         flat, edges = one.mean("flat"), one.mean("edges")
         axes.errorbar(
             flat, edges, xerr=_reach(one.errors["flat"]), yerr=_reach(one.errors["edges"]), color=colour, fmt="o",
-            markersize=3, elinewidth=0.6, label=f"{number}  {one.method}",
+            markersize=3, elinewidth=0.6, label=f"{place}  {one.method}",
         )  # fmt: skip
-        beside = (4, 4) if number % 2 else (-10, -12)
-        axes.annotate(str(number), (flat, edges), xytext=beside, textcoords="offset points", fontsize=9, color=colour)
+        beside = (4, 4) if place % 2 else (-10, -12)
+        axes.annotate(str(place), (flat, edges), xytext=beside, textcoords="offset points", fontsize=9, color=colour)
     axes.set_xlabel("root mean square error in flat tissue, HU")
     axes.set_ylabel("root mean square error at edges, HU")
     axes.set_ylim(0, 1.2 * max(one.mean("edges") for one in points))
@@ -217,8 +218,8 @@ def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) ->
 
 def _reach(errors: Sequence[float]) -> list[list[float]] | None:
     """How far the interval of the mean reaches down and up, as matplotlib takes it."""
-    mean, interval = mean_and_interval(errors, seed=0)
-    return None if interval.method == "none" else [[mean - interval.low], [interval.high - mean]]
+    mean, found = mean_and_interval(errors, seed=0)
+    return None if found.method == "none" else [[mean - found.low], [found.high - mean]]
 
 
 _FILTER_COLOURS = ("#1b6ca8", "#e09f3e", "#335c67", "#7a5195")

@@ -43,38 +43,45 @@ import numpy as np
 
 from fvae_nnunet.evaluation.statistics import bootstrap_interval
 from fvae_nnunet.evaluation.text_table import text_table
+from fvae_nnunet.numbers_as_text import counted, interval, number
 
 SCHEMA = 1
 
 IN_TABLE = {
-    "psnr_db": ("PSNR (dB)", ".2f"),
-    "ssim": ("SSIM", ".4f"),
-    "mse_hu2": ("MSE (HU²)", ".1f"),
-    "mse_normalised": ("MSE of [0, 1]", ".2e"),
-    "mae_hu": ("MAE (HU)", ".2f"),
-    "bias_hu": ("bias (HU)", "+.2f"),
-    "soft_mae_hu": ("MAE, -150 to 250 HU", ".2f"),
-    "soft_edges_mae_hu": ("MAE at edges there", ".2f"),
-    "soft_coarse_mae_hu": ("MAE there, smoothed", ".2f"),
-    "noise_raw_hu": ("noise, raw (HU)", ".2f"),
-    "noise_view_hu": ("noise, view (HU)", ".2f"),
-    "noise_ratio": ("noise, view/raw", ".3f"),
-    "noise_fine_ratio": ("fine noise, view/raw", ".3f"),
-    "noise_coarse_ratio": ("coarse noise, view/raw", ".3f"),
-    "seam_score": ("seam score", ".2f"),
-    "edge_points": ("surface points with an edge", ".0f"),
-    "lost_points": ("of these lost in the view", ".0f"),
-    "shift_median_mm": ("boundary shift, median (mm)", "+.3f"),
-    "shift_abs_median_mm": ("boundary shift, median of |.| (mm)", ".3f"),
-    "shift_abs_p95_mm": ("boundary shift, 95 % of |.| (mm)", ".3f"),
-    "sharpness_ratio": ("edge sharpness, view/raw", ".3f"),
+    "psnr_db": ("PSNR (dB)", "dB"),
+    "ssim": ("SSIM", ""),
+    "mse_hu2": ("MSE (HU²)", "HU²"),
+    "mse_normalised": ("MSE of [0, 1]", "of [0, 1]²"),
+    "mae_hu": ("MAE (HU)", "HU"),
+    "bias_hu": ("bias (HU)", "HU"),
+    "soft_mae_hu": ("MAE, −150 to 250 HU", "HU"),
+    "soft_edges_mae_hu": ("MAE at edges there", "HU"),
+    "soft_coarse_mae_hu": ("MAE there, smoothed", "HU"),
+    "noise_raw_hu": ("noise of image (HU)", "HU"),
+    "noise_view_hu": ("noise of view (HU)", "HU"),
+    "noise_ratio": ("noise, view/image", ""),
+    "noise_fine_ratio": ("fine noise, view/image", ""),
+    "noise_coarse_ratio": ("coarse noise, view/image", ""),
+    "seam_score": ("seam score", ""),
+    "edge_points": ("surface points with an edge", "count"),
+    "lost_points": ("of these lost in the view", "count"),
+    "shift_median_mm": ("boundary shift, median (mm)", "mm of a shift"),
+    "shift_abs_median_mm": ("shift, median of |.| (mm)", "mm of a shift"),
+    "shift_abs_p95_mm": ("shift, 95 % of |.| (mm)", "mm of a shift"),
+    "sharpness_ratio": ("edge sharpness, view/image", ""),
 }
-"""Figures of the terminal's table: what they are called there, and with how many digits."""
+"""Figures of tables: what they are called, and their quantity, see ``numbers_as_text.FORMATS``."""
+
+SIGNED = ("bias_hu", "shift_median_mm")
+"""Figures that show their sign."""
 
 Figures = Mapping[str, float]
 
 STATISTICS = ("mean", "low", "high", "sd", "min", "max")
 """Over the cases that have a value."""
+
+STATISTICS_SHOWN = ("mean", "95 % interval", "sd", "min", "max", "n")
+"""Columns of tables."""
 
 
 def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -100,25 +107,29 @@ def format_table(results: Mapping[str, Any]) -> str:
     parts = [("whole volume", summary["volume"])]
     parts += [(name, of_tissue) for name, of_tissue in summary["tissues"].items()]
     parts += [(f"label {names[key]}", of_label) for key, of_label in summary["labels"].items()]
-    rows = [["", "mean", "95 % from", "to", "sd", "min", "max", "n"]]
+    rows = [["", *STATISTICS_SHOWN]]
     for name, figures in parts:
-        rows.append([name, *[""] * (len(STATISTICS) + 1)])
-        for figure, (heading, digits) in IN_TABLE.items():
+        rows.append([name, *[""] * len(STATISTICS_SHOWN)])
+        for figure, (heading, _) in IN_TABLE.items():
             if figure in figures and (figures[figure]["n"] or name == "whole volume"):
-                numbers = [
-                    _number(figures[figure][part], digits.lstrip("+") if part == "sd" else digits)
-                    for part in STATISTICS
-                ]
-                rows.append([f"  {heading}", *numbers, str(figures[figure]["n"])])
+                rows.append([f"  {heading}", *statistics_as_text(figure, figures[figure])])
         if len(rows[-1][-1]) == 0:
             rows[-1][1] = "in no case"
     lines = text_table(rows)
     lower, upper = results["settings"]["hu_window"]
     lines.append(
-        f"{len(cases)} cases; HU window {lower:g} to {upper:g}; errors and shifts are view minus raw, shifts outwards "
-        "positive; n: cases with a value"
+        f"{counted(len(cases), 'case')}; HU window {lower:g} to {upper:g}; errors and shifts are view minus image,"
+        "\nshifts outwards positive; n: cases with a value"
     )
     return "\n".join(lines)
+
+
+def statistics_as_text(figure: str, summary: Mapping[str, Any]) -> list[str]:
+    """A figure over all cases, in the order of `STATISTICS_SHOWN`."""
+    quantity, signed = IN_TABLE[figure][1], figure in SIGNED
+    mean, low, high, sd, least, most = (summary.get(key, math.nan) for key in STATISTICS)
+    shown = [number(mean, quantity, signed=signed), interval(low, high, quantity, signed=signed), number(sd, quantity)]
+    return [*shown, *(number(value, quantity, signed=signed) for value in (least, most)), str(summary["n"])]
 
 
 def _columns(case: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
@@ -151,7 +162,3 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
         "max": float(found.max()),
         "n": int(found.size),
     }
-
-
-def _number(value: float, digits: str) -> str:
-    return "-" if math.isnan(value) else format(value, digits)

@@ -50,13 +50,19 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records
 from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY, SIZE_CLASSES
 from fvae_nnunet.evaluation.segmentation.measures import Measure, measures
-from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, Scores
-from fvae_nnunet.evaluation.segmentation.summary import holds_alone
+from fvae_nnunet.evaluation.segmentation.model_means import (
+    interval_entries,
+    mean_and_interval_of,
+    mean_of,
+    means_of_cases,
+    model_entry,
+    values_of,
+    without_nan,
+)
+from fvae_nnunet.evaluation.segmentation.scores import Scores
 from fvae_nnunet.evaluation.statistics import (
     CONFIDENCE,
     ROUNDING_DECIMALS,
-    Interval,
-    bootstrap_interval,
     check_resampling,
     holm,
     signed_rank_test,
@@ -120,14 +126,11 @@ def compare(
     for label, name in label_names.items():
         has_lesions = label in scores.lesion_rule.labels
         for measure in measures(str(label), name, scores.tolerances_mm, has_lesions=has_lesions):
-            values = [{case.case: measure.values(label, case) for case in folder.cases} for folder in scores.folders]
+            values = [values_of(measure, label, folder) for folder in scores.folders]
             of_models = [
-                {"model": model, **_summary(of_model, measure, cases, seed, resamples)}
-                for model, of_model in zip(models, values, strict=True)
+                model_entry(model, measure, label, folder, seed=seed, resamples=resamples)
+                for model, folder in zip(models, scores.folders, strict=True)
             ]
-            if measure.metric == HD95_KEY:
-                for entry, folder in zip(of_models, scores.folders, strict=True):
-                    entry["one_empty"] = sum(holds_alone(case, label) for case in folder.cases)
             of_pairs = [
                 {"first": models[a], "second": models[b]}
                 | _comparison(values[a], values[b], measure, cases, seed, resamples)
@@ -190,25 +193,6 @@ def _settings(scores: Scores, all_pairs: bool, seed: int, resamples: int) -> dic
     }
 
 
-def _summary(
-    values: Mapping[str, np.ndarray], measure: Measure, cases: Sequence[str], seed: int, resamples: int
-) -> dict[str, Any]:
-    """One model by one measure."""
-    valid = _without_nan(values)
-    of_cases = _means_of_cases(valid)
-    mean, interval = _mean_and_interval(valid, seed, resamples)
-    return {
-        "mean": mean,
-        **_interval_entries(interval),
-        "n": len(valid),
-        "items": sum(map(len, valid.values())),
-        "nan": len(values) - len(valid),
-        "missing": len(cases) - len(values),
-        "values": {case: of_cases.get(case, float("nan")) for case in values},
-        "best_first": sorted(of_cases, key=lambda case: of_cases[case], reverse=measure.higher_is_better),
-    }
-
-
 def _comparison(
     before: Mapping[str, np.ndarray],
     after: Mapping[str, np.ndarray],
@@ -219,19 +203,19 @@ def _comparison(
 ) -> dict[str, Any]:
     """One model with another by one measure; ``p_holm`` is still to come."""
     both = [case for case in cases if case in before and case in after]
-    differences = _without_nan({case: after[case] - before[case] for case in both})
+    differences = without_nan({case: after[case] - before[case] for case in both})
     # of the same items for both: a lesion that one model has not detected has no DSC to compare
     kept = {case: ~np.isnan(after[case] - before[case]) for case in differences}
     first_values, second_values = ({case: of[case][kept[case]] for case in kept} for of in (before, after))
-    of_cases = {case: round(value, ROUNDING_DECIMALS) for case, value in _means_of_cases(differences).items()}
-    mean, interval = _mean_and_interval(differences, seed, resamples)
+    of_cases = {case: round(value, ROUNDING_DECIMALS) for case, value in means_of_cases(differences).items()}
+    mean, interval = mean_and_interval_of(differences, seed, resamples)
     test = signed_rank_test(list(of_cases.values()))
     gains = np.array(list(of_cases.values())) * (1 if measure.higher_is_better else -1)
     return {
-        "first_mean": _mean(first_values),
-        "second_mean": _mean(second_values),
+        "first_mean": mean_of(first_values),
+        "second_mean": mean_of(second_values),
         "mean_difference": mean,
-        **_interval_entries(interval),
+        **interval_entries(interval),
         "p": test.p,
         "test_method": test.method,
         "wins": int((gains > 0).sum()),
@@ -243,7 +227,7 @@ def _comparison(
         "missing": len(cases) - len(both),
         "differences": of_cases,
         "most_improved_first": sorted(of_cases, key=lambda case: of_cases[case], reverse=measure.higher_is_better),
-        "bland_altman": _bland_altman(_means_of_cases(first_values), _means_of_cases(second_values), of_cases),
+        "bland_altman": _bland_altman(means_of_cases(first_values), means_of_cases(second_values), of_cases),
     }
 
 
@@ -259,31 +243,6 @@ def _bland_altman(
         "sd": sd,
         "limits": [bias - LIMITS_OF_AGREEMENT_SD * sd, bias + LIMITS_OF_AGREEMENT_SD * sd],
     }
-
-
-def _without_nan(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The values that there are, of the cases that have one."""
-    valid = {case: of_case[~np.isnan(of_case)] for case, of_case in values.items()}
-    return {case: of_case for case, of_case in valid.items() if of_case.size}
-
-
-def _means_of_cases(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {case: float(of_case.mean()) for case, of_case in values.items()}
-
-
-def _mean(values: Mapping[str, np.ndarray]) -> float:
-    """Over all items of all cases; NaN for none."""
-    return float(np.concatenate(list(values.values())).mean()) if values else float("nan")
-
-
-def _mean_and_interval(values: Mapping[str, np.ndarray], seed: int, resamples: int) -> tuple[float, Interval]:
-    """The mean over all items, and its interval if cases are drawn with all they hold."""
-    sums, counts = [of_case.sum() for of_case in values.values()], [len(of_case) for of_case in values.values()]
-    return _mean(values), bootstrap_interval(sums, counts, seed=seed, resamples=resamples)
-
-
-def _interval_entries(interval: Interval) -> dict[str, Any]:
-    return {"interval": [interval.low, interval.high], "interval_method": interval.method}
 
 
 def _sha256(paths: Iterable[Path]) -> str:

@@ -1,30 +1,10 @@
-"""A comparison as text for the terminal, and as the rows of three CSVs."""
+"""A comparison as the rows of three CSVs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
-from fvae_nnunet.evaluation.text_table import text_table
-
-FEW_CASES = 10
-"""Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
-
-PERCENTILE_MARK = "*"
-"""After an interval that is not BCa."""
-
-
-def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """For each label a table of the models and one of the comparisons, then what the numbers are."""
-    lines = []
-    for label in comparison["labels"]:
-        of_label = [measure for measure in comparison["measures"] if measure["label"] == label["key"]]
-        lines += [label["name"], *_indented(text_table(list(_model_rows(of_label)), left=2)), ""]
-        lines += [*_indented(text_table(list(_comparison_rows(of_label)), left=2)), ""]
-    return "\n".join(lines + _notes(comparison))
 
 
 def comparison_csvs(path: Path) -> list[Path]:
@@ -71,102 +51,6 @@ def _flat(comparison: Mapping[str, Any], kind: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _model_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    yield ["measure", "model", "mean", "95 % interval", "lesions", "n", "NaN", "missing"]
-    for measure in measures:
-        name = name_of(measure)
-        for entry in measure["models"]:
-            lesions = str(entry["items"]) if measure["mean_over"] == "lesions" else ""
-            counts = [str(entry[count]) for count in ("n", "nan", "missing")]
-            yield [name, entry["model"], _number(entry["mean"]), interval_text(entry, _number), lesions, *counts]
-            name = ""
-
-
-def _comparison_rows(measures: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    yield [
-        "measure", "comparison", "difference", "95 % interval", "p", "p Holm",
-        "wins", "ties", "losses", "n", "NaN", "missing",
-    ]  # fmt: skip
-    for measure in measures:
-        name = name_of(measure)
-        for entry in measure["comparisons"]:
-            counts = [str(entry[count]) for count in ("wins", "ties", "losses", "n", "nan", "missing")]
-            yield [
-                name,
-                f"{entry['second']} - {entry['first']}",
-                _signed(entry["mean_difference"]),
-                interval_text(entry, _signed),
-                p_text(entry["p"]),
-                p_text(entry["p_holm"]),
-                *counts,
-            ]
-            name = ""
-
-
-def _notes(comparison: Mapping[str, Any]) -> list[str]:
-    settings, n = comparison["settings"], len(comparison["reference"]["cases"])
-    entries = [
-        entry for measure in comparison["measures"] for kind in ("models", "comparisons") for entry in measure[kind]
-    ]
-    family = len(comparison["measures"][0]["comparisons"])
-    lines = [
-        f"{n} cases; n: cases used, NaN: cases without a value, missing: cases without a prediction",
-        f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples, "
-        f"seed {settings['seed']}; none where fewer than 2 cases or no spread",
-    ]
-    if any(entry["interval_method"] != "none" and entry["n"] < FEW_CASES for entry in entries):
-        lines.append(f"with n below {FEW_CASES} such intervals are too narrow")
-    if any(entry["interval_method"] == "percentile" for entry in entries):
-        lines.append(f"{PERCENTILE_MARK} percentile interval, because BCa is not defined there")
-    lines += [
-        "p: Wilcoxon signed-rank over cases, two-sided, equal cases left out; "
-        f"p Holm: corrected for the {family} comparison{'s' if family > 1 else ''} of each label and measure",
-        "a win is a case in which the model named first is better",
-    ]
-    for measure in comparison["measures"]:
-        if measure["key"] == HD95_KEY and any(entry["one_empty"] for entry in measure["models"]):
-            counts = ", ".join(f"{entry['model']} {entry['one_empty']}" for entry in measure["models"])
-            lines.append(
-                f"HD95 of {measure['label_name']} leaves out the cases that only the reference or only the prediction "
-                f"lacks: {counts}"
-            )
-    lesions = settings["lesions"]
-    if lesions["labels"]:
-        lines.append(
-            f"a lesion is detected if at least {lesions['detection_overlap']:.0%} of its voxels are predicted; false "
-            "positives are predicted components that touch no lesion, by their own size"
-        )
-    for model in comparison["models"]:
-        if model["missing"]:
-            lines.append(f"{model['name']}: {len(model['missing'])} missing: {', '.join(model['missing'])}")
-    return lines
-
-
-def _indented(lines: Sequence[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
-
-
 def name_of(measure: Mapping[str, Any]) -> str:
     """A measure's name with its unit."""
     return f"{measure['name']} ({measure['unit']})" if measure["unit"] else measure["name"]
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "none" if math.isnan(value) else f"{value:{sign}.4f}"
-
-
-def _signed(value: float) -> str:
-    return _number(value, "+")
-
-
-def interval_text(entry: Mapping[str, Any], number: Callable[[float], str]) -> str:
-    """The interval of a model or comparison, its ends as ``number`` writes them."""
-    if entry["interval_method"] == "none":
-        return "none"
-    low, high = map(number, entry["interval"])
-    return f"{low} to {high}{PERCENTILE_MARK if entry['interval_method'] == 'percentile' else ''}"
-
-
-def p_text(p: float) -> str:
-    """Four digits."""
-    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

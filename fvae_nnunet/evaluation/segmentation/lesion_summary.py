@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from fvae_nnunet.evaluation.segmentation.lesions import SIZE_CLASSES, CaseLesions, size_class
 from fvae_nnunet.evaluation.segmentation.scores import ScoredCase
-from fvae_nnunet.evaluation.text_table import text_table
 
 ALL_SIZES = "all"
 
@@ -54,21 +53,3 @@ def summarise_lesions(cases: Sequence[CaseLesions]) -> dict[str, dict[str, float
 def lesion_records(case: ScoredCase) -> dict[str, dict[str, Any]]:
     """The lesions of a case for JSON: key of the label -> the attributes of `CaseLesions`."""
     return {str(label): asdict(lesions) for label, lesions in case.lesions.items()}
-
-
-def lesion_table(sizes: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What `summarise_lesions` returns as lines of text."""
-    rows = [["size", "lesions", "detected", "rate", "false positives", "per case", "DSC of detected"]]
-    for size, counts in sizes.items():
-        rows.append(
-            [
-                SIZES[size],
-                f"{counts['lesions']}",
-                f"{counts['detected']}",
-                f"{counts['detection_rate']:.4f}",
-                f"{counts['false_positives']}",
-                f"{counts['false_positives_per_case']:.2f}",
-                f"{counts['dice_of_detected']:.4f}",
-            ]
-        )
-    return text_table(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from fvae_nnunet.evaluation.segmentation.lesion_summary import ALL_SIZES, SIZES, is_of_size
 from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, nsd_key
 from fvae_nnunet.nnunet.labels import Label
+from fvae_nnunet.numbers_as_text import nsd_name
 
 LESION_METRICS = {
     "detection_rate": ("detection rate", "", True, "lesions"),
@@ -69,9 +70,20 @@ class Measure:
         return np.array(of_lesions, dtype=float)[is_of_size(lesions.diameters_mm, self.size)]
 
 
+def sizes_with_lesions(of_label: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The size classes of which there are lesions; none where all lesions are of one, which says nothing new.
+
+    Args:
+        of_label: key -> one of the ``measures`` of ``comparison.json``, all of one label.
+    """
+    rates = {size: of_label.get(f"detection_rate_{size}", {"models": []}) for size in SIZES if size != ALL_SIZES}
+    found = [size for size, rate in rates.items() if any(entry["items"] for entry in rate["models"])]
+    return found if len(found) > 1 else []
+
+
 def measures(label: str, name: str, tolerances_mm: Sequence[float], *, has_lesions: bool) -> Iterator[Measure]:
     """Every measure of a label, by its key and name."""
-    overlaps = [("Dice", "DSC"), *((nsd_key(mm), f"NSD {mm:g} mm") for mm in tolerances_mm)]
+    overlaps = [("Dice", "DSC"), *((nsd_key(mm), nsd_name(mm)) for mm in tolerances_mm)]
     yield from (Measure(label, name, metric, shown, "", True, "cases") for metric, shown in overlaps)
     yield Measure(label, name, HD95_KEY, "HD95", "mm", False, "cases")
     if has_lesions:

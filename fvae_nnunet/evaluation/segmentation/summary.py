@@ -1,4 +1,4 @@
-"""The outcome of an evaluation of segmentations: nnU-Net's ``summary.json`` with NSD, HD95 and lesions, a CSV, a table.
+"""The outcome of an evaluation of segmentations: nnU-Net's ``summary.json`` with NSD, HD95 and lesions, and a CSV.
 
 ``summary.json`` is nnU-Net's (``foreground_mean``, ``mean``, ``metric_per_case``; the same keys and values, labels and
 regions as nnU-Net writes them: ``"1"``, ``"(1, 2)"``), with ``NSD_2mm`` and the like and ``HD95_mm`` beside ``Dice``,
@@ -7,6 +7,8 @@ and a further entry::
     "fvae": {"version": "0.1.0", "tolerances_mm": [2.0], "empty_masks": "nan",
              "cases": {"reference": 20, "scored": 19, "missing": 1, "missing_names": ["case_007"]},
              "labels": [{"key": "1", "name": "pancreas", "n": 18, "nan": 1, "missing": 1, "one_empty": 2}, ...],
+             "statistics": {"confidence": 0.95, "bootstrap": "BCa", "resamples": 9999, "seed": 0},
+             "measures": [{"label": "1", "key": "Dice", "models": [{"mean": 0.61, "interval": [...], ...}], ...}, ...],
              "lesions": {"connectivity": 26, "detection_overlap": 0.1,
                          "labels": [{"key": "2", "name": "tumour", "sizes": {"all": {...}, "below_10mm": {...}, ...}}],
                          "cases": {"case_001": {"2": {"diameters_mm": [14.2], "detected": [true], ...}}, ...}}}
@@ -14,7 +16,7 @@ and a further entry::
 For each label ``n`` cases enter the mean, ``nan`` have no value, ``missing`` have no prediction. In ``one_empty`` of
 the ``n``, either reference or prediction lacks the label: Dice and NSD are 0 there, HD95 is NaN and not in its mean.
 ``lesions`` is there if a label is evaluated lesion by lesion; a size has the keys of `summarise_lesions`, a case those
-of `CaseLesions`.
+of `CaseLesions`. ``measures`` are those of ``comparison.json`` (`comparison`), of one model and without comparisons.
 """
 
 from __future__ import annotations
@@ -26,15 +28,21 @@ from typing import Any
 import numpy as np
 
 import fvae_nnunet
-from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records, lesion_table, summarise_lesions
+from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records, summarise_lesions
 from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY
-from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, ScoredCase, Scores, nsd_key
-from fvae_nnunet.evaluation.text_table import text_table
-from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS, Label
+from fvae_nnunet.evaluation.segmentation.measures import measures
+from fvae_nnunet.evaluation.segmentation.model_means import holds_alone, model_entry
+from fvae_nnunet.evaluation.segmentation.scores import Scores
+from fvae_nnunet.evaluation.statistics import CONFIDENCE
+from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS
 
 
-def summarise(scores: Scores) -> dict[str, Any]:
+def summarise(scores: Scores, *, seed: int = 0, resamples: int = 9999) -> dict[str, Any]:
     """The content of ``summary.json`` for the first folder of some scores.
+
+    Args:
+        scores: of one folder; of several the first one is taken.
+        seed, resamples: of every bootstrap, see `statistics.bootstrap_interval`.
 
     Returns:
         See the module's docstring. ``mean`` is over cases, without NaN (NaN if no case has a value);
@@ -83,7 +91,16 @@ def summarise(scores: Scores) -> dict[str, Any]:
             ],
         },
     }
-    rule = scores.lesion_rule
+    rule, model = scores.lesion_rule, scores.folders[0].folder.resolve().name
+    summary["fvae"]["statistics"] = {
+        "confidence": CONFIDENCE, "bootstrap": "BCa", "resamples": resamples, "seed": seed,
+    }  # fmt: skip
+    summary["fvae"]["measures"] = [
+        measure.description
+        | {"models": [model_entry(model, measure, label, scores.folders[0], seed=seed, resamples=resamples)]}
+        for label, name in names.items()
+        for measure in measures(str(label), name, scores.tolerances_mm, has_lesions=label in rule.labels)
+    ]
     if rule.labels:
         summary["fvae"]["lesions"] = {
             "connectivity": CONNECTIVITY,
@@ -109,45 +126,6 @@ def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         for case in summary["metric_per_case"]
         for key, name in names.items()
     ]
-
-
-def format_table(summary: Mapping[str, Any]) -> str:
-    """A summary as text.
-
-    A line for each label with mean DSC, mean NSD at each tolerance, mean HD95 and the numbers of cases, and a table for
-    each label that is evaluated lesion by lesion.
-    """
-    facts, cases = summary["fvae"], summary["fvae"]["cases"]
-    metrics = ["Dice", *map(nsd_key, facts["tolerances_mm"])]
-    headings = ["DSC", *(f"NSD {tolerance_mm:g} mm" for tolerance_mm in facts["tolerances_mm"]), "HD95 mm"]
-    rows = [["label", *headings, "n", "NaN", "missing"]]
-    for name, means, counts in [
-        *((label["name"], summary["mean"][label["key"]], label) for label in facts["labels"]),
-        ("mean of labels", summary["foreground_mean"], {"n": "", "nan": "", "missing": ""}),
-    ]:
-        numbers = [*(f"{means[metric]:.4f}" for metric in metrics), f"{means[HD95_KEY]:.2f}"]
-        rows.append([name, *numbers, *(str(counts[count]) for count in ("n", "nan", "missing"))])
-    empty = "1" if facts["empty_masks"] == "flare" else "NaN, which the mean leaves out"
-    lines = [
-        *text_table(rows),
-        f"{cases['scored']} of {cases['reference']} cases scored; n: cases in the mean",
-        f"a label that reference and prediction both lack scores {empty}; one that only one of them lacks scores 0",
-    ]
-    without_distance = [f"{label['name']} {label['one_empty']}" for label in facts["labels"] if label["one_empty"]]
-    if without_distance:
-        lines.append(f"cases that only one of them lacks, which HD95 leaves out: {', '.join(without_distance)}")
-    if cases["missing"]:
-        lines.append(f"{cases['missing']} predictions missing: {', '.join(cases['missing_names'])}")
-    if "lesions" in facts:
-        for label in facts["lesions"]["labels"]:
-            lines += ["", f"lesions of {label['name']}", *lesion_table(label["sizes"])]
-        lines.append(f"detected: at least {facts['lesions']['detection_overlap']:.0%} of the lesion's voxels predicted")
-    return "\n".join(lines)
-
-
-def holds_alone(case: ScoredCase, label: Label) -> bool:
-    """Whether reference or prediction holds the label, and the other does not."""
-    return (case.metrics[label]["n_ref"] == 0) != (case.metrics[label]["n_pred"] == 0)
 
 
 def _case_name(file: str) -> str:

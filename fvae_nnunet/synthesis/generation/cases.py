@@ -15,6 +15,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import atomic_write, sha256_of_file
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.synthetic_folder import CasePaths
+from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.synthesis.generation.job import Generated, Job
 from fvae_nnunet.synthesis.generation.painting import noise_of, paint
 from fvae_nnunet.synthesis.lesions.growth import plan_growth
@@ -227,7 +228,7 @@ class LesionJob(Job[Planned]):
         }
         outputs = [*paths.images, paths.label, paths.record]
         self.manifest.write_case(case, inputs=planned.inputs, outputs=outputs, results=result)
-        sizes = ", ".join(f"{lesion['diameter_mm']:.0f}" for lesion in record["lesions"])
+        sizes = ", ".join(f"{number(lesion['diameter_mm'], 'mm')}" for lesion in record["lesions"])
         return result | {"said": f"{sizes} mm in {source.case}"}
 
     def _record(self, case: str, generated: Generated[Planned]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion, ReplacedLesion
 from fvae_nnunet.synthesis.lesions.placement import NothingFits, Placement, too_close
 from fvae_nnunet.synthesis.lesions.plan import (
@@ -81,7 +82,7 @@ def plan_growth(
         try:
             new = _changed(rng, source, settings, sizes, old, organ, closed, others)
         except UserError as error:
-            said = f"the last, of {diameter_mm:.1f} mm: {error}"
+            said = f"the last, of {number(diameter_mm, 'mm')} mm: {error}"
             continue
         lesions = others
         lesions[new.box][new.shape] = True
@@ -115,14 +116,16 @@ def _changed(
             box = _box_of(shape, [side.start + start for side, start in zip(old.box, starts, strict=True)], organ.shape)
             inside = float(np.count_nonzero((organ | before)[box] & shape) / np.count_nonzero(shape))
             if inside < settings.inside_fraction:
-                raise NothingFits(f"{inside:.2f} of it would lie in the organ (needed: {settings.inside_fraction:g})")
+                raise NothingFits(
+                    f"{number(inside, 'share')} of it would lie in the organ (needed: {settings.inside_fraction:g})"
+                )
             around = grown(box, np.ceil(settings.clearance_mm / np.asarray(spacing_mm)), organ.shape)
             near = too_close(others[around], spacing_mm, settings.clearance_mm)[_within(box, around)]
             if ((near | closed[box]) & shape & ~before[box]).any():
                 raise NothingFits("it would come too near to a lesion, or into a structure to avoid")
         except UserError as error:
             if attempt == SHAPES_TRIED - 1:
-                raise NothingFits(f"with {diameter_mm:.1f} mm {error}") from error
+                raise NothingFits(f"with {number(diameter_mm, 'mm')} mm {error}") from error
         else:
             return PlacedLesion(shape, Placement(box, inside), diameter_mm, None, replaces=old)
     raise AssertionError("the loop returns or raises")

@@ -13,6 +13,7 @@ import numpy as np
 from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import number
 
 CLEARANCE_MM = 5.0
 """Between lesions, unless the user asks for another."""
@@ -84,9 +85,9 @@ def place(
             continue
         return Placement(box, inside)
     raise NothingFits(
-        f"no place for a lesion of {voxels} voxels in {len(centres)} tries: at most {best:.2f} of it lay in the organ "
-        f"(needed: {inside_fraction:g}); {in_the_way} places with enough were too near to a lesion or in a structure "
-        f"to avoid, {beyond} reached beyond the volume"
+        f"no place for a lesion of {voxels} voxels in {len(centres)} tries: at most {number(best, 'share')} of it lay "
+        f"in the organ (needed: {inside_fraction:g}); {in_the_way} places with enough were too near to a lesion or in "
+        f"a structure to avoid, {beyond} reached beyond the volume"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.numbers_as_text import interval, number, percent
 from fvae_nnunet.synthesis.lesions.measures import CORE_DEPTH_MM, measure_lesion
 from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
@@ -48,11 +49,11 @@ FEWEST = 3
 """Real lesions that must have a measure, or it is not checked."""
 
 _CHECKED = {
-    "core_mean_hu": "core with a mean of {value:.0f} HU",
-    "contrast_hu": "contrast of {value:.0f} HU to its surroundings",
-    "core_sd_hu": "core with a standard deviation of {value:.0f} HU",
-    "rim_hu": "rim that differs by {value:.0f} HU from its core",
-    "slice_change_hu": "core that changes by {value:.0f} HU from slice to slice",
+    "core_mean_hu": "core with a mean of {value} HU",
+    "contrast_hu": "contrast of {value} HU to its surroundings",
+    "core_sd_hu": "core with a standard deviation of {value} HU",
+    "rim_hu": "rim that differs by {value} HU from its core",
+    "slice_change_hu": "core that changes by {value} HU from slice to slice",
 }
 """Measures that have limits. The mean of the whole lesion has none: it is that of core and rim, in proportions that
 depend on the size."""
@@ -210,8 +211,8 @@ def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) ->
         limits: what they are held against.
     """
     reasons = []
-    for number, quality in enumerate(lesions, start=1):
-        which = "the lesion" if len(lesions) == 1 else f"lesion {number}"
+    for place, quality in enumerate(lesions, start=1):
+        which = "the lesion" if len(lesions) == 1 else f"lesion {place}"
         allowed = quality["limits"]
         for measure, said in _CHECKED.items():
             value = quality[measure]
@@ -220,8 +221,8 @@ def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) ->
             lower, upper = allowed[measure]
             if not lower <= value <= upper:
                 reasons.append(
-                    f"{which} has a {said.format(value=value)}; {_whose(measure, limits, allowed)} {lower:.0f} to "
-                    f"{upper:.0f}"
+                    f"{which} has a {said.format(value=number(value, 'HU'))}; "
+                    f"{_whose(measure, limits, allowed)} {interval(lower, upper, 'HU')}"
                 )
         for key, least, said in (
             ("inside_fraction", limits.inside_fraction, "lies in the organ"),
@@ -230,7 +231,7 @@ def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) ->
             share = quality[key]
             # shares are rounded to four places
             if share is not None and share < least - 5e-5:
-                reasons.append(f"{share:.0%} of {which} {said}; at least {least:.0%} are needed")
+                reasons.append(f"{percent(share)} of {which} {said}; at least {percent(least)} are needed")
     return reasons
 
 
@@ -240,4 +241,4 @@ def _whose(measure: str, limits: QualityLimits, allowed: Mapping[str, Any]) -> s
     if measure not in _BY_SIZE:
         return "real ones allow"
     smallest, largest = allowed["diameters_mm"]
-    return f"real ones of {smallest:.0f} to {largest:.0f} mm allow"
+    return f"real ones of {interval(smallest, largest, 'mm')} mm allow"

@@ -21,6 +21,7 @@ from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.lesions.real_lesions import piece_of
 from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, RealLesion
 
@@ -69,7 +70,8 @@ class ShapeBank:
         if failed:
             said = "\n  ".join(str(failed[name]) for name in sorted(failed))
             raise UserError(
-                f"{len(failed)} files of the bank {folder} are no masks:\n  {said}\nRepair them or move them away"
+                f"{counted(len(failed), 'file')} of the bank {folder} without a mask:\n  {said}\n"
+                "Repair them or move them away"
             )
         found = tuple(lesion for name in sorted(lesions) for lesion in lesions[name])
         if not found:

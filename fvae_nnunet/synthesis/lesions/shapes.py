@@ -13,6 +13,7 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import number
 
 Field = Callable[[np.ndarray], np.ndarray]
 """Points in mm around the lesion's centre, (3, n), to (n,): lower is deeper inside."""
@@ -94,8 +95,8 @@ def draw_lesion_shape(
     voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
     if voxels < MIN_VOXELS:
         raise UserError(
-            f"a lesion of {diameter_mm:.1f} mm has {voxels} voxels of {' x '.join(f'{step:g}' for step in spacing_mm)} "
-            f"mm; at least {MIN_VOXELS} are needed"
+            f"a lesion of {number(diameter_mm, 'mm')} mm has {voxels} voxels of "
+            f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; at least {MIN_VOXELS} are needed"
         )
     for attempt in range(_SHAPES_TRIED):
         field = _ellipsoid(rng) if donor is None else _borrowed(rng, donor)
@@ -108,7 +109,9 @@ def draw_lesion_shape(
         if abs(reached - diameter_mm) <= SIZE_TOLERANCE * diameter_mm:
             return shape[bounding_box(shape)]
     whose = "an ellipsoid" if donor is None else f"a lesion of {donor.case}"
-    raise UserError(f"{whose} of {diameter_mm:.1f} mm falls into pieces on this grid in {_SHAPES_TRIED} attempts")
+    raise UserError(
+        f"{whose} of {number(diameter_mm, 'mm')} mm falls into pieces on this grid in {_SHAPES_TRIED} attempts"
+    )
 
 
 def scaled_in_place(

@@ -15,6 +15,7 @@ from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.sources.organs import OrganSource
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) 
         return
     unexpected = next((error for error in failed.values() if not isinstance(error, UserError)), None)
     raise UserError(
-        f"{len(failed)} cases cannot be {done}:\n  "
+        f"{counted(len(failed), 'case')} cannot be {done}:\n  "
         + "\n  ".join(_failure(case, error) for case, error in failed.items())
         + f"\n{consequence} Repair these, or leave them out (`leave_out={' '.join(failed)}`)"
     ) from unexpected

@@ -215,8 +215,8 @@ def test_without_copies_at_most_5_percent_lie_above_the_limit(n):
     ("n_real", "limit", "few"),
     [
         (18, "no limit for copies, that takes at least 19 real images", ["18 real", "2 generated"]),
-        (19, "(5.0% expected without copying)", ["19 real", "2 generated"]),
-        (20, "(4.8% expected without copying)", ["2 generated"]),
+        (19, "(5 % expected without copying)", ["19 real", "2 generated"]),
+        (20, "(4.8 % expected without copying)", ["2 generated"]),
     ],
 )
 def test_too_few_images_for_a_memorisation_check_are_told(tmp_path, n_real, limit, few):

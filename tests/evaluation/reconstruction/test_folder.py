@@ -334,7 +334,7 @@ def test_command_writes_table_json_csv_and_pictures(folders, capsys):
     assert "label tumour" in printed
     interval = bootstrap_interval([0, 2, 4], seed=0)
     assert " ".join(next(line for line in printed.splitlines() if "MAE (HU)" in line).split()) == (
-        f"MAE (HU) 2.00 {interval.low:.2f} {interval.high:.2f} 2.00 0.00 4.00 3"
+        f"MAE (HU) 2.0 {interval.low:.1f} to {interval.high:.1f} 2.0 0.0 4.0 3"
     )
 
 
@@ -368,5 +368,5 @@ def test_the_table_says_where_a_tissue_occurs_in_no_case():
         "summary": summarise([case]),
     }
     lines = format_table(results).splitlines()
-    assert lines[2].split() == ["MAE", "(HU)", "1.00", "-", "-", "-", "1.00", "1.00", "1"]
+    assert lines[2].split() == ["MAE", "(HU)", "1.0", "n/a", "n/a", "1.0", "1.0", "1"]
     assert lines[3].split() == ["bone", "in", "no", "case"]

@@ -139,7 +139,7 @@ def test_the_table_takes_the_best_strength_of_each_filter(front):
         assert one.mean("edges") + one.mean("flat") == min(r.mean("edges") + r.mean("flat") for r in rivals)
     one = Denoised("one", 0.5, {place: [10.0, 14.0, math.nan] for place in PLACES} | {"lung": [math.nan] * 3})
     assert front_rows([one], ("edges", "lung")) == [
-        ["", "strength", "edges", "lung"], ["one", "0.5", "12.0 (10.0 to 14.0)", "-"]
+        ["", "strength", "edges", "lung"], ["one", "0.5", "12.0 (10.0 to 14.0)", "n/a"]
     ]  # fmt: skip
 
 

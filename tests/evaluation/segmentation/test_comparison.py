@@ -13,12 +13,14 @@ import pytest
 import scipy.stats
 from segmentations_for_tests import PLAIN, REGIONS, ellipsoid, label_maps, write
 
+from fvae_nnunet import numbers_as_text
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.results_files import write_results
 from fvae_nnunet.evaluation.segmentation.comparison import compare, model_names
-from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_rows, format_comparison
+from fvae_nnunet.evaluation.segmentation.comparison_tables import comparison_rows
 from fvae_nnunet.evaluation.segmentation.lesions import CaseLesions, LesionRule
+from fvae_nnunet.evaluation.segmentation.results_text import format_comparison
 from fvae_nnunet.evaluation.segmentation.scores import ScoredCase, ScoredFolder, Scores
 from fvae_nnunet.nnunet.labels import LabelScheme
 
@@ -124,7 +126,8 @@ def test_cases_without_value_and_without_prediction_are_counted_and_left_out(tmp
     assert [model["missing"] for model in comparison["models"]] == [["case_3"], ["case_2"]]
     assert comparison["reference"]["cases"] == [f"case_{number}" for number in range(6)]
     text = format_comparison(comparison)
-    assert "only the prediction lacks: raw 0, view 1" in text and "raw: 1 missing: case_3" in text
+    text = " ".join(text.split())
+    assert "only the reference or only the prediction lacks: raw 0, view 1" in text and "raw: 1 missing: case_3" in text
 
 
 def test_holm_counts_the_comparisons_of_one_label_and_measure(tmp_path):
@@ -160,7 +163,7 @@ def test_models_that_do_not_differ_give_a_clear_result_without_warnings(tmp_path
     (raw, _), (pair,) = entries(without, "Dice")
     assert math.isnan(raw["mean"]) and math.isnan(pair["mean_difference"]) and pair["p"] == 1
     assert (pair["n"], pair["nan"]) == (0, 2) and math.isnan(pair["bland_altman"]["bias"])
-    assert "none" in format_comparison(without) and "nan" not in format_comparison(without)
+    assert "n/a" in format_comparison(without) and "nan" not in format_comparison(without)
 
 
 def test_bland_altman_by_hand(tmp_path):
@@ -296,9 +299,10 @@ def test_command_compares_three_folders(project, capsys):
     assert b_minus_a["p"] == pytest.approx(2 / 2**5) and b_minus_a["p_holm"] == pytest.approx(3 * 2 / 2**5)
     assert (c_minus_b["first"], c_minus_b["second"]) == ("B", "C")
 
-    assert out.index("pancreas\n") < out.index("tumour\n")
-    assert f"{c_minus_a['mean_difference']:+.4f}" in out and "C - A" in out
-    assert "corrected for the 3 comparisons of each label and measure" in out and "200 resamples, seed 0" in out
+    assert out.index("pancreas: ") < out.index("tumour: ")
+    assert numbers_as_text.number(c_minus_a["mean_difference"], "mm", signed=True) in out
+    out = " ".join(out.split())
+    assert "corrected (Holm) for the 3 comparisons of each label and measure" in out and "200 resamples, seed 0" in out
     with (project / "out/c.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == (4 + 16) * 3

@@ -27,8 +27,8 @@ from segmentations_for_tests import (
 from fvae_nnunet.cli import evaluate
 from fvae_nnunet.cli.evaluate import main
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.results_text import format_summary
 from fvae_nnunet.evaluation.segmentation.scoring import evaluate_case
-from fvae_nnunet.evaluation.segmentation.summary import format_table
 from fvae_nnunet.evaluation.segmentation.surface_distance import surface_distances
 from fvae_nnunet.nnunet.labels import LabelScheme
 
@@ -357,15 +357,17 @@ def test_command_writes_summary_and_csv_and_prints_the_table(folders, capsys):
         "key": "2", "name": "tumour", "n": 3, "nan": 1, "missing": 0, "one_empty": 1
     }  # fmt: skip
 
-    lines = out.splitlines()
-    assert lines[0].replace("NSD ", "NSD_").replace(" mm", "mm").split() == [
-        "label", "DSC", "NSD_2mm", "NSD_0.5mm", "HD95mm", "n", "NaN", "missing"
-    ]  # fmt: skip
-    tumour = summary["mean"]["2"]
-    numbers = [f"{tumour[key]:.4f}" for key in ("Dice", "NSD_2mm", "NSD_0.5mm")]
-    assert lines[2].split() == ["tumour", *numbers, f"{tumour['HD95_mm']:.2f}", "3", "1", "0"]
-    assert "which HD95 leaves out: tumour 1" in out
-    assert lines[3].split()[:4] == ["mean", "of", "labels", f"{summary['foreground_mean']['Dice']:.4f}"]
+    of_tumour = out[out.index("tumour: ") :].split("\n\n")[0]
+    rows = {line[:17].strip(): line[17:].split() for line in of_tumour.splitlines()}
+    for name, key in (("DSC", "Dice"), ("NSD 2 mm", "NSD_2mm"), ("NSD 0.5 mm", "NSD_0.5mm")):
+        assert (rows[name][0], rows[name][-1]) == (f"{summary['mean']['2'][key]:.3f}", "3")
+    assert rows["HD95, mm"][0] == f"{summary['mean']['2']['HD95_mm']:.1f}"
+    (measure,) = [m for m in summary["fvae"]["measures"] if (m["label"], m["key"]) == ("2", "NSD_2mm")]
+    assert measure["models"][0]["mean"] == pytest.approx(summary["mean"]["2"]["NSD_2mm"])
+    assert " ".join(rows["NSD 2 mm"][1:4]) == "{:.3f} to {:.3f}".format(*measure["models"][0]["interval"])
+    text = " ".join(out.split())
+    assert "cases that only the reference or only the prediction lacks: 1" in text
+    assert f"mean of labels: DSC {summary['foreground_mean']['Dice']:.3f}," in text
 
     with (folders.predictions / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -381,7 +383,7 @@ def test_flare_policy_reaches_the_mean(folders):
     assert cases[1] == 1 and cases[2] == 0
     assert summary["mean"]["2"]["Dice"] == pytest.approx(sum(cases) / 4)
     assert summary["fvae"]["labels"][1]["nan"] == 0
-    assert "both lack scores 1;" in format_table(summary)
+    assert "both lack scores 1;" in format_summary(summary)
 
 
 def test_label_that_no_case_holds_has_no_mean_and_is_counted(folders):
@@ -411,8 +413,7 @@ def test_allowed_missing_predictions_are_counted(folders, capsys):
     assert facts["labels"][1] == {
         "key": "2", "name": "tumour", "n": 2, "nan": 1, "missing": 1, "one_empty": 1
     }  # fmt: skip
-    assert out.splitlines()[2].split()[-3:] == ["2", "1", "1"]
-    assert "3 of 4 cases scored" in out and "1 predictions missing: case_0" in out
+    assert "DSC of tumour: 2 of 4 cases" in out and "predictions: 1 missing: case_0" in out
 
 
 def test_no_prediction_at_all_is_an_error_even_if_missing_ones_are_allowed(folders):
@@ -579,7 +580,7 @@ def test_processes_give_the_same_summary(folders):
     seen = []
     found = folders.evaluate(processes=2, on_case=lambda done, total: seen.append((done, total)))
     np.testing.assert_equal(found, folders.evaluate())
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("models", [1, 2])
@@ -587,8 +588,8 @@ def test_results_are_there_before_anything_is_printed(folders, monkeypatch, mode
     def nobody_reads(*_arguments):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.summary.format_table", nobody_reads)
-    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.comparison_tables.format_comparison", nobody_reads)
+    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.results_text.format_summary", nobody_reads)
+    monkeypatch.setattr("fvae_nnunet.evaluation.segmentation.results_text.format_comparison", nobody_reads)
     result = folders.predictions.parent / "result.json"
     predictions, options = [str(folders.predictions)], ["-np", "0", "-o", str(result)]
     if models == 2:

@@ -97,7 +97,7 @@ def test_limits_of_brightness_are_those_that_were_asked_for():
     allowed = alone.of_size(20.0, 9.0).recorded()
     quality = dict.fromkeys(measures, 50.0) | {"inside_fraction": 1.0, "found_share": None, "limits": allowed}
     assert reasons_against([quality], alone) == [
-        "the lesion has a core with a mean of 50 HU; what was asked for allows 32 to 48"
+        "the lesion has a core with a mean of 50.0 HU; what was asked for allows 32.0 to 48.0"
     ]
     assert reasons_against([quality | {"core_mean_hu": 44.0}], alone) == []
 

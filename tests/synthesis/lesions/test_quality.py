@@ -115,14 +115,14 @@ def test_every_reason_is_said():
     nothing = QualityLimits(RealLesions((), {}), 0.8, 0.7).of_size(10.0, 5.0).recorded()
     assert reasons_against([good | {"core_sd_hu": 99.0, "limits": nothing}], limits) == []
     assert reasons_against([good | {"core_sd_hu": 61.0}], limits) == [
-        "the lesion has a core with a standard deviation of 61 HU; real ones of 10 to 14 mm allow 5 to 20"
+        "the lesion has a core with a standard deviation of 61.0 HU; real ones of 9.6 to 14.2 mm allow 5.0 to 20.0"
     ]
     bad = good | {"core_sd_hu": 1.0, "contrast_hu": 5.0, "inside_fraction": 0.75, "found_share": 0.5}
     assert reasons_against([good, bad], limits) == [
-        "lesion 2 has a contrast of 5 HU to its surroundings; real ones allow -50 to -20",
-        "lesion 2 has a core with a standard deviation of 1 HU; real ones of 10 to 14 mm allow 5 to 20",
-        "75% of lesion 2 lies in the organ; at least 80% are needed",
-        "50% of lesion 2 is found by the segmenter; at least 70% are needed",
+        "lesion 2 has a contrast of 5.0 HU to its surroundings; real ones allow −50.0 to −20.0",
+        "lesion 2 has a core with a standard deviation of 1.0 HU; real ones of 9.6 to 14.2 mm allow 5.0 to 20.0",
+        "75 % of lesion 2 lies in the organ; at least 80 % are needed",
+        "50 % of lesion 2 is found by the segmenter; at least 70 % are needed",
     ]
 
 

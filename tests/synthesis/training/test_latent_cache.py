@@ -211,7 +211,7 @@ def test_two_processes_share_the_cases_and_workers_give_the_same(tiny, filled):
 def test_a_case_that_fails_is_named_and_the_others_are_done(tiny):
     dataset = phantom_dataset()
     rewrite(label_file(dataset, "phantom_001"), np.zeros(SHAPE, np.uint8))
-    with pytest.raises(UserError, match=r"1 cases cannot .*\n  phantom_001: the organ .*\n.*`leave_out=phantom_001`"):
+    with pytest.raises(UserError, match=r"1 case cannot .*\n  phantom_001: the organ .*\n.*`leave_out=phantom_001`"):
         fill(dataset, tiny, settings_of())
     source = open_source_dataset(dataset.name).without(["phantom_001"])
     assert read_records(cache_folder(source, "test"), source.cases).keys() == {"phantom_000", "phantom_002"}

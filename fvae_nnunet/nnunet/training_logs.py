@@ -1,0 +1,72 @@
+"""Losses and pseudo-Dice by epoch, from the text logs that nnU-Net writes while it trains."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvae_nnunet.errors import UserError
+
+_LOGS = "training_log_*.txt"
+_EPOCH = re.compile(r": Epoch (\d+)\s*$")
+_LOSS = re.compile(r": (train_loss|val_loss) (\S+)\s*$")
+_PSEUDO_DICE = re.compile(r": Pseudo dice \[(.*)\]\s*$")
+_NUMBER_TYPE = re.compile(r"np\.float\d+\(|\)")
+
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """Epoch -> value, of the epochs that were completed; the last one where an epoch was done twice.
+
+    ``pseudo_dice`` is the mean over the labels that have one in the epoch.
+    """
+
+    train_loss: dict[int, float]
+    val_loss: dict[int, float]
+    pseudo_dice: dict[int, float]
+
+
+def folds_with_logs(folder: Path) -> dict[str, Path]:
+    """The folders with logs, by name: a fold's own, or all ``fold_*`` of a model folder; empty where there are none."""
+    folders = [folder, *sorted(folder.glob("fold_*"))]
+    return {fold.name: fold for fold in folders if any(fold.glob(_LOGS))}
+
+
+def read_training_curves(fold: Path) -> TrainingCurves:
+    """The curves of one fold, from all logs of its folder in the order of their time.
+
+    Raises:
+        UserError: a log cannot be read, or none holds a completed epoch.
+    """
+    curves = TrainingCurves({}, {}, {})
+    for log in sorted(fold.glob(_LOGS), key=_time_of):
+        try:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise UserError(f"{log} cannot be read: {error.strerror}") from error
+        _add(curves, lines)
+    if not curves.val_loss:
+        raise UserError(f"{fold} holds no training log with a completed epoch")
+    return curves
+
+
+def _time_of(log: Path) -> tuple[int, ...]:
+    """From the name, whose numbers have no leading zeros."""
+    return tuple(map(int, re.findall(r"\d+", log.stem)))
+
+
+def _add(curves: TrainingCurves, lines: list[str]) -> None:
+    losses = {"train_loss": curves.train_loss, "val_loss": curves.val_loss}
+    epoch = None
+    for line in lines:
+        if found := _EPOCH.search(line):
+            epoch = int(found[1])
+        elif epoch is not None and (found := _LOSS.search(line)):
+            losses[found[1]][epoch] = float(found[2])
+        elif epoch is not None and (found := _PSEUDO_DICE.search(line)):
+            values = [float(value) for value in _NUMBER_TYPE.sub("", found[1]).split(",") if value.strip()]
+            known = [value for value in values if not math.isnan(value)]
+            if known:
+                curves.pseudo_dice[epoch] = sum(known) / len(known)
