@@ -1,6 +1,6 @@
-"""fvae-convert: CT-RATE and ReXGroundingCT to nnU-Net's raw format, with reports, findings and splits by patient.
+"""fvae-convert: convert CT-RATE and ReXGroundingCT to nnU-Net datasets with reports, findings and folds by patient.
 
-Convert CT-RATE or ReXGroundingCT, as they are published, to a dataset in nnUNet_raw: int16 HU, label maps, maps of
+Convert CT-RATE or ReXGroundingCT, in their published form, to a dataset in nnUNet_raw: int16 HU, label maps, maps of
 organ structures, reports.json, and folds by patient in nnUNet_preprocessed.
 """
 
@@ -40,16 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ct_rate.add_argument("--split", choices=("train", "valid", "all"), default="all", help="default all")
     # fmt: off
     ct_rate.add_argument("--scans", choices=("first", "all"), default="first",
-        help="first: of each scan the reconstruction with the lowest number, or the one that was converted before "
-        "(default); all: every reconstruction")
-    rex = commands.add_parser("rexgroundingct", help="findings of CT-RATE's volumes with masks")
+        help="first: one reconstruction of each scan, the one with the lowest number or the one that was converted "
+        "before (default); all: every reconstruction")
+    rex = commands.add_parser("rexgroundingct", help="volumes of CT-RATE with masks of the findings")
     rex.add_argument("root", type=Path, metavar="ROOT", help="the download: dataset.json and segmentations/")
     rex.add_argument("--volumes", type=Path, metavar="FOLDER", help="the download of CT-RATE; default: ROOT")
     rex.add_argument("--json", type=Path, metavar="FILE", dest="json_file",
         help="list of findings; default ROOT/dataset.json")
     rex.add_argument("--split", choices=("train", "val", "all"), default="all", help="default all")
     rex.add_argument("--leave-out-shared", action="store_true",
-        help="leave training cases out whose patient is also in val, whatever --split says; those that were converted "
+        help="leave out training cases whose patient is also in val, whatever --split says; those that were converted "
         "before are removed")
     # fmt: on
     for command in (ct_rate, rex):
@@ -60,27 +60,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, metavar="NNN_NAME", help="of the new dataset, such as 40_CTRATE")
+    parser.add_argument(
+        "--dataset", required=True, metavar="NNN_NAME", help="number and name of the new dataset, such as 40_CTRATE"
+    )
     # fmt: off
     parser.add_argument("--cases", type=Path, metavar="FILE", dest="selection",
-        help="only these: a volume, scan or patient a line")
+        help="convert only these volumes, scans or patients, one per line")
     tables = parser.add_argument_group("tables of CT-RATE", "default: the published ones")
-    for name, what in (("reports", "report texts"), ("labels", "18 findings"), ("metadata", "of the scanner")):
+    for name, what in (("reports", "report texts"), ("labels", "18 findings"), ("metadata", "scanner metadata")):
         tables.add_argument(f"--{name}", type=Path, nargs="+", metavar="CSV", help=what)
     structures = parser.add_argument_group("organ structures")
     structures.add_argument("--structures", type=Path, nargs="?", const=PUBLISHED, metavar="FOLDER",
         help="masks of all cases; without FOLDER: those that CT-RATE publishes, dataset/ts_seg/ts_total")
     structures.add_argument("--structures-from", choices=PROGRAMS, default="totalsegmentator",
-        help="default totalsegmentator")
-    traps = parser.add_argument_group("where the files themselves do not decide")
+        help="program that made the masks; default totalsegmentator")
+    traps = parser.add_argument_group("if the files are ambiguous")
     traps.add_argument("--values", choices=VALUES, default="auto",
-        help="auto: see which of the two is plausible (default); hu: take them as they are; stored: apply the "
+        help="auto: choose the plausible one of the two (default); hu: use the values as they are; stored: apply the "
         "metadata's slope and intercept")
     traps.add_argument("--geometry", choices=GEOMETRIES, default="auto",
-        help="auto: the header's unless it is blank (default); header or metadata: always that one's")
+        help="auto: use the header unless it is blank (default); header or metadata: always use that one")
     # fmt: on
     work = parser.add_argument_group("work")
-    work.add_argument("--folds", type=int, default=5, metavar="N", help="of splits_final.json; default 5, 0: none")
+    work.add_argument(
+        "--folds", type=int, default=5, metavar="N", help="number of folds in splits_final.json; default 5, 0: none"
+    )
     add_common(work, "processes", "overwrite", "verify", "verbose")
 
 
@@ -171,7 +175,7 @@ def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, 
 
 
 class _Progress(CaseProgress):
-    """Says of each case how its HU and geometry were made right and what it holds."""
+    """Prints for each case how its HU and geometry were corrected, and what it holds."""
 
     def add_result(self, case: str, record: dict[str, Any]) -> None:
         said = [f"HU {record['hu'][0]:g} to {record['hu'][1]:g}"]

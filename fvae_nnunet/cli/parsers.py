@@ -27,7 +27,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | options)
         self.add_argument("--version", action="version", version=f"fvae_nnunet {__version__}")
         self.add_argument("--disable_progress_bar", action="store_false", dest="progress_bar",
-            help="no bars; without a terminal there are lines in their place in any case")
+            help="no progress bars; without a terminal, lines replace them in any case")
     # fmt: on
 
 
@@ -37,7 +37,9 @@ def add_dataset(parser: argparse.ArgumentParser, *, several: bool = False) -> No
     parser.add_argument("dataset", nargs="?", metavar="DATASET",
         help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
     # fmt: on
-    add_dataset_option(parser, "the same; several are done one after the other" if several else "the same")
+    add_dataset_option(
+        parser, "same as DATASET; several are done one after the other" if several else "same as DATASET"
+    )
 
 
 def add_dataset_option(group: argparse._ActionsContainer, help_text: str) -> None:

@@ -1,7 +1,7 @@
-"""fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images on the way.
+"""fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images first.
 
-nnUNetv2_predict for models that were trained on a reconstructed view: reconstructs the CT images into a temporary
-folder and predicts on it; the result is that of fvae-reconstruct and nnUNetv2_predict.
+nnUNetv2_predict for models that were trained on a reconstructed view. It reconstructs the CT images into a temporary
+folder and predicts on them; the result is the same as with fvae-reconstruct and nnUNetv2_predict.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ INPUTS = ("raw", "view")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         __doc__,
-        epilog="The reconstruction options default to those of the view that the model was trained with. They are "
-        "needed only for models without a record of it (then --vae at least; the defaults above hold for the rest), "
-        "and --weights and --vae-code where the VAE is not found without.",
+        epilog="The reconstruction options default to those of the view that the model was trained with. You need "
+        "them only for models without a record of the view (at least --vae; the defaults above apply to the rest). "
+        "Give --weights and --vae-code if the VAE is not found otherwise.",
     )
     add_common(parser, "images", help="images CASE_0000.nii.gz and so on")
     add_common(parser, "output", required=True, metavar="FOLDER", help="folder to write to")
     # fmt: off
     parser.add_argument("--tta", type=_inputs, metavar="INPUTS", dest="inputs",
-        help="what to predict on: raw, view, or raw,view: the mean of the probabilities of both; default: view for "
-        "models that have seen nothing else, by the record in their checkpoints, else raw")
+        help="what to predict on: raw, view, or raw,view (the mean of the probabilities of both); default: view for "
+        "models that have seen only views, according to their checkpoints, otherwise raw")
     # fmt: on
     _add_model_options(parser)
     _add_nnunet_options(parser)
@@ -80,18 +80,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
     """Called as ``PredictionSettings`` calls them."""
     group = parser.add_argument_group("prediction, as in nnUNetv2_predict")
-    group.add_argument("-step_size", type=float, metavar="SHARE", help="of the sliding window; default 0.5")
+    group.add_argument("-step_size", type=float, metavar="SHARE", help="step of the sliding window; default 0.5")
     # fmt: off
     group.add_argument("--disable_tta", action="store_false", dest="mirroring",
         help="do not average over mirrored images")
-    group.add_argument("--save_probabilities", action="store_true", help="write .npz and .pkl beside each segmentation")
-    group.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone that are predicted")
+    group.add_argument("--save_probabilities", action="store_true",
+        help="write .npz and .pkl next to each segmentation")
+    group.add_argument("--continue_prediction", "--c", action="store_true",
+        help="skip cases that are already predicted")
     for option, dest, variable, what in (
         ("-npp", "preprocessing_processes", "nnUNet_npp", "preprocess"),
         ("-nps", "export_processes", "nnUNet_nps", "export"),
     ):
         group.add_argument(option, type=int, default=os.environ.get(variable) or "3", metavar="N", dest=dest,
-            help=f"processes that {what}; default 3; with -npp 0 -nps 0 there are none")
+            help=f"processes that {what}; default 3; -npp 0 -nps 0 turns them off")
     group.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", dest="previous_stage",
         help="predictions of the previous stage, for a cascade")
     add_common(group, "num_parts", "part_id")

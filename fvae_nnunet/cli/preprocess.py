@@ -1,8 +1,8 @@
-"""fvae-preprocess: the reconstructed view of a dataset that nnU-Net has preprocessed, or synthetic cases beside it.
+"""fvae-preprocess: make a reconstructed view of a dataset that nnU-Net has preprocessed, or preprocess synthetic cases.
 
-After nnUNetv2_plan_and_preprocess: reconstruct every CT case with a frozen VAE and write the view beside nnU-Net's
-preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. Or, with --synthetic, put the cases of fvae-synthesize
-through nnU-Net's preprocessing, for -tr nnUNetTrainerFVAESynth.
+Run it after nnUNetv2_plan_and_preprocess. It reconstructs every CT case with a frozen VAE and writes the view next to
+nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. With --synthetic, it puts the cases of
+fvae-synthesize through nnU-Net's preprocessing instead, for -tr nnUNetTrainerFVAESynth.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_dataset(parser, several=True)
     # fmt: off
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", dest="configurations",
-        help="default: all configurations that are preprocessed")
+        help="default: all preprocessed configurations")
     add_common(parser, "plans_name")
     _add_view_options(parser)
     parser.add_argument("--synthetic", type=Path, metavar="FOLDER",
-        help="instead of a view: preprocess the accepted synthetic cases of this folder of fvae-synthesize; no VAE")
+        help="instead of a view: preprocess the accepted synthetic cases of this fvae-synthesize folder; needs no VAE")
     # fmt: on
     add_work_options(parser)
     return run_command(parser, run, argv)

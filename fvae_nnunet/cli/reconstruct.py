@@ -1,7 +1,7 @@
-"""fvae-reconstruct: every image of a folder to its reconstruction by a frozen VAE.
+"""fvae-reconstruct: reconstruct every image of a folder with a frozen VAE.
 
-Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The result has the same name, format
-and geometry, as int16 HU. For test images of nnUNetTrainerFVAEReconOnly.
+Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The result is in int16 HU, with the
+same name, format and geometry. Use it for the test images of nnUNetTrainerFVAEReconOnly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options that say with which VAE images are reconstructed, and how."""
+"""The options that select the VAE and how it reconstructs images."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "paper; stream: one causal pass without seams")
     group.add_argument(
         "--hu-window", nargs=2, type=float, action="append", metavar=("LOWER", "UPPER"), dest="hu_windows",
-        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's. Given several times, "
-        "the widest first: the image is reconstructed in each, and the narrower ones are put in where they apply",
+        help="HU mapped to [-1, 1]; values outside are clipped; default -1000 1000, the paper's. If given several "
+        "times, widest first, the image is reconstructed in each, and narrower windows replace wider ones where they "
+        "apply",
     )
     named = ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in NAMED_WINDOWS.items())
     group.add_argument("--windows", nargs="+", choices=list(NAMED_WINDOWS), dest="named_windows",
-        help=f"instead of --hu-window: -1000 to 1000 HU (with bone to {NAMED_WINDOWS['bone'][1]:g}), and in it {named}")
+        help=f"instead of --hu-window: -1000 to 1000 HU (with bone to {NAMED_WINDOWS['bone'][1]:g}) and, inside it, "
+        f"{named}")
     group.add_argument("--enlarge", type=float, default=1.0, metavar="K",
-        help="the VAE sees slices of K times as many pixels along an edge, 0.25 to 4: more keeps more detail and more "
-        "noise, less smooths more; time and memory go with K squared")
+        help="the VAE sees slices with K times the pixels along an edge, 0.25 to 4; more pixels keep more detail and "
+        "more noise, fewer smooth more; time and memory grow with K squared")
     group.add_argument("--pixel-mm", type=float, metavar="MM",
-        help="instead of --enlarge: with pixels of this size, in every image")
+        help="instead of --enlarge: pixels of this size in every image")
     group.add_argument("--average", type=int, default=1, metavar="N",
         help="the mean of N reconstructions, 1 to 8, of the slice flipped and transposed; default 1")
     add_common(group, "hu_as_is")
     add_common(group, "window_slices", help="slices in a window; default: the VAE's own (Wan: 65)")
     add_common(group, "overlap_slices", help="slices that windows share; default 16 for video VAEs, 0 for image VAEs")
     add_common(group, "precision", choices=("float32", "bfloat16", "float16", "mixed"),
-        help="in which the VAE computes; default float32 (--scheme paper: the script's); float16 and bfloat16 are "
+        help="precision of the VAE; default float32 (--scheme paper: that of the script); float16 and bfloat16 are "
         "faster on a GPU and add 0.8 and 6 to 7 HU of rounding noise with Wan; mixed encodes in float32 and decodes in "
         "bfloat16 (4.6 HU)")
     group.add_argument("--truncate", action="store_true",
-        help="with --scheme paper: cut to int16 as its scripts do; default: round")
+        help="with --scheme paper: truncate to int16 as its scripts do; default: round")
     group.add_argument("--sample-posterior", type=int, metavar="SEED", dest="posterior_seed",
         help="draw the latent from the posterior; default: its mode")
     group.add_argument("--strength", type=_strength, metavar="S",
-        help="of a plain denoiser, --vae control:<name>; unit: fvae-setup --vaes; 0 changes nothing; auto (nlm, "
-        "tv): for the noise of each image")
+        help="strength of a plain denoiser, --vae control:<name>; fvae-setup --vaes lists the units; 0 changes "
+        "nothing; auto (nlm, tv): chosen from the noise of each image")
     group.add_argument("--match", metavar="VIEW",
-        help="instead of --strength: the one that removes as much noise as this view; fvae-preprocess: a view of the "
-        "dataset, fvae-reconstruct: a folder that it wrote")
+        help="instead of --strength: find the strength that removes as much noise as this view; fvae-preprocess: a "
+        "view of the dataset, fvae-reconstruct: a folder that it wrote")
     # fmt: on
     add_common(group, "device")
 

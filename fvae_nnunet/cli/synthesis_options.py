@@ -28,7 +28,7 @@ def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what to make and with what; ``synthesis_job`` understands them."""
     add_dataset(parser)
     parser.add_argument("--ldm", required=True, type=Path, metavar="FOLDER", help="model of fvae-train-ldm")
-    parser.add_argument("-n", type=int, metavar="N", help="how many cases to make, with lesions that are placed")
+    parser.add_argument("-n", type=int, metavar="N", help="number of cases to make, with placed lesions")
     # fmt: off
     parser.add_argument("--list", type=Path, metavar="FILE",
         help="instead of -n, with --mode full: CSV or JSON of volumes to generate from structures, disease masks and "
@@ -43,16 +43,16 @@ def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--organ", metavar="ORGAN", help="as in fvae-train-ldm; default: as the model was trained")
+    group.add_argument("--organ", metavar="ORGAN", help="as in fvae-train-ldm; default: that of the model's training")
     # fmt: off
     group.add_argument("--lesion", metavar="NAME",
-        help="label of the lesion that is put in; default: that of the model, if it has one")
+        help="label of the lesion to insert; default: that of the model, if it has only one")
     group.add_argument("--place-in", nargs="+", metavar="NAME",
-        help="structures into which lesions are put, for models of structures; default: all of them")
+        help="structures in which to place lesions, for models of structures; default: all of them")
     add_common(group, "fold")
-    group.add_argument("--cases", nargs="+", metavar="CASE", help="make synthetic cases from these; default: from all")
+    group.add_argument("--cases", nargs="+", metavar="CASE", help="cases to make synthetic cases from; default: all")
     add_common(group, "leave_out",
-        help="cases that are not used, neither as sources nor for shapes and quality control")
+        help="cases not to use, neither as sources nor for shapes and quality control")
     # fmt: on
     add_common(group, "plans_name", "channels", "hu_as_is")
 
@@ -72,31 +72,33 @@ def _add_lesion_options(group: argparse._ArgumentGroup) -> None:
     # fmt: off
     group.add_argument("--sizes", nargs="+", metavar="CLASS=SHARE",
         help=f"classes of diameter ({ranges}; default {default}), or one "
-        f"of {', '.join(DISTRIBUTIONS_MM)}: as the tumours of these public datasets, or {REAL}: as this dataset's")
+        f"of {', '.join(DISTRIBUTIONS_MM)}: like the tumours of these public datasets, or {REAL}: like this dataset's")
     group.add_argument("--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"),
-        help="instead of --sizes: one range")
+        help="instead of --sizes: a single range")
     group.add_argument("--growth", nargs=2, type=float, metavar=("MIN", "MAX"),
-        help="for --mode grow, instead of --sizes: how many times its diameter a lesion gets; default "
+        help="for --mode grow, instead of --sizes: factor on the diameter of a lesion; default "
         f"{DEFAULT_GROWTH[0]:g} {DEFAULT_GROWTH[1]:g}")
     group.add_argument("--shapes", default="both", metavar="SHAPES",
         help="ellipsoid: deformed ellipsoids; borrowed: shapes of the dataset's real lesions; both (default); or a "
         "folder of masks from anywhere, whose lesions lend their shapes")
     group.add_argument("--borrowed-share", type=float, metavar="SHARE",
-        help="of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder")
+        help="share of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder")
     group.add_argument("--lesion-hu", nargs="+", type=float, metavar="HU",
-        help="mean HU of the lesion's core, or least and greatest; default: as the real lesions")
+        help="mean HU of the lesion's core, or minimum and maximum; default: like the real lesions")
     group.add_argument("--contrast-hu", nargs="+", type=float, metavar="HU",
-        help="instead: that mean minus the mean of the organ around it, or least and greatest")
+        help="instead of --lesion-hu: that mean minus the mean of the organ around it, or minimum and maximum")
     group.add_argument("--lesions-per-case", nargs="+", type=int, default=[1], metavar="N",
-        help="a number, or least and greatest; default 1")
+        help="a number, or minimum and maximum; default 1")
     group.add_argument("--inside-fraction", type=float, metavar="SHARE",
-        help="of each lesion in the organ, at least; default 0.85 for --organ lungs and labels of lungs, else 0.80")
+        help="minimum share of each lesion inside the organ; default 0.85 for --organ lungs and labels of lungs, "
+        "otherwise 0.80")
     group.add_argument("--clearance-mm", type=float, default=CLEARANCE_MM, metavar="MM",
-        help=f"distance to other lesions; default {CLEARANCE_MM:g}")
+        help=f"minimum distance to other lesions; default {CLEARANCE_MM:g}")
     group.add_argument("--avoid", type=Path, metavar="FOLDER",
-        help="masks CASE.nii.gz of structures, such as vessels, that no lesion may lie in")
+        help="masks CASE.nii.gz of structures, such as vessels, in which no lesion may lie")
     group.add_argument("--at", nargs=3, type=float, metavar=("X", "Y", "Z"), dest="at_mm",
-        help="centre of the lesion in the patient in mm (LPS, as SimpleITK and DICOM), with one case in --cases")
+        help="centre of the lesion in mm in the patient's space (LPS, as in SimpleITK and DICOM), with one case in "
+        "--cases")
     # fmt: on
 
 
@@ -104,19 +106,20 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     # fmt: off
     group.add_argument("--mode", choices=("inpaint", "grow", "full"), default="inpaint",
         help="inpaint (default): the real case with a generated lesion; grow: its own lesion, larger or smaller; full: "
-        "the whole volume is generated")
+        "generate the whole volume")
     group.add_argument("--margin-mm", type=float, default=5.0, metavar="MM",
-        help="inpaint, grow: width of the seam around a lesion, beyond which all voxels are the raw ones; default 5")
+        help="inpaint, grow: width of the blended margin around a lesion; voxels beyond it stay raw; default 5")
     group.add_argument("--texture", choices=("scanner", "vae"), default="scanner",
-        help="inpaint, grow: keep the scan's own noise in the lesion (default), or take what the VAE decodes")
-    group.add_argument("--steps", type=int, metavar="N", help="of sampling; default: as the model says")
+        help="inpaint, grow: keep the scan's own noise in the lesion (default), or use the output of the VAE's decoder")
+    group.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: those of the model")
     group.add_argument("--eta", type=float, metavar="ETA",
-        help="1: DDPM-like sampling, 0: deterministic; default: as the model says")
-    group.add_argument("--guidance", type=float, default=1.0, metavar="G", help="classifier-free; default 1: none")
+        help="1: DDPM-like sampling, 0: deterministic; default: that of the model")
+    group.add_argument("--guidance", type=float, default=1.0, metavar="G",
+        help="classifier-free guidance; default 1: none")
     group.add_argument("--text", metavar="TEXT",
-        help="report of the lesion, for a model that was trained with text; needed if each of its cases had one")
+        help="report of the lesion, for a model that was trained with text; required if each of its cases had one")
     # fmt: on
-    group.add_argument("--text-encoder", metavar="PATH", help="where it is; default: where it was in training")
+    group.add_argument("--text-encoder", metavar="PATH", help="location of the text encoder; default: as in training")
     add_common(group, "weights", "vae_code", "trust_weights", "device")
 
 
@@ -124,11 +127,11 @@ def _add_quality_options(group: argparse._ArgumentGroup) -> None:
     # fmt: off
     add_common(group, "segmenter",
         help="folder of a trained nnU-Net model (TRAINER__PLANS__CONFIGURATION) that must find the lesions; "
-        "with --fold that fold of it, else all")
+        "with --fold, only that fold of the model, otherwise all")
     group.add_argument("--found-share", type=float, default=0.7, metavar="SHARE",
-        help="of a lesion's voxels to find; default 0.7")
+        help="share of a lesion's voxels that it must find; default 0.7")
     group.add_argument("--no-filter", action="store_true",
-        help="accept every case; its quality is written down all the same")
+        help="accept every case; its quality is still recorded")
     # fmt: on
 
 

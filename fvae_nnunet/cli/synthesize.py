@@ -1,8 +1,8 @@
-"""fvae-synthesize: synthetic lesions in real CT, by a latent diffusion model.
+"""fvae-synthesize: insert synthetic lesions into real CT with a latent diffusion model.
 
-Put synthetic lesions into the raw CT of a dataset, or generate whole volumes from a list, with a model of
-fvae-train-ldm. Writes images and labels in nnU-Net's raw format and a record of each case; what quality control rejects
-is kept aside. docs/synthesis.md explains it.
+Insert synthetic lesions into the raw CT of a dataset, or generate whole volumes from a list, with a model of
+fvae-train-ldm. Writes images and labels in nnU-Net's raw format and a record of each case; cases that quality control
+rejects are kept in a separate folder. See docs/synthesis.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""fvae-train-ldm: a latent diffusion model of a dataset's lesions, in the latent space of a frozen VAE.
+"""fvae-train-ldm: train a latent diffusion model of a dataset's lesions, in the latent space of a frozen VAE.
 
 Train a latent diffusion model that makes lesions from masks, in the latent space of a frozen VAE, on the training cases
-of a raw dataset; for fvae-synthesize. The same command again goes on where it stopped. On several GPUs: accelerate
-launch -m fvae_nnunet.cli.train_ldm DATASET ...
+of a raw dataset; for fvae-synthesize. The same command resumes where it stopped. On several GPUs: accelerate launch
+-m fvae_nnunet.cli.train_ldm DATASET ...
 """
 
 from __future__ import annotations

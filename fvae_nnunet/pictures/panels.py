@@ -26,6 +26,9 @@ REFERENCE, PREDICTION = "reference", "prediction"
 REFERENCE_WIDTH, PREDICTION_WIDTH = 3.0, 1.2
 """Of outlines, in points: where both run along the same pixels, both can be seen."""
 
+MOST_NOTES = 3
+"""Pieces of a mask beside which a note stands."""
+
 Labels = Mapping[str, int | Sequence[int]]
 """Name -> value, or values of a region, as in dataset.json; background (0) is not drawn."""
 
@@ -113,20 +116,31 @@ def draw_frame(panel: Axes, frame_mm: Extent) -> None:
 
 
 def write_beside(panel: Axes, mask: np.ndarray, text: str, extent_mm: Extent, *, font_size: float) -> None:
-    """A text above a mask (rows, columns) of a panel's slice, below it at the upper edge of what the panel shows."""
-    if not mask.any():
-        return
-    _, right, bottom, _ = extent_mm
-    places = np.argwhere(mask)
-    y_mm, x_mm = bottom / mask.shape[0], right / mask.shape[1]
+    """A text above each of the `MOST_NOTES` largest pieces of a mask (rows, columns) of a panel's slice; below a piece
+    at the panel's upper edge, and inwards of one at its sides. Where texts would cover each other the larger piece has
+    it."""
+    from scipy import ndimage
+
+    left, right = panel.get_xlim()
     lower, upper = panel.get_ylim()
-    top = places[:, 0].min() * y_mm
-    above = top - upper > 0.15 * (lower - upper)
-    write_on(
-        panel, (places[:, 1].mean() + 0.5) * x_mm, top if above else (places[:, 0].max() + 1) * y_mm, text,
-        font_size=font_size, fontweight="bold", transform=panel.transData, va="bottom" if above else "top",
-        clip_on=True,
-    )  # fmt: skip
+    step_mm = np.array([extent_mm[2] / mask.shape[0], extent_mm[1] / mask.shape[1]])
+    numbered, number = ndimage.label(mask, structure=np.ones((3, 3)))
+    order = np.argsort(-np.bincount(numbered.ravel(), minlength=number + 1)[1:], kind="stable")
+    pieces = [ndimage.find_objects(numbered)[place] for place in order[:MOST_NOTES]]
+    written: list[tuple[float, float]] = []
+    for rows, columns in pieces:
+        top, bottom = rows.start * step_mm[0], rows.stop * step_mm[0]
+        middle = (columns.start + columns.stop) / 2 * step_mm[1]
+        above, share = top - upper > 0.15 * (lower - upper), (middle - left) / (right - left)
+        at = middle, top if above else bottom
+        if any(abs(at[0] - x) < 0.4 * (right - left) and abs(at[1] - y) < 0.1 * (lower - upper) for x, y in written):
+            continue
+        written.append(at)
+        write_on(
+            panel, *at, text, font_size=font_size, fontweight="bold",
+            transform=panel.transData, va="bottom" if above else "top", clip_on=True,
+            ha="left" if share < 0.2 else "right" if share > 0.8 else "center",
+        )  # fmt: skip
 
 
 def figure_of(

@@ -12,7 +12,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.pictures.case import LESION_MARGIN_MM, case_picture, comparison_picture
 from fvae_nnunet.pictures.colours import PREDICTION_COLOUR, REFERENCE_COLOUR
 from fvae_nnunet.pictures.hu_windows import LUNG_HU_WINDOW, SOFT_TISSUE_HU_WINDOW
-from fvae_nnunet.pictures.panels import DIFFERENCE_HU
+from fvae_nnunet.pictures.panels import DIFFERENCE_HU, write_beside
 from fvae_nnunet.pictures.planes import Plane, frame_around, largest_cross_sections, sides_of
 
 SHAPE = (10, 20, 40)
@@ -133,7 +133,7 @@ def test_outlines_appear_only_for_what_is_there_and_in_the_hue_of_their_role(tmp
 
     def has_colour(picture: np.ndarray, colour: str) -> bool:
         area = picture[: int(0.85 * len(picture))]  # without the legend
-        return bool((np.abs(area - to_rgb(colour)).max(-1) < 0.02).sum() > 100)
+        return bool((np.abs(area - to_rgb(colour)).max(-1) < 0.1).sum() > 100)
 
     both = picture_of(tmp_path, raw_hu, raw_hu, reference=reference, prediction=prediction)
     assert has_colour(both, REFERENCE_COLOUR) and has_colour(both, PREDICTION_COLOUR)
@@ -214,6 +214,26 @@ def test_every_panel_has_its_letters_and_a_bar_and_a_missed_lesion_is_called_so(
     nothing = case | {"reference": np.minimum(case["reference"], 1), "predictions": {"one": case["reference"]}}
     (panel,) = [axes for axes in comparison_picture(**nothing).figure.axes if axes.get_title() == "one"]
     assert "false positive" in texts_of(panel) and "missed" not in texts_of(panel)
+
+
+def test_a_note_stands_beside_each_of_the_largest_pieces_and_within_the_panel() -> None:
+    from matplotlib.figure import Figure
+
+    panel = Figure().add_subplot()
+    panel.set(xlim=(0, 40), ylim=(20, 0))
+    mask = np.zeros((20, 40), bool)
+    for rows, columns in ((slice(1, 6), slice(18, 22)), (slice(10, 13), slice(36, 40)), (slice(10, 12), slice(0, 2))):
+        mask[rows, columns] = True
+    mask[17, 20] = True  # the fourth
+    write_beside(panel, mask, "missed", (0.0, 40.0, 20.0, 0.0), font_size=8)
+    placed = [(*text.get_position(), text.get_va(), text.get_ha()) for text in panel.texts]
+    assert placed == [(20, 6, "top", "center"), (38, 10, "bottom", "right"), (1, 10, "bottom", "left")]
+    write_beside(panel, mask & False, "missed", (0.0, 40.0, 20.0, 0.0), font_size=8)
+    assert len(panel.texts) == 3
+    near = np.zeros((20, 40), bool)
+    near[10:12, 18:20] = near[10, 23] = True
+    write_beside(panel, near, "missed", (0.0, 40.0, 20.0, 0.0), font_size=8)
+    assert len(panel.texts) == 4, "the smaller one would cover the larger one's"
 
 
 def test_a_lesion_in_the_lung_is_drawn_in_its_window(case: dict[str, Any]) -> None:

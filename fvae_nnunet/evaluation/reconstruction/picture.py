@@ -54,7 +54,7 @@ NEAR_SLICES = 8
 FLATTER_PART = 0.5
 """Part of the soft tissue, the flattest, in which the noise power spectrum is taken."""
 
-NO_FILTER = "no Gaussian filter beside it: the view removes no noise, or more than it can"
+NO_FILTER = "no Gaussian filter leaves as much noise as the view"
 
 RAW_STYLE: dict[str, Any] = {"color": "black", "linewidth": 1.4}
 VIEW_STYLE: dict[str, Any] = {"color": VERMILION, "linewidth": 1.6}
@@ -128,10 +128,10 @@ def reconstruction_picture(
     outlines = {name: Outline(colour) for name, colour in colours_of(values, LABEL_COLOURS).items()}
     with matplotlib.rc_context({"text.parse_math": False}):
         rows = [PANEL_INCHES * float(np.clip(shown.proportion(of), 0.3, 1.6)) for of in (shown.plane, shown.coronal)]
-        heights = (sum(rows) + 1.6, 4.3, 3.7)
+        heights = (sum(rows) + 2.0, 4.3, 3.7)
         figure = Canvas(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
-        figure.suptitle(title, fontsize=13)
         slices, strip, plots = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[:, 0]
+        slices.suptitle(title, fontsize=13)
         _draw_slices(slices, rows, shown, reference, values, outlines)
         _draw_strip(strip, shown)
         for panel, draw in zip(plots.subplots(1, 3), (_draw_profile, _draw_histogram, _draw_spectrum), strict=True):
@@ -274,7 +274,7 @@ def _draw_histogram(panel: Axes, shown: _Shown) -> None:
 def _draw_spectrum(panel: Axes, shown: _Shown) -> None:
     panel.set(xlabel="frequency, cycles per mm", ylabel="HU² mm²", title="noise power spectrum in flat soft tissue")
     if "filter" not in shown.near:
-        panel.set_title("noise power spectrum in flat soft tissue\n" + NO_FILTER, fontsize=10)
+        panel.set_title(f"noise power spectrum in flat soft tissue\n{NO_FILTER}", fontsize=10)
     regions = flat_regions(homogeneous_region(shown.near["raw"], flattest_part=FLATTER_PART))
     if not regions:
         write_on(panel, 0.5, 0.5, "no flat soft tissue near the slice", font_size=10)
