@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -111,13 +112,12 @@ def by_dask(job: Job, *, at_once: int | None = None) -> None:
             return client.submit(job.write, case, computed, resources={"disk": 1}, pure=False)
 
         cases = iter(job.cases)
-        first = [submit(case) for case, _ in zip(cases, range(at_once or len(job.cases)), strict=False)]
+        first = [submit(case) for case in islice(cases, at_once)]
         written = as_completed(first)
         for future in written:
             future.result()
-            for case in cases:
+            for case in islice(cases, 1):
                 written.add(submit(case))
-                break
 
 
 def by_snakemake(job: Job) -> None:
