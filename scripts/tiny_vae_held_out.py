@@ -43,7 +43,7 @@ def denoising_errors_hu(
     found: dict[str, list[float]] = {"edges": [], "flat": []}
     for number, image_hu in enumerate(cases.values()):
         truth_hu = NOISE.truth_of(image_hu)
-        drawn = 0 if noise is None else noise.drawn(truth_hu.shape, np.random.default_rng([0, number]))
+        drawn = 0 if noise is None else noise.drawn(truth_hu, 1.0, np.random.default_rng([0, number]))
         errors = errors_hu(denoise(truth_hu + drawn), truth_hu, places_of(truth_hu))
         for place in found:
             found[place].append(errors[place])

@@ -28,6 +28,7 @@ def test_package_folder_is_at_most_4_mb_and_has_its_card():
         "README.md",
         "config.json",
         "diffusion_pytorch_model.safetensors",
+        "reference.npy",
     }
 
 

@@ -363,7 +363,6 @@ def test_folders_of_different_datasets_are_refused(project, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["good", "--seed", "1"], "--seed: for the comparison of two or more folders"),
         (["good", "--names", "a", "--all-pairs"], "--names, --all-pairs: for the comparison"),
         (["good", "fair", "--names", "a"], "each of the 2 folders, got 1"),
         (["good", "fair", "--seed", "-1"], "must not be negative"),
