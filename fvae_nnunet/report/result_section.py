@@ -58,7 +58,7 @@ def _sentence(measures: Sequence[Measure], of: Results) -> str:
     decides = deciding(measures)
     sentences = [comparison_sentence(decides, entry) for entry in decides["comparisons"]]
     # names of models keep their small letter
-    return "\n".join(re.sub("^no ", "No ", sentence) for sentence in sentences)
+    return "\n".join(re.sub("^(no|too) ", lambda word: word[0].capitalize(), sentence) for sentence in sentences)
 
 
 def _pairs(of: Results) -> list[str]:

@@ -12,6 +12,9 @@ Measure = Mapping[str, Any]
 
 SIGNIFICANT_P = 0.05
 
+LEAST_CASES = 6
+"""Below so many cases no two-sided signed-rank test reaches `SIGNIFICANT_P`: with 5 the smallest p is 2 / 2^5."""
+
 FEW_CASES = 10
 """Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
 
@@ -22,11 +25,13 @@ _SENTENCES = {
     "worse?": "{second} may be worse than {first}",
     "equal": "{second} and {first} are equal in every case",
     "unclear": "no clear difference between {second} and {first}",
+    "too few": "too few cases to say which of {second} and {first} is better",
 }
 
 EXPLANATION = (
     f"better or worse: the interval of the difference excludes 0 and the corrected p is below {SIGNIFICANT_P:g}; “may "
-    "be” or “?”: only one of both; unclear: neither, which does not show that models are equal"
+    "be” or “?”: only one of both; unclear: neither, which does not show that models are equal; too few: fewer than "
+    f"{LEAST_CASES} cases, with which no p can be below {SIGNIFICANT_P:g}"
 )
 
 
@@ -36,7 +41,8 @@ def deciding(measures: Sequence[Measure]) -> Measure:
 
 
 def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
-    """The second model beside the first: better, worse, unclear, equal; with ``?`` where interval and test disagree.
+    """The second model beside the first: better, worse, unclear, equal, too few; with ``?`` where interval and test
+    disagree.
 
     `NOT_DEFINED` where no case can be compared.
     """
@@ -44,6 +50,8 @@ def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
         return NOT_DEFINED
     if not entry["wins"] + entry["losses"]:
         return "equal"
+    if entry["n"] < LEAST_CASES:
+        return "too few"
     low, high = entry["interval"]
     excludes_zero, is_significant = low > 0 or high < 0, entry["p_holm"] < SIGNIFICANT_P
     if not excludes_zero and not is_significant:

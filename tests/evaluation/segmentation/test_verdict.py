@@ -2,10 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 
 from fvae_nnunet.evaluation.segmentation.results_text import format_comparison
-from fvae_nnunet.evaluation.segmentation.verdict import comparison_sentence, deciding, model_sentence, verdict
+from fvae_nnunet.evaluation.segmentation.verdict import (
+    LEAST_CASES,
+    SIGNIFICANT_P,
+    comparison_sentence,
+    deciding,
+    model_sentence,
+    verdict,
+)
 
 NAN = math.nan
 
@@ -42,11 +51,18 @@ def measure(key="NSD_2mm", name="NSD 2 mm", *, unit="", higher=True, label="1", 
         (True, {"interval": [-0.01, 0.2], "p_holm": 0.3}, "unclear"),
         (True, {"wins": 0, "losses": 0, "ties": 10}, "equal"),
         (True, {"n": 0, "mean_difference": NAN}, "n/a"),
+        (True, {"n": 5, "p_holm": 0.0625}, "too few"),
+        (True, {"n": 6, "p_holm": 0.03125}, "better"),
     ],
 )
 def test_a_verdict_needs_interval_and_test(higher, entry, word):
     found = measure(higher=higher, **entry)
     assert verdict(found, found["comparisons"][0]) == word
+
+
+def test_with_fewer_cases_no_test_could_reach_what_is_asked_for():
+    smallest_p = [wilcoxon(np.arange(1, n + 1)).pvalue for n in (LEAST_CASES - 1, LEAST_CASES)]
+    assert smallest_p[0] > SIGNIFICANT_P > smallest_p[1]
 
 
 def test_a_sentence_says_which_by_how_much_and_how_sure():
