@@ -10,7 +10,7 @@ COLOURS = {"raw": "#111111", "view": "#222222"}
 def measure(key, name, change, *, unit="", p=0.01):
     entry = {
         "first": "raw", "second": "view", "mean_difference": change, "interval": [change - 0.1, change + 0.1],
-        "interval_method": "BCa", "p_holm": p, "n": 5, "wins": 5, "losses": 0,
+        "interval_method": "BCa", "p_holm": p, "n": 10, "wins": 5, "losses": 0,
     }  # fmt: skip
     models = [
         {"model": name_, "mean": mean, "interval": [mean - 0.1, mean + 0.1], "interval_method": "BCa"}

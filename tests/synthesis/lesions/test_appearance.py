@@ -141,7 +141,9 @@ def test_lesions_are_accepted_that_are_what_was_asked_for(paints, tmp_path):
     assert verdicts == {"real": 0, "dense": 2, "faint": 0}
     (reason,) = read_synthetic_cases(tmp_path / "faint", accepted=False)[0].record["reasons"]
     assert re.fullmatch(
-        r"the lesion has a contrast of [45]\d HU to its surroundings; what was asked for allows -\d+ to -?\d+", reason
+        r"the lesion has a contrast of [45]\d\.\d HU to its surroundings; "
+        r"what was asked for allows −\d+\.\d to −?\d+\.\d",
+        reason,
     )
 
 
