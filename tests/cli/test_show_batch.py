@@ -224,7 +224,7 @@ def test_the_picture_marks_views_and_draws_names_as_they_are(tmp_path, monkeypat
     assert widths[4] == 3 and max(widths[:4]) < 3
     assert [len(panel.collections) for panel in panels] == [0, 2, 0, 0, 0, 0], "the tumour's line and casing"
     np.testing.assert_array_equal(panels[5].images[0].get_array(), 0.5)
-    assert drawn[0].get_suptitle() == "$title_\n2 samples: 1 raw, 1 view"
+    assert drawn[0]._suptitle.get_text() == "$title_\n2 samples: 1 raw, 1 view"
 
 
 def test_letters_follow_what_augmentation_mirrors_and_turns():
