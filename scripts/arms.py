@@ -55,8 +55,7 @@ def parse_views(lines: Iterable[str]) -> dict[str, View]:
         if not {"--view", "--vae"} <= given.keys():
             raise ConfigError(f"views: write --view NAME --vae NAME and what else fvae-preprocess takes; got: {line}")
         name = given["--view"]
-        if not re.fullmatch(r"[\w.+-]+", name) or name == RAW:
-            raise ConfigError(f"views: {name!r} cannot be the name of a view; take letters, digits and . + - _")
+        check_name("view", name, reserved=(RAW,))
         if name in views:
             raise ConfigError(f"views: two are named {name}")
         for option in ("--weights", "--vae-code"):
@@ -69,6 +68,13 @@ def parse_views(lines: Iterable[str]) -> dict[str, View]:
         if view.matched is not None and view.matched not in views.keys() - {view.name}:
             raise ConfigError(f"views: {view.name} is matched to {view.matched}, which is none of the other views")
     return views
+
+
+def check_name(kind: str, name: str, *, reserved: Iterable[str] = ()) -> None:
+    """ConfigError where a view, arm or test cannot have this name, which is part of the names of its files."""
+    if not re.fullmatch(r"[\w.+-]+", name) or name in reserved:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ConfigError(f"{kind}s: {name!r} cannot be the name of {article} {kind}; take letters, digits and . + - _")
 
 
 def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:

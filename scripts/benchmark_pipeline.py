@@ -30,13 +30,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from phantoms import write_phantom_dataset
-from process_memory import run_measured
+from process_memory import Measured, run_measured
 
 DATASET = "Dataset951_Pipeline"
 
@@ -99,18 +98,11 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
     }
 
 
-@dataclass(frozen=True)
-class Run:
-    figures: dict[str, float]
-    main_bytes: int
-    all_bytes: int
-
-
-def measure(job: str, source: str, output: Path, *, workers: int, rate: float) -> Run:
-    """``run_here`` in a process of its own, with its memory."""
+def measure(job: str, source: str, output: Path, *, workers: int, rate: float) -> tuple[dict[str, float], Measured]:
+    """The figures of ``run_here`` in a process of its own, and its memory."""
     measured = run_measured([sys.executable, __file__, "--run-here", job, source, str(output), str(workers), str(rate)])
     shutil.rmtree(output, ignore_errors=True)
-    return Run(json.loads(measured.output.splitlines()[-1]), measured.main_bytes, measured.all_bytes)
+    return json.loads(measured.output.splitlines()[-1]), measured
 
 
 def write_small_images(folder: Path, cases: int) -> None:
@@ -125,10 +117,10 @@ def benchmark(job: str, source: str, small: Path | None, root: Path, arguments: 
     voxels = math.prod(arguments.shape)
     runs = iter(range(1000))
 
-    def run(workers: int, rate: float, job: str = job, source: str = source) -> Run:
+    def run(workers: int, rate: float, job: str = job, source: str = source) -> tuple[dict[str, float], Measured]:
         return measure(job, source, root / f"run{next(runs)}", workers=workers, rate=rate * 1e6)
 
-    probe = run(0, 1e6).figures
+    probe, _ = run(0, 1e6)
     disk, processor = probe["disk"] / arguments.cases, probe["computing"] / arguments.cases
     # the workers need `disk` seconds a case, and all cores together `disk + processor`
     cores = os.cpu_count() or 1
@@ -140,18 +132,18 @@ def benchmark(job: str, source: str, small: Path | None, root: Path, arguments: 
     )
     print("| rate, Mvoxel/s | device, s per case | run | s | ratio | idle | by the stand-in | memory, main | all |")
     print("|---|---|---|---|---|---|---|---|---|")
-    ground = {workers: run(workers, 1, job, str(small)) for workers in (0, arguments.np) if small is not None}
+    ground = {workers: run(workers, 1, job, str(small))[1] for workers in (0, arguments.np) if small is not None}
     for rate in arguments.rates or (keeps_up, 4 * keeps_up):
         baseline = None
         for workers in (0, arguments.np):
-            done = run(workers, rate)
-            baseline = baseline or done.figures["elapsed"]
+            figures, used = run(workers, rate)
+            baseline = baseline or figures["elapsed"]
             memory = ["", ""]
             if ground:
-                above = done.main_bytes - ground[workers].main_bytes, done.all_bytes - ground[workers].all_bytes
+                tiny = ground[workers]
+                above = used.main_bytes - tiny.main_bytes, used.all_bytes - tiny.all_bytes
                 memory = [f"{held / (2 * voxels):.1f}" for held in above]
             name = f"pipeline, -np {workers}" if workers else "in sequence, -np 0"
-            figures = done.figures
             print(
                 f"| {rate:.1f} | {voxels / rate / 1e6:.2f} | {name} | {figures['elapsed']:.1f} | "
                 f"{baseline / figures['elapsed']:.2f} | {figures['idle']:.0%} | {figures['idle_by_stand_in']:.0%} | "

@@ -22,6 +22,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.ct.intensity import as_stored_by_scanners
 from fvae_nnunet.errors import UserError
 
 Triple = Sequence[float] | np.ndarray
@@ -290,11 +291,11 @@ class Torso:
     def scanned(self) -> np.ndarray:
         """The volume as a scanner would give it: blurred, noisy, int16 HU."""
         noisy = self.blurred(self.hu) + self.rng.uniform(15, 20) * self._scanner_noise()
-        return np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
+        return as_stored_by_scanners(noisy)
 
     def clean(self) -> np.ndarray:
         """The volume as the scanner would give it without noise: int16 HU."""
-        return np.clip(np.rint(self.blurred(self.hu)), -1024, 3071).astype(np.int16)
+        return as_stored_by_scanners(self.blurred(self.hu))
 
     def blurred(self, hu: np.ndarray) -> np.ndarray:
         """HU (z, y, x) as the scanner's resolution leaves them."""

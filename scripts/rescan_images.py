@@ -24,6 +24,7 @@ from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.ct.files import find_images, image_ending, read_volume, write_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
+from fvae_nnunet.ct.intensity import as_stored_by_scanners
 from fvae_nnunet.ct.noise import measured_region
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases, unchanged
@@ -31,7 +32,6 @@ from fvae_nnunet.jobs.progress_bar import progress_bar
 from fvae_nnunet.scanner.kernels import KERNELS
 from fvae_nnunet.scanner.photons import low_dose_hu
 
-INT16_HU = (-1024, 3071)
 SQUARE_WITHIN = 0.01
 
 
@@ -51,7 +51,7 @@ def rescanned(
     rng = np.random.default_rng(seed)
     low_hu = low_dose_hu(axial_hu, column_mm, dose, own_noise_hu=own_noise_hu or 0.0, rng=rng)
     scanned_hu = KERNELS[kernel].applied(low_hu, column_mm)
-    return geometry.as_in_file(np.clip(np.rint(scanned_hu), *INT16_HU).astype(np.int16))
+    return geometry.as_in_file(as_stored_by_scanners(scanned_hu))
 
 
 def rescan_file(images: dict[str, Path], output: Path, arguments: argparse.Namespace, case: str) -> bool:

@@ -56,6 +56,11 @@ def truncate_to_int16(volume_hu: np.ndarray) -> np.ndarray:
     return round_to_int16(np.trunc(volume_hu))
 
 
+def as_stored_by_scanners(volume_hu: np.ndarray) -> np.ndarray:
+    """HU rounded to int16 and clipped to the 12 bits of a scanner, -1024 to 3071; any shape, finite values."""
+    return np.clip(np.rint(volume_hu), -1024, 3071).astype(np.int16)
+
+
 def round_to_int16(volume_hu: np.ndarray) -> np.ndarray:
     """HU rounded to the nearest int16; any shape.
 

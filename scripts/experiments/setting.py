@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from arms import ConfigError, View, check_choices, check_keys, existing_folder, parse_views
+from arms import ConfigError, View, check_choices, check_keys, check_name, existing_folder, parse_views
 from dataset_folders import DatasetFolders
 
 WITHOUT_VIEW = ("nnUNetTrainer", "nnUNetTrainerNoise")
@@ -73,6 +73,9 @@ class Test:
     scan: str
     predict: str
     arms: tuple[str, ...]
+
+
+Named = TypeVar("Named", Arm, Test)
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,8 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
         )
     check_choices(config, CHOICES)
     views = parse_views(config["views"])
-    arms = {arm.name: arm for arm in (_arm(given, views) for given in config["arms"])}
-    if len(arms) < len(config["arms"]):
-        raise ConfigError("arms: two have the same name")
-    tests = {test.name: test for test in (_test(given, arms) for given in config["tests"])}
-    if len(tests) < len(config["tests"]):
-        raise ConfigError("tests: two have the same name")
+    arms = _by_name("arms", [_arm(given, views) for given in config["arms"]])
+    tests = _by_name("tests", [_test(given, arms) for given in config["tests"]])
     small = bool(config["features_per_stage"])
     experiment = Experiment(source, arms, views, tests, config["folds"], config["configuration"], small)
     if len(experiment.runs) < 2:
@@ -173,11 +172,17 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
+def _by_name(kind: str, made: Sequence[Named]) -> dict[str, Named]:
+    by_name = {one.name: one for one in made}
+    if len(by_name) < len(made):
+        raise ConfigError(f"{kind}: two have the same name")
+    return by_name
+
+
 def _arm(given: Mapping[str, Any], views: Mapping[str, View]) -> Arm:
     check_keys(given, ("name", "trainer", "view", "seeds"))
     name, trainer, view = given.get("name", ""), given.get("trainer"), given.get("view")
-    if not re.fullmatch(r"[\w.+-]+", name):
-        raise ConfigError(f"arms: {name!r} cannot be the name of an arm; take letters, digits and . + - _")
+    check_name("arm", name)
     if trainer not in TRAINERS:
         raise ConfigError(f"arms: {name}: trainer {trainer} is none of {', '.join(TRAINERS)}")
     arm = Arm(name, trainer, view, tuple(given.get("seeds", [0])))
@@ -194,8 +199,7 @@ def _arm(given: Mapping[str, Any], views: Mapping[str, View]) -> Arm:
 def _test(given: Mapping[str, Any], arms: Mapping[str, Arm]) -> Test:
     check_keys(given, ("name", "scan", "predict", "arms"))
     name, tested = given.get("name", ""), tuple(given.get("arms", arms))
-    if not re.fullmatch(r"[\w.+-]+", name) or name in (VALIDATION, "scans", "logs"):
-        raise ConfigError(f"tests: {name!r} cannot be the name of a test; take letters, digits and . + - _")
+    check_name("test", name, reserved=(VALIDATION, "scans", "logs"))
     if not tested or not set(tested) <= arms.keys():
         raise ConfigError(f"tests: {name}: arms {', '.join(tested)} are not all among {', '.join(arms)}")
     return Test(name, given.get("scan", ""), given.get("predict", ""), tested)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, check_hu_window
-from fvae_nnunet.ct.intensity import hu_to_model, model_to_hu, round_to_int16
+from fvae_nnunet.ct.intensity import as_stored_by_scanners, hu_to_model, model_to_hu, round_to_int16
 from fvae_nnunet.errors import UserError
 
 
@@ -11,6 +11,11 @@ def test_window_ends_and_middle_map_to_minus_one_zero_one_and_metal_is_clipped()
     hu = torch.tensor([-3024, -1000, -160, 40, 240, 1000, 3071], dtype=torch.int16)
     assert hu_to_model(hu, PAPER_HU_WINDOW).tolist() == pytest.approx([-1, -1, -0.16, 0.04, 0.24, 1, 1])
     assert hu_to_model(hu, (-160, 240)).tolist() == pytest.approx([-1, -1, -1, 0, 1, 1, 1])
+
+
+def test_a_scanner_stores_whole_hu_of_twelve_bits():
+    stored = as_stored_by_scanners(np.array([-3024.0, -1024.4, -0.6, 0.4, 40.5, 3071.4, 9000.0]))
+    assert stored.dtype == np.int16 and stored.tolist() == [-1024, -1024, -1, 0, 40, 3071, 3071]
 
 
 def test_model_values_outside_the_range_are_clamped():

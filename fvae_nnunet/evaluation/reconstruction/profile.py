@@ -66,11 +66,11 @@ def line_across(
         hu_window: that the slice is shown in.
     """
     smooth_hu = ndimage.gaussian_filter(raw_hu.astype(np.float64), SMOOTHING_PIXELS, mode="nearest")
-    slope = np.stack([np.gradient(smooth_hu, edge, axis=axis) for axis, edge in enumerate(pixel_mm)], axis=-1)
+    slope = np.stack(np.gradient(smooth_hu, *pixel_mm), axis=-1)
     if lesion.any():
         inside, outside = (ndimage.distance_transform_edt(part, sampling=pixel_mm) for part in (lesion, ~lesion))
         signed_mm = ndimage.gaussian_filter(outside - inside, SMOOTHING_PIXELS, mode="nearest")
-        course = np.stack([np.gradient(signed_mm, edge, axis=axis) for axis, edge in enumerate(pixel_mm)], axis=-1)
+        course = np.stack(np.gradient(signed_mm, *pixel_mm), axis=-1)
         places = np.argwhere(lesion & ~ndimage.binary_erosion(lesion))
     else:
         course, places = slope, np.argwhere(np.ones_like(lesion))
