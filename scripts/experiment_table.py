@@ -2,9 +2,9 @@
 
     python scripts/experiment_table.py docs/evidence/sarcoma_cpu.json
 
-Cases are what is counted: a case is predicted once for each arm and seed, by the model of the fold that did not see it.
-Values of several seeds are averaged by case. Intervals and tests are those of ``fvae-evaluate`` (docs/evaluation.md);
-Holm's correction is over the arms of one measure. Arms that are not complete are named and left out.
+The unit is the case: each one is predicted once for every arm and seed, by the model of the fold that did not see it.
+The seeds of an arm are averaged by case. Intervals and tests are those of ``fvae-evaluate`` (docs/evaluation.md), with
+Holm's correction over the arms of a measure. Incomplete runs are named and left out.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
     return {key: values for key, values in found.items() if set(values) == every}
 
 
-def mean_of_seeds(runs: Mapping[tuple[str, int], Values], arm: str, seeds: Sequence[int]) -> Values:
-    """The values of an arm by case, averaged over seeds; NaN if any of them is."""
-    of_seeds = [runs[arm, seed] for seed in seeds]
+def mean_of_seeds(runs: Sequence[Values]) -> Values:
+    """Values by case, averaged over the runs of an arm; NaN if one of them is."""
     return {
-        case: {measure: float(np.mean([values[case][measure] for values in of_seeds])) for measure in MEASURES}
-        for case in sorted(of_seeds[0])
+        case: {measure: float(np.mean([values[case][measure] for values in runs])) for measure in MEASURES}
+        for case in sorted(runs[0])
     }
 
 
@@ -84,18 +83,19 @@ def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for measure, (name, quantity, higher_is_better) in MEASURES.items():
-        differences = {arm: _differences(arms[reference], arms[arm], measure) for arm in others}
-        tests = {arm: signed_rank_test(differences[arm]).p for arm in others}
+        gained = {arm: differences(arms[reference], arms[arm], measure) for arm in others}
+        tests = {arm: signed_rank_test(gained[arm]).p for arm in others}
         for arm, p_holm in zip(others, holm(list(tests.values())), strict=True):
-            gains = np.array(differences[arm]) * (1 if higher_is_better else -1)
+            gains = np.array(gained[arm]) * (1 if higher_is_better else -1)
             counts = f"{(gains > 0).sum()}, {(gains == 0).sum()}, {(gains < 0).sum()}"
-            difference = _mean_and_interval(differences[arm], quantity, signed=True)
+            difference = _mean_and_interval(gained[arm], quantity, signed=True)
             p = f"{p_value(tests[arm])} | {p_value(p_holm)}"
             lines.append(f"| {name} | {arm} | {difference} | {p} | {counts} | {len(gains)} |")
     return lines
 
 
-def _differences(before: Values, after: Values, measure: str) -> list[float]:
+def differences(before: Values, after: Values, measure: str) -> list[float]:
+    """After minus before in each case that has both."""
     both = [after[case][measure] - before[case][measure] for case in before]
     return [difference for difference in both if math.isfinite(difference)]
 
@@ -108,34 +108,34 @@ def _mean_and_interval(numbers: Sequence[float], quantity: str, *, signed: bool 
     return f"{mean} ({interval(found.low, found.high, quantity, signed=signed)})"
 
 
+def arms_of(results: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
+    """For each arm, the raw one first, its complete runs by name (``raw seed 1``)."""
+    found: dict[str, dict[str, Values]] = {REFERENCE: {}}
+    for (arm, seed), values in sorted(complete_runs(results).items()):
+        found.setdefault(arm, {})[f"{arm} seed {seed}"] = values
+    if not found[REFERENCE]:
+        raise UserError("no seed of the raw arm is complete yet")
+    return found
+
+
 def report(results: Mapping[str, Any]) -> list[str]:
     """The lines of all tables."""
-    runs = complete_runs(results)
-    started = {(entry["arm"], entry["seed"]) for entry in results["runs"]}
-    unfinished = sorted(f"{arm} seed {seed}" for arm, seed in started - runs.keys())
-    seeds = {arm: sorted(seed for name, seed in runs if name == arm) for arm, _ in runs}
-    if REFERENCE not in seeds:
-        raise UserError("no seed of the raw arm is complete yet")
-    ordered = [REFERENCE, *sorted(seeds.keys() - {REFERENCE})]
-    first = {arm: seeds[arm][0] for arm in ordered}
-    lines = [f"{sum(map(len, results['folds']))} cases, {len(results['folds'])} folds; one seed of every arm:", ""]
-    one_seed = {arm: mean_of_seeds(runs, arm, [first[arm]]) for arm in ordered}
-    lines += [*arm_table(one_seed), "", *difference_table(one_seed, REFERENCE)]
-    several = [arm for arm in ordered if len(seeds[arm]) > 1]
-    if several:
-        averaged = {
-            f"{arm} (seeds {', '.join(map(str, seeds[arm]))})": mean_of_seeds(runs, arm, seeds[arm]) for arm in several
-        }
-        lines += ["", "Averaged over seeds:", "", *arm_table(averaged)]
-        if REFERENCE in several and len(several) > 1:
-            lines += ["", *difference_table(averaged, next(iter(averaged)))]
-        again = {f"{arm} seed {seed}": runs[arm, seed] for arm in several for seed in seeds[arm]}
-        for arm in several:
-            pair = {name: values for name, values in again.items() if name.startswith(f"{arm} seed")}
-            lines += ["", f"Chance alone, two seeds of {arm}:", "", *difference_table(pair, next(iter(pair)))]
-    if unfinished:
+    runs = arms_of(results)
+    arms = {_name(arm, of_arm): mean_of_seeds(list(of_arm.values())) for arm, of_arm in runs.items()}
+    lines = [f"{sum(map(len, results['folds']))} cases, {len(results['folds'])} folds:", ""]
+    lines += [*arm_table(arms), "", *difference_table(arms, next(iter(arms)))]
+    for arm, of_arm in runs.items():
+        if len(of_arm) > 1:
+            lines += ["", f"Chance alone, seeds of {arm}:", "", *difference_table(of_arm, next(iter(of_arm)))]
+    complete = [name for of_arm in runs.values() for name in of_arm]
+    started = {f"{entry['arm']} seed {entry['seed']}" for entry in results["runs"]}
+    if unfinished := sorted(started.difference(complete)):
         lines += ["", f"Not complete, left out: {', '.join(unfinished)}"]
     return lines
+
+
+def _name(arm: str, runs: Mapping[str, Values]) -> str:
+    return arm if len(runs) == 1 else f"{arm} ({len(runs)} seeds)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

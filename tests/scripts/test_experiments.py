@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import experiment_overview as overview
 import experiment_table as table
 import numpy as np
 import pytest
@@ -230,11 +231,69 @@ def test_seeds_are_averaged_by_case_and_incomplete_arms_named():
     }
     runs = table.complete_runs(content)
     assert set(runs) == {("raw", 0), ("raw", 1), ("view", 0)}
-    assert table.mean_of_seeds(runs, "raw", [0, 1])[CASES[0]]["Dice"] == pytest.approx(0.55)
+    assert table.mean_of_seeds([runs["raw", 0], runs["raw", 1]])[CASES[0]]["Dice"] == pytest.approx(0.55)
     lines = "\n".join(table.report(content))
+    assert "| DSC | view | +0.150" in lines  # 0.7 - (0.5 + 0.6) / 2
     assert "left out: half seed 0" in lines
-    assert "two seeds of raw" in lines
+    assert "seeds of raw" in lines
     assert "minus raw seed 0" in lines
+
+
+def results_of(test: dict | None, **levels: float) -> dict:
+    """Results of a test; arms by level of their measures, ``raw`` with a second seed of ``raw_again``."""
+    again = levels.pop("raw_again", levels["raw"])
+    runs = [run for arm, level in levels.items() for run in runs_of(arm, 0, level)] + runs_of("raw", 1, again)
+    return {"test": test, "folds": FOLDS, "runs": runs}
+
+
+def noisy(content: dict, arm: str, seed: int) -> dict:
+    """The same with an arm that is better in most of the cases and worse in others."""
+    rng = np.random.default_rng(seed)
+    for run in content["runs"]:
+        if run["arm"] == arm:
+            for of_case in run["cases"].values():
+                of_case["NSD_2mm"] += rng.normal(0.05, 0.02)
+    return content
+
+
+def test_the_overview_compares_arms_on_each_scan_and_options_with_the_same_models_without():
+    half = {"name": "half", "scan": "--dose 0.5", "predict": ""}
+    both = half | {"name": "both", "predict": "--tta raw,view"}
+    as_it_is = noisy(results_of(None, raw=0.5, raw_again=0.52, view=0.5), "view", seed=0)
+    contents = [results_of(both, raw=0.47), results_of(half, raw=0.4, view=0.42, raw_again=0.44), as_it_is]
+    scans = overview.scans_of(contents, "NSD_2mm")
+    assert list(scans) == ["as it is", "half"]
+    view = scans["as it is"].rows["view"]
+    of_raw = {case: 0.51 + 0.011 * number for number, case in enumerate(CASES)}
+    of_view = {
+        case: of["NSD_2mm"] for run in as_it_is["runs"] if run["arm"] == "view" for case, of in run["cases"].items()
+    }
+    gains = [of_view[case] - of_raw[case] for case in CASES]
+    assert view.mean == pytest.approx(np.mean(gains)) and view.p == pytest.approx(wilcoxon(gains).pvalue)
+    assert view.interval.low > 0 and view.is_sure
+    assert scans["as it is"].chance.mean == pytest.approx(0.02)
+    assert scans["as it is"].raw == pytest.approx(0.51 + 0.0605)
+    assert scans["half"].rows["view"].mean == pytest.approx(0.0) and not scans["half"].rows["view"].is_sure
+    assert scans["half"].rows["raw `--tta raw,view`"].mean == pytest.approx(0.05)
+    header, _, raw, *rows = overview.overview(scans, "NSD_2mm")
+    assert header == "| NSD 2 mm | as it is | half |" and raw == "| raw | 0.571 | 0.481 |"
+    assert rows[0].startswith(f"| view | **+{view.mean:.3f}** (+") and rows[1].startswith("| raw `--tta raw,view` |  |")
+    assert rows[2].startswith("| raw, another seed | +0.020")
+
+
+def test_a_gain_within_chance_is_not_sure():
+    content = noisy(results_of(None, raw=0.5, raw_again=0.7, view=0.6), "view", seed=0)
+    view = overview.scans_of([content], "NSD_2mm")["as it is"].rows["view"]
+    assert view.interval.low > 0 and view.p < 0.05 and view.mean < 0.2
+    assert not view.is_sure
+
+
+def test_the_overview_refuses_what_it_cannot_compare():
+    half = {"name": "half", "scan": "--dose 0.5", "predict": ""}
+    with pytest.raises(UserError, match="both: no results of the same scan"):
+        overview.scans_of([results_of(half | {"name": "both", "predict": "--tta view"}, raw=0.5)], "NSD_2mm")
+    with pytest.raises(UserError, match="half and again are results of the same scan"):
+        overview.scans_of([results_of(half | {"name": name}, raw=0.5) for name in ("half", "again")], "NSD_2mm")
 
 
 def test_results_of_another_fold_are_refused():
@@ -284,6 +343,8 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
             overlap = 2 * (predicted & reference).sum() / (predicted.sum() + reference.sum())
             assert values["Dice"] == pytest.approx(overlap, abs=1e-6)
     assert "minus raw" in (work / "validation" / "table.md").read_text()
+    assert "tiny-mix `--tta raw,view --vae tiny`" in (work / "overview.md").read_text()
+    assert (work / "overview.png").read_bytes().startswith(b"\x89PNG")
     assert (work / "validation" / "report.html").stat().st_size > 0
     quarter = json.loads((work / "quarter" / "results.json").read_text())
     assert quarter["test"]["scan"] == scan and written["test"] is None

@@ -1,0 +1,201 @@
+"""One measure of an experiment over all its tests: how far each arm is from the raw arm, as a table and a picture.
+
+    python scripts/experiment_overview.py WORK/*/results.json -o overview.png > overview.md
+
+Tests on the same scan belong together. Arms are compared with the raw arm, Holm-corrected over the arms of a scan.
+Predictions with options of their own (``predict`` of a test) are compared with predictions of the same models without
+options, Holm-corrected over these. A difference is bold, or a filled dot, if its interval excludes 0, its corrected p
+is below 0.05, and it is larger than that between two seeds of the raw arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiment_table import MEASURES, REFERENCE, Values, arms_of, differences, mean_of_seeds
+
+from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.verdict import SIGNIFICANT_P
+from fvae_nnunet.evaluation.statistics import Interval, bootstrap_interval, holm, signed_rank_test
+from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.files.recorded import atomic_write
+from fvae_nnunet.numbers_as_text import interval, number
+from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches
+from fvae_nnunet.pictures.series import series_colours
+
+CHANCE = "raw, another seed"
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over cases of an arm minus what it is compared with.
+
+    Attributes:
+        interval: 95 % bootstrap interval.
+        p: Holm-corrected.
+        exceeds_chance: whether it is larger than the difference between two seeds of the raw arm.
+    """
+
+    mean: float
+    interval: Interval
+    p: float
+    exceeds_chance: bool = True
+
+    @property
+    def is_sure(self) -> bool:
+        excludes_zero = self.interval.low > 0 or self.interval.high < 0
+        return excludes_zero and self.p < SIGNIFICANT_P and self.exceeds_chance
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All that is known of one scan.
+
+    Attributes:
+        raw: mean over cases of the raw arm.
+        rows: the differences by arm, and by arm and options of prediction.
+        chance: between two seeds of the raw arm; None with one seed.
+    """
+
+    raw: float
+    rows: Mapping[str, Difference]
+    chance: Difference | None
+
+
+def scans_of(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Scan]:
+    """By name of its plain test, the images as they are first.
+
+    Raises:
+        UserError: a scan has been predicted without options twice, or never.
+    """
+    plain: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    with_options = []
+    for content in results:
+        test = content.get("test") or {"name": AS_IT_IS, "scan": "", "predict": ""}
+        if test["predict"]:
+            with_options.append((test, content))
+        elif test["scan"] in plain:
+            raise UserError(
+                f"{plain[test['scan']][0]} and {test['name']} are results of the same scan; give one of them"
+            )
+        else:
+            plain[test["scan"]] = (test["name"], content)
+    found = {}
+    for scan, (name, content) in sorted(plain.items(), key=lambda item: (item[0] != "", item[1][0])):
+        found[name] = _scan(content, [(t["predict"], c) for t, c in with_options if t["scan"] == scan], measure)
+    if missing := [test["name"] for test, _ in with_options if test["scan"] not in plain]:
+        raise UserError(f"{', '.join(missing)}: no results of the same scan predicted without options are given")
+    return found
+
+
+def _scan(plain: Mapping[str, Any], predicted: Sequence[tuple[str, Mapping[str, Any]]], measure: str) -> Scan:
+    runs = {arm: list(of_arm.values()) for arm, of_arm in arms_of(plain).items()}
+    arms = {arm: mean_of_seeds(of_arm) for arm, of_arm in runs.items()}
+    first, *others = runs[REFERENCE]
+    chance = _differences({CHANCE: (first, others[0])}, measure, chance=None)[CHANCE] if others else None
+    trained = {arm: (arms[REFERENCE], values) for arm, values in arms.items() if arm != REFERENCE}
+    at_prediction = {
+        f"{arm} `{options}`": (arms[arm], mean_of_seeds(list(of_arm.values())))
+        for options, content in predicted
+        for arm, of_arm in arms_of(content).items()
+    }
+    rows = {key: one for pairs in (trained, at_prediction) for key, one in _differences(pairs, measure, chance).items()}
+    return Scan(float(np.nanmean([of_case[measure] for of_case in arms[REFERENCE].values()])), rows, chance)
+
+
+def _differences(
+    pairs: Mapping[str, tuple[Values, Values]], measure: str, chance: Difference | None
+) -> dict[str, Difference]:
+    """Second minus first of each pair, corrected over all of them."""
+    found = {name: differences(*pair, measure) for name, pair in pairs.items()}
+    ps = holm([signed_rank_test(values).p for values in found.values()])
+    made = {}
+    for (name, values), p in zip(found.items(), ps, strict=True):
+        mean = float(np.mean(values))
+        made[name] = Difference(
+            mean, bootstrap_interval(values, seed=0), p, chance is None or abs(mean) > abs(chance.mean)
+        )
+    return made
+
+
+def overview(scans: Mapping[str, Scan], measure: str) -> list[str]:
+    """Markdown: a row for each arm, a column for each scan; bold where the arm helps or harms."""
+    name, quantity, _ = MEASURES[measure]
+    lines = [f"| {name} | " + " | ".join(scans) + " |", "|---" * (len(scans) + 1) + "|"]
+    lines.append(f"| {REFERENCE} | " + " | ".join(number(scan.raw, quantity) for scan in scans.values()) + " |")
+    lines += [
+        f"| {row} | " + " | ".join(_cell(scan.rows.get(row), quantity) for scan in scans.values()) + " |"
+        for row in dict.fromkeys(row for scan in scans.values() for row in scan.rows)
+    ]
+    if any(scan.chance for scan in scans.values()):
+        lines.append(f"| {CHANCE} | " + " | ".join(_cell(scan.chance, quantity) for scan in scans.values()) + " |")
+    return lines
+
+
+def _cell(one: Difference | None, quantity: str) -> str:
+    if one is None:
+        return ""
+    mean = number(one.mean, quantity, signed=True)
+    ends = interval(one.interval.low, one.interval.high, quantity, signed=True)
+    return f"**{mean}** ({ends})" if one.is_sure else f"{mean} ({ends})"
+
+
+def picture(scans: Mapping[str, Scan], measure: str, path: Path) -> None:
+    """Write a PNG: for each scan the differences of all arms that were trained."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    arms = [row for row in dict.fromkeys(row for scan in scans.values() for row in scan.rows) if "`" not in row]
+    colours = dict(series_colours(arms)) | {CHANCE: GREY}
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        height = 1.2 + forest_height_inches(len(scans), len(colours))
+        figure = Figure(figsize=(7.0, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        rows = []
+        for scan in scans.values():
+            shown = {**scan.rows, CHANCE: scan.chance}
+            rows.append([_estimate(one, colour) for arm, colour in colours.items() if (one := shown.get(arm))])
+        draw_forest(axes, rows, reference=0)
+        axes.set_yticks(range(len(scans)), list(scans))
+        axes.set_xlabel(f"{MEASURES[measure][0]}: minus raw, 95 % interval; filled: larger than chance explains")
+        handles = [Line2D([], [], color=colour, marker="o", markersize=5, label=arm) for arm, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+
+
+def _estimate(one: Difference, colour: str) -> Estimate:
+    return Estimate(one.mean, (one.interval.low, one.interval.high), colour, one.is_sure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="experiment_overview.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of the tests of one experiment")
+    parser.add_argument("--measure", choices=list(MEASURES), default="NSD_2mm", help="default: %(default)s")
+    parser.add_argument("-o", type=Path, metavar="PNG", help="draw it, too")
+    return run_command(parser, run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    scans = scans_of([read_json(path) for path in args.results], args.measure)
+    if args.o:
+        picture(scans, args.measure, args.o)
+    print("\n".join(overview(scans, args.measure)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
