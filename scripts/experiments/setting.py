@@ -19,6 +19,8 @@ from dataset_folders import DatasetFolders
 WITHOUT_VIEW = ("nnUNetTrainer", "nnUNetTrainerNoise")
 VALIDATION = "validation"
 """The name of nnU-Net's own prediction of the cases that a fold has not seen, beside the tests."""
+RESERVED = (VALIDATION, "scans", "logs", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+"""Folders of the workflow, which no test can be named."""
 ON_VIEW_ALONE = "nnUNetTrainerFVAEReconOnly"
 TRAINERS = (*WITHOUT_VIEW, "nnUNetTrainerFVAE", ON_VIEW_ALONE, "nnUNetTrainerFVAEBlend")
 """For which ``trainers/seeded.py`` has one of the same name with ``Seeded`` behind it."""
@@ -199,7 +201,7 @@ def _arm(given: Mapping[str, Any], views: Mapping[str, View]) -> Arm:
 def _test(given: Mapping[str, Any], arms: Mapping[str, Arm]) -> Test:
     check_keys(given, ("name", "scan", "predict", "arms"))
     name, tested = given.get("name", ""), tuple(given.get("arms", arms))
-    check_name("test", name, reserved=(VALIDATION, "scans", "logs"))
+    check_name("test", name, reserved=RESERVED)
     if not tested or not set(tested) <= arms.keys():
         raise ConfigError(f"tests: {name}: arms {', '.join(tested)} are not all among {', '.join(arms)}")
     return Test(name, given.get("scan", ""), given.get("predict", ""), tested)

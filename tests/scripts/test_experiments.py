@@ -101,6 +101,7 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
             "takes one view",
         ),
         ({"tests": [{"name": "validation"}]}, "'validation' cannot be the name of a test"),
+        ({"tests": [{"name": "nnUNet_raw"}]}, "'nnUNet_raw' cannot be the name of a test"),
         ({"tests": [{"name": "a", "arms": ["rawest"]}]}, "tests: a: arms rawest are not all among raw, "),
         ({"tests": [{"name": "a"}, {"name": "a"}]}, "tests: two have the same name"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
