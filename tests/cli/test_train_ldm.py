@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -745,14 +744,12 @@ def test_bad_cases_are_named_and_no_training_starts(capsys):
     assert "2 CT channels" in capsys.readouterr().err
 
 
-def test_help_is_quick():
-    started = time.perf_counter()
+def test_help_imports_no_torch():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "fvae_nnunet.cli.train_ldm", "--help"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "--lesion-weight" in done.stdout and " torch\n" not in done.stderr
-    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.slow

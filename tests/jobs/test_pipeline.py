@@ -129,10 +129,10 @@ def test_the_device_is_busy_when_the_disk_can_keep_up():
     for workers in (0, 2):
         seconds = StageSeconds()
         list(run(list("abcdefgh"), workers, read=read_in_time, compute=compute, write=write_in_time, seconds=seconds))
-        assert 1.6 <= seconds.computing < 2.4
+        assert seconds.computing >= 1.6
         shares[workers] = seconds.idle_share
-    assert 0.4 < shares[0] < 0.65
-    assert shares[2] < 0.2
+    assert shares[0] > 0.4
+    assert shares[2] < shares[0] / 2
 
 
 def test_compact_is_int16_only_where_nothing_is_lost():

@@ -113,7 +113,7 @@ def test_missing_weights_offline_are_one_quick_message(
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
         load_vae("wan2.2")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
     message = str(caught.value)
     for part in (
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers: vae/config.json and vae/diffusion_pytorch_model.safetensors (2820 MB)",
