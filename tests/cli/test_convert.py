@@ -154,7 +154,7 @@ def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
     assert _convert(root, "--verify") == 0
     captured = capsys.readouterr()
     case = path.name.removesuffix("_0000.nii.gz")
-    assert f"DAMAGED, is made again: {case}: " in captured.err and "holds other bytes" in captured.err
+    assert f"DAMAGED, will be made again: {case}: " in captured.err and "has changed" in captured.err
     assert "1 case converted, 4 already complete" in captured.out
     assert path.read_bytes() == whole
 
@@ -440,7 +440,7 @@ def test_a_case_without_structures_fails(folders, capsys, tmp_path):
     root, raw, _ = folders
     _write_download(root)
     assert _convert(root, "--structures") == 1
-    assert "ts_total is no folder" in capsys.readouterr().err
+    assert "ts_total is not a folder" in capsys.readouterr().err
     (tmp_path / "masks").mkdir()
     for name in (*TRAIN, VALID[0]):
         if name != "train_1_b_1":

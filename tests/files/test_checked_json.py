@@ -44,7 +44,7 @@ def changed(content, way, *value):
 def test_what_is_no_json_names_the_file_and_the_way_out(tmp_path, damage):
     path = tmp_path / "some.json"
     path.write_bytes(damage)
-    with pytest.raises(UserError, match=rf"some\.json is no valid JSON.*\. {REPAIR}$"):
+    with pytest.raises(UserError, match=rf"some\.json is not valid JSON.*\. {REPAIR}$"):
         read_json(path)
 
 

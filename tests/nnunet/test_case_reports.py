@@ -118,7 +118,7 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path):
     with pytest.raises(UserError, match="is no file"):
         read_case_reports(tmp_path / "reports.json")
     (tmp_path / "reports.json").write_text("{")
-    with pytest.raises(UserError, match="is no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         read_case_reports(tmp_path / "reports.json")
 
 

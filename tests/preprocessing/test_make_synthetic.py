@@ -138,7 +138,7 @@ def test_a_lesion_that_adds_nothing_leaves_nnunets_places(clone, folder, registe
     shutil.copy(source, folder / "labelsTr" / "synthetic_0000.nii.gz")
     arguments = [clone.id, "-c", "3d_fullres", "--synthetic", str(folder), "-np", "0"]
     assert command.main(arguments) == 0
-    assert "synthetic_0000: nothing is left of its new lesion at the spacing of 3d_fullres" in capsys.readouterr().err
+    assert "synthetic_0000: nothing of its new lesion is left at the spacing of 3d_fullres" in capsys.readouterr().err
     made = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_synthetic"
     segmentation = array(made / "synthetic_0000_seg.b2nd")
     assert len(properties(made / "synthetic_0000.pkl")["class_locations"][2]) == (segmentation == 2).sum()
@@ -220,8 +220,8 @@ def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered
     segmentation.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert command.main([*arguments, "--verify"]) == 0
     captured = capsys.readouterr()
-    assert f"DAMAGED, is made again: synthetic_0000: {segmentation} holds other bytes" in captured.err
-    assert "1 synthetic cases done, 1 already complete" in captured.out
+    assert f"DAMAGED, will be made again: synthetic_0000: {segmentation} has changed" in captured.err
+    assert "1 synthetic case done, 1 already complete" in captured.out
     image = folder / "imagesTr" / "synthetic_0001_0000.nii.gz"
     image.write_bytes(image.read_bytes()[:2000])
     assert command.main(arguments) == 1

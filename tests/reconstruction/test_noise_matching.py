@@ -263,9 +263,9 @@ def lose_a_case(output: Path) -> None:
         (shutil.rmtree, [], "was not written by fvae-reconstruct. Make it with: fvae-reconstruct -i"),
         (None, ["--hu-window", "-160", "240"], "another HU window; add --hu-window -1000 1000"),
         (None, ["--precision", "bfloat16"], "leave --precision out"),
-        (None, ["--vae", "control:identity"], "has no strength to choose; leave --match out"),
+        (None, ["--vae", "control:identity"], "has no strength to choose; leave out --match"),
         (None, ["--vae", "control:sharpen"], "unknown control"),
-        (None, ["-o", "VIEW"], "is the folder to write to"),
+        (None, ["-o", "VIEW"], "is also the output folder"),
     ],
 )
 def test_what_cannot_be_matched_is_one_message(

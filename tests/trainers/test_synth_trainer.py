@@ -149,7 +149,7 @@ def test_a_shape_borrowed_from_a_validation_case_is_left_out_and_leaking_models_
     assert f"WARNING: the diffusion model was trained on 1 validation cases of this fold (first: {held_out})" in log
     assert f"fvae-train-ldm {clone.id} --fold 0" in log
     assert trainer.synthetic_settings["validation_cases_seen_by_model"] == [held_out]
-    assert "digests of 1 of 1 cases checked: all as recorded" in log
+    assert "digests of 1 of 1 case checked: all as recorded" in log
     # a checkpoint is given to others
     record = trainer.training_record()
     assert record["synthetic"]["synthetic_folder"] == "synthetic" and str(tmp_path) not in json.dumps(record)
