@@ -309,9 +309,9 @@ def test_no_prediction_and_no_synthesis_replaces_the_dataset_json_of_something_e
     for check in (check_holds_predictions, check_is_ours):
         check(tmp_path)
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds dataset\.json and no predictions; choose another folder \(`output`\)"):
+    with pytest.raises(UserError, match=r"holds dataset\.json but no predictions; choose another folder \(`output`\)"):
         check_holds_predictions(tmp_path)
-    with pytest.raises(UserError, match=r"holds dataset\.json, which fvae-synthesize has not made"):
+    with pytest.raises(UserError, match=r"holds dataset\.json, which was not made by fvae-synthesize"):
         check_is_ours(tmp_path)
     (tmp_path / ARGUMENTS_FILE).write_text("{}")
     check_holds_predictions(tmp_path)

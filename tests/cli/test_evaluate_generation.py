@@ -188,7 +188,7 @@ def test_a_model_of_nnunet_segments_what_was_generated(folders, planned, capsys)
         (["--groups", "groups.json"], "--groups requires"),
         (["--ct-clip", "none.pt"], "none.pt is no file"),
         (["--segmentations", "found", "--segmenter", "model"], "exclude each other"),
-        (["--segmenter", "real"], "holds no fold_"),
+        (["--segmenter", "real"], "has no fold_"),
         (["--segmentations", "none"], "none is no folder"),
         (["--ct-clip", "ct_clip.pt", "--resamples", "0"], "--resamples positive"),
         (["--ct-clip", "ct_clip.pt", "-np", "-1"], "-np must not be negative"),

@@ -485,7 +485,7 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
         (["-prev_stage_predictions", "x"], "-prev_stage_predictions is for the second stage"),
         (["-d", "7"], "leave -d, -c, -tr and -p out"),
         (["-chk", "checkpoint_best.pth"], "folds with a checkpoint_best.pth: none"),
-        (["-m", "nowhere"], "nowhere is no folder of a trained model"),
+        (["-m", "nowhere"], "nowhere is not the folder of a trained model"),
         (["-i", "nowhere"], "nowhere is no folder"),
     ],
 )
@@ -505,7 +505,7 @@ def test_unknown_inputs_are_a_usage_error(tta):
 def test_images_that_are_not_named_as_nnunet_wants_are_refused_before_any_work(mixed, images, tmp_path, capsys):
     first, second = sorted(images.iterdir())
     first.rename(images / "case.nii.gz")
-    assert "no channel number in: case.nii.gz" in error_of(capsys, mixed, images, tmp_path / "out")
+    assert "no channel number: case.nii.gz" in error_of(capsys, mixed, images, tmp_path / "out")
     (images / "case.nii.gz").rename(first)
     shutil.copy(second, second.with_name(second.name.replace("_0000", "_0001")))
     assert f"{second.name[: -len('_0000.nii.gz')]} needs" in error_of(capsys, mixed, images, tmp_path / "out")
@@ -597,7 +597,7 @@ def test_the_second_stage_of_a_cascade_gets_the_first_ones_predictions(clone, im
         save_model(nnUNetTrainerFVAEReconOnly, clone, name, view=view) for name in ("3d_lowres", "3d_cascade_fullres")
     )
     assert run(first, images, tmp_path / "lowres") == 0
-    assert "predict with its 3d_lowres first" in error_of(capsys, second, images, tmp_path / "ours")
+    assert "predict with 3d_lowres first" in error_of(capsys, second, images, tmp_path / "ours")
     previous = ["-prev_stage_predictions", tmp_path / "lowres"]
     if NNUNET < (2, 8):
         assert run(second, images, tmp_path / "ours", *previous) == 1

@@ -66,7 +66,7 @@ def test_mistakes_are_one_message(images, tmp_path, capsys):
 
     made = ["-i", str(images), "-o", str(tmp_path / "out"), "--vae", "tiny", "--submit", "local"]
     assert "--overwrite and --submit are mutually exclusive" in message(reconstruct.main, *made, "--overwrite")
-    assert "--jobs is at least 1, got 0" in message(reconstruct.main, *made, "--jobs", "0")
+    assert "--jobs must be at least 1, got 0" in message(reconstruct.main, *made, "--jobs", "0")
     assert "expected NAME=VALUE" in message(reconstruct.main, *made, "--slurm", "gpu")
     assert "expected one dataset" in message(preprocess.main, "-d", "1", "2", "--submit", "local")
     assert not (tmp_path / "out").exists()

@@ -608,7 +608,7 @@ def test_a_folder_of_others_is_not_touched(paints, tmp_path, capsys):
     dataset = write_dataset()
     before = files_of(dataset.raw)
     assert run(dataset, dataset.raw, "--overwrite") == 1
-    assert "holds imagesTr, which fvae-synthesize has not made" in capsys.readouterr().err
+    assert "holds imagesTr, which was not made by fvae-synthesize" in capsys.readouterr().err
     assert files_of(dataset.raw) == before
 
 

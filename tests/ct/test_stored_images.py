@@ -263,5 +263,5 @@ def test_names_that_are_no_utf8_are_refused_before_anything_is_opened(tmp_path):
         with pytest.raises(UserError, match=r"P\\xe4t_0000\.nii\.gz: this name is not valid UTF-8; rename it"):
             search(tmp_path)
     for read in (read_volume, read_header, sha256_of_file):
-        with pytest.raises(UserError, match="no UTF-8"):
+        with pytest.raises(UserError, match="not valid UTF-8"):
             read(tmp_path / name)

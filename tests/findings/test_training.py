@@ -307,7 +307,7 @@ def test_a_folder_of_others_is_left_as_it_is(dataset, tmp_path, capsys, options)
         (["--findings", FINDINGS[0], FINDINGS[0]], "a finding twice"),
         (["--allow-seen"], "--allow-seen has no effect without --synthetic"),
         (["--fold", "5"], "has the folds 0 to 4"),
-        (["--synthetic", "nowhere"], "is no folder of synthetic cases"),
+        (["--synthetic", "nowhere"], "is not a folder of synthetic cases"),
         (["--network", "densenet121"], "needs at least 32 voxels"),
         (["--save-every", "0"], "--save-every must be at least 1"),
     ],

@@ -86,7 +86,7 @@ def test_only_folders_of_the_same_kind_are_ours(tmp_path):
     with pytest.raises(UserError, match="holds samples, which was not made by train; choose another folder"):
         check()
     manifest.begin("view", {}, {})
-    with pytest.raises(UserError, match="holds training, which train has not made"):
+    with pytest.raises(UserError, match="holds training, which was not made by train"):
         check()
     manifest.remove()
     manifest.begin("training", {}, {})
@@ -248,9 +248,9 @@ def test_a_record_names_no_file_outside_of_its_folder(tmp_path, name):
     for folder in (tmp_path / "view", tmp_path / "images" / "fvae_manifest"):
         manifest = Manifest(folder)
         write_json(folder / "cases" / "a.json", {"inputs": {}, "outputs": {name: 5}})
-        with pytest.raises(UserError, match=r"a\.json names .*, which is no file in"):
+        with pytest.raises(UserError, match=r"a\.json names .*, which is not a file in"):
             manifest.outputs("a")
-        with pytest.raises(UserError, match="no file in"):
+        with pytest.raises(UserError, match="not a file in"):
             manifest.is_done("a", inputs={}, outputs=[])
 
 
@@ -270,7 +270,7 @@ def test_a_file_beside_the_manifest_folder_is_inside_only_where_that_is_a_subfol
     write_bytes(file, b"1")
     Manifest(tmp_path / "data" / "fvae_manifest").write_case("a", inputs={}, outputs=[file], results={})
     assert list(Manifest(tmp_path / "data" / "fvae_manifest").outputs("a")) == [file]
-    with pytest.raises(UserError, match="no file in"):
+    with pytest.raises(UserError, match="not a file in"):
         Manifest(tmp_path / "data" / "view").write_case("a", inputs={}, outputs=[file], results={})
 
 

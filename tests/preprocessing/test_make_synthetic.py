@@ -241,7 +241,7 @@ def test_mistakes_are_one_message(clone, folder, tmp_path, capsys):
     assert "leave out --view, --vae, --hu-window" in message(
         "--synthetic", folder, "--vae", "tiny", "--view", "a", "--hu-window", "0", "100"
     )
-    assert "is no folder of synthetic cases; fvae-synthesize makes one" in message("--synthetic", tmp_path)
+    assert "is not a folder of synthetic cases; fvae-synthesize makes such folders" in message("--synthetic", tmp_path)
     assert "'synthetic' is the name of the folder of synthetic cases" in message("--view", "synthetic", "--vae", "tiny")
 
 
@@ -266,7 +266,7 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
     with pytest.raises(UserError, match=r"synthetic_0001\.json is damaged or incomplete: it lacks label"):
         read_synthetic_cases(folder)
     (folder / "imagesTr" / "synthetic_0000_0000.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"synthetic_0000_0000\.nii\.gz is missing, though"):
+    with pytest.raises(UserError, match=r"synthetic_0000_0000\.nii\.gz is missing, although"):
         read_synthetic_cases(folder)
     for record in (folder / "records").iterdir():
         record.unlink()
