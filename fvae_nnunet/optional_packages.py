@@ -38,7 +38,7 @@ def needed_for(what: str) -> Iterator[None]:
         lacking = next(filter(None, map(_missing_packages, errors)), None)
         if lacking is not None:
             install = " ".join(shlex.quote(package) for package in lacking)
-            raise UserError(f"{what} requires {' and '.join(lacking)}; run: pip install {install}") from error
+            raise UserError(f"{what} needs {' and '.join(lacking)}; run: pip install {install}") from error
         if not any(isinstance(cause, ImportError) for cause in errors):
             raise
         reason = " ".join(str(errors[-1]).split())[:300]

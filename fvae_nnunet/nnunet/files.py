@@ -82,7 +82,7 @@ def find_plans(preprocessed: Path, plans_name: str) -> Path:
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
-    """Read ``splits_final.json``, folds ``{"train": [case, ...], "val": [case, ...]}``; UserError if it is not valid."""
+    """Read ``splits_final.json``, folds ``{"train": [case, ...], "val": [case, ...]}``; UserError if it is invalid."""
     remedy = "Restore it from a copy; if it is removed, new folds are made"
     splits: list[dict[str, list[str]]] = read_json(path, [{"train": [str], "val": [str]}], remedy=remedy)
     return splits

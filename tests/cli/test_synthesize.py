@@ -173,7 +173,7 @@ def test_at_a_place_that_will_not_do(paints, tmp_path, capsys):
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 1000, 0, 0, "--cases", "case_1", n=1) == 1
     assert "--at 1000 0 0 lies outside the image" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 0, 0, 0, n=1) == 1
-    assert "name the case with --cases" in capsys.readouterr().err
+    assert "name this case with --cases" in capsys.readouterr().err
 
 
 @pytest.mark.slow

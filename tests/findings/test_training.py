@@ -295,7 +295,7 @@ def test_a_folder_of_others_is_left_as_it_is(dataset, tmp_path, capsys, options)
     theirs.mkdir()
     (theirs / "progress.csv").write_text("mine")
     assert train_classifier.main(["40", *TINY, "--steps", "2", "-o", str(theirs), *options]) == 1
-    assert "theirs holds progress.csv, which fvae-train-classifier has not made" in capsys.readouterr().err
+    assert "theirs holds progress.csv, which was not made by fvae-train-classifier" in capsys.readouterr().err
     assert [path.name for path in theirs.iterdir()] == ["progress.csv"]
     assert (theirs / "progress.csv").read_text() == "mine"
 

@@ -181,7 +181,7 @@ def test_a_left_over_folder_that_hides_nnunet_is_named_and_mended(site, monkeypa
 def test_a_left_over_folder_with_other_files_is_not_deleted(site):
     folder = leave_over(site)
     (folder / "nnUNetTrainerMine.py").write_text("mine")
-    with pytest.raises(UserError, match=r"nnUNetTrainerMine\.py, which is not of this package\. Move it away"):
+    with pytest.raises(UserError, match=r"nnUNetTrainerMine\.py, which does not belong to this package\. Move it away"):
         registration.mend()
     assert [path.name for path in folder.iterdir()] == ["nnUNetTrainerMine.py"]
 

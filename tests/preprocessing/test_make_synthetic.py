@@ -258,7 +258,7 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
         return str(raised.value)
 
     assert f"made from Dataset001_Other, not from {clone.name}" in error(dataset="Dataset001_Other")
-    assert "made from phantom_099, which is no case of" in error(source_case="phantom_099")
+    assert "made from phantom_099, which is not (or no longer) a case of" in error(source_case="phantom_099")
     assert "'cyst'; the labels of" in error(label={"name": "cyst", "value": 2})
     assert "describes synthetic_0007" in error(case="synthetic_0007")
     path = folder / "records" / "synthetic_0001.json"
@@ -270,7 +270,7 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
         read_synthetic_cases(folder)
     for record in (folder / "records").iterdir():
         record.unlink()
-    with pytest.raises(UserError, match="holds no accepted case"):
+    with pytest.raises(UserError, match="has no accepted case"):
         find_synthetic_cases(dataset, folder)
 
 
@@ -278,7 +278,7 @@ def test_a_label_of_another_shape_than_its_sources_is_named(clone, folder):
     for part in ("imagesTr/synthetic_0000_0000", "labelsTr/synthetic_0000"):
         path = folder / f"{part}.nii.gz"
         sitk.WriteImage(sitk.ReadImage(str(path))[:, :, :-2], str(path))
-    with pytest.raises(UserError, match=r"has shape \(22, 48, 48\) and the label of its source case"):
+    with pytest.raises(UserError, match=r"has shape \(22, 48, 48\), but the label of its source case"):
         preprocess(clone, folder, configurations=["3d_fullres"])
 
 

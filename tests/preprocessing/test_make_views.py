@@ -202,7 +202,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
 
     of_other_plans = error(clone.id, plans_name="nnUNetResEncUNetLPlans")
     assert "existing plans: nnUNetPlans. Choose one with `plans_name`" in of_other_plans
-    assert "there are: 2d, 3d_fullres" in error(clone.id, configurations=["3d_lowres"])
+    assert "configurations: 2d, 3d_fullres" in error(clone.id, configurations=["3d_lowres"])
     assert "no dataset 899" in error("899")
     assert "neither a dataset id" in error("Pancreas")
     next((clone.preprocessed / "nnUNetPlans_2d").glob("*.pkl")).unlink()

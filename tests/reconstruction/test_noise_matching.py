@@ -334,7 +334,7 @@ def test_parts_of_a_dataset_are_matched_alike_and_the_view_goes_on(
     assert medians[2] == pytest.approx(medians[0], abs=0.002)
 
     capsys.readouterr()
-    for name, message in (("none", "holds no view"), ("control-median", "is the view to be made")):
+    for name, message in (("none", "does not hold a view"), ("control-median", "is also the view to make")):
         assert preprocess.main([*command[:-1], name]) == 1
         assert message in capsys.readouterr().err
     (clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_smooth" / f"{dataset.cases[0]}.b2nd").unlink()
