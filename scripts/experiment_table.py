@@ -1,10 +1,10 @@
-"""Tables of an experiment of ``scripts/experiments``: each arm, and its paired difference from the raw arm.
+"""Print tables of an experiment of ``scripts/experiments``: each arm, and its paired difference from the raw arm.
 
     python scripts/experiment_table.py docs/evidence/sarcoma_cpu.json
 
-Cases are what is counted: a case is predicted once for each arm and seed, by the model of the fold that did not see it.
-Values of several seeds are averaged by case. Intervals and tests are those of ``fvae-evaluate`` (docs/evaluation.md);
-Holm's correction is over the arms of one measure. Arms that are not complete are named and left out.
+The unit is the case: it is predicted once for each arm and seed, by the model of the fold that did not see it. Values
+of several seeds are averaged by case. Intervals and tests are those of ``fvae-evaluate`` (docs/evaluation.md). Holm's
+correction is over the arms of one measure. Incomplete arms are listed and left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEASURES = {
     "NSD_3mm": (nsd_name(3), "", True),
     "HD95_mm": ("HD95 (mm)", "mm", False),
 }
-"""Of each measure: its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
+"""Measure -> its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
 
 REFERENCE = "raw"
 
@@ -40,7 +40,7 @@ Values = Mapping[str, Mapping[str, float]]
 
 
 def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
-    """For each arm and seed whose folds are all there the values of all cases; others are left out."""
+    """Values of all cases for each arm and seed with all folds; others are left out."""
     folds = [set(fold) for fold in results["folds"]]
     found: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
     for entry in results["runs"]:
@@ -52,7 +52,7 @@ def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
 
 
 def mean_of_seeds(runs: Mapping[tuple[str, int], Values], arm: str, seeds: Sequence[int]) -> Values:
-    """The values of an arm by case, averaged over seeds; NaN if any of them is."""
+    """Values of an arm by case, averaged over seeds; NaN if any of them is NaN."""
     of_seeds = [runs[arm, seed] for seed in seeds]
     return {
         case: {measure: float(np.mean([values[case][measure] for values in of_seeds])) for measure in MEASURES}
@@ -61,7 +61,7 @@ def mean_of_seeds(runs: Mapping[tuple[str, int], Values], arm: str, seeds: Seque
 
 
 def arm_table(arms: Mapping[str, Values]) -> list[str]:
-    """Markdown: mean and 95 % interval of each arm."""
+    """Markdown table of mean and 95 % interval of each arm."""
     lines = [
         "| arm | " + " | ".join(name for name, _, _ in MEASURES.values()) + " |",
         "|---" * (len(MEASURES) + 1) + "|",
@@ -77,7 +77,7 @@ def arm_table(arms: Mapping[str, Values]) -> list[str]:
 
 
 def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
-    """Markdown: for each arm and measure the mean paired difference from the reference arm, its interval and tests."""
+    """Markdown table of the mean paired difference of each arm from the reference arm, with interval and tests."""
     others = [arm for arm in arms if arm != reference]
     lines = [
         f"| measure | arm | minus {reference} (95 % interval) | p | p Holm | better, equal, worse | cases |",
@@ -109,7 +109,7 @@ def _mean_and_interval(numbers: Sequence[float], quantity: str, *, signed: bool 
 
 
 def report(results: Mapping[str, Any]) -> list[str]:
-    """The lines of all tables."""
+    """Lines of all tables."""
     runs = complete_runs(results)
     started = {(entry["arm"], entry["seed"]) for entry in results["runs"]}
     unfinished = sorted(f"{arm} seed {seed}" for arm, seed in started - runs.keys())

@@ -85,19 +85,22 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
     ("changes", "expected"),
     [
         ({"dataset": None}, "dataset must be an absolute path"),
-        ({"dataset": "/tmp"}, "no folder DatasetNNN_Name"),
-        ({"configuration": "4d"}, "configuration: 4d is none of 2d"),
+        ({"dataset": "/tmp"}, "not a folder DatasetNNN_Name"),
+        ({"configuration": "4d"}, "configuration: 4d is not one of 2d"),
         ({"blurred": 1}, "there is no blurred to configure"),
-        ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is none of nnUNetTrainer, "),
+        ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is not one of nnUNetTrainer, "),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "wan2.1"}]}, "one of tiny, control-curv"),
         (
             {"arms": [{"name": "a", "trainer": "nnUNetTrainer", "view": "tiny"}]},
             "nnUNetTrainer and nnUNetTrainerNoise take no view",
         ),
-        ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "tiny,wan"}]}, "or several with commas"),
+        (
+            {"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "tiny,wan"}]},
+            "or several separated by commas",
+        ),
         (
             {"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAEReconOnly", "view": "tiny,control-curvature-flow"}]},
-            "takes one view",
+            "takes only one view",
         ),
         ({"tests": [{"name": "validation"}]}, "'validation' cannot be the name of a test"),
         ({"tests": [{"name": "a", "arms": ["rawest"]}]}, "tests: a: arms rawest are not all among raw, "),

@@ -205,7 +205,7 @@ def test_what_is_missing_incomplete_or_of_other_plans_stops_with_the_command(clo
     array.write_bytes(whole[:-1])
     message = error()
     assert "1 of 5 synthetic cases are missing or incomplete (first: synthetic_0002)" in message
-    assert message.endswith(f"Complete it with: {command} '{folder}'")
+    assert message.endswith(f"Complete them with: {command} '{folder}'")
     array.write_bytes(whole)
     (made / "cases" / "synthetic_0004.json").unlink()
     assert "(first: synthetic_0004)" in error()

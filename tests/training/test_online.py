@@ -159,7 +159,7 @@ def test_too_little_memory_is_an_error_with_a_way_out():
         def decode(self, latent):
             raise TooLittleMemory("identity: too little memory")
 
-    with pytest.raises(UserError, match=r"identity: too little memory. In training: .*nnUNetTrainerFVAE"):
+    with pytest.raises(UserError, match=r"identity: too little memory. In training, .*nnUNetTrainerFVAE"):
         PatchReconstruction(TooLarge(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
 
 

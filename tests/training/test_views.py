@@ -135,7 +135,7 @@ def test_names_of_views(tmp_path):
     assert default_view_name("diffusers:stabilityai/sd-vae-ft-mse") == "diffusers-stabilityai-sd-vae-ft-mse"
     assert view_folder(tmp_path / "nnUNetPlans_2d", "wan2.1") == tmp_path / "nnUNetPlans_2d__fvae_wan2.1"
     for name in ("", "a/b", "..", "with space"):
-        with pytest.raises(UserError, match="view's name"):
+        with pytest.raises(UserError, match="the name of a view"):
             view_folder(tmp_path / "nnUNetPlans_2d", name)
 
 
