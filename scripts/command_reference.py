@@ -43,7 +43,7 @@ def page(commands: dict[str, argparse.ArgumentParser]) -> str:
         "# Commands",
         "",
         "Generated from the parser of each command. Options cannot be abbreviated. All commands have `-h`, `--version` "
-        "and `--disable_progress_bar` (no progress bars; without a terminal, plain lines always replace them).",
+        "and `--disable_progress_bar` (without a terminal, plain lines always replace the bars).",
         "",
     ]
     return "\n".join([*top, *(line for parser in commands.values() for line in _section(parser, "##"))])

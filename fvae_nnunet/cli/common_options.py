@@ -27,13 +27,14 @@ _ZYX = {"nargs": 3, "metavar": ("Z", "Y", "X")}
 
 # fmt: off
 _OPTIONS = {
-    "all_pairs": _option("--all-pairs", **_SWITCH, help="compare all pairs, not only with the first"),
+    "all_pairs": _option("--all-pairs", **_SWITCH, help="compare all pairs of models, not only each with the first"),
     "allow_missing": _option("--allow-missing", **_SWITCH),
     "batch": _option("--batch", **_COUNT),
     "channels": _option("--channels", nargs="+", **_COUNT,
         help="indices of the channels that are CT in HU, whatever their names; default: all channels named CT"),
     "dataset_json": _option("-djfile", **_FILE),
-    "device": _option("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu"),
+    "device": _option("-device", choices=("cuda", "cpu", "mps"),
+        help="device to compute on; default: cuda if there is a GPU, else cpu"),
     "findings": _option("--findings", **_NAMES),
     "fold": _option("--fold", type=int, metavar="F",
         help="use only the training cases of this fold of nnU-Net, so that its validation cases stay unseen; default: "
@@ -51,7 +52,8 @@ _OPTIONS = {
         "noise, simulated in a sinogram"),
     "no_wait": _option("--no-wait", **_SWITCH,
         help="do not wait at the end for cases of other processes; the exit status is 75 if some are still missing"),
-    "num_parts": _option("-num_parts", **_COUNT, default=1, help="split the cases into N calls; default 1"),
+    "num_parts": _option("-num_parts", **_COUNT, default=1,
+        help="split the cases into N parts, one for each call; default 1"),
     "output": _option("-o", type=Path),
     "overlap_slices": _option("--overlap", **_COUNT),
     "overwrite": _option("--overwrite", **_SWITCH, help="make everything again, also with different settings"),
@@ -74,7 +76,7 @@ _OPTIONS = {
         help="checkout of the VAE's own repository; its code runs with your permissions (docs/backbones.md)"),
     "verbose": _option("--verbose", **_SWITCH, help="show the traceback of a failed case"),
     "verify": _option("--verify", **_SWITCH,
-        help="read existing output and make files again that have changed since they were written (sha256)"),
+        help="check all bytes of existing output (sha256), and make changed files again"),
     "weights": _option("--weights", metavar="PATH",
         help="folder or file of the VAE's weights; default: from the hub or its local cache"),
     "window_slices": _option("--window-slices", **_COUNT),

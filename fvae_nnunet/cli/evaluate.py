@@ -2,9 +2,9 @@
 
 Compare predicted segmentations with references: DSC, NSD and HD95 for each case and label, and the detection of lesions
 by size. Prints a table and writes a summary.json in nnU-Net's format with these values added, and a CSV with a row for
-each case and label. With two or more folders of predictions: compares their models in pairs, with intervals and tests,
-and writes a comparison.json and CSVs. Labels, regions and ignore label are read from dataset.json, spacings from the
-files. Definitions: docs/evaluation.md.
+each case and label. With two or more folders of predictions: makes a paired comparison of their models, with intervals
+and tests, and writes a comparison.json and CSVs. Labels, regions and ignore label are read from dataset.json, spacings
+from the files. Definitions: docs/evaluation.md.
 """
 
 from __future__ import annotations

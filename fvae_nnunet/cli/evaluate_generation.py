@@ -70,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, metavar="FOLDER",
         help="folder of cached features, which runs may share; default: features in the folder of -o")
     # fmt: on
-    add_common(parser, "resamples", default=1000, help="resamples of bootstrap and chance; default 1000")
-    add_common(parser, "seed", help="random seed of bootstrap and chance; default 0")
+    add_common(
+        parser, "resamples", default=1000, help="resamples for intervals and for distances by chance; default 1000"
+    )
+    add_common(parser, "seed", help="random seed of the resamples; default 0")
     add_common(parser, "verify", "device")
     add_common(parser, "processes", help="number of images to read ahead; default 2, 0: none")
     return run_command(parser, run, argv)

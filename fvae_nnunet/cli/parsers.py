@@ -27,7 +27,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | options)
         self.add_argument("--version", action="version", version=f"fvae_nnunet {__version__}")
         self.add_argument("--disable_progress_bar", action="store_false", dest="progress_bar",
-            help="no progress bars; without a terminal, plain lines always replace them")
+            help="show no progress bars; without a terminal, plain lines always replace them")
     # fmt: on
 
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_dataset(parser, several=True)
     # fmt: off
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", dest="configurations",
-        help="configurations such as 3d_fullres; default: all that are preprocessed")
+        help="configurations, such as 3d_fullres; default: all that are preprocessed")
     add_common(parser, "plans_name")
     _add_view_options(parser)
     parser.add_argument("--synthetic", type=Path, metavar="FOLDER",

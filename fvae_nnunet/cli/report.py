@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="comparison.json of fvae-evaluate, or summary.json of one model; each becomes a chapter")
     add_common(parser, "output", metavar="FILE",
         help="the report; default report.html, or report.md with --format markdown")
-    parser.add_argument("--format", choices=("html", "markdown"), default="html", help="default html")
+    parser.add_argument("--format", choices=("html", "markdown"), default="html",
+        help="format of the report; default html")
     parser.add_argument("--images", type=Path, action="append", default=[], metavar="FOLDER",
         help="raw CT images of the cases, such as imagesTs, for pictures; repeat it to give one for each of RESULTS")
     parser.add_argument("--views", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",

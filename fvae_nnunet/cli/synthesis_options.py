@@ -101,7 +101,7 @@ def _add_lesion_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--clearance-mm", type=float, default=CLEARANCE_MM, metavar="MM",
         help=f"minimum distance to other lesions; default {CLEARANCE_MM:g}")
     group.add_argument("--avoid", type=Path, metavar="FOLDER",
-        help="masks CASE.nii.gz of structures that lesions must not touch, such as vessels")
+        help="masks CASE.nii.gz of structures, such as vessels, that lesions must not overlap")
     group.add_argument("--at", nargs=3, type=float, metavar=("X", "Y", "Z"), dest="at_mm",
         help="centre of the lesion in mm in patient coordinates (LPS, as in SimpleITK and DICOM); requires a single "
         "case in --cases")

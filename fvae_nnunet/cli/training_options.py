@@ -105,7 +105,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--sampling-eta", type=float, metavar="ETA",
         help="1 (paper): DDPM-like sampling, 0 (lesion): deterministic; used like --sampling-steps")
     group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"),
-        help="default: bf16 if the GPU supports it, otherwise no")
+        help="precision of the training; default: bf16 if the GPU supports it, otherwise no")
     group.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction,
         help="use less memory and about a third more time; default with --size paper")
     # fmt: on

@@ -473,7 +473,7 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
     assert "fold 0 and fold 1" in err
     assert "view.hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]" in err
     assert predict.main([*arguments, "-f", "0", "4"]) == 1
-    assert "folds with a checkpoint_final.pth: 0, 1. Choose with -f" in capsys.readouterr().err
+    assert "folds with a checkpoint_final.pth: 0, 1. Choose them with -f" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
         (["-num_parts", "2", "-part_id", "2"], "-part_id must be 0 to"),
         (["-npp", "0", "-nps", "1"], "-npp and -nps must be at least 1, or both 0"),
         (["-prev_stage_predictions", "x"], "-prev_stage_predictions is for the second stage"),
-        (["-d", "7"], "leave -d, -c, -tr and -p out"),
+        (["-d", "7"], "leave out -d, -c, -tr and -p"),
         (["-chk", "checkpoint_best.pth"], "folds with a checkpoint_best.pth: none"),
         (["-m", "nowhere"], "nowhere is not the folder of a trained model"),
         (["-i", "nowhere"], "nowhere is no folder"),

@@ -87,7 +87,7 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
         ({"dataset": None}, "dataset must be an absolute path"),
         ({"dataset": "/tmp"}, "not a folder DatasetNNN_Name"),
         ({"configuration": "4d"}, "configuration: 4d is not one of 2d"),
-        ({"blurred": 1}, "there is no blurred to configure"),
+        ({"blurred": 1}, "unknown key blurred in the configuration"),
         ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is not one of nnUNetTrainer, "),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "wan2.1"}]}, "one of tiny, control-curv"),
         (
@@ -107,7 +107,7 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
         ({"tests": [{"name": "a"}, {"name": "a"}]}, "tests: two have the same name"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}] * 2}, "arms: two have the same name"),
-        ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "there is no trainr to configure"),
+        ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "unknown key trainr in the configuration"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset):
