@@ -1,4 +1,4 @@
-"""Training views for nnU-Net v2, made by a frozen foundation VAE from CT.
+"""Training views for nnU-Net v2, reconstructed from CT with a frozen foundation VAE.
 
     import fvae_nnunet as fvae
 
@@ -6,7 +6,7 @@
     view = fvae.reconstruct(ct, fvae.load_vae("tiny"))
     view.save("view.nii.gz")
 
-What is named in ``__all__`` is the public interface; each name is imported when it is first used.
+The names in ``__all__`` are the public interface; each is imported on first use.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MODULES = {
 
 _clone = Path(__file__).resolve().parents[1]
 if (_clone / "setup.cfg").is_file() and (_clone / "trainers").is_dir():
-    __path__.append(str(_clone))  # in a clone, trainers and preprocessing lie beside the package
+    __path__.append(str(_clone))  # in a clone, trainers and preprocessing are beside the package
 
 
 def __getattr__(name: str) -> Any:

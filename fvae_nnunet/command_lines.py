@@ -1,4 +1,4 @@
-"""Commands that a message tells the user to run, made from parameters."""
+"""Command lines for messages, built from parameters."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 _SINGLE_DASH = ("device", "num_parts", "part_id", "plans_name")
-"""Besides names of one or two letters, as in nnU-Net's own commands."""
+"""Parameters with a single dash, besides those of one or two letters, as in nnU-Net's own commands."""
 
 _RENAMED = {"hu_windows": "--hu-window", "overlap_slices": "--overlap", "posterior_seed": "--sample-posterior"}
 
 
 def option_of(parameter: str) -> str:
-    """What a parameter is called on the command line: ``--vae-code`` for vae_code, ``-np`` for np."""
+    """Option of a parameter on the command line: ``--vae-code`` for vae_code, ``-np`` for np."""
     if len(parameter) <= 2 or parameter in _SINGLE_DASH:
         return f"-{parameter}"
     return _RENAMED.get(parameter, f"--{parameter.replace('_', '-')}")
 
 
 def options_of(parameters: Mapping[str, Any]) -> list[str]:
-    """The words that give parameters on a command line, in their order.
+    """Words of a command line for these parameters, in their order.
 
     Args:
-        parameters: by name. True is the option alone, None and False are left out; the items of a list or tuple follow
-            one option, and each of its items that is itself a list has an option of its own.
+        parameters: values by name. True gives the option alone; None and False are left out. The items of a list or
+            tuple follow one option, but a list of lists repeats the option for each inner list.
     """
     words = []
     for parameter, value in parameters.items():
@@ -42,11 +42,11 @@ def options_of(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def command_line(program: str, /, *words: object, **parameters: Any) -> str:
-    """A line that can be pasted into a shell.
+    """Command line that can be pasted into a shell.
 
     Args:
-        program: such as fvae-preprocess.
-        words: what stands before the options.
+        program: name of the program, such as fvae-preprocess.
+        words: positional arguments, before the options.
         parameters: as for ``options_of``.
     """
     return shlex.join([program, *map(str, words), *options_of(parameters)])

@@ -1,7 +1,7 @@
-"""Numbers as people read them, in the terminal, in reports, pictures and messages: the same number is the same text.
+"""Formatting of numbers for terminal, reports, pictures and messages: the same number always gives the same text.
 
-Digits follow the quantity, never the place where it is shown. A minus is a true minus sign, zero has no sign, and what
-is not defined is `NOT_DEFINED`.
+The number of digits depends only on the quantity. A minus is a true minus sign, zero has no sign, and undefined values
+are shown as `NOT_DEFINED`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_DEFINED = "n/a"
-"""Shown for a value that does not exist (NaN): a DSC without cases, the interval of one case."""
+"""Shown for an undefined value (NaN), such as a DSC without cases or the interval of a single case."""
 
 FORMATS = {
     "": ".3f",
@@ -30,22 +30,22 @@ FORMATS = {
     "s": ".1f",
     "MB": ".1f",
 }
-"""Quantity, mostly its unit -> its format; "": DSC, NSD, rates, AUC, ratios and cosines; "share": of a lesion."""
+"""Quantity (usually its unit) -> format; "": DSC, NSD, rates, AUC, ratios and cosines; "share": share of a lesion."""
 
 PERCENTILE_MARK = "*"
-"""After an interval that is not BCa."""
+"""Mark after an interval that is not BCa."""
 
 SHA256_SHOWN = 12
-"""Characters of a sha256 that a reader sees."""
+"""Number of characters of a sha256 that are shown."""
 
 
 def number(value: float | None, quantity: str = "", *, signed: bool = False) -> str:
-    """A value with the digits of its quantity, without the unit.
+    """Format a value with the digits of its quantity, without the unit.
 
     Args:
-        value: any; NaN becomes `NOT_DEFINED`, None an empty text.
+        value: any value; NaN becomes `NOT_DEFINED`, None an empty text.
         quantity: a key of `FORMATS`.
-        signed: positive values get a plus.
+        signed: whether positive values get a plus.
     """
     if value is None:
         return ""
@@ -60,14 +60,14 @@ def number(value: float | None, quantity: str = "", *, signed: bool = False) -> 
 
 
 def interval(low: float, high: float, quantity: str = "", *, signed: bool = False) -> str:
-    """``0.51 to 0.62``; `NOT_DEFINED` if an end is NaN."""
+    """Format as ``0.51 to 0.62``; `NOT_DEFINED` if an end is NaN."""
     if math.isnan(low) or math.isnan(high):
         return NOT_DEFINED
     return f"{number(low, quantity, signed=signed)} to {number(high, quantity, signed=signed)}"
 
 
 def interval_of(entry: Mapping[str, Any], quantity: str = "", *, signed: bool = False) -> str:
-    """The ``interval`` of a model or comparison, with `PERCENTILE_MARK` if its ``interval_method`` is percentile."""
+    """Format the ``interval`` of an entry, with `PERCENTILE_MARK` if its ``interval_method`` is percentile."""
     if entry["interval_method"] == "none":
         return NOT_DEFINED
     low, high = entry["interval"]
@@ -76,12 +76,12 @@ def interval_of(entry: Mapping[str, Any], quantity: str = "", *, signed: bool = 
 
 
 def p_value(p: float) -> str:
-    """Three digits, ``<0.001`` below."""
+    """Format with three decimals, as ``<0.001`` below that."""
     return NOT_DEFINED if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def percent(share: float) -> str:
-    """``95 %`` of 0.95, ``2.5 %`` of 0.025: at most one digit."""
+    """``95 %`` for 0.95, ``2.5 %`` for 0.025: at most one decimal."""
     return NOT_DEFINED if math.isnan(share) else f"{number(100 * share, '%').removesuffix('.0')} %"
 
 
@@ -96,7 +96,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def nsd_name(tolerance_mm: float) -> str:
-    """``NSD 2 mm``: an NSD says nothing without its tolerance."""
+    """``NSD 2 mm``: name of an NSD with its tolerance."""
     return f"NSD {tolerance_mm:g} mm"
 
 
@@ -105,5 +105,5 @@ def short_sha256(sha256: str | None) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether there is a value, and a finite one."""
+    """Whether the value is not None and finite."""
     return value is not None and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Packages that only some tasks need: one sentence where one of them is missing."""
+"""Clear error messages for missing packages that only some tasks need."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from fvae_nnunet.errors import UserError
 
 _NAMES_FOR_PIP = {"google": "protobuf", "google.protobuf": "protobuf", "pytorch": "torch", "pil": "pillow"}
 
-_SAID = (  # by transformers and diffusers, which look for packages themselves, in errors of several classes
+_SAID = (  # messages of transformers and diffusers, which check for packages themselves and raise various errors
     re.compile(r"pip install (?:-U |--upgrade )?['\"]?(?P<name>[\w.-]+)(?P<least>>=[\d.]*\d)?"),
     re.compile(r"requires (?:the )?(?:🤗 )?(?P<name>[\w.-]+)(?P<least> >= [\d.]*\d)?(?: library)?,? but"),
 )
 
 _SENTENCEPIECE = ("sentencepiece", "protobuf")
-"""Both are needed for such a tokenizer. transformers names one of them, or tiktoken, which it tries in their place."""
+"""Packages of a sentencepiece tokenizer. transformers names one of them, or tiktoken, which it tries instead."""
 
 
 @contextmanager
 def needed_for(what: str) -> Iterator[None]:
-    """Around the import of a package, and around calls that import others, as transformers does according to a
-    tokenizer's files.
+    """Context for imports of optional packages, and for calls that import further packages, as in transformers.
 
     Args:
-        what: needs the package; the message begins with it.
+        what: name of the task that needs the package; the message begins with it.
 
     Raises:
         UserError: a package is missing or too old, or cannot be imported.
@@ -43,7 +42,7 @@ def needed_for(what: str) -> Iterator[None]:
         if not any(isinstance(cause, ImportError) for cause in errors):
             raise
         reason = " ".join(str(errors[-1]).split())[:300]
-        raise UserError(f"{what} cannot be used, an installed package does not work: {reason}") from error
+        raise UserError(f"{what} cannot be used because an installed package does not work: {reason}") from error
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -53,10 +52,10 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _missing_packages(error: BaseException) -> list[str]:
-    """What to give to pip; empty if the error is another one."""
+    """Requirements to install with pip; empty for other errors."""
     least = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        if "." in error.name and error.name not in _NAMES_FOR_PIP:  # what stands before the dot is there
+        if "." in error.name and error.name not in _NAMES_FOR_PIP:  # the parent package is installed
             return []
         found = error.name
     else:

@@ -1,4 +1,4 @@
-"""Long names of models and views, short enough for a column or a plot, and still different."""
+"""Short, distinct names of models and views for columns and plots."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from itertools import takewhile
 from string import ascii_uppercase
 
 LONGEST = 22
-"""Characters of a name in a plot or a report's table."""
+"""Maximum length of a name in a plot or a table of a report."""
 
 _WORDS = re.compile(r"[A-Za-z0-9.]+|[^A-Za-z0-9.]+")
 
 
 def short_names(names: Sequence[str], longest: int = LONGEST) -> dict[str, str]:
-    """A short name for each: as it is, else without the words that all begin or end with, else a letter.
+    """Return a short name for each: the full name, else without common leading and trailing words, else a letter.
 
-    What differs is never cut. One name alone, which differs from nothing, loses its middle. Characters that cannot be
-    shown become a mark.
+    Distinguishing words are never cut. A single long name is shortened in the middle. Characters that cannot be shown
+    are replaced by a mark.
 
     Args:
-        names: different ones; repeated ones count once.
-        longest: the most characters of a short name, at least 3.
+        names: the names; repeated names count once.
+        longest: maximum length of a short name, at least 3.
 
     Returns:
-        Name -> short name, in order; all of one kind: if one must be shortened, all are.
+        Name -> short name, in order. If one name must be shortened, all are shortened in the same way.
     """
     different = list(dict.fromkeys(names))
     whole = [printable(name) for name in different]
@@ -38,7 +38,7 @@ def short_names(names: Sequence[str], longest: int = LONGEST) -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """The text with a mark in the place of each character that cannot be shown."""
+    """Replace each character that cannot be shown by a mark."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
@@ -51,11 +51,11 @@ def _without_what_all_share(names: Sequence[str]) -> list[str]:
 
 
 def _shared(words: Sequence[Sequence[str]]) -> int:
-    """How many words all begin with."""
+    """Number of leading words that all have in common."""
     return len(list(takewhile(lambda at_place: len(set(at_place)) == 1, zip(*words, strict=False))))
 
 
 def _letters(place: int) -> str:
-    """A to Z, then AA, AB and so on, as the columns of a spreadsheet."""
+    """A to Z, then AA, AB and so on, like the columns of a spreadsheet."""
     before, last = divmod(place, len(ascii_uppercase))
     return (_letters(before - 1) if before else "") + ascii_uppercase[last]

@@ -1,1 +1,1 @@
-"""Where nnU-Net's preprocessing is used to put a reconstruction through the same steps as the raw case."""
+"""nnU-Net's preprocessing, applied to reconstructions and synthetic cases."""

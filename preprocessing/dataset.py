@@ -1,4 +1,4 @@
-"""What of a dataset is to be reconstructed: configurations, channels and cases, checked before any work starts."""
+"""Configurations, channels and cases of a preprocessed dataset, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class PreprocessedDataset:
     """A dataset that nnU-Net has planned and preprocessed.
 
     Attributes:
-        name: ``DatasetNNN_Something``.
+        name: full name, ``DatasetNNN_Something``.
         plans_name: identifier of the plans, such as ``nnUNetPlans``.
         plans: content of the plans file.
         dataset_json: content of the raw dataset's ``dataset.json``.
-        data_folders: nnU-Net's folder of preprocessed data for each configuration.
-        image_files: for each case the files of its channels, in order.
-        label_files: for each case the file of its segmentation.
-        ct_channels: the channels that are reconstructed.
+        data_folders: configuration -> nnU-Net's folder of preprocessed data.
+        image_files: case -> files of its channels, in order.
+        label_files: case -> file of its segmentation.
+        ct_channels: channels to reconstruct.
     """
 
     name: str
@@ -45,7 +45,7 @@ class PreprocessedDataset:
 
     @property
     def view_bytes(self) -> int:
-        """About what a view of all these configurations takes on the disk: as much as nnU-Net's own images."""
+        """Approximate size on disk of a view of all these configurations: that of nnU-Net's own images."""
         return sum(
             (folder / f"{case}.b2nd").stat().st_size for folder in self.data_folders.values() for case in self.cases
         )
@@ -61,10 +61,10 @@ def open_preprocessed_dataset(
     """Find a preprocessed dataset and check that its view can be made.
 
     Args:
-        id_or_name: as nnU-Net's commands take it.
+        id_or_name: id or name of the dataset, as in nnU-Net's commands.
         plans_name: identifier of the plans.
-        configurations: which ones; None for all that are preprocessed.
-        channels: to reconstruct; None for those that are called CT.
+        configurations: names of the configurations; None for all that are preprocessed.
+        channels: channels to reconstruct; None for those named CT.
 
     Raises:
         UserError: something is missing, unknown or not supported; the message says what to run.
@@ -76,7 +76,7 @@ def open_preprocessed_dataset(
     raw = nnunet_folder("nnUNet_raw") / name
     plans_path = find_plans(preprocessed, plans_name)
     if not (raw / "dataset.json").is_file():
-        raise UserError(f"{raw / 'dataset.json'} is missing; the raw dataset is needed to reconstruct its images")
+        raise UserError(f"{raw / 'dataset.json'} is missing; the raw dataset is required to reconstruct its images")
     plans, dataset_json = read_plans(plans_path), read_dataset_json(raw / "dataset.json")
     manager = PlansManager(plans)
 
@@ -87,7 +87,7 @@ def open_preprocessed_dataset(
     ]
     for wanted in configurations or []:
         if wanted not in known:
-            raise UserError(f"{plans_path} has no configuration {wanted!r}; there are: {', '.join(known)}")
+            raise UserError(f"{plans_path} has no configuration {wanted!r}; configurations: {', '.join(known)}")
     folders = {name: preprocessed / manager.get_configuration(name).data_identifier for name in configurations or known}
     preprocess = partial(command_line, "nnUNetv2_preprocess", d=dataset_id(name), plans_name=plans_name)
     for configuration, folder in folders.items():
@@ -125,7 +125,7 @@ def open_preprocessed_dataset(
         if orphans:
             raise UserError(
                 f"{counted(len(orphans), 'case')} in {folder} without a raw image in {raw} (first: {orphans[0]}); "
-                f"put the images back, or delete the folder and run again: {preprocess(c=configuration)}"
+                f"restore the images, or delete the folder and run again: {preprocess(c=configuration)}"
             )
     return PreprocessedDataset(
         name=name,

@@ -1,4 +1,4 @@
-"""Accepted synthetic cases through nnU-Net's own preprocessing, beside the preprocessed data of their dataset."""
+"""nnU-Net's own preprocessing of accepted synthetic cases, written beside the preprocessed data of their dataset."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from fvae_nnunet.training.synthetic_dataset import (
 
 
 def find_synthetic_cases(dataset: PreprocessedDataset, synthetic_folder: Path) -> dict[str, SyntheticCase]:
-    """The accepted cases of a folder by name, after checking that they were made from cases of this dataset.
+    """Read the accepted cases of a folder by name, and check that they were made from cases of this dataset.
 
     Raises:
-        UserError: the folder is none of synthetic cases or holds no accepted one, or a case is of another dataset, of
-            an unknown source case, or of a label that the dataset does not have.
+        UserError: it is not a folder of synthetic cases or has no accepted case, or a case has another dataset, an
+            unknown source case, or a label that the dataset does not have.
     """
     found = {case.name: case for case in read_synthetic_cases(synthetic_folder)}
     if not found:
         raise UserError(
-            f"{synthetic_folder} holds no accepted case; {command_line('fvae-report', synthetic=synthetic_folder)} "
-            "shows why, fvae-synthesize makes more"
+            f"{synthetic_folder} has no accepted case; {command_line('fvae-report', synthetic=synthetic_folder)} shows "
+            "the reasons. Make more cases with fvae-synthesize"
         )
     labels = dataset.dataset_json["labels"]
     for name, case in found.items():
         record, lesion = case.record, case.record["label"]
         if record["dataset"] != dataset.name:
             raise UserError(
-                f"{name} in {synthetic_folder} was made from {record['dataset']}, not from {dataset.name}; name the "
-                "dataset that the synthetic cases were made from"
+                f"{name} in {synthetic_folder} was made from {record['dataset']}, not from {dataset.name}; give the "
+                "dataset from which the synthetic cases were made"
             )
         if record["source_case"] not in dataset.image_files:
             raise UserError(
-                f"{name} in {synthetic_folder} was made from {record['source_case']}, which is no case of "
-                f"{dataset.name} (any more); its fold is unknown, so it cannot be used"
+                f"{name} in {synthetic_folder} was made from {record['source_case']}, which is not (or no longer) a "
+                f"case of {dataset.name}; its fold is unknown, so it cannot be used"
             )
         if lesion["name"] not in labels:
             raise UserError(
-                f"{name} in {synthetic_folder} has the lesion's label {lesion['name']!r}; the labels of "
+                f"{name} in {synthetic_folder} has the lesion label {lesion['name']!r}, but the labels of "
                 f"{dataset.name} are {', '.join(labels)}"
             )
     return found
@@ -61,16 +61,16 @@ def find_synthetic_cases(dataset: PreprocessedDataset, synthetic_folder: Path) -
 def open_synthetic_data(
     dataset: PreprocessedDataset, synthetic_folder: Path, cases: dict[str, SyntheticCase], *, overwrite: bool = False
 ) -> dict[str, Path]:
-    """The folder for each configuration, started or found to be made from the same folder with the same settings.
+    """Start the folder for each configuration, or check that it was made from the same folder with the same settings.
 
     Args:
-        dataset: whose plans are used.
-        synthetic_folder: of ``fvae-synthesize``.
+        dataset: dataset whose plans are used.
+        synthetic_folder: output folder of ``fvae-synthesize``.
         cases: all its accepted cases, from ``find_synthetic_cases``.
-        overwrite: delete what is there first.
+        overwrite: delete existing folders first.
 
     Raises:
-        UserError: what is there was made from another folder or with other settings.
+        UserError: an existing folder was made from another folder or with other settings.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -104,17 +104,17 @@ def preprocess_synthetic(
     cases: Iterable[str],
     workers: int,
 ) -> Generator[Outcome, None, None]:
-    """Preprocess each case for every configuration; yields what became of each.
+    """Preprocess each case for every configuration, and yield its outcome.
 
-    A case that is complete and was made from the same files is left alone (its outcome has neither result nor error).
-    The result of a case is, for each configuration that was made, how many voxels of its new lesion are there.
+    A complete case that was made from the same files is skipped (its outcome has neither result nor error). The result
+    of a case is the number of voxels of its new lesion for each configuration that was made.
 
     Args:
-        dataset: whose plans are used.
-        synthetic: from ``find_synthetic_cases``.
-        folders: from ``open_synthetic_data``.
-        cases: names, a subset, asked for one by one.
-        workers: processes that preprocess; 0 for none.
+        dataset: dataset whose plans are used.
+        synthetic: cases from ``find_synthetic_cases``.
+        folders: folders from ``open_synthetic_data``.
+        cases: names of a subset, requested one by one.
+        workers: number of processes that preprocess; 0 for none.
 
     Raises:
         UserError: the disk is full or no worker can be started.
@@ -145,7 +145,7 @@ def _inputs(dataset: PreprocessedDataset, case: SyntheticCase) -> dict[str, str]
 def _pending(
     dataset: PreprocessedDataset, synthetic: dict[str, SyntheticCase], folders: dict[str, Path], case: str
 ) -> tuple[dict[str, str], list[str]] | None:
-    """Digests of what the case is made from, and the configurations for which it is to be made."""
+    """Digests of the input files of a case, and the configurations for which it must be made; None if complete."""
     inputs = _inputs(dataset, synthetic[case])
     pending = [
         configuration

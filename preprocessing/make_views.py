@@ -1,4 +1,4 @@
-"""The reconstructed view of a whole dataset, written beside nnU-Net's preprocessed data."""
+"""Reconstructed view of a whole dataset, written beside nnU-Net's preprocessed data."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def open_views(
     made_with: dict[str, Any],
     overwrite: bool = False,
 ) -> dict[str, Path]:
-    """The view's folder for each configuration, started or found to be made with the same settings.
+    """Start the view's folder for each configuration, or check that it was made with the same settings.
 
     Args:
-        dataset: what to reconstruct.
-        vae, settings: with what.
-        view: the view's name.
-        made_with: for the reader of the manifest; its ``parameters`` are those of the command that makes the view.
-        overwrite: delete an existing view of that name first.
+        dataset: dataset to reconstruct.
+        vae, settings: VAE and settings of the reconstruction.
+        view: name of the view.
+        made_with: information for the manifest; its ``parameters`` are those of the command that makes the view.
+        overwrite: delete an existing view of this name first.
 
     Raises:
-        UserError: a view of that name was made with other settings.
+        UserError: a view of this name was made with other settings.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -97,21 +97,21 @@ def make_views(
     seconds: StageSeconds,
     on_slices: Callable[[str, int, int], object] | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Reconstruct each case once and write its view for every configuration; yields what became of each case.
+    """Reconstruct each case once, write its view for every configuration, and yield its outcome.
 
-    The reconstruction is made in HU at the image's own resolution, rounded to int16, and then goes through nnU-Net's
-    own steps. Channels that are not CT are copied. A case that is complete and was made from the same files is left
-    alone (its outcome has neither result nor error). The result of a case is its ``Fidelity`` as a dictionary, the mean
-    over the CT channels (of its range the extremes, of the voxels the sum).
+    The case is reconstructed in HU at the image's own resolution, rounded to int16, and then preprocessed with
+    nnU-Net's own steps. Channels that are not CT are copied. A complete case that was made from the same files is
+    skipped (its outcome has neither result nor error). The result of a case is its ``Fidelity`` as a dictionary: the
+    mean over the CT channels, but the extremes of the range and the sum of the voxels.
 
     Args:
-        dataset: what to reconstruct.
-        vae, settings: with what.
-        folders: from ``open_views``.
-        hu_as_is: reconstruct also what cannot be HU (``hounsfield``); else it is the error of its case.
-        cases: identifiers, a subset of the dataset's, asked for one by one.
-        workers: processes for reading and writing; 0 for none.
-        seconds: filled with where the time went.
+        dataset: dataset to reconstruct.
+        vae, settings: VAE and settings of the reconstruction.
+        folders: folders from ``open_views``.
+        hu_as_is: also reconstruct images that cannot be in HU (``hounsfield``); else they are errors of their cases.
+        cases: identifiers of a subset of the dataset, requested one by one.
+        workers: number of processes for reading and writing; 0 for none.
+        seconds: filled with the time spent in each stage.
         on_slices: called with case, slices done and slices of the case.
 
     Raises:
@@ -147,7 +147,7 @@ def make_views(
 def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], hu_as_is: bool, case: str) -> _RawCase | None:
     files = dataset.image_files[case]
     for path in files:
-        # before their digests: that of a header would not change with the file that it points to
+        # before the digests, because the digest of a header does not change with the file that it points to
         check_image_file(path, voxels_too=False)
     raw_digests = {path.name: sha256_of_file(path) for path in files}
     pending = [
@@ -169,7 +169,7 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], hu_as_is:
 
 
 def read_axial_ct(dataset: PreprocessedDataset, case: str) -> list[np.ndarray]:
-    """The CT channels of a raw case, each (body axis, front-back, left-right) in HU."""
+    """Read the CT channels of a raw case, each (body axis, front-back, left-right) in HU."""
     channels, axis_order, _ = _read_channels(dataset, case)
     return [channels[channel].transpose(axis_order) for channel in dataset.ct_channels]
 
@@ -229,7 +229,7 @@ def _write_case(
         raw = blosc2.open(str(data_folder / f"{case}.b2nd"), mode="r")
         if data.shape != raw.shape:
             raise UserError(
-                f"the view has shape {data.shape} and nnU-Net's array {raw.shape}; preprocess the dataset again: "
+                f"the view has shape {data.shape}, but nnU-Net's array has {raw.shape}; preprocess the dataset again: "
                 + command_line("nnUNetv2_preprocess", d=dataset_id(dataset.name), plans_name=dataset.plans_name, c=name)
             )
         cparams = raw.schunk.cparams

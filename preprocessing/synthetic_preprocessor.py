@@ -13,19 +13,19 @@ from fvae_nnunet.errors import UserError
 
 
 class SyntheticPreprocessor(DefaultPreprocessor):
-    """DefaultPreprocessor that keeps, of the places of the lesion's label, those in the lesion that is new.
+    """DefaultPreprocessor that restricts the foreground locations of the lesion label to the new lesion.
 
-    Image, segmentation and all other properties are nnU-Net's. Of the voxels with the lesion's label, only those that
-    the source case does not have count as places to sample foreground from: a real lesion in the same case, often a
-    hundred times as large, would otherwise take nearly all patches. Where no new voxel is left at the spacing of the
-    plans, the places stay nnU-Net's.
+    Image, segmentation and all other properties are those of nnU-Net. Foreground is sampled only from voxels of the
+    lesion label that do not have it in the source case; otherwise a real lesion in the same case, often a hundred times
+    as large, would get nearly all patches. If no new voxel is left at the spacing of the plans, nnU-Net's locations are
+    kept.
 
     Args:
         source_label: segmentation of the source case.
-        lesion_value: of the lesion's label.
+        lesion_value: value of the lesion label.
 
     Attributes:
-        own_lesion_voxels: of the case that was preprocessed last, voxels of the new lesion that were found again.
+        own_lesion_voxels: number of voxels of the new lesion in the case that was preprocessed last.
     """
 
     def __init__(self, source_label: Path, lesion_value: int) -> None:
@@ -56,19 +56,19 @@ class SyntheticPreprocessor(DefaultPreprocessor):
         return data, seg, properties
 
     def _new_lesion(self, seg_file: str, plans_manager: PlansManager) -> np.ndarray:
-        """Where the case has the lesion's label and its source does not: bool (z, y, x) as the reader gives it."""
+        """Voxels with the lesion label in the case but not in its source: bool (z, y, x) as read by the reader."""
         reader = plans_manager.image_reader_writer_class()
         after, before = (reader.read_seg(file)[0][0] for file in (seg_file, str(self.source_label)))
         if after.shape != before.shape:
             raise UserError(
-                f"{seg_file} has shape {after.shape} and the label of its source case, {self.source_label}, "
-                f"{before.shape}; a synthetic case has the geometry of its source: run fvae-synthesize again"
+                f"{seg_file} has shape {after.shape}, but the label of its source case, {self.source_label}, has "
+                f"{before.shape}; a synthetic case must have the geometry of its source: run fvae-synthesize again"
             )
         return (after == self.lesion_value) & (before != self.lesion_value)
 
     @staticmethod
     def _at_plans_spacing(mask: np.ndarray, shape: tuple[int, ...], properties: dict[str, Any]) -> np.ndarray:
-        """The voxels in which the centres of a transposed mask's voxels lie after crop and resampling; bool."""
+        """Voxels that contain centres of the voxels of a transposed mask after cropping and resampling; bool."""
         box = np.asarray(properties["bbox_used_for_cropping"])
         scale = np.asarray(shape) / np.asarray(properties["shape_after_cropping_and_before_resampling"])
         places = np.floor((np.argwhere(mask) - box[:, 0] + 0.5) * scale).astype(int)

@@ -1,4 +1,4 @@
-"""nnU-Net's own preprocessing steps, applied to a reconstruction with the raw case's crop box."""
+"""nnU-Net's own preprocessing steps for a reconstruction, with the crop box of the raw case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 
 class ViewPreprocessor(DefaultPreprocessor):
-    """DefaultPreprocessor whose crop box comes from the raw case, so that view and raw data lie voxel on voxel."""
+    """DefaultPreprocessor with the crop box of the raw case, so that view and raw data have the same voxel grid."""
 
     def __init__(self) -> None:
         super().__init__(verbose=False)
@@ -31,21 +31,21 @@ class ViewPreprocessor(DefaultPreprocessor):
         """Transpose, crop, normalise and resample as nnU-Net does (``DefaultPreprocessor.run_case_npy``).
 
         Args:
-            view: (c, z, y, x) in the reader's axis order; all channels of the case. Not changed.
-            raw_properties: the properties that nnU-Net saved with the preprocessed raw case.
-            plans_manager, configuration_manager: of the plans in use.
-            raw, seg: the raw case's image and segmentation, (c, z, y, x) and (1, z, y, x); needed only where a
-                channel is normalised inside the nonzero mask, because that mask is the raw case's.
+            view: (c, z, y, x) in the reader's axis order, with all channels of the case. Not changed.
+            raw_properties: properties that nnU-Net saved with the preprocessed raw case.
+            plans_manager, configuration_manager: managers of the plans in use.
+            raw, seg: image and segmentation of the raw case, (c, z, y, x) and (1, z, y, x); required only if a channel
+                is normalised inside the nonzero mask, which is that of the raw case.
 
         Returns:
-            (c, z, y, x) float32, as nnU-Net would have it in the case's ``.b2nd``.
+            (c, z, y, x) float32, in the form of nnU-Net's ``.b2nd`` of the case.
         """
         axes = [0, *[axis + 1 for axis in plans_manager.transpose_forward]]
         crop = (slice(None), *bounding_box_to_slice(raw_properties["bbox_used_for_cropping"]))
         data = view.transpose(axes)[crop].astype(np.float32)
         if any(configuration_manager.use_mask_for_norm):
             if raw is None or seg is None:
-                raise ValueError("a channel is normalised inside the nonzero mask: raw and seg are needed")
+                raise ValueError("a channel is normalised inside the nonzero mask, so raw and seg are required")
             _, seg, _ = crop_to_nonzero(raw.transpose(axes), np.copy(seg.transpose(axes)))
         else:
             seg = np.zeros((1, *data.shape[1:]), dtype=np.int8)

@@ -1,4 +1,4 @@
-"""What workflows compare: views, as their configuration names them. Needs the standard library only."""
+"""Views compared in workflows, parsed from the configuration. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PLANNERS = {
     "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
     "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
 }
-"""Plans of nnU-Net -> the class that makes them."""
+"""Plans of nnU-Net -> their planner class."""
 
 
 class ConfigError(ValueError):
-    """The configuration asks for something that cannot be done."""
+    """The configuration is not valid."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A view, by the options of ``fvae-preprocess``.
+    """A view, defined by options of ``fvae-preprocess``.
 
     Attributes:
-        name: of ``--view``.
-        vae: of ``--vae``.
-        options: the whole line.
-        matched: of ``--match``: the view in which a plain denoiser leaves as much noise.
+        name: value of ``--view``.
+        vae: value of ``--vae``.
+        options: the whole line of options.
+        matched: value of ``--match``: the view whose noise level a plain denoiser has to match.
     """
 
     name: str
@@ -42,18 +42,18 @@ class View:
 
 
 def parse_views(lines: Iterable[str]) -> dict[str, View]:
-    """The views by name, in the order of the lines.
+    """Parse the views by name, in the order of the lines.
 
     Raises:
-        ConfigError: a line has no ``--view`` or ``--vae``, two have the same name, one is matched to a view that is
-            not among them, or weights or code are not where a line says.
+        ConfigError: a line has no ``--view`` or ``--vae``, two views have the same name, one is matched to a view that
+            is not among them, or weights or code do not exist.
     """
     views: dict[str, View] = {}
     for line in lines:
         words = shlex.split(line)
         given = {word: words[index + 1] for index, word in enumerate(words[:-1]) if word.startswith("--")}
         if not {"--view", "--vae"} <= given.keys():
-            raise ConfigError(f"views: write --view NAME --vae NAME and what else fvae-preprocess takes; got: {line}")
+            raise ConfigError(f"views: expected --view NAME --vae NAME and options of fvae-preprocess; got: {line}")
         name = given["--view"]
         check_name("view", name, reserved=(RAW,))
         if name in views:
@@ -66,33 +66,33 @@ def parse_views(lines: Iterable[str]) -> dict[str, View]:
         views[name] = View(name, given["--vae"], line, given.get("--match"))
     for view in views.values():
         if view.matched is not None and view.matched not in views.keys() - {view.name}:
-            raise ConfigError(f"views: {view.name} is matched to {view.matched}, which is none of the other views")
+            raise ConfigError(f"views: {view.name} is matched to {view.matched}, which is not one of the other views")
     return views
 
 
 def check_name(kind: str, name: str, *, reserved: Iterable[str] = ()) -> None:
-    """ConfigError where a view, arm or test cannot have this name, which is part of the names of its files."""
+    """Raise ConfigError if a view, arm or test cannot have this name, which is part of its file names."""
     if not re.fullmatch(r"[\w.+-]+", name) or name in reserved:
         article = "an" if kind[0] in "aeiou" else "a"
-        raise ConfigError(f"{kind}s: {name!r} cannot be the name of {article} {kind}; take letters, digits and . + - _")
+        raise ConfigError(f"{kind}s: {name!r} cannot be the name of {article} {kind}; use letters, digits and . + - _")
 
 
 def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """ConfigError where the configuration names something that there is not."""
+    """Raise ConfigError if the configuration has an unknown key."""
     unknown = sorted(config.keys() - set(known))
     if unknown:
-        raise ConfigError(f"there is no {unknown[0]} to configure; there are {', '.join(sorted(known))}")
+        raise ConfigError(f"unknown key {unknown[0]} in the configuration; known keys: {', '.join(sorted(known))}")
 
 
 def check_choices(config: Mapping[str, Any], choices: Mapping[str, Iterable[object]]) -> None:
-    """ConfigError where a value is none of those that its key may have."""
+    """Raise ConfigError if the value of a key is not one of its choices."""
     for key, values in choices.items():
         if config[key] not in values:
-            raise ConfigError(f"{key}: {config[key]} is none of {', '.join(map(str, values))}")
+            raise ConfigError(f"{key}: {config[key]} is not one of {', '.join(map(str, values))}")
 
 
 def existing_folder(config: Mapping[str, Any], key: str) -> Path:
-    """The folder that the configuration names; ConfigError where it is none."""
+    """Folder named in the configuration; ConfigError if it does not exist."""
     folder = Path(str(config[key]))
     if config[key] is None or not folder.is_absolute():
         raise ConfigError(f"{key} must be an absolute path: --config {key}=/data/...; got {config[key]}")
@@ -102,9 +102,9 @@ def existing_folder(config: Mapping[str, Any], key: str) -> Path:
 
 
 def on_a_free_gpu(gpus: Iterable[int]) -> str:
-    """The beginning of a shell command that takes one of these GPUs for itself; nothing where none is named.
+    """Prefix of a shell command that reserves one of these GPUs; empty if none is named.
 
-    A GPU is taken by a lock that the system gives free when the command ends, however it ends.
+    A GPU is reserved by a lock, which the system releases when the command ends for any reason.
     """
     numbers = " ".join(map(str, gpus))
     if not numbers:

@@ -1,15 +1,15 @@
-"""The same cases through this package's pipeline, Dask and Snakemake, against one process in sequence.
+"""Benchmark: the same cases with this package's pipeline, Dask and Snakemake, compared with one process in sequence.
 
     pip install distributed snakemake
     python scripts/benchmark_engines.py --cases 20 --shape 128 256 256 --rate 16.8 -np 2
 
-A case is read (gzip), computed by a stand-in for one device that sleeps for the time that its voxels need at a rate,
-and written (gzip). Each engine is used as its documentation advises: Dask with a worker process for each of ``-np`` and
-one more that holds the device (a resource); Snakemake with ``-np`` jobs at once, a case each, that wait for the device
-by a lock. Dask's graph is submitted at once, and again with at most ``-np`` + 3 cases on their way, as many as the
-pipeline keeps alive. Every engine's files are compared with the baseline's, byte by byte. Times are of whole processes,
-starts and imports included. Memory: what all processes hold of their own and share, in volumes of int16 above that of
-an engine on tiny images.
+A case is read (gzip), computed by a stand-in for one device that sleeps for the time that its voxels need at a given
+rate, and written (gzip). Each engine is used as its documentation advises: Dask with ``-np`` worker processes and one
+more that holds the device (a resource); Snakemake with ``-np`` simultaneous jobs, one case each, that wait for a lock
+on the device. Dask's graph is submitted once as a whole, and once with at most ``-np`` + 3 active cases, as in the
+pipeline. The files of every engine are compared with those of the baseline byte by byte. Times are for whole processes,
+including start and imports. Memory is the private and shared memory of all processes, in int16 volumes, minus that of
+the engine on tiny images.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Job:
         write_volume(self.output / (case + ENDING), *volume)
 
     def one_case(self, case: str) -> None:
-        """As a process of its own that shares the device with others."""
+        """Process a case in a process of its own that shares the device with others."""
         volume = self.read(case)
         with FileLock(self.output / "device.lock"):
             volume = self.compute(case, volume)
@@ -143,7 +143,7 @@ ENGINES: dict[str, Callable[[Job], None]] = {
 
 
 def write_images(folder: Path, cases: int, shape: tuple[int, ...]) -> None:
-    """Noise over a smooth field, of which gzip makes about as little as of a CT."""
+    """Write images of noise over a smooth field, which gzip compresses about as well as CT."""
     folder.mkdir()
     smooth = np.add.outer(
         np.add.outer(*(np.linspace(-500, 0, size) for size in shape[:2])), np.linspace(0, 500, shape[2])
@@ -158,7 +158,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def run(engine: str, job: Job) -> tuple[float, int]:
-    """Seconds and bytes of all processes of an engine, run in a process of its own."""
+    """Run an engine in a process of its own; return its seconds and the bytes of all processes."""
     job.output.mkdir()
     call = [sys.executable, __file__, "--run", engine, str(job.images), str(job.output), str(job.rate)]
     measured = run_measured([*call, "-np", str(job.workers)])

@@ -1,10 +1,10 @@
-"""Can the latents be drawn as fast as the network takes them? Samples per second of fvae-train-ldm's draws.
+"""Benchmark: samples per second that fvae-train-ldm draws from latents, compared with the speed of the network.
 
     python scripts/benchmark_latents.py --size tiny small
 
-The baseline is one thread that draws. A cache in the real format is made of random latents: slices of 512 x 512 pixels
-of a VAE with cells of 8 x 8 pixels and 16 channels, with lesions, organ, outlines and drafts. The network, forward
-and backward, is timed on the same device for comparison.
+The baseline is a single drawing thread. The cache has the real format and holds random latents: slices of 512 x 512
+pixels of a VAE with cells of 8 x 8 pixels and 16 channels, with lesions, organ, outlines and drafts. The forward and
+backward passes of the network are timed on the same device for comparison.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from fvae_nnunet.vae.base import VAESpec
 SPEC = VAESpec("random", inplane_stride=8, latent_channels=16)
 SLICES, CELLS, CASES, WINDOW = 100, 64, 4, 16
 SECONDS = 5.0
-"""For each measurement, at least."""
+"""Minimum time of each measurement."""
 
 
 def random_cache(folder: Path) -> list[str]:
-    """Cases of random latents; their names."""
+    """Write cases of random latents; return their names."""
     from safetensors.numpy import save
 
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def random_cache(folder: Path) -> list[str]:
 
 
 def per_second(work: Callable[[int], object], samples: int) -> float:
-    """Samples per second of work that is done again and again; ``work`` takes the number of the time."""
+    """Samples per second of repeated work; ``work`` takes the number of the repetition."""
     work(0)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:
@@ -84,7 +84,7 @@ def per_second(work: Callable[[int], object], samples: int) -> float:
 
 
 def drawn_per_second(draws: LatentDraws, stage: int, samples: int, threads: int) -> float:
-    """Samples of a stage per second, batches drawn by so many threads at once."""
+    """Samples of a stage per second, with batches drawn by several threads at once."""
     process = NoiseProcess("sample")
     with ThreadPoolExecutor(threads) as pool:
 
@@ -96,7 +96,7 @@ def drawn_per_second(draws: LatentDraws, stage: int, samples: int, threads: int)
 
 
 def trained_per_second(network: LatentDenoiser, batch: Batch, device: torch.device) -> float:
-    """Samples per second that the network learns from, without the optimizer."""
+    """Samples per second in training of the network, without the optimizer."""
     batch = batch.to(device)
 
     def work(_: int) -> None:
@@ -148,7 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--size", nargs="+", choices=list(DEFAULTS), default=["tiny", "small"])
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 4], metavar="N", help="default 2 and 4")
-    parser.add_argument("-device", choices=("cuda", "cpu"), help="of the network; default: cuda if there is a GPU")
+    parser.add_argument(
+        "-device", choices=("cuda", "cpu"), help="device of the network; default: cuda if there is a GPU"
+    )
     return run_command(parser, run, argv)
 
 

@@ -1,21 +1,21 @@
-"""How busy the pipeline keeps a device, and how much memory it takes, with a stand-in for the device.
+"""Benchmark: how busy the pipeline keeps a device, and how much memory it needs, with a stand-in for the device.
 
     python scripts/benchmark_pipeline.py --cases 20 --shape 128 256 256 -np 2
 
-20 phantoms go through the real read and write stages of fvae-reconstruct, and with --preprocess through those of
-fvae-preprocess (to a finer spacing, so that nnU-Net resamples). The VAE is a stand-in that gives back its input and
-sleeps for the time that its voxels need at a rate (--rates, Mvoxel/s): it takes the time of a device but no processor.
-Rows: everything in one process in sequence (-np 0, the baseline of the ratios), and the pipeline with -np workers.
-Times include the start of the workers (their imports), not that of the command. Default rates: one at which the disk
-stages can keep up with -np workers on this machine's cores, and one four times as fast, at which they cannot.
+20 phantoms pass through the real read and write stages of fvae-reconstruct, and with --preprocess through those of
+fvae-preprocess (to a finer spacing, so that nnU-Net resamples). The VAE is a stand-in that returns its input and sleeps
+for the time that its voxels need at a given rate (--rates, Mvoxel/s), so it takes the time of a device without using
+the CPU. Rows: everything in one process in sequence (-np 0, the baseline of the ratios), and the pipeline with -np
+workers. Times include the start of the workers (their imports), but not that of the command. Default rates: one at
+which -np workers on this machine's cores can keep up with the device, and one four times as fast, at which they cannot.
 
-Idle share: of the time from the first computation to the end of the last, by the pipeline's own account (as the
-commands print it), and by the stand-in's (what it did not sleep: scaling, checks and blending, which run on the
-device where there is one, are done by the processor here, in competition with the workers, and count as idle there).
+The idle share is that of the time from the first computation to the end of the last, as measured by the pipeline (and
+printed by the commands), and as measured by the stand-in (all time in which it did not sleep: scaling, checks and
+blending, which would run on a real device, use the CPU here, compete with the workers, and count as idle).
 
-Memory (fvae-reconstruct only) is sampled every 20 ms from /proc and given in volumes of int16, above that of the same
-run on images of 8^3 voxels. Main process: what it has touched of its own and of shared memory. All: what all processes
-hold of their own, and the shared memory of the whole machine, so nothing else should run.
+Memory (fvae-reconstruct only) is sampled every 20 ms from /proc and given in int16 volumes, minus that of the same run
+on images of 8^3 voxels. Main process: its private and shared memory. All: the private memory of all processes, and the
+shared memory of the whole machine, so nothing else should run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DATASET = "Dataset951_Pipeline"
 
 
 def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) -> dict[str, Any]:
-    """One run of a command's library function in this process, with the stand-in."""
+    """Run a command's library function once in this process, with the stand-in."""
     import torch
 
     from fvae_nnunet.ct.files import find_images
@@ -99,7 +99,7 @@ def run_here(job: str, source: str, output: Path, *, workers: int, rate: float) 
 
 
 def measure(job: str, source: str, output: Path, *, workers: int, rate: float) -> tuple[dict[str, float], Measured]:
-    """The figures of ``run_here`` in a process of its own, and its memory."""
+    """Run ``run_here`` in a process of its own; return its figures and its memory."""
     measured = run_measured([sys.executable, __file__, "--run-here", job, source, str(output), str(workers), str(rate)])
     shutil.rmtree(output, ignore_errors=True)
     return json.loads(measured.output.splitlines()[-1]), measured
@@ -122,7 +122,7 @@ def benchmark(job: str, source: str, small: Path | None, root: Path, arguments: 
 
     probe, _ = run(0, 1e6)
     disk, processor = probe["disk"] / arguments.cases, probe["computing"] / arguments.cases
-    # the workers need `disk` seconds a case, and all cores together `disk + processor`
+    # the workers need `disk` seconds per case, all cores together `disk + processor`
     cores = os.cpu_count() or 1
     least = max(disk / arguments.np, (disk + processor) / min(cores, arguments.np + 1)) - processor
     keeps_up = voxels / 1e6 / (1.5 * least)

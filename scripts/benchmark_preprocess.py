@@ -1,11 +1,11 @@
-"""Time and memory of fvae-preprocess on CT-sized phantoms, against plain loops in the same run.
+"""Benchmark: time and memory of fvae-preprocess on CT-sized phantoms, compared with plain loops in the same run.
 
     python scripts/benchmark_preprocess.py --cases 4 --shape 100 384 384 --vae tiny
 
-Rows: nnU-Net's own preprocessing of the same cases, for scale; fvae-preprocess in one process (-np 0: read, VAE, write
-one after the other), the baseline of the ratios; fvae-preprocess with reading and writing in other processes. Times
-are wall-clock of the whole command, start-up included. Memory is the largest resident set of any process of the
-command, and the largest sum over all of them (shared pages counted once for each), sampled every 50 ms from /proc.
+Rows: nnU-Net's own preprocessing of the same cases, for reference; fvae-preprocess in one process (-np 0: read, VAE and
+write one after the other), the baseline of the ratios; fvae-preprocess with reading and writing in other processes.
+Times are wall-clock times of the whole command, including start-up. Memory is the largest resident set of any process
+of the command, and the largest sum over all of them (shared pages count in each), sampled every 50 ms from /proc.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Measured:
 
 
 def resident_mib_of_tree(pid: int) -> list[float]:
-    """Resident set of a process and of all its descendants, MiB; empty once it is gone."""
+    """Resident sets of a process and all its descendants, MiB; empty once it has ended."""
     try:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -1,21 +1,21 @@
-"""Speed, memory and exactness of the reconstruction, against the authors' scheme in the same run.
+"""Benchmark: speed, memory and numerical accuracy of the reconstruction, compared with the authors' scheme.
 
     python scripts/benchmark_reconstruction.py --vae wan2.1 wan2.2 leanvae tiny --shape 17 96 96
     python scripts/benchmark_reconstruction.py --vae wan2.1 wan2.2 -device cuda --shape 130 512 512
 
-The authors' scheme is the plain loop of the scripts released with the paper over the published modules: float32, one
-window of 65 slices after the other, no overlap (a short window is padded to what the model needs, not to 65, so that
-small sizes compare fairly); for image VAEs one slice after the other. The published modules of Wan and `tiny` are
-diffusers'; LeanVAE's are in no package, so it has no such rows. All rows code the same windows, so that their values
-can be compared.
+The authors' scheme is the plain loop of the scripts released with the paper, with the published modules: float32, one
+window of 65 slices after the other, without overlap (a short window is padded to the size that the model needs, not to
+65, so that small sizes are compared fairly); for image VAEs one slice after the other. The published modules of Wan and
+`tiny` are those of diffusers; LeanVAE's are not in a package, so it has no such rows. All rows code the same windows,
+so that their values can be compared.
 
-Weights are random (each layer keeps the variance), except those of `tiny`: speed does not depend on them, and the
-differences in HU are those of noise-like images, larger than with trained weights. The volume is a phantom.
+Weights are random (each layer keeps the variance), except those of `tiny`. Speed does not depend on them, but the
+differences in HU are those of noise-like images, which are larger than with trained weights. The volume is a phantom.
 
-Rounds are interleaved: every variant once, then again; times are medians. Memory is the largest growth of the process
-while a variant runs (CPU, sampled), or torch's peak of allocated memory (CUDA, all variants' weights included). The
-floor is the arithmetic of the published network (counted by torch) at the rate of a large matrix product in the same
-precision, measured in the same run.
+Rounds are interleaved: every variant once, then again. Times are medians. Memory is the largest growth of the process
+while a variant runs (CPU, sampled), or torch's peak of allocated memory (CUDA, including the weights of all variants).
+The floor is the arithmetic of the published network (counted by torch) at the rate of a large matrix product in the
+same precision, measured in the same run.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ LEANVAE_ARGS = {
 
 @dataclass
 class Published:
-    """The published modules of a VAE, as the authors' loop calls them.
+    """Published modules of a VAE, as called in the authors' loop.
 
     Attributes:
         code: encodes and decodes a window (1, 3, d, y, x) in [-1, 1].
-        window_slices: slices of a window.
-        admissible: the number of slices that the model needs for a window of so many.
+        window_slices: number of slices in a window.
+        admissible: returns the number of slices to which the model needs a window padded.
     """
 
     code: Callable[[torch.Tensor], torch.Tensor]
@@ -81,7 +81,7 @@ class Published:
 
 @dataclass
 class Row:
-    """A variant and what was measured."""
+    """A variant and its measurements."""
 
     name: str
     dtype: torch.dtype
@@ -92,7 +92,7 @@ class Row:
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Weights that keep the variance of their input; norms near one; nothing zero."""
+    """Set random weights that keep the variance of the input, with norms near one and no zeros."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -104,7 +104,7 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def write_random_weights(name: str, folder: Path) -> Path | None:
-    """A checkpoint in the VAE's own format; None for `tiny`, which has its own."""
+    """Write a checkpoint in the VAE's own format; None for `tiny`, which has its own weights."""
     if name == "tiny":
         return None
     if name == "leanvae":
@@ -122,7 +122,7 @@ def write_random_weights(name: str, folder: Path) -> Path | None:
 
 
 def published(name: str, weights: Path | None, device: torch.device, dtype: torch.dtype) -> Published | None:
-    """What the authors' loop runs; None for LeanVAE, whose modules are in no package."""
+    """Modules for the authors' loop; None for LeanVAE, whose modules are not in a package."""
     if name == "leanvae":
         return None
     model: Any
@@ -152,7 +152,7 @@ def published(name: str, weights: Path | None, device: torch.device, dtype: torc
 
 @torch.no_grad()
 def authors_loop(stock: Published, volume_hu: np.ndarray, device: torch.device, dtype: torch.dtype) -> np.ndarray:
-    """What the released scripts do with (z, y, x) in HU; the result before the cast to int16."""
+    """Reconstruct (z, y, x) in HU like the released scripts; returns the result before the cast to int16."""
     frames = torch.from_numpy(np.clip(volume_hu, -1000, 1000) / 1000.0)
     frames = frames.repeat(1, 3, 1, 1, 1).to(device, dtype)
     output = torch.zeros_like(frames)
@@ -170,7 +170,7 @@ def ours(vae: FrozenVAE) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def rows_of(name: str, weights: Path | None, arguments: argparse.Namespace) -> tuple[list[Row], float]:
-    """The variants of one VAE, the baseline first, and the arithmetic in MFLOP per voxel."""
+    """Variants of one VAE, with the baseline first, and the arithmetic in MFLOP per voxel."""
     device = torch.device(arguments.device)
     rows = []
     mflop_per_voxel = float("nan")
@@ -194,7 +194,7 @@ def rows_of(name: str, weights: Path | None, arguments: argparse.Namespace) -> t
 
 
 def count_mflop_per_voxel(stock: Published, shape: tuple[int, int, int], device: torch.device) -> float:
-    """Multiplications and additions of one window, attention included, by torch's counter."""
+    """Multiplications and additions per voxel of one window, including attention, counted by torch."""
     slices = stock.admissible(min(shape[0], stock.window_slices))
     window = torch.zeros((1, 3, slices, *shape[1:]), device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -203,7 +203,7 @@ def count_mflop_per_voxel(stock: Published, shape: tuple[int, int, int], device:
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Rate of a large matrix product: the best of several."""
+    """Rate of a large matrix product, the best of several runs."""
     size = 8192 if device.type == "cuda" else 1536
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")
@@ -216,7 +216,7 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure(row: Row, volume_hu: np.ndarray, device: torch.device) -> None:
-    """Run a variant once and keep time, peak memory and result."""
+    """Run a variant once and store time, peak memory and result."""
     _wait(device)
     with _peak_mib(row, device):
         started = time.perf_counter()
@@ -234,7 +234,7 @@ def _peak_mib(row: Row, device: torch.device) -> Iterator[None]:
         row.peak_mib = max(row.peak_mib, torch.cuda.max_memory_allocated() / 2**20)
         return
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # or memory that the last variant freed would be used unseen
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise memory freed by the last variant is reused without being seen
     before, done = _resident_mib(), threading.Event()
 
     def sample() -> None:
@@ -287,7 +287,9 @@ def main() -> int:
     parser.add_argument("--vae", nargs="+", default=["wan2.1"], choices=("wan2.1", "wan2.2", "leanvae", "tiny"))
     parser.add_argument("--shape", type=int, nargs=3, default=(17, 96, 96), metavar=("Z", "Y", "X"))
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="after one round to warm up; default 3")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="number of rounds after one warm-up round; default 3"
+    )
     parser.add_argument("--compile", action="store_true", help="also our Wan through torch.compile")
     arguments = parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""Many tiny cases through several fvae-reconstruct at once, of which some are killed and started again.
+"""Benchmark: many tiny cases shared by several fvae-reconstruct, of which some are killed and started again.
 
     python scripts/benchmark_sharing.py --cases 50000 --processes 4 --kills 20
 
-Compares the files with those of one undisturbed process, and prints what a case costs in scheduling (a call that finds
-every case complete, per case) and how much memory the processes take. Where it is allowed (Linux, root), each process
-has process ids of its own (``unshare``), as on another machine or in another container.
+Compares the files with those of one undisturbed process, and prints the scheduling cost per case (the time of a call
+that finds all cases complete, per case) and the memory of the processes. If allowed (Linux, root), each process has its
+own process ids (``unshare``), as on another machine or in another container.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNSHARE = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
 
 
 def write_images(folder: Path, cases: int) -> None:
-    """Images that all differ; the same for the same number."""
+    """Write images that all differ; each depends only on its number."""
     folder.mkdir()
     for number in tqdm(range(cases), desc="images", unit="case"):
         values = np.random.default_rng(number).integers(-1000, 1000, SHAPE).astype(np.int16)
@@ -56,7 +56,7 @@ def can_be_apart() -> bool:
 
 
 def memory_mb(pid: int) -> float:
-    """Of a process and its children."""
+    """Memory of a process and its children."""
     with suppress(OSError, ValueError):
         return sum(sum(own_and_shared(one)) for one in process_tree(pid)) / 1e6
     return 0.0
@@ -74,7 +74,7 @@ def timed(what: str) -> Iterator[None]:
 
 
 def share(call: Sequence[str], output: Path, arguments: argparse.Namespace) -> list[float]:
-    """Run the processes, kill some at even shares of the work; peak memory of each that ended by itself."""
+    """Run the processes and kill some at regular intervals of the work; return peak memories of the others."""
     chance = random.Random(0)
     running = [start(call) for _ in range(arguments.processes)]
     kills = [arguments.cases * (number + 1) // (arguments.kills + 1) for number in range(arguments.kills)]

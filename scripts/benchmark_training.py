@@ -1,22 +1,22 @@
-"""Epoch time and memory of training with views, made before or during training, as ratios to nnUNetTrainer.
+"""Benchmark: time and memory of training with views, made before or during training, as ratios to nnUNetTrainer.
 
     python scripts/benchmark_training.py                                            # CUDA: nnU-Net's own plans
     python scripts/benchmark_training.py -device cpu --shape 48 96 96 --iterations 10
 
 Rows: nnUNetTrainer, the baseline; nnUNetTrainerFVAE on a view made with `tiny`; nnUNetTrainerFVAEOnline with each VAE
 of --vae. All train on the same phantoms and plans, each in a process of its own, --rounds times in turn; times are
-medians of the rounds. A process runs a warm-up (compilation, cuDNN's choice of algorithms), then the measured
-iterations of training without validation. On a CPU network and patch are shrunk (small_plans.py).
+medians of the rounds. A process runs a warm-up (compilation, cuDNN's choice of algorithms), then the measured training
+iterations without validation. On a CPU, network and patch are shrunk (small_plans.py).
 
-`taesd` is a randomly initialised AutoencoderTiny of TAESD's size; Wan has random weights of full size: speed does not
-depend on them. Memory is torch's peak of allocated GPU memory, on a CPU the largest resident set of the training
-process (its workers not included). GPU use is the mean of nvidia-smi's samples. CPU time is that of the training
-process without its workers: on a CPU that others use too, its ratio says more than that of the wall-clock.
+`taesd` is a randomly initialised AutoencoderTiny of TAESD's size; Wan has random weights of full size, since speed does
+not depend on them. Memory is torch's peak of allocated GPU memory, or on a CPU the largest resident set of the training
+process (without its workers). GPU use is the mean of nvidia-smi's samples. CPU time is that of the training process
+without its workers; on a shared CPU, its ratio is more reliable than that of wall-clock times.
 
-The floor is the VAE's arithmetic on the samples that were drawn, counted by torch, at the rate of a large matrix
-product in the precision of the VAE, measured in the same process before training. The excess is what an iteration
-takes more than nnUNetTrainer's, in floors. Graph breaks are those of torch.compile, which is on by default on CUDA; 0
-where nothing is compiled.
+The floor is the VAE's arithmetic on the drawn samples, counted by torch, at the rate of a large matrix product in the
+precision of the VAE, measured in the same process before training. The excess is the additional time of an iteration
+compared with nnUNetTrainer, in floors. Graph breaks are those of torch.compile, which is on by default on CUDA; 0 if
+nothing is compiled.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VAES = {"cuda": ("tiny", "taesd", "wan2.1", "wan2.2"), "cpu": ("tiny", "taesd")}
 
 
 def prepare(root: Path, arguments: argparse.Namespace) -> None:
-    """A planned and preprocessed dataset of phantoms with a view, and the weights of the VAEs."""
+    """Make a planned and preprocessed dataset of phantoms with a view, and the weights of the VAEs."""
     from benchmark_reconstruction import write_random_weights
     from phantoms import write_phantom_dataset
     from small_plans import small_plans
@@ -77,7 +77,7 @@ def prepare(root: Path, arguments: argparse.Namespace) -> None:
 
 
 def quiet_run(command: list[str]) -> str:
-    """Run a command to its end; what it printed, which is shown if it fails."""
+    """Run a command and return its output, which is shown if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -85,7 +85,7 @@ def quiet_run(command: list[str]) -> str:
 
 
 def variables_of(vae: str, root: Path) -> dict[str, str]:
-    """What to export for the online trainer with a VAE of the table."""
+    """Environment variables for the online trainer with a VAE of the table."""
     name = vae.removesuffix(EAGER)
     variables = {} if name == vae else {"nnUNet_compile": "f"}
     if name == "taesd":
@@ -95,7 +95,7 @@ def variables_of(vae: str, root: Path) -> dict[str, str]:
 
 
 def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """In a process of its own: warm up, train the iterations, and say what they took."""
+    """Warm up, train the iterations and return the measurements; runs in a process of its own."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from torch._dynamo.utils import counters
@@ -146,7 +146,7 @@ def train(trainer_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def largest_resident_bytes() -> int:
-    """Of this process since it began; ``getrusage`` would count that of the process which started it."""
+    """Largest resident set of this process; ``getrusage`` would include that of the process which started it."""
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -160,7 +160,7 @@ def read_preprocessed(name: str) -> dict[str, Any]:
 
 
 def floor_seconds_per_sample(arguments: argparse.Namespace) -> float:
-    """The VAE's arithmetic on one patch, over the measured rate of a matrix product in its precision."""
+    """The VAE's arithmetic on one patch, divided by the measured rate of a matrix product in its precision."""
     import torch
     from benchmark_reconstruction import matmul_tflops
     from torch.utils.flop_counter import FlopCounterMode
@@ -183,7 +183,7 @@ def floor_seconds_per_sample(arguments: argparse.Namespace) -> float:
 
 @contextmanager
 def gpu_use(on_gpu: bool) -> Iterator[list[float]]:
-    """Filled with nvidia-smi's samples of the GPU's use in per cent, five a second; empty without it."""
+    """Yield a list, filled with nvidia-smi's samples of GPU use in per cent, five per second; empty without it."""
     samples: list[float] = []
     if not on_gpu or shutil.which("nvidia-smi") is None:
         yield samples
@@ -241,15 +241,15 @@ def main() -> int:
     parser.add_argument("--shape", type=int, nargs=3, default=(160, 256, 256), metavar=("Z", "Y", "X"))
     parser.add_argument(
         "--vae", nargs="+", choices=VAES["cuda"],
-        help="of the online trainer; default: all on CUDA, tiny and taesd on a CPU",
+        help="VAEs of the online trainer; default: all on CUDA, tiny and taesd on a CPU",
     )  # fmt: skip
     parser.add_argument(
-        "--eager", action="store_true", help="the online trainer also with neither network nor VAE compiled"
+        "--eager", action="store_true", help="also run the online trainer with neither network nor VAE compiled"
     )
-    parser.add_argument("--iterations", type=int, default=100, help="measured; default 100")
-    parser.add_argument("--warm-up", type=int, default=10, help="iterations before; default 10")
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
-    parser.add_argument("--patch-voxels", type=int, default=56_000, help="of the patch on a CPU; default 56000")
+    parser.add_argument("--iterations", type=int, default=100, help="measured iterations; default 100")
+    parser.add_argument("--warm-up", type=int, default=10, help="iterations of the warm-up; default 10")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; default 3")
+    parser.add_argument("--patch-voxels", type=int, default=56_000, help="patch size on a CPU; default 56000")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device is None:

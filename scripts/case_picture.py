@@ -1,4 +1,4 @@
-"""A PNG of one case from its image files: raw image, its reconstruction, the difference, prediction over reference.
+"""Draw a PNG of one case from its image files: raw image, reconstruction, difference, prediction over reference.
 
 python scripts/case_picture.py --raw case_0000.nii.gz --view view/case_0000.nii.gz --reference labelsTs/case.nii.gz
     --prediction predictions/case.nii.gz --dataset-json dataset.json -o case.png
@@ -21,7 +21,7 @@ from fvae_nnunet.pictures.case import case_picture
 
 
 def title_of(case: str, labels: dict[str, int | list[int]], summary: Path) -> str:
-    """The case's name, and DSC and NSD of each label from the summary of ``fvae-evaluate``."""
+    """Title with the name of the case, and DSC and NSD of each label from the summary of ``fvae-evaluate``."""
     for scored in json.loads(summary.read_text())["metric_per_case"]:
         if Path(scored["prediction_file"]).name.split(".")[0] == case:
             break
@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--view", type=Path, required=True, metavar="FILE", help="its reconstruction")
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE")
     parser.add_argument("--prediction", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--dataset-json", type=Path, required=True, metavar="FILE", help="for the labels' names")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="summary.json of fvae-evaluate, for the headline")
+    parser.add_argument(
+        "--dataset-json", type=Path, required=True, metavar="FILE", help="dataset.json, for the names of the labels"
+    )
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="summary.json of fvae-evaluate, for the title")
     parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="PNG to write")
     return run_command(parser, run, argv)
 

@@ -3,8 +3,8 @@
 #
 #   bash scripts/check_distributions.sh [FOLDER]     leaves both in FOLDER (default: dist)
 #
-# PYTHON chooses the interpreter, which must have build and twine (pip install '.[release]'). Where FVAE_PACKAGES names a
-# folder site-packages that has what the package requires, nothing else is installed.
+# PYTHON chooses the interpreter, which must have build and twine (pip install '.[release]'). If FVAE_PACKAGES names a
+# folder site-packages with all requirements of the package, nothing else is installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,13 +13,13 @@ mkdir -p "${1:-dist}"
 dist="$(cd "${1:-dist}" && pwd)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work" build' EXIT
-rm -rf build  # what an earlier installation left would be packed again
+rm -rf build  # files left by an earlier installation would be packed again
 
 "$python" -m build --quiet --outdir "$dist" .
 version="$("$python" -c 'import fvae_nnunet; print(fvae_nnunet.__version__)')"
 "$python" -m twine check --strict "$dist"/fvae_nnunet-"$version"*
 
-cd "$work"  # away from the clone, whose modules Python would find first
+cd "$work"  # outside of the clone, whose modules Python would find first
 for distribution in "$dist"/fvae_nnunet-"$version"*.whl "$dist"/fvae_nnunet-"$version".tar.gz; do
     echo "== $(basename "$distribution")"
     rm -rf venv

@@ -1,6 +1,6 @@
-"""Command lines that are run one after the other, each with a log and a stamp, so that finished ones are skipped.
+"""Runs command lines one after the other, each with a log and a stamp, so that finished ones are skipped.
 
-A stamp ``NAME.json`` holds a digest of the step's command and of those of the steps that it needs: a step runs anew if
+A stamp ``NAME.json`` holds a digest of the step's command and of those of the steps that it needs: a step runs again if
 its own command or one before it has changed. One process at a time; several machines need a workflow engine.
 """
 
@@ -34,15 +34,16 @@ class Step:
     """One command.
 
     Attributes:
-        name: names the log and the stamp.
+        name: name of the log and the stamp.
         command: argument list, run in the work folder.
-        result: what exists, relative to the work folder, once the command has succeeded.
-        clears: what is deleted before the command runs anew.
-        resumes: the command itself goes on where it was interrupted, so nothing is deleted for the same command.
-        shows: which lines of the output to show while it runs.
+        result: path, relative to the work folder, that exists once the command has succeeded.
+        clears: paths to delete before the command runs again.
+        resumes: whether the command itself resumes after an interruption, so that nothing is deleted for the same
+            command.
+        shows: pattern of the output lines to show while it runs.
         options: the rest of the command, which does not change the result, such as the device.
-        after: names of the steps that it needs; None: the one before it.
-        statuses: exit statuses that count as success where the result is there.
+        after: names of the steps that it needs; None: the step before it.
+        statuses: exit statuses that count as success if the result exists.
     """
 
     name: str
@@ -58,13 +59,13 @@ class Step:
 
 @dataclass
 class Runner:
-    """Runs steps in a work folder and remembers in its folder ``steps`` which are complete.
+    """Runs steps in a work folder and records in its folder ``steps`` which are complete.
 
     Attributes:
-        work: the folder that commands run in.
-        environment: of the commands.
-        seconds: how long each step took, by name.
-        skipped: names of the steps that were complete.
+        work: folder in which the commands run.
+        environment: environment of the commands.
+        seconds: duration of each step, by name.
+        skipped: names of the steps that were already complete.
     """
 
     work: Path
@@ -77,7 +78,7 @@ class Runner:
         return self.work / "steps" / f"{step.name}.log"
 
     def run(self, step: Step) -> None:
-        """Run a step unless it is complete; those that it needs have run before. UserError where it fails."""
+        """Run a step unless it is complete; the steps that it needs must have run. UserError if it fails."""
         print(f"\n[{step.name}] {shlex.join([*step.command, *step.options])}", flush=True)
         needed = list(self._digests)[-1:] if step.after is None else step.after
         content = json.dumps([step.command, *(self._digests[name] for name in needed)])
@@ -124,7 +125,7 @@ class Runner:
                     if step.shows and re.search(step.shows, line):
                         print(f"  {line.rstrip()}", flush=True)
             except BaseException:
-                # nnU-Net's data loading processes outlive their parent unless the whole group is told
+                # nnU-Net's data loading processes outlive their parent unless the whole group gets the signal
                 os.killpg(process.pid, signal.SIGTERM)
                 raise
         return process.returncode
@@ -138,5 +139,5 @@ def _delete(path: Path) -> None:
 
 
 def script(name: str, *arguments: object) -> tuple[str, ...]:
-    """The command that runs a script of this folder."""
+    """Command that runs a script of this folder."""
     return ("python", str(SCRIPTS / name), *map(str, arguments))

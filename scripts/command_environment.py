@@ -1,4 +1,4 @@
-"""The environment in which scripts and workflows call nnU-Net's and our commands; of the standard library only."""
+"""Environment in which scripts and workflows call nnU-Net's and our commands. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
 TRAINERS = SCRIPTS.parent / "fvae_nnunet" / "nnunet_stub"
-"""Where nnU-Net finds the trainers of this package."""
+"""Folder in which nnU-Net finds the trainers of this package."""
 
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command_variables(work: Path, device: str, *more_trainers: Path) -> dict[str, str]:
     """Variables for nnU-Net: its folders below ``work``, our trainers, and settings for a small machine.
 
-    Of the last, those that are set already stay.
+    Settings that are already in the environment are kept.
 
     Args:
         work: an absolute path.
@@ -35,12 +35,12 @@ def command_variables(work: Path, device: str, *more_trainers: Path) -> dict[str
     variables = {name: str(work / name) for name in NNUNET_FOLDERS} | {EXTERNAL_TRAINERS: os.pathsep.join(trainers)}
     small = {"nnUNet_compile": "f"} if device != "cuda" else {}
     if cores() <= 4:
-        # threads that spin while they wait take the cores from the data loading processes
+        # threads that wait actively would take cores from the data loading processes
         small |= {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     return variables | {name: value for name, value in small.items() if name not in os.environ}
 
 
 def command_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process' environment with these variables, in which the programs beside this Python are found first."""
+    """Environment of this process with these variables, and with the programs beside this Python first on the path."""
     search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     return {**os.environ, **variables, "PATH": search_path, "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""The reference of all commands as one Markdown page, from the parser of each.
+"""Make the reference of all commands as one Markdown page, from the parser of each.
 
 python scripts/command_reference.py [-o commands.md]
 """
@@ -20,7 +20,7 @@ OF_ALL_COMMANDS = ("help", "version", "progress_bar")
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command of ``setup.cfg``, in its order."""
+    """Parser of each command in ``setup.cfg``, in its order."""
     config = configparser.ConfigParser()
     config.read(CLONE / "setup.cfg")
     entries = config["options.entry_points"]["console_scripts"].strip().splitlines()
@@ -28,7 +28,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def _parser_of(entry_point: str) -> argparse.ArgumentParser:
-    """The parser that a command's ``main`` makes; nothing is run."""
+    """Parser made by a command's ``main``; the command is not run."""
     module_name, _, function = entry_point.partition(":")
     module = importlib.import_module(module_name)
     with mock.patch.object(module, "run_command") as run_command:
@@ -38,12 +38,12 @@ def _parser_of(entry_point: str) -> argparse.ArgumentParser:
 
 
 def page(commands: dict[str, argparse.ArgumentParser]) -> str:
-    """The page: a section for each command, and for each of its subcommands."""
+    """Page with a section for each command and each of its subcommands."""
     top = [
         "# Commands",
         "",
-        "Made from the parser of each command. Give options in full. All commands have `-h`, `--version` and "
-        "`--disable_progress_bar`: no bars; without a terminal there are lines in their place in any case.",
+        "Generated from the parser of each command. Options cannot be abbreviated. All commands have `-h`, `--version` "
+        "and `--disable_progress_bar` (without a terminal, plain lines always replace the bars).",
         "",
     ]
     return "\n".join([*top, *(line for parser in commands.values() for line in _section(parser, "##"))])
@@ -86,14 +86,14 @@ def _explained(action: argparse.Action, formatter: argparse.HelpFormatter) -> st
 
 
 def _escaped(text: str) -> str:
-    """On one line, with nothing that Markdown would take for markup."""
+    """Text on one line, with all Markdown markup escaped."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"[*_\[\]`\\]", lambda mark: f"&#{ord(mark[0])};", escaped)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, dest="output", help="default: the terminal")
+    parser.add_argument("-o", type=Path, dest="output", help="file to write; default: standard output")
     arguments = parser.parse_args(argv)
     text = page(parsers())
     if arguments.output is None:

@@ -1,11 +1,11 @@
-"""Which recipe makes lesions that look like the real ones? Models of fvae-train-ldm, judged by their lesions.
+"""Compare recipes of fvae-train-ldm by how closely their lesions resemble real ones.
 
     python scripts/compare_recipes.py                                             # two CPU cores: about two hours
     python scripts/compare_recipes.py --data Dataset511_Sarcoma --organ body      # of nnUNet_raw
 
-For each dataset, seed, recipe and number of steps a model is trained, and lesions of the sizes of real ones are put
-into the same cases. Phantoms are made anew for each seed. What quality control says and what it measured is gathered in
-``recipes.json``, and a table of it is printed. Steps that are complete are skipped when the script runs again.
+For each dataset, seed, recipe and number of steps, a model is trained, and lesions of the sizes of real ones are
+inserted into the same cases. Each seed has its own phantoms. Verdicts and measurements of quality control are collected
+in ``recipes.json`` and printed as a table. Complete steps are skipped when the script runs again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RECIPES = {
     "shares": ("--context", "none", "--lesion-share", "0.6", "--mask-encoding", "onehot"),
     "paper": ("--recipe", "paper"),
 }
-"""Options of ``fvae-train-ldm``; ``draft`` is the default, the next leave out one part of it after the other."""
+"""Options of ``fvae-train-ldm``; ``draft`` is the default, the next recipes each leave out one more part of it."""
 
 SHAPE, SPACING_MM, CASES = (32, 192, 192), (3, 1, 1), 12
 """Of the phantoms."""
@@ -50,10 +50,10 @@ class Comparison:
     """One model.
 
     Attributes:
-        data: ``lung`` or ``pancreas`` for phantoms, or a dataset's name.
-        seed: of phantoms, training and synthesis.
-        recipe: of ``RECIPES``.
-        steps: of stage 1; stage 2 has a tenth of it.
+        data: ``lung`` or ``pancreas`` for phantoms, or the name of a dataset.
+        seed: random seed of phantoms, training and synthesis.
+        recipe: key of ``RECIPES``.
+        steps: steps of stage 1; stage 2 has a tenth of them.
     """
 
     data: str
@@ -101,7 +101,7 @@ class Comparison:
             "fvae-synthesize", self.dataset, "--ldm", str(model), *weights, "-n", str(arguments.n), "--seed",
             str(self.seed), "--sizes", "real", *LESION_PLACES.get(self.data, ()), "-o", str(self.output),
         )  # fmt: skip
-        # 1: for some lesions there was no place
+        # 1: no place was found for some lesions
         yield Step(
             f"synthesize-{self.name}", synthesize, self.output / "dataset.json", (self.output,), resumes=True,
             shows="cases accepted", options=device, after=(f"train-{self.name}",), statuses=(0, 1),
@@ -109,7 +109,7 @@ class Comparison:
 
 
 def judged(output: Path) -> dict[str, Any]:
-    """What became of the lesions of a folder, and of the real ones."""
+    """Verdicts and measurements of the lesions in a folder, and of the real lesions."""
     lesions, accepted = [], 0
     for state in (True, False):
         for case in read_synthetic_cases(output, accepted=state):
@@ -121,7 +121,7 @@ def judged(output: Path) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown: a line for each dataset, recipe and number of steps, over all seeds."""
+    """Markdown table with a line for each dataset, recipe and number of steps, over all seeds."""
     lines = [
         "| data | recipe | steps | accepted | core SD, HU (real) | texture, HU (real) | texture gained for 1 HU more "
         "asked | core mean minus asked, HU (quartiles) | contrast, HU (real) |",
@@ -157,7 +157,7 @@ def _median(lesions: Sequence[dict[str, Any]], measure: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.organ is None and any(data not in LABELS for data in arguments.data):
-        raise UserError("--organ says where the organ of the datasets is, as for fvae-train-ldm")
+        raise UserError("datasets need --organ, the source of the organ, as for fvae-train-ldm")
     work = arguments.work.resolve()
     for folder in NNUNET_FOLDERS:
         (work / folder).mkdir(parents=True, exist_ok=True)
@@ -193,13 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", nargs="+", default=list(LABELS), metavar="DATA",
         help=f"phantoms ({', '.join(LABELS)}), or datasets of nnUNet_raw; default: the phantoms",
     )  # fmt: skip
-    parser.add_argument("--organ", metavar="SOURCE", help="of the datasets, as for fvae-train-ldm")
+    parser.add_argument("--organ", metavar="SOURCE", help="source of the organ in the datasets, as for fvae-train-ldm")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="default: all")
     parser.add_argument("--steps", nargs="+", type=int, default=[400, 1200], metavar="N", help="default 400 and 1200")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0, 1 and 2")
     parser.add_argument("-n", type=int, default=12, metavar="N", help="lesions of each model; default 12")
     parser.add_argument("--vae", default="tiny", help="default tiny")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="of the VAE")
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="weights of the VAE")
     parser.add_argument("-device", choices=("cuda", "cpu"), default="cpu")
     parser.add_argument("--work", type=Path, default=Path("compare_recipes"), metavar="FOLDER")
     return run_command(parser, run, argv)

@@ -1,6 +1,7 @@
-"""nnU-Net's own five-fold split of a dataset, written before the first training.
+"""Write nnU-Net's own five-fold split of a dataset before the first training.
 
-``nnUNetv2_train`` writes the same file when there is none; written before, trainings that start at once share it.
+``nnUNetv2_train`` writes the same file if there is none. Written in advance, it is shared by trainings that start at
+the same time.
 
     python scripts/crossval_splits.py nnUNet_raw/Dataset007_Pancreas nnUNet_preprocessed/Dataset007_Pancreas
 
@@ -25,7 +26,7 @@ FILE_NAME = "splits_final.json"
 
 
 def crossval_splits(cases: Sequence[str]) -> list[dict[str, list[str]]]:
-    """Training and validation cases of each fold, as ``nnUNetTrainer.do_split`` makes them.
+    """Training and validation cases of each fold, as in ``nnUNetTrainer.do_split``.
 
     Raises:
         UserError: there are fewer cases than folds.
@@ -39,7 +40,7 @@ def crossval_splits(cases: Sequence[str]) -> list[dict[str, list[str]]]:
 
 
 def every_nth_case(cases: Sequence[str], n: int) -> list[dict[str, list[str]]]:
-    """Training and validation cases of ``n`` folds: fold k validates on every n-th case in sorted order, from the k-th.
+    """Training and validation cases of ``n`` folds; fold k validates on every n-th case in sorted order from the k-th.
 
     Raises:
         UserError: there are fewer cases than folds, or fewer than two folds.

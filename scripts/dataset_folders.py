@@ -1,19 +1,19 @@
-"""Names and folders of one dataset in a workflow, relative to its work folder. Needs the standard library only."""
+"""Names and folders of a dataset in a workflow, relative to its work folder. Uses only the standard library."""
 
 from __future__ import annotations
 
 SMALL_PLANS = "nnUNetPlansSmall"
 VIEW_SEPARATOR = "__fvae_"
-"""Between the names of nnU-Net's data folder and of a view of it, as ``fvae-preprocess`` writes it."""
+"""Separator between the names of nnU-Net's data folder and of its view, as written by ``fvae-preprocess``."""
 
 
 class DatasetFolders:
-    """What is the same in all workflows; each says the attributes.
+    """Names and folders common to all workflows; subclasses define the attributes.
 
     Attributes:
-        dataset: its name in nnU-Net.
-        configuration: of nnU-Net.
-        plans: those that nnU-Net makes.
+        dataset: name of the dataset in nnU-Net.
+        configuration: nnU-Net's configuration.
+        plans: plans made by nnU-Net.
         is_small: whether the network is shrunk.
     """
 
@@ -32,7 +32,7 @@ class DatasetFolders:
 
     @property
     def data_plans(self) -> str:
-        """Plans that name the data: those with residual encoders share that of the default plans, except 3d_lowres."""
+        """Plans in the name of the data folder; residual encoder plans share that of the default, except 3d_lowres."""
         return "nnUNetPlans" if self.configuration in ("2d", "3d_fullres") else self.plans
 
     @property
@@ -47,6 +47,6 @@ class DatasetFolders:
         return SMALL_PLANS if self.is_small else self.plans
 
     def model_folder(self, run: str, trainer: str) -> str:
-        """As nnU-Net names it, below one for each run: trainers on several views have the same name."""
+        """nnU-Net's model folder below a folder for each run, since the same trainer may run on several views."""
         named = f"{trainer}__{self.trained_plans}__{self.configuration}"
         return f"nnUNet_results/{run}/{self.dataset}/{named}"

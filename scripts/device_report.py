@@ -1,11 +1,11 @@
-"""What a device does with fvae_nnunet, as one Markdown page whose top says what is wrong.
+"""Test fvae_nnunet on a device and write a Markdown page, with all problems at the top.
 
-    bash scripts/device_report.sh -o device_report.md                  # a GPU, in full
-    bash scripts/device_report.sh -device cpu --small                  # narrow networks, small volumes: a try
+    bash scripts/device_report.sh -o device_report.md                  # full report on a GPU
+    bash scripts/device_report.sh -device cpu --small                  # narrow networks and small volumes, for a try
 
-No network is needed: VAEs have random weights, data are phantoms. Each section runs in a process of its own, with a
-limit of time: one that fails, crashes or hangs is a line at the top, and the others are written all the same. The exit
-status is 1 where anything is wrong.
+No network access is needed: VAEs have random weights, and the data are phantoms. Each section runs in a process of its
+own with a time limit. A section that fails, crashes or hangs is listed at the top, and the others are still written.
+The exit status is 1 if there is any problem.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from fvae_nnunet.jobs.devices import chosen_device
 from fvae_nnunet.jobs.progress_bar import progress_bar
 
 LIMIT_S = 240.0
-"""Of a section."""
+"""Time limit of a section."""
 
 LINE = "measured: "
-"""Before the JSON that a section's process prints."""
+"""Prefix of the JSON line that the process of a section prints."""
 
 
 def measured_apart(title: str, device: str, *, small: bool) -> Part:
-    """A section in a process of its own; what went wrong with the process is a problem of the section."""
+    """Run a section in a process of its own; a failure of the process is a problem of the section."""
     part = Part(torch.device(device), small)
     command = [sys.executable, __file__, "-device", device, *(["--small"] if small else []), "--section", title]
     started = time.monotonic()
@@ -57,7 +57,7 @@ def measured_apart(title: str, device: str, *, small: bool) -> Part:
 
 
 def page(name: str, parts: dict[str, Part]) -> str:
-    """The page of a device: problems, then each section by its title."""
+    """Page of a device: problems, then each section under its title."""
     top = [f"- {title}: {problem}" for title, part in parts.items() for problem in part.problems]
     lines = [f"# {name}", "", "**Wrong:**", "", *(top or ["Nothing is wrong that this page looks at."])]
     for title, part in parts.items():
@@ -66,13 +66,13 @@ def page(name: str, parts: dict[str, Part]) -> str:
 
 
 def _measure(title: str, part: Part) -> None:
-    """In the section's own process: measure, and print what was found."""
+    """Measure in the section's own process, and print the result."""
     try:
         SECTIONS[title](part)
     except Exception as error:
         part.problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     print(LINE + json.dumps([part.lines, part.problems]), flush=True)
-    os._exit(0)  # libraries take seconds to say good-bye
+    os._exit(0)  # libraries take seconds to shut down
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.section is not None:
         _measure(arguments.section, Part(torch.device(device), arguments.small))
     if device == "cpu" and not arguments.small:
-        raise UserError("torch sees no GPU; --small tries the report out on the CPU")
+        raise UserError("torch sees no GPU; use --small to try out the report on the CPU")
     if arguments.o.suffix != ".md":
         raise UserError(f"-o must name a file that ends in .md, got {arguments.o}")
     parts = {}
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="device_report.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-device", choices=("cuda", "mps", "cpu"), help="default: the best that torch sees")
+    parser.add_argument("-device", choices=("cuda", "mps", "cpu"), help="default: the best device that torch sees")
     parser.add_argument("--small", action="store_true", help="narrow networks and small volumes")
     parser.add_argument(
         "-o", type=Path, default=Path("device_report.md"), metavar="FILE", help="default device_report.md"

@@ -1,8 +1,8 @@
-"""The sections of ``device_report.py``: what is measured on a device, and when it counts as wrong.
+"""Sections of ``device_report.py``: measurements on a device, and criteria for problems.
 
-Values are held against the CPU in float32, in HU. Weights are random (each layer keeps the variance), except those of
-`tiny`, so differences are larger than with trained ones. Speed is that of encode and decode of one window; the floor
-is the published network's arithmetic at the rate of a large matrix product.
+Values are compared with the CPU in float32, in HU. Weights are random (each layer keeps the variance), except those of
+`tiny`, so differences are larger than with trained weights. Speed is that of encoding and decoding one window; the
+floor is the published network's arithmetic at the rate of a large matrix product.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ from fvae_nnunet.vae.wan.network import WanNetwork, WanSizes
 from fvae_nnunet.vae.wan.vae import WanVAE
 
 GIB = 2**30
-HU = 1000  # half of the widest window: the model's 1 in HU
+HU = 1000  # half of the widest window: 1 in the range of the model, in HU
 CARDS_GIB = (24, 16, 11, 8)
 MFLOP_PER_VOXEL = {"wan2.1": 13.5, "wan2.2": 22.0}
-"""Of encoding and decoding, as docs/online.md says."""
+"""MFLOP per voxel of encoding and decoding, as in docs/online.md."""
 
 LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "float16": 4.0, "bfloat16": 30.0, MIXED: 30.0}
-"""What rounding can make; wrong kernels make hundreds."""
+"""Largest difference that rounding can cause; faulty kernels cause hundreds of HU."""
 
 MOST_IDLE = 0.2
-"""Share of the time in which the device may wait while ``fvae-preprocess`` does many cases."""
+"""Largest accepted idle share of the device while ``fvae-preprocess`` processes many cases."""
 
 Row = Sequence[object]
 
 
 @dataclass
 class Part:
-    """A section: lines of Markdown, and what is wrong.
+    """A section with its lines of Markdown and its problems.
 
     Attributes:
-        device: where to measure.
-        small: narrow networks and small volumes.
+        device: device to measure.
+        small: use narrow networks and small volumes.
     """
 
     device: torch.device
@@ -76,7 +76,7 @@ class Part:
 
 
 def wan(name: str, device: torch.device, dtype: torch.dtype, *, small: bool) -> WanVAE:
-    """Of published size, or narrow, with random weights that depend on the name alone."""
+    """Wan VAE of published size, or narrow, with random weights that depend only on the name."""
     state, config = random_wan(name, small)
     return WanVAE(state, config, name=name, source="random", device=device, dtype=dtype)
 
@@ -235,7 +235,7 @@ def write_cards(part: Part) -> None:
 
 
 def left_of(total: int, device: torch.device) -> tuple[int, int]:
-    """``torch.cuda.mem_get_info`` of a card on which nothing else is."""
+    """``torch.cuda.mem_get_info`` of a card that nothing else uses."""
     return max(0, total - torch.cuda.memory_reserved(device)), total
 
 
@@ -293,7 +293,7 @@ def write_large_tensors(part: Part) -> None:
 
 
 def write_preprocessing(part: Part) -> None:
-    """``fvae-preprocess`` on many cases: how long the device waits."""
+    """Measure how long the device is idle in ``fvae-preprocess`` on many cases."""
     cases, shape, name = (3, (12, 48, 48), "tiny") if part.small else (20, (65, 224, 224), "wan2.1")
     with dataset_of_phantoms(cases, shape) as root:
         options = ["--vae", name, "-device", part.device.type]
@@ -312,7 +312,7 @@ def write_preprocessing(part: Part) -> None:
 
 @contextmanager
 def dataset_of_phantoms(cases: int, shape: tuple[int, int, int]) -> Iterator[Path]:
-    """The root of nnU-Net's folders, which the environment names, with a planned and preprocessed dataset 950."""
+    """Yield the root of nnU-Net's folders, set in the environment, with a planned and preprocessed dataset 950."""
     with tempfile.TemporaryDirectory(prefix="fvae_device_report_") as folder:
         root = Path(folder)
         folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
@@ -328,12 +328,12 @@ def dataset_of_phantoms(cases: int, shape: tuple[int, int, int]) -> Iterator[Pat
 
 
 def tool(name: str) -> str:
-    """The path of a command of this environment."""
+    """Path of a command in this environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def write_training(part: Part) -> None:
-    """Iterations of the trainers, by ``benchmark_training.py``."""
+    """Measure iterations of the trainers with ``benchmark_training.py``."""
     options = ["-device", part.device.type, "--rounds", "1", "--cases", "5"]
     options += (
         ["--shape", "24", "64", "64", "--iterations", "2", "--warm-up", "1", "--vae", "tiny", "--patch-voxels", "20000"]

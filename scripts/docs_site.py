@@ -1,4 +1,4 @@
-"""The hook of mkdocs.yml: pages that stand elsewhere in the project or are generated, and links out of docs/."""
+"""Hook of mkdocs.yml: adds pages from elsewhere in the project and generated pages, and rewrites links out of docs/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 
 CLONE = Path(__file__).parents[1]
 ADOPTED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-"""Pages of the project's root, and what they are called on the site."""
+"""Pages of the project's root -> names on the site."""
 
 sys.path.insert(0, str(CLONE))
 
@@ -29,24 +29,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links out of docs/ lead to the adopted page, or to the repository; pages in folders have none."""
+    """Redirect links out of docs/ to the adopted page or to the repository; pages in folders have no such links."""
     return outward(markdown, str(config.repo_url)) if "/" not in page.file.src_uri else markdown
 
 
 def from_root(text: str) -> str:
-    """A page of the project's root as one of docs/: ``docs/x.md`` is ``x.md``, and other files are one level up."""
+    """Adapt links of a page in the root for docs/: ``docs/x.md`` becomes ``x.md``, other files are one level up."""
     return re.sub(r"\]\((?!docs/|[a-z]+:|#)", "](../", text).replace("](docs/", "](")
 
 
 def outward(text: str, repository: str) -> str:
-    """A page of docs/ with its links to the level above replaced."""
+    """Replace the links of a page of docs/ to the level above."""
     for source, name in ADOPTED.items():
         text = text.replace(f"](../{source}", f"]({name}")
     return text.replace("](../", f"]({repository.rstrip('/')}/")
 
 
 def api_page() -> str:
-    """What is public in Python, each name with its docstring."""
+    """Page of the public Python API, each name with its docstring."""
     import fvae_nnunet
 
     names = [f"::: fvae_nnunet.{module}.{name}" for name, module in sorted(fvae_nnunet._MODULES.items())]

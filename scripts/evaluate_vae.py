@@ -1,14 +1,14 @@
-"""How well frozen VAEs reconstruct CT: a Markdown table of PSNR, SSIM and HU errors per volume and their mean.
+"""Evaluate how well a frozen VAE reconstructs CT: Markdown table of PSNR, SSIM and HU errors per volume and their mean.
 
     python scripts/evaluate_vae.py --vae tiny -i Dataset511_Sarcoma/imagesTr ct_small/ct.nii.gz -o tiny.md
 
-The reference is the volume clipped to the HU window; all figures compare with that, over the whole volume:
+The reference is the volume clipped to the HU window. All figures are computed against it over the whole volume:
 
-- PSNR, dB: 10 log10(width^2 / MSE), width of the window as peak.
-- SSIM: scikit-image's structural_similarity (uniform window of 7x7), data range the width of the window, mean over
-  axial slices. Slices smaller than 7 pixels have none: nan.
+- PSNR, dB: 10 log10(width^2 / MSE), with the width of the window as peak.
+- SSIM: scikit-image's structural_similarity (uniform window of 7x7) with the width of the window as data range, mean
+  over axial slices; nan for slices smaller than 7 pixels.
 - MAE, bias, HU: mean of the absolute and of the signed difference, reconstruction minus reference.
-- air, HU: mean absolute difference where the reference is at the lower end of the window (nan if nowhere).
+- air, HU: mean absolute difference in voxels in which the reference is at the lower end of the window (nan if none).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SSIM_WINDOW_PIXELS = 7
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one volume, in the order of the table's columns; see the module's docstring."""
+    """Figures of one volume, in the order of the table's columns; see the module's docstring."""
 
     psnr_db: float
     ssim: float
@@ -80,10 +80,10 @@ def evaluate(
     """Figures per case, from axial slices 0, ``every``, 2 * ``every``, ...
 
     Raises:
-        UserError: slices left out where the VAE's slices see each other, or an image that cannot be read.
+        UserError: slices are skipped although the VAE's slices depend on each other, or an image cannot be read.
     """
     if every < 1 or (every > 1 and not vae.spec.independent_slices):
-        raise UserError(f"--every {every}: must be at least 1, and 1 for a VAE whose slices see each other")
+        raise UserError(f"--every {every}: must be at least 1, and 1 for a VAE whose slices depend on each other")
     settings = ReconstructionSettings.for_vae(vae.spec, hu_window=hu_window)
     results = {}
     for case, path in tqdm(images.items(), unit="case"):
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def table(results: dict[str, Figures]) -> str:
-    """Markdown: one row per case, then the mean over the cases."""
+    """Markdown table with one row per case, then the mean over the cases."""
     values = np.array([astuple(figures) for figures in results.values()])
     defined = ~np.isnan(values)
     mean = Figures(*(column[ok].mean() if ok.any() else np.nan for column, ok in zip(values.T, defined.T, strict=True)))
@@ -110,10 +110,10 @@ def _row(name: str, figures: Figures) -> str:
 
 
 def collect_images(places: Sequence[Path]) -> dict[str, Path]:
-    """The images of folders and single files, by case name.
+    """Images of folders and single files, by case name.
 
     Raises:
-        UserError: a place that does not exist or holds no image, or two images of one name.
+        UserError: a path does not exist or holds no image, or two images have the same name.
     """
     images: dict[str, Path] = {}
     for place in places:
@@ -132,9 +132,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vae", required=True, metavar="NAME", help="as for fvae-reconstruct")
     parser.add_argument("--weights", type=Path, metavar="PATH")
     parser.add_argument("-i", nargs="+", type=Path, required=True, metavar="PATH", help="folders and image files")
-    parser.add_argument("-o", type=Path, metavar="FILE", help="write the table here too")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument("--hu-window", nargs=2, type=float, default=(-1000.0, 1000.0), metavar=("LOWER", "UPPER"))
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth axial slice, for slow VAEs")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="use only every N-th axial slice, for slow VAEs"
+    )
     parser.add_argument("-device", default="cpu")
     arguments = parser.parse_args(argv)
     try:

@@ -1,15 +1,15 @@
-"""Do synthetic lesions help where real cases are few? Phantoms: few real cases, with and without synthetic ones.
+"""Experiment on phantoms: do synthetic lesions help when there are few real cases?
 
     python scripts/experiment_synthetic.py --kind lung                  # one CPU core: about an hour
     python scripts/experiment_synthetic.py --kind pancreas --real 9 --epochs 20
 
-The diffusion model is trained on the same few real cases, and synthetic lesions of their sizes are put into them, so no
-case of the test set is known to anything; those that quality control accepts are used. All trainings go on from one
-network that was trained on the real cases: from scratch, chance decides when a network finds its first lesion, and of
-four trainings of 5 epochs two had not. Each arm is trained several times, because nnU-Net is not seeded: the difference
-of two trainings of one arm is the measure for all other differences. Ends with the paired comparison of fvae-evaluate,
-against the first training on real cases alone, and with that of the arms, the mean of all trainings of each in every
-case. Steps that are complete are skipped when the script runs again.
+The diffusion model is trained on the same few real cases, and synthetic lesions of their sizes are inserted into them,
+so no step uses a test case. Only cases that quality control accepts are used. All trainings start from one network that
+was trained on the real cases, because from scratch it depends on chance when a network finds its first lesion (after 5
+epochs, two of four networks had not). Each arm is trained several times, because nnU-Net is not seeded; the difference
+between two trainings of one arm is the yardstick for all other differences. The last steps are the paired comparison of
+fvae-evaluate with the first training on real cases only, and the paired comparison of the arms by the mean of all their
+trainings in every case. Complete steps are skipped when the script runs again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.numbers_as_text import counted, interval, number, p_value
 
 KINDS = {"lung": (910, ("--organ", "lungs")), "pancreas": (911, ())}
-"""Kind of phantom -> number of its dataset, and where ``fvae-train-ldm`` finds the organ."""
+"""Kind of phantom -> number of its dataset, and source of the organ for ``fvae-train-ldm``."""
 
 CONFIGURATION, FOLD = "3d_fullres", "0"
 BASE_PLANS = "nnUNetPlansSmall"
@@ -91,7 +91,7 @@ def planned(arguments: argparse.Namespace) -> list[Step]:
             resumes=True,
             shows="cases accepted",
             options=device,
-            statuses=(0, 1),  # 1: for some lesions there was no place
+            statuses=(0, 1),  # 1: no place was found for some lesions
         ),
         Step(
             "5-preprocess",
@@ -114,7 +114,7 @@ def planned(arguments: argparse.Namespace) -> list[Step]:
         )
     )
     for training in range(1, arguments.trainings + 1):
-        # trainings of one trainer are kept apart by the name of the plans
+        # the name of the plans distinguishes trainings of the same trainer
         plans = f"{BASE_PLANS}{training}"
         steps.append(
             Step(
@@ -190,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compared(work: Path) -> list[str]:
-    """A line for each of `MEASURES` of the tumour from ``comparison_cases.csv``: the arms' means and their paired
+    """A line for each of `MEASURES` of the tumour from ``comparison_cases.csv``: means of the arms and paired
     difference."""
     from fvae_nnunet.evaluation.statistics import bootstrap_interval, signed_rank_test
 
@@ -219,20 +219,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="experiment_synthetic.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kind", choices=list(KINDS), default="lung", help="of phantom; default lung")
+    parser.add_argument("--kind", choices=list(KINDS), default="lung", help="kind of phantom; default lung")
     parser.add_argument(
         "--real", type=int, default=5, metavar="N", help="real cases, one of which validates; default 5"
     )
     parser.add_argument("--test", type=int, default=16, metavar="N", help="test cases; default 16")
     parser.add_argument("-n", type=int, default=60, metavar="N", help="synthetic cases to try; default 60")
-    parser.add_argument("--trainings", type=int, default=3, metavar="N", help="of each arm; default 3")
-    parser.add_argument("--base-epochs", type=int, default=10, choices=EPOCHS, help="of the first network; default 10")
-    parser.add_argument("--epochs", type=int, default=5, choices=EPOCHS, help="of each training; default 5")
-    parser.add_argument("--ldm-steps", type=int, default=1200, metavar="N", help="of the diffusion; default 1200")
-    parser.add_argument("--seed", type=int, default=0, help="of phantoms and synthesis; default 0")
+    parser.add_argument("--trainings", type=int, default=3, metavar="N", help="trainings of each arm; default 3")
+    parser.add_argument(
+        "--base-epochs", type=int, default=10, choices=EPOCHS, help="epochs of the first network; default 10"
+    )
+    parser.add_argument("--epochs", type=int, default=5, choices=EPOCHS, help="epochs of each training; default 5")
+    parser.add_argument("--ldm-steps", type=int, default=1200, metavar="N", help="steps of the diffusion model (1200)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of phantoms and synthesis; default 0")
     parser.add_argument("-device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU, else cpu")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="default: experiment_synthetic_KIND")
-    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the work folder")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="work folder; default: experiment_synthetic_KIND")
+    parser.add_argument("--fresh", action="store_true", help="delete the results of an earlier run in the work folder")
     return run_command(parser, run, argv)
 
 

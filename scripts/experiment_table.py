@@ -1,4 +1,4 @@
-"""Tables of an experiment of ``scripts/experiments``: each arm, and its paired difference from the raw arm.
+"""Print tables of an experiment of ``scripts/experiments``: each arm, and its paired difference from the raw arm.
 
     python scripts/experiment_table.py docs/evidence/sarcoma_cpu.json
 
@@ -31,7 +31,7 @@ MEASURES = {
     "NSD_3mm": (nsd_name(3), "", True),
     "HD95_mm": ("HD95 (mm)", "mm", False),
 }
-"""Of each measure: its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
+"""Measure -> its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
 
 REFERENCE = "raw"
 
@@ -40,7 +40,7 @@ Values = Mapping[str, Mapping[str, float]]
 
 
 def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
-    """For each arm and seed whose folds are all there the values of all cases; others are left out."""
+    """Values of all cases for each arm and seed with all folds; others are left out."""
     folds = [set(fold) for fold in results["folds"]]
     found: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
     for entry in results["runs"]:
@@ -60,7 +60,7 @@ def mean_of_seeds(runs: Sequence[Values]) -> Values:
 
 
 def arm_table(arms: Mapping[str, Values]) -> list[str]:
-    """Markdown: mean and 95 % interval of each arm."""
+    """Markdown table of mean and 95 % interval of each arm."""
     lines = [
         "| arm | " + " | ".join(name for name, _, _ in MEASURES.values()) + " |",
         "|---" * (len(MEASURES) + 1) + "|",
@@ -76,7 +76,7 @@ def arm_table(arms: Mapping[str, Values]) -> list[str]:
 
 
 def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
-    """Markdown: for each arm and measure the mean paired difference from the reference arm, its interval and tests."""
+    """Markdown table of the mean paired difference of each arm from the reference arm, with interval and tests."""
     others = [arm for arm in arms if arm != reference]
     lines = [
         f"| measure | arm | minus {reference} (95 % interval) | p | p Holm | better, equal, worse | cases |",

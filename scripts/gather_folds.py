@@ -1,4 +1,4 @@
-"""The validation cases of some folds in one folder: predictions of a cross-validation, or its reference segmentations.
+"""Copy validation cases of several folds into one folder: predictions of a cross-validation, or their references.
 
 python scripts/gather_folds.py splits_final.json 0 1 2 3 4 -i 'MODEL/fold_{fold}/validation' -o predictions
 python scripts/gather_folds.py splits_final.json 0 1 2 3 4 -i nnUNet_raw/Dataset007_Pancreas/labelsTr -o labels
@@ -20,17 +20,17 @@ from fvae_nnunet.files.checked_json import read_json
 def gather_folds(
     splits: Sequence[dict[str, list[str]]], folds: Sequence[int], source: str, target: Path, *, ending: str
 ) -> int:
-    """Copy the validation cases of these folds; returns how many there are.
+    """Copy the validation cases of these folds and return their number.
 
     Args:
         splits: content of nnU-Net's ``splits_final.json``.
-        folds: which of them.
+        folds: numbers of the folds.
         source: folder of the files; ``{fold}`` in it stands for the fold.
         target: folder to write; appears only when it is complete.
-        ending: of the files, such as ``.nii.gz``.
+        ending: ending of the files, such as ``.nii.gz``.
 
     Raises:
-        UserError: there is no such fold, a case is validated in two folds, or a file is missing.
+        UserError: a fold does not exist, a case is validated in two folds, or a file is missing.
     """
     unknown = [fold for fold in folds if not 0 <= fold < len(splits)]
     if unknown:
@@ -45,7 +45,7 @@ def gather_folds(
     if missing:
         raise UserError(
             f"{len(missing)} of {len(files)} cases are missing (first: {missing[0]}); "
-            "train and validate all of these folds with this split first"
+            "first train and validate all of these folds with this split"
         )
     unfinished = target.with_name(f".{target.name}.unfinished")
     for folder in (unfinished, target):
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("splits", type=Path, help="nnU-Net's splits_final.json")
     parser.add_argument("folds", type=int, nargs="+", metavar="FOLD")
-    parser.add_argument("-i", required=True, metavar="FOLDER", help="where the files are; {fold} stands for the fold")
-    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="is written, and replaced if it exists")
-    parser.add_argument("--ending", default=".nii.gz", help="of the files; default .nii.gz")
+    parser.add_argument("-i", required=True, metavar="FOLDER", help="folder of the files; {fold} stands for the fold")
+    parser.add_argument("-o", required=True, type=Path, metavar="FOLDER", help="folder to write, replaced if it exists")
+    parser.add_argument("--ending", default=".nii.gz", help="ending of the files; default .nii.gz")
     return run_command(parser, run, argv)
 
 

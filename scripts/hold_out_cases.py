@@ -1,7 +1,7 @@
-"""A copy of a dataset in nnU-Net's raw format that has test cases, made of links; the original is only read.
+"""Make a copy of a dataset in nnU-Net's raw format with test cases, using links; the original is only read.
 
-A dataset that has imagesTs and labelsTs keeps them. Otherwise training cases are held out: every 5th in sorted order
-(the 5th, 10th, ...), or N of them, evenly spread, by --test-cases N. They are left out of the copy's training folders.
+A dataset with imagesTs and labelsTs keeps them. Otherwise training cases are held out: every 5th in sorted order (the
+5th, 10th, ...), or N evenly spread cases with --test-cases N. They are left out of the copy's training folders.
 
     python scripts/hold_out_cases.py /data/Dataset007_Pancreas quickstart/nnUNet_raw/Dataset007_Pancreas
 """
@@ -19,14 +19,14 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 
 LEAST_TRAINING_CASES = 5
-"""nnU-Net splits the training cases into five folds."""
+"""Minimum number of training cases, since nnU-Net splits them into five folds."""
 
 
 def held_out(cases: Sequence[str], *, test_cases: int | None = None) -> list[str]:
-    """The cases to test on: every 5th in sorted order, or ``test_cases`` of them, every (number of cases // N)-th.
+    """Test cases: every 5th in sorted order, or ``test_cases`` of them, every (number of cases // N)-th.
 
     Raises:
-        UserError: too few cases would be left for nnU-Net's five folds, or none be held out.
+        UserError: too few cases would be left for nnU-Net's five folds, or none would be held out.
     """
     step = 5 if test_cases is None else len(cases) // max(test_cases, 1)
     chosen = sorted(cases)[step - 1 :: step][:test_cases] if step else []
@@ -40,18 +40,20 @@ def held_out(cases: Sequence[str], *, test_cases: int | None = None) -> list[str
 
 
 def hold_out_cases(source: Path, target: Path, *, test_cases: int | None = None) -> tuple[int, list[str]]:
-    """Write the copy; returns the number of training cases and the names of the test cases.
+    """Write the copy, and return the number of training cases and the names of the test cases.
 
     Args:
-        source: dataset folder with dataset.json, imagesTr, labelsTr, and maybe imagesTs with labelsTs.
+        source: dataset folder with dataset.json, imagesTr, labelsTr, and optionally imagesTs with labelsTs.
         target: folder to write, named like the source; must not exist.
-        test_cases: how many to hold out; None: every 5th.
+        test_cases: number of cases to hold out; None: every 5th.
 
     Raises:
-        UserError: the source is no such folder, or cannot be split.
+        UserError: the source is not such a folder, or cannot be split.
     """
     if not (source / "dataset.json").is_file() or not (source / "imagesTr").is_dir():
-        raise UserError(f"{source} is no dataset in nnU-Net's raw format: it needs dataset.json, imagesTr and labelsTr")
+        raise UserError(
+            f"{source} is not a dataset in nnU-Net's raw format: it needs dataset.json, imagesTr and labelsTr"
+        )
     if target.exists():
         raise UserError(f"{target} exists; remove it or name another folder")
     description = json.loads((source / "dataset.json").read_text())
@@ -64,7 +66,7 @@ def hold_out_cases(source: Path, target: Path, *, test_cases: int | None = None)
     if (source / "imagesTs").is_dir() and (source / "labelsTs").is_dir():
         tested = sorted(path.name[: -len(ending)] for path in (source / "labelsTs").glob(f"*{ending}"))
         if test_cases is not None:
-            raise UserError(f"{source} has test cases of its own (imagesTs, labelsTs); leave --test-cases away")
+            raise UserError(f"{source} has its own test cases (imagesTs, labelsTs); leave out --test-cases")
         trained, test_part = cases, "Ts"
         if not tested or len(trained) < LEAST_TRAINING_CASES:
             raise UserError(
@@ -96,7 +98,7 @@ def hold_out_cases(source: Path, target: Path, *, test_cases: int | None = None)
 def _link(source: Path, target: Path) -> None:
     try:
         target.symlink_to(source.resolve())
-    except OSError:  # a file system or an account that cannot make links
+    except OSError:  # the file system or the account does not allow links
         shutil.copyfile(source, target)
 
 
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, help="dataset folder, nnU-Net's raw format")
     parser.add_argument("target", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--test-cases", type=int, metavar="N", help="how many to hold out; default: every 5th")
+    parser.add_argument("--test-cases", type=int, metavar="N", help="number of cases to hold out; default: every 5th")
     return run_command(parser, run, argv)
 
 

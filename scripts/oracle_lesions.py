@@ -1,9 +1,9 @@
-"""Quality control put to the test: it must accept ideal lesions, and reject those with a fault.
+"""Test of quality control: it must accept ideal lesions and reject lesions with a fault.
 
-An ideal lesion is what a perfect model would make: a phantom's own lesion tissue (``phantoms.py``) in a shape of
-``fvae-synthesize``, blurred as the phantom's scanner blurs, and put into the phantom as a model's lesion is: what the
-VAE decodes with it minus what it decodes without, blended in. The same lesions are then spoilt. Limits come from the
-phantoms' real lesions.
+An ideal lesion is that of a perfect model: the phantom's own lesion tissue (``phantoms.py``) in a shape of
+``fvae-synthesize``, blurred like the phantom's scanner, and inserted like the lesion of a model: the difference between
+the decoded volumes with and without the lesion is blended in. The same lesions are then given faults. Limits come from
+the phantoms' real lesions.
 
     python scripts/oracle_lesions.py --kind lung pancreas --lesions 60
 """
@@ -39,30 +39,30 @@ GRIDS = {"lung": ((32, 192, 192), (3.0, 1.0, 1.0)), "pancreas": ((32, 144, 144),
 """Voxels and spacing in mm (z, y, x) of the phantoms."""
 
 MARGIN_MM = 5.0
-"""``fvae-synthesize --margin-mm``, its default."""
+"""Default of ``fvae-synthesize --margin-mm``."""
 
 PLACED_AT_ONCE = 6
-"""Lesions for which a place is sought in a phantom before the VAE sees it."""
+"""Number of lesions placed in a phantom before it is coded by the VAE."""
 
 SPOTS_MM = 2.0
-"""Standard deviation of the Gaussian that makes spots of noise; they are some 5 mm wide."""
+"""Standard deviation of the Gaussian that smooths noise to spots about 5 mm wide."""
 
 INSIDE_FRACTION = {"lung": 0.85, "pancreas": 0.6}
-"""Of a lesion in the organ: for lungs the default of ``fvae-synthesize``. The phantoms' own tumours are wider than the
-pancreas, and so fewer of their voxels lie in it."""
+"""Minimum share of a lesion in the organ; for lungs the default of ``fvae-synthesize``. The phantoms' tumours are wider
+than the pancreas, so fewer of their voxels are inside it."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A phantom with what ``SourceCase`` has of a case, as far as quality control asks for it.
+    """A phantom with the attributes of ``SourceCase`` that quality control uses.
 
     Attributes:
-        torso: what it is a scan of.
-        kind: of ``phantoms.LABELS``.
-        case: its name.
-        volume_hu: int16 (z, y, x).
-        organ, lesion, any_lesion: bool, the organ with the lesions.
-        spacing_mm: (z, y, x).
+        torso: torso of which it is a scan.
+        kind: key of ``phantoms.LABELS``.
+        case: name of the case.
+        volume_hu: volume, int16 (z, y, x).
+        organ, lesion, any_lesion: bool masks; the organ includes the lesions.
+        spacing_mm: spacing (z, y, x).
     """
 
     torso: Torso
@@ -88,14 +88,14 @@ class Phantom:
 
 @dataclass(frozen=True)
 class IdealLesion:
-    """An ideal lesion and what surrounds it; all arrays are those of a box around it, (z, y, x).
+    """An ideal lesion and its surroundings; all arrays cover a box around it, (z, y, x).
 
     Attributes:
-        raw_hu: the phantom, int16.
-        surroundings: bool, as ``real_lesions.surroundings_of``.
-        lesion: bool.
-        decoded_hu: what the lesion adds to the decoded volume, float32.
-        spacing_mm: (z, y, x).
+        raw_hu: phantom, int16.
+        surroundings: bool mask, as in ``real_lesions.surroundings_of``.
+        lesion: bool mask.
+        decoded_hu: difference that the lesion makes to the decoded volume, float32.
+        spacing_mm: spacing (z, y, x).
     """
 
     raw_hu: np.ndarray
@@ -109,7 +109,7 @@ class IdealLesion:
         return equivalent_diameter_mm(np.count_nonzero(self.lesion), self.spacing_mm)
 
     def inserted(self, decoded_hu: np.ndarray) -> np.ndarray:
-        """The box with a lesion blended in that adds so much to the decoded volume: int16."""
+        """Box with a blended lesion that makes this difference to the decoded volume, int16."""
         nothing = np.zeros(self.raw_hu.shape, np.float32)
         return blend_lesion(self.raw_hu, decoded_hu, nothing, self.lesion, self.spacing_mm, MARGIN_MM)
 
@@ -118,11 +118,11 @@ class IdealLesion:
 
 
 Fault = Callable[[np.random.Generator, IdealLesion], np.ndarray]
-"""What the box holds with a spoilt lesion: int16 HU."""
+"""Returns the box with a faulty lesion, int16 HU."""
 
 
 def mottled(times: float) -> Fault:
-    """The core's standard deviation so many times as large, by smooth spots."""
+    """Smooth spots that multiply the standard deviation of the core by a factor."""
 
     def spoil(rng: np.random.Generator, of: IdealLesion) -> np.ndarray:
         core = lesion_core(of.lesion, of.spacing_mm)
@@ -134,22 +134,22 @@ def mottled(times: float) -> Fault:
 
 
 def flickering(sd_hu: float) -> Fault:
-    """Every slice brighter or darker."""
+    """Random brightness of every slice."""
     return lambda rng, of: of.inserted(of.decoded_hu + rng.normal(0, sd_hu, len(of.lesion))[:, None, None])
 
 
 def blurred(sigma_mm: float) -> Fault:
-    """An edge that is more blurred than the scanner blurs it."""
+    """Edge that is blurrier than that of the scanner."""
     return lambda rng, of: of.inserted(of.smoothed(of.decoded_hu, sigma_mm))
 
 
 def overshooting(share: float) -> Fault:
-    """An edge with a halo on both sides."""
+    """Edge with a halo on both sides."""
     return lambda rng, of: of.inserted(of.decoded_hu + share * (of.decoded_hu - of.smoothed(of.decoded_hu, 2.0)))
 
 
 def shifted(by_hu: float) -> Fault:
-    """Brighter or darker as a whole."""
+    """Lesion that is brighter or darker as a whole."""
     return lambda rng, of: of.inserted(of.decoded_hu + by_hu * of.smoothed(of.lesion.astype(float), 1.0))
 
 
@@ -174,8 +174,8 @@ def insert_ideal_lesions(
     *,
     reconstructed_hu: np.ndarray,
 ) -> Iterator[IdealLesion]:
-    """Lesions of these sizes in one phantom, whose reconstruction is given: those for which there is a place, clear of
-    each other."""
+    """Insert lesions of these sizes into one phantom with a given reconstruction, if a place is found, without
+    overlap."""
     placed: list[tuple[Box, np.ndarray]] = []
     occupied = phantom.lesion.copy()
     ideal_hu = np.zeros(phantom.volume_hu.shape, np.float32)
@@ -211,14 +211,14 @@ def insert_ideal_lesions(
 
 
 def real_lesions(phantoms: Sequence[Phantom]) -> RealLesions:
-    """What quality control knows of the phantoms' own lesions."""
+    """Real lesions of the phantoms, as measured for quality control."""
     return RealLesions(tuple(lesion for phantom in phantoms for lesion in lesions_of(phantom)), {})
 
 
 def ideal_lesions(
     phantoms: Sequence[Phantom], vae: FrozenVAE, rng: np.random.Generator, n: int, diameters_mm: tuple[float, float]
 ) -> list[IdealLesion]:
-    """So many, of sizes that are uniform in their logarithm, evenly over the phantoms."""
+    """Ideal lesions with log-uniform sizes, distributed evenly over the phantoms."""
     reconstructed_hu = {phantom.case: reconstruct_volume(vae, phantom.volume_hu) for phantom in phantoms}
     found: list[IdealLesion] = []
     while len(found) < n:
@@ -231,7 +231,7 @@ def ideal_lesions(
 
 
 def judged(of: IdealLesion, volume_hu: np.ndarray, limits: QualityLimits) -> list[str]:
-    """The reasons against a lesion that lies in its organ; none: it is accepted."""
+    """Reasons to reject a lesion inside its organ; empty if it is accepted."""
     quality = lesion_quality(
         volume_hu, of.lesion, of.surroundings, of.spacing_mm, inside_fraction=1.0, found=None, limits=limits
     )
@@ -239,14 +239,14 @@ def judged(of: IdealLesion, volume_hu: np.ndarray, limits: QualityLimits) -> lis
 
 
 def size_class(diameter_mm: float) -> str:
-    """Of ``lesions.sizes.SIZE_RANGES_MM``; below the smallest, the smallest."""
+    """Size class of ``lesions.sizes.SIZE_RANGES_MM``; the smallest class for even smaller diameters."""
     return next(name for name, (_, upper) in SIZE_RANGES_MM.items() if diameter_mm < upper)
 
 
 def accepted_by_fault(
     ideal: Sequence[IdealLesion], limits: QualityLimits, rng: np.random.Generator, faults: dict[str, Fault] = FAULTS
 ) -> dict[str, dict[str, list[bool]]]:
-    """Of each fault, by size class, whether each of the lesions is accepted."""
+    """Whether each lesion is accepted, by fault and size class."""
     table: dict[str, dict[str, list[bool]]] = {}
     for name, spoil in faults.items():
         by_size = table[name] = {size: [] for size in SIZE_RANGES_MM}
@@ -256,7 +256,7 @@ def accepted_by_fault(
 
 
 def real_rejected(real: RealLesions) -> list[tuple[dict[str, Any], list[str]]]:
-    """The real lesions that quality control would reject with limits from all other cases, and why."""
+    """Real lesions that quality control would reject with limits from all other cases, with the reasons."""
     rejected = []
     for lesion in real.lesions:
         others = tuple(other for other in real.lesions if other["case"] != lesion["case"])
@@ -274,12 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kind", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--lesions", type=int, default=60, help="ideal lesions of each kind and seed (60)")
-    parser.add_argument("--phantoms", type=int, default=12, help="of each kind and seed (12)")
+    parser.add_argument("--phantoms", type=int, default=12, help="phantoms of each kind and seed (12)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--dataset", nargs="+", default=[], help="instead: raw datasets whose real lesions are held against each other"
+        "--dataset", nargs="+", default=[], help="instead: raw datasets whose real lesions are compared with each other"
     )
-    parser.add_argument("--organ", help="of the datasets, as fvae-synthesize takes it")
+    parser.add_argument("--organ", help="source of the organ in the datasets, as for fvae-synthesize")
     return run_command(parser, run, argv)
 
 

@@ -1,9 +1,9 @@
-"""Synthetic CT phantoms with a tumour of low contrast, and datasets of them in nnU-Net's raw format.
+"""Synthetic CT phantoms with a low-contrast tumour, and datasets of them in nnU-Net's raw format.
 
-A phantom is a piece of torso in Hounsfield units: air, fat, muscle, lungs with vessels, ribs, spine, aorta, liver,
+A phantom is a section of a torso in Hounsfield units: air, fat, muscle, lungs with vessels, ribs, spine, aorta, liver,
 bowel, and the organ of interest. Edges are blurred by a point spread function, then noise with the ramp-like in-plane
-spectrum of filtered back projection is added. Phantoms are for trying the software out and for tests; they are no
-substitute for patients.
+spectrum of filtered back projection is added. Phantoms are for trying out the software and for tests; they do not
+replace patients.
 
     python scripts/phantoms.py nnUNet_raw/Dataset900_PhantomPancreas --kind pancreas --n-train 12 --n-test 3
 """
@@ -37,11 +37,11 @@ LESION_PLACES = {"pancreas": ("--inside-fraction", "0.5"), "lung": ()}
 """Kind of phantom -> options of ``fvae-synthesize``: the tumours of the pancreas are wider than the organ."""
 
 MIN_SHAPE = (12, 32, 32)
-"""Below this the organs have no room (z, y, x)."""
+"""Smallest shape (z, y, x) in which the organs fit."""
 
 AIR_HU, FAT_HU, MUSCLE_HU, LUNG_HU, BLOOD_HU = -1000, -100, 55, -850, 150
 PSF_SIGMA_MM = (1.2, 0.9, 0.9)
-"""Standard deviation of the Gaussian that stands for slice profile and in-plane resolution (z, y, x)."""
+"""Standard deviation (z, y, x) of the Gaussian that models slice profile and in-plane resolution."""
 
 
 def make_phantom(
@@ -51,12 +51,12 @@ def make_phantom(
     shape: tuple[int, int, int] = (48, 96, 96),
     spacing_mm: tuple[float, float, float] = (3.0, 2.0, 2.0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One phantom and its segmentation.
+    """Make one phantom and its segmentation.
 
     Args:
         kind: "pancreas" (curved organ of about 90 HU with a tumour 30 to 45 HU darker; 0 background, 1 pancreas,
             2 tumour) or "lung" (soft-tissue nodules in the lungs; 0 background, 1 tumour).
-        seed: decides everything random; equal arguments give equal arrays.
+        seed: random seed; equal arguments give equal arrays.
         shape: voxels (z, y, x), at least `MIN_SHAPE`. The anatomy is scaled to the field of view.
         spacing_mm: voxel size (z, y, x).
 
@@ -65,7 +65,7 @@ def make_phantom(
         the back and x to the patient's left. Every label of `LABELS[kind]` occurs.
 
     Raises:
-        UserError: unknown kind, or a shape, spacing or seed that cannot be.
+        UserError: unknown kind, or an invalid shape, spacing or seed.
     """
     torso = make_torso(kind, seed=seed, shape=shape, spacing_mm=spacing_mm)
     return torso.scanned(), torso.label
@@ -78,7 +78,7 @@ def make_torso(
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
 ) -> Torso:
-    """What ``make_phantom`` scans, with the same arguments and errors."""
+    """Make the torso that ``make_phantom`` scans; same arguments and errors."""
     if kind not in LABELS:
         raise UserError(f"unknown kind of phantom {kind!r}; known: {', '.join(LABELS)}")
     if len(shape) != 3 or any(n < least for n, least in zip(shape, MIN_SHAPE, strict=True)):
@@ -102,12 +102,12 @@ def make_torso(
 
 
 class Torso:
-    """A volume in the making. Lengths in units of half the smaller in-plane field of view, centred, axes (z, y, x).
+    """A torso under construction. Lengths are in units of half the smaller in-plane field of view, centred, (z, y, x).
 
     Attributes:
-        hu: without blur and noise, float32.
-        label: uint8.
-        spacing_mm: (z, y, x).
+        hu: HU without blur and noise, float32.
+        label: label map, uint8.
+        spacing_mm: spacing (z, y, x).
         lesion_tissue: draws the HU of a lesion of this kind, (z, y, x), with its texture.
     """
 
@@ -196,7 +196,7 @@ class Torso:
                 self.lungs |= self.ellipsoid(centre, (self.half_length * 1.1 - dome, 0.66 * ry, 0.36 * rx)) < 1
         self.lungs &= self.inside & ~self.kept
         self.hu = np.where(self.lungs, LUNG_HU + 25 * self.smooth_field(0.12), self.hu)
-        # the zero sets of two independent smooth fields meet in curves: a tangle of vessels
+        # the zero sets of two independent smooth fields intersect in curves, which serve as vessels
         curve = np.hypot(self.smooth_field(0.16), self.smooth_field(0.16))
         self.hu[self.lungs & (curve < 0.14)] = 40
 
@@ -207,7 +207,7 @@ class Torso:
         self.hu = np.where(heart, np.where(radius < 0.5, BLOOD_HU, 80) + 5 * self.smooth_field(0.1), self.hu)
 
     def add_abdomen(self) -> None:
-        """Bowel loops, liver on the patient's right, kidneys; lungs and spine keep their place."""
+        """Bowel loops, liver on the patient's right, kidneys; lungs and spine are not overwritten."""
         free = self.inside & ~self.kept & ~self.lungs
         bowel = np.abs(self.smooth_field(0.11))
         in_front = self.y < self.spine_y - 0.35
@@ -289,20 +289,20 @@ class Torso:
             self.label[nodule] = 1
 
     def scanned(self) -> np.ndarray:
-        """The volume as a scanner would give it: blurred, noisy, int16 HU."""
+        """Volume as from a scanner: blurred, noisy, int16 HU."""
         noisy = self.blurred(self.hu) + self.rng.uniform(15, 20) * self._scanner_noise()
         return as_stored_by_scanners(noisy)
 
     def clean(self) -> np.ndarray:
-        """The volume as the scanner would give it without noise: int16 HU."""
+        """Volume as from a scanner without noise, int16 HU."""
         return as_stored_by_scanners(self.blurred(self.hu))
 
     def blurred(self, hu: np.ndarray) -> np.ndarray:
-        """HU (z, y, x) as the scanner's resolution leaves them."""
+        """HU (z, y, x) blurred by the scanner's resolution."""
         return ndimage.gaussian_filter(hu, np.asarray(PSF_SIGMA_MM) / self.spacing_mm, mode="nearest")
 
     def _scanner_noise(self) -> np.ndarray:
-        """Noise of unit variance, (z, y, x): in-plane power rises with frequency until the kernel rolls it off."""
+        """Noise of unit variance, (z, y, x); its in-plane power rises with frequency up to the kernel's roll-off."""
         white = self.rng.standard_normal(self.shape, np.float32)
         white = ndimage.gaussian_filter1d(white, 0.5, axis=0, mode="wrap")
         frequency = np.hypot(
@@ -327,13 +327,12 @@ def write_phantom_dataset(
     file_ending: str = ".nii.gz",
     clean: bool = False,
 ) -> Path:
-    """A dataset of phantoms in nnU-Net's raw format: imagesTr, labelsTr, imagesTs, labelsTs, dataset.json.
+    """Write a dataset of phantoms in nnU-Net's raw format: imagesTr, labelsTr, imagesTs, labelsTs, dataset.json.
 
-    `folder` is the dataset's own folder, by nnU-Net's habit named DatasetNNN_Name; it must not exist or be empty, and
-    it appears only when it is complete. Cases are named `phantom_000` and so on, training cases first. shape and
-    spacing_mm are (z, y, x), `file_ending` is one that SimpleITK writes (".nii.gz", ".nrrd", ".mha"). With `clean` the
-    folders cleanTr and cleanTs, which nnU-Net does not look at, hold the images as they are without noise. Returns
-    `folder`.
+    `folder` is the folder of the dataset, by convention named DatasetNNN_Name. It must be empty or not exist, and
+    appears only when it is complete. Cases are named `phantom_000` and so on, training cases first. shape and
+    spacing_mm are (z, y, x), `file_ending` is one that SimpleITK writes (".nii.gz", ".nrrd", ".mha"). With `clean`, the
+    folders cleanTr and cleanTs, which nnU-Net ignores, hold the images without noise. Returns `folder`.
     """
     folder = Path(folder)
     if kind not in LABELS:
@@ -347,7 +346,7 @@ def write_phantom_dataset(
     for index in range(n_train + n_test):
         torso = make_torso(kind, seed=(seed, index), shape=shape, spacing_mm=spacing_mm)
         part, name = ("Tr" if index < n_train else "Ts"), f"phantom_{index:03d}"
-        # lying on the back, head first: array axes and patient axes agree; the table height differs from scan to scan
+        # supine, head first: array axes and patient axes agree; the table height differs between scans
         rng = np.random.default_rng([seed, index])
         size_mm = np.asarray(shape[::-1]) * spacing_mm[::-1]
         origin_mm = -size_mm / 2 + rng.uniform((-8, -30, -900), (8, 10, -300)).round(2)

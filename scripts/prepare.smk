@@ -1,12 +1,12 @@
-"""From a dataset in nnU-Net's raw format to preprocessed data and views of it, for the Snakefiles beside.
+"""Rules from a dataset in nnU-Net's raw format to preprocessed data and views, included by the Snakefiles.
 
-They define S, the names and folders of what is configured.
+They define S, the names and folders of the configuration.
 """
 
 from arms import PLANNERS, on_a_free_gpu
 
 FINGERPRINT = f"{S.preprocessed}/dataset_fingerprint.json"
-DATA = f"{S.data_folder}.done"  # nnU-Net wants no other file in the folder itself
+DATA = f"{S.data_folder}.done"  # nnU-Net does not allow other files in the folder itself
 VIEW_STAMP = S.view_folder("{view}") + ".sha256"
 GPUS_OF_A_JOB = 1 if config["device"] == "cuda" else 0
 GPU = on_a_free_gpu(config["gpus"])

@@ -1,4 +1,4 @@
-"""Memory of a process and its descendants, sampled while a command runs (Linux, from /proc)."""
+"""Measure memory of a command and its descendants, sampled while it runs (Linux, from /proc)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ SAMPLING_S = 0.02
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command wrote to its standard output, and bytes at the peak.
+    """Standard output of a command, and its peak memory in bytes.
 
     Attributes:
-        main_bytes: of the command's own process, what it has touched of its own and of shared memory.
-        all_bytes: what all its processes hold of their own, and the shared memory of the whole machine beyond that
-            before it began.
+        main_bytes: private and shared memory of the command's main process.
+        all_bytes: private memory of all its processes, plus the increase of shared memory on the whole machine.
     """
 
     output: str
@@ -32,7 +31,7 @@ def run_measured(command: Sequence[str]) -> Measured:
     """Run a command to its end.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     shared_before, most_main, most_all = _shared_of_machine(), 0, 0
     began = time.perf_counter()
@@ -62,7 +61,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def own_and_shared(pid: int) -> tuple[int, int]:
-    """Bytes of its own and of shared memory that a process has touched."""
+    """Bytes of private and of shared memory that a process has touched."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     own, shared = (int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
     return own, shared

@@ -1,8 +1,8 @@
-"""From a CT dataset to a table of DSC and NSD: nnU-Net trained with reconstructed views, step by step.
+"""From a CT dataset to a table of DSC and NSD: train nnU-Net with reconstructed views, step by step.
 
 Without --dataset, a small dataset of CT phantoms is made first. Every step is a command line that is printed and can be
 run by hand; its output goes to a log file in WORK/steps. Finished steps are skipped when the script runs again; a step
-whose command has changed is done anew, and so are all steps after it.
+whose command has changed runs again, and so do all steps after it.
 
     python scripts/quickstart.py
     python scripts/quickstart.py --dataset /data/Dataset007_Pancreas --vae wan2.1 --network default
@@ -30,14 +30,14 @@ from fvae_nnunet.training.views import VIEW_VARIABLE, default_view_name
 PHANTOMS = {"pancreas": "Dataset900_PhantomPancreas", "lung": "Dataset901_PhantomLung"}
 N_TRAIN, N_TEST = 15, 3
 SHAPE, SPACING_MM = (48, 128, 128), (3, 1.5, 1.5)
-"""(z, y, x). In pixels of 2 mm organs are hardly larger than a latent cell, and the view blurs them."""
+"""Spacing (z, y, x). With pixels of 2 mm, organs are hardly larger than a latent cell, and the view blurs them."""
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainerFVAE_10epochs"
 PROGRESS_BAR = r"\[\d\d:\d\d[,<]"
 
 
 def environment(work: Path, *, view: str, device: str) -> dict[str, str]:
-    """The variables of the commands: nnU-Net's folders below the work folder, and settings for a small machine."""
+    """Environment of the commands: nnU-Net's folders below the work folder, and settings for a small machine."""
     variables = command_variables(work, device) | {VIEW_VARIABLE: view}
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
@@ -45,7 +45,7 @@ def environment(work: Path, *, view: str, device: str) -> dict[str, str]:
 
 
 def plan_steps(args: argparse.Namespace, *, device: str) -> list[Step]:
-    """The steps of one run, in order. Paths in the commands are relative to the work folder."""
+    """Steps of a run, in order. Paths in the commands are relative to the work folder."""
     if args.dataset is None:
         name, test_case = PHANTOMS[args.kind], f"phantom_{N_TRAIN:03d}"
         ending, n_test = ".nii.gz", N_TEST
@@ -158,7 +158,7 @@ def _described(dataset: Path, test_cases: int | None) -> tuple[str, str, list[st
     """Name, file ending and test cases of a real dataset."""
     if not re.fullmatch(r"Dataset\d{3,}_\w+", dataset.name) or not (dataset / "dataset.json").is_file():
         raise UserError(
-            f"{dataset} is no folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)"
+            f"{dataset} is not a folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)"
         )
     ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
     own = (dataset / "imagesTs").is_dir() and (dataset / "labelsTs").is_dir()
@@ -184,24 +184,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="quickstart.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--kind", choices=list(PHANTOMS), default="pancreas", help="which phantoms; default pancreas")
+    data.add_argument("--kind", choices=list(PHANTOMS), default="pancreas", help="kind of phantoms; default pancreas")
     data.add_argument(
         "--dataset", type=Path, metavar="FOLDER", help="a folder DatasetNNN_Name in nnU-Net's raw format, only read"
     )
     parser.add_argument(
         "--test-cases", type=int, metavar="N",
-        help="training cases to test on where the dataset has no imagesTs and labelsTs; default: every 5th",
+        help="number of training cases to hold out if the dataset has no imagesTs and labelsTs; default: every 5th",
     )  # fmt: skip
-    parser.add_argument("--vae", default="tiny", help="see fvae-setup for the names; default tiny")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="of the VAE")
-    parser.add_argument("--trainer", default=TRAINER, help=f"default {TRAINER}")
+    parser.add_argument("--vae", default="tiny", help="name of the VAE; fvae-setup lists them; default tiny")
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="weights of the VAE")
+    parser.add_argument("--trainer", default=TRAINER, help=f"trainer; default {TRAINER}")
     parser.add_argument(
         "--network", choices=("small", "default"), default="small",
         help="small: shrunk for two CPU cores; default: as nnU-Net plans it (needs a GPU)",
     )  # fmt: skip
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is a GPU, else cpu")
-    parser.add_argument("--work", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default ./quickstart")
-    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the work folder")
+    parser.add_argument(
+        "--work", type=Path, default=Path("quickstart"), metavar="FOLDER", help="work folder; default ./quickstart"
+    )
+    parser.add_argument("--fresh", action="store_true", help="delete the results of an earlier run in the work folder")
     args = parser.parse_args(argv)
     if args.test_cases is not None and args.dataset is None:
         parser.error("--test-cases needs --dataset")
@@ -216,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
     args.weights = args.weights and args.weights.resolve()
     work = args.work.resolve()
     if work.is_dir() and any(work.iterdir()) and not (work / "steps").is_dir():
-        raise UserError(f"{work} holds other things than a quickstart; name an empty or a new folder with --work")
+        raise UserError(f"{work} holds other files than a quickstart; give an empty or a new folder with --work")
     steps = plan_steps(args, device=device)
     if args.fresh and work.is_dir():
         shutil.rmtree(work)
@@ -242,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nquickstart.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nquickstart.py: interrupted; run it again to go on", file=sys.stderr)
+        print("\nquickstart.py: interrupted; run it again to resume", file=sys.stderr)
         return 130
     return 0
 

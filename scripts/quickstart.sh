@@ -1,6 +1,6 @@
 #!/bin/sh
-# The quickstart on a fresh machine: makes .venv-quickstart beside the work folder, installs the project into it and runs
-# scripts/quickstart.py with all arguments. PYTHON=python3.12 scripts/quickstart.sh takes another interpreter than python3.
+# Quickstart on a fresh machine: creates .venv-quickstart beside the work folder, installs the project into it and runs
+# scripts/quickstart.py with all arguments. PYTHON=python3.12 scripts/quickstart.sh uses another interpreter than python3.
 set -eu
 
 project=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -34,7 +34,7 @@ mkdir -p -- "$(dirname -- "$work")"
 
 "$environment/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$environment"
 echo "installing fvae_nnunet into $environment (the first time this downloads nnU-Net and PyTorch)"
-rm -rf "$project/build"  # what an earlier installation left would be packed again
+rm -rf "$project/build"  # files left by an earlier installation would be packed again
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$project" ||
-    fail "the installation failed; the reason stands above"
+    fail "the installation failed; see the error above"
 exec "$environment/bin/python" "$project/scripts/quickstart.py" "$@"

@@ -1,11 +1,11 @@
-"""Images as another scan would have given them: with less dose, or with another kernel.
+"""Simulate another scan of CT images, with a lower dose or another kernel.
 
     python scripts/rescan_images.py imagesTs imagesTs_quarter --dose 0.25
     python scripts/rescan_images.py imagesTs imagesTs_sharp --kernel sharp
 
-A fraction of the dose is put in by way of the sinogram (``fvae_nnunet.scanner``): each image gets the noise that it
-lacks, by its own measured noise or by ``--own-noise``. The kernel filters the image and its noise. Files keep their
-names, geometry and type (int16 HU); label files stay valid.
+A lower dose is simulated in the sinogram (``fvae_nnunet.scanner``): each image gets the missing noise, based on its own
+measured noise or on ``--own-noise``. The kernel filters the image and its noise. Files keep their names, geometry and
+type (int16 HU); label files remain valid.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ SQUARE_WITHIN = 0.01
 def rescanned(
     volume_hu: np.ndarray, geometry: Geometry, *, dose: float, kernel: str, own_noise_hu: float | None, seed: list[int]
 ) -> np.ndarray:
-    """A volume in the file's axes (HU) to int16 HU in the same axes; slices are axial."""
+    """Rescan a volume in the file's axes (HU), with axial slices; returns int16 HU in the same axes."""
     axial_hu = volume_hu.transpose(geometry.axial_order)
     _, row_mm, column_mm = geometry.axial_spacing_mm
     if abs(row_mm / column_mm - 1) > SQUARE_WITHIN:
-        raise UserError(f"pixels of {row_mm:g} x {column_mm:g} mm: a sinogram needs square ones")
+        raise UserError(f"pixels of {row_mm:g} x {column_mm:g} mm: a sinogram requires square pixels")
     if dose < 1 and own_noise_hu is None:
         _, noise = measured_region(axial_hu, PAPER_HU_WINDOW)
         if noise is None:
-            raise UserError("no soft tissue, so its own noise is not known; give --own-noise")
+            raise UserError("the image has no soft tissue, so its own noise is unknown; give --own-noise")
         own_noise_hu = noise.total_hu
     rng = np.random.default_rng(seed)
     low_hu = low_dose_hu(axial_hu, column_mm, dose, own_noise_hu=own_noise_hu or 0.0, rng=rng)
@@ -93,11 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of CT in HU")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder")
-    parser.add_argument("--dose", type=float, default=1.0, metavar="FRACTION", help="of the image's own; default 1")
+    parser.add_argument(
+        "--dose", type=float, default=1.0, metavar="FRACTION", help="dose relative to that of the image; default 1"
+    )
     parser.add_argument(
         "--own-noise", type=float, metavar="HU", help="standard deviation in soft tissue; default: measured"
     )
-    parser.add_argument("--kernel", choices=list(KERNELS), default="own", help="default own: as it is")
+    parser.add_argument("--kernel", choices=list(KERNELS), default="own", help="kernel; default own: unchanged")
     add_common(parser, "seed", "processes")
     return run_command(parser, run, argv)
 

@@ -1,10 +1,10 @@
-"""Whether every import between the rooms of fvae_nnunet runs down, and a picture of them.
+"""Check that all imports between the subpackages ("rooms") of fvae_nnunet point downwards, and draw them.
 
-    python scripts/rooms.py                     # exit status 1 where an import runs up
+    python scripts/rooms.py                     # exit status 1 if an import points upwards
     python scripts/rooms.py -o docs/images/rooms.png
 
-The floors are the contracts in .importlinter, checked by import-linter. Imports inside of functions count, those for
-type checkers do not. Needs import-linter (extra ``test``).
+The floors are the contracts in .importlinter, checked by import-linter. Imports inside functions count, those for type
+checkers do not. Requires import-linter (extra ``test``).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "fvae_nnunet"
 CONTRACTS = ".importlinter"
 OUTSIDE = ("trainers", "preprocessing")
-"""Rooms that lie beside the package in the clone and inside of it once installed."""
+"""Rooms that are beside the package in the clone, and inside it once installed."""
 
 
 def assemble(clone: Path, folder: Path) -> None:
-    """Make ``folder/fvae_nnunet``, links to the package of ``clone`` with all of its rooms, and the contracts."""
+    """Make ``folder/fvae_nnunet`` with links to all rooms of the package in ``clone``, and copy the contracts."""
     (folder / CONTRACTS).symlink_to(clone / CONTRACTS)
     package = folder / PACKAGE
     package.mkdir()
@@ -35,7 +35,7 @@ def assemble(clone: Path, folder: Path) -> None:
 
 
 def check(folder: Path) -> int:
-    """The exit status of import-linter on the package in ``folder``; it prints what breaks a contract."""
+    """Run import-linter on the package in ``folder``, which prints violations, and return its exit status."""
     return subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=folder).returncode
 
 
@@ -48,7 +48,7 @@ def floors(contracts: Path) -> list[list[str]]:
 
 
 def imports_between(folder: Path) -> Counter[tuple[str, str]]:
-    """How many imports lead from one room to another, of the package in ``folder``."""
+    """Numbers of imports from one room to another, in the package in ``folder``."""
     import grimp
 
     sys.path.insert(0, str(folder))
@@ -73,7 +73,7 @@ def lines_of(package: Path, room: str) -> int:
 
 
 def draw(imports: Counter[tuple[str, str]], rooms: list[list[str]], package: Path, output: Path) -> None:
-    """One row for each room that imports, one column for each that is imported; what runs up would lie left below."""
+    """Draw a matrix with a row for each importing room and a column for each imported one; upward imports are below."""
     from matplotlib import pyplot
 
     order = [room for floor in rooms for room in floor]
@@ -95,7 +95,7 @@ def draw(imports: Counter[tuple[str, str]], rooms: list[list[str]], package: Pat
     axes.set_xticks(places, order, rotation=60, ha="left")
     axes.set_yticks(places, [f"{room}  ({lines_of(package, room):,} lines)" for room in order])
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    axes.set_xlabel("Floors from the top; grey: a room's own floor. An import that runs up would lie below the grey.")
+    axes.set_xlabel("Floors from the top; grey: a room's own floor. An upward import would be below the grey.")
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
 

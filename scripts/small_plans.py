@@ -1,7 +1,7 @@
-"""A plans file beside nnU-Net's own with a network and a patch small enough to train on two CPU cores.
+"""Write a plans file beside nnU-Net's own, with a network and patch small enough to train on two CPU cores.
 
-Of nnU-Net's network the first stages remain, with its kernels and strides and few features; the patch keeps nnU-Net's
-proportions. The preprocessed data is used as it is. For trying out, not for results.
+The network keeps the first stages of nnU-Net's network, with its kernels and strides but few features; the patch keeps
+its proportions. The preprocessed data are used unchanged. For trying out the software, not for results.
 
     python scripts/small_plans.py nnUNet_preprocessed/Dataset900_PhantomPancreas
     nnUNetv2_train 900 3d_fullres 0 -p nnUNetPlansSmall
@@ -34,18 +34,19 @@ def small_plans(
     features_per_stage: Sequence[int] = FEATURES_PER_STAGE,
     batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
-    """A copy of nnU-Net's plans under another name, with the network and patch of one configuration made small.
+    """Copy nnU-Net's plans under another name, with a smaller network and patch for one configuration.
 
     Args:
         plans: content of nnU-Net's plans file.
-        configuration: the one to shrink; only it is kept.
+        configuration: configuration to shrink; the only one that is kept.
         name: plans identifier of the copy.
-        patch_voxels: about how many voxels the patch may have; each axis is a multiple of the network's total stride.
-        features_per_stage: of at most as many stages as nnU-Net's network has; each stage has one convolution.
+        patch_voxels: approximate maximum size of the patch; each axis is a multiple of the network's total stride.
+        features_per_stage: features of each stage, for at most as many stages as nnU-Net's network has; each stage has
+            one convolution.
         batch_size: samples in a batch.
 
     Raises:
-        UserError: the plans have no such configuration of their own, or one whose network is not made of stages.
+        UserError: the plans do not define this configuration, or its network does not consist of stages.
     """
     known = plans["configurations"]
     if configuration not in known or "architecture" not in known[configuration]:
@@ -70,7 +71,7 @@ def small_plans(
 
 
 def small_patch(patch: Sequence[int], total_stride: Sequence[int], *, patch_voxels: int) -> list[int]:
-    """The patch scaled down to at most about ``patch_voxels``, every axis rounded to a multiple of its stride."""
+    """Patch scaled down to about ``patch_voxels`` at most, with every axis rounded to a multiple of its stride."""
     scale = min(1.0, (patch_voxels / prod(patch)) ** (1 / len(patch)))
     return [
         max(stride, min(size // stride, round(size * scale / stride)) * stride)
@@ -79,9 +80,9 @@ def small_patch(patch: Sequence[int], total_stride: Sequence[int], *, patch_voxe
 
 
 def one_validation_case(cases: Sequence[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's ``splits_final.json`` with a single fold, whose only validation case is the last one.
+    """Content of ``splits_final.json`` with a single fold, whose only validation case is the last one.
 
-    After training, nnU-Net predicts every validation case eight times mirrored: minutes a case on two cores.
+    After training, nnU-Net predicts every validation case with eight mirrorings, which takes minutes on two cores.
     """
     *training, validation = sorted(cases)
     return [{"train": training, "val": [validation]}]
@@ -100,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--features", type=int, nargs="+", default=FEATURES_PER_STAGE, metavar="N",
-        help=f"of the network's stages; default {' '.join(map(str, FEATURES_PER_STAGE))}",
+        help=f"features of the network's stages; default {' '.join(map(str, FEATURES_PER_STAGE))}",
     )  # fmt: skip
     parser.add_argument(
         "--one-validation-case", action="store_true",
-        help="also write splits_final.json with one fold that validates on one case; refused where there is one",
+        help="also write splits_final.json with one fold that validates on one case; refused if the file exists",
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{source} is missing; run nnUNetv2_plan_and_preprocess first")
         splits = args.folder / "splits_final.json"
         if args.one_validation_case and splits.exists():
-            raise UserError(f"{splits} exists; move it away or leave --one-validation-case out")
+            raise UserError(f"{splits} exists; move it away or leave out --one-validation-case")
         plans = small_plans(
             json.loads(source.read_text()), configuration=args.c, name=args.name, patch_voxels=args.patch_voxels,
             features_per_stage=args.features,

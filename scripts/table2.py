@@ -1,4 +1,4 @@
-"""The paper's Table 2 from a ``comparison.json``: DSC and NSD in %, with intervals and differences, the paper's beside.
+"""Write the paper's Table 2 from a ``comparison.json``: DSC and NSD in %, intervals, differences, and paper values.
 
 python scripts/table2.py comparison.json --paper pancreas --vaes wan2.1=wan2.1 -o table2.md
 """
@@ -24,7 +24,7 @@ from fvae_nnunet.report.paper import paper_tables
 
 REAL_CT = "realct"
 PAPER_LABELS = {"cancer": "tumour"}
-"""Label of the Decathlon -> of the paper, where they differ."""
+"""Label of the Decathlon -> label of the paper, if they differ."""
 
 HEADINGS = (
     "label", "measure", "trained on", "mean %", "95 % interval", "difference", "95 % interval", "p", "p Holm", "n",
@@ -34,10 +34,10 @@ LEFT = 3
 
 
 def paper_values(paper: Mapping[str, Any], task: str, vae: str) -> dict[tuple[str, str], float | None]:
-    """What the paper's Table 2 says, in %, by label and ``dsc`` or ``nsd``; nothing for a VAE that it has not.
+    """Values of the paper's Table 2 in %, by label and ``dsc`` or ``nsd``; empty for a VAE that is not in it.
 
     Args:
-        paper: as `report.paper.paper_tables` gives it.
+        paper: content of `report.paper.paper_tables`.
         task: key of the dataset.
         vae: name for ``--vae``, or `REAL_CT`.
     """
@@ -51,16 +51,16 @@ def paper_values(paper: Mapping[str, Any], task: str, vae: str) -> dict[tuple[st
 def table_rows(
     comparison: Mapping[str, Any], paper: Mapping[str, Any], task: str, vaes: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A row for each label, DSC or NSD, and model. Means, differences and ends of intervals in %, NaN if there is none.
+    """A row for each label, DSC or NSD, and model. Means, differences and interval ends are in %, or NaN.
 
     Args:
         comparison: content of ``comparison.json``; its first model is the reference, trained on the raw images.
-        paper: as `report.paper.paper_tables` gives it.
-        task: key of the dataset there.
+        paper: content of `report.paper.paper_tables`.
+        task: key of the dataset in it.
         vaes: name of a model -> name of its VAE, for the paper's row.
 
     Returns:
-        Rows with the columns of the CSV. ``paper_percent`` and ``paper_difference`` are None where the paper has none.
+        Rows with the columns of the CSV. ``paper_percent`` and ``paper_difference`` are None if the paper has none.
     """
     reference = comparison["models"][0]["name"]
     rows = []
@@ -107,7 +107,7 @@ def _percent(name: str, value: float, entry: Mapping[str, Any]) -> dict[str, Any
 
 
 def text_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The rows as a reader sees them, without headings: one digit, nothing where the reference has no difference."""
+    """Rows as displayed, without headings: one decimal, and empty cells for differences of the reference."""
 
     def interval(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
         ends = [row[f"{name}_low"], row[f"{name}_high"]]
@@ -138,7 +138,7 @@ def text_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def notes(comparison: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
-    """What has to be known to read the table."""
+    """Notes needed to read the table."""
     settings, source, n = comparison["settings"], paper["source"], len(comparison["reference"]["cases"])
     few = f"; too narrow with n below {FEW_CASES}" if n < FEW_CASES else ""
     return [
@@ -147,8 +147,8 @@ def notes(comparison: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
         f"interval: bootstrap over cases, {settings['bootstrap']}, {settings['resamples']} resamples{few}; "
         f"{PERCENTILE_MARK} percentile interval; p: Wilcoxon signed-rank over cases, two-sided",
         f"PAPER: {source['authors']}, {source['venue']}, {source['tables']['segmentation']}; trained on the "
-        "reconstructions alone; without intervals; split and tolerance of the NSD are not stated there, so its one NSD "
-        "stands beside each tolerance",
+        "reconstructions alone; without intervals; split and tolerance of the NSD are not stated there, so its single "
+        "NSD is shown beside each tolerance",
     ]
 
 
@@ -158,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("comparison", type=Path, help="comparison.json of fvae-evaluate; first model: raw images")
     parser.add_argument("--paper", required=True, choices=("lung", "pancreas"), help="the dataset in the paper")
-    parser.add_argument("--vaes", nargs="*", default=[], metavar="MODEL=VAE", help="which row of the paper's is whose")
-    parser.add_argument("--title", default="Table 2", help="above the table; default: Table 2")
+    parser.add_argument("--vaes", nargs="*", default=[], metavar="MODEL=VAE", help="row of the paper for each model")
+    parser.add_argument("--title", default="Table 2", help="title above the table; default: Table 2")
     parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="Markdown to write; a CSV beside it")
     return run_command(parser, run, argv)
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     comparison, paper = read_json(args.comparison), paper_tables()
     if not isinstance(comparison, dict) or comparison.get("kind") != "comparison":
-        raise UserError(f"{args.comparison} is no comparison of two or more models by fvae-evaluate")
+        raise UserError(f"{args.comparison} is not a comparison of two or more models by fvae-evaluate")
     vaes = dict(text.split("=", 1) for text in args.vaes if "=" in text)
     rows = table_rows(comparison, paper, args.paper, vaes)
     shown = [list(HEADINGS), *text_rows(rows)]

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The fast tests with the lowest versions that setup.cfg admits, on the lowest Python that is found.
+# Run the fast tests with the lowest versions that setup.cfg allows, on the lowest Python found.
 #
 #   bash scripts/test_lowest.sh [pytest options]
 #
-# PYTHON chooses the interpreter, FVAE_VENV the environment (default .venv-lowest, brought to these versions when there).
+# PYTHON chooses the interpreter, FVAE_VENV the environment (default .venv-lowest, updated to these versions if it exists).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,10 +13,10 @@ for python in ${PYTHON:-python3.10 "$HOME"/.pyenv/versions/3.10.*/bin/python pyt
 done
 [ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check uv
-export UV_COMPILE_BYTECODE=1  # as pip does; where nothing may be written later, every worker would compile all that it imports
+export UV_COMPILE_BYTECODE=1  # like pip; otherwise, in a read-only environment, every worker compiles its imports again
 "$venv/bin/uv" pip compile --quiet --python "$venv/bin/python" --resolution lowest-direct --extra test \
     --output-file "$venv/lowest.txt" setup.cfg
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --requirement "$venv/lowest.txt"
-rm -rf build  # what an earlier installation left would be packed again
+rm -rf build  # files left by an earlier installation would be packed again
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --reinstall-package fvae_nnunet .
 exec "$venv/bin/pytest" --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow" "$@"

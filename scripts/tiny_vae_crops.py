@@ -1,4 +1,4 @@
-"""Crops of natural images for the embedded VAE `tiny`, and the noise under which it must find them again."""
+"""Crops of natural images for training the embedded VAE `tiny`, and the noise that it must remove from them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MOST_NOISE = 0.12
 CLEAN_SHARE = 0.25
 SIMPLE_SHARE = 0.4
 LIVELY_SHARE = 0.6
-"""Of the crops; of two places the one with more contrast is taken. Much of a photograph is sky or out of focus."""
+"""Share of the crops for which the one of two places with more contrast is used; much of a photo is sky or blurred."""
 SOFTENED_SHARE = 0.5
 REACH_PIXELS = 6
-"""Of the kernels of noise and softening, which have standard deviations of at most 3 pixels."""
+"""Radius of the kernels of noise and softening, which have standard deviations of at most 3 pixels."""
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
@@ -24,7 +24,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def blurred(images: torch.Tensor, sd_y: torch.Tensor, sd_x: torch.Tensor) -> torch.Tensor:
-    """Each image (B, 1, H, W) through its own in-plane Gaussian, standard deviations (B,) in pixels; 0: as it is."""
+    """Blur each image (B, 1, H, W) with its own in-plane Gaussian, standard deviations (B,) in pixels; 0: unchanged."""
     count, _, height, width = images.shape
     offsets = torch.arange(-REACH_PIXELS, REACH_PIXELS + 1, dtype=torch.float32)
     rows, columns = (torch.softmax(-0.5 * (offsets / sd[:, None].clamp_min(0.05)) ** 2, dim=1) for sd in (sd_y, sd_x))
@@ -34,13 +34,13 @@ def blurred(images: torch.Tensor, sd_y: torch.Tensor, sd_x: torch.Tensor) -> tor
 
 
 class CropSampler:
-    """Draws batches of changed crops; all randomness comes from one seeded generator."""
+    """Draws batches of augmented crops; all random numbers come from one seeded generator."""
 
     SCALES = (0.8, 0.5, 0.3, 0.18)
-    """Below 1, so that the grain of the photographs is not taken for the clean image."""
+    """Below 1, so that the grain of the photographs does not become part of the clean image."""
 
     SHARES = (1.5, 2.0, 2.0, 1.5)
-    """How often a level is drawn, for its size."""
+    """Frequency of each level, according to its size."""
 
     def __init__(self, images: dict[str, torch.Tensor], *, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -53,7 +53,7 @@ class CropSampler:
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
     def with_seed(self, seed: int) -> CropSampler:
-        """The same images, other crops."""
+        """Sampler of the same images with other crops."""
         other = copy.copy(self)
         other.generator = torch.Generator().manual_seed(seed)
         return other
@@ -66,7 +66,7 @@ class CropSampler:
         return self._softened(images).clamp(-1, 1)
 
     def draw_noisy(self, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean crops with noise, clipped to [-1, 1] as CT is to its window, and the clean crops."""
+        """Noisy crops, clipped to [-1, 1] like CT to its window, and the clean crops."""
         clean = self.draw(count, size)
         return (clean + self._noise(count, size)).clamp(-1, 1), clean
 
@@ -94,7 +94,7 @@ class CropSampler:
         return grey.transpose(2, 3) if turns[2] else grey
 
     def _piece(self, level: torch.Tensor, side: int) -> torch.Tensor:
-        """(3, side, side) from anywhere in a level (3, H, W)."""
+        """Random piece (3, side, side) of a level (3, H, W)."""
         top, left = (int(torch.randint(n - side + 1, (), generator=self.generator)) for n in level.shape[1:])
         return level[:, top : top + side, left : left + side]
 
@@ -125,17 +125,17 @@ class CropSampler:
         return images + mask * (others - images)
 
     def _softened(self, images: torch.Tensor) -> torch.Tensor:
-        """Half of the images pass through a Gaussian of 0.4 to 1.2 pixels, as images of soft kernels."""
+        """Blur half of the images with a Gaussian of 0.4 to 1.2 pixels, like images of soft kernels."""
         sd = 0.4 + 0.8 * self._random(len(images)).flatten()
         softened = blurred(images, sd, sd)
         return torch.where(self._random(len(images)) < SOFTENED_SHARE, softened, images)
 
     def _noise(self, count: int, size: int) -> torch.Tensor:
-        """Noise of one strength and grain an image, (count, 1, size, size); a quarter of the images gets none.
+        """Noise with one strength and grain per image, (count, 1, size, size); a quarter of the images gets none.
 
         Its standard deviation is up to 0.12, half of it below 0.03 (25 HU are 0.025 in a window of 2000 HU and 0.1 in
-        one of 500). White, or with Gaussian kernels of 0.3 to 1 pixel, one in ten drawn out in one direction; in
-        three of ten images the strength changes smoothly over the image.
+        one of 500). It is white or smoothed with Gaussian kernels of 0.3 to 1 pixel, one in ten elongated in one
+        direction; in three of ten images the strength varies smoothly over the image.
         """
         sd = MOST_NOISE * self._random(count) ** 2 * (self._random(count) >= CLEAN_SHARE)
         kernel = (0.3 + 0.7 * self._random(count)) * (self._random(count) < 0.65)
@@ -149,7 +149,7 @@ class CropSampler:
         return sd * noise * torch.where(varied, field, torch.ones(()))
 
     def _on_background(self, images: torch.Tensor) -> torch.Tensor:
-        """Four in ten of the images get a smooth region of one value, mostly -1 like clipped air."""
+        """Add a smooth region of one value, mostly -1 like clipped air, to four in ten of the images."""
         count, _, size, _ = images.shape
         value = torch.where(self._random(count) < 0.8, torch.full((), -1.0), 2 * self._random(count) - 1)
         mask = self._soft_mask(count, size, 3 * self._random(count) - 1)

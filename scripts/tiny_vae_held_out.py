@@ -1,7 +1,7 @@
-"""How well a VAE takes known noise out of the held-out photographs: what its training is judged by, instead of CT.
+"""Evaluate how well a VAE removes known noise from the held-out photographs, to judge its training without CT.
 
-The photographs are given HU as if they were CT, at contrasts as they occur there, and truth, noise, edges and flat
-places are those of `fvae_nnunet.evaluation.reconstruction.known_noise`.
+The photographs are scaled to HU with contrasts as in CT. Truth, noise, edges and flat places are those of
+`fvae_nnunet.evaluation.reconstruction.known_noise`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fvae_nnunet.evaluation.reconstruction.front import middle
 from fvae_nnunet.evaluation.reconstruction.known_noise import KnownNoise, errors_hu, places_of
 
 HALF_RANGES_HU = (400.0, 150.0)
-"""The photographs' black and white are at so many HU below and above 50 HU."""
+"""Black and white of the photographs are this many HU below and above 50 HU."""
 
 NOISE = KnownNoise(25.0)
 PIXELS = 320
 
 
 def denoising_cases(images: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The middle of each photograph (3, H, W) in [0, 1] at each contrast: float32 HU (1, y, x)."""
+    """Middle of each photograph (3, H, W) in [0, 1] at each contrast, float32 HU (1, y, x)."""
     cases = {}
     for name, image in images.items():
         signed = 2 * image.mean(dim=0).numpy()[None] - 1
@@ -34,11 +34,11 @@ def denoising_cases(images: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def denoising_errors_hu(
     cases: dict[str, np.ndarray], denoise: Callable[[np.ndarray], np.ndarray], *, noise: KnownNoise | None = NOISE
 ) -> dict[str, float]:
-    """Mean over cases of the root mean square errors at edges and in flat places; ``noise`` None: of the truth itself.
+    """Mean over cases of the RMS errors at edges and in flat places; with ``noise`` None, for the truth itself.
 
     Args:
-        cases: HU (1, y, x) by name.
-        denoise: HU (1, y, x) to the same.
+        cases: name -> HU (1, y, x).
+        denoise: maps HU (1, y, x) to the same.
     """
     found: dict[str, list[float]] = {"edges": [], "flat": []}
     for number, image_hu in enumerate(cases.values()):

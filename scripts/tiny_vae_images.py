@@ -1,12 +1,12 @@
-"""The natural images on which the embedded VAE `tiny` is trained.
+"""Natural images on which the embedded VAE `tiny` is trained.
 
-Some are carried by Python packages that are installed anyway (scikit-image, scikit-learn, matplotlib), others by
+Some are included in Python packages that are installed anyway (scikit-image, scikit-learn, matplotlib), others in
 wallpaper packages of Debian 12, unpacked into a folder without installing them:
 
     apt-get download lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 plasma-workspace-wallpapers ukui-wallpapers
     for package in *.deb; do dpkg-deb -x $package wallpapers; done
 
-Medical and microscopy images of these packages are left out on purpose, and wallpapers that are under the GPL or LGPL.
+Medical and microscopy images of these packages are left out on purpose, as are wallpapers under the GPL or LGPL.
 """
 
 from __future__ import annotations
@@ -63,25 +63,25 @@ WALLPAPERS = {
     "folds": "backgrounds/rhythm.jpg",
     "strings": "backgrounds/string.jpg",
 }
-"""Below ``usr/share`` of the unpacked packages; authors and licences stand on the card of the VAE."""
+"""Paths below ``usr/share`` of the unpacked packages; the card of the VAE lists authors and licences."""
 
 SIMPLE_DRAWINGS = frozenset(
     {"stripes", "altai", "ice", "kay", "patak", "calla", "desert", "roll", "ribbon", "folds", "strings"}
 )
-"""Few shapes, sharp edges, no noise. `shell` and `waves` are drawn, too, with as much in them as photographs."""
+"""Drawings with few shapes, sharp edges and no noise. `shell` and `waves` are drawn too, but as rich as photographs."""
 
 WALLPAPERS_HELD_OUT = {"picos": 2, "nuthatch": 3}
-"""With what they are shrunk once more, so that grain and demosaicing of the camera are gone."""
+"""Additional shrink factor of images, which removes grain and demosaicing of the camera."""
 
 WALLPAPER_SHRUNK = 2
-"""Wallpapers have 1.5 to 24 million pixels; so many along an edge become one, and with them most of their noise."""
+"""Shrink factor of each wallpaper along an edge; they have 1.5 to 24 million pixels, and shrinking removes noise."""
 
 
 def load_images(wallpapers: Path | None = None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Images to train on and held-out images, by name: float32 (3, H, W) in [0, 1]; grey ones have equal channels.
+    """Load training images and held-out images by name: float32 (3, H, W) in [0, 1]; grey ones have equal channels.
 
     Args:
-        wallpapers: the folder with Debian's packages; without it only the images of Python packages.
+        wallpapers: folder with Debian's packages; without it, only the images of Python packages are used.
     """
     from matplotlib import cbook
     from PIL import Image
@@ -105,15 +105,15 @@ def load_images(wallpapers: Path | None = None) -> tuple[dict[str, torch.Tensor]
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """(H, W), (H, W, 3) or (H, W, 4) of 0 to 255 as float32 (3, H, W) in [0, 1]."""
+    """Convert (H, W), (H, W, 3) or (H, W, 4) of 0 to 255 to float32 (3, H, W) in [0, 1]."""
     colour = array[..., :3] if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
     return torch.from_numpy(np.ascontiguousarray(colour.transpose(2, 0, 1))).float() / 255
 
 
 def held_out_pairs(images: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Two test images of each: as it is, and with a third of the contrast inside an ellipse on a -1 background.
+    """Two test images of each: unchanged, and with a third of the contrast inside an ellipse on a background of -1.
 
-    Each is (1, 1, H, W) in [-1, 1], H and W cut to multiples of 8.
+    Each is (1, 1, H, W) in [-1, 1], with H and W cropped to multiples of 8.
     """
     pairs = {}
     for name, image in images.items():

@@ -1,15 +1,15 @@
 """Train the embedded VAE `tiny`: a small diffusers AutoencoderKL for grey images, 8x8 compression, 16 latent channels.
 
-It learns to denoise: it sees crops of natural images with noise and is compared with the crops without. No CT. The run
-is measured in minutes, not in steps: the learning rate follows the elapsed time, so it ends well on any machine. It can
-be stopped at any time and goes on from its checkpoint, if the same command is given again. With the wallpapers that
-tiny_vae_images.py names, from the weights of the version before:
+It learns to denoise: its inputs are noisy crops of natural images, its targets the clean crops. No CT is used. The
+length of the run is given in minutes, not in steps: the learning rate follows the elapsed time, so the schedule is
+completed on any machine. It can be stopped at any time and resumes from its checkpoint if the same command is given
+again. With the wallpapers listed in tiny_vae_images.py, starting from the weights of the previous version:
 
     python scripts/train_tiny_vae.py --minutes 50 --out NEW --checkpoint tiny.ckpt --bfloat16 \\
         --wallpapers wallpapers --start OLD --channels 16 48 80 96
 
-The seed fixes the order of the crops and, without ``--start``, the weights at the start. The number of steps depends
-on the machine, so two runs give similar weights, not equal ones. Needs torch 2.9 or newer (torch.optim.Muon).
+The seed fixes the order of the crops and, without ``--start``, the initial weights. The number of steps depends on the
+machine, so two runs give similar but not equal weights. Requires torch 2.9 or later (torch.optim.Muon).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from tiny_vae_held_out import NOISE, denoising_cases, denoising_errors_hu
 from tiny_vae_images import HELD_OUT, held_out_pairs, load_images
 from tqdm import tqdm
 
-AutoencoderKL = Any  # diffusers' class, imported where it is made; type checkers do not see that it is a torch module
+AutoencoderKL = Any  # diffusers' class, imported only when needed; type checkers do not know that it is a torch module
 
 LATENT_CHANNELS = 16
 PIXELS_PER_STEP = 8 * 64 * 64
-CROP_SIZES = (64, 64, 64, 96, 96, 128, 128, 192)  # drawn evenly; mixed, because GroupNorm sees the whole crop
-FLOAT32_SHARE = 0.2  # the last part of a bfloat16 run is in float32: bfloat16 steps near -1 are 4 HU wide
+CROP_SIZES = (64, 64, 64, 96, 96, 128, 128, 192)  # drawn uniformly; mixed, because GroupNorm uses the whole crop
+FLOAT32_SHARE = 0.2  # last part of a bfloat16 run in float32, since bfloat16 has steps of 4 HU near -1
 NORM_GROUPS = 8
 KL_WEIGHT = 1e-4  # per latent element; the posterior noise is then far below the error
-LEAST_ERROR = 0.004  # root mean square, where an error of a cell stops to count more for being small
+LEAST_ERROR = 0.004  # RMS error of a cell below which its weight in the loss does not increase further
 CELL_PIXELS = 8
 INITIAL_LOGVAR = -6.0
 LEARNING_RATE, LAST_LEARNING_RATE = 2.5e-3, 1e-5
@@ -53,7 +53,7 @@ SAVE_EVERY_MINUTES = 4.0
 
 
 def build_model(channels: tuple[int, ...], *, norm_num_groups: int = NORM_GROUPS) -> AutoencoderKL:
-    """A randomly initialised AutoencoderKL; four numbers of channels give 8x8 compression."""
+    """Build a randomly initialised AutoencoderKL; four numbers of channels give 8x8 compression."""
     from diffusers import AutoencoderKL
 
     model: Any = AutoencoderKL(
@@ -72,13 +72,13 @@ def build_model(channels: tuple[int, ...], *, norm_num_groups: int = NORM_GROUPS
         latents_std=(1.0,) * LATENT_CHANNELS,
         force_upcast=False,
     )
-    with torch.no_grad():  # start with a posterior narrower than the prior, else its noise hides the image for long
+    with torch.no_grad():  # start with a posterior narrower than the prior; its noise would hide the image for long
         model.quant_conv.bias[LATENT_CHANNELS:] = INITIAL_LOGVAR
     return model
 
 
 def learning_rate(share: float, high: float = LEARNING_RATE) -> float:
-    """The rate after ``share`` (0 to 1) of the time: linear warm-up to ``high``, then a cosine."""
+    """Learning rate after ``share`` (0 to 1) of the time: linear warm-up to ``high``, then a cosine."""
     low = LAST_LEARNING_RATE
     if share < WARM_UP_SHARE:
         return high * max(share / WARM_UP_SHARE, 0.02)
@@ -89,8 +89,8 @@ def learning_rate(share: float, high: float = LEARNING_RATE) -> float:
 def loss_of(model: AutoencoderKL, noisy: torch.Tensor, clean: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
     """0.5 * RMSE of each cell + 10 * MSE of a drawn reconstruction of ``noisy`` against ``clean``, plus weighted KL.
 
-    Both are (B, 1, H, W) in [-1, 1], H and W multiples of a cell's 8 pixels. The root of each cell counts flat places,
-    where errors are small, as much as edges: a MSE alone would leave noise there for a little more sharpness.
+    Both are (B, 1, H, W) in [-1, 1], with H and W multiples of a cell's 8 pixels. The root per cell gives flat places,
+    where errors are small, as much weight as edges; MSE alone would leave noise there for slightly more sharpness.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         posterior = model.encode(noisy).latent_dist
@@ -134,7 +134,7 @@ def normalise_latent(model: AutoencoderKL, batches: list[torch.Tensor]) -> dict[
 
 
 def save_model(model: AutoencoderKL, folder: Path, batches: list[torch.Tensor]) -> dict[str, float]:
-    """Write config.json and float16 weights into ``folder``, latent normalised, each file replaced as a whole."""
+    """Write config.json and float16 weights with a normalised latent into ``folder``, each file atomically."""
     normalised = copy.deepcopy(model).eval()
     statistics = normalise_latent(normalised, batches)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,11 +151,11 @@ def save_model(model: AutoencoderKL, folder: Path, batches: list[torch.Tensor]) 
 
 
 def widened(weights: dict[str, torch.Tensor], wider: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``weights`` of a network, float32, for one with more channels at some levels, whose shapes are ``wider``'s.
+    """Expand ``weights`` of a network, float32, to more channels at some levels, with the shapes of ``wider``.
 
-    The additional channels are copies of others in their group of GroupNorm, and copies share the outgoing weights
-    (Chen et al., Net2Net, ICLR 2016) at random, so that they do not stay copies. It is nearly the same function, as the
-    groups' statistics change a little.
+    Additional channels are copies of others in their group of GroupNorm, and copies share the outgoing weights (Chen et
+    al., Net2Net, ICLR 2016) at random, so that they diverge. The function is nearly the same, since the statistics of
+    the groups change slightly.
     """
     taken = {}
     for name, weight in weights.items():
@@ -172,7 +172,7 @@ def widened(weights: dict[str, torch.Tensor], wider: dict[str, torch.Tensor]) ->
 
 
 def _copied(channels: int, wanted: int, groups: int = NORM_GROUPS) -> torch.Tensor:
-    """Which of ``channels`` stands at each of ``wanted`` places: each group is filled up with its own channels."""
+    """Index of the source channel for each of ``wanted`` channels; each group is filled with its own channels."""
     if channels == wanted:
         return torch.arange(channels)
     old, new = channels // groups, wanted // groups
@@ -181,7 +181,7 @@ def _copied(channels: int, wanted: int, groups: int = NORM_GROUPS) -> torch.Tens
 
 
 class Run:
-    """What a checkpoint holds: model, its moving average, optimizer, random state, steps and seconds."""
+    """State in a checkpoint: model, its moving average, optimizer, random state, steps and seconds."""
 
     def __init__(self, channels: tuple[int, ...], seed: int) -> None:
         torch.manual_seed(seed)
@@ -202,13 +202,13 @@ class Run:
         self.seconds = 0.0
 
     def start_from(self, folder: Path) -> None:
-        """Take the weights of a VAE with the same or fewer channels; its posterior, too."""
+        """Start from the weights of a VAE with the same or fewer channels, including its posterior."""
         weights = load_file(folder / "diffusion_pytorch_model.safetensors")
         self.model.load_state_dict(widened(weights, self.model.state_dict()))
         self.average.load_state_dict(self.model.state_dict())
 
     def step(self, rate: float) -> None:
-        """One step of both optimizers at this learning rate, from the gradients that are there."""
+        """Take one step of both optimizers at this learning rate with the current gradients."""
         for kernel, view in self.kernels:
             view.grad = kernel.grad.flatten(1)
         for optimizer in self.optimizers:
@@ -252,7 +252,7 @@ class Run:
 
 
 class HeldOut:
-    """The held-out photographs, as they are and noisy, and what an averaged model makes of them."""
+    """Held-out photographs, clean and noisy, to evaluate an averaged model."""
 
     def __init__(self, images: dict[str, torch.Tensor]) -> None:
         self.pairs = held_out_pairs({name: images[name] for name in HELD_OUT})
@@ -279,7 +279,7 @@ class HeldOut:
 
 
 def save_all(run: Run, sampler: CropSampler, held_out: HeldOut, arguments: argparse.Namespace) -> None:
-    """Save the checkpoint and the averaged weights, and print how well they do on the held-out images."""
+    """Save the checkpoint and the averaged weights, and print their results on the held-out images."""
     run.save(arguments.checkpoint, sampler)
     reference = sampler.with_seed(arguments.seed + 1)
     statistics = save_model(run.average, arguments.out, [reference.draw(16, 64) for _ in range(16)])
@@ -290,7 +290,7 @@ def save_all(run: Run, sampler: CropSampler, held_out: HeldOut, arguments: argpa
 
 
 def train(run: Run, sampler: CropSampler, held_out: HeldOut, arguments: argparse.Namespace) -> None:
-    """Train until ``arguments.minutes`` are used, saving every few minutes and at the end."""
+    """Train for ``arguments.minutes``, saving every few minutes and at the end."""
     total = arguments.minutes * 60
     saved_at = run.seconds
     bar = tqdm(total=round(total), initial=round(run.seconds), unit="s", mininterval=5)
@@ -318,14 +318,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the embedded VAE `tiny` on natural images.")
     parser.add_argument("--out", type=Path, required=True, help="folder for config.json and the float16 weights")
     parser.add_argument(
-        "--minutes", type=float, default=60.0, help="training time, resumed parts included (default 60)"
+        "--minutes", type=float, default=60.0, help="training time including resumed parts (default 60)"
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint file; continued if it exists")
     parser.add_argument("--wallpapers", type=Path, help="folder with Debian's unpacked packages (tiny_vae_images.py)")
     parser.add_argument("--start", type=Path, help="folder of a VAE with as many or fewer channels to start from")
-    parser.add_argument("--channels", type=int, nargs=4, default=(16, 48, 80, 96), help="per resolution, finest first")
     parser.add_argument(
-        "--learning-rate", type=float, default=LEARNING_RATE, help=f"the highest (default {LEARNING_RATE:g})"
+        "--channels", type=int, nargs=4, default=(16, 48, 80, 96), help="channels per resolution, finest first"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=LEARNING_RATE, help=f"highest learning rate (default {LEARNING_RATE:g})"
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--seed", type=int, default=0)

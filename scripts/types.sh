@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mypy on the package as it is installed, with trainers and preprocessing in their places.
+# Run mypy on the package as installed, with trainers and preprocessing inside it.
 #
 #   bash scripts/types.sh [mypy options]
 set -euo pipefail

@@ -1,11 +1,11 @@
-"""Which denoiser is best? Known noise is put into CT images, and views and plain filters take it out.
+"""Compare views and plain filters as denoisers: known noise is added to CT images and removed again.
 
     python scripts/view_front.py IMAGE... --view tiny="--vae tiny" --view soft="--vae tiny --windows soft" -o front.json
     python scripts/view_front.py --phantoms 6 --view tiny="--vae tiny" -o front.json
 
-The truth is the image softened in the plane, of phantoms (pancreas and lung in turns) the phantom itself. Errors are
-root mean squares at edges, in flat tissue and by tissue, over a part of each image. Written are the figures of every
-case, and a picture: filters as curves, views as points. Views are the options of ``fvae-reconstruct``.
+The truth is the image softened in plane, or for phantoms (pancreas and lung in turn) the phantom itself. Errors are
+root mean squares at edges, in flat tissue and by tissue, over a part of each image. Writes the figures of every case
+and a picture with filters as curves and views as points. Views are given by options of ``fvae-reconstruct``.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ Case = tuple[str, np.ndarray, tuple[float, float, float]]
 
 
 def images(paths: Sequence[Path], *, slices: int, pixels: int) -> Iterator[Case]:
-    """The middle of each image: so many slices of at most so many rows and columns."""
+    """Middle of each image, with this many slices and at most this many rows and columns."""
     for path in paths:
         volume_hu, spacing_mm = read_upright(path)
         yield path.name, middle(volume_hu, slices, pixels, pixels), spacing_mm
 
 
 def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
-    """Phantoms without noise, of both kinds in turns."""
+    """Phantoms without noise, of both kinds in turn."""
     for number in range(count):
         kind = list(LABELS)[number % len(LABELS)]
         torso = make_torso(kind, seed=(700, number), shape=PHANTOM_SHAPE, spacing_mm=PHANTOM_SPACING_MM)
@@ -57,7 +57,7 @@ def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
 
 
 def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
-    """The reconstruction that the options of ``fvae-reconstruct`` ask for; its time is added to ``seconds``."""
+    """Reconstruction with options of ``fvae-reconstruct``; its time is added to ``seconds``."""
     parser = argparse.ArgumentParser(prog="the options of the view", allow_abbrev=False)
     add_reconstruction_options(parser)
     loaded = load(parser.parse_args(shlex.split(options)))
@@ -73,7 +73,7 @@ def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
 
 def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.images) == (arguments.phantoms is not None):
-        raise UserError("name images, or --phantoms N, and not both")
+        raise UserError("give either images or --phantoms N")
     if arguments.o.suffix != ".json":
         raise UserError(f"-o must name a file that ends in .json, got {arguments.o}")
     named = {}
@@ -109,15 +109,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="view_front.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="CT in HU")
-    parser.add_argument("--phantoms", type=int, metavar="N", help="instead of images: so many phantoms")
+    parser.add_argument("--phantoms", type=int, metavar="N", help="instead of images: use N phantoms")
     parser.add_argument("--view", action="append", default=[], metavar="NAME=OPTIONS", help="such as tiny='--vae tiny'")
     parser.add_argument("--noise", type=float, default=25.0, metavar="HU", help="standard deviation; default 25")
     add_common(parser, "noise_kernel")
-    parser.add_argument("--softened", type=float, default=0.8, metavar="PIXELS", help="of the truth; default 0.8")
-    parser.add_argument("--slices", type=int, default=6, metavar="N", help="of each image; default 6")
-    parser.add_argument("--pixels", type=int, default=320, metavar="N", help="along an edge, at most; default 320")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise; default 0")
-    parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="figures (.json); the picture beside it")
+    parser.add_argument(
+        "--softened", type=float, default=0.8, metavar="PIXELS", help="softening of the truth; default 0.8"
+    )
+    parser.add_argument("--slices", type=int, default=6, metavar="N", help="slices of each image; default 6")
+    parser.add_argument(
+        "--pixels", type=int, default=320, metavar="N", help="maximum pixels along an edge; default 320"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the noise; default 0")
+    parser.add_argument(
+        "-o", type=Path, required=True, metavar="FILE", help="JSON file of figures; the picture is put beside it"
+    )
     return run_command(parser, run, argv)
 
 

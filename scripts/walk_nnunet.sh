@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole nnU-Net workflow with this package, on phantoms, in minutes on two CPU cores: plan, preprocess, all trainers
+# Run the whole nnU-Net workflow with this package on phantoms, in minutes on two CPU cores: plan, preprocess, all trainers
 # (a few iterations each), --c, --val, prediction with and without this package, ensemble, find_best_configuration, export
-# and install. The status of every step is checked, and what it has to write, print or refuse.
+# and install. Checks the status of every step, and what it must write, print or refuse.
 #
 #   bash scripts/walk_nnunet.sh [FOLDER]
 #
-# An environment with the project must be active. FOLDER (default: a temporary one, deleted at the end) holds the data and
-# a log for each step. The status is 0 if everything was as expected.
+# An environment with the project must be active. FOLDER (default: a temporary folder, deleted at the end) holds the data
+# and a log for each step. The exit status is 0 if everything was as expected.
 set -uo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -29,8 +29,8 @@ steps=0 unexpected=0 log=
 say() { printf '%s\n' "$*"; }
 wrong() { unexpected=$((unexpected + 1)); say "    NOT AS EXPECTED: $*"; }
 
-# step NAME STATUS COMMAND...: run a command and compare its status (0, or "not 0"); the walk ends where one that must
-# work does not, since the others need it
+# step NAME STATUS COMMAND...: run a command and compare its status (0, or "not 0"); the walk ends if a command that must
+# succeed fails, since the others need it
 step() {
     local name=$1 expected=$2 status start=$SECONDS
     shift 2
@@ -46,7 +46,7 @@ step() {
 }
 prints() { grep -qF -- "$1" "$log" || wrong "does not print: $1"; }
 writes() { local path; for path in "$@"; do [ -s "$path" ] || wrong "does not write $path"; done; }
-same() { # same FOLDER FOLDER: the segmentations are equal to the byte
+same() { # same FOLDER FOLDER: the segmentations are identical byte by byte
     local file
     [ -n "$(ls "$1"/*.nii.gz 2>/dev/null)" ] || wrong "no segmentation in $1"
     for file in "$1"/*.nii.gz; do cmp -s "$file" "$2/${file##*/}" || wrong "$file differs from that in $2"; done
@@ -130,7 +130,7 @@ if fvae-setup --export >/dev/null 2>&1; then
     eval "$(tail -1 "$log")" # the printed line, pasted
     export nnUNet_extTrainer="$nnUNet_extTrainer:$work/trainers"
     step "fvae-setup after the export" 0 fvae-setup --show
-else # before nnU-Net 2.8: files in its own folder, taken back at the end
+else # before nnU-Net 2.8: files in its own folder, removed at the end
     own=$(python -c "import nnunetv2; print(nnunetv2.__path__[0] + '/training/nnUNetTrainer')")
     trap 'rm -f "$own/walk_trainers.py"; fvae-setup --remove; [ $# -gt 0 ] || rm -rf "$work"' EXIT
     cp trainers/walk_trainers.py "$own"
@@ -186,7 +186,7 @@ step "nnUNetv2_train WalkOnline 0" 0 env nnUNet_fvae_vae=tiny bash -c 'train Wal
 prints "training patches pass through tiny"
 writes "$(model WalkOnline)/fold_0/checkpoint_final.pth"
 
-say "== going on, validation alone"
+say "== resuming, validation only"
 export WALK_EPOCHS=2
 step "nnUNetv2_train WalkMixed 0 --c --npz" 0 train WalkMixed 0 --c --npz
 prints "Epoch 1"

@@ -17,7 +17,7 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
 
 class nnUNetTrainerFVAEProbe(RecordingTrainer):
-    """nnU-Net's trainer; looked up by ``nnunet.registration`` only, so that no other module has its name."""
+    """Trainer that only ``nnunet.registration`` looks up, so that no other module has its name."""
 
 
 PROBE = nnUNetTrainerFVAEProbe

@@ -18,25 +18,26 @@ if TYPE_CHECKING:
 
 
 class nnUNetTrainerFVAEOnline(RecordingTrainer):
-    """Training patches are reconstructed on the device, in the training step; no view is stored.
+    """Trainer that reconstructs training patches on the device, in the training step, without a stored view.
 
-    Each sample of a training batch is, by chance, reconstructed after nnU-Net's augmentation and before the network.
-    Validation and inference see raw images. With probability 0 this is nnU-Net's trainer. Which samples are drawn
-    depends on ``draw_seed``, rank, epoch and iteration alone. See docs/online.md.
+    Samples of a training batch are randomly reconstructed, after nnU-Net's augmentation and before the network.
+    Validation and inference use raw images. With probability 0 this is nnU-Net's trainer. The choice of samples depends
+    only on ``draw_seed``, rank, epoch and iteration. See docs/online.md.
 
     Attributes:
-        view: name of the view whose VAE it is; goes before all variables.
-        view_probability: chance of a training sample to be reconstructed.
+        view: name of the view whose VAE to use; takes precedence over all variables.
+        view_probability: probability that a training sample is reconstructed.
         view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
-        posterior: ``mode``, or ``sample`` for a draw from the encoder's posterior, so that each view is new.
-        draw_seed: of all these draws.
-        hu_window: what the VAE sees; None for that of the view which names the VAE, without a view -1000 to 1000 HU.
-        vae_precision: None for bfloat16 on GPUs from Ampere on and float32 elsewhere; or ``float32``, ``bfloat16``,
-            ``float16``.
-        ct_channels: those that are reconstructed; None for those of the view which names the VAE, without a view those
-            that are called CT.
-        hu_as_is: reconstruct also a foreground that cannot be in HU; as of the view.
-        last_draw: what was done to the last training batch.
+        posterior: ``mode``, or ``sample`` to draw from the encoder's posterior, so that each view is new.
+        draw_seed: random seed of all these draws.
+        hu_window: HU window of the VAE; None for that of the view which names the VAE, or -1000 to 1000 HU without a
+            view.
+        vae_precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on GPUs with native support (Ampere
+            and later) and float32 elsewhere.
+        ct_channels: channels to reconstruct; None for those of the view which names the VAE, or those named CT without
+            a view.
+        hu_as_is: reconstruct even if the foreground cannot be in HU; also true if the view was made so.
+        last_draw: random choices for the last training batch.
     """
 
     view_probability = 0.5
@@ -73,7 +74,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
 
     def on_train_end(self) -> None:
         self._reconstruction = None
-        gc.collect()  # a compiled VAE holds itself; nnU-Net then empties the device's cache
+        gc.collect()  # a compiled VAE is part of a reference cycle; nnU-Net then empties the device's cache
         super().on_train_end()
 
     def training_record(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         )
 
     def _load_reconstruction(self) -> PatchReconstruction:
-        """The VAE on this rank's device, after checking that these plans allow it; says and records what is used."""
+        """Load the VAE on this rank's device, check that it fits the plans, and log and record its settings."""
         from fvae_nnunet.errors import UserError
         from fvae_nnunet.training.compiled_vae import CompiledVAE
         from fvae_nnunet.training.ct_patches import CTPatches
@@ -117,7 +118,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
         vae = loaded.vae
         reconstruction = PatchReconstruction(vae, patches, loaded.settings)
         if self.posterior == "sample" and not reconstruction.has_posterior():
-            raise UserError(f"{vae.spec.name} has no posterior to draw from; leave posterior at 'mode'")
+            raise UserError(f"{vae.spec.name} has no posterior to draw from; use posterior = 'mode'")
         sizes = 0
         if self._do_i_compile() and len(self.configuration_manager.patch_size) == 3:
             compiled = CompiledVAE(vae)

@@ -1,4 +1,4 @@
-"""What our trainers have in common: checkpoints that predict without this package and yet say what made them."""
+"""Base class of our trainers: its checkpoints work without this package and record how they were trained."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from fvae_nnunet.nnunet.trained_model import RECORD_KEY, read_record, saw_only_t
 RAW_VARIABLE = "nnUNet_raw"
 
 OF_NNUNET = {"view_probability": 0.0, "synthetic_probability": 0.0}
-"""What stands in the record that a checkpoint of nnU-Net's own trainers does not have."""
+"""Record assumed for checkpoints of nnU-Net's own trainers, which have none."""
 
 
 class RecordingTrainer(nnUNetTrainer):
-    """nnU-Net's trainer, whose checkpoints say what it has seen, and which goes on only with the same.
+    """nnU-Net's trainer with a record of the training data in checkpoints; it resumes only with the same data.
 
     Attributes:
-        view: name of the view or views to use; None for what ``nnUNet_fvae_view`` names, or the only one.
-        view_probability, view_blend, view_in_validation, synthetic_probability: see the subclasses; here nothing but
-            raw images.
-        view_settings: what the view is made with, as in a view's manifest; None as long as there is none, and with
-            several.
-        views_settings: of several views, by name; None with one.
-        view_name, view_cases: which view or views are used (``a:2,b:1``), and a digest of each of their cases.
-        continued: the record of the checkpoint that was loaded; None as long as there is none.
+        view: name of the view or views to use; None for those in ``nnUNet_fvae_view``, or the only one.
+        view_probability, view_blend, view_in_validation, synthetic_probability: see the subclasses; here only raw
+            images are used.
+        view_settings: settings of the view, as in its manifest; None until it is opened, and with several views.
+        views_settings: settings of several views, by name; None with one view.
+        view_name, view_cases: name of the view or views (``a:2,b:1``), and a digest of each of their cases.
+        continued: record of the loaded checkpoint; None if none is loaded.
     """
 
     view: str | None = None
@@ -52,11 +51,11 @@ class RecordingTrainer(nnUNetTrainer):
     continued: dict[str, Any] | None = None
 
     def training_record(self) -> dict[str, Any]:
-        """What a checkpoint holds under ``fvae_nnunet``."""
+        """Record of a checkpoint, stored under ``fvae_nnunet``."""
         return {
             "version": __version__,
             "trainer": type(self).__name__,
-            # modules of this package; the variants of length are made in the package itself
+            # classes in modules of this package; the variants of length belong to the package itself
             "base": next(base.__name__ for base in type(self).__mro__ if base.__module__.startswith(f"{__package__}.")),
             **self._shares(),
             "view": self.view_settings,
@@ -74,13 +73,13 @@ class RecordingTrainer(nnUNetTrainer):
         }
 
     def preprocess_command(self, **parameters: Any) -> str:
-        """The command that makes a view of the data in use, or preprocesses synthetic cases, with these parameters."""
+        """Command that makes a view of the data, or preprocesses synthetic cases, with these parameters."""
         number, plans = dataset_id(self.plans_manager.dataset_name), self.plans_manager.plans_name
         return command_line("fvae-preprocess", number, c=self.configuration_name, p=plans, **parameters)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         self.refuse_to_go_on(
-            self.changed_since_checkpoint(self._shares()), f"Set them back in the class {type(self).__name__}"
+            self.changed_since_checkpoint(self._shares()), f"Restore them in the class {type(self).__name__}"
         )
         return super().get_tr_and_val_datasets()
 
@@ -88,13 +87,13 @@ class RecordingTrainer(nnUNetTrainer):
         super().perform_actual_validation(save_probabilities)
         if saw_only_the_view(self.training_record()):
             self.print_to_log_file(
-                "fvae_nnunet: this model has seen only the view; nnUNetv2_predict, which "
-                "nnUNetv2_find_best_configuration prints, would give it raw images. This reconstructs them on the way:"
+                "fvae_nnunet: this model has seen only the view, but nnUNetv2_predict, which "
+                "nnUNetv2_find_best_configuration prints, would give it raw images. Reconstruct and predict them with:"
             )
             self.print_to_log_file(self.predict_command(), add_timestamp=False)
 
     def predict_command(self) -> str:
-        """The ``fvae-predict`` command for this model, with all folds that are trained."""
+        """``fvae-predict`` command for this model, with all trained folds."""
         folds = ["all"]
         if self.fold != "all":
             trained = Path(self.output_folder_base).glob("fold_*/checkpoint_final.pth")
@@ -113,10 +112,10 @@ class RecordingTrainer(nnUNetTrainer):
         )
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, under the name of nnU-Net's own trainer, so that it predicts without this package.
+        """Save nnU-Net's checkpoint with the name of nnU-Net's own trainer, so that it works without this package.
 
-        Which trainer and view made it stands under the key ``fvae_nnunet``. A subclass that builds a network of its
-        own keeps its name. Written atomically.
+        The actual trainer and view are recorded under the key ``fvae_nnunet``. A subclass that builds its own network
+        keeps its name. Written atomically.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
@@ -132,35 +131,35 @@ class RecordingTrainer(nnUNetTrainer):
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """nnU-Net's; what the checkpoint was trained with is compared when the data is opened."""
+        """Load a checkpoint like nnU-Net, and keep its record for comparison when the data are opened."""
         super().load_checkpoint(filename_or_checkpoint)
         if isinstance(filename_or_checkpoint, str):
             self.continued = read_record(Path(filename_or_checkpoint)) or OF_NNUNET
 
     def changed_since_checkpoint(self, now: Mapping[str, Any]) -> list[str]:
-        """What of a part of the record differs from that of the loaded checkpoint, as ``manifest.differences``.
+        """Differences between a part of the record and that of the loaded checkpoint, as ``manifest.differences``.
 
-        Only what stands in both is compared: an older version recorded less.
+        Only common entries are compared, because older versions recorded less.
         """
         return differences(self.continued or {}, json.loads(json.dumps(now)), common_only=True)
 
     def changed_cases_since_checkpoint(self, key: str, now: Mapping[str, str]) -> list[str]:
-        """The cases in both records under ``key`` with another digest than that of the loaded checkpoint, sorted."""
+        """Cases under ``key`` in both records whose digest differs from that of the loaded checkpoint, sorted."""
         before = (self.continued or {}).get(key) or {}
         return sorted(case for case, digest in now.items() if before.get(case, digest) != digest)
 
     def refuse_to_go_on(self, changed: list[str], remedy: str) -> None:
-        """UserError where something has changed since the loaded checkpoint was written.
+        """Raise UserError if something has changed since the loaded checkpoint was written.
 
         Args:
             changed: a line for each difference.
-            remedy: how to go on, the start of a sentence.
+            remedy: what to do to resume, the start of a sentence.
         """
         if changed:
             raise UserError(
-                f"the model in {self.output_folder} was trained with something else than what would go on now:\n  "
+                f"the model in {self.output_folder} was trained with other data or settings than now:\n  "
                 + "\n  ".join(changed)
-                + f"\n{remedy} to go on. Or begin anew: nnUNetv2_train without --c writes over this model; a subclass "
-                "of another name has a folder of its own (docs/own_trainer.md), and -pretrained_weights begins with "
-                "the weights of this one"
+                + f"\n{remedy} to resume. Or start again: nnUNetv2_train without --c overwrites this model; a subclass "
+                "with another name has its own folder (docs/own_trainer.md), and -pretrained_weights starts from the "
+                "weights of this model"
             )

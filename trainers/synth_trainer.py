@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with synthetic tumours among its training cases, beside the reconstructed views."""
+"""nnU-Net's trainer with synthetic cases among its training cases, in addition to reconstructed views."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.portable_names import portable_name
 from fvae_nnunet.jobs.manifest import Manifest
 from fvae_nnunet.nnunet.folders import dataset_id
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.trainers.recording_trainer import RAW_VARIABLE
 from fvae_nnunet.trainers.view_trainers import nnUNetTrainerFVAE
 from fvae_nnunet.training.synthetic_dataset import (
@@ -25,16 +26,16 @@ from fvae_nnunet.training.synthetic_dataset import (
 
 
 class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
-    """Each sample of a training batch is, by chance, a synthetic case; the others are raw or view as ever.
+    """Trainer in which random samples of a batch are synthetic cases; the others are raw or view as usual.
 
-    Only synthetic cases that were made from training cases of the fold are used (their source case, and the cases that
-    lent their lesions a shape), and none in validation. With probability 0 this is ``nnUNetTrainerFVAE`` to the bit.
-    See docs/synthetic_training.md.
+    Only synthetic cases made from training cases of the fold are used (both their source case and the donors of lesion
+    shapes), and none in validation. With probability 0 this is bit-identical to ``nnUNetTrainerFVAE``. See
+    docs/synthetic_training.md.
 
     Attributes:
-        synthetic_probability: chance of a training sample to be a synthetic case.
-        synthetic_settings: which synthetic cases are used; None as long as there are none.
-        synthetic_cases: a digest of each.
+        synthetic_probability: probability that a training sample is a synthetic case.
+        synthetic_settings: record of the synthetic cases in use; None until they are opened.
+        synthetic_cases: digest of each of these cases.
     """
 
     synthetic_probability = 0.3
@@ -47,16 +48,16 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
             return training, validation
         if self.is_cascaded:
             raise UserError(
-                f"{self.configuration_name} needs the segmentation of the previous stage as input, and there is none "
-                "of synthetic cases; train the previous stage or 3d_fullres with synthetic cases, and the cascade with "
+                f"{self.configuration_name} needs the segmentation of the previous stage as input, which synthetic "
+                "cases do not have; train the previous stage or 3d_fullres with synthetic cases, and the cascade with "
                 "nnUNetTrainerFVAE"
             )
         data = self._open_synthetic()
         used = data.made_from(training.identifiers)
         if not used:
             raise UserError(
-                f"none of the {len(data.source_cases)} synthetic cases in {data.folder} was made from training cases "
-                f"of fold {self.fold} alone; make some with: {self._synthesize_command()}"
+                f"none of the {len(data.source_cases)} synthetic cases in {data.folder} was made only from training "
+                f"cases of fold {self.fold}; make such cases with: {self._synthesize_command()}"
             )
         validated = set(validation.identifiers) - set(training.identifiers)
         self._say_synthetic(data, used, data.seen_by_models(validated))
@@ -71,18 +72,20 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         }
 
     def _refuse_other_cases(self, digests: dict[str, str]) -> None:
-        """UserError where the loaded checkpoint was trained with other synthetic cases."""
+        """Raise UserError if the loaded checkpoint was trained with other synthetic cases."""
         before = (self.continued or {}).get("synthetic_cases") or digests
         anew = self.changed_cases_since_checkpoint("synthetic_cases", digests)
         found = {
-            "no longer there": sorted(before.keys() - digests.keys()),
-            "new": sorted(digests.keys() - before.keys()),
-            "made anew": anew,
+            "removed": sorted(before.keys() - digests.keys()),
+            "added": sorted(digests.keys() - before.keys()),
+            "changed": anew,
         }
         changed = [
-            f"{len(cases)} synthetic cases are {how} (first: {cases[0]})" for how, cases in found.items() if cases
+            f"{counted(len(cases), 'synthetic case')} {how} (first: {cases[0]})"
+            for how, cases in found.items()
+            if cases
         ]
-        self.refuse_to_go_on(changed, "Bring back the synthetic cases that it was trained with")
+        self.refuse_to_go_on(changed, "Restore the synthetic cases that it was trained with")
 
     def _open_synthetic(self) -> SyntheticData:
         preprocessing = synthetic_preprocessing_settings(
@@ -97,7 +100,7 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         return check_synthetic(data_folder, preprocessing, self.preprocess_command, way_to)
 
     def _synthesize_command(self) -> str:
-        """Trains a model for this fold, or finds that it is trained, and makes cases of its training cases."""
+        """Command that trains a model for this fold, if it is not trained, and makes cases from its training cases."""
         number = dataset_id(self.plans_manager.dataset_name)
         fold = None if self.fold == "all" else self.fold
         of_fold = "" if fold is None else f"__fold{fold}"
@@ -106,7 +109,7 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         return f"{train} && {command_line('fvae-synthesize', number, ldm=model, fold=fold, n=200)}"
 
     def _say_synthetic(self, data: SyntheticData, used: dict[str, str], seen: list[str]) -> None:
-        """Record, and say in the log, which synthetic cases are used and what is wrong with their model."""
+        """Record and log the synthetic cases in use, and warn of leakage through their model."""
         if self.synthetic_settings is not None:
             return
         digests = {case: Manifest(data.folder).content_sha256([case])[:16] for case in sorted(used)}
@@ -133,19 +136,19 @@ class nnUNetTrainerFVAESynth(nnUNetTrainerFVAE):
         self.print_to_log_file(
             f"fvae_nnunet {__version__}: {len(used)} synthetic cases from {len(set(used.values()))} source cases in "
             f"{data.folder}, drawn with probability {self.synthetic_probability:g}, not in validation; {left_out} left "
-            f"out, because their image or a lesion's shape is not of a training case of fold {self.fold}; {checked}; "
+            f"out because their image or a lesion shape is not from a training case of fold {self.fold}; {checked}; "
             f"made with {json.dumps(self.synthetic_settings['models'])}"
         )
         if seen:
             self.print_to_log_file(
-                f"fvae_nnunet WARNING: the diffusion model was trained on {len(seen)} validation cases of this fold "
-                f"(first: {seen[0]}), so that what they look like has leaked into training and validation scores may "
-                "be too good; train a model for this fold: "
+                f"fvae_nnunet WARNING: the diffusion model was trained on {counted(len(seen), 'validation case')} of "
+                f"this fold (first: {seen[0]}), so their appearance has leaked into training, and validation scores "
+                "may be too high; train a model for this fold: "
                 + command_line("fvae-train-ldm", dataset_id(self.plans_manager.dataset_name), fold=self.fold)
             )
 
 
 class nnUNetTrainerFVAESynthRaw(nnUNetTrainerFVAESynth):
-    """Synthetic cases among raw ones; no view is needed."""
+    """Synthetic cases among raw cases, without views."""
 
     view_probability = 0.0

@@ -23,14 +23,14 @@ from fvae_nnunet.training.views import (
 
 
 class nnUNetTrainerFVAE(RecordingTrainer):
-    """Raw and view mixed: each sample of a training batch is, by chance, the case's view instead of the raw image.
+    """Trainer in which random samples of a batch are the case's view instead of the raw image.
 
     Attributes:
-        view: name of the view to use, or of several with weights (``a:2,b:1``), of which each sample draws one; None
-            for what ``nnUNet_fvae_view`` names, or the only one.
-        view_probability: chance of a training sample to come from the view.
+        view: name of the view, or of several views with weights (``a:2,b:1``), of which each sample draws one; None for
+            those in ``nnUNet_fvae_view``, or the only one.
+        view_probability: probability that a training sample comes from the view.
         view_blend: lowest and highest weight of the view in ``raw + weight * (view - raw)``, drawn for each sample.
-        view_in_validation: validate on the view too, during and after training.
+        view_in_validation: also validate on the view, during and after training.
     """
 
     view_probability = 0.5
@@ -65,14 +65,13 @@ class nnUNetTrainerFVAE(RecordingTrainer):
             self.dataset_class = raw_class
 
     def _open_views(self, cases: list[str]) -> dict[Path, float]:
-        """The folders of the views to use and their weights, after checking that each holds these cases and fits the
-        data and plans."""
+        """Check that each view holds these cases and fits the data and plans; return the folders and their weights."""
         data_folder = Path(self.preprocessed_dataset_folder)
         views = find_views(data_folder, self.preprocess_command, self.view)
         if len(views) > 1 and self.view_in_validation:
             raise UserError(
-                f"{type(self).__name__} validates on the view, so it takes one and not {', '.join(views)}; name one of "
-                f"them ({VIEW_VARIABLE}), or train with nnUNetTrainerFVAE"
+                f"{type(self).__name__} validates on the view, so it takes only one, not {', '.join(views)}; choose "
+                f"one of them ({VIEW_VARIABLE}), or train with nnUNetTrainerFVAE"
             )
         preprocessing = preprocessing_settings(self.plans_manager.plans, self.configuration_manager)
         folders = {view: view_folder(data_folder, view) for view in views}
@@ -106,18 +105,18 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         return {folders[view]: weight for view, weight in views.items()}
 
     def _refuse_other_views(self, record: dict[str, Any], digests: dict[str, str]) -> None:
-        """UserError where the loaded checkpoint was trained with other views, or with other content of the same."""
+        """Raise UserError if the loaded checkpoint was trained with other views, or other content of the same views."""
         changed = self.changed_since_checkpoint(record)
         others = self.changed_cases_since_checkpoint("view_cases", digests)
         now = record["view_name"]
         if others:
             changed.append(
-                f"the view {now!r} was made anew: {len(others)} of {len(digests)} cases are not those of before "
+                f"the view {now!r} was made again: {len(others)} of {len(digests)} cases have changed "
                 f"(first: {others[0]})"
             )
         before = (self.continued or {}).get("view_name")
         named = f" (export {VIEW_VARIABLE}={before})" if before not in (None, now) and self.view is None else ""
-        self.refuse_to_go_on(changed, f"Bring back the view that it was trained with{named}")
+        self.refuse_to_go_on(changed, f"Restore the view that it was trained with{named}")
 
 
 def _without_preprocessing(settings: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def _without_preprocessing(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record_of(views: dict[str, float], settings: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's record says of one view or several, with the settings of each."""
+    """Entries of a checkpoint's record for one or several views, with the settings of each."""
     if len(views) == 1:
         (view,) = views
         return {"view_name": view, "view": settings[view], "views": None}
@@ -134,21 +133,21 @@ def _record_of(views: dict[str, float], settings: dict[str, Any]) -> dict[str, A
 
 
 class nnUNetTrainerFVAEReconOnly(nnUNetTrainerFVAE):
-    """The paper's protocol: trained and validated on the view alone. Reconstruct test images before predicting."""
+    """The paper's protocol: train and validate only on the view. Reconstruct test images before prediction."""
 
     view_probability = 1.0
     view_in_validation = True
 
 
 class nnUNetTrainerFVAEBlend(nnUNetTrainerFVAE):
-    """Every sample is a random convex mix of raw image and view."""
+    """Trainer in which every sample is a random convex combination of raw image and view."""
 
     view_probability = 1.0
     view_blend = (0.0, 1.0)
 
 
 def with_epochs(base: type[RecordingTrainer], epochs: int) -> type[RecordingTrainer]:
-    """A subclass of ``base`` that trains for ``epochs`` epochs, named as nnU-Net names its own: ``..._5epochs``."""
+    """Return a subclass of ``base`` that trains for ``epochs`` epochs, named like nnU-Net's own: ``..._5epochs``."""
 
     class Variant(base):  # type: ignore[misc,valid-type]
         def __init__(

@@ -1,4 +1,4 @@
-"""Commands that do many cases, on one device or several: their options, their progress, the cases of a call."""
+"""Commands that process many cases on one or several devices: options, progress and the cases of a call."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 Progress = TypeVar("Progress", bound="CaseProgress")
 
 INCOMPLETE = 75
-"""Exit status where other processes still hold cases (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status if other processes still work on cases (EX_TEMPFAIL of sysexits.h)."""
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say how the work is spread; the result does not depend on them."""
+    """Add the options that distribute the work; the result does not depend on them."""
     group = parser.add_argument_group("work")
     add_common(group, "processes")
     # fmt: off
     group.add_argument("--devices", nargs="+", metavar="DEVICE",
-        help="instead of -device: a process for each of these, such as cuda:0 cuda:1, all (CUDA GPUs) or cpu cpu; "
-        "they share the cases and the processes of -np")
+        help="instead of -device: run one process on each of these devices, such as cuda:0 cuda:1, all (CUDA GPUs) or "
+        "cpu cpu; they share the cases and the processes of -np")
     # fmt: on
     add_common(group, "no_wait", "num_parts", "part_id", "overwrite", "verify", "verbose")
     add_submit_options(parser)
@@ -44,11 +44,11 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
 def part_of(cases: list[str], arguments: argparse.Namespace) -> list[str]:
     """The cases of this call's part."""
     if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
-        raise UserError(f"-part_id counts from 0 to -num_parts - 1; got {arguments.part_id} of {arguments.num_parts}")
+        raise UserError(f"-part_id must be 0 to -num_parts - 1, got {arguments.part_id} of {arguments.num_parts} parts")
     if arguments.overwrite and arguments.num_parts > 1:
-        raise UserError("--overwrite deletes what the other parts made; run it without -num_parts")
+        raise UserError("--overwrite deletes the output of the other parts; run it without -num_parts")
     if arguments.devices and arguments.device:
-        raise UserError("-device and --devices exclude each other; give one of them")
+        raise UserError("-device and --devices are mutually exclusive; give one of them")
     return cases[arguments.part_id :: arguments.num_parts]
 
 
@@ -66,14 +66,14 @@ def do_cases(
     folders: Iterable[Path],
     progress_type: type[Progress],
 ) -> Progress:
-    """Do the cases on the devices that the options name, together with all processes that do the same.
+    """Process the cases on the devices that the options name, sharing them with all processes that do the same.
 
     Args:
         arguments: the options; ``devices`` is replaced by the devices it stands for.
-        work: loads the VAE and does cases with it; the result of each is a dictionary.
-        cases: this call's part.
-        folders: where cases are locked, see ``locks``.
-        progress_type: says what became of each case.
+        work: loads the VAE and processes cases with it; the result of each is a dictionary.
+        cases: cases of this call's part.
+        folders: folders in which cases are locked, see ``locks``.
+        progress_type: reports the outcome of each case.
     """
     from fvae_nnunet.jobs.devices import available_devices, run_on_devices
     from fvae_nnunet.jobs.locks import CaseLocks
@@ -96,7 +96,7 @@ def do_cases(
 
 
 def submit_cases(arguments: argparse.Namespace, *, cases: list[str], folders: Iterable[Path]) -> int:
-    """Have jobs do what ``do_cases`` does; the exit status."""
+    """Submit jobs that do the work of ``do_cases``; return the exit status."""
     from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.jobs.submit import LOGS
 
@@ -110,11 +110,11 @@ def submit_cases(arguments: argparse.Namespace, *, cases: list[str], folders: It
 
 
 class CaseProgress:
-    """A tqdm bar over cases with an estimate of the time left, a line for each case, and the failures.
+    """Progress over cases: a tqdm bar with an estimate of the time left, a line for each case, and the failures.
 
     Args:
         total: number of cases.
-        devices: that compute at the same time; 0 for the default one.
+        devices: number of devices that compute at the same time; 0 for the default device.
         verbose: show the traceback of a failed case.
     """
 
@@ -138,8 +138,8 @@ class CaseProgress:
         self.bar.write(said_as_options(line), file=sys.stderr)
 
     def follow(self, outcomes: Generator[Outcome, None, None], locks: CaseLocks) -> None:
-        """Add what becomes of the cases, and give their locks back."""
-        # closed before the locks are given back: then nobody works on a case any more
+        """Add the outcomes of the cases and release their locks."""
+        # closed before the last locks are released, so that no process still works on a case
         with closing(outcomes):
             for outcome in outcomes:
                 locks.release(outcome.case)
@@ -147,7 +147,7 @@ class CaseProgress:
         self.missing = locks.missing
 
     def add(self, outcome: Outcome) -> None:
-        """Count one case and say what became of it."""
+        """Count one case and report its outcome."""
         if outcome.error is not None:
             self.failed.append(outcome.case)
             self.say(failure_line(outcome.case, outcome.error))
@@ -162,14 +162,14 @@ class CaseProgress:
         self.bar.update()
 
     def add_result(self, case: str, result: Any) -> None:
-        """Say what was made of a case."""
+        """Report the result of a case."""
         raise NotImplementedError
 
     def say_failed(self, command: str, remedy: str) -> int:
-        """Close the bar and name the cases that failed or are missing, if any are; the exit status.
+        """Close the bar, list the cases that failed or are missing, and return the exit status.
 
         Returns:
-            0: every case is complete; 1: some failed; 75: other processes work on the rest, which was not waited for.
+            0: every case is complete; 1: some failed; 75: other processes still work on the rest.
         """
         self.bar.close()
         if self.failed:
@@ -180,7 +180,7 @@ class CaseProgress:
         return 1 if self.failed else INCOMPLETE if self.missing else 0
 
     def finish(self, command: str, again: str) -> int:
-        """As ``say_failed``, after a line on where the time went."""
+        """As ``say_failed``, after a line with the time spent in each stage."""
         self.bar.close()
         seconds = self.seconds
         several = f" on {self.devices} devices, summed over them" if self.devices > 1 else ""
@@ -197,13 +197,13 @@ class CaseProgress:
 
     @property
     def besides(self) -> str:
-        """How many cases were not done in this call, for a summary."""
+        """Numbers of cases not done in this call, for a summary."""
         missing = f", {len(self.missing)} in other processes" if self.missing else ""
         return f"{self.skipped} already complete{missing}"
 
 
 class ReconstructionProgress(CaseProgress):
-    """Says of each case how far its reconstruction is from the image."""
+    """Reports for each case how much its reconstruction differs from the image."""
 
     def __init__(self, total: int, **options: Any) -> None:
         super().__init__(total, **options)
@@ -221,17 +221,17 @@ class ReconstructionProgress(CaseProgress):
         if result.get("impossible_voxels"):
             self.say(
                 f"{case}: warning: HU from {result['lowest_hu']:g} to {result['highest_hu']:g}; "
-                f"{result['impossible_voxels']} voxels lie where no CT has any and were clipped to the window. Is the "
-                "image in HU?"
+                f"{counted(result['impossible_voxels'], 'voxel')} outside the range of CT clipped to the window. Check "
+                "that the image is in HU"
             )
 
     @property
     def summary(self) -> str:
-        """Its beginning, once the bar is closed."""
+        """First part of the summary, valid once the bar is closed."""
         mean = f" (mean PSNR {number(sum(self.psnr_db) / len(self.psnr_db), 'dB')} dB)" if self.psnr_db else ""
         return f"{counted(self.done, 'case')} done{mean}, {self.besides}, {number(self.elapsed_s, 's')} s"
 
 
 def failure_line(case: str, error: Exception) -> str:
-    """What a command says of a case that failed, in its options."""
+    """Message for a failed case, with parameters shown as options."""
     return f"{case}: FAILED: {said_as_options(str(error)) if isinstance(error, UserError) else repr(error)}"

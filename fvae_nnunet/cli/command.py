@@ -1,4 +1,4 @@
-"""What all commands share: errors to a message and an exit status, and the VAE that options name."""
+"""Shared by all commands: errors become a message and an exit status, and options become a loaded VAE."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Runner = Callable[[argparse.Namespace], int]
 
 
 def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[str] | None) -> int:
-    """Parse and run; the exit status.
+    """Parse the arguments, run the command and return its exit status.
 
-    A UserError, a missing nnU-Net, and a disk that is full or must not be written, become a message on stderr and
-    status 1, Ctrl-C becomes status 130 and SIGTERM 143, and a reader who has gone (``| head``) a quiet end with status
-    141. What the terminal's encoding cannot show is escaped.
+    A UserError, a missing nnU-Net and a full or write-protected disk become a message on stderr and status 1. Ctrl-C
+    gives status 130, SIGTERM 143. A closed output pipe (``| head``) ends the command without a message and with status
+    141. Characters that the terminal's encoding cannot show are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -94,7 +94,7 @@ def _flush_output() -> None:
 
 
 def _has_lost_its_reader() -> bool:
-    """Whether it is our output that nobody reads, and not another pipe."""
+    """Whether the broken pipe is our own output, and not another pipe."""
     for stream in (sys.stdout, sys.stderr):
         try:
             poll = select.poll()
@@ -107,7 +107,7 @@ def _has_lost_its_reader() -> bool:
 
 
 def _discard_output() -> None:
-    """Let what cannot be written vanish, so that Python does not try again when it ends."""
+    """Discard output that cannot be written, so that Python does not try again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -119,7 +119,7 @@ def _discard_output() -> None:
 
 @dataclass(frozen=True)
 class LoadedVAE:
-    """A VAE and how to use it, with the parameters of ``load`` that would make the same again, as JSON values."""
+    """A VAE with its reconstruction settings, and the parameters of ``load`` that reproduce both, as JSON values."""
 
     vae: FrozenVAE
     settings: ReconstructionSettings
@@ -127,7 +127,7 @@ class LoadedVAE:
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """For the reader of a manifest: where the weights are, these parameters, and what kind of device computed."""
+        """Provenance for a manifest: source of the weights, these parameters and the kind of device."""
         from fvae_nnunet.device.numerics import device_class
 
         return {
@@ -138,7 +138,7 @@ class LoadedVAE:
 
 
 def load(arguments: argparse.Namespace) -> LoadedVAE:
-    """The VAE that the options name, on its device; UserError where it cannot be had."""
+    """Load the VAE that the options name on its device; UserError if it is not available."""
     import torch
 
     from fvae_nnunet.jobs.devices import chosen_device
@@ -149,12 +149,12 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     device = chosen_device(arguments.device)
     _check_control_options(arguments)
     if arguments.match is not None:
-        raise UserError("--match is for fvae-preprocess and fvae-reconstruct; give the --strength that they print")
+        raise UserError("--match works only with fvae-preprocess and fvae-reconstruct; use the --strength they print")
     script = PAPER_SCRIPTS.get(arguments.vae) if arguments.scheme == "paper" else None
     if script and script.samples and arguments.posterior_seed is None:
         print(
-            f"{arguments.vae}: the paper's script draws the latent from the posterior; this takes its mode. "
-            "--sample-posterior SEED draws it"
+            f"{arguments.vae}: the paper's script draws the latent from the posterior; this command uses the mode. "
+            "To draw it, add --sample-posterior SEED"
         )
     dtype = script.dtype if script else torch.float32
     if arguments.precision is not None:
@@ -201,11 +201,11 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
 
 
 def hu_windows_of(arguments: argparse.Namespace) -> list[tuple[float, float]]:
-    """The HU windows that the options ask for, the widest first; UserError where both options are given."""
+    """HU windows requested by the options, widest first; UserError if both options are given."""
     if not arguments.named_windows:
         return [(lower, upper) for lower, upper in arguments.hu_windows or [PAPER_HU_WINDOW]]
     if arguments.hu_windows:
-        raise UserError("--windows and --hu-window exclude each other; give one of them")
+        raise UserError("--windows and --hu-window are mutually exclusive; give one of them")
     inner = [NAMED_WINDOWS[name] for name in NAMED_WINDOWS if name in arguments.named_windows]
     return [(PAPER_HU_WINDOW[0], max(PAPER_HU_WINDOW[1], *(upper for _, upper in inner))), *inner]
 
@@ -214,7 +214,7 @@ def _check_control_options(arguments: argparse.Namespace) -> None:
     from fvae_nnunet.vae.registry import is_control
 
     if arguments.strength is not None and arguments.match is not None:
-        raise UserError("--strength and --match exclude each other; give one of them")
+        raise UserError("--strength and --match are mutually exclusive; give one of them")
     if not is_control(arguments.vae):
         if arguments.strength is not None or arguments.match is not None:
             raise UserError(
@@ -222,19 +222,19 @@ def _check_control_options(arguments: argparse.Namespace) -> None:
             )
         return
     if arguments.scheme != "windows":
-        raise UserError(f"{arguments.vae} filters each slice alone; leave --scheme {arguments.scheme} out")
+        raise UserError(f"{arguments.vae} filters each slice on its own; leave out --scheme {arguments.scheme}")
     if arguments.posterior_seed is not None:
-        raise UserError(f"{arguments.vae} draws nothing; leave --sample-posterior out")
+        raise UserError(f"{arguments.vae} has no posterior to sample; leave out --sample-posterior")
     resampled = arguments.enlarge != 1 or arguments.pixel_mm is not None
     if resampled or arguments.average != 1 or len(hu_windows_of(arguments)) > 1:
         raise UserError(
-            f"{arguments.vae} filters the image as it is; leave --windows, --enlarge, --pixel-mm, --average and a "
-            "second --hu-window out"
+            f"{arguments.vae} filters the image as it is; leave out --windows, --enlarge, --pixel-mm, --average and a "
+            "second --hu-window"
         )
 
 
 def load_again(parameters: Mapping[str, Any]) -> LoadedVAE:
-    """``load`` for parameters as ``LoadedVAE.parameters`` holds them."""
+    """Call ``load`` with parameters in the form of ``LoadedVAE.parameters``."""
     parser = argparse.ArgumentParser()
     add_reconstruction_options(parser)
     return load(parser.parse_args([], argparse.Namespace(**parameters)))
@@ -249,18 +249,18 @@ def match_noise(
     read_axial: Callable[[str], list[np.ndarray]],
     make: Callable[..., str],
 ) -> None:
-    """Put the ``--strength`` that ``--match`` asks for in its place, and say what was matched.
+    """Find the strength that ``--match`` asks for, set it in the options, and print what was matched.
 
     Args:
         arguments: the options; ``strength`` and ``match`` are replaced.
-        manifest: of the view to match.
-        check: returns its content, or raises UserError where the view is not whole.
-        cases: all cases that it must hold.
-        read_axial: gives the CT channels of a raw case, axial slices first, in HU.
-        make: the command that makes the view with the parameters that it is given, for messages.
+        manifest: manifest of the view to match.
+        check: returns the content of the manifest, or raises UserError if the view is not complete.
+        cases: all cases that the view must hold.
+        read_axial: returns the CT channels of a raw case, axial slices first, in HU.
+        make: returns the command that makes the view with the given parameters, for messages.
 
     Raises:
-        UserError: options that do not go together, no such view, an incomplete or older one, or it cannot be matched.
+        UserError: incompatible options; the view is missing, incomplete or too old; or no strength matches it.
     """
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.reconstruction.noise_matching import NoiseSample, match_strength, noise_of_view
@@ -268,7 +268,7 @@ def match_noise(
 
     _check_control_options(arguments)
     if not find_control(arguments.vae).has_strength:
-        raise UserError(f"{arguments.vae} has no strength to choose; leave --match out")
+        raise UserError(f"{arguments.vae} has no strength to choose; leave out --match")
     settings = load(argparse.Namespace(**vars(arguments) | {"strength": 0.0, "match": None})).settings
     content = check()
     hu_window = content["settings"]["hu_window"]

@@ -1,6 +1,6 @@
 """fvae-convert: convert CT-RATE and ReXGroundingCT to nnU-Net datasets with reports, findings and folds by patient.
 
-Convert CT-RATE or ReXGroundingCT, in their published form, to a dataset in nnUNet_raw: int16 HU, label maps, maps of
+Convert the published form of CT-RATE or ReXGroundingCT to a dataset in nnUNet_raw: int16 HU images, label maps, maps of
 organ structures, reports.json, and folds by patient in nnUNet_preprocessed.
 """
 
@@ -29,32 +29,37 @@ if TYPE_CHECKING:
 
 PUBLISHED = Path("dataset/ts_seg/ts_total")
 MOST_ROWS = 20
-"""Rows of tables that are named one by one."""
+"""Maximum number of table rows that are listed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
     commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     ct_rate = commands.add_parser("ct-rate", help="chest CT with reports and 18 findings")
-    ct_rate.add_argument("root", type=Path, metavar="ROOT", help="the download: the folder that holds dataset/")
-    ct_rate.add_argument("--split", choices=("train", "valid", "all"), default="all", help="default all")
+    ct_rate.add_argument("root", type=Path, metavar="ROOT", help="folder of the download, which holds dataset/")
+    ct_rate.add_argument(
+        "--split", choices=("train", "valid", "all"), default="all", help="published split; default all"
+    )
     # fmt: off
     ct_rate.add_argument("--scans", choices=("first", "all"), default="first",
-        help="first: one reconstruction of each scan, the one with the lowest number or the one that was converted "
-        "before (default); all: every reconstruction")
+        help="first: one reconstruction of each scan, that with the lowest number or the one already converted "
+        "(default); all: every reconstruction")
     rex = commands.add_parser("rexgroundingct", help="volumes of CT-RATE with masks of the findings")
-    rex.add_argument("root", type=Path, metavar="ROOT", help="the download: dataset.json and segmentations/")
-    rex.add_argument("--volumes", type=Path, metavar="FOLDER", help="the download of CT-RATE; default: ROOT")
+    rex.add_argument("root", type=Path, metavar="ROOT",
+        help="folder of the download, which holds dataset.json and segmentations/")
+    rex.add_argument("--volumes", type=Path, metavar="FOLDER", help="folder of the CT-RATE download; default: ROOT")
     rex.add_argument("--json", type=Path, metavar="FILE", dest="json_file",
         help="list of findings; default ROOT/dataset.json")
-    rex.add_argument("--split", choices=("train", "val", "all"), default="all", help="default all")
+    rex.add_argument("--split", choices=("train", "val", "all"), default="all", help="published split; default all")
     rex.add_argument("--leave-out-shared", action="store_true",
-        help="leave out training cases whose patient is also in val, whatever --split says; those that were converted "
-        "before are removed")
+        help="leave out training cases whose patient is also in val, with any --split; remove them if they have been "
+        "converted")
     # fmt: on
     for command in (ct_rate, rex):
         _add_common_options(command)
-    check = commands.add_parser("check", help="check a converted dataset: no patient on both sides of a split")
+    check = commands.add_parser(
+        "check", help="check that no patient of a converted dataset is on both sides of a split"
+    )
     add_dataset(check)
     return run_command(parser, run, argv)
 
@@ -65,21 +70,21 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     # fmt: off
     parser.add_argument("--cases", type=Path, metavar="FILE", dest="selection",
-        help="convert only these volumes, scans or patients, one per line")
+        help="file that lists the volumes, scans or patients to convert, one per line; default: all")
     tables = parser.add_argument_group("tables of CT-RATE", "default: the published ones")
     for name, what in (("reports", "report texts"), ("labels", "18 findings"), ("metadata", "scanner metadata")):
         tables.add_argument(f"--{name}", type=Path, nargs="+", metavar="CSV", help=what)
     structures = parser.add_argument_group("organ structures")
     structures.add_argument("--structures", type=Path, nargs="?", const=PUBLISHED, metavar="FOLDER",
-        help="masks of all cases; without FOLDER: those that CT-RATE publishes, dataset/ts_seg/ts_total")
+        help="convert the masks of structures in FOLDER; without FOLDER: those of CT-RATE, dataset/ts_seg/ts_total")
     structures.add_argument("--structures-from", choices=PROGRAMS, default="totalsegmentator",
         help="program that made the masks; default totalsegmentator")
     traps = parser.add_argument_group("if the files are ambiguous")
     traps.add_argument("--values", choices=VALUES, default="auto",
-        help="auto: choose the plausible one of the two (default); hu: use the values as they are; stored: apply the "
-        "metadata's slope and intercept")
+        help="hu: use the values as they are; stored: apply the metadata's slope and intercept; auto (default): choose "
+        "the plausible one of the two")
     traps.add_argument("--geometry", choices=GEOMETRIES, default="auto",
-        help="auto: use the header unless it is blank (default); header or metadata: always use that one")
+        help="auto: use the header unless it is blank (default); header, metadata: always use that one")
     # fmt: on
     work = parser.add_argument_group("work")
     work.add_argument(
@@ -107,7 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
     if plan.unassigned_rows:
         print(some_of([f"BAD ROW: {row}" for row in plan.unassigned_rows], MOST_ROWS, "\n"), file=sys.stderr)
     progress = _convert(arguments, plan, conversion, preprocessed)
-    status = progress.say_failed("fvae-convert", "The others are complete; run the same command again after a repair")
+    status = progress.say_failed(
+        "fvae-convert", "The others are complete; fix the cause and run the same command again"
+    )
     failed = f", {len(progress.failed)} failed" if progress.failed else ""
     print(f"{counted(progress.done, 'case')} converted, {progress.besides}{failed}, in {raw}")
     written = finish_dataset(
@@ -146,7 +153,7 @@ def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
     if folder is PUBLISHED:
         folder = data_folder(getattr(arguments, "volumes", None) or arguments.root) / STRUCTURES_FOLDER
     if not folder.is_dir():
-        raise UserError(f"--structures: {folder} is no folder")
+        raise UserError(f"--structures: {folder} is not a folder")
     return StructureMasks(folder, arguments.structures_from)
 
 
@@ -175,7 +182,7 @@ def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, 
 
 
 class _Progress(CaseProgress):
-    """Prints for each case how its HU and geometry were corrected, and what it holds."""
+    """Prints the corrections of HU and geometry, and the contents of each case."""
 
     def add_result(self, case: str, record: dict[str, Any]) -> None:
         said = [f"HU {record['hu'][0]:g} to {record['hu'][1]:g}"]
@@ -184,13 +191,13 @@ class _Progress(CaseProgress):
         if "disease_masks" in record:
             said.append(counted(len(record["disease_masks"]), "finding"))
         if record.get("overlap_voxels"):
-            said.append(f"{record['overlap_voxels']} voxels of several findings")
+            said.append(f"{counted(record['overlap_voxels'], 'voxel')} in several findings")
         if "structures" in record:
-            said.append(f"{len(record['structures'])} structures")
+            said.append(counted(len(record["structures"]), "structure"))
         if record.get("structure_overlap_voxels"):
-            said.append(f"{record['structure_overlap_voxels']} voxels of several structures")
+            said.append(f"{counted(record['structure_overlap_voxels'], 'voxel')} in several structures")
         if record.get("left_out"):
-            said.append(f"not among the structures: {', '.join(record['left_out'])}")
+            said.append(f"not one of the known structures: {', '.join(record['left_out'])}")
         self.bar.write(f"{case}: {', '.join(said)}", file=sys.stdout)
 
 

@@ -1,10 +1,10 @@
 """fvae-evaluate: DSC, NSD, HD95 and lesions of a folder of predictions, or a paired comparison of several folders.
 
 Compare predicted segmentations with references: DSC, NSD and HD95 for each case and label, and the detection of lesions
-by size, as a table, a summary.json in nnU-Net's shape with these added, and a CSV with a row for each case and label.
-With two or more folders of predictions: a paired comparison of their models with intervals and tests, as a table, a
-comparison.json and CSVs. Labels, regions and ignore label are those of dataset.json; spacings are those of the files.
-Definitions: docs/evaluation.md.
+by size. Prints a table and writes a summary.json in nnU-Net's format with these values added, and a CSV with a row for
+each case and label. With two or more folders of predictions: makes a paired comparison of their models, with intervals
+and tests, and writes a comparison.json and CSVs. Labels, regions and ignore label are read from dataset.json, spacings
+from the files. Definitions: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from fvae_nnunet.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
-    parser.add_argument("reference_folder", type=Path, metavar="REFERENCE_FOLDER", help="such as labelsTs")
     # fmt: off
+    parser.add_argument("reference_folder", type=Path, metavar="REFERENCE_FOLDER",
+        help="folder of reference segmentations, such as labelsTs")
     parser.add_argument("prediction_folders", type=Path, nargs="+", metavar="PREDICTION_FOLDER",
-        help="what nnUNetv2_predict wrote")
+        help="folder of predictions of nnUNetv2_predict")
     add_common(parser, "dataset_json",
         help="dataset.json; default: in PREDICTION_FOLDER, else above or in REFERENCE_FOLDER")
     add_common(parser, "output", metavar="FILE",
-        help="the result, ending in .json; default: PREDICTION_FOLDER/summary.json, of a comparison comparison.json")
+        help="the result, a .json file; default: PREDICTION_FOLDER/summary.json, or comparison.json for a comparison")
     parser.add_argument("--tolerance", nargs="+", type=float, default=[2.0], metavar="MM", dest="tolerances_mm",
         help="tolerances of the NSD in mm; default 2")
     parser.add_argument("--empty-masks", choices=("nan", "flare"), default="nan",
-        help="score of a label that neither reference nor prediction holds: nan, left out of the mean as in nnU-Net "
-        "(default), or flare: 1; if only one of them holds it, the score is 0")
-    add_common(parser, "allow_missing", help="leave out and count references without a prediction")
-    add_common(parser, "processes", help="processes; default 2, 0: only this one")
+        help="score of a label that is absent from both reference and prediction: nan, left out of the mean as in "
+        "nnU-Net (default), or flare: 1; a label in only one of them scores 0")
+    add_common(parser, "allow_missing", help="skip references without a prediction, and report their number")
+    add_common(parser, "processes", help="number of processes; default 2, 0: only this one")
     add_common(parser, "resamples", default=9999)
-    add_common(parser, "seed", help="of the bootstrap; default 0")
+    add_common(parser, "seed", help="random seed of the bootstrap; default 0")
     lesions = parser.add_argument_group("lesions")
     lesions.add_argument("--lesion-labels", nargs="*", metavar="NAME",
-        help="labels to evaluate lesion by lesion, none if no name is given; default: those called tumour, lesion, "
-        "cancer, nodule or the like, else the only label")
+        help="labels to evaluate lesion by lesion, none if no name is given; default: labels named tumour, lesion, "
+        "cancer, nodule or similar, else the only label")
     lesions.add_argument("--detection-overlap", type=float, default=0.1, metavar="SHARE",
         help="a lesion is detected if this share of its voxels is predicted; default 0.1")
     # fmt: on
@@ -74,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     of_comparison = {name: getattr(arguments, name) for name in ("names", "all_pairs") if getattr(arguments, name)}
     if of_comparison and not is_comparison:
         options = ", ".join(map(option_of, of_comparison))
-        raise UserError(f"{options}: for the comparison of two or more folders of predictions, got one folder")
-    # what is wrong with these is said before hours of scoring
+        raise UserError(f"{options}: only valid with two or more folders of predictions, got one folder")
+    # report errors in these before hours of scoring
     model_names(folders, arguments.names)
     resampling = {"seed": arguments.seed, "resamples": arguments.resamples}
     check_resampling(**resampling)
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         tables = {path.with_suffix(".csv"): case_rows(results)}
     try:
         write_results(results, path, tables)
-    finally:  # what hours of scoring found is not lost on a full disk
+    finally:  # print the results of hours of scoring even if the disk is full
         print(format_comparison(results) if is_comparison else format_summary(results))
     print("\n".join(wrapped(f"written: {path} and {', '.join(map(str, tables))}")))
     return 0

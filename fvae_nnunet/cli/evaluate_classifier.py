@@ -1,7 +1,8 @@
 """fvae-evaluate-classifier: AUC of findings classifiers with intervals, and their paired comparison.
 
-AUC of each finding and their mean, with 95 % intervals; with two or more models the paired differences from the first,
-with tests. Prints tables and writes findings_comparison.json and a picture. Definitions: docs/classification.md.
+Compute the AUC of each finding and their mean, with 95 % intervals; with two or more models also the paired differences
+from the first, with tests. Prints tables and writes findings_comparison.json and a picture. Definitions:
+docs/classification.md.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from fvae_nnunet.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
-    parser.add_argument("reports", metavar="REPORTS", help="a reports.json, or id or name of a dataset that has one")
+    parser.add_argument("reports", metavar="REPORTS", help="a reports.json, or the id or name of a dataset with one")
     # fmt: off
     parser.add_argument("models", nargs="+", type=Path, metavar="PREDICTIONS",
-        help="a model folder of fvae-train-classifier, or a CSV with the columns case and the findings")
+        help="a model folder of fvae-train-classifier, or a CSV with the column case and one for each finding")
     parser.add_argument("--cases", choices=("test", "validation"),
-        help="which predictions of model folders; default: test if all have them, else validation")
+        help="which predictions of the model folders to use; default: test if all have them, else validation")
     add_common(parser, "names", "all_pairs")
-    add_common(parser, "findings", help="default: all that every model has predicted")
-    add_common(parser, "allow_missing", help="leave cases that a model has not predicted out for all models")
-    add_common(parser, "seed", help="of the bootstrap; default 0")
+    add_common(parser, "findings", help="findings to score; default: all that every model has predicted")
+    add_common(parser, "allow_missing", help="leave out, for all models, the cases that a model has not predicted")
+    add_common(parser, "seed", help="random seed of the bootstrap; default 0")
     add_common(parser, "resamples")
     add_common(parser, "output", default=Path("findings_comparison.json"), metavar="FILE",
-        help="the result, ending in .json, with the picture beside it; default findings_comparison.json")
+        help="the result, a .json file; the picture is put beside it; default findings_comparison.json")
     # fmt: on
     return run_command(parser, run, argv)
 
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _files(models: Sequence[Path], part: str | None) -> list[Path]:
-    """The CSV of each model: of the same set of cases for all model folders."""
+    """The CSV of each model, for the same set of cases in all model folders."""
     from fvae_nnunet.findings.predictions import PARTS, predictions_path
 
     folders = [model for model in models if model.is_dir()]
@@ -89,11 +90,11 @@ def _files(models: Sequence[Path], part: str | None) -> list[Path]:
     if folders and chosen not in found:
         wanted = f"predictions_{part}.csv" if part else "predictions of the same cases"
         raise UserError(
-            f"not all of {', '.join(map(str, folders))} hold {wanted}; fvae-train-classifier writes them for the "
-            "validation cases of --fold, and with --test for imagesTs"
+            f"not all of {', '.join(map(str, folders))} hold {wanted}; fvae-train-classifier writes predictions for "
+            "the validation cases of --fold, and with --test for imagesTs"
         )
     if part and not folders:
-        raise UserError("--cases is for model folders; all models are files")
+        raise UserError("--cases applies to model folders, and all models are files; leave it out")
     return [predictions_path(model, chosen) if model.is_dir() and chosen else model for model in models]
 
 

@@ -1,9 +1,10 @@
-"""fvae-evaluate-generation: how good a folder of generated CT is.
+"""fvae-evaluate-generation: evaluate the quality of a folder of generated CT.
 
-Compare generated CT with real ones: Fréchet and kernel distances of features (FVD, FID 2.5D, KID) with intervals and
-the distance by chance, CT-CLIP's cosines with real images and with texts, agreement with the masks that were asked for,
-and copies of training cases. A table, generation.json, a CSV with a row for each generated case, and a picture. Feature
-networks are files that you name. docs/generation_quality.md defines each figure and says where the networks come from.
+Compare generated CT with real CT: Fréchet and kernel distances of features (FVD, FID 2.5D, KID) with intervals and the
+distance expected by chance, CT-CLIP's cosines with real images and with texts, agreement with the requested masks, and
+copies of training cases. Prints a table and writes generation.json, a CSV with a row for each generated case, and a
+picture. You provide the feature networks as files. docs/generation_quality.md defines each figure and says where to get
+the networks.
 """
 
 from __future__ import annotations
@@ -31,46 +32,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
     # fmt: off
     parser.add_argument("real", type=Path, metavar="REAL",
-        help="real CT that the generator has not seen: a folder of images, a raw dataset of nnU-Net (its imagesTr)")
-    parser.add_argument("fake", type=Path, metavar="FAKE", help="generated CT: the same, or what fvae-synthesize wrote")
+        help="real CT that the generator has not seen: a folder of images, or a raw dataset of nnU-Net (its imagesTr)")
+    parser.add_argument("fake", type=Path, metavar="FAKE",
+        help="generated CT: a folder as for REAL, or the output of fvae-synthesize")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, metavar="METRIC",
-        help=f"of {', '.join(METRICS)}; default: all that can be had from what is given")
+        help=f"any of {', '.join(METRICS)}; default: all that the given files allow")
     parser.add_argument("--train", type=Path, metavar="FOLDER",
-        help="what the generator was trained on: looks for copies of it")
+        help="training images of the generator, to look for copies of them")
     networks = parser.add_argument_group("feature networks")
-    networks.add_argument("--ct-clip", type=Path, metavar="FILE", help="TorchScript of CT-CLIP's vision part: FVD")
+    networks.add_argument("--ct-clip", type=Path, metavar="FILE",
+        help="TorchScript of CT-CLIP's vision part, for FVD")
     networks.add_argument("--radimagenet", type=Path, metavar="FILE",
-        help="RadImageNet's ResNet-50, weights or TorchScript: FID 2.5D")
+        help="RadImageNet's ResNet-50, weights or TorchScript, for FID 2.5D")
     networks.add_argument("--features", nargs="+", default=[], metavar="NAME=FILE",
-        help="other TorchScript networks; FILE with the ending .json beside each says what it gets")
+        help="other TorchScript networks; a .json file beside each FILE describes its input")
     networks.add_argument("--slice-step", type=int, metavar="N",
-        help="only every N-th slice for networks of slices; default 1")
+        help="use only every N-th slice for slice-wise networks; default 1")
     add_common(networks, "trust_weights",
         help="run the TorchScript files, which can read and write files, and read a pickled --radimagenet file that "
         "holds more than tensors, which can run code")
     texts = parser.add_argument_group("texts")
     texts.add_argument("--reports", type=Path, metavar="FILE",
-        help="texts of the generated cases, reports.json, JSON or CSV; default: those of fvae-synthesize's records")
+        help="texts of the generated cases: a reports.json, JSON or CSV; default: those in fvae-synthesize's records")
     texts.add_argument("--text-encoder", type=Path, metavar="FILE",
-        help="TorchScript of CT-CLIP's text part: text-image cosine")
+        help="TorchScript of CT-CLIP's text part, for the text-image cosine")
     texts.add_argument("--tokenizer", metavar="NAME",
-        help="hub id or folder of its tokenizer; default: CT-CLIP's, CXR-BERT's")
+        help="hub id or folder of the text encoder's tokenizer; default: that of CXR-BERT, as in CT-CLIP")
     masks = parser.add_argument_group("masks")
     masks.add_argument("--masks", type=Path, metavar="FOLDER",
-        help="label maps CASE.nii.gz that the images were generated from; default: FAKE's labels, or its structures "
-        "where the labels name none")
+        help="label maps CASE.nii.gz that the images were generated from; default: the labels in FAKE, or its "
+        "structures if the labels name none")
     masks.add_argument("--segmentations", type=Path, metavar="FOLDER", help="segmentations CASE.nii.gz of FAKE")
-    add_common(masks, "segmenter", help="instead: folder of an nnU-Net model that segments FAKE")
+    add_common(masks, "segmenter", help="instead of --segmentations: folder of an nnU-Net model that segments FAKE")
     masks.add_argument("--groups", type=Path, metavar="FILE",
-        help='JSON of structures that are taken together, {"ribs": ["rib_left_1", ...], ...}; only these are scored')
-    add_common(parser, "output", metavar="FOLDER", help="results; default: generation_quality in FAKE")
+        help='JSON of structures to merge, {"ribs": ["rib_left_1", ...], ...}; only these groups are scored')
+    add_common(parser, "output", metavar="FOLDER", help="folder of the results; default: generation_quality in FAKE")
     parser.add_argument("--cache", type=Path, metavar="FOLDER",
-        help="features, may be shared between runs; default: features in -o")
+        help="folder of cached features, which runs may share; default: features in the folder of -o")
     # fmt: on
-    add_common(parser, "resamples", default=1000, help="of bootstrap and chance; default 1000")
-    add_common(parser, "seed", help="of bootstrap and chance; default 0")
+    add_common(
+        parser, "resamples", default=1000, help="resamples for intervals and for distances by chance; default 1000"
+    )
+    add_common(parser, "seed", help="random seed of the resamples; default 0")
     add_common(parser, "verify", "device")
-    add_common(parser, "processes", help="images read ahead; default 2, 0: none")
+    add_common(parser, "processes", help="number of images to read ahead; default 2, 0: none")
     return run_command(parser, run, argv)
 
 
@@ -103,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     features = dict(named_paths("--features", arguments.features))
     if len(features) < len(arguments.features):
-        raise UserError(f"--features: a name is given twice: {' '.join(arguments.features)}")
+        raise UserError(f"--features gives a name twice: {' '.join(arguments.features)}; give each network its own")
     evaluation = from_options(
         Evaluation,
         arguments,
@@ -147,15 +152,15 @@ def _check(arguments: argparse.Namespace) -> None:
     with needed_for("fvae-evaluate-generation"):
         import torchmetrics  # noqa: F401
     if arguments.tokenizer is not None and arguments.text_encoder is None:
-        raise UserError("--tokenizer belongs to --text-encoder; give both")
+        raise UserError("--tokenizer requires --text-encoder; give both")
     if arguments.text_encoder is not None and arguments.ct_clip is None:
-        raise UserError("--text-encoder is compared with --ct-clip; give both")
+        raise UserError("--text-encoder requires --ct-clip; give both")
     if arguments.groups is not None and arguments.segmentations is None and arguments.segmenter is None:
-        raise UserError("--groups belongs to --segmentations or --segmenter; give one of them")
+        raise UserError("--groups requires --segmentations or --segmenter; give one of them")
 
 
 class _Bars:
-    """A tqdm bar for one stage after the other."""
+    """A tqdm bar for each stage in turn."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None

@@ -1,8 +1,8 @@
-"""fvae-evaluate-reconstruction: what reconstruction changed in a folder of CT images.
+"""fvae-evaluate-reconstruction: measure what reconstruction changed in a folder of CT images.
 
-Compare reconstructed CT images (of fvae-reconstruct) with the raw ones: PSNR, SSIM, MSE, errors in HU by tissue and
-label, noise before and after, shift and sharpness of the boundaries of labels, seams at the borders of windows. A
-table, a JSON file, a CSV with a row for each case, and pictures. docs/reconstruction_quality.md defines each figure.
+Compare reconstructed CT images of fvae-reconstruct with the raw images: PSNR, SSIM, MSE, errors in HU by tissue and
+label, noise before and after, shift and sharpness of label boundaries, and seams between windows. Prints a table and
+writes a JSON file, a CSV with a row for each case, and pictures. docs/reconstruction_quality.md defines each figure.
 """
 
 from __future__ import annotations
@@ -31,29 +31,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("view_folder", type=Path, metavar="RECON", help="folder of their reconstructions")
     # fmt: off
     parser.add_argument("--labels", type=Path, metavar="FOLDER", dest="label_folder",
-        help="folder of label maps, such as labelsTs: errors and boundaries of each label")
+        help="folder of label maps, such as labelsTs, for errors and boundaries of each label")
     add_common(parser, "dataset_json",
-        help="dataset.json that names the labels; default: above or in the folder of --labels; without one every value "
-        "is a label")
+        help="dataset.json that names the labels; default: above or in the folder of --labels; without one, every "
+        "value is a label")
     add_common(parser, "output", metavar="FILE",
-        help="the results, ending in .json; default: RECON/reconstruction_quality.json")
+        help="the results, a .json file; default: RECON/reconstruction_quality.json")
     parser.add_argument("--pictures", type=int, default=3, metavar="N",
-        help="draw so many cases, from the smallest to the largest error, in a folder beside the results; default 3")
+        help="draw N cases, from the smallest to the largest error, in a folder beside the results; default 3")
     add_common(parser, "hu_window",
-        help="both images are clipped to it; default: that of RECON's manifest, else -1000 1000")
+        help="HU window to which both images are clipped; default: that of RECON's manifest, else -1000 1000")
     add_common(parser, "window_slices",
-        help="slices in a window of the VAE, for the seam score; default: those of RECON's manifest, else no score")
-    add_common(parser, "overlap_slices", help="slices that windows share; with --window-slices; default 0")
-    add_common(parser, "processes", help="processes; default 2, 0: only this one")
+        help="slices in a window of the VAE, for the seam score; default: from RECON's manifest, else no seam score")
+    add_common(parser, "overlap_slices",
+        help="slices shared by neighbouring windows, with --window-slices; default 0")
+    add_common(parser, "processes", help="number of processes; default 2, 0: only this one")
     noise = parser.add_argument_group("against a known truth (docs/reconstruction_quality.md)")
     noise.add_argument("--with-noise", type=float, metavar="HU",
-        help="instead of all that: put noise of this standard deviation into the raw images, make the view of RECON of "
-        "them, and say what it leaves beside plain filters of every strength")
+        help="instead of the comparison above: add noise of this standard deviation to the raw images, reconstruct "
+        "them as RECON was, and compare the remaining noise with that of plain filters of every strength")
     add_common(noise, "noise_kernel")
     noise.add_argument("--softened", type=float, metavar="PIXELS", default=0.8,
-        help="in-plane Gaussian that makes the truth of a raw image; default 0.8; 0 for images without noise")
+        help="width of the in-plane Gaussian that turns a raw image into the truth; default 0.8; 0 for images without "
+        "noise")
+    noise.add_argument("--slices", type=int, metavar="N", default=16,
+        help="number of slices from the middle of each image; default 16")
     # fmt: on
-    noise.add_argument("--slices", type=int, metavar="N", default=16, help="of each image, from its middle; default 16")
     return run_command(parser, run, argv)
 
 
@@ -79,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.window_slices is not None:
         windows = (arguments.window_slices, arguments.overlap_slices or 0)
     elif arguments.overlap_slices is not None:
-        raise UserError("--overlap belongs to --window-slices; give both")
+        raise UserError("--overlap requires --window-slices; give both")
     with counting_bar(unit="case") as on_case:
         results = evaluate_view_folder(
             arguments.raw_folder,
@@ -129,7 +132,10 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     refuse_other_output(path, is_ours=is_json_of(KIND), beside=beside, command="fvae-evaluate-reconstruction")
     content = Manifest(arguments.view_folder / MANIFEST_FOLDER).read({"made_with": {"parameters": dict}})
     if content is None:
-        raise UserError(f"{arguments.view_folder} was not written by fvae-reconstruct, so how to make it is not known")
+        raise UserError(
+            f"{arguments.view_folder} was not written by fvae-reconstruct, so its settings are unknown; make it with "
+            "fvae-reconstruct"
+        )
     noise = KnownNoise(arguments.with_noise, arguments.noise_kernel, arguments.softened)
     images = cases_of(arguments.raw_folder)
     loaded = load_again(content["made_with"]["parameters"])
@@ -149,8 +155,8 @@ def _with_noise(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(text_table(front_rows(found, ("edges", "flat")))))
     print(
-        f"{counted(len(volumes), 'image')}, {noise}; root mean square errors against the truth in HU, with "
-        "their\n95 % intervals over images; each filter at the strength with the least error"
+        f"{counted(len(volumes), 'image')}, {noise}; root mean square errors against the truth in HU, with 95 % "
+        "intervals\nover images; each filter at the strength with the smallest error"
     )
     print(f"written: {path} and {picture}")
     return 0

@@ -1,4 +1,4 @@
-"""How all commands are parsed: options in full, and nnU-Net's ways to name a dataset."""
+"""Argument parsing shared by all commands: no abbreviated options, and datasets named as in nnU-Net."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fvae_nnunet.errors import UserError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Takes options in full only, and has ``--version`` and ``--disable_progress_bar``; so do its subcommands.
+    """Parser without abbreviated options, with ``--version`` and ``--disable_progress_bar``; also for subcommands.
 
     Args:
-        documentation: of the command's module: ``fvae-x: in a line.``, and in a paragraph what its help says.
+        documentation: docstring of the command's module: ``fvae-x: one line.``, then a paragraph, shown as the help.
         options: as for argparse.
     """
 
@@ -27,42 +27,42 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | options)
         self.add_argument("--version", action="version", version=f"fvae_nnunet {__version__}")
         self.add_argument("--disable_progress_bar", action="store_false", dest="progress_bar",
-            help="no progress bars; without a terminal, lines replace them in any case")
+            help="show no progress bars; without a terminal, plain lines always replace them")
     # fmt: on
 
 
 def add_dataset(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """The dataset as a word, and as ``-d``; ``dataset_of`` or ``datasets_of`` understands them."""
+    """Add the dataset as a positional argument and as ``-d``; read them with ``dataset_of`` or ``datasets_of``."""
     # fmt: off
     parser.add_argument("dataset", nargs="?", metavar="DATASET",
         help="id or name of the dataset, such as 7 or Dataset007_Pancreas")
     # fmt: on
     add_dataset_option(
-        parser, "same as DATASET; several are done one after the other" if several else "same as DATASET"
+        parser, "same as DATASET; several are processed one after the other" if several else "same as DATASET"
     )
 
 
 def add_dataset_option(group: argparse._ActionsContainer, help_text: str) -> None:
-    """``-d``, as nnU-Net's commands have it."""
+    """Add ``-d`` as in nnU-Net's commands."""
     group.add_argument("-d", nargs="+", metavar="DATASET", help=help_text)
 
 
 def datasets_of(arguments: argparse.Namespace) -> list[str]:
-    """The datasets that are named, in order; UserError where there is none, or both ways are used."""
+    """Named datasets, in order; UserError if there is none, or if they are named in both ways."""
     by_word = getattr(arguments, "dataset", None)
     if by_word is not None and arguments.d is not None:
-        raise UserError(f"the dataset is named twice: {by_word} and -d {' '.join(arguments.d)}; leave one of them out")
+        raise UserError(f"the dataset is named twice: {by_word} and -d {' '.join(arguments.d)}; leave out one of them")
     named = arguments.d if by_word is None else [by_word]
     if not named:
-        raise UserError("which dataset? Give its id or name, such as: -d 7")
+        raise UserError("no dataset is named; give its id or name, such as: -d 7")
     return list(dict.fromkeys(named))
 
 
 def dataset_of(arguments: argparse.Namespace) -> str:
-    """The dataset that is named; UserError where there is none or more than one."""
+    """The named dataset; UserError if there is none or more than one."""
     named = datasets_of(arguments)
     if len(named) > 1:
-        raise UserError(f"one dataset at a time, got -d {' '.join(named)}; call the command for each")
+        raise UserError(f"expected one dataset, got -d {' '.join(named)}; run the command once for each")
     return named[0]
 
 
@@ -72,11 +72,11 @@ def fold_number(text: str) -> int | str:
 
 
 def named_paths(option: str, values: Iterable[str]) -> list[tuple[str, Path]]:
-    """The names and paths of an option that takes NAME=PATH; UserError where a value is none."""
+    """Names and paths of an option that takes NAME=PATH; UserError for a value of another form."""
     named = []
     for value in values:
         name, equals, path = value.partition("=")
         if not (name and equals and path):
-            raise UserError(f"{option} takes NAME=PATH, got {value}; name other files before the options")
+            raise UserError(f"{option} takes NAME=PATH, got {value}; put positional arguments before the options")
         named.append((name, Path(path)))
     return named

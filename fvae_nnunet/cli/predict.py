@@ -1,7 +1,7 @@
 """fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images first.
 
-nnUNetv2_predict for models that were trained on a reconstructed view. It reconstructs the CT images into a temporary
-folder and predicts on them; the result is the same as with fvae-reconstruct and nnUNetv2_predict.
+Predict like nnUNetv2_predict with a model that was trained on a reconstructed view. Reconstructs the CT images into a
+temporary folder and predicts on them; the result is the same as with fvae-reconstruct and nnUNetv2_predict.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ INPUTS = ("raw", "view")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         __doc__,
-        epilog="The reconstruction options default to those of the view that the model was trained with. You need "
-        "them only for models without a record of the view (at least --vae; the defaults above apply to the rest). "
-        "Give --weights and --vae-code if the VAE is not found otherwise.",
+        epilog="The reconstruction options default to those of the view that the model was trained with. They are "
+        "needed only for models without a record of the view (at least --vae; the defaults above apply to the rest). "
+        "Give --weights and --vae-code if the VAE is not found without them.",
     )
-    add_common(parser, "images", help="images CASE_0000.nii.gz and so on")
+    add_common(parser, "images", help="folder of images CASE_0000.nii.gz and so on")
     add_common(parser, "output", required=True, metavar="FOLDER", help="folder to write to")
     # fmt: off
     parser.add_argument("--tta", type=_inputs, metavar="INPUTS", dest="inputs",
-        help="what to predict on: raw, view, or raw,view (the mean of the probabilities of both); default: view for "
-        "models that have seen only views, according to their checkpoints, otherwise raw")
+        help="images to predict on: raw, view, or raw,view (the mean of the probabilities of both); default: view for "
+        "models whose checkpoints say that they have seen only views, otherwise raw")
     # fmt: on
     _add_model_options(parser)
     _add_nnunet_options(parser)
     add_common(parser, "channels")
     add_recorded_reconstruction_options(parser)
     add_submit_options(parser)
-    # what part_of asks for besides
+    # also read by part_of
     parser.set_defaults(devices=(), overwrite=False)
     return run_command(parser, run, argv)
 
@@ -66,19 +66,19 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", type=Path, metavar="FOLDER", help="folder of the trained model, instead of -d -c -tr -p")
     add_dataset_option(group, "id or name of the dataset")
-    group.add_argument("-c", metavar="CONFIGURATION", dest="configuration", help="such as 3d_fullres")
-    add_common(group, "trainer", help="default nnUNetTrainer")
+    group.add_argument("-c", metavar="CONFIGURATION", dest="configuration", help="configuration, such as 3d_fullres")
+    add_common(group, "trainer", help="trainer; default nnUNetTrainer")
     add_common(group, "plans_name", default=None)
     # fmt: off
     group.add_argument("-f", nargs="+", type=fold_number, default=(0, 1, 2, 3, 4), metavar="FOLD", dest="folds",
         help="folds; default 0 1 2 3 4")
     group.add_argument("-chk", default="checkpoint_final.pth", metavar="NAME", dest="checkpoint_name",
-        help="default checkpoint_final.pth")
+        help="name of the checkpoint; default checkpoint_final.pth")
     # fmt: on
 
 
 def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
-    """Called as ``PredictionSettings`` calls them."""
+    """Add the options of nnUNetv2_predict, with the names of ``PredictionSettings``."""
     group = parser.add_argument_group("prediction, as in nnUNetv2_predict")
     group.add_argument("-step_size", type=float, metavar="SHARE", help="step of the sliding window; default 0.5")
     # fmt: off
@@ -93,14 +93,14 @@ def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
         ("-nps", "export_processes", "nnUNet_nps", "export"),
     ):
         group.add_argument(option, type=int, default=os.environ.get(variable) or "3", metavar="N", dest=dest,
-            help=f"processes that {what}; default 3; -npp 0 -nps 0 turns them off")
+            help=f"number of processes that {what}; default 3; -npp 0 -nps 0: no extra processes")
     group.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", dest="previous_stage",
         help="predictions of the previous stage, for a cascade")
     add_common(group, "num_parts", "part_id")
     group.add_argument("--not_on_device", action="store_false", dest="on_device",
         help="for large cases: keep the results off the GPU")
     # fmt: on
-    add_common(group, "verbose", help="nnU-Net's messages, and the traceback of a failed case")
+    add_common(group, "verbose", help="show nnU-Net's messages and the traceback of a failed case")
 
 
 def _inputs(text: str) -> tuple[str, ...]:
@@ -133,21 +133,21 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         reasons = ", ".join(f"{case} ({reason})" for case, reason in failed.items())
         print(
-            f"fvae-predict: {len(failed)} of {len(cases)} cases failed, see above: {reasons}. They have no result; "
-            "run again with --continue_prediction for them",
+            f"fvae-predict: {len(failed)} of {len(cases)} cases failed, see above: {reasons}. To retry them, run the "
+            "command again with --continue_prediction",
             file=sys.stderr,
         )
     print(
         f"{counted(len(cases) - len(failed), 'case')} predicted on {' and '.join(inputs)}, "
-        f"{len(wanted) - len(cases)} were there, in {arguments.output}"
+        f"{len(wanted) - len(cases)} already complete, in {arguments.output}"
     )
     return 1 if failed else 0
 
 
 def _submit(arguments: argparse.Namespace, complete: Callable[[], int], total: int) -> int:
-    """A job for each part of the cases, which leaves alone what it finds when it comes back."""
+    """Submit a job for each part of the cases; a job that is restarted skips finished cases."""
     if arguments.num_parts > 1:
-        raise UserError("`submit` gives each of its jobs a part; leave `num_parts` out")
+        raise UserError("`submit` gives each of its jobs a part; leave out `num_parts`")
     parts = ["-num_parts", str(arguments.jobs), "--continue_prediction", "-part_id"]
     return submit(
         arguments,
@@ -165,7 +165,7 @@ def _predict(
     inputs: tuple[str, ...],
     cases: CaseFiles,
 ) -> dict[str, str]:
-    """Predict the cases; those that failed, and at what."""
+    """Predict the cases and return those that failed, with the reason."""
     from fvae_nnunet.nnunet.predicted_cases import damaged_cases, scratch_folder
     from fvae_nnunet.nnunet.predictor import Predictor
 
@@ -203,10 +203,10 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
 
     if arguments.m is not None:
         if arguments.d or arguments.configuration or arguments.trainer or arguments.plans_name:
-            raise UserError("-m names the model's folder; leave -d, -c, -tr and -p out")
+            raise UserError("-m names the model's folder; leave out -d, -c, -tr and -p")
         return arguments.m
     if not (arguments.d and arguments.configuration):
-        raise UserError("which model? Give -d and -c (and -tr, -p, as for nnUNetv2_predict), or -m")
+        raise UserError("no model is named; give -d and -c (and -tr, -p, as for nnUNetv2_predict), or -m")
     return model_folder(
         dataset_of(arguments),
         configuration=arguments.configuration,
@@ -216,19 +216,19 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
 
 
 def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str, ...]:
-    """What to predict on, after a word to those who ask for what the model has not seen."""
+    """Inputs to predict on; warns of inputs that the model has not seen."""
     inputs: tuple[str, ...] = arguments.inputs or (("view",) if model.saw_only_the_view else ("raw",))
     if "raw" in inputs and model.saw_only_the_view:
-        print(f"warning: the model has seen only the view ({model.trainer}), and the input is raw", file=sys.stderr)
+        print(f"warning: the model has seen only the view ({model.trainer}), but the input is raw", file=sys.stderr)
     if arguments.inputs is None and model.saw_only_the_view is None:
         print(
-            f"warning: the checkpoints of {model.trainer} were written by an older version and do not say whether the "
-            "model has seen raw images besides the view; the input is raw. If it has not, use --tta view",
+            f"warning: the checkpoints of {model.trainer} were written by an older version and do not record whether "
+            "the model has also seen raw images; the input is raw. If it has not, use --tta view",
             file=sys.stderr,
         )
     if "view" not in inputs and (given_reconstruction_options(arguments) or arguments.channels):
         raise UserError(
-            "the input is raw, so no VAE is used; leave --vae and its options out, or use --tta view or --tta raw,view"
+            "the input is raw, so no VAE is used; leave out --vae and its options, or use --tta view or --tta raw,view"
         )
     return inputs
 
@@ -243,7 +243,7 @@ def _prediction(arguments: argparse.Namespace) -> PredictionSettings:
 def _reconstruct(
     arguments: argparse.Namespace, model: TrainedModel, cases: CaseFiles, folder: Path
 ) -> tuple[CaseFiles, dict[str, Any]]:
-    """Reconstruct the CT channels into ``folder``; the files of the cases that it worked for, and what made them."""
+    """Reconstruct the CT channels into ``folder``; return the files of successful cases, and a record of the view."""
     from fvae_nnunet.ct.files import SINGLE_FILE_ENDINGS
     from fvae_nnunet.nnunet.ct_channels import said_channels
     from fvae_nnunet.nnunet.image_readers import READERS
@@ -279,7 +279,7 @@ def _reconstruct(
     with closing(outcomes):
         for outcome in outcomes:
             progress.add(replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome)
-    progress.finish("fvae-predict", "they are predicted now")
+    progress.finish("fvae-predict", "these are predicted now")
     print(f"reconstructed: {progress.summary}")
     failed = {case_of(images[image], model) for image in progress.failed}
     files = {
@@ -292,7 +292,7 @@ def _reconstruct(
 
 
 def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[str, Any] | None) -> None:
-    """Let nnU-Net's record of its arguments name the folders and options of this call, and the view if there is one."""
+    """Correct the folders and options of this call in nnU-Net's record of its arguments, and add the view if any."""
     from batchgenerators.utilities.file_and_folder_operations import save_json
 
     from fvae_nnunet import __version__

@@ -1,8 +1,8 @@
 """fvae-preprocess: make a reconstructed view of a dataset that nnU-Net has preprocessed, or preprocess synthetic cases.
 
 Run it after nnUNetv2_plan_and_preprocess. It reconstructs every CT case with a frozen VAE and writes the view next to
-nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. With --synthetic, it puts the cases of
-fvae-synthesize through nnU-Net's preprocessing instead, for -tr nnUNetTrainerFVAESynth.
+nnU-Net's preprocessed data, for nnUNetv2_train -tr nnUNetTrainerFVAE. With --synthetic, it runs nnU-Net's preprocessing
+on the cases of fvae-synthesize instead, for -tr nnUNetTrainerFVAESynth.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.devices import OnSlices
@@ -43,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_dataset(parser, several=True)
     # fmt: off
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", dest="configurations",
-        help="default: all preprocessed configurations")
+        help="configurations, such as 3d_fullres; default: all that are preprocessed")
     add_common(parser, "plans_name")
     _add_view_options(parser)
     parser.add_argument("--synthetic", type=Path, metavar="FOLDER",
-        help="instead of a view: preprocess the accepted synthetic cases of this fvae-synthesize folder; needs no VAE")
+        help="preprocess the accepted synthetic cases of this fvae-synthesize folder instead of making a view; needs "
+        "no VAE")
     # fmt: on
     add_work_options(parser)
     return run_command(parser, run, argv)
@@ -90,7 +92,7 @@ def _run_views(arguments: argparse.Namespace) -> int:
         _match_view(arguments, dataset, view)
     work = _MakeViews(arguments, dataset, view)
     progress = do_cases(arguments, work, cases=cases, folders=folders, progress_type=ReconstructionProgress)
-    status = progress.finish("fvae-preprocess", "run the same command again for the rest")
+    status = progress.finish("fvae-preprocess", "run the same command again to retry failed cases")
     summary = f"{progress.summary}, in {', '.join(str(folder) for folder in folders)}"
     if status == 0:
         summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE', view)}"
@@ -127,8 +129,8 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
             dataset, synthetic, folders, cases=locks.each(cases), workers=workers_of(arguments)
         )
         progress.follow(outcomes, locks)
-    status = progress.say_failed("fvae-preprocess", "Run the same command again for the rest")
-    summary = f"{progress.done} synthetic cases done, {progress.besides}"
+    status = progress.say_failed("fvae-preprocess", "Run the same command again to retry failed cases")
+    summary = f"{counted(progress.done, 'synthetic case')} done, {progress.besides}"
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
     if status == 0 and arguments.num_parts == 1:
         command = _training_command(dataset, "nnUNetTrainerFVAESynthRaw")
@@ -139,18 +141,18 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
 
 
 class _SyntheticProgress(CaseProgress):
-    """Names the configurations in which nothing is left of a case's new lesion."""
+    """Reports the configurations in which resampling leaves nothing of a case's new lesion."""
 
     def add_result(self, case: str, result: dict[str, int]) -> None:
         for name in (name for name, voxels in result.items() if not voxels):
             self.say(
-                f"{case}: nothing is left of its new lesion at the spacing of {name}; patches are drawn from its other "
+                f"{case}: nothing of its new lesion is left at the spacing of {name}; patches are drawn from other "
                 "foreground"
             )
 
 
 def _refuse_view_options(arguments: argparse.Namespace) -> None:
-    """UserError where options that make a view stand beside ``--synthetic``."""
+    """Raise UserError if options for making a view are given with ``--synthetic``."""
     of_views = argparse.ArgumentParser(add_help=False)
     _add_view_options(of_views)
     names = {action.dest for action in of_views._actions} | {"devices"}
@@ -161,7 +163,7 @@ def _refuse_view_options(arguments: argparse.Namespace) -> None:
 
 
 def _training_command(dataset: PreprocessedDataset, trainer: str, view: str | None = None) -> str:
-    """For 3d_fullres if it is there, with the view's name where it is needed to choose it."""
+    """Training command for 3d_fullres if it exists, with the view's name if there are several views."""
     from fvae_nnunet.nnunet.folders import dataset_argument
     from fvae_nnunet.training.views import VIEW_VARIABLE, view_names
 
@@ -174,7 +176,7 @@ def _training_command(dataset: PreprocessedDataset, trainer: str, view: str | No
 
 @dataclass(frozen=True)
 class _MakeViews:
-    """What one device does."""
+    """The work of one device."""
 
     arguments: argparse.Namespace
     dataset: PreprocessedDataset
@@ -224,7 +226,7 @@ def _match_view(arguments: argparse.Namespace, dataset: PreprocessedDataset, vie
     from fvae_nnunet.training.views import check_view, preprocessing_settings, view_folder
 
     if arguments.match == view:
-        raise UserError(f"--match {view} is the view to be made; give one of the two another name (--view)")
+        raise UserError(f"--match {view} is also the view to make; give the new view another name (--view)")
     folders = {name: view_folder(data, arguments.match) for name, data in dataset.data_folders.items()}
     made = [name for name, folder in folders.items() if Manifest(folder).path.exists()]
     configuration = (made or list(folders))[0]  # the records of all configurations hold the same noise
@@ -247,24 +249,24 @@ def _warn_of_clipping(plans: dict[str, Any], ct_channels: list[int], hu_window: 
         low, high = foreground["percentile_00_5"], foreground["percentile_99_5"]
         if low < hu_window[0] or high > hu_window[1]:
             print(
-                f"warning: the foreground of channel {channel} reaches from {low:g} to {high:g} HU; the view clips it "
-                f"to {hu_window[0]:g} to {hu_window[1]:g}. Use a wider --hu-window to keep it",
+                f"warning: the foreground of channel {channel} ranges from {low:g} to {high:g} HU; the view clips it "
+                f"to {hu_window[0]:g} to {hu_window[1]:g} HU. Use a wider --hu-window to keep it",
                 file=sys.stderr,
             )
 
 
 def _before_training() -> str:
-    """What has to stand before the training command, so that nnU-Net finds the trainer; makes it find it if need be."""
+    """Prefix of the training command that lets nnU-Net find the trainer; registers the trainer if necessary."""
     from fvae_nnunet.nnunet.registration import export_line, has_external_trainers, is_found_by_nnunet, register
 
     if is_found_by_nnunet():
         return ""
     print("nnU-Net does not find nnUNetTrainerFVAE yet")
     if has_external_trainers():
-        print("the export below lets it; it belongs into your shell's start-up file, beside that of nnUNet_raw")
+        print("the export in the command below fixes this; add it to your shell's start-up file, next to nnUNet_raw")
         return f"{export_line()} && "
     try:
-        print(f"wrote {register()}, so that it does (fvae-setup --remove takes it back)")
+        print(f"wrote {register()}; now nnU-Net finds it (to undo: fvae-setup --remove)")
     except UserError as error:
         print(error)
     return ""

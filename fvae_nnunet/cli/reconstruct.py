@@ -1,7 +1,7 @@
 """fvae-reconstruct: reconstruct every image of a folder with a frozen VAE.
 
-Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The result is in int16 HU, with the
-same name, format and geometry. Use it for the test images of nnUNetTrainerFVAEReconOnly.
+Reconstruct every CT image of a folder (NIfTI, NRRD, MHA; in HU) with a frozen VAE. The results are int16 HU images with
+the same name, format and geometry. Use it for the test images of nnUNetTrainerFVAEReconOnly.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         folders=[arguments.output / MANIFEST_FOLDER],
         progress_type=ReconstructionProgress,
     )
-    status = progress.finish("fvae-reconstruct", "run the same command again for the rest")
+    status = progress.finish("fvae-reconstruct", "run the same command again to retry failed cases")
     print(f"{progress.summary}, in {arguments.output}")
     return status
 
@@ -64,7 +64,7 @@ def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> Non
 
     folder = Path(arguments.match)
     if folder.resolve() == arguments.output.resolve():
-        raise UserError(f"--match {folder} is the folder to write to (-o)")
+        raise UserError(f"--match {folder} is also the output folder (-o); name another folder")
     make = partial(command_line, "fvae-reconstruct", i=arguments.images, o=folder)
     match_noise(
         arguments,
@@ -78,7 +78,7 @@ def _match_folder(arguments: argparse.Namespace, images: dict[str, Path]) -> Non
 
 @dataclass(frozen=True)
 class _Reconstruct:
-    """What one device does."""
+    """The work of one device."""
 
     arguments: argparse.Namespace
     images: dict[str, Path]
@@ -109,7 +109,7 @@ class _Reconstruct:
 
 
 def _reader(images: Path) -> str | None:
-    """The reader that the dataset.json beside or above the images asks for, as for imagesTs of a raw dataset."""
+    """Reader named in the dataset.json beside or above the images, as for imagesTs of a raw dataset."""
     from fvae_nnunet.nnunet.image_readers import reader_beside
 
     places = (images, images.resolve().parent)

@@ -1,4 +1,4 @@
-"""The reconstruction options of a command that predicts with a model whose checkpoints say how its view was made."""
+"""Reconstruction options for prediction with a model whose checkpoints record how its view was made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_recorded_reconstruction_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``add_reconstruction_options``, None where they are not given."""
+    """Add the options of ``add_reconstruction_options``, with None for those that are not given."""
     add_reconstruction_options(parser)
     parser.set_defaults(**dict.fromkeys(_defaults()))
 
@@ -27,18 +27,18 @@ def _defaults() -> dict[str, Any]:
 
 
 def given_reconstruction_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given, without the device."""
+    """Reconstruction options that were given, without the device."""
     names = [name for name in _defaults() if name != "device"]
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedVAE:
-    """The VAE of the view that the model was trained with; options may only confirm it and say where its weights are.
+    """Load the VAE of the view that the model was trained with.
 
-    Where the checkpoints do not say, the options decide.
+    The options may only confirm the record and locate the weights. Without a record, the options decide.
 
     Raises:
-        UserError: options, weights or settings differ from the record; or there is neither record nor ``--vae``.
+        UserError: options, weights or settings differ from the record; or there is neither a record nor ``--vae``.
     """
     from fvae_nnunet.jobs.manifest import differences
 
@@ -46,11 +46,11 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
     if record is None:
         if "vae" not in given:
             raise UserError(
-                f"the checkpoints in {model.folder} do not say with which view the model was trained; give --vae and "
-                "the other options that its view was made with"
+                f"the checkpoints in {model.folder} do not record the view that the model was trained with; give --vae "
+                "and the other options with which the view was made"
             )
         return load(argparse.Namespace(**defaults | given | {"device": arguments.device}))
-    # a record says nothing of passes that its view does not have
+    # a record does not mention passes that its view does not have
     passes = {name: defaults[name] for name in ("enlarge", "pixel_mm", "average")}
     recorded = passes | {name: value for name, value in record.items() if name in defaults}
     recorded["hu_windows"] = [record["hu_window"], *record.get("inner_windows", ())]
@@ -58,13 +58,13 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
         given = {name: value for name, value in given.items() if name != "named_windows"}
         given["hu_windows"] = [list(hu_window) for hu_window in hu_windows_of(arguments)]
     asked = recorded | {name: value for name, value in given.items() if name in recorded}
-    _refuse(model, differences(recorded, asked), "Leave these options out")
+    _refuse(model, differences(recorded, asked), "Leave out these options")
     options = defaults | recorded | given | {"device": arguments.device}
     loaded = load(argparse.Namespace(**options))
     made = json.loads(json.dumps(loaded.settings.recorded_with(loaded.vae)))
-    # what is not recorded was not to be chosen when the view was made
+    # a setting that is not recorded could not be chosen when the view was made
     expected = {name: options.get(name) for name in made} | record
-    _refuse(model, differences(expected, made), "Say with --weights where the weights are that the view was made with")
+    _refuse(model, differences(expected, made), "Give the weights with which the view was made: --weights")
     return loaded
 
 

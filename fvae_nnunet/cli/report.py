@@ -1,8 +1,8 @@
 """fvae-report: results as one HTML page that opens from disk, or as Markdown.
 
-Show results of fvae-evaluate as one HTML page that needs no network: what was compared, tables with intervals, plots
-and tables of every case, the best and worst cases as pictures, the quality of views, synthetic lesions, and the paper's
-tables. Or the same as Markdown. docs/report.md explains it.
+Show results of fvae-evaluate as one HTML page that needs no network, or as Markdown: the compared models, tables with
+intervals, plots and tables of all cases, pictures of the best and worst cases, the quality of views, synthetic lesions,
+and the paper's tables. See docs/report.md.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS",
         help="comparison.json of fvae-evaluate, or summary.json of one model; each becomes a chapter")
     add_common(parser, "output", metavar="FILE",
-        help="the report; default report.html, with --format markdown report.md")
-    parser.add_argument("--format", choices=("html", "markdown"), default="html", help="default html")
+        help="the report; default report.html, or report.md with --format markdown")
+    parser.add_argument("--format", choices=("html", "markdown"), default="html",
+        help="format of the report; default html")
     parser.add_argument("--images", type=Path, action="append", default=[], metavar="FOLDER",
-        help="raw CT images of the cases, such as imagesTs, for pictures; repeat it to name one for each of RESULTS")
+        help="raw CT images of the cases, such as imagesTs, for pictures; repeat it to give one for each of RESULTS")
     parser.add_argument("--views", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
-        help="reconstructed images (of fvae-reconstruct), shown in the pictures and with their settings; or a view of "
-        "fvae-preprocess, whose settings and records are shown")
+        help="reconstructed images of fvae-reconstruct, to show in the pictures and with their settings; or a view of "
+        "fvae-preprocess, to show its settings and records")
     parser.add_argument("--quality", nargs="+", action="extend", default=[], metavar="NAME=FILE",
         help="reconstruction_quality.json of fvae-evaluate-reconstruction")
     parser.add_argument("--training", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
-        help="the folder where nnU-Net trained the model NAME, or one fold's: curves from its logs; predictions of "
-        "fold_N/validation need none")
+        help="folder in which nnU-Net trained the model NAME, or that of one fold, for curves from its logs; not "
+        "needed for predictions in fold_N/validation")
     parser.add_argument("--synthetic", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
-        help="synthetic cases of fvae-synthesize: a gallery, their quality, and why others were rejected; their source "
+        help="synthetic cases of fvae-synthesize: shows a gallery, their quality, and why others were rejected; source "
         "cases are read from nnUNet_raw")
     parser.add_argument("--paper", nargs="*", metavar="TASK",
-        help="put the paper's tables beside: lung, pancreas, lits, kits19; default all")
+        help="add the paper's tables: lung, pancreas, lits, kits19; default all")
     parser.add_argument("--cases", type=int, default=2, metavar="N",
         help="draw the N best and the N worst cases; default 2, 0: none")
     parser.add_argument("--gallery", type=int, default=24, metavar="N",
         help="draw N synthetic cases of each folder; default 24, 0: none")
     # fmt: on
-    parser.add_argument("--title", metavar="TEXT", help="default: one that names the models")
-    add_common(parser, "processes", help="processes; default 2, 0: only this one")
+    parser.add_argument("--title", metavar="TEXT", help="title of the report; default: one that names the models")
+    add_common(parser, "processes", help="number of processes; default 2, 0: only this one")
     return run_command(parser, run, argv)
 
 
@@ -83,5 +84,5 @@ def run(arguments: argparse.Namespace) -> int:
     size = write_html(report, path)
     print(f"written: {path}, {number(size / 1e6, 'MB')} MB")
     if size > LARGE_PAGE_BYTES:
-        print("the page is large; fewer --cases or fewer RESULTS make it smaller", file=sys.stderr)
+        print("the page is large; use fewer --cases or fewer RESULTS to make it smaller", file=sys.stderr)
     return 0

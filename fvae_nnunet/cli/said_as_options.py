@@ -1,7 +1,7 @@
-"""Parameters in a message of the library, said as the options of the command that runs.
+"""Translation of parameters in the library's messages into options of the running command.
 
-The library knows no options: its messages name parameters between backticks, alone (```overlap```), with a value
-(```scheme='paper'```) or as a switch (```truncate=True```).
+The library does not know the options. Its messages name parameters between backticks, alone (```overlap```), with a
+value (```scheme='paper'```) or as a switch (```truncate=True```).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import re
 _PARAMETER = re.compile(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]*))?`")
 
 _ALSO_CALLED = {"eta": "sampling_eta", "lesions": "lesion", "steps": "sampling_steps"}
-"""Parameters whose option has another name in some commands."""
+"""Parameter -> name that its option has in some commands."""
 
 _options: dict[str, str] = {}
 
 
 def speak_for(parser: argparse.ArgumentParser) -> None:
-    """Messages are said in the options of this command, and of its subcommands, from now on."""
+    """Use the options of this command and its subcommands in messages from now on."""
     _options.clear()
     _options.update(_options_by_parameter(parser))
 
 
 def said_as_options(message: str) -> str:
-    """The message with ``--overlap``, ``--scheme paper`` and ``--truncate`` for the examples above.
+    """Return the message with options for parameters: ``--overlap``, ``--scheme paper``, ``--truncate`` above.
 
-    What is no parameter of the command stays as it is.
+    Names that are not parameters of the command are left unchanged.
     """
     return _PARAMETER.sub(_as_option, message)
 
@@ -39,7 +39,7 @@ def _as_option(found: re.Match[str]) -> str:
 
 
 def _options_by_parameter(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """By ``dest``, and by the option's own name: ``-np`` is ``processes`` and ``np``."""
+    """Map ``dest`` and the option's own name to the option: ``processes`` and ``np`` to ``-np``."""
     options: dict[str, str] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

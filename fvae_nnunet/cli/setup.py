@@ -1,8 +1,8 @@
-"""fvae-setup: what is installed, where things are, and whether nnU-Net finds the trainers.
+"""fvae-setup: show the installation and its folders, and let nnU-Net find the trainers.
 
-Show versions, device, nnU-Net's folders and the VAEs that can be used, and whether nnU-Net finds the trainers of
-fvae_nnunet. If not: with nnU-Net 2.8 and later, print the line for your shell that makes it find them; before 2.8,
-write a small file into nnU-Net's trainer folder. --check tries the device, --report is for bug reports.
+Show versions, device, nnU-Net's folders and available VAEs, and whether nnU-Net finds the trainers of fvae_nnunet. If
+it does not: with nnU-Net 2.8 or later, print the line for your shell that lets it find them; before 2.8, write a small
+file into nnU-Net's trainer folder. --check tests the device, --report is for bug reports.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.text_table import wrapped
 
 _NAME_WIDTH = 22
-"""Of the column of names of VAEs and denoisers."""
+"""Width of the column with the names of VAEs and denoisers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--export", action="store_true", help='only print that line: eval "$(fvae-setup --export)"')
+    what.add_argument(
+        "--export", action="store_true", help='print only the line for your shell, for eval "$(fvae-setup --export)"'
+    )
     # fmt: off
     what.add_argument("--write", action="store_true",
-        help="write the file with any nnU-Net, for where environment variables do not get through")
-    what.add_argument("--remove", action="store_true", help="take the file out of nnU-Net's trainer folder")
-    what.add_argument("--show", action="store_true", help="only show; write nothing")
+        help="write the file with any version of nnU-Net, for systems that do not pass on environment variables")
+    what.add_argument("--remove", action="store_true", help="remove the file from nnU-Net's trainer folder")
+    what.add_argument("--show", action="store_true", help="only show the state; write nothing")
     what.add_argument("--vaes", action="store_true",
-        help="only say of each VAE what it needs: weights, windows, values, licence; and of each plain denoiser")
+        help="only describe each VAE (weights, window, values, licence) and each plain denoiser")
     what.add_argument("--report", action="store_true",
         help="only print a block to paste into a bug report, with the folders, the trainers and the views")
     what.add_argument("--check", action="store_true",
-        help="only check: reconstruct with the embedded VAE and compare with stored values; with -d also whether a "
-        "view of the dataset fits on the disk. Status 1 if anything is wrong")
+        help="only check: reconstruct with the embedded VAE and compare with stored values; with -d also check whether "
+        "a view of the dataset fits on the disk. Exit status 1 if a check fails")
     checked = parser.add_argument_group("options of --check")
     add_dataset_option(checked, "datasets that nnU-Net has preprocessed")
     add_common(checked, "plans_name", "device")
@@ -54,7 +56,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.check:
         return check_setup(arguments)
     if given := given_options(parser, arguments, ("d", "plans_name", "device")):
-        raise UserError(f"{', '.join(given)}: only with --check")
+        raise UserError(f"{', '.join(given)}: only valid with --check")
     if arguments.report:
         print(setup_report())
         return 0
@@ -88,7 +90,7 @@ def _mend() -> None:
 
     removed = mend()
     for path in removed:
-        print(f"removed {path}, left over from an nnU-Net that was uninstalled")
+        print(f"removed {path}, left over from an uninstalled nnU-Net")
 
 
 def _show_installation() -> None:
@@ -128,17 +130,17 @@ def _explain_vaes() -> None:
         _say(f"  window: {vae.window}; values {vae.values}; licence: {vae.licence}")
     for name, denoiser in CONTROLS.items():
         _say(f"{name}: plain denoiser, for comparison: {denoiser.description}")
-        auto = "; auto: for the noise of each image" if denoiser.of_noise else ""
+        auto = "; auto: from the noise of each image" if denoiser.of_noise else ""
         _say(f"  strength: {denoiser.unit}{auto}")
 
 
 def _say(text: str) -> None:
-    """In a terminal's width, what goes on a step further in."""
+    """Print a text wrapped to the terminal's width, with continuation lines indented."""
     print("\n".join(wrapped(text, hanging=len(text) - len(text.lstrip()) + 2)))
 
 
 def _say_named(name: str, text: str) -> None:
-    """A name and what it is, beside it where the name is short, else below."""
+    """Print a name and its description, beside it if the name is short, else below."""
     if len(name) <= _NAME_WIDTH:
         print("\n".join(wrapped(f"  {name:{_NAME_WIDTH}}  {text}", hanging=_NAME_WIDTH + 4)))
     else:
@@ -156,7 +158,7 @@ def _show_trainers(*, write: bool, only_show: bool) -> int:
 
     reason = why_not_found()
     if write or (reason and not only_show and not has_external_trainers()):
-        print(f"wrote {register()}; fvae-setup --remove takes it back")
+        print(f"wrote {register()}; to undo: fvae-setup --remove")
         reason = why_not_found()
     if reason is None:
         print(f"nnU-Net finds the trainers of fvae_nnunet through {found_through() or 'a file of yours'}")
@@ -164,8 +166,8 @@ def _show_trainers(*, write: bool, only_show: bool) -> int:
     _say(f"nnU-Net does not find the trainers of fvae_nnunet ({reason})")
     if has_external_trainers():
         _say(
-            "paste this line, and put it into your shell's start-up file beside that of nnUNet_raw (or run fvae-setup "
-            "--write, which writes a file into nnU-Net's folder):"
+            "run this line, and add it to your shell's start-up file, next to nnUNet_raw (or run fvae-setup --write, "
+            "which writes a file into nnU-Net's folder):"
         )
         print(export_line())
     elif only_show:

@@ -1,4 +1,4 @@
-"""What fvae-setup --check looks at: whether the device computes what it should, and whether a view fits on the disk."""
+"""Checks of fvae-setup --check: whether the device computes correct values, and whether a view fits on the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fvae_nnunet.errors import UserError
 
 
 def check_setup(arguments: argparse.Namespace) -> int:
-    """Print the outcome of each check; 1 if anything is wrong, else 0."""
+    """Print the outcome of each check and return 1 if any failed, else 0."""
     status = 0
     for name, check in _checks(arguments):
         try:
@@ -41,7 +41,7 @@ def _check_device(device: str, precision: str) -> str:
     from fvae_nnunet.vae.embedded_check import check_embedded
 
     rms_hu, allowed_hu = check_embedded(device, getattr(torch, precision))
-    return f"{rms_hu:.2g} HU (rms) off the stored reconstruction, {allowed_hu:g} allowed"
+    return f"{rms_hu:.2g} HU (RMS) from the stored reconstruction, {allowed_hu:g} allowed"
 
 
 def _check_disk(dataset: str, plans_name: str) -> str:
@@ -53,5 +53,5 @@ def _check_disk(dataset: str, plans_name: str) -> str:
     needed, free = found.view_bytes / 1e9, shutil.disk_usage(preprocessed).free / 1e9
     sizes = f"about {needed:.2f} GB for {', '.join(found.data_folders)}, {free:.2f} GB free in {preprocessed}"
     if free < needed:
-        raise UserError(f"{sizes}; make room, or make the view of fewer configurations (fvae-preprocess -c)")
+        raise UserError(f"{sizes}; free some space, or make the view of fewer configurations (fvae-preprocess -c)")
     return sizes

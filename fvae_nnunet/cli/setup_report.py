@@ -1,4 +1,4 @@
-"""The block of text that fvae-setup --report prints, to be pasted into a bug report."""
+"""Text block that fvae-setup --report prints for a bug report."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _OPTIONAL_PACKAGES = ("accelerate", "fastvae", "submitit", "torchmetrics", "torc
 
 
 def setup_report() -> str:
-    """The state of this installation, a row for each thing, in lines of at most 80 characters; the home folder is ~.
+    """State of this installation, one row per item, in lines of at most 80 characters; the home folder is shown as ~.
 
-    What cannot be found out is said in its row, so that there is a report in any state of the installation.
+    Anything that cannot be determined is noted in its row, so a broken installation still gives a report.
     """
     from fvae_nnunet.jobs.manifest import versions
 
@@ -67,7 +67,8 @@ def _cuda_libraries() -> list[str]:
 
     if not torch.cuda.is_available():
         return []
-    return [f"{torch.cuda.device_count()} GPUs, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"]
+    gpus = counted(torch.cuda.device_count(), "GPU")
+    return [f"{gpus}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"]
 
 
 def _folder(variable: str) -> str:

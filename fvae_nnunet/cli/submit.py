@@ -1,4 +1,4 @@
-"""``--submit``: a command as several jobs of a cluster, or of this machine."""
+"""The option ``--submit``: run a command as several jobs on a cluster or on this machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fvae_nnunet.errors import UserError
 
 
 def add_submit_options(parser: argparse.ArgumentParser) -> None:
-    """``--submit``, ``--jobs`` and ``--slurm``."""
+    """Add ``--submit``, ``--jobs`` and ``--slurm``."""
     group = parser.add_argument_group("jobs")
     # fmt: off
     group.add_argument("--submit", choices=("slurm", "local"),
-        help="do the work as jobs of a SLURM cluster, or as processes of this machine, and wait for them; needs "
+        help="do the work in jobs on a SLURM cluster, or in processes on this machine, and wait for them; requires "
         "pip install 'fvae_nnunet[cluster]'")
-    group.add_argument("--jobs", type=int, default=2, metavar="N", help="with --submit: how many; default 2")
+    group.add_argument("--jobs", type=int, default=2, metavar="N", help="with --submit: number of jobs; default 2")
     group.add_argument("--slurm", nargs="+", default=[], metavar="NAME=VALUE",
         help="with --submit slurm: options of sbatch, such as partition=gpu,time=720,mem=64GB (time in minutes); "
         "default: one GPU for a day")
@@ -32,23 +32,23 @@ def submit(
     complete: Callable[[], int],
     options_of_job: Callable[[int], Sequence[str]] | None = None,
 ) -> int:
-    """Run the command that was called as jobs, with a bar of what is complete; the exit status.
+    """Run the called command as jobs, show a bar of complete cases, and return the exit status.
 
     Args:
         arguments: the options, with ``called`` (program and its arguments) from ``run_command``.
-        logs: folder for what the jobs print.
+        logs: folder for the output of the jobs.
         total: number of cases.
-        complete: how many of them are complete now.
-        options_of_job: what each job is told besides, by its number, where the jobs do not share the cases by
-            themselves.
+        complete: returns the number of cases that are complete now.
+        options_of_job: additional options of the job with a given number; None if the jobs share the cases through
+            locks.
     """
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.jobs.submit import Command, run_as_jobs, sbatch_options
 
     if arguments.jobs < 1:
-        raise UserError(f"`jobs` is at least 1, got {arguments.jobs}")
+        raise UserError(f"`jobs` must be at least 1, got {arguments.jobs}")
     if getattr(arguments, "overwrite", False):
-        raise UserError("`overwrite` and `submit` exclude each other: every job would begin anew")
+        raise UserError("`overwrite` and `submit` are mutually exclusive: every job would start over; give one of them")
     program, argv = arguments.called
     module = f"fvae_nnunet.cli.{program.removeprefix('fvae-').replace('-', '_')}"
     commands = [
@@ -72,7 +72,7 @@ def submit(
 
 
 def submitted_argv(argv: Sequence[str]) -> list[str]:
-    """A command's arguments without those that submit it."""
+    """Arguments of a command without those for submission."""
     kept, skipping = [], False
     for word in argv:
         if word.startswith("-") and not word[1:2].isdigit():

@@ -1,4 +1,4 @@
-"""What the options of fvae-synthesize ask for."""
+"""Checked jobs from the options of fvae-synthesize."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 _BORROWED_SHARES = {"ellipsoid": 0.0, "borrowed": 1.0, "both": 0.5}
-"""What ``--shapes`` may be beside a folder, whose share is 1."""
+"""Values of ``--shapes`` other than a folder -> default share of borrowed shapes; for a folder it is 1."""
 
 
 def job_of(arguments: argparse.Namespace) -> LesionJob:
-    """Cases with placed lesions, checked."""
+    """Return the checked job for cases with placed lesions."""
     from fvae_nnunet.nnunet.segmenter import SegmenterModel
     from fvae_nnunet.synthesis.generation.cases import LesionJob
     from fvae_nnunet.synthesis.generation.painting import PaintSettings
@@ -41,8 +41,8 @@ def job_of(arguments: argparse.Namespace) -> LesionJob:
     settings, training, dataset = _model_and_dataset(arguments)
     if arguments.text is None and needs_text(settings, training):
         raise UserError(
-            f"every case of the training of {arguments.ldm} had a report, so it does not know what no report means; "
-            "give one with --text"
+            f"every training case of {arguments.ldm} had a report, so the model cannot generate without one; give a "
+            "report with --text"
         )
     dataset = dataset.without(arguments.leave_out)
     if arguments.place_in:
@@ -52,12 +52,12 @@ def job_of(arguments: argparse.Namespace) -> LesionJob:
     lesion_name = dataset.check_lesion()
     channels = len(next(iter(dataset.image_files.values())))
     if not 0 <= arguments.found_share <= 1:
-        raise UserError(f"--found-share is a share between 0 and 1, got {arguments.found_share:g}")
+        raise UserError(f"--found-share must be between 0 and 1, got {arguments.found_share:g}")
     plan = _plan(arguments, dataset)
     if plan.appearance.limits and settings.appearance is None:
         raise UserError(
-            f"{arguments.ldm} is not told what lesions look like; --lesion-hu and --contrast-hu need a model that was "
-            "trained with --mask-encoding outline"
+            f"{arguments.ldm} is not conditioned on the appearance of lesions; --lesion-hu and --contrast-hu require a "
+            "model trained with --mask-encoding outline"
         )
     paint = from_options(PaintSettings, arguments)
     sources = _sources(arguments, dataset)
@@ -71,13 +71,13 @@ def job_of(arguments: argparse.Namespace) -> LesionJob:
     bank = _bank(arguments)
     real = _real_lesions(arguments, dataset, output)
     if paint.mode == "grow" and not real.lesions:
-        raise UserError(f"{dataset.name} has no real lesion that could grow or shrink; choose another --mode")
+        raise UserError(f"{dataset.name} has no real lesion to grow or shrink; choose another --mode")
     if plan.borrowed_share and bank is None and not real.lesions:
         raise UserError(
             f"{dataset.name} has no real lesion to borrow a shape from; choose --shapes ellipsoid or a folder of masks"
         )
     if plan.sizes is None and not real.lesions:
-        raise UserError(f"{dataset.name} has no real lesion to take --sizes {REAL} from; give others")
+        raise UserError(f"{dataset.name} has no real lesion to take --sizes {REAL} from; give other --sizes")
     return LesionJob(
         dataset=dataset,
         sources=sources,
@@ -101,7 +101,7 @@ def job_of(arguments: argparse.Namespace) -> LesionJob:
 
 
 def list_job_of(arguments: argparse.Namespace) -> ListJob:
-    """The volumes of a list, checked."""
+    """Return the checked job for the volumes of a list."""
     from fvae_nnunet.nnunet.case_reports import FILE_NAME, read_case_reports
     from fvae_nnunet.synthesis.generation.case_list import read_case_list
     from fvae_nnunet.synthesis.generation.list_checks import checked_list
@@ -127,7 +127,7 @@ def list_job_of(arguments: argparse.Namespace) -> ListJob:
 
 
 def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, dict[str, Any], SourceDataset]:
-    """The model's settings, how it was trained, and the dataset with its classes."""
+    """Settings of the model, record of its training, and the dataset with its classes."""
     from fvae_nnunet.nnunet.lesion_labels import NO_LESIONS
     from fvae_nnunet.synthesis.model.folder import allows_guidance, read_model
     from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
@@ -137,14 +137,14 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
     if arguments.steps is not None:
         NoiseProcess(settings.prediction).check_steps(arguments.steps)
     if arguments.guidance != 1 and not allows_guidance(training):
-        raise UserError(f"--guidance: {arguments.ldm} was trained without --condition-dropout; leave the option out")
+        raise UserError(f"--guidance: {arguments.ldm} was trained without --condition-dropout; leave out --guidance")
     lesions = list(settings.lesion_names) or [NO_LESIONS]
     if len(settings.lesion_names) == 1 and arguments.lesion:
         lesions = [arguments.lesion]
     kind, _, place = settings.organ.partition(":")
     if arguments.organ is None and kind in ("folder", "structures") and place and not Path(place).is_absolute():
         raise UserError(
-            f"{arguments.ldm} was trained with organ masks of the folder {place}; say where it is: --organ {kind}:PATH"
+            f"{arguments.ldm} was trained with organ masks of the folder {place}; give its path: --organ {kind}:PATH"
         )
     dataset = from_options(
         open_source_dataset,
@@ -155,21 +155,22 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
     ).for_model(settings, arguments.ldm)
     channels = len(next(iter(dataset.image_files.values())))
     if arguments.mode == "full" and channels > 1:
-        raise UserError(f"--mode full: {dataset.name} has {channels} channels, and only the CT would be generated")
+        raise UserError(
+            f"--mode full generates only CT, and {dataset.name} has {channels} channels; use another --mode"
+        )
     structures = dataset.organ.structures
     if structures is not None and structures.unknown:
         print(
-            f"warning: the model does not know {len(structures.unknown)} structures of {structures.folder}, which are "
-            f"background to it: {', '.join(structures.unknown[:5])}{' ...' if len(structures.unknown) > 5 else ''}",
+            f"warning: {counted(len(structures.unknown), 'structure')} of {structures.folder} unknown to the model and "
+            f"used as background: {', '.join(structures.unknown[:5])}{' ...' if len(structures.unknown) > 5 else ''}",
             file=sys.stderr,
         )
     if arguments.fold is not None:
         unseen = sorted(set(training.get("training_cases") or ()) - set(dataset.cases))
         if unseen:
             print(
-                f"warning: the model was trained on {counted(len(unseen), 'case')} outside of the training cases of "
-                f"fold {arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them "
-                "unseen",
+                f"warning: the model was trained on {counted(len(unseen), 'case')} outside the training cases of fold "
+                f"{arguments.fold} (first: {unseen[0]}); train it with --fold {arguments.fold} to keep them unseen",
                 file=sys.stderr,
             )
     return settings, training, dataset
@@ -190,13 +191,13 @@ def _plan(arguments: argparse.Namespace, dataset: SourceDataset) -> PlanSettings
     from fvae_nnunet.synthesis.lesions.sizes import DEFAULT_GROWTH, LesionSizes
 
     if arguments.sizes and arguments.diameter_mm:
-        raise UserError("--sizes and --diameter-mm exclude each other; give one of them")
+        raise UserError("--sizes and --diameter-mm are mutually exclusive; give one of them")
     if arguments.borrowed_share is not None and arguments.shapes in ("ellipsoid", "borrowed"):
-        raise UserError(f"--borrowed-share is for --shapes both or a folder, not {arguments.shapes}")
+        raise UserError(f"--borrowed-share requires --shapes both or a folder, not {arguments.shapes}")
     if len(arguments.lesions_per_case) > 2:
-        raise UserError("--lesions-per-case takes a number, or the least and the greatest")
+        raise UserError("--lesions-per-case takes one number, or a minimum and a maximum")
     if arguments.at_mm is not None and len(arguments.cases or ()) != 1:
-        raise UserError("--at is a position in one patient; name the case with --cases CASE")
+        raise UserError("--at is a position in one patient; name this case with --cases CASE")
     sizes = (
         LesionSizes.of_range(*arguments.diameter_mm) if arguments.diameter_mm else LesionSizes.parse(arguments.sizes)
     )
@@ -240,7 +241,7 @@ def _bank(arguments: argparse.Namespace) -> ShapeBank | None:
         return None
     folder = Path(arguments.shapes)
     if not folder.is_dir():
-        raise UserError(f"--shapes is {', '.join(_BORROWED_SHARES)} or a folder of masks; there is no folder {folder}")
+        raise UserError(f"--shapes: no folder {folder}; give {', '.join(_BORROWED_SHARES)} or a folder of masks")
     with progress_bar(total=len(find_images(folder)), desc="shapes", unit="file", leave=False) as bar:
         return ShapeBank.open(folder, workers=arguments.processes, on_file=bar.update)
 
@@ -252,5 +253,5 @@ def _real_lesions(arguments: argparse.Namespace, dataset: SourceDataset, output:
     with progress_bar(total=len(dataset.cases), desc="real lesions", unit="case", leave=False) as bar:
         real = measure_real_lesions(dataset, output / FILE_NAME, workers=arguments.processes, on_case=bar.update)
     if not real.lesions:
-        print(f"warning: {dataset.name} has no real lesion; HU of synthetic ones are not checked", file=sys.stderr)
+        print(f"warning: {dataset.name} has no real lesion; HU of synthetic lesions are not checked", file=sys.stderr)
     return real

@@ -11,30 +11,35 @@ from fvae_nnunet.cli.parsers import add_dataset
 from fvae_nnunet.errors import UserError
 
 OUTPUT_PARENT = "fvae_synthetic"
-"""In nnUNet_raw, where nnU-Net looks only at folders Dataset*."""
+"""Folder in nnUNet_raw for synthetic cases; nnU-Net itself reads only folders named Dataset*."""
 
 _OF_PLACED_LESIONS = (
     "n", "cases", "leave_out", "lesion", "place_in", "sizes", "diameter_mm", "shapes", "borrowed_share",
     "lesions_per_case", "inside_fraction", "clearance_mm", "avoid", "at_mm", "margin_mm", "texture", "text",
     "segmenter", "found_share", "no_filter", "lesion_hu", "contrast_hu", "growth",
 )  # fmt: skip
-"""Options that do nothing with --list."""
+"""Options without effect with --list."""
 
 _OF_NEW_LESIONS = ("shapes", "borrowed_share", "at_mm")
-"""Options that do nothing with --mode grow."""
+"""Options without effect with --mode grow."""
 
 
 def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say what to make and with what; ``synthesis_job`` understands them."""
+    """Add the options for cases, lesions, model and quality control, which ``synthesis_job`` reads."""
     add_dataset(parser)
     parser.add_argument("--ldm", required=True, type=Path, metavar="FOLDER", help="model of fvae-train-ldm")
-    parser.add_argument("-n", type=int, metavar="N", help="number of cases to make, with placed lesions")
+    parser.add_argument("-n", type=int, metavar="N", help="number of cases with placed lesions to make")
     # fmt: off
     parser.add_argument("--list", type=Path, metavar="FILE",
         help="instead of -n, with --mode full: CSV or JSON of volumes to generate from structures, disease masks and "
-        "texts; docs/synthesis_volumes.md says what it holds")
+        "texts; docs/synthesis_volumes.md defines the format")
     # fmt: on
-    add_common(parser, "output", metavar="FOLDER", help=f"default: {OUTPUT_PARENT}/<dataset's name> in nnUNet_raw")
+    add_common(
+        parser,
+        "output",
+        metavar="FOLDER",
+        help=f"folder to write to; default: {OUTPUT_PARENT}/<dataset's name> in nnUNet_raw",
+    )
     add_common(parser, "seed")
     _add_source_options(parser.add_argument_group("source cases"))
     _add_lesion_options(parser.add_argument_group("lesions"))
@@ -43,16 +48,17 @@ def add_synthesis_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--organ", metavar="ORGAN", help="as in fvae-train-ldm; default: that of the model's training")
     # fmt: off
+    group.add_argument("--organ", metavar="SOURCE",
+        help="source of the organ, as in fvae-train-ldm; default: that of the model's training")
     group.add_argument("--lesion", metavar="NAME",
         help="label of the lesion to insert; default: that of the model, if it has only one")
     group.add_argument("--place-in", nargs="+", metavar="NAME",
-        help="structures in which to place lesions, for models of structures; default: all of them")
+        help="structures in which to place lesions, for models trained with structures; default: all structures")
     add_common(group, "fold")
-    group.add_argument("--cases", nargs="+", metavar="CASE", help="cases to make synthetic cases from; default: all")
+    group.add_argument("--cases", nargs="+", metavar="CASE", help="source cases; default: all")
     add_common(group, "leave_out",
-        help="cases not to use, neither as sources nor for shapes and quality control")
+        help="cases to exclude as sources and from shapes and quality control")
     # fmt: on
     add_common(group, "plans_name", "channels", "hu_as_is")
 
@@ -71,55 +77,56 @@ def _add_lesion_options(group: argparse._ArgumentGroup) -> None:
     default = " ".join(f"{name}={share:g}" for name, share in DEFAULT_SHARES.items())
     # fmt: off
     group.add_argument("--sizes", nargs="+", metavar="CLASS=SHARE",
-        help=f"classes of diameter ({ranges}; default {default}), or one "
-        f"of {', '.join(DISTRIBUTIONS_MM)}: like the tumours of these public datasets, or {REAL}: like this dataset's")
+        help=f"diameter classes with their shares ({ranges}; default {default}), or one of "
+        f"{', '.join(DISTRIBUTIONS_MM)}: as in these public datasets, or {REAL}: as in this dataset")
     group.add_argument("--diameter-mm", nargs=2, type=float, metavar=("MIN", "MAX"),
-        help="instead of --sizes: a single range")
+        help="instead of --sizes: a single range of diameters in mm")
     group.add_argument("--growth", nargs=2, type=float, metavar=("MIN", "MAX"),
-        help="for --mode grow, instead of --sizes: factor on the diameter of a lesion; default "
+        help="for --mode grow, instead of --sizes: range of the factor on a lesion's diameter; default "
         f"{DEFAULT_GROWTH[0]:g} {DEFAULT_GROWTH[1]:g}")
     group.add_argument("--shapes", default="both", metavar="SHAPES",
         help="ellipsoid: deformed ellipsoids; borrowed: shapes of the dataset's real lesions; both (default); or a "
-        "folder of masks from anywhere, whose lesions lend their shapes")
+        "folder of masks from any source, whose lesion shapes are borrowed")
     group.add_argument("--borrowed-share", type=float, metavar="SHARE",
-        help="share of borrowed shapes, the others are ellipsoids; default 0.5 for both, 1 for a folder")
+        help="share of borrowed shapes among all shapes; the rest are ellipsoids; default 0.5 for both, 1 for a folder")
     group.add_argument("--lesion-hu", nargs="+", type=float, metavar="HU",
-        help="mean HU of the lesion's core, or minimum and maximum; default: like the real lesions")
+        help="mean HU of the lesion's core, or its minimum and maximum; default: as in the real lesions")
     group.add_argument("--contrast-hu", nargs="+", type=float, metavar="HU",
-        help="instead of --lesion-hu: that mean minus the mean of the organ around it, or minimum and maximum")
+        help="instead of --lesion-hu: mean HU of the core minus that of the surrounding organ, or minimum and maximum")
     group.add_argument("--lesions-per-case", nargs="+", type=int, default=[1], metavar="N",
-        help="a number, or minimum and maximum; default 1")
+        help="number of lesions, or minimum and maximum; default 1")
     group.add_argument("--inside-fraction", type=float, metavar="SHARE",
-        help="minimum share of each lesion inside the organ; default 0.85 for --organ lungs and labels of lungs, "
+        help="minimum share of each lesion that lies inside the organ; default 0.85 for --organ lungs and lung labels, "
         "otherwise 0.80")
     group.add_argument("--clearance-mm", type=float, default=CLEARANCE_MM, metavar="MM",
         help=f"minimum distance to other lesions; default {CLEARANCE_MM:g}")
     group.add_argument("--avoid", type=Path, metavar="FOLDER",
-        help="masks CASE.nii.gz of structures, such as vessels, in which no lesion may lie")
+        help="masks CASE.nii.gz of structures, such as vessels, that lesions must not overlap")
     group.add_argument("--at", nargs=3, type=float, metavar=("X", "Y", "Z"), dest="at_mm",
-        help="centre of the lesion in mm in the patient's space (LPS, as in SimpleITK and DICOM), with one case in "
-        "--cases")
+        help="centre of the lesion in mm in patient coordinates (LPS, as in SimpleITK and DICOM); requires a single "
+        "case in --cases")
     # fmt: on
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     # fmt: off
     group.add_argument("--mode", choices=("inpaint", "grow", "full"), default="inpaint",
-        help="inpaint (default): the real case with a generated lesion; grow: its own lesion, larger or smaller; full: "
-        "generate the whole volume")
+        help="inpaint (default): insert a generated lesion into the real case; grow: enlarge or shrink its own lesion; "
+        "full: generate the whole volume")
     group.add_argument("--margin-mm", type=float, default=5.0, metavar="MM",
         help="inpaint, grow: width of the blended margin around a lesion; voxels beyond it stay raw; default 5")
     group.add_argument("--texture", choices=("scanner", "vae"), default="scanner",
-        help="inpaint, grow: keep the scan's own noise in the lesion (default), or use the output of the VAE's decoder")
+        help="inpaint, grow: keep the scan's own noise in the lesion (scanner, default), or use the output of the "
+        "VAE's decoder (vae)")
     group.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: those of the model")
     group.add_argument("--eta", type=float, metavar="ETA",
         help="1: DDPM-like sampling, 0: deterministic; default: that of the model")
     group.add_argument("--guidance", type=float, default=1.0, metavar="G",
-        help="classifier-free guidance; default 1: none")
+        help="scale of classifier-free guidance; default 1: none")
     group.add_argument("--text", metavar="TEXT",
-        help="report of the lesion, for a model that was trained with text; required if each of its cases had one")
+        help="report of the lesion, for a model trained with text; required if every training case had a report")
     # fmt: on
-    group.add_argument("--text-encoder", metavar="PATH", help="location of the text encoder; default: as in training")
+    group.add_argument("--text-encoder", metavar="PATH", help="path of the text encoder; default: as in training")
     add_common(group, "weights", "vae_code", "trust_weights", "device")
 
 
@@ -129,35 +136,35 @@ def _add_quality_options(group: argparse._ArgumentGroup) -> None:
         help="folder of a trained nnU-Net model (TRAINER__PLANS__CONFIGURATION) that must find the lesions; "
         "with --fold, only that fold of the model, otherwise all")
     group.add_argument("--found-share", type=float, default=0.7, metavar="SHARE",
-        help="share of a lesion's voxels that it must find; default 0.7")
+        help="share of a lesion's voxels that --segmenter must find; default 0.7")
     group.add_argument("--no-filter", action="store_true",
-        help="accept every case; its quality is still recorded")
+        help="accept every case; quality is still recorded")
     # fmt: on
 
 
 def check_way(arguments: argparse.Namespace) -> None:
-    """Raise UserError unless the options ask for -n cases or for a --list, and not for what neither can do."""
+    """Raise UserError unless the options ask either for -n cases or for a --list, with options that apply to it."""
     if (arguments.n is None) == (arguments.list is None):
-        raise UserError("give -n N, how many cases to make, or --list FILE, which volumes to generate; and not both")
+        raise UserError("give either -n N, the number of cases, or --list FILE, the volumes to generate")
     if arguments.n is not None and arguments.n < 1:
         raise UserError(f"-n must be at least 1, got {arguments.n}")
     if arguments.seed < 0:
         raise UserError(f"--seed must not be negative, got {arguments.seed}")
     if arguments.mode == "grow":
-        _refuse(arguments, _OF_NEW_LESIONS, "does nothing with --mode grow, which changes a case's own lesions")
+        _refuse(arguments, _OF_NEW_LESIONS, "has no effect with --mode grow, which changes a case's own lesions")
         if arguments.growth and (arguments.sizes or arguments.diameter_mm):
-            raise UserError("--growth excludes --sizes and --diameter-mm; give one of them")
+            raise UserError("--growth, --sizes and --diameter-mm are mutually exclusive; give one of them")
     else:
-        _refuse(arguments, ("growth",), "does nothing without --mode grow")
+        _refuse(arguments, ("growth",), "has no effect without --mode grow")
     if arguments.list is None:
         return
     if arguments.mode != "full":
         raise UserError("--list generates whole volumes; add --mode full")
-    _refuse(arguments, _OF_PLACED_LESIONS, "does nothing with --list, whose rows say what is made")
+    _refuse(arguments, _OF_PLACED_LESIONS, "has no effect with --list, whose rows define the volumes")
 
 
 def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise UserError where one of these options is given."""
+    """Raise UserError if one of these options is given."""
     parser = argparse.ArgumentParser()
     add_synthesis_options(parser)
     given = given_options(parser, arguments, names)

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _do(arguments: argparse.Namespace, job: Job[Any], names: list[str]) -> int:
-    """Make this call's part of the cases; the exit status."""
+    """Make this call's part of the cases and return the exit status."""
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
     if arguments.submit is not None:
@@ -63,7 +63,7 @@ def _do(arguments: argparse.Namespace, job: Job[Any], names: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Synthesize:
-    """What one device does."""
+    """The work of one device."""
 
     arguments: argparse.Namespace
     job: Job[Any]
@@ -106,7 +106,7 @@ class _Synthesize:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """What quality control says of a case, and its reasons."""
+    """Verdict of quality control on a case, with its reasons."""
     reasons = "; ".join(result["reasons"])
     if not result["accepted"]:
         return f"rejected: {reasons}"
@@ -126,8 +126,11 @@ class _Progress(CaseProgress):
         self.bar.write(f"{case}: {result['said']}, {verdict(result)}", file=sys.stdout)
 
     def finish_in(self, output: Path) -> int:
-        """Close the bar, say what was done; the exit status."""
-        again = "run the same command again after a repair; what does not fit never will: try another --seed or more -n"
+        """Close the bar, print a summary and return the exit status."""
+        again = (
+            "fix the cause and run the same command again; cases in which no lesion fits fail every time: try another "
+            "--seed or a larger -n"
+        )
         status = self.finish("fvae-synthesize", again)
         failed = f", {len(self.failed)} failed" if self.failed else ""
         rejected = self.done - self.accepted

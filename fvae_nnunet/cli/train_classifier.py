@@ -1,8 +1,8 @@
-"""fvae-train-classifier: a 3D classifier of findings, trained on real or on real and synthetic cases.
+"""fvae-train-classifier: train a 3D classifier of findings on real, or on real and synthetic cases.
 
 Train a 3D classifier of the findings in a dataset's reports.json, and predict the validation cases of the fold and the
-test cases. The same command again goes on where it stopped; --test afterwards only predicts. Compare models with
-fvae-evaluate-classifier. More: docs/classification.md.
+test cases. The same command resumes where it stopped; after training, adding --test only predicts. Compare models with
+fvae-evaluate-classifier. See docs/classification.md.
 """
 
 from __future__ import annotations
@@ -38,40 +38,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     # fmt: off
     add_common(cases, "fold",
         help="train on the training cases of this fold and predict its validation cases; default: train on all")
-    cases.add_argument("--test", action="store_true", help="predict the test cases (imagesTs) too")
+    cases.add_argument("--test", action="store_true", help="also predict the test cases (imagesTs)")
     cases.add_argument("--synthetic", nargs="+", type=Path, default=[], metavar="FOLDER",
-        help="train on the cases of these folders of fvae-synthesize too; those that know a patient of validation or "
-        "test are left out")
+        help="also train on the cases of these folders of fvae-synthesize; those derived from a patient of validation "
+        "or test are left out")
     cases.add_argument("--allow-seen", action="store_true",
-        help="also take synthetic cases whose diffusion model was trained on patients of validation or test, or of "
-        "which that is not known; scores may then be too good")
-    add_common(cases, "findings", help="what is learnt; default: all of reports.json")
+        help="keep synthetic cases whose diffusion model was or may have been trained on patients of validation or "
+        "test; scores may then be too high")
+    add_common(cases, "findings", help="findings to learn; default: all in reports.json")
     volumes = parser.add_argument_group("volumes")
     volumes.add_argument("--shape", nargs=3, type=int, default=(128, 192, 192), metavar=("Z", "Y", "X"),
-        help="voxels around the middle of the image; default 128 192 192")
-    add_common(volumes, "spacing_mm", default=(3.0, 2.0, 2.0), help="mm between them; default 3 2 2")
+        help="size in voxels of the central crop; default 128 192 192")
+    add_common(volumes, "spacing_mm", default=(3.0, 2.0, 2.0), help="spacing of these voxels in mm; default 3 2 2")
     add_common(volumes, "hu_window", default=PAPER_HU_WINDOW)
     training = parser.add_argument_group("training")
     training.add_argument("--network", choices=NETWORKS, default="densenet121",
-        help="of MONAI; default densenet121; tiny: to try it out")
+        help="network of MONAI; default densenet121; tiny: for trying out the command")
     training.add_argument("--steps", type=int, default=20_000, metavar="N",
-        help="of the optimizer, the same number however many cases there are; default 20000")
-    add_common(training, "batch", default=8, help="cases of a step; default 8")
+        help="optimizer steps, independent of the number of cases; default 20000")
+    add_common(training, "batch", default=8, help="cases per step; default 8")
     add_common(training, "learning_rate", default=3e-4, help="learning rate; default 3e-4")
     training.add_argument("--positive-weight", choices=("none", "balanced"), default="none",
-        help="balanced: positive cases weigh as much as negative ones in each finding, within a factor of 20; default "
-        "none")
+        help="balanced: give the positive cases of each finding the same total weight as the negative ones, within a "
+        "factor of 20; default none")
     add_common(training, "precision", choices=("float32", "bfloat16"),
-        help="in which the network computes; default: bfloat16 where the GPU has it, else float32")
+        help="precision of the network; default: bfloat16 if the GPU supports it, else float32")
     add_common(training, "seed", "device")
     output = parser.add_argument_group("output")
     add_common(output, "output", metavar="FOLDER",
-        help="of the model; default: fvae_classifier__<network>[__synthetic][__fold<F>] in the dataset's folder in "
-        "nnUNet_results")
+        help="folder of the model; default: fvae_classifier__<network>[__synthetic][__fold<F>] in the dataset's folder "
+        "in nnUNet_results")
     # fmt: on
     add_common(output, "save_every", default=500, help="steps between checkpoints; default 500")
     add_common(output, "processes", "verify")
-    add_common(output, "overwrite", help="train anew, with other settings if need be")
+    add_common(output, "overwrite", help="train from scratch, also with different settings")
     return run_command(parser, run, argv)
 
 
@@ -85,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
     if arguments.save_every < 1:
-        raise UserError(f"--save-every is at least 1, got {arguments.save_every}")
+        raise UserError(f"--save-every must be at least 1, got {arguments.save_every}")
     if arguments.allow_seen and not arguments.synthetic:
-        raise UserError("--allow-seen does nothing without --synthetic")
+        raise UserError("--allow-seen has no effect without --synthetic; leave it out")
     dataset = dataset_name(dataset_of(arguments))
     reports = read_case_reports(find_case_reports(nnunet_folder("nnUNet_raw") / dataset))
     device = chosen_device(arguments.device)
@@ -102,11 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_is_ours(output)
     with CaseLocks([output]) as locks:
         if not locks.take("training"):
-            raise UserError(f"another process is training in {output}; wait for it, or give another -o")
+            raise UserError(f"another process is training in {output}; wait for it, or use another -o")
         if arguments.overwrite:
             remove_model(output)
         for damaged in forget_damaged_network(output) if arguments.verify else ():
-            print(f"DAMAGED, is trained anew: {damaged}", file=sys.stderr)
+            print(f"DAMAGED, will be trained again: {damaged}", file=sys.stderr)
         held_out = {"validation": split.validation, "test": split.test if arguments.test else ()}
         cache = _prepare(arguments, dataset, settings, [*training, *held_out["validation"], *held_out["test"]])
         begin_model(output, settings, dataset, arguments.fold, training, split, synthetic, cache)
@@ -173,22 +173,22 @@ def _say(
     print(
         f"{len(split.training)} real and {counted(made, 'synthetic training case')}, "
         f"{counted(len(split.validation), 'validation case')}, {counted(len(split.test), 'test case')}; "
-        f"not used, for want of findings: {counted(len(split.without_findings), 'case')}"
+        f"{counted(len(split.without_findings), 'case')} without findings not used"
     )
     if synthetic:
         for reason, number in synthetic.left_out.items():
-            print(f"{number} synthetic cases left out: {reason}")
+            print(f"{counted(number, 'synthetic case')} left out: {reason}")
         if synthetic.seen:
             print(
-                f"WARNING: {len(synthetic.seen)} synthetic cases may know patients of validation or test; scores may "
-                "be too good"
+                f"WARNING: {counted(len(synthetic.seen), 'synthetic case')} may contain information on patients of "
+                "validation or test; scores may be too high"
             )
     labels = label_array(training, settings.findings)
     one_sided = [
         name for name, column in zip(settings.findings, labels.T, strict=True) if not {0.0, 1.0} <= set(column.tolist())
     ]
     if one_sided:
-        print(f"cannot be learnt, for all training cases have the same value: {', '.join(one_sided)}")
+        print(f"cannot be learnt, as all training cases have the same value: {', '.join(one_sided)}")
 
 
 def _prepare(
@@ -226,7 +226,7 @@ def _train_and_predict(
     with progress_bar(total=settings.steps, desc="training", unit="step") as bar:
 
         def on_step(done: int, loss: float) -> None:
-            if bar.n == 0 and math.isnan(loss):  # what earlier runs did takes no part in the estimate
+            if bar.n == 0 and math.isnan(loss):  # exclude steps of earlier runs from the time estimate
                 bar.initial = done
             bar.update(done - bar.n)
             if not math.isnan(loss):

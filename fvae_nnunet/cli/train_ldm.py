@@ -1,8 +1,8 @@
 """fvae-train-ldm: train a latent diffusion model of a dataset's lesions, in the latent space of a frozen VAE.
 
-Train a latent diffusion model that makes lesions from masks, in the latent space of a frozen VAE, on the training cases
-of a raw dataset; for fvae-synthesize. The same command resumes where it stopped. On several GPUs: accelerate launch
--m fvae_nnunet.cli.train_ldm DATASET ...
+Train a latent diffusion model for fvae-synthesize. It generates lesions from masks in the latent space of a frozen VAE,
+and is trained on the training cases of a raw dataset. The same command resumes where it stopped. On several GPUs:
+accelerate launch -m fvae_nnunet.cli.train_ldm DATASET ...
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check_counts(arguments)
     if is_control(arguments.vae):
-        raise UserError(f"{arguments.vae} is a plain denoiser and has no latent; --vae must name a VAE")
+        raise UserError(f"{arguments.vae} is a plain denoiser and has no latent space; name a VAE with --vae")
     dataset = from_options(
         open_source_dataset, arguments, id_or_name=dataset_of(arguments), lesions=arguments.lesion
     ).without(arguments.leave_out)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.submit is not None:
         if not arguments.encode_only:
             raise UserError(
-                "`submit` is for `encode_only=True`; a training on several GPUs: accelerate launch --multi_gpu"
+                "`submit` requires `encode_only=True`; to train on several GPUs, use accelerate launch --multi_gpu"
             )
         return submit_cases(arguments, cases=dataset.cases, folders=[cache])
     loaded = _load_vae(arguments, str(accelerator.device))
@@ -87,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if is_main and arguments.verify:
         for path, what in damage_of(Manifest(output).files()).items():
-            print(f"DAMAGED, is made again: {path} {what}", file=sys.stderr)
+            print(f"DAMAGED, will be made again: {path} {what}", file=sys.stderr)
     with CaseLocks([output]) as locks:
         if is_main and not locks.take("training"):
-            raise UserError(f"another process is training in {output}; wait for it, or give another -o")
+            raise UserError(f"another process is training in {output}; wait for it, or use another -o")
         _encode(arguments, accelerator, dataset, loaded, latent_settings, cache)
         draws, model = draws_and_model(settings, dataset, loaded.vae, latent_settings, cache, texts)
         plan = from_options(
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         accelerator.wait_for_everyone()
         train(plan, draws, accelerator, show_samples)
     if is_main:
-        what = "make lesions with" if len(dataset.lesions) == 1 else "generate with"
+        what = "to make lesions" if len(dataset.lesions) == 1 else "to generate volumes"
         how = {"n": 100} if len(dataset.lesions) == 1 else {"mode": "full", "list": "list.csv"}
         command = command_line(
             "fvae-synthesize", dataset_id(dataset.name), ldm=output, fold=arguments.fold, **how,
@@ -130,11 +130,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_counts(arguments: argparse.Namespace) -> None:
     if arguments.save_every < 1 or (arguments.samples_every or 0) < 0:
-        raise UserError("--save-every is at least 1 and --samples-every not negative")
+        raise UserError("--save-every must be at least 1, and --samples-every must not be negative")
     if arguments.spacing_mm is not None and min(arguments.spacing_mm) <= 0:
         raise UserError(f"--spacing takes three positive numbers (z y x, mm), got {arguments.spacing_mm}")
     if arguments.text_encoder and arguments.reports is None:
-        raise UserError("--text-encoder does nothing without --reports")
+        raise UserError("--text-encoder has no effect without --reports; add --reports, or leave it out")
 
 
 def _output_folder(arguments: argparse.Namespace, dataset: SourceDataset, vae_name: str) -> Path:
@@ -148,7 +148,7 @@ def _output_folder(arguments: argparse.Namespace, dataset: SourceDataset, vae_na
 
 
 def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
-    """Set the options that are not given to the values of recipe and size."""
+    """Set options that are not given to the values of the recipe and the size."""
     from fvae_nnunet.synthesis.training.recipes import RECIPES
     from fvae_nnunet.synthesis.training.settings import DEFAULTS
 
@@ -166,7 +166,9 @@ def _complete(arguments: argparse.Namespace, *, has_lesions: bool) -> None:
     encoding = arguments.mask_encoding or defaults["mask_encoding"]
     if encoding != "outline" or arguments.prediction not in (None, "sample"):
         if arguments.context == "draft" or (encoding != "outline" and arguments.context == "masked"):
-            raise UserError("--context needs --mask-encoding outline, and draft also --prediction sample")
+            raise UserError(
+                "--context masked and draft require --mask-encoding outline; draft also requires --prediction sample"
+            )
         defaults["context"] = "none"
     for name, value in defaults.items():
         if getattr(arguments, name, None) is None:
@@ -191,7 +193,7 @@ def _training_settings(arguments: argparse.Namespace, accelerator: Accelerator) 
 
 
 def _load_vae(arguments: argparse.Namespace, device: str) -> LoadedVAE:
-    """The VAE, with the options of reconstruction that do not matter for latents at their defaults."""
+    """Load the VAE, with defaults for the reconstruction options that do not affect latents."""
     others: dict[str, Any] = dict.fromkeys(
         ("window_slices", "overlap_slices", "strength", "match", "posterior_seed", "named_windows", "pixel_mm")
     ) | {"scheme": "windows", "truncate": False, "hu_windows": [arguments.hu_window], "enlarge": 1.0, "average": 1}
@@ -263,7 +265,7 @@ def _record(
 
 
 def _begin(arguments: argparse.Namespace, plan: Plan, dataset: SourceDataset, loaded: LoadedVAE, texts: Texts) -> None:
-    """Start the folder of the training, or check that it was started with the same settings."""
+    """Start the training folder, or check that it was started with the same settings."""
     from fvae_nnunet.files.portable_names import portable_name, portable_parameters
     from fvae_nnunet.synthesis.training.checkpoints import KIND, remove_training, training_manifest
 
@@ -291,7 +293,7 @@ def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) ->
     organs = len(dataset.organ.class_names)
     print(
         f"{dataset.name}: {counted(len(dataset.cases), 'case')}, {draws.cases_with_lesion} with {lesions}; "
-        f"{organs} organ classes, {len(dataset.lesions)} of lesions; {cache}"
+        f"classes: {organs} of organs, {len(dataset.lesions)} of lesions; {cache}"
     )
     print(f"latents: {Manifest(cache).check_sample(dataset.cases, 'the same command and --verify')}")
     for stage, what in ((1, "slices"), (2, "windows")):
@@ -299,7 +301,7 @@ def _say(dataset: SourceDataset, draws: LatentDraws, plan: Plan, cache: Path) ->
             which = "without" if draws.share[stage] else "with"
             print(f"stage {stage}: no {what} {which} {lesions}; --lesion-share has no effect")
     if needs_text(plan.model, plan.record):
-        print("every case has a report: fvae-synthesize will need texts, unless --condition-dropout is above 0")
+        print("every case has a report, so fvae-synthesize will require texts unless --condition-dropout is above 0")
 
 
 if __name__ == "__main__":

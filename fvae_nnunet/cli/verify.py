@@ -1,4 +1,4 @@
-"""What the option ``--verify`` does in all commands that go on with what they made before."""
+"""The option ``--verify`` of all commands that resume earlier work."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], cases: Iterable[str]) -> None:
-    """Where ``--verify`` is given: read the files of finished cases, name damaged ones and forget their cases.
+    """With ``--verify``, read the files of finished cases, print damaged ones and forget their cases.
 
     Args:
         arguments: the options.
-        folders: of the manifests.
-        cases: that this call is to do.
+        folders: folders of the manifests.
+        cases: cases of this call.
 
     Raises:
-        UserError: everything is to be made anew anyway.
+        UserError: ``--overwrite`` is given too.
     """
     if not arguments.verify:
         return
     if getattr(arguments, "overwrite", False):
-        raise UserError("--overwrite makes everything anew, so there is nothing to verify; leave one of them out")
+        raise UserError("--overwrite makes everything again, so --verify has nothing to do; leave out one of them")
     from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.jobs.verification import forget_damaged
@@ -39,5 +39,5 @@ def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], case
     with progress_bar(total=len(cases) * len(manifests), desc="verify", unit="case", leave=False) as bar:
         verified = forget_damaged(manifests, cases, threads=arguments.processes, on_case=bar.update)
     for line in verified.damaged:
-        print(f"DAMAGED, is made again: {said_as_options(line)}", file=sys.stderr)
+        print(f"DAMAGED, will be made again: {said_as_options(line)}", file=sys.stderr)
     print(said_as_options(str(verified)))

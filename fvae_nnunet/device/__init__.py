@@ -1,1 +1,1 @@
-"""What a device has and does: its memory, and in what precision it really computes."""
+"""Properties of a device: its memory and its numerical precision."""

@@ -1,4 +1,4 @@
-"""Too little memory on a device: how it is told from other errors, cleared up, and answered by smaller calls.
+"""Lack of memory on a device: how to detect it, release memory, and continue with smaller calls.
 
 Sources: ``c10/cuda/CUDACachingAllocator.cpp`` (torch), the status names of cuDNN and cuBLAS.
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 MARGIN = 1.15
-"""What a call may need beyond its tensors: workspaces of kernels, and gaps between the blocks of torch's allocator."""
+"""Factor for memory beyond a call's tensors: workspaces of kernels, and gaps between blocks of torch's allocator."""
 
 MOST_ELEMENTS = 2**31 - 1
-"""Of a tensor: many kernels count in 32 bits."""
+"""Maximum number of elements of a tensor: many kernels use 32-bit indices."""
 
 _SIGNS = (
     "out of memory",  # CUDA, HIP, MPS; also cudaErrorMemoryAllocation behind an asynchronous call
@@ -30,7 +30,7 @@ _SIGNS = (
     "unable to find an engine",  # cuDNN: no plan whose workspace fits
     "cudnn_status_alloc_failed",
     "cudnn_status_internal_error_device_allocation_failed",
-    "cudnn_status_not_initialized",  # the handles are made at the first call, and fail where nothing is left for them
+    "cudnn_status_not_initialized",  # handles are created at the first call, which fails if no memory is left
     "cublas_status_alloc_failed",
     "cublas_status_not_initialized",
     "cusolver_status_alloc_failed",
@@ -40,13 +40,13 @@ _Result = TypeVar("_Result")
 
 
 class TooLittleMemory(UserError):
-    """Not even the smallest call fits; the message says which, and the way out."""
+    """Not even the smallest call fits into memory; the message names the call and a remedy."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a lack of memory, of torch's allocator or inside cuDNN or cuBLAS, whose errors have other names.
+    """Whether an error is a lack of memory, in torch's allocator or in cuDNN or cuBLAS, whose errors have other names.
 
-    A cuDNN that finds no engine for another reason looks the same; the smallest call then fails, and its error is kept.
+    If cuDNN finds no engine for another reason, the error looks the same; then the smallest call fails with this error.
     """
     if not isinstance(error, RuntimeError):
         return False
@@ -55,9 +55,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(error: BaseException) -> None:
-    """Let go of what the frames of a failed computation hold, and give it back to the device.
+    """Release the objects that the frames of a failed computation hold, and return their memory to the device.
 
-    Tensors that a traceback keeps alive would take the memory from what comes next. The traceback can still be printed.
+    Otherwise, tensors kept alive by the traceback would occupy memory. The traceback can still be printed.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -70,14 +70,14 @@ def release(error: BaseException) -> None:
         waiting += [one.__cause__, one.__context__]
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.cuda.empty_cache()  # does nothing where CUDA was not used
+        torch.cuda.empty_cache()  # does nothing if CUDA was not used
         if torch.backends.mps.is_available():
             torch.mps.empty_cache()
 
 
 @contextmanager
 def memory_explained(lack: str) -> Iterator[None]:
-    """Turn a lack of memory into ``TooLittleMemory`` with this message; other errors pass."""
+    """Turn a lack of memory into ``TooLittleMemory`` with this message; other errors pass through."""
     try:
         yield
     except RuntimeError as error:
@@ -87,7 +87,7 @@ def memory_explained(lack: str) -> Iterator[None]:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What torch could still allocate on a CUDA device: free, or reserved by torch and not in use."""
+    """Bytes that torch can still allocate on a CUDA device: free, or reserved by torch but not in use."""
     import torch
 
     free = torch.cuda.mem_get_info(device)[0]
@@ -95,25 +95,24 @@ def available_bytes(device: torch.device) -> int:
 
 
 def even_part(units: int, most: int) -> int:
-    """The size of the first of as few, as equal parts as there can be with at most ``most`` units each."""
+    """Size of the first part when dividing units into as few and as equal parts as possible, at most ``most`` each."""
     return math.ceil(units / math.ceil(units / max(1, most)))
 
 
 class CallSize:
-    """How many units (images, windows, steps along the slices) one call of a network takes.
+    """Number of units (images, windows, steps along the slices) in one call of a network.
 
-    As many as the caller and 32-bit indices allow, in even parts, until memory lacks. Then half as many, for the rest
-    of the run: what was too much once is not tried again, whatever the size of a unit.
+    At first as many units as the caller and 32-bit indices allow, in even parts. After a lack of memory half as many,
+    for the rest of the run: a size that was once too large is not tried again, for units of any size.
 
     Args:
-        name: whose calls they are, for the warning.
-        voxels_of_value: voxels of the volume that a value of one channel of the input stands for; 1 unless it is a
-            latent.
-        features: values per voxel in the widest feature map; 0 where it is not known.
-        most_voxels: of a call that is fast, all units together; a single unit may have more.
+        name: name of the network, for the warning.
+        voxels_of_value: voxels of the volume per value of one channel of the input; 1 unless the input is a latent.
+        features: values per voxel in the widest feature map; 0 if unknown.
+        most_voxels: maximum number of voxels of an efficient call, all units together; a single unit may have more.
 
     Attributes:
-        most_voxels: of a call, all units together; less than at first where memory has lacked.
+        most_voxels: current maximum number of voxels of a call, all units together; reduced after a lack of memory.
     """
 
     def __init__(
@@ -124,10 +123,10 @@ class CallSize:
         self._has_lacked = False
 
     def over(self, code: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """``code`` over the first axis of ``x`` (units, C, ...), which must not make units depend on each other.
+        """Apply ``code`` along the first axis of ``x`` (units, C, ...); it must process units independently.
 
         Raises:
-            RuntimeError: the lack of memory, where one unit is too much.
+            RuntimeError: lack of memory for a single unit.
         """
         import torch
 
@@ -138,16 +137,16 @@ class CallSize:
     def run(
         self, call: Callable[[int, int], _Result], units: int, voxels: int, most: int | None = None
     ) -> list[_Result]:
-        """What ``call(start, stop)`` returns for runs of units that follow each other, all units together.
+        """Call ``call(start, stop)`` for consecutive ranges that cover all units, and return the results.
 
         Args:
-            call: must leave everything as it was when it fails.
-            units: how many there are.
-            voxels: of a unit.
-            most: of units in a call; None for all.
+            call: function of a range; must leave everything unchanged when it fails.
+            units: number of units.
+            voxels: number of voxels of a unit.
+            most: maximum number of units in a call; None for all.
 
         Raises:
-            RuntimeError: the lack of memory, where one unit is too much.
+            RuntimeError: lack of memory for a single unit.
         """
         results: list[_Result] = []
         done = 0
@@ -171,8 +170,8 @@ class CallSize:
     def _halve(self, count: int, voxels: int) -> None:
         if not self._has_lacked:
             warnings.warn(
-                f"{self._name}: {count * voxels} voxels in one call are too many for the memory of the device; going "
-                "on with half of them, and fewer if need be",
+                f"{self._name}: {count * voxels} voxels in one call are too many for the memory of the device; "
+                "continuing with half as many, or fewer if necessary",
                 stacklevel=3,
             )
         self._has_lacked = True

@@ -1,4 +1,4 @@
-"""In what precision a device really computes: bfloat16 that it has, float32 that is TF32, convolutions with a fault."""
+"""Numerical precision of a device: native bfloat16, TF32 in place of float32, and faulty convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TF32_VARIABLE = "nnUNet_fvae_tf32"
 
 
 def has_bfloat16(device: str | torch.device) -> bool:
-    """Whether a CUDA device computes in bfloat16 itself (from Ampere on); torch counts emulation as support."""
+    """Whether a CUDA device has native bfloat16 (Ampere and later); by default torch counts emulation as support."""
     device = torch.device(device)
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
@@ -22,7 +22,7 @@ def has_bfloat16(device: str | torch.device) -> bool:
 
 
 def fastest_precision(device: str | torch.device) -> str:
-    """``bfloat16`` where the device has it, else ``float32``: the default of training, synthesis and classification."""
+    """``bfloat16`` if the device has it, else ``float32``: the default of training, synthesis and classification."""
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
@@ -32,14 +32,14 @@ def tf32_is_wanted() -> bool:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether torch may compute float32 in TF32 (10 bits of mantissa) within; afterwards it is as before.
+    """Allow or forbid TF32 (10 bits of mantissa) for float32 within the block; afterwards the setting is restored.
 
-    torch allows it in convolutions by default, which moves a reconstruction by 0.27 HU (rms, Wan 2.1).
+    By default torch allows it in convolutions, which changes a reconstruction by 0.27 HU (RMS, Wan 2.1).
     """
     flags = ((torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32"))
     before = []
     for place, name in flags:
-        with suppress(RuntimeError):  # torch 2.9 and later, where the process has set its newer flags one by one
+        with suppress(RuntimeError):  # torch 2.9 and later, if the process has set the newer flags individually
             before.append((place, name, getattr(place, name)))
             setattr(place, name, allowed)
     try:
@@ -50,15 +50,15 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def device_class(device: torch.device) -> str:
-    """The kind of device, without its number: ``cpu``, ``mps`` or ``cuda, NVIDIA H200``."""
+    """Kind of device without its index: ``cpu``, ``mps`` or ``cuda, NVIDIA H200``."""
     return f"cuda, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def conv3d_fault() -> str | None:
-    """What is known to be wrong with 3D convolutions in bfloat16 on CUDA with these versions, and the way out.
+    """Known fault of 3D convolutions in bfloat16 on CUDA with the installed versions, with a remedy; else None.
 
     github.com/pytorch/pytorch issues 163539 (wrong values for large outputs with cuDNN 9.8 to 9.12) and 166643 (torch
-    from 2.9 on keeps away from cuDNN below 9.15, which takes 3 to 17 times the memory).
+    2.9 and later avoid cuDNN below 9.15, which takes 3 to 17 times the memory).
     """
     cudnn = torch.backends.cudnn.version()
     if cudnn is None or not 90800 <= cudnn < 91500:

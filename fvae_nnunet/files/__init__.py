@@ -1,1 +1,1 @@
-"""Files that are checked where they are read, and whole where they are written."""
+"""Reading of files with checks, and atomic writing."""

@@ -1,12 +1,12 @@
-"""JSON files, checked where they are read: what is damaged or incomplete is a sentence with the file and the way out.
+"""Reading of JSON files with checks; an error message names the file, the first problem and a remedy.
 
-A shape says what content must be, as far as it is used:
+A shape describes the content, as far as it is used:
 
-- a type (``float``: any number; ``object``: anything), ``None``, or a tuple: one of these;
-- ``[shape]``: a list of such;
-- ``{"name": shape, "other?": shape, "*": shape}``: an object that has ``name``, may have ``other``, and holds nothing
-  but such in its further entries, which without ``*`` are free;
-- a ``Rule``: a value for which something holds.
+- a type (``float``: any number; ``object``: anything), ``None``, or a tuple: any one of these;
+- ``[shape]``: a list of values of this shape;
+- ``{"name": shape, "other?": shape, "*": shape}``: an object that must have ``name`` and may have ``other``; further
+  entries must have the shape of ``*``, or are not checked if there is none;
+- a ``Rule``: a value that fulfils a condition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 
-REPAIR = "Bring it back from a copy, or make anew what it belongs to"
+REPAIR = "Restore it from a copy, or repeat the step that wrote it"
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object",
           list: "a list", None: "null"}  # fmt: skip
@@ -28,11 +28,11 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Rule:
-    """A value that must be something.
+    """Condition on a JSON value.
 
     Attributes:
-        expected: what, for the message: ``"text"``, ``"two numbers, the lower first"``.
-        holds: whether a JSON value is that; it may raise TypeError where it cannot be.
+        expected: expected value, for the message: ``"text"``, ``"two numbers, the lower first"``.
+        holds: whether a JSON value fulfils the condition; may raise TypeError for a value of another type.
     """
 
     expected: str
@@ -40,37 +40,37 @@ class Rule:
 
 
 def read_json(path: Path, shape: Any = object, *, remedy: str = REPAIR) -> Any:
-    """The content of a JSON file in UTF-8.
+    """Read a JSON file in UTF-8 and check its content.
 
     Args:
-        path: of the file.
+        path: path of the file.
         shape: see the module.
-        remedy: what to do where the file is damaged: a sentence without its full stop.
+        remedy: what to do if the file is damaged: a sentence without its full stop.
 
     Raises:
-        UserError: it cannot be read, is no JSON, or has another shape.
+        UserError: the file cannot be read, is not JSON, or has another shape.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no valid JSON (not UTF-8: {error.reason}). {remedy}") from error
+        raise UserError(f"{path} is not valid JSON (not UTF-8: {error.reason}). {remedy}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid JSON ({error}). {remedy}") from error
+        raise UserError(f"{path} is not valid JSON ({error}). {remedy}") from error
     check_shape(path, content, shape, remedy=remedy)
     return content
 
 
 def check_shape(path: Path, content: Any, shape: Any, *, remedy: str = REPAIR) -> None:
-    """Raise UserError, which names the first thing that is wrong, unless the content of a file has a shape."""
+    """Raise UserError with the first problem unless the content of a file has this shape."""
     wrong = next(problems(content, shape), None)
     if wrong is not None:
         raise UserError(f"{path} is damaged or incomplete: {wrong}. {remedy}")
 
 
 def problems(value: Any, shape: Any, place: str = "") -> Iterator[str]:
-    """Where a value has not a shape: a sentence for each place, such as ``folds[2].val must be a list, not null``."""
+    """Yield a sentence for each deviation from a shape, such as ``folds[2].val must be a list, not null``."""
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             yield _not(value, "an object", place)

@@ -1,8 +1,8 @@
-"""The one way in which tables are written as CSV: no cell is a formula to the program that opens it.
+"""Writing of CSV tables in which no cell is interpreted as a formula.
 
-A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break gets an apostrophe before it, unless it is a
-number such as -3.5: names of cases, labels and findings come from files, and spreadsheets run such cells. Whoever reads
-our tables takes it off again with ``plain_text``.
+Names of cases, labels and findings come from files, and spreadsheets run cells that look like formulas. A text that
+begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break therefore gets a leading apostrophe, unless it is a number
+such as -3.5. ``plain_text`` removes the apostrophe again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _FORMULA = r"[=+\-@\t\r\n]"
 
 
 def csv_bytes(rows: Iterable[Mapping[str, object]], columns: Sequence[str] | None = None) -> bytes:
-    """A table in UTF-8 with its header.
+    """Return a table with its header as UTF-8 bytes.
 
     Args:
-        rows: by column; a value that a row lacks is an empty cell.
-        columns: in this order; None: those that occur, in order of appearance.
+        rows: values by column; a missing value becomes an empty cell.
+        columns: columns in order; None: all that occur, in order of appearance.
     """
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row) if columns is None else columns)
@@ -29,14 +29,14 @@ def csv_bytes(rows: Iterable[Mapping[str, object]], columns: Sequence[str] | Non
 
 
 def csv_line(values: Iterable[object]) -> str:
-    """One row with its line break."""
+    """One row of the table, with its line break."""
     text = io.StringIO()
     csv.writer(text).writerow([_cell(value) for value in values])
     return text.getvalue()
 
 
 def plain_text(cell: str) -> str:
-    """What was written as this cell."""
+    """Original text of a cell."""
     return cell[1:] if re.match(rf"'+{_FORMULA}", cell) else cell
 
 

@@ -1,4 +1,4 @@
-"""What a path must be before it is opened: a file, with a name that every library can take."""
+"""Checks of a path before it is opened: it must be a regular file, with a name that every library accepts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fvae_nnunet.errors import UserError
 
 
 def check_file(path: Path) -> None:
-    """Raise UserError unless a path names a file that can be opened: no folder, pipe or device, no link to nowhere.
+    """Raise UserError unless a path is a regular file: not a folder, pipe, device or broken link.
 
-    Opening a pipe would wait for ever.
+    Opening a pipe would block forever.
     """
     check_name(path)
     try:
@@ -20,32 +20,32 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         if path.is_symlink():
             raise UserError(
-                f"{path} is a link that leads nowhere (to {readable(path.readlink())}); remove it or restore its file"
+                f"{path} is a broken link (to {readable(path.readlink())}); remove it or restore its target"
             ) from None
         raise UserError(f"{path} is missing") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder, not a file; move it away or rename it")
+        raise UserError(f"{path} is a folder, not a file; move or rename it")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is a pipe, socket or device, not a file; put the file itself there")
+        raise UserError(f"{path} is a pipe, socket or device, not a file; replace it with a file")
 
 
 def check_name(path: Path) -> None:
-    """Raise UserError where a path cannot be written as UTF-8: SimpleITK would end the process."""
+    """Raise UserError if a path cannot be encoded as UTF-8, because SimpleITK would end the process."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         try:
             os.fsencode(path).decode()
         except UnicodeDecodeError:
-            raise UserError(f"{readable(path)}: the bytes of this name are no UTF-8; rename it") from None
+            raise UserError(f"{readable(path)}: this name is not valid UTF-8; rename it") from None
         raise UserError(
-            f"{readable(path)}: the locale of this process has no such letters; set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or "
-            "rename it"
+            f"{readable(path)}: the locale of this process cannot encode this name; set PYTHONUTF8=1 or "
+            "LC_ALL=C.UTF-8, or rename it"
         ) from None
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """A path for messages: bytes that are no UTF-8 as ``\\xe4``."""
+    """A path for messages, with bytes that are not UTF-8 shown as ``\\xe4``."""
     return os.fsencode(path).decode(errors="backslashreplace")

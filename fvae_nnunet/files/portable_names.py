@@ -1,4 +1,4 @@
-"""What of a path may stand in a model that is shared: its own name, and nothing of the machine that it lies on."""
+"""Paths for models that are shared: only the last component, nothing about the local machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def portable_name(text: str) -> str:
-    """A path without the folders that lead to it; anything else, such as a hub id, as it is.
+    """Return a path without its parent folders; anything else, such as a hub id, is unchanged.
 
-    A word before and values behind the path stay: ``folder:/data/masks:1,2`` becomes ``folder:masks:1,2``.
+    A prefix and values around the path are kept: ``folder:/data/masks:1,2`` becomes ``folder:masks:1,2``.
     """
     kind, path, values = re.fullmatch(r"([a-z]{2,}:)?(.*?)((?::\d+(?:,\d+)*)?)", text, re.DOTALL).groups()  # type: ignore[union-attr]
     place = Path(path)
@@ -20,5 +20,5 @@ def portable_name(text: str) -> str:
 
 
 def portable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a command, each path among them as ``portable_name`` has it."""
+    """Apply ``portable_name`` to all text values among the parameters of a command."""
     return {name: portable_name(value) if isinstance(value, str) else value for name, value in parameters.items()}

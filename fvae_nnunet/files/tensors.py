@@ -1,4 +1,4 @@
-"""Small safetensors files that know their own digest, for caches whose entries have no record."""
+"""Small safetensors files that contain their own digest, for caches whose entries have no record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The bytes of a safetensors file whose metadata holds, as ``sha256``, the digest of the same file without it."""
+    """Return a safetensors file as bytes; its metadata ``sha256`` is the digest of the same file without metadata."""
     from safetensors.torch import save
 
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -22,10 +22,10 @@ def save_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """What ``save_tensors`` made, on the CPU.
+    """Read a file of ``save_tensors``; the tensors are on the CPU.
 
     Raises:
-        UserError: it is no such file, or holds other bytes than were written.
+        UserError: the file is not a safetensors file, or has changed since it was written.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save
@@ -37,5 +37,5 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it and run the command again") from error
     if recorded != hashlib.sha256(save(tensors)).hexdigest():
-        raise UserError(f"{path} holds other tensors than were written (sha256); remove it and run the command again")
+        raise UserError(f"{path} has changed since it was written (sha256); remove it and run the command again")
     return tensors

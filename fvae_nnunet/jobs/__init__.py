@@ -1,1 +1,1 @@
-"""Many cases: processes, devices, locks, and the record of what is done."""
+"""Processing of many cases: processes, devices, locks, and records of finished cases."""

@@ -1,7 +1,7 @@
-"""One list of cases on several devices of this machine: a process for each, which asks for its next case when it can.
+"""Distribution of one list of cases over several devices of this machine, with a process for each device.
 
-The parent holds the list and the progress; a device's process loads the VAE and runs the pipeline of one device. When
-such a process dies, what it had not finished goes to the others.
+The parent holds the list and the progress. Each child process loads the VAE, runs the pipeline of its device and asks
+for its next case when it is ready. When a child dies, its unfinished cases go to the others.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from fvae_nnunet.jobs.workers import PortableError, limit_threads, obey_parent, 
 
 _GRACE_S = 15.0
 _CRASHES_OF_A_CASE = 2
-"""So many processes may die with a case before it has failed: it may be what kills them."""
+"""Number of processes that may die with a case before the case counts as failed, since it may be the cause."""
 
 OnSlices = Callable[[str, int, int], object]
 
 
 class Work(Protocol):
-    """What the process of one device does; picklable."""
+    """Work of the process of one device; picklable."""
 
     def load(self, device: str | None) -> Any:
-        """The VAE on its device; None for the default one."""
+        """Load the VAE on a device; None for the default device."""
 
     def run(
         self, loaded: Any, cases: Iterator[str], *, first: bool, seconds: StageSeconds, on_slices: OnSlices
     ) -> Generator[Outcome, None, None]:
-        """The pipeline. The output is opened before the first case is asked for; ``first`` is true in one process
-        only, and the others open it after that."""
+        """Run the pipeline. It opens the output before it asks for the first case; ``first`` is true in one process
+        only, and the others open the output after it."""
 
 
 def available_devices(names: list[str]) -> list[str]:
-    """The torch devices with these names; ``all`` stands for every CUDA GPU.
+    """Torch devices with these names; ``all`` stands for every CUDA GPU.
 
     Raises:
-        UserError: a device that torch does not see.
+        UserError: torch does not see a device.
     """
     import torch
 
@@ -55,13 +55,13 @@ def available_devices(names: list[str]) -> list[str]:
         known = gpus if name == "all" else [name] if name == "cpu" or name in gpus else gpus[:1] * (name == "cuda")
         known = ["mps"] if name == "mps" and torch.backends.mps.is_available() else known
         if not known:
-            raise UserError(f"`devices`: torch does not see {name}; there is: {', '.join([*gpus, 'cpu'])}")
+            raise UserError(f"`devices`: torch does not see {name}; available: {', '.join([*gpus, 'cpu'])}")
         devices += known
     return devices
 
 
 def chosen_device(name: str | None) -> str:
-    """The torch device of one process: the named one, or without a name ``cuda`` if there is a GPU, else ``cpu``.
+    """Torch device of one process: the named one; without a name, ``cuda`` if there is a GPU, else ``cpu``.
 
     Raises:
         UserError: torch sees no such device.
@@ -81,7 +81,7 @@ def chosen_device(name: str | None) -> str:
 
 @dataclass(eq=False)
 class _Child:
-    """A device's process as the parent sees it: what it waits for, and the cases that it has and has not reported."""
+    """State of a device's process in the parent: what it waits for, and its cases without an outcome."""
 
     name: str
     process: BaseProcess
@@ -108,21 +108,21 @@ def run_on_devices(
     on_slices: OnSlices,
     say: Callable[[str], object],
 ) -> Generator[Outcome, None, None]:
-    """Run ``work`` on every device at once, each case on one of them; yields what became of it.
+    """Run ``work`` on all devices at once, with each case on one of them, and yield the outcome of each case.
 
-    A case that was with a process that died is given to another one; after two such deaths it has failed, and so have
-    all that are left when no process is left.
+    If a process dies, its cases are given to other processes. A case fails after two such deaths. If no process is
+    left, all remaining cases fail.
 
     Args:
-        devices: names for torch; the same name may stand there several times (``cpu``).
-        work: what each process does.
-        cases: identifiers, asked for one by one.
+        devices: torch names of the devices; a name may occur several times (``cpu``).
+        work: work of each process.
+        cases: identifiers of the cases, requested one by one.
         seconds: filled with the sum over the devices.
         on_slices: called with case, slices done and slices of the case.
-        say: called with a line on each process that failed.
+        say: called with a line for each process that failed.
 
     Raises:
-        UserError: no process came as far as its first case; the reason of the first.
+        UserError: no process reached its first case; with the reason of the first process.
     """
     children: list[_Child] = []
     parent = _Parent(children, iter(cases), seconds, on_slices, say)
@@ -152,10 +152,10 @@ def _start(device: str, devices: list[str], work: Work) -> _Child:
 
 
 class _Parent:
-    """What goes on between the list of cases and the children.
+    """Exchange between the list of cases and the children.
 
-    Cases are taken from the list by a thread: the next may be with another command for long, and what the children
-    report must be passed on meanwhile.
+    A thread takes cases from the list. It may wait a long time for a case that another command holds, and the reports
+    of the children must be passed on meanwhile.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class _Parent:
             self._ask()
             self._again.extend(self._next_case())
         for case in self._again:
-            yield Outcome(case, error=UserError("no process is left to do it"))
+            yield Outcome(case, error=UserError("no process is left to work on it; see the errors above"))
 
     def stop(self) -> None:
         """Take no more cases."""
@@ -232,7 +232,7 @@ class _Parent:
             self._wanted.release()
 
     def _next_case(self) -> list[str]:
-        """What the thread has taken: a case, or none where there are no more."""
+        """Case that the thread has taken, or an empty list if there are no more."""
         self._asked = False
         taken = self._taken.recv()
         if isinstance(taken, PortableError):
@@ -241,7 +241,7 @@ class _Parent:
         return [] if taken is None else [taken]
 
     def _answer(self) -> None:
-        """Let one process open the output and then the others; give cases to those that ask."""
+        """Let one process open the output, then the others; give cases to those that ask."""
         running = [child for child in self._children if not child.ended]
         for child in running:
             if child.waits_for == "opening":
@@ -264,13 +264,15 @@ class _Parent:
         if child.error is None and child.process.exitcode == 0:
             return
         reason = str(child.error or "") or f"its process died with exit code {child.process.exitcode}"
-        self._say(f"{child.name}: {reason}; what it had not finished goes to the other devices")
+        self._say(f"{child.name}: {reason}; its unfinished cases go to the other devices")
         for case in sorted(child.cases):
             self._crashes[case] += 1
             if self._crashes[case] < _CRASHES_OF_A_CASE:
                 self._again.append(case)
             else:
-                yield Outcome(case, error=UserError(f"{_CRASHES_OF_A_CASE} processes ended with it, last: {reason}"))
+                yield Outcome(
+                    case, error=UserError(f"{_CRASHES_OF_A_CASE} processes died working on it; last: {reason}")
+                )
         child.cases.clear()
 
 

@@ -1,7 +1,7 @@
-"""Signals that ask a process to end. Forked processes do not inherit our answers to them.
+"""Handling of SIGINT and SIGTERM; forked processes do not inherit our handlers.
 
-nnU-Net's pools are forked and are ended by SIGTERM: a handler that raises an exception there may be called where Python
-swallows it (while a module is imported, for one), and then the pool waits for its process forever.
+nnU-Net's pools are forked and are ended by SIGTERM. A handler that raises an exception there may run where Python
+swallows the exception (for instance during an import), and then the pool waits for its process forever.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _ours: set[Callable[..., Any]] = set()
 
 
 def answer_sigterm(handler: Callable[[int, Any], Any]) -> None:
-    """Handle SIGTERM in this process, and not in those that are forked from it."""
+    """Handle SIGTERM in this process, but not in processes that are forked from it."""
     _ours.add(handler)
     signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM (a scheduler's, ``docker stop``) interrupts as Ctrl-C does; a second signal ends the process at once.
+    """Let SIGTERM (of a scheduler or ``docker stop``) interrupt like Ctrl-C; a second signal ends the process at once.
 
-    The KeyboardInterrupt has the signal's number as its argument. Where somebody else handles SIGTERM, such as the
-    runner of a job, nothing is changed.
+    The KeyboardInterrupt has the signal's number as its argument. If SIGTERM already has a handler, such as that of a
+    job runner, nothing is changed.
     """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     before = signal.getsignal(signal.SIGINT)
@@ -55,7 +55,7 @@ def _end_at_once(number: int, _: Any) -> None:
 
 
 class _Fork(threading.local):
-    """A fork by this thread. SIGTERM waits until the new process has forgotten our answer; before, it would be lost."""
+    """A fork by this thread. SIGTERM is blocked until the child has removed our handler, so that it is not lost."""
 
     mask_before: set[int] | None = None
 

@@ -1,13 +1,13 @@
-"""Who is at work on which case of a folder, so that several processes, also on several machines, can share it.
+"""Locks on the cases of a folder, so that several processes, also on several machines, can share the work.
 
-``<folder>/locks`` holds, only while somebody works there::
+While processes work in a folder, ``<folder>/locks`` holds::
 
     <case>.lock                       the case is taken
-    runs/<host>-<pid>-<random>.lock   this process is at work in the folder
+    runs/<host>-<pid>-<random>.lock   this process works in the folder
 
-Each file is locked by its process (``filelock``), and the system gives it free when the process ends, however it ends.
-On a file system without such locks the file itself is the lock; then that of a process that was killed stays, and only
-a process on the same host notices that its owner is gone.
+Each file is locked by its process (``filelock``), and the system releases the lock when the process ends for any
+reason. On a file system without such locks, the file itself is the lock. The file of a killed process then remains,
+and only a process on the same host notices that its owner is gone.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class CaseLocks:
-    """This process' locks on cases; a context that gives them back.
+    """Locks of this process on cases; a context manager that releases them.
 
     Args:
-        folders: where a case is written; it is locked in all of them or in none.
-        wait: whether ``each`` waits at its end for the cases that other processes hold.
-        say: called with a line when that begins.
+        folders: folders to which cases are written; a case is locked in all of them or in none.
+        wait: whether ``each`` finally waits for cases that other processes hold.
+        say: called with a line when the waiting begins.
 
     Attributes:
-        missing: cases of ``each`` that other processes held at its end; none where it waited.
+        missing: cases that other processes still held at the end of ``each``; empty if it waited.
     """
 
     def __init__(
@@ -67,26 +67,26 @@ class CaseLocks:
         for run in self._runs:
             _give_back(run)
         if self._runs:
-            self._other_runs()  # removes those of killed processes
+            self._other_runs()  # removes files of killed processes
         for folder in self._folders:
-            with suppress(OSError):  # others are at work
+            with suppress(OSError):  # other processes still work here
                 (folder / RUNS).rmdir()
                 folder.rmdir()
 
     def refuse_others(self) -> None:
-        """Raise UserError where another process is at work in one of the folders."""
+        """Raise UserError if another process works in one of the folders."""
         others = self._other_runs()
         if others:
             raise UserError(
                 f"{others[0].parents[2]} is being written by another process (host and process id: {others[0].stem}); "
-                "wait for it, or stop it"
+                "wait for it or stop it"
             )
 
     def each(self, cases: Iterable[str]) -> Iterator[str]:
-        """Lock one case after the other and yield it. Whoever gets a case gives it back with ``release``.
+        """Lock and yield one case after the other; the caller releases each with ``release``.
 
-        Cases that other processes hold come last, each when it is given back: whoever reads it then sees whether it is
-        complete.
+        Cases that other processes hold come last, as soon as they are released. The caller then reads the record of
+        such a case to see whether it is complete.
         """
         busy = []
         for case in cases:
@@ -96,7 +96,7 @@ class CaseLocks:
                 busy.append(case)
         if busy and self._wait:
             which = busy[0] if len(busy) == 1 else f"{len(busy)} cases (first: {busy[0]})"
-            self._say(f"waiting for other processes, which work on {which}; their locks: {self._folders[0]}")
+            self._say(f"waiting for other processes that work on {which}; their locks are in {self._folders[0]}")
         while busy and self._wait and not self._closing.wait(LOOK_AGAIN_S):
             still_busy = []
             for case in busy:
@@ -125,12 +125,12 @@ class CaseLocks:
         return True
 
     def release(self, case: str) -> None:
-        """Give a case back, done or failed."""
+        """Release the lock of a case, whether it is done or failed."""
         for lock in self._held.pop(case, []):
             _give_back(lock)
 
     def _other_runs(self) -> list[Path]:
-        """The files of other processes at work; those of processes that are gone are removed."""
+        """Lock files of other running processes; removes those of processes that have ended."""
         alive = []
         for path in (path for folder in self._folders for path in (folder / RUNS).glob("*.lock")):
             if path.name == self._run:
@@ -144,7 +144,7 @@ class CaseLocks:
 
 
 def _locked(path: Path) -> BaseFileLock | None:
-    """The lock, which is ours now; None where another process holds it."""
+    """Acquire the lock of a file; None if another process holds it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -152,18 +152,18 @@ def _locked(path: Path) -> BaseFileLock | None:
             lock.acquire(blocking=False)
         except Timeout:
             return None
-        except FileNotFoundError:  # another process has removed the folder, as it was empty
+        except FileNotFoundError:  # another process has removed the empty folder
             continue
         return lock
 
 
 def _give_back(lock: BaseFileLock) -> None:
-    """Unlock and remove a file.
+    """Unlock and remove a lock file.
 
-    In the instant of its removal a process that has opened it and one that makes it anew can both come to hold a case:
-    they find it complete, or both write the same bytes.
+    At the moment of removal, a process that has just opened the file and one that creates it again may both lock the
+    same case. They find the case complete, or both write the same bytes.
     """
-    if os.name == "posix" and not isinstance(lock, SoftFileLock):  # others remove their files themselves
+    if os.name == "posix" and not isinstance(lock, SoftFileLock):  # other kinds remove their files themselves
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
@@ -172,14 +172,14 @@ _kinds: dict[int, type[BaseFileLock]] = {}
 
 
 def _kind_of_lock(folder: Path) -> type[BaseFileLock]:
-    """What can lock files of this file system."""
+    """Kind of lock that works on the file system of the folder."""
     device = folder.stat().st_dev
     if device not in _kinds:
         _kinds[device] = FileLock if _can_lock(folder) else SoftFileLock
         if _kinds[device] is SoftFileLock:
             warnings.warn(
-                f"the file system of {folder} knows no locks (flock), so a process that is killed leaves its lock "
-                f"files in {folder}; if a command waits for a case that nobody works on, delete them",
+                f"the file system of {folder} has no locks (flock), so a killed process leaves its lock files in "
+                f"{folder}; if a command waits for a case that no process works on, delete them",
                 stacklevel=2,
             )
     return _kinds[device]

@@ -1,22 +1,21 @@
-"""The record of how a folder of reconstructions was made, and which of its files are complete.
+"""Record of how a folder of reconstructions was made, and which of its cases are complete.
 
-A manifest folder holds ``manifest.json``, written once, with every setting that changes a voxel, and
+A manifest folder holds ``manifest.json``, written once, with every setting that affects voxels, and
 ``cases/<case>.json``, one record per finished case. Several processes may fill one folder: the settings are compared,
-never merged, and no two cases share a file. A case counts as done only when its record is there, equals what it would
-be made from now, and names the size of each of its files on disk. The record is written last, so an interrupted case
-is simply not there. Records hold a digest of each file, too (see ``files.recorded``), which is looked at where somebody
-asks for it: ``damage``.
+never merged, and no two cases share a file. A case is done only if its record exists, names the current inputs, and
+gives the size of each of its files on disk. The record is written last, so an interrupted case has none. Records also
+hold a digest of each file (see ``files.recorded``), which only ``damage`` checks.
 
-Files are known by their paths relative to the manifest folder, as in ``../imagesTr/case.nii.gz``. None may lie outside
-of ``root``: a folder that comes from elsewhere cannot have other files read or deleted.
+Files are recorded by their paths relative to the manifest folder, as in ``../imagesTr/case.nii.gz``. None may lie
+outside ``root``, so that a folder from an untrusted source cannot have other files read or deleted.
 
 ``manifest.json``::
 
     {"schema": 1, "kind": "view", "settings": {...}, "made_with": {...}}
 
-``settings`` must be equal for the folder to be continued; ``made_with`` (versions, source of the weights, kind of
-device) is for the reader, and its ``parameters`` are those of the command that makes the same again. A folder that goes
-on on another kind of device is warned of: CPUs and GPUs round differently, and are no other settings.
+``settings`` must be equal to resume work on the folder. ``made_with`` (versions, source of the weights, kind of device)
+is for information; its ``parameters`` are those of the command that reproduces the folder. Resuming on another kind of
+device gives only a warning, since CPUs and GPUs round differently.
 """
 
 from __future__ import annotations
@@ -38,35 +37,36 @@ from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.files.recorded import RecordedFile, damage_of, flush, write_shared
 from fvae_nnunet.jobs.recorded_options import parameters_in
 from fvae_nnunet.jobs.recorded_settings import SETTINGS
+from fvae_nnunet.numbers_as_text import counted
 
 SCHEMA = 1
 _MANIFEST = {"kind": str, "settings": SETTINGS, "made_with": dict}
-_MAKE_CASE_ANEW = "Remove it, and the case is made anew"
+_MAKE_CASE_ANEW = "Remove it, and the case is made again"
 _RECORD = {"inputs": {"*": str}, "outputs": dict}
 
 MANIFEST_FOLDER = "fvae_manifest"
-"""Manifest folder inside a folder whose other files it records; elsewhere it lies among them."""
+"""Name of a manifest folder that records the files of its parent folder; any other manifest records its own folder."""
 
 SAMPLED_CASES = 8
-"""Most cases whose files are read whole when a training opens the folder."""
+"""Maximum number of cases whose files are read completely when a training opens the folder."""
 
 
 def write_json(target: Path, content: Any) -> None:
     """Write ``content`` as JSON with sorted keys, so that equal content gives equal bytes.
 
-    Atomic, also when several processes write the same target; on the disk when it is in its place.
+    Atomic, even if several processes write the same target, and flushed to disk.
     """
     write_shared(target, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def sha256_of_files(digests: Mapping[Path, str]) -> str:
-    """Hex digest of files together, from the digest of each: of a line ``<digest>  <name>`` for each, in order."""
+    """Joint hex digest of files: that of the lines ``<digest>  <name>`` of all files, in order."""
     lines = "".join(f"{digest}  {path.name}\n" for path, digest in digests.items())
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that take part in making a reconstruction."""
+    """Versions of the packages that affect a reconstruction."""
     found = {"fvae_nnunet": __version__}
     for package in ("nnunetv2", "torch", "diffusers", "numpy", "SimpleITK"):
         try:
@@ -77,9 +77,9 @@ def versions() -> dict[str, str]:
 
 
 def differences(before: Any, now: Any, name: str = "", *, common_only: bool = False) -> list[str]:
-    """What differs between two JSON values, a line each: ``hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]``.
+    """Differences between two JSON values, one line each: ``hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]``.
 
-    With ``common_only``, what only one of them has is none.
+    With ``common_only``, keys that only one of them has are ignored.
     """
     if isinstance(before, dict) and isinstance(now, dict):
         keys = before.keys() & now.keys() if common_only else before.keys() | now.keys()
@@ -95,7 +95,7 @@ def differences(before: Any, now: Any, name: str = "", *, common_only: bool = Fa
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest in ``folder`` (which need not exist yet)."""
+    """Manifest in ``folder``, which need not exist yet."""
 
     folder: Path
 
@@ -104,20 +104,20 @@ class Manifest:
         return self.folder / "manifest.json"
 
     def read(self, needs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """The content of ``manifest.json``, or None where there is none.
+        """Content of ``manifest.json``, or None if there is none.
 
         Args:
-            needs: what it must hold besides ``settings`` and ``made_with``; a shape of ``files.checked_json``.
+            needs: required content besides ``settings`` and ``made_with``; a shape of ``files.checked_json``.
 
         Raises:
-            UserError: it is damaged, lacks something, holds settings that cannot be, or is of a schema that this
-                version does not know.
+            UserError: the manifest is damaged or incomplete, has invalid settings, or a schema that this version does
+                not know.
         """
         if not self.path.exists():
             return None
         content: dict[str, Any] = read_json(self.path, {"schema": object})
         if content["schema"] != SCHEMA:
-            raise UserError(f"{self.path} has not schema {SCHEMA}; it was written by another version of fvae_nnunet")
+            raise UserError(f"{self.path} is not of schema {SCHEMA}; it was written by another version of fvae_nnunet")
         check_shape(self.path, content, _MANIFEST)
         made_with = content["made_with"]
         if isinstance(made_with.get("options"), str):
@@ -126,20 +126,20 @@ class Manifest:
         return content
 
     def refuse_foreign(self, folder: Path, names: Iterable[str], *, kind: str, command: str) -> None:
-        """Raise UserError where a folder holds one of these, not empty, without a manifest that says whose it is.
+        """Raise UserError if a folder holds files that this manifest does not claim.
 
         Args:
-            folder: that shall be written to.
-            names: of the files and folders in it that will be written over or deleted.
-            kind: that the manifest must have.
-            command: that makes such folders, for the message.
+            folder: folder to write to.
+            names: files and folders in it that will be overwritten or deleted; empty folders do not count.
+            kind: kind that the manifest must have.
+            command: command that makes such folders, for the message.
         """
         paths = [folder / name for name in names]
         found = [path.name for path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         content = self.read() if found else None
         if found and (content is None or content.get("kind") != kind):
             raise UserError(
-                f"{folder} holds {found[0]}, which {command} has not made; choose another folder (`output`)"
+                f"{folder} holds {found[0]}, which was not made by {command}; choose another folder (`output`)"
             )
 
     def begin(
@@ -148,15 +148,15 @@ class Manifest:
         settings: dict[str, Any],
         made_with: dict[str, Any],
         *,
-        remedy: str = "Use the same settings, another name or folder, or `overwrite=True` to make it anew",
+        remedy: str = "Use the same settings, another name or folder, or `overwrite=True` to make it again",
     ) -> None:
-        """Start the folder with these settings, or check that it was started with the same.
+        """Start the folder with these settings, or check that it was started with the same settings.
 
         Args:
-            kind: of the folder.
+            kind: kind of the folder.
             settings: see the module.
             made_with: see the module.
-            remedy: what to do where the settings are others, the end of the message.
+            remedy: what to do if the settings differ, the end of the message.
 
         Raises:
             UserError: the folder was made with other settings; the message names each difference.
@@ -174,8 +174,8 @@ class Manifest:
         began, now = (made.get("device") for made in (content["made_with"], made_with))
         if began and now and began != now:
             warnings.warn(
-                f"{self.folder} was begun on another device ({began}) than it goes on ({now}): the same settings, but "
-                "other rounding",
+                f"{self.folder} was started on {began} and is continued on {now}; the settings are the same, but the "
+                "rounding differs",
                 stacklevel=2,
             )
 
@@ -186,12 +186,12 @@ class Manifest:
 
     @property
     def root(self) -> Path:
-        """The folder whose files are recorded: its own, or the one above where it is called ``fvae_manifest``."""
+        """Folder whose files are recorded: this folder, or its parent if this folder is named ``fvae_manifest``."""
         return self.folder.parent if self.folder.name == MANIFEST_FOLDER else self.folder
 
     def _case_path(self, case: str) -> Path:
         if case in ("", ".", "..") or any(mark in case for mark in ("/", "\\", "\0")):
-            raise UserError(f"{case!r} cannot be the name of a case: it is no file name")
+            raise UserError(f"{case!r} cannot be the name of a case: it is not a file name")
         return self.folder / "cases" / f"{case}.json"
 
     @property
@@ -200,11 +200,11 @@ class Manifest:
         return sorted(path.stem for path in (self.folder / "cases").glob("*.json"))
 
     def read_case(self, case: str, needs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """The record of a finished case, or None.
+        """Record of a finished case, or None.
 
         Args:
-            case: its identifier.
-            needs: what it must hold besides ``inputs`` and ``outputs``; a shape of ``files.checked_json``.
+            case: identifier of the case.
+            needs: required content besides ``inputs`` and ``outputs``; a shape of ``files.checked_json``.
 
         Raises:
             UserError: the record is damaged or incomplete, or a file that it names is not in the recorded folder.
@@ -228,11 +228,11 @@ class Manifest:
         """Record that a case is finished.
 
         Args:
-            case: its identifier.
-            inputs: digest of each file that it was made from, by name.
-            outputs: its files, complete and in their final place, known by their paths relative to the folder; with
-                what is to be recorded of them (``write_bytes`` gives it), or they are flushed and read.
-            results: figures to keep.
+            case: identifier of the case.
+            inputs: digest of each input file, by name.
+            outputs: files of the case, complete and in their final place, recorded by their paths relative to the
+                folder; with their records (from ``write_bytes``), or without, and then they are flushed and read.
+            results: values to keep.
         """
         if isinstance(outputs, Mapping):
             recorded = outputs
@@ -245,11 +245,11 @@ class Manifest:
         write_json(self._case_path(case), record | results)
 
     def forget_case(self, case: str) -> None:
-        """Delete the record of a case; its files stay."""
+        """Delete the record of a case, but not its files."""
         self._case_path(case).unlink(missing_ok=True)
 
     def outputs(self, case: str) -> dict[Path, RecordedFile]:
-        """The files of a finished case as they were recorded; none where it is not finished.
+        """Recorded files of a case; empty if it is not finished.
 
         Raises:
             UserError: as ``read_case``.
@@ -257,7 +257,7 @@ class Manifest:
         return self._files((self.read_case(case) or {"outputs": {}})["outputs"], self._case_path(case))
 
     def files(self) -> dict[Path, RecordedFile]:
-        """The files that ``manifest.json`` itself records, under ``outputs``, such as a model's weights; maybe none.
+        """Files recorded in ``manifest.json`` itself under ``outputs``, such as a model's weights; may be empty.
 
         Raises:
             UserError: one is not inside ``root``, or as ``read``.
@@ -271,7 +271,7 @@ class Manifest:
         }
 
     def is_whole(self, case: str, outputs: Iterable[Path]) -> bool:
-        """Whether a case is finished, with just these files, and each has the recorded size."""
+        """Whether a case is finished with exactly these files, and each has the recorded size."""
         recorded = {self._name(path): file.has_size_of(path) for path, file in self.outputs(case).items()}
         return recorded == {self._name(path): True for path in outputs}
 
@@ -281,41 +281,41 @@ class Manifest:
         return record is not None and record["inputs"] == inputs and self.is_whole(case, outputs)
 
     def damage(self, case: str) -> dict[Path, str]:
-        """What is wrong with the files of a finished case; reads them whole. See ``RecordedFile.damage``."""
+        """Damage of the files of a finished case, which are read completely. See ``RecordedFile.damage``."""
         return damage_of(self.outputs(case))
 
     def has_digests(self, case: str) -> bool:
-        """Whether the files of a finished case can be checked: records of older versions have sizes only."""
+        """Whether all files of a finished case have digests; records of older versions have only sizes."""
         return all(file.sha256 is not None for file in self.outputs(case).values())
 
     def check_sample(self, cases: Sequence[str], repair: str) -> str:
-        """Read the files of a few finished cases and compare them with their records; a sentence on what was checked.
+        """Compare the files of a few finished cases with their records, and return a sentence on the check.
 
-        Which ones follows from the cases alone: up to ``SAMPLED_CASES`` of them, evenly spread.
+        The sample depends only on the cases: up to ``SAMPLED_CASES``, evenly spread.
 
         Args:
-            cases: finished ones.
-            repair: the command that checks all and makes damaged ones again, for the message.
+            cases: finished cases.
+            repair: command that checks all cases and makes damaged ones again, for the message.
 
         Raises:
-            UserError: a file is not as it was written.
+            UserError: a file has changed since it was written.
         """
         sample = cases[:: max(1, -(-len(cases) // SAMPLED_CASES))]
         for case in sample:
             for path, what in self.damage(case).items():
-                raise UserError(f"{path} {what}. Check all files and make damaged ones again with: {repair}")
+                raise UserError(f"{path} {what}. To check all files and make damaged ones again, use: {repair}")
         without = [case for case in sample if not self.has_digests(case)]
         if without:
             return (
-                f"digests of {len(sample) - len(without)} of {len(cases)} cases checked; the records of "
-                f"{len(without)} that were to be checked, made by an older version, have none, so only sizes are known"
+                f"digests of {len(sample) - len(without)} of {counted(len(cases), 'case')} checked; the records of "
+                f"{len(without)} more were written by an older version and have no digests"
             )
-        return f"digests of {len(sample)} of {len(cases)} cases checked: all as recorded"
+        return f"digests of {len(sample)} of {counted(len(cases), 'case')} checked: all as recorded"
 
     def content_sha256(self, cases: Iterable[str]) -> str:
-        """Hex digest of what is recorded of the files of these cases: another one where they were made anew and differ.
+        """Hex digest of the records of the files of these cases; it changes if a case is made again with other content.
 
-        Reads the records only.
+        Reads only the records.
         """
         recorded = {
             case: {self._name(path): file.to_json() for path, file in self.outputs(case).items()}
@@ -324,7 +324,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
 
     def _place(self, name: Any, record: Path) -> Path:
-        """The file of that name in a record; UserError where it is not inside ``root``."""
+        """Path of a file named in a record; UserError if it is not inside ``root``."""
         if isinstance(name, str) and name and "\0" not in name:
             place = self.folder / name
             lexical, folder, root = (
@@ -333,8 +333,8 @@ class Manifest:
             if root in lexical.parents and lexical != folder:
                 return Path(os.path.normpath(place))
         raise UserError(
-            f"{record} names {name!r}, which is no file in {self.root}; whoever wrote it wants other files read or "
-            "deleted. Do not use this folder, or remove the record and make the case again"
+            f"{record} names {name!r}, which is not a file in {self.root}; it may be an attempt to have other files "
+            "read or deleted. Do not use this folder, or remove the record and make the case again"
         )
 
     def _name(self, path: Path) -> str:

@@ -1,14 +1,14 @@
-"""Many cases through read, compute, write: reading and writing in other processes while the VAE works in this one.
+"""Pipeline of read, compute and write over many cases: workers read and write while the VAE computes in this process.
 
-A case is alive from the moment it is taken from the list until it is written or has failed. With W workers at most
-W + 3 cases are alive, whatever the number of cases and however slow the disk: one in each worker, one that is read and
-waits to be computed, the one that is computed, and one whose result waits for a worker. Of these, this process holds
-in its own memory the one that is computed and the results that wait (one while it computes, two while it must wait);
-a case that is read and waits lies in shared memory that nobody has touched yet. A case is as large as what ``read``
-and ``compute`` return: for CT in int16, 2 bytes per voxel for the raw volume and 2 for its reconstruction.
+A case is alive from the moment it is taken from the list until it is written or has failed. With W workers, at most
+W + 3 cases are alive, for any number of cases and any speed of the disk: one in each worker, one that is read and waits
+for computation, one that is computed, and one whose result waits for a worker. This process itself holds only the case
+that is computed and the waiting results (one while it computes, two while it must wait). A case that is read and waits
+is in shared memory that this process has not touched yet. The size of a case is that of the return values of ``read``
+and ``compute``: for CT in int16, 2 bytes per voxel for the raw volume and 2 for its reconstruction.
 
-Reading goes first while nothing else is on its way to the device; otherwise writing does, so that W - 1 workers can
-write. One case is read ahead; each time the device finds nothing to do, one more, up to W.
+Reading has priority while no other case is on its way to the device; otherwise writing has, so that W - 1 workers can
+write. One case is read ahead, and one more each time the device runs idle, up to W.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.workers import Worker, WorkerDied
 
 BEYOND_WORKERS = 3
-"""Cases that may be alive beside one for each worker."""
+"""Number of cases that may be alive in addition to one for each worker."""
 
 
 _GRACE_S = 1.0
@@ -35,13 +35,13 @@ _GRACE_S = 1.0
 
 @dataclass
 class StageSeconds:
-    """Wall-clock seconds of the process that computes.
+    """Wall-clock seconds of the computing process in each stage.
 
     Attributes:
         reading: waiting for a case to be read.
-        computing: the VAE.
+        computing: computing with the VAE.
         writing: waiting for a case to be written.
-        idle: between the start of the first computation and the end of the last, not computing.
+        idle: not computing, between the start of the first computation and the end of the last.
     """
 
     reading: float = 0.0
@@ -51,7 +51,7 @@ class StageSeconds:
 
     @property
     def idle_share(self) -> float:
-        """Share of the time from the first computation to the last in which the device had nothing to do, 0 to 1."""
+        """Share of the time from the first to the last computation in which the device was idle, 0 to 1."""
         return self.idle / (self.idle + self.computing) if self.computing else 0.0
 
     def add(self, other: StageSeconds) -> None:
@@ -62,12 +62,12 @@ class StageSeconds:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
+    """Outcome of one case.
 
     Attributes:
-        case: its identifier.
-        result: what ``write`` returned; None if ``read`` found nothing to do, or on failure.
-        error: the exception that stopped it, or None.
+        case: identifier of the case.
+        result: return value of ``write``; None if ``read`` found nothing to do, or on failure.
+        error: exception that stopped the case, or None.
     """
 
     case: str
@@ -76,28 +76,28 @@ class Outcome:
 
 
 class _Fatal(UserError):
-    """What no other case would escape either."""
+    """Error that would affect all other cases too."""
 
 
 def _fatal(error: BaseException) -> UserError | None:
-    """The error to stop with, if no other case would escape this one."""
+    """Error with which to stop if it would affect all other cases too, else None."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return _Fatal(f"no space left on the disk ({error.filename or error}); free some and run it again")
+        return _Fatal(f"no space left on the disk ({error.filename or error}); free some and run the command again")
     return None
 
 
 def _how_it_died(exitcode: int | None, step: str) -> str:
     if exitcode == -signal.SIGKILL:
-        return "its worker process was killed, most likely for lack of memory; use fewer `processes`"
+        return "its worker process was killed, probably for lack of memory; use fewer `processes`"
     how = signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit status {exitcode}"
     return (
-        f"its worker process ended ({how}) while it was to {step} the case; what a library said stands above, if it "
-        "said anything. Check the files of the case, or use fewer `processes`"
+        f"its worker process ended ({how}) during the step {step!r}; messages of libraries, if any, are above. Check "
+        "the files of the case, or use fewer `processes`"
     )
 
 
 class _Clock:
-    """Keeps ``StageSeconds`` while computations come and go."""
+    """Measures computing and idle time in ``StageSeconds``."""
 
     def __init__(self, seconds: StageSeconds) -> None:
         self.seconds = seconds
@@ -115,7 +115,7 @@ class _Clock:
 
 
 def unchanged(case: str, content: Any) -> Any:
-    """The step of ``run_cases`` that does nothing."""
+    """Step of ``run_cases`` that returns its input."""
     return content
 
 
@@ -128,21 +128,21 @@ def run_cases(
     workers: int,
     seconds: StageSeconds,
 ) -> Generator[Outcome, None, None]:
-    """Put every case through the three steps and yield what became of it, as soon as that is known.
+    """Run the three steps on every case, and yield its outcome as soon as it is known.
 
-    One case's failure does not stop the others, nor does a worker that is killed: its case has failed and another
-    worker takes its place. Memory is bounded as the module says. Closing the generator ends the workers.
+    The failure of one case does not stop the others. If a worker is killed, its case fails and a new worker replaces
+    it. Memory is bounded as described in the module. Closing the generator ends the workers.
 
     Args:
-        cases: identifiers; asked for the next one when it can be read, in another thread if there are workers.
-        read: runs in a worker; returns what ``compute`` needs, or None if there is nothing to do. Picklable.
-        compute: runs in this process; returns what ``write`` needs.
+        cases: identifiers; the next one is requested when it can be read, in another thread if there are workers.
+        read: runs in a worker; returns the input of ``compute``, or None if there is nothing to do. Picklable.
+        compute: runs in this process; returns the input of ``write``.
         write: runs in a worker. Picklable.
-        workers: number of processes; 0 runs everything in this one, one case after the other.
-        seconds: filled with where the time went.
+        workers: number of worker processes; 0 runs everything in this process, one case after the other.
+        seconds: filled with the time spent in each stage.
 
     Raises:
-        UserError: the disk is full or no worker can be started; all cases that were computed before are written.
+        UserError: the disk is full or no worker can be started; cases that are already computed are still written.
     """
     if workers == 0:
         return _run_here(iter(cases), read, compute, write, seconds)
@@ -181,9 +181,9 @@ def _run_here(
 
 
 class _Pipeline:
-    """The cases that are alive, and the threads that move them: one that takes cases from the list, one per worker.
+    """Cases that are alive, and the threads that move them: one that takes cases from the list, and one per worker.
 
-    All state is guarded by ``_changed``. No reference to a case's arrays is kept once they are on their way.
+    All state is guarded by ``_changed``. No reference to a case's arrays is kept once they are passed on.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class _Pipeline:
 
     def _start(self) -> None:
         self._taker.start()
-        # the first workers are children of this thread, which outlives them
+        # this thread starts the first workers, because it outlives them
         for worker in [self._new_worker() for _ in range(self._most_ahead)]:
             self._servers.append(threading.Thread(target=self._serve, args=(worker,), daemon=True))
             self._servers[-1].start()
@@ -290,7 +290,7 @@ class _Pipeline:
         return on_the_way < self._ahead and self._alive < self._most_alive
 
     def _serve(self, worker: Worker) -> None:
-        """Keep one worker, or its successors, busy until there is nothing more to do."""
+        """Keep one worker, or its replacements, busy until there is nothing more to do."""
         try:
             self._wait_until_up(worker)
             while (step := self._next_step()) is not None:
@@ -328,10 +328,10 @@ class _Pipeline:
         try:
             worker.receive()
         except WorkerDied as error:
-            raise UserError("a worker process ended while it started; its own message, if any, stands above") from error
+            raise UserError("a worker process ended during its start; its messages, if any, are above") from error
 
     def _next_step(self) -> tuple[Any, ...] | None:
-        """What a worker is to do now: ``("read", case)`` or ``("write", case, computed)``; waits for it."""
+        """Wait for the next step of a worker: ``("read", case)`` or ``("write", case, computed)``; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._taken or self._computed or self._is_over())
             if self._stopped:
@@ -372,7 +372,7 @@ class _Pipeline:
             self._changed.notify_all()
 
     def _give_up(self, error: BaseException) -> None:
-        """Start nothing more; what is computed is still written."""
+        """Start no further cases; computed cases are still written."""
         with self._changed:
             self._fatal = self._fatal or error
             self._alive -= len(self._taken) + len(self._read)
@@ -381,7 +381,7 @@ class _Pipeline:
             self._changed.notify_all()
 
     def _break_off(self, error: BaseException) -> None:
-        """Wait for nothing more: a worker could not be had."""
+        """Stop without waiting for anything, because a worker could not be started."""
         with self._changed:
             self._give_up(error)
             self._computed.clear()
@@ -395,5 +395,5 @@ class _Pipeline:
                 worker.process.terminate()
         for server in self._servers:
             server.join()
-        # it may wait for a case for longer than anybody is interested
+        # the thread may wait for a case for a long time
         self._taker.join(_GRACE_S)

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a line now and then elsewhere; other output never lands on a bar's line."""
+"""Progress bars on a terminal, and occasional lines elsewhere; other output never mixes with a bar."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, TextIO, cast
 from tqdm import tqdm
 
 LINE_EVERY_S = 60.0
-"""Where stderr is no terminal; work that takes less has none."""
+"""Interval between progress lines if stderr is not a terminal; shorter work prints none."""
 
 _shown = True
 
 
 def show_bars(shown: bool) -> None:
-    """Whether ``progress_bar`` shows anything from now on."""
+    """Set whether ``progress_bar`` shows anything from now on."""
     global _shown
     _shown = shown
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
-    """tqdm on stderr; where that is no terminal, lines at most every ``LINE_EVERY_S`` seconds.
+    """Return a tqdm bar on stderr; if that is not a terminal, it prints a line at most every ``LINE_EVERY_S`` seconds.
 
     Args:
         iterable, options: as for tqdm.
@@ -38,8 +38,7 @@ def progress_bar(iterable: Any = None, **options: Any) -> tqdm:
 
 @contextmanager
 def counting_bar(**options: Any) -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears with the first call of what it gives, which is told how many are done and how many there are;
-    none where there is nothing to do.
+    """Yield a callback that takes the number done and the total; the bar appears at its first call, if total is not 0.
 
     Args:
         options: as for tqdm.
@@ -68,7 +67,7 @@ class _Lines(tqdm):
 
 
 class _LineStream:
-    """Makes a line of each state of a bar."""
+    """Stream that prints each state of a bar as a line."""
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
@@ -80,9 +79,9 @@ class _LineStream:
 
 @contextmanager
 def messages_beside_bars() -> Iterator[None]:
-    """Inside, what is printed while a bar is shown stands above it, in whole lines; only where bars are shown.
+    """Context in which output is printed in whole lines above any bar, if bars are shown.
 
-    At the end, also by an exception, all bars are closed: what is said afterwards has a line of its own.
+    At the end, also after an exception, all bars are closed, so that later output starts on a new line.
     """
     if sys.stdout is None or sys.stderr is None or not sys.stderr.isatty():
         try:
@@ -101,7 +100,7 @@ def messages_beside_bars() -> Iterator[None]:
 
 
 def _close_bars() -> None:
-    """The lowest first: each ends on its own line."""
+    """Close the lowest bar first, so that each ends on its own line."""
     for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):
         bar.close()
 
@@ -111,7 +110,7 @@ def _raw(stream: TextIO) -> TextIO:
 
 
 class _BesideBars:
-    """A stream whose whole lines take the bars, which are on another, away for a moment."""
+    """Stream that briefly clears the bars, which are on another stream, for each whole line."""
 
     def __init__(self, stream: TextIO, bars: TextIO) -> None:
         self.stream = stream
@@ -119,7 +118,7 @@ class _BesideBars:
         self._begun = ""
 
     def write(self, text: str) -> int:
-        if not getattr(tqdm, "_instances", ()) or text.startswith("\r"):  # other people's bars begin with it
+        if not getattr(tqdm, "_instances", ()) or text.startswith("\r"):  # bars of other libraries begin with \r
             self.write_rest()
             return self.stream.write(text)
         lines, end, rest = (self._begun + text).rpartition("\n")

@@ -1,4 +1,4 @@
-"""Options of commands in manifests of before, which recorded ``made_with["options"]`` in place of ``parameters``."""
+"""Command options in manifests of older versions, which recorded ``made_with["options"]`` instead of ``parameters``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SWITCHES = ("trust_weights", "truncate", "hu_as_is")
 
 
 def parameters_in(options: str) -> dict[str, Any]:
-    """The parameters by name, such as ``{"vae": "tiny", "hu_windows": [[-1000.0, 1000.0]]}``; others are left out."""
+    """Parse known parameters by name, such as ``{"vae": "tiny", "hu_windows": [[-1000.0, 1000.0]]}``; drop others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for names, value_type in ((_TEXTS, str), (_NUMBERS, float), (_COUNTS, int)):
         for name in names:

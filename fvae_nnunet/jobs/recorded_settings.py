@@ -1,4 +1,4 @@
-"""What the settings in a manifest must be, so that none that was changed by hand or damaged is used."""
+"""Rules for the settings in a manifest, so that damaged or wrongly edited settings are rejected."""
 
 from __future__ import annotations
 
@@ -69,4 +69,4 @@ SETTINGS = {
     "batch?": _AT_LEAST_1,
     "steps?": (_AT_LEAST_0, [_AT_LEAST_0]),
 }
-"""Of all kinds of manifests; what stands in none of them is free."""
+"""Shape of the settings of all kinds of manifests; other entries are not checked."""

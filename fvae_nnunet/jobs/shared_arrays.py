@@ -1,8 +1,8 @@
-"""Objects that hold volumes from one process to another: the arrays in memory that both see, the rest pickled.
+"""Transfer of objects with volumes between processes: arrays in shared memory, the rest pickled.
 
-The memory has no name: the kernel frees it with the last process that has it open, however that process ends, so
-nothing is left behind and the size of ``/dev/shm`` does not matter. Only a descriptor of it and a few bytes go through
-the pipe. On systems without anonymous memory it is a nameless temporary file; on Windows the arrays are pickled.
+The memory has no name. The kernel frees it with the last process that has it open, even if that process is killed, so
+nothing is left behind and the size of ``/dev/shm`` does not matter. Only a file descriptor and a few bytes go through
+the pipe. Systems without anonymous memory use an unnamed temporary file; on Windows the arrays are pickled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHARES_MEMORY = os.name == "posix"
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves every array's data out of the pickle, also that of volumes whose axes were put in another order."""
+    """Pickler that keeps the data of all arrays out of band, also those of transposed volumes."""
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is not np.ndarray or obj.dtype.hasobject or obj.flags.forc:
@@ -33,7 +33,7 @@ class _Pickler(pickle.Pickler):
 
 
 def compact(volume: np.ndarray) -> np.ndarray:
-    """The volume in int16 where that loses nothing, else as it is; any shape with at least one axis."""
+    """Convert a volume to int16 if that is lossless, else return it unchanged; any shape with at least one axis."""
     if volume.dtype == np.int16:
         return volume
     with np.errstate(invalid="ignore"):
@@ -66,7 +66,7 @@ def send(connection: Connection, content: Any) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """The object that ``send`` sent. Its arrays are views of the shared memory, which is touched only when they are.
+    """Receive an object from ``send``. Its arrays are views of the shared memory, which is not read before they are.
 
     Raises:
         EOFError: the other end is gone.
@@ -98,7 +98,7 @@ def _nameless_memory() -> int:
 
 
 def _write(descriptor: int, array: memoryview) -> None:
-    """Write the bytes and fill up to the alignment; the interpreter is free for other threads meanwhile."""
+    """Write the bytes and pad to the alignment; releases the interpreter lock meanwhile."""
     rest = array
     while rest.nbytes:
         rest = rest[os.write(descriptor, rest) :]

@@ -1,8 +1,9 @@
-"""One command as several jobs: each runs the same command, and they share the cases by their locks.
+"""Submission of one command as several jobs, which run the same command and share the cases through locks.
 
-Through submitit, on SLURM or as processes of this machine. A job at its time limit, or one that is preempted, is put
-into the queue again; what it had not finished the others do meanwhile. A command that shares its cases ends well only
-when every one is complete, so one job that has ended well is enough; with a part of the cases for each job all must.
+Jobs are submitted with submitit, on SLURM or as processes on this machine. A job that reaches its time limit or is
+preempted is queued again, and the others meanwhile do its unfinished cases. A command that shares its cases succeeds
+only when all of them are complete, so one successful job is enough. If each job has its own part of the cases, all jobs
+must succeed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.workers import obey_parent, start_uninterrupted
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.optional_packages import needed_for
 
 if TYPE_CHECKING:
@@ -29,18 +31,18 @@ LOGS = "jobs"
 LOOK_EVERY_S = 2.0
 _GRACE_S = 30.0
 MINUTES = 24 * 60
-"""Time limit of a job where none is given."""
+"""Default time limit of a job."""
 
 RESUBMISSIONS = 20
-"""So often a job comes back after its time limit."""
+"""Maximum number of times that a job is queued again after its time limit."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a job runs: ``main(argv)`` of a module, in a process of its own.
+    """Command of a job: ``main(argv)`` of a module, in a process of its own.
 
-    The job's process lets SIGTERM pass, so that it comes back after its time limit. The pools of processes that nnU-Net
-    makes would inherit that and never end.
+    The job's own process ignores SIGTERM, so that it is queued again after its time limit. nnU-Net's process pools
+    would inherit this and never end.
     """
 
     module: str
@@ -60,7 +62,7 @@ class Command:
         return code if code >= 0 else 128 - code
 
     def checkpoint(self) -> DelayedSubmission:
-        """The job that goes on where this one was stopped (submitit calls this)."""
+        """Job that resumes where this one was stopped (called by submitit)."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -86,22 +88,22 @@ def run_as_jobs(
     """Submit the jobs and wait for them; an interruption cancels them.
 
     Args:
-        commands: of the jobs.
-        one_is_enough: whether all is done when one of them has ended well.
-        cluster: ``slurm``, or ``local`` for processes of this machine.
+        commands: command of each job.
+        one_is_enough: whether all work is done when one job has succeeded.
+        cluster: ``slurm``, or ``local`` for processes on this machine.
         slurm: sbatch's options by their long names (``partition``, ``gpus_per_node``, ``mem``...); ``time`` is in
             minutes.
-        logs: folder for what the jobs print.
-        name: of the jobs.
-        complete: how many cases are complete now.
-        on_complete: called with that now and then.
-        say: called with a line on the submission and on each job that ended badly.
+        logs: folder for the output of the jobs.
+        name: name of the jobs.
+        complete: returns the number of cases that are complete now.
+        on_complete: called with that number from time to time.
+        say: called with a line on the submission and on each failed job.
 
     Returns:
-        0 where the jobs did their work; else the status of the first that ended with another, or 1.
+        0 if the jobs did their work; else the status of the first job that failed with a status, or 1.
 
     Raises:
-        UserError: submitit is missing, there is no such cluster here, or sbatch refused the jobs.
+        UserError: submitit is missing, the cluster is not available here, or sbatch refused the jobs.
     """
     with needed_for("submitting jobs"):
         import submitit
@@ -115,7 +117,7 @@ def run_as_jobs(
     except (RuntimeError, ValueError, TypeError, AssertionError, submitit.core.utils.FailedSubmissionError) as error:
         raise UserError(f"the jobs cannot be submitted ({cluster}): {error}") from error
     ids = ", ".join(job.job_id for job in submitted)
-    say(f"submitted {len(submitted)} {cluster} jobs ({ids}); they print to {logs}")
+    say(f"submitted {counted(len(submitted), f'{cluster} job')} ({ids}); logs in {logs}")
     try:
         while not all(job.done() for job in submitted):
             on_complete(complete())
@@ -123,14 +125,14 @@ def run_as_jobs(
     except KeyboardInterrupt:
         for job in submitted:
             job.cancel(check=False)
-        say("the jobs are cancelled; what is complete stays")
+        say("the jobs are cancelled; complete cases are kept")
         raise
     on_complete(complete())
     return _status(submitted, one_is_enough, say)
 
 
 def sbatch_options(given: Iterable[str]) -> dict[str, str]:
-    """``["partition=gpu,time=720", "gres=gpu:a100:1"]`` by name.
+    """Parse options such as ``["partition=gpu,time=720", "gres=gpu:a100:1"]`` into values by name.
 
     Raises:
         UserError: a part is not of the form NAME=VALUE.
@@ -139,7 +141,7 @@ def sbatch_options(given: Iterable[str]) -> dict[str, str]:
     for part in (part for text in given for part in text.split(",") if part):
         name, equals, value = part.partition("=")
         if not equals or not name or not value:
-            raise UserError(f"`slurm`: NAME=VALUE is expected, such as partition=gpu,time=720; got {part!r}")
+            raise UserError(f"`slurm`: expected NAME=VALUE, such as partition=gpu,time=720; got {part!r}")
         options[name.replace("-", "_")] = value
     return options
 
@@ -164,7 +166,7 @@ def _set_parameters(executor: AutoExecutor, cluster: str, name: str, slurm: Mapp
 
 def _minutes(text: str) -> int:
     if not text.isdecimal():
-        raise UserError(f"`slurm`: time is in minutes, such as time=720; got {text!r}")
+        raise UserError(f"`slurm`: time must be in minutes, such as time=720; got {text!r}")
     return int(text)
 
 
@@ -175,8 +177,8 @@ def _number(value: int | str) -> int | str:
 def _status(jobs: Sequence[Job[int]], one_is_enough: bool, say: Callable[[str], object]) -> int:
     statuses = []
     for job in jobs:
-        status, why = None, "it did not come to its end"
-        with suppress(Exception):  # submitit raises what it finds, or does not find, of a job that has failed
+        status, why = None, "it did not finish"
+        with suppress(Exception):  # submitit raises various errors for a failed job
             status = job.result()
             why = f"status {status}"
         statuses.append(status)

@@ -1,4 +1,4 @@
-"""Are the files of finished cases as they were written? What is not is forgotten, so that it is made again."""
+"""Verification of the files of finished cases; records of damaged cases are deleted, so that they are made again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.numbers_as_text import counted
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of a verification.
+    """Result of a verification.
 
     Attributes:
-        checked: finished cases whose files were read and compared.
-        damaged: a sentence for each file that is not as it was written; the record of its case is gone.
-        without_digest: finished cases, recorded by an older version, of which only sizes were compared.
+        checked: number of finished cases whose files were read and compared.
+        damaged: a sentence for each file that has changed since it was written; the record of its case is deleted.
+        without_digest: finished cases, recorded by an older version, whose sizes only were compared.
     """
 
     checked: int
@@ -29,10 +30,10 @@ class Verified:
         without = ""
         if self.without_digest:
             without = (
-                f"; {len(self.without_digest)} more were recorded by an older version, without digests: only sizes "
-                "were compared, `overwrite=True` makes them anew"
+                f"; {len(self.without_digest)} more were recorded by an older version without digests, so only sizes "
+                "were compared; `overwrite=True` makes them again"
             )
-        return f"verified: the files of {self.checked} finished cases were read{damaged}{without}"
+        return f"verified: files of {counted(self.checked, 'finished case')} read{damaged}{without}"
 
 
 def forget_damaged(
@@ -42,13 +43,13 @@ def forget_damaged(
     threads: int = 2,
     on_case: Callable[[], object] = lambda: None,
 ) -> Verified:
-    """Read all files of finished cases, and forget each case of which one is not as it was recorded.
+    """Read all files of finished cases, and delete the record of each case with a damaged file.
 
     Args:
-        manifests: of the folders; a case may be finished in some of them.
-        cases: to look at; those that are not finished do not count.
-        threads: that read.
-        on_case: called after each case.
+        manifests: manifests of the folders; a case may be finished in only some of them.
+        cases: cases to check; unfinished ones are skipped.
+        threads: number of threads that read.
+        on_case: called after each case in each folder.
     """
     places = [(manifest, case) for case in cases for manifest in manifests]
     damaged, without, checked = [], [], 0

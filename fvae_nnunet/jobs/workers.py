@@ -1,4 +1,4 @@
-"""Processes that run functions for this one, one call at a time each, and never outlive it."""
+"""Worker processes that run functions for this process, one call at a time each, and never outlive it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 class WorkerDied(Exception):
-    """The process ended in the middle of a call."""
+    """The process ended during a call."""
 
 
 class Worker:
     """A process with a set of functions.
 
-    It must be made by a thread that lives until ``stop``: Linux ends it with the thread. Its first message, to be
-    received before the first call, says that it is up.
+    The thread that creates it must live until ``stop``, because Linux ends the process with that thread. Its first
+    message, to be received before the first call, confirms that it is running.
 
     Args:
-        functions: picklable, by name.
+        functions: picklable functions, by name.
     """
 
     def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
@@ -57,7 +57,7 @@ class Worker:
             raise WorkerDied from error
 
     def receive(self) -> Any:
-        """The result of the call. What it raised is raised here, with the worker's traceback as its cause.
+        """Return the result of the call. Its exception is raised here, with the worker's traceback as its cause.
 
         Raises:
             WorkerDied: the process is gone.
@@ -71,7 +71,7 @@ class Worker:
         return result
 
     def stop(self) -> None:
-        """End the process: idle ones at once, busy ones at their next step, or by force after some seconds."""
+        """End the process: at once if it is idle, else at its next step, or by force after some seconds."""
         if self.process.is_alive():
             self.process.terminate()
         self.process.join(_GRACE_S)
@@ -82,7 +82,7 @@ class Worker:
 
 
 class PortableError:
-    """An exception with its traceback's text, in a form that can always be pickled."""
+    """An exception with the text of its traceback, in a form that can always be pickled."""
 
     def __init__(self, error: Exception) -> None:
         self.text = "".join(traceback.format_exception(error))
@@ -98,17 +98,17 @@ class PortableError:
 
 
 def start_uninterrupted(process: BaseProcess) -> None:
-    """Start a process that interruptions (Ctrl-C) never reach, not even while it imports what it needs.
+    """Start a process that interruptions (Ctrl-C) never reach, not even during its imports.
 
-    A SIGINT or SIGTERM to this process takes effect when the start is complete: a child without all that it is to be
-    told would end with a traceback. Where signals cannot be blocked (Windows), interruptions reach the child until
-    ``obey_parent``.
+    A SIGINT or SIGTERM to this process takes effect once the start is complete, since a child that has not received all
+    its arguments would end with a traceback. If signals cannot be blocked (Windows), interruptions reach the child
+    until ``obey_parent``.
     """
     with _signals_deferred():
         if not hasattr(signal, "pthread_sigmask"):
             process.start()
             return
-        resource_tracker.ensure_running()  # its start would end the blocking too early
+        resource_tracker.ensure_running()  # starting it later would unblock signals too early
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -118,9 +118,9 @@ def start_uninterrupted(process: BaseProcess) -> None:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """SIGINT and SIGTERM are handled at the end; only the main thread handles signals, others go on undisturbed.
+    """Defer SIGINT and SIGTERM to the end of the block; does nothing in threads other than the main thread.
 
-    Blocking them would not do: the system gives a signal to any thread that does not block it.
+    Blocking the signals is not enough, because the system delivers them to any thread that does not block them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -140,10 +140,10 @@ def _signals_deferred() -> Iterator[None]:
 
 
 def obey_parent() -> None:
-    """For a child process: leave when the parent is gone, by whatever cause, and leave interruptions to the parent.
+    """Let a child process end when its parent has ended for any reason, and ignore interruptions.
 
-    A parent's SIGTERM ends it in order (files half written are removed). When the parent is gone it is ended on the
-    spot, even inside a long call of a C library: somebody else may take up its case at once.
+    SIGTERM from the parent ends the child cleanly (partly written files are removed). If the parent is gone, the child
+    is killed at once, even during a long call of a C library, because another process may take over its case.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer_sigterm(_exit_once)
@@ -156,7 +156,7 @@ def obey_parent() -> None:
 
 
 def limit_threads(threads: int) -> None:
-    """Let torch, already loaded or still to be, use at most so many threads in this process."""
+    """Limit the threads of torch in this process, whether it is already loaded or not."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     os.environ["OMP_NUM_THREADS"] = str(min(threads, int(wanted) if wanted.isdigit() else threads))
     if "torch" in sys.modules:
@@ -170,8 +170,8 @@ def _exit_once(*_: object) -> None:
 
 
 def _exit_again(unraisable: Any) -> None:
-    """Ask once more for an exit that was swallowed: Python does so with all that is raised in callbacks, such as the
-    end of a lock while a module is imported."""
+    """Request a swallowed exit again: Python swallows exceptions in callbacks, such as the release of a lock during an
+    import."""
     if not isinstance(unraisable.exc_value, SystemExit):
         sys.__unraisablehook__(unraisable)
         return
@@ -201,5 +201,5 @@ def _serve(connection: Any, functions: dict[str, Callable[..., Any]]) -> None:
             del result
     sys.stdout.flush()
     sys.stderr.flush()
-    # nothing is left to do, and libraries take seconds to say good-bye
+    # nothing is left to do, and libraries take seconds to shut down
     os._exit(0)

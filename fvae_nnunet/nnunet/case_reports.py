@@ -1,6 +1,6 @@
-"""What is known about each case of a dataset beside its images: ``reports.json`` in the raw folder.
+"""Reports, findings and patients of the cases of a dataset: ``reports.json`` in the raw folder.
 
-``fvae-convert`` writes it, and whatever needs texts, findings or patients reads it::
+``fvae-convert`` writes it::
 
     {"schema": 1, "kind": "reports", "findings": ["Medical material", ...], "cases": {"train_1_a_1": {
         "patient": "train_1", "split": "train", "source": "train_1_a_1.nii.gz",
@@ -8,8 +8,8 @@
         "findings": {"Medical material": 0, ...},
         "disease_masks": [{"label": 1, "name": "nodule", "text": "...", "voxels": 123}, ...]}}}
 
-``report``, ``findings`` and ``disease_masks`` are left out where they are unknown. A case with ``disease_masks`` equal
-to ``[]`` was looked at and has none. Where a case has ``findings``, all names of the file's list are there.
+``report``, ``findings`` and ``disease_masks`` are left out if they are unknown. A case with ``disease_masks`` equal to
+``[]`` was examined and has none. The ``findings`` of a case contain all names of the file's list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCHEMA = 1
 KIND = "reports"
 SPLITS = ("train", "test")
 MOST_NAMED = 20
-"""Wrong entries that a message names."""
+"""Maximum number of wrong entries listed in a message."""
 
 _ABSENT = Rule("absent", lambda value: False)
 _TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
@@ -42,7 +42,7 @@ _MASK = {
 
 
 def _entries(findings: Iterable[str]) -> dict[str, Any]:
-    """What ``cases`` must be, with all these findings or none for a case; a shape of ``files.checked_json``."""
+    """Shape of ``cases`` (see ``files.checked_json``); each case has all these findings or none."""
     zero_or_one = Rule("0 or 1", lambda value: type(value) is int and value in (0, 1))
     entry = {
         "patient": _TEXT,
@@ -58,13 +58,13 @@ def _entries(findings: Iterable[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class DiseaseMask:
-    """One described finding of a case and where it is in the case's label map.
+    """One described finding of a case and its class in the label map.
 
     Attributes:
-        label: its class in the label map, from 1.
-        name: of the class, as in ``dataset.json``.
-        text: the sentence that describes it; may be empty.
-        voxels: that it has by itself, before another finding may have overwritten some.
+        label: class in the label map, from 1.
+        name: name of the class, as in ``dataset.json``.
+        text: sentence that describes the finding; may be empty.
+        voxels: number of voxels of its own mask, before other findings overwrite some of them.
     """
 
     label: int
@@ -75,15 +75,15 @@ class DiseaseMask:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What is known about one case.
+    """Entry of one case.
 
     Attributes:
-        patient: whose scan it is; cases of one patient belong on one side of every split.
+        patient: patient of the scan; all cases of a patient belong on one side of every split.
         split: ``train`` (imagesTr) or ``test`` (imagesTs).
-        source: name of the file that the image was made from.
-        report: the text for a text encoder; None where the case has none.
-        findings: name -> 0 or 1, all names of the dataset; None where unknown.
-        disease_masks: what the label map shows; None where there is no label map.
+        source: name of the file from which the image was made.
+        report: report text for a text encoder; None if there is none.
+        findings: name -> 0 or 1, for all names of the dataset; None if unknown.
+        disease_masks: findings in the label map; None if there is no label map.
     """
 
     patient: str
@@ -96,11 +96,11 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class CaseReports:
-    """All cases of a dataset.
+    """Entries of all cases of a dataset.
 
     Attributes:
-        findings: names, in the order of the source dataset; empty where no case has any.
-        cases: case -> what is known about it.
+        findings: names of the findings, in the order of the source dataset; empty if no case has any.
+        cases: case -> its entry.
     """
 
     findings: tuple[str, ...] = ()
@@ -108,15 +108,15 @@ class CaseReports:
 
 
 def find_case_reports(raw_folder: Path) -> Path:
-    """The ``reports.json`` of a dataset folder in ``nnUNet_raw``.
+    """Path of the ``reports.json`` in a dataset folder in ``nnUNet_raw``.
 
     Raises:
-        UserError: there is none.
+        UserError: the file does not exist.
     """
     path = raw_folder / FILE_NAME
     if not path.is_file():
         raise UserError(
-            f"{raw_folder} has no {FILE_NAME}; fvae-convert writes it, and docs/conversion.md says what it holds"
+            f"{raw_folder} has no {FILE_NAME}; fvae-convert writes it, and docs/conversion.md describes its format"
         )
     return path
 
@@ -125,14 +125,14 @@ def read_case_reports(path: Path) -> CaseReports:
     """Read and check a ``reports.json``.
 
     Raises:
-        UserError: there is no such file, it is no JSON, of another kind or schema, or an entry is wrong; all wrong
-            entries are named, a line each.
+        UserError: the file is missing, not JSON, of another kind or schema, or has wrong entries; the message lists
+            them, one per line.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file")
+        raise UserError(f"{path} is not a file")
     content = read_json(path)
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UserError(f"{path} is no file of reports: kind {KIND!r} is expected; fvae-convert writes such files")
+        raise UserError(f"{path} is not a file of reports: expected kind {KIND!r}; fvae-convert writes such files")
     if content.get("schema") != SCHEMA:
         raise UserError(
             f"{path} has schema {content.get('schema')!r}, not {SCHEMA}; it was written by another version of "
@@ -153,13 +153,13 @@ def write_case_reports(path: Path, reports: CaseReports) -> None:
     """Write a ``reports.json``, atomically; equal content gives equal bytes.
 
     Raises:
-        UserError: an entry is wrong as ``read_case_reports`` has it; nothing is written then.
+        UserError: an entry is wrong by the rules of ``read_case_reports``; then nothing is written.
     """
     cases = {case: _entry(report) for case, report in reports.cases.items()}
     wrong = list(problems(cases, _entries(reports.findings)))
     if wrong:
         entries = some_of(wrong, MOST_NAMED, "\n  ")
-        raise UserError(f"{path} is not written, for these would be wrong entries:\n  {entries}")
+        raise UserError(f"{path} is not written, because these entries would be wrong:\n  {entries}")
     write_json(path, {"schema": SCHEMA, "kind": KIND, "findings": list(reports.findings), "cases": cases})
 
 

@@ -1,4 +1,4 @@
-"""Which channels of a dataset hold CT in HU."""
+"""Choice of the channels of a dataset that hold CT in HU."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from fvae_nnunet.errors import UserError
 
 
 def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """The names of the channels in their order, which alone counts for nnU-Net, whatever the keys are.
+    """Names of the channels in their order; nnU-Net uses only the order, not the keys.
 
-    From ``channel_names``, or ``modality`` as older datasets call it; an empty list without either.
+    From ``channel_names``, or ``modality`` in older datasets; an empty list without either.
     """
     return [str(name) for name in dataset_json.get("channel_names", dataset_json.get("modality", {})).values()]
 
 
 def is_called_ct(name: str) -> bool:
-    """Whether nnU-Net takes a channel of this name for CT."""
+    """Whether nnU-Net treats a channel of this name as CT."""
     return name.casefold() == "ct"
 
 
 def find_ct_channels(
     dataset_json: dict[str, Any], plans: dict[str, Any], channels: Sequence[int] | None = None
 ) -> list[int]:
-    """The channels named CT in dataset.json or normalised as CT by the plans, in order; or those that are asked for.
+    """Channels named CT in dataset.json or normalised as CT by the plans, in order; or the requested channels.
 
     Args:
-        dataset_json: the content of dataset.json.
-        plans: the content of the plans file.
-        channels: take these, whatever they are called.
+        dataset_json: content of dataset.json.
+        plans: content of the plans file.
+        channels: use these channels, whatever their names.
 
     Raises:
-        UserError: there is none, or one that is asked for is not there.
+        UserError: no channel is CT, or a requested channel does not exist.
     """
     names = channel_names(dataset_json)
     if channels is not None:
@@ -50,14 +50,14 @@ def find_ct_channels(
     ]
     if not found:
         raise UserError(
-            f"no channel is CT (channel_names: {', '.join(names)}); the reconstruction needs HU. If a channel is CT, "
-            "name it CT in dataset.json and plan again, or say which with `channels` where the command takes it"
+            f"no channel is CT (channel_names: {', '.join(names)}); reconstruction requires HU. If a channel is CT, "
+            "name it CT in dataset.json and plan again, or select it with `channels` if the command has this option"
         )
     return found
 
 
 def said_channels(dataset_json: dict[str, Any], reconstructed: Sequence[int]) -> str:
-    """Which channels are reconstructed and which are copied: ``channels reconstructed: 0 (CT); copied: 1 (PET)``."""
+    """Message on the channels, such as ``channels reconstructed: 0 (CT); copied: 1 (PET)``."""
     names = channel_names(dataset_json)
     copied = [channel for channel in range(len(names)) if channel not in reconstructed]
     return f"channels reconstructed: {_listed(names, reconstructed)}; copied: {_listed(names, copied) or 'none'}"

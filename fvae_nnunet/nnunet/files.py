@@ -1,4 +1,4 @@
-"""nnU-Net's own JSON files, checked for what is used of them."""
+"""Reading of nnU-Net's own JSON files, with checks of the entries that are used."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _PLANS = {
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """``dataset.json`` of nnU-Net v2, in a raw or preprocessed dataset, with predictions or with a model.
+    """Read a ``dataset.json`` of nnU-Net v2, of a raw or preprocessed dataset, predictions or a model.
 
     Raises:
-        UserError: it cannot be read, or lacks channels, labels or the files' ending.
+        UserError: it cannot be read, or lacks the channels, labels or file ending.
     """
-    remedy = "Correct it as nnU-Net's documentation/dataset_format.md says, or bring it back from a copy"
+    remedy = "Correct it as described in nnU-Net's documentation/dataset_format.md, or restore it from a copy"
     shape = {"labels": dict, "file_ending": str, "channel_names?": {"*": str}, "modality?": {"*": str}}
     content: dict[str, Any] = read_json(path, shape, remedy=remedy)
     if "channel_names" not in content and "modality" not in content:
@@ -41,12 +41,12 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """Plans of nnU-Net v2, in a preprocessed dataset or with a model.
+    """Read plans of nnU-Net v2, of a preprocessed dataset or a model.
 
     Raises:
-        UserError: they cannot be read, or lack something that decides how an image is preprocessed.
+        UserError: they cannot be read, or lack an entry that affects the preprocessing of images.
     """
-    remedy = "nnU-Net wrote it: bring it back from a copy"
+    remedy = "nnU-Net wrote it; restore it from a copy"
     if path.name != "plans.json":
         remedy += ", or plan the dataset again with nnUNetv2_plan_experiment"
     plans: dict[str, Any] = read_json(path, _PLANS, remedy=remedy)
@@ -55,7 +55,7 @@ def read_plans(path: Path) -> dict[str, Any]:
         configuration, seen = dict(configurations[name]), {name}
         while (parent := configuration.pop("inherits_from", None)) is not None:
             if parent not in configurations or parent in seen:
-                raise UserError(f"{path}: {name} inherits from {parent}, which is not there or itself. {remedy}")
+                raise UserError(f"{path}: {name} inherits from {parent}, which is missing or circular. {remedy}")
             seen.add(parent)
             configuration = configurations[parent] | configuration
         if "data_identifier" in configuration:
@@ -65,10 +65,10 @@ def read_plans(path: Path) -> dict[str, Any]:
 
 
 def find_plans(preprocessed: Path, plans_name: str) -> Path:
-    """The plans file of a folder of preprocessed data.
+    """Path of the plans file in a folder of preprocessed data.
 
     Raises:
-        UserError: there is none of this name; the message says which there are, or what to run.
+        UserError: there is none of this name; the message lists the existing ones, or the command to run.
     """
     path = preprocessed / f"{plans_name}.json"
     if path.is_file():
@@ -76,13 +76,13 @@ def find_plans(preprocessed: Path, plans_name: str) -> Path:
     others = ("dataset", "dataset_fingerprint", "splits_final")
     names = sorted(other.stem for other in preprocessed.glob("*.json") if other.stem not in others)
     if names:
-        raise UserError(f"{path} is missing; there are the plans {', '.join(names)}: choose with `plans_name`")
+        raise UserError(f"{path} is missing; existing plans: {', '.join(names)}. Choose one with `plans_name`")
     command = f"nnUNetv2_plan_and_preprocess -d {dataset_id(preprocessed.name)}"
     raise UserError(f"{path} is missing; run first: {command}")
 
 
 def read_splits(path: Path) -> list[dict[str, list[str]]]:
-    """``splits_final.json``, folds ``{"train": [case, ...], "val": [case, ...]}``; UserError where it is not."""
-    remedy = "Bring it back from a copy; where it is removed, the folds are dealt anew"
+    """Read ``splits_final.json``, folds ``{"train": [case, ...], "val": [case, ...]}``; UserError if it is invalid."""
+    remedy = "Restore it from a copy; if it is removed, new folds are made"
     splits: list[dict[str, list[str]]] = read_json(path, [{"train": [str], "val": [str]}], remedy=remedy)
     return splits

@@ -1,4 +1,4 @@
-"""Where nnU-Net keeps its data: its three environment variables and the dataset folders below them."""
+"""Locations of nnU-Net's data: its three environment variables and the dataset folders below them."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from fvae_nnunet.errors import UserError
 
 
 def nnunet_folder(variable: str) -> Path:
-    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names.
+    """Folder named by ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results``.
 
     Raises:
-        UserError: the variable is not set or names no folder.
+        UserError: the variable is not set, or does not name a folder.
     """
     value = os.environ.get(variable)
     if not value:
         raise UserError(f"the environment variable {variable} is not set; run: export {variable}=/path/to/{variable}")
     if not Path(value).is_dir():
-        raise UserError(f"{variable} is set to {value}, which is no folder; create it or correct the variable")
+        raise UserError(f"{variable} is set to {value}, which is not a folder; create it or correct the variable")
     return Path(value)
 
 
 def dataset_id(name: str) -> int:
-    """The id of ``DatasetNNN_Something``: all digits up to the underscore, for nnU-Net takes ids above 999.
+    """Id of ``DatasetNNN_Something``: all digits up to the underscore, since nnU-Net accepts ids above 999.
 
     Raises:
-        UserError: it is no name of a dataset.
+        UserError: it is not the name of a dataset.
     """
     match = re.match(r"Dataset(\d+)_", name)
     if match is None:
-        raise UserError(f"{name!r} is no dataset's name such as Dataset007_Pancreas")
+        raise UserError(f"{name!r} is not a dataset name such as Dataset007_Pancreas")
     return int(match[1])
 
 
 def dataset_prefix(number: int) -> str:
-    """What the names of the datasets with this id begin with."""
+    """Common prefix of the names of datasets with this id."""
     return f"Dataset{number:03d}_"
 
 
 def dataset_argument(name: str) -> str:
-    """The dataset as a printed nnU-Net command names it: by its id, or by its name where nnU-Net would take the id for
-    another dataset's too (it takes 100 for Dataset1001_X, since that begins with Dataset100)."""
+    """Name of the dataset for a printed nnU-Net command: its id, or its full name if the id is ambiguous for nnU-Net
+    (which matches id 100 also with Dataset1001_X, since that begins with Dataset100)."""
     number = dataset_id(name)
     folders = [os.environ.get(variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")]
     names = {path.name for folder in folders if folder for path in Path(folder).glob(f"Dataset{number:03d}*")}
@@ -51,10 +51,10 @@ def dataset_argument(name: str) -> str:
 
 
 def dataset_name(id_or_name: str) -> str:
-    """The name ``DatasetNNN_Something`` of a dataset that is given by name or by id, as nnU-Net's commands take it.
+    """Full name ``DatasetNNN_Something`` of a dataset given by name or id, as in nnU-Net's commands.
 
     Raises:
-        UserError: it is neither, or no dataset or more than one dataset answers to it.
+        UserError: it is neither, or matches no dataset or several.
     """
     if not re.fullmatch(r"\d+|Dataset\d{3,}_.+", id_or_name):
         raise UserError(f"{id_or_name!r} is neither a dataset id such as 7 nor a name such as Dataset007_Pancreas")
@@ -68,15 +68,15 @@ def dataset_name(id_or_name: str) -> str:
     known = sorted({folder.name for place in places.values() for folder in place.glob("Dataset*_*")})
     raise UserError(
         f"no dataset {id_or_name} in {' or '.join(str(place) for place in places.values())}; "
-        f"there are: {', '.join(known) or 'none'}"
+        f"existing datasets: {', '.join(known) or 'none'}"
     )
 
 
 def training_files(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """``{"images": [...], "label": ...}`` for each training case of a raw dataset, as nnU-Net finds them.
+    """Files ``{"images": [...], "label": ...}`` of each training case of a raw dataset, as nnU-Net finds them.
 
     Raises:
-        UserError: there are none, or nnU-Net would pass over something that is called as an image.
+        UserError: there are none, or nnU-Net would skip a file that is named like an image.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 

@@ -1,24 +1,25 @@
-"""The training cases of a fold of nnU-Net's cross-validation."""
+"""Training cases of a fold of nnU-Net's cross-validation."""
 
 from __future__ import annotations
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.files import read_splits
 from fvae_nnunet.nnunet.folders import nnunet_folder
+from fvae_nnunet.numbers_as_text import counted
 
 _SPLIT_SEED, _SPLITS = 12345, 5  # nnU-Net's own, nnUNetTrainer.do_split
 
 
 def training_cases(dataset: str, cases: list[str], fold: int) -> list[str]:
-    """Those of a fold: of nnU-Net's file, or of the split that nnU-Net makes where there is none (five folds).
+    """Training cases of a fold, from nnU-Net's file, or from nnU-Net's default split into five folds if there is none.
 
     Args:
-        dataset: full name.
-        cases: all that have a raw image, sorted.
+        dataset: full name of the dataset.
+        cases: all cases with a raw image, sorted.
         fold: number of the fold.
 
     Raises:
-        UserError: no such fold, or none of its cases has a raw image.
+        UserError: the fold does not exist, or none of its cases has a raw image.
     """
     path = nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
     if path.is_file():
@@ -27,10 +28,12 @@ def training_cases(dataset: str, cases: list[str], fold: int) -> list[str]:
         from nnunetv2.utilities.crossval_split import generate_crossval_split
 
         if len(cases) < _SPLITS:
-            raise UserError(f"{dataset} has {len(cases)} cases, too few for {_SPLITS} folds; leave `fold` out")
+            raise UserError(
+                f"{dataset} has {counted(len(cases), 'case')}, too few for {_SPLITS} folds; leave out `fold`"
+            )
         splits = generate_crossval_split(cases, seed=_SPLIT_SEED, n_splits=_SPLITS)
     if not 0 <= fold < len(splits):
-        raise UserError(f"`fold={fold}`: {path} has the folds 0 to {len(splits) - 1}")
+        raise UserError(f"`fold={fold}` does not exist: {path} has folds 0 to {len(splits) - 1}")
     chosen = sorted(set(map(str, splits[fold]["train"])) & set(cases))
     if not chosen:
         raise UserError(f"no training case of fold {fold} in {path} has a raw image")

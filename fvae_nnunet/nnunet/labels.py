@@ -1,4 +1,4 @@
-"""What dataset.json says about segmentations: file ending, labels or regions with their names, and the ignore label."""
+"""Segmentation settings of a dataset.json: file ending, labels or regions with their names, and ignore label."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
 
 Label = int | tuple[int, ...]
-"""A label's value, or the values of a region."""
+"""Value of a label, or values of a region."""
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
-"""File endings of volumes of one file that carry their spacing and that SimpleITK reads."""
+"""Endings of single-file volumes that store their spacing and that SimpleITK can read."""
 
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """The files of a dataset's segmentations and what is to be scored in them.
+    """Format of the segmentations of a dataset, and the labels to score in them.
 
     Attributes:
         names: label or region -> its name in dataset.json, in nnU-Net's order, without background.
-        known_labels: every value that a voxel may have, the ignore label included.
-        ignore_label: the value of voxels that are left out, or None.
-        file_ending: such as ``.nii.gz``.
+        known_labels: all values that a voxel may have, including the ignore label.
+        ignore_label: value of voxels that are ignored, or None.
+        file_ending: ending of the files, such as ``.nii.gz``.
     """
 
     names: dict[Label, str]
@@ -34,30 +34,30 @@ class LabelScheme:
 
     @classmethod
     def read(cls, path: Path) -> LabelScheme:
-        """The scheme of a dataset.json of nnU-Net v2, labels understood as nnU-Net's `LabelManager` does.
+        """Read the scheme from a dataset.json of nnU-Net v2, with labels interpreted by nnU-Net's `LabelManager`.
 
         Raises:
-            UserError: there is no such file, it is none of nnU-Net v2 or not for volumes, nnU-Net refuses its labels,
-                or it has none but background.
+            UserError: the file is missing, not of nnU-Net v2 or not for volumes; nnU-Net rejects its labels; or it has
+                only background.
         """
         from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
         if not path.is_file():
-            raise UserError(f"{path} is no file")
+            raise UserError(f"{path} is not a file")
         content = read_json(path)
         entries: dict[str, Any] = content if isinstance(content, dict) else {}
         labels, ending = entries.get("labels"), entries.get("file_ending")
         if not isinstance(labels, dict) or not isinstance(ending, str):
-            raise UserError(f"{path} is no dataset.json of nnU-Net v2: it needs labels and file_ending")
+            raise UserError(f"{path} is not a dataset.json of nnU-Net v2: it needs labels and file_ending")
         if ending not in VOLUME_ENDINGS:
-            raise UserError(f"{path}: file_ending {ending} is none of a volume's: {', '.join(VOLUME_ENDINGS)}")
+            raise UserError(f"{path}: file_ending {ending} is not one of volumes: {', '.join(VOLUME_ENDINGS)}")
         try:
             manager = LabelManager(labels, entries.get("regions_class_order"))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path}: nnU-Net does not accept the labels: {error}") from error
         scored = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         if not scored:
-            raise UserError(f"{path} declares no label but background")
+            raise UserError(f"{path} declares no label other than background")
         name_of = {_values(entry): name for name, entry in labels.items()}
         known = [int(label) for label in manager.all_labels]
         if manager.has_ignore_label:
@@ -71,7 +71,7 @@ class LabelScheme:
 
 
 def find_dataset_json(reference_folder: Path, prediction_folder: Path) -> Path:
-    """dataset.json beside the predictions, where nnU-Net puts it, else above or beside the references.
+    """Find dataset.json in the prediction folder, where nnU-Net puts it, else above or in the reference folder.
 
     Raises:
         UserError: it is in none of these places.
@@ -79,12 +79,12 @@ def find_dataset_json(reference_folder: Path, prediction_folder: Path) -> Path:
     found = dataset_json_near(reference_folder, prediction_folder)
     if found is None:
         places = _places(reference_folder, prediction_folder)
-        raise UserError(f"no dataset.json in {', '.join(map(str, places))}; name it with `dataset_json`")
+        raise UserError(f"no dataset.json in {', '.join(map(str, places))}; give its path with `dataset_json`")
     return found
 
 
 def dataset_json_near(reference_folder: Path, prediction_folder: Path) -> Path | None:
-    """As ``find_dataset_json``; None where there is none."""
+    """As ``find_dataset_json``, but None if there is none."""
     files = [place / "dataset.json" for place in _places(reference_folder, prediction_folder)]
     return next(filter(Path.is_file, files), None)
 

@@ -1,4 +1,4 @@
-"""Which labels of a dataset are lesions."""
+"""Choice of the lesion labels of a dataset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fvae_nnunet.errors import UserError
 
 LESION_NAME = re.compile("tumou?r|lesion|cancer|carcinoma|sarcoma|metasta|nodule", re.IGNORECASE)
-"""Labels with such names are evaluated lesion by lesion unless others are chosen."""
+"""Labels with such names are evaluated lesion by lesion by default."""
 
 NO_LESIONS = "none"
 
@@ -17,16 +17,16 @@ NO_LESIONS = "none"
 def lesion_labels(
     raw_folder: Path, label_values: Mapping[str, tuple[int, ...]], wanted: Sequence[str] | None
 ) -> dict[str, int]:
-    """Names and values of the lesions' labels, in the order of their classes.
+    """Names and values of the lesion labels, in the order of their classes.
 
     Args:
-        raw_folder: of the dataset.
+        raw_folder: raw folder of the dataset.
         label_values: name -> values of each foreground label or region.
-        wanted: names; ``[NO_LESIONS]``: none. None: of a dataset with ``reports.json``, whose labels are diseases, all;
-            else the only one whose name is a lesion's (``LESION_NAME``), or the only label.
+        wanted: names of the labels; ``[NO_LESIONS]``: no label. None: all labels of a dataset with ``reports.json``,
+            whose labels are diseases; else the only label with a lesion's name (``LESION_NAME``), or the only label.
 
     Raises:
-        UserError: no such label, a region of several values, or it is not clear which.
+        UserError: a label does not exist, is a region of several values, or the choice is ambiguous.
     """
     from fvae_nnunet.nnunet.case_reports import FILE_NAME
 
@@ -45,8 +45,8 @@ def lesion_labels(
     for name in names:
         if len(label_values[name]) != 1:
             raise UserError(
-                f"{path}: {name} is a region of {len(label_values[name])} values; a synthetic lesion is written as one "
-                "value. Give a label of one value with `lesion`"
+                f"{path}: {name} is a region of {len(label_values[name])} values, but a synthetic lesion is written as "
+                "one value. Choose a label with a single value with `lesion`"
             )
     return {name: label_values[name][0] for name in names}
 
@@ -54,6 +54,6 @@ def lesion_labels(
 def _only_lesion(path: Path, names: list[str]) -> str:
     found = [name for name in names if LESION_NAME.search(name)] or (names if len(names) == 1 else [])
     if len(found) != 1:
-        which = f"{', '.join(found)} could be" if found else f"none of {', '.join(names)} has the name of"
-        raise UserError(f"{path}: {which} the lesion's label; name it with `lesion`")
+        which = f"all of {', '.join(found)} have" if found else f"none of {', '.join(names)} has"
+        raise UserError(f"{path}: {which} the name of a lesion; choose the label with `lesion`")
     return found[0]

@@ -1,4 +1,4 @@
-"""Masks in files of their own: one for each case, which must lie on its image, voxel on voxel."""
+"""Mask files, one for each case, which must have the same voxel grid as the image."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from fvae_nnunet.numbers_as_text import counted
 
 
 def find_masks(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
-    """The masks in a folder, by the case's name, without its ending.
+    """Mask files in a folder, by case.
 
     Raises:
-        UserError: no such folder, or no mask of one of these cases.
+        UserError: the folder does not exist, or a case has no mask.
     """
     files = find_images(folder)
     missing = sorted(set(cases) - files.keys())
     if missing:
         raise UserError(
-            f"{folder} has no mask of {counted(len(missing), 'case')} (first: {missing[0]}); a mask has the case's "
-            f"name, such as {missing[0]}.nii.gz"
+            f"{folder} has no mask for {counted(len(missing), 'case')} (first: {missing[0]}); name masks like the "
+            f"cases, such as {missing[0]}.nii.gz"
         )
     return files
 
 
 def read_mask(path: Path, *, shape: Sequence[int], geometry: Geometry, image: str) -> np.ndarray:
-    """The mask that belongs to an image, with axial axes, in the file's own dtype.
+    """Read the mask of an image, with axial axes, in the dtype of the file.
 
     Args:
-        path: of the mask.
-        shape: of the image (z, y, x), axial.
-        geometry: of the image.
-        image: what it is called in messages.
+        path: path of the mask.
+        shape: shape of the image (z, y, x), axial.
+        geometry: geometry of the image.
+        image: name of the image in messages.
 
     Raises:
-        UserError: it cannot be read, or has another shape or geometry than the image.
+        UserError: the mask cannot be read, or has another shape or geometry than the image.
     """
     mask, its_geometry = read_volume(path)
     mask = mask.transpose(geometry.axial_order)

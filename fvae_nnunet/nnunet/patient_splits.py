@@ -1,4 +1,4 @@
-"""Splits by patient, and the check that no patient is on both sides of one."""
+"""Splits by patient, and the check that no patient is on both sides of a split."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ Fold = dict[str, list[str]]
 
 
 def shared_patients(one: Iterable[str], other: Iterable[str], patients: Mapping[str, str]) -> dict[str, list[str]]:
-    """Patients with cases in both, sorted, each with its cases."""
+    """Patients with cases in both sets, sorted, each with its cases."""
     one, other = list(one), list(other)
     both = {patients[case] for case in one} & {patients[case] for case in other}
     return {patient: sorted(case for case in {*one, *other} if patients[case] == patient) for patient in sorted(both)}
 
 
 def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = None) -> None:
-    """Raise UserError, with their names, where patients are in training and test, or on both sides of a fold.
+    """Raise UserError, with their names, if patients are in training and test, or on both sides of a fold.
 
     Args:
-        cases: of ``reports.json``.
-        folds: of ``splits_final.json``; None to check training against test only.
+        cases: cases of ``reports.json``.
+        folds: folds of ``splits_final.json``; None to check only training against test.
     """
     patients = {case: report.patient for case, report in cases.items()}
     of_split = {split: [case for case, report in cases.items() if report.split == split] for split in ("train", "test")}
     refuse_shared(
         shared_patients(of_split["train"], of_split["test"], patients),
         "training (Tr) and test (Ts)",
-        ". Of ReXGroundingCT, `leave_out_shared=True` takes their cases out of training",
+        ". For ReXGroundingCT, `leave_out_shared=True` removes their cases from training",
     )
     for number, fold in enumerate(folds or []):
         unknown = sorted({*fold["train"], *fold["val"]} - patients.keys())
         if unknown:
-            raise UserError(f"fold {number} has {unknown[0]}, which reports.json does not know ({len(unknown)} such)")
+            raise UserError(f"fold {number} has {unknown[0]}, which is not in reports.json ({len(unknown)} such)")
         tested = sorted({*fold["train"], *fold["val"]} & set(of_split["test"]))
         if tested:
             raise UserError(f"fold {number} has {tested[0]}, which is a test case ({len(tested)} such)")
@@ -52,22 +52,22 @@ def check_leakage(cases: Mapping[str, CaseReport], folds: list[Fold] | None = No
 
 
 def refuse_shared(shared: Mapping[str, list[str]], where: str, remedy: str = "") -> None:
-    """Raise UserError where there are patients with cases on both sides; ``where`` names both."""
+    """Raise UserError if there are patients with cases on both sides; ``where`` names both sides."""
     if shared:
         named = [f"{patient} ({', '.join(cases)})" for patient, cases in shared.items()]
         raise UserError(f"{counted(len(shared), 'patient')} in both {where}: {some_of(named, 10, '; ')}{remedy}")
 
 
 def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] | None = None) -> list[Fold]:
-    """Training cases in folds, all cases of a patient in the same one, about equally many cases in each.
+    """Divide training cases into folds of similar size, with all cases of a patient in the same fold.
 
     Patients are taken in the order of the SHA-256 of their names and put into the fold with the fewest cases so far,
-    so the folds depend on nothing but the names. Patients that are in a fold already stay there.
+    so the folds depend only on the names. Patients that already have a fold stay there.
 
     Args:
-        cases: those of split ``train`` are dealt.
-        folds: at least 2.
-        before: folds to keep.
+        cases: all cases; only those of split ``train`` are used.
+        folds: number of folds, at least 2.
+        before: existing folds to keep.
 
     Raises:
         UserError: fewer patients than folds, or ``before`` has another number of folds or a patient in two of them.
@@ -76,21 +76,23 @@ def deal_folds(cases: Mapping[str, CaseReport], folds: int, before: list[Fold] |
         raise UserError(f"`folds` must be at least 2, got {folds}")
     if before is not None and len(before) != folds:
         raise UserError(
-            f"there are {len(before)} folds already, not {folds}; give `folds={len(before)}`, or remove {FILE_NAME} to "
-            "deal anew"
+            f"there are already {len(before)} folds, not {folds}; give `folds={len(before)}`, or remove {FILE_NAME} to "
+            "make new folds"
         )
     of_patient: dict[str, list[str]] = {}
     for case in sorted(case for case, report in cases.items() if report.split == "train"):
         of_patient.setdefault(cases[case].patient, []).append(case)
     if len(of_patient) < folds:
-        raise UserError(f"{len(of_patient)} training patients do not fill {folds} folds; give a lower `folds`")
+        raise UserError(
+            f"{counted(len(of_patient), 'training patient')} cannot fill {folds} folds; give a lower `folds`"
+        )
     home: dict[str, int] = {}
     for number, fold in enumerate(before or []):
         for case in (case for case in fold["val"] if case in cases):
             if home.setdefault(cases[case].patient, number) != number:
                 raise UserError(
-                    f"the folds that are there leak: {cases[case].patient} is validated in fold "
-                    f"{home[cases[case].patient]} and in fold {number}; remove {FILE_NAME} to deal anew"
+                    f"the existing folds leak: {cases[case].patient} is validated in fold "
+                    f"{home[cases[case].patient]} and in fold {number}; remove {FILE_NAME} to make new folds"
                 )
     validation: list[list[str]] = [[] for _ in range(folds)]
     for patient in sorted(of_patient, key=lambda patient: (patient not in home, _digest(patient))):
@@ -108,16 +110,16 @@ def _digest(patient: str) -> str:
 
 
 def write_folds(path: Path, cases: Mapping[str, CaseReport], folds: int, *, anew: bool = False) -> list[Fold]:
-    """Write ``splits_final.json``, keeping the folds of patients that have one, and check it.
+    """Write ``splits_final.json``, keeping the folds of patients that already have one, and check it.
 
     Args:
-        path: of the file.
-        cases: of ``reports.json``.
-        folds: how many.
-        anew: deal anew, whatever is there.
+        path: path of the file.
+        cases: cases of ``reports.json``.
+        folds: number of folds.
+        anew: make new folds and ignore an existing file.
 
     Raises:
-        UserError: as ``deal_folds`` and ``check_leakage``; nothing is written then.
+        UserError: as ``deal_folds`` and ``check_leakage``; then nothing is written.
     """
     before = read_splits(path) if path.exists() and not anew else None
     dealt = deal_folds(cases, folds, before)
@@ -127,7 +129,7 @@ def write_folds(path: Path, cases: Mapping[str, CaseReport], folds: int, *, anew
 
 
 def check_dataset(dataset: str) -> list[str]:
-    """Check the files and splits of a dataset against its ``reports.json``; sentences on what holds.
+    """Check the files and splits of a dataset against its ``reports.json``; return sentences on the results.
 
     Raises:
         UserError: images are missing or unknown, a patient is on both sides of a split, or a training case is in no
@@ -140,12 +142,12 @@ def check_dataset(dataset: str) -> list[str]:
         there = {path.name.removesuffix("_0000.nii.gz") for path in (raw / folder).glob("*_0000.nii.gz")}
         for wrong, what in (
             (named - there, "has no image of"),
-            (there - named, "has an image that reports.json does not know,"),
+            (there - named, "has an image that is not in reports.json:"),
         ):
             if wrong:
                 raise UserError(
-                    f"{raw / folder} {what} {min(wrong)} ({len(wrong)} such); run the conversion again, or remove what "
-                    "is left over"
+                    f"{raw / folder} {what} {min(wrong)} ({len(wrong)} such); run the conversion again, or remove "
+                    "leftover files"
                 )
     check_leakage(cases)
     patients = {
@@ -157,7 +159,7 @@ def check_dataset(dataset: str) -> list[str]:
     ]
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
     if not path.exists():
-        return [*said, f"no {path}: nnU-Net would deal its folds by case, not by patient"]
+        return [*said, f"no {path}: nnU-Net would make its folds by case, not by patient"]
     folds = read_splits(path)
     check_leakage(cases, folds)
     validated = Counter(case for fold in folds for case in fold["val"])
@@ -168,4 +170,7 @@ def check_dataset(dataset: str) -> list[str]:
             f"{path}: " + (f"{twice[0]} is validated in several folds" if twice else f"{never[0]} is in no fold's val")
         )
     sizes = ", ".join(str(len(fold["val"])) for fold in folds)
-    return [*said, f"{len(folds)} folds with {sizes} validation cases; no patient in training and validation of one"]
+    return [
+        *said,
+        f"{counted(len(folds), 'fold')} with {sizes} validation cases; no patient in training and validation of a fold",
+    ]

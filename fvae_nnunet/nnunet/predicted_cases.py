@@ -1,4 +1,4 @@
-"""What ``fvae-predict`` predicts, how, and which files a case has before and after."""
+"""Cases of ``fvae-predict``: settings, input files and result files."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from fvae_nnunet.nnunet.image_readers import READERS
 from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 CaseFiles = dict[str, list[Path]]
-"""For each case the files of its channels, in order."""
+"""Case -> files of its channels, in order."""
 
 SCRATCH_PREFIX = ".fvae-predict-"
 
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """How nnU-Net predicts.
+    """Settings of nnU-Net's prediction.
 
     Attributes:
         device: ``cuda``, ``cpu`` or ``mps``.
-        step_size: of the sliding window, as a share of the patch.
-        mirroring: average over mirrored images (nnU-Net's test time augmentation).
-        on_device: keep everything on the GPU.
+        step_size: step of the sliding window, as a share of the patch.
+        mirroring: average over mirrored images (nnU-Net's test-time augmentation).
+        on_device: keep all results on the GPU.
         save_probabilities: write ``.npz`` and ``.pkl`` beside each segmentation.
-        preprocessing_processes, export_processes: both 0: all but the averaging of inputs in this process.
-        previous_stage: folder of the predictions of the previous stage, for a cascade.
-        verbose, progress_bar: of nnU-Net.
+        preprocessing_processes, export_processes: numbers of processes; if both are 0, everything except the averaging
+            of inputs runs in this process.
+        previous_stage: folder with the predictions of the previous stage, for a cascade.
+        verbose, progress_bar: nnU-Net's own options.
     """
 
     device: str
@@ -61,20 +62,20 @@ class PredictionSettings:
 
 
 def find_cases(folder: Path, model: TrainedModel) -> CaseFiles:
-    """The cases in a folder of images ``CASE_0000.ending``, one file for each channel, in nnU-Net's order.
+    """Find the cases in a folder of images ``CASE_0000.ending``, one file for each channel, in nnU-Net's order.
 
     Raises:
-        UserError: no such folder or images, images that would be left out (see ``ct.files.find_files``), names
-            without a channel's number, or channels missing or one too many.
+        UserError: the folder or its images are missing, images would be left out (see ``ct.files.find_files``), names
+            have no channel number, or a case has missing or surplus channels.
     """
     ending = model.file_ending
     files = find_files(folder, ending)
     if not files:
-        raise UserError(f"{folder} holds no image with the ending {ending} of the model's training images")
+        raise UserError(f"{folder} has no image with the ending of the model's training images, {ending}")
     unnumbered = [path.name for name, path in files.items() if not re.fullmatch(r".+_\d{4}", name)]
     if unnumbered:
         raise UserError(
-            f"nnU-Net's images are called CASE_0000{ending}; in {folder} there is no channel number in: "
+            f"nnU-Net's images are named CASE_0000{ending}; in {folder}, these have no channel number: "
             f"{', '.join(unnumbered)}"
         )
     cases: CaseFiles = {}
@@ -84,21 +85,21 @@ def find_cases(folder: Path, model: TrainedModel) -> CaseFiles:
         needed = [f"{case}_{channel:04d}{ending}" for channel in range(model.channels)]
         found = [path.name for path in channels]
         if found != needed:
-            raise UserError(f"{case} needs {', '.join(needed)} in {folder}; there is {', '.join(found)}")
+            raise UserError(f"{case} needs {', '.join(needed)} in {folder}; found {', '.join(found)}")
     return cases
 
 
 def case_of(image: Path, model: TrainedModel) -> str:
-    """The case that an image ``CASE_0000.ending`` belongs to."""
+    """Case to which an image ``CASE_0000.ending`` belongs."""
     return image.name.removesuffix(model.file_ending)[:-5]
 
 
 def damaged_cases(
     cases: CaseFiles, channels: Collection[int], *, reader: str | None, workers: int
 ) -> dict[str, UserError]:
-    """The cases with a file among these channels that is refused, and what is wrong with it.
+    """Cases with a damaged file among these channels, with the error.
 
-    For the files that nnU-Net reads, with this reader: it would predict on what the reader makes up.
+    For files that nnU-Net itself reads with this reader: it would predict on whatever values the reader returns.
     """
 
     def error_of(case: str) -> UserError | None:
@@ -117,26 +118,25 @@ def damaged_cases(
 
 
 def result_files(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> list[Path]:
-    """What nnU-Net writes for a case, in its order: the segmentation last."""
+    """Files that nnU-Net writes for a case, in its order, with the segmentation last."""
     probabilities = [output / f"{case}.npz", output / f"{case}.pkl"] if how.save_probabilities else []
     return [*probabilities, output / f"{case}{model.file_ending}"]
 
 
 def is_predicted(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> bool:
-    """Whether nnU-Net leaves a case alone that it is to predict: it looks at the segmentation and the ``.npz``."""
+    """Whether nnU-Net would skip a case as predicted: it looks for the segmentation and the ``.npz``."""
     return all(path.is_file() for path in result_files(output, case, model, how) if path.suffix != ".pkl")
 
 
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder in ``output``, removed with all it holds when the block ends, fails or is told to end.
+    """Yield a hidden folder in ``output``, removed with its contents when the block ends, fails or gets SIGTERM.
 
-    In the output folder, because there is room and right to write, and a finished file can be moved from it. Only a
-    process that is killed on the spot (SIGKILL, loss of power) leaves it behind. ``output`` is made if needed, and
-    removed again if nothing came into it.
+    It is in the output folder because that has space and write permission, and finished files can be moved out of it.
+    Only SIGKILL or loss of power leaves it behind. ``output`` is created if needed, and removed if it stays empty.
 
     Raises:
-        UserError: nnU-Net's writers cannot take the folder's name.
+        UserError: nnU-Net's writers cannot handle the name of the folder.
     """
     check_name(output)
     existed = output.is_dir()
@@ -152,7 +152,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _exit_at_sigterm() -> Iterator[None]:
-    """Leave with an exception, so that what was begun is cleared away."""
+    """Turn SIGTERM into SystemExit, so that temporary files are removed."""
 
     def leave(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)

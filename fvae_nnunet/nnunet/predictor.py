@@ -1,8 +1,8 @@
-"""nnU-Net's predictor on a list of cases, from one input or from the mean of the probabilities of several.
+"""nnU-Net's predictor on a list of cases, from one input or from the mean of the probabilities of several inputs.
 
-nnU-Net itself predicts (``nnUNetPredictor``) and averages (``ensemble_folders``). What is done here: the files of a
-case may lie in several folders, one case's failure does not stop the others, and a mean appears only when it is
-complete.
+nnU-Net itself predicts (``nnUNetPredictor``) and averages (``ensemble_folders``). This module adds that the files of a
+case may be in several folders, that the failure of one case does not stop the others, and that a mean appears only when
+it is complete.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings, re
 from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 MEAN_CASES = 8
-"""Cases whose probabilities lie on the disk at once while inputs are averaged: nnU-Net starts its processes anew for
-each lot, and a CT of 512 x 512 x 500 has 0.5 GB of float32 for each class and input before compression."""
+"""Number of cases whose probabilities are on disk at once while inputs are averaged: nnU-Net restarts its processes for
+each batch, and a CT of 512 x 512 x 500 has 0.5 GB of float32 for each class and input before compression."""
 
 FULL_DISK_BYTES = 1 << 20
-"""With less room no segmentation can be written; SimpleITK does not say so."""
+"""With less free space no segmentation can be written, and SimpleITK does not report it."""
 
 ARGUMENTS_FILE = "predict_from_raw_data_args.json"
 _FILES_OF_A_FOLDER = (ARGUMENTS_FILE, "dataset.json", "plans.json")
 
 
 def check_holds_predictions(output: Path) -> None:
-    """Raise UserError where a folder holds a dataset.json or plans that no prediction has written."""
+    """Raise UserError if a folder holds a dataset.json or plans.json that was not written by a prediction."""
     there = [name for name in _FILES_OF_A_FOLDER if (output / name).exists()]
     if there and ARGUMENTS_FILE not in there:
-        raise UserError(f"{output} holds {there[0]} and no predictions; choose another folder (`output`)")
+        raise UserError(f"{output} holds {there[0]} but no predictions; choose another folder (`output`)")
 
 
 class Predictor:
-    """A trained model, on the CPU until the first case.
+    """Predicts cases with a trained model, which stays on the CPU until the first case.
 
     Args:
-        model: what predicts.
-        how: with which options.
-        inputs: names of what it predicts from. One: the result is as nnU-Net writes it. Several: it is nnU-Net's
-            ensembling of what it predicts from each, in this order.
+        model: the trained model.
+        how: settings of the prediction.
+        inputs: names of the inputs. With one input, the result is that of nnU-Net; with several, it is nnU-Net's
+            ensemble of the predictions from each, in this order.
 
     Raises:
-        UserError: nnU-Net cannot build the network, the model is one of a cascade and has no previous stage (or the
-            other way round), or the installed nnU-Net is too old for what is asked.
+        UserError: nnU-Net cannot build the network, the model is the second stage of a cascade and there is no previous
+            stage (or vice versa), or the installed nnU-Net is too old for these settings.
     """
 
     def __init__(self, model: TrainedModel, how: PredictionSettings, inputs: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ class Predictor:
             verbose_preprocessing=how.verbose,
             allow_tqdm=how.progress_bar,
         )
-        # nnU-Net turns it on for a GPU; a VAE that computes before nnU-Net does so as in fvae-reconstruct
+        # nnU-Net turns it on for a GPU; a VAE that computes before nnU-Net must compute as in fvae-reconstruct
         torch.backends.cudnn.benchmark = benchmark
         try:
             self._nnunet.initialize_from_trained_model_folder(
@@ -85,38 +85,40 @@ class Predictor:
         previous = self._nnunet.configuration_manager.previous_stage_name
         if previous is not None and how.previous_stage is None:
             raise UserError(
-                f"the model is the second stage of a cascade; predict with its {previous} first and give that folder "
-                "with `previous_stage`"
+                f"the model is the second stage of a cascade; predict with {previous} first and give the folder of its "
+                "predictions with `previous_stage`"
             )
         if previous is None and how.previous_stage is not None:
-            raise UserError("`previous_stage` is for the second stage of a cascade; this model is none")
+            raise UserError(
+                "`previous_stage` is for the second stage of a cascade, which this model is not; leave it out"
+            )
         self._refuse_what_this_nnunet_gets_wrong()
 
     def _refuse_what_this_nnunet_gets_wrong(self) -> None:
         installed = version("nnunetv2")
         release = tuple(map(int, installed.split(".")[:2]))
         if release < (2, 7) and len(self.inputs) > 1 and self._nnunet.label_manager.has_regions:
-            # its ensembling applies the sigmoid to the mean once more: nearly every voxel is above one half
-            raise UserError(f"nnU-Net {installed} averages the probabilities of regions wrongly; install 2.7 or later")
+            # its ensembling applies the sigmoid again to the mean, so nearly every voxel is above one half
+            raise UserError(f"nnU-Net {installed} averages probabilities of regions incorrectly; install 2.7 or later")
         if release < (2, 8) and self.how.previous_stage is not None and self.how.preprocessing_processes == 0:
-            # it does not give the previous stage to the network
+            # without processes, it does not pass the previous stage to the network
             raise UserError(
-                f"nnU-Net {installed} predicts a cascade only with processes; leave `preprocessing_processes=0` out"
+                f"nnU-Net {installed} predicts a cascade only with processes; leave out `preprocessing_processes=0`"
             )
 
     def predict(self, inputs: dict[str, CaseFiles], output: Path, *, scratch: Path) -> dict[str, Exception]:
-        """Write the segmentation of each case, and its probabilities if asked for, into ``output``.
+        """Write the segmentation of each case, and its probabilities if requested, into ``output``.
 
-        With several inputs ``MEAN_CASES`` are done at a time. What ``output`` held of these cases is removed first, so
-        that a case that fails has no result and not an old one.
+        With several inputs, ``MEAN_CASES`` cases are predicted at a time. Existing results of these cases are removed
+        first, so that a failed case does not keep an old result.
 
         Args:
-            inputs: for each input the files of the same cases.
+            inputs: input -> files of the cases, which are the same for all inputs.
             output: an existing folder.
             scratch: an existing folder on the same file system.
 
         Returns:
-            The cases that failed.
+            Failed cases with their errors.
 
         Raises:
             OSError: the disk is full.
@@ -132,18 +134,18 @@ class Predictor:
         return failed
 
     def remove(self, output: Path, case: str) -> None:
-        """Remove what ``output`` holds of a case."""
+        """Remove the results of a case from ``output``."""
         for path in result_files(output, case, self.model, self.how):
             path.unlink(missing_ok=True)
 
     def _predict_or_name(
         self, inputs: dict[str, CaseFiles], cases: list[str], output: Path, scratch: Path
     ) -> dict[str, Exception]:
-        """Predict; where nnU-Net stops, do the cases that are left one by one."""
+        """Predict all cases together; if nnU-Net stops, predict the remaining cases one by one."""
         try:
             self._predict_together(inputs, cases, output, scratch)
         except Exception as error:
-            release(error)  # the cases that are left are done while it is held
+            release(error)  # the error stays referenced while the remaining cases are predicted
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             if shutil.disk_usage(output).free < FULL_DISK_BYTES:
@@ -151,7 +153,7 @@ class Predictor:
             if len(cases) == 1:
                 self.remove(output, cases[0])
                 return {cases[0]: error}
-            print(f"nnU-Net stopped ({error}); the cases that are left are done one by one", file=sys.stderr)
+            print(f"nnU-Net stopped ({error}); predicting the remaining cases one by one", file=sys.stderr)
             failed: dict[str, Exception] = {}
             for case in cases:
                 if not _is_whole(output / f"{case}{self.model.file_ending}"):
@@ -215,7 +217,7 @@ def _is_whole(path: Path) -> bool:
 
 @contextmanager
 def _nnunets_torch(device: str) -> Iterator[None]:
-    """The settings of torch with which nnUNetv2_predict computes."""
+    """Use the torch settings of nnUNetv2_predict within the block."""
     import torch
 
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark

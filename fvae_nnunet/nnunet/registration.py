@@ -1,11 +1,11 @@
-"""Making nnU-Net find our trainers: a stub module that forwards to ``fvae_nnunet.trainers``.
+"""Registration of our trainers with nnU-Net, by a stub module that forwards to ``fvae_nnunet.trainers``.
 
-nnU-Net looks trainers up by importing the modules below its own trainer folder, and since 2.8 below the folders that
-``nnUNet_extTrainer`` names. That variable is the first way: nothing of nnU-Net's is touched. Before 2.8, or on request,
-the stub is written into nnU-Net's own folder.
+nnU-Net finds trainers by importing the modules below its own trainer folder, and since 2.8 also below the folders in
+``nnUNet_extTrainer``. This variable is preferred, because it leaves nnU-Net's installation untouched. Before 2.8, or on
+request, the stub is written into nnU-Net's own folder.
 
-When nnU-Net is uninstalled, such a stub keeps ``nnunetv2/training/nnUNetTrainer`` alive in site-packages. Python takes
-what is left over for a namespace package, which hides an editable install of nnU-Net; ``mend`` takes it away.
+If nnU-Net is uninstalled, such a stub keeps ``nnunetv2/training/nnUNetTrainer`` in site-packages. Python then treats
+the remaining folder as a namespace package, which hides an editable install of nnU-Net; ``mend`` removes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARK = STUB.read_text().splitlines()[0]
 _TRAINER_FOLDER = Path("training", "nnUNetTrainer")
 _INSTALL = "pip install 'nnunetv2>=2.6.4,<2.9'"
 
-# nobody imports PROBE, so that only the stub answers to it; the other names may be found in a user's own file, too
+# only the stub provides PROBE; the other names may also be found in a user's own file
 _LOOK_UP = """
 import importlib.util, os, sys, nnunetv2
 from fvae_nnunet import trainers
@@ -48,23 +48,23 @@ else:
 for name in [trainers.PROBE.__name__, *(name for name in trainers.__all__ if name.startswith("nnUNetTrainer"))]:
     found = find(name)
     if found is None:
-        sys.exit(f"no module names {name}")
+        sys.exit(f"no module has {name}")
     if found is not getattr(trainers, name):
-        sys.exit(f"{name} is another class, of the module {found.__module__}")
+        sys.exit(f"{name} is another class, from the module {found.__module__}")
 """
 
 
 def nnunet_package() -> Path:
-    """The folder ``nnunetv2`` of the installed nnU-Net.
+    """Folder ``nnunetv2`` of the installed nnU-Net.
 
     Raises:
-        UserError: nnU-Net is not installed, or what is left over of an uninstalled one hides it.
+        UserError: nnU-Net is not installed, or hidden by the remains of an uninstalled one.
     """
     spec = importlib.util.find_spec("nnunetv2")
     if spec is not None and spec.origin:
         return Path(spec.origin).parent
     raise UserError(
-        f"nnU-Net is not installed, or hidden by {left_over()[0]}, which is left over from one that was uninstalled; "
+        f"nnU-Net is not installed, or hidden by {left_over()[0]}, which is left over from an uninstalled nnU-Net; "
         "run: fvae-setup"
         if left_over()
         else f"nnU-Net is not installed in this environment; run: {_INSTALL}"
@@ -72,7 +72,7 @@ def nnunet_package() -> Path:
 
 
 def without_nnunet(error: ModuleNotFoundError) -> UserError | None:
-    """What to tell a user where ``error`` is that a module of nnU-Net is missing; None where another one is."""
+    """Error message for the user if a module of nnU-Net is missing; None if another module is missing."""
     if (error.name or "").split(".")[0] != "nnunetv2":
         return None
     try:
@@ -83,7 +83,7 @@ def without_nnunet(error: ModuleNotFoundError) -> UserError | None:
 
 
 def left_over() -> list[Path]:
-    """The folders ``nnunetv2`` on Python's path that are no package with code: what an uninstalled nnU-Net left."""
+    """Folders ``nnunetv2`` on Python's path without code, left over from an uninstalled nnU-Net."""
     spec = importlib.util.find_spec("nnunetv2")
     imported = [] if spec is None or spec.origin else list(spec.submodule_search_locations or ())
     on_path = [Path(entry or ".") / "nnunetv2" for entry in sys.path]
@@ -92,18 +92,18 @@ def left_over() -> list[Path]:
 
 
 def has_external_trainers() -> bool:
-    """Whether the installed nnU-Net knows ``nnUNet_extTrainer``: 2.8 and later do."""
+    """Whether the installed nnU-Net supports ``nnUNet_extTrainer`` (2.8 and later)."""
     return EXTERNAL_TRAINERS in (nnunet_package() / "paths.py").read_text()
 
 
 def external_trainers() -> str:
-    """The value of ``nnUNet_extTrainer`` with our folder behind what it holds now."""
+    """Current value of ``nnUNet_extTrainer`` with our folder appended."""
     folders = [folder for folder in os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if folder]
     return os.pathsep.join(dict.fromkeys([*folders, str(STUB.parent)]))
 
 
 def export_line() -> str:
-    """The line for a shell that puts our folder behind whatever ``nnUNet_extTrainer`` holds when it is run."""
+    """Shell line that appends our folder to the current value of ``nnUNet_extTrainer``."""
     if os.name == "nt":
         return f'$env:{EXTERNAL_TRAINERS} += "{os.pathsep}{STUB.parent}"'
     before = f"${{{EXTERNAL_TRAINERS}:+${EXTERNAL_TRAINERS}{os.pathsep}}}"
@@ -111,10 +111,10 @@ def export_line() -> str:
 
 
 def why_not_found() -> str | None:
-    """Why nnU-Net does not find the trainers, all of them, through the stub; None where it does.
+    """Reason why nnU-Net does not find all trainers through the stub; None if it does.
 
-    Looked up in a fresh process as ``nnUNetv2_train`` does. It starts in a folder without modules: with ``-c`` Python
-    would import from the current one first, which the installed command does not.
+    A new process looks them up like ``nnUNetv2_train``. It starts in a folder without modules, because Python with
+    ``-c`` imports from the current folder first, unlike the installed command.
 
     Raises:
         UserError: nnU-Net is not installed.
@@ -124,7 +124,7 @@ def why_not_found() -> str | None:
     look_up = subprocess.run(command, capture_output=True, text=True, check=False, cwd=sys.prefix)
     if look_up.returncode == 0:
         return None
-    return (look_up.stderr.strip().splitlines() or [f"the look-up ended with status {look_up.returncode}"])[-1]
+    return (look_up.stderr.strip().splitlines() or [f"the lookup ended with status {look_up.returncode}"])[-1]
 
 
 def is_found_by_nnunet() -> bool:
@@ -133,14 +133,14 @@ def is_found_by_nnunet() -> bool:
 
 
 def found_through() -> Path | None:
-    """The stub that nnU-Net comes across first; None where there is none."""
+    """Stub that nnU-Net finds first; None if there is none."""
     folders = [folder for folder in os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if folder]
     places = [stub_path(), *(Path(folder, STUB.name) for folder in folders if has_external_trainers())]
     return next((place for place in places if place.is_file()), None)
 
 
 def stub_path() -> Path:
-    """Where the stub is, or would be, in nnU-Net's trainer folder."""
+    """Path of the stub in nnU-Net's trainer folder, whether it exists or not."""
     return nnunet_package() / _TRAINER_FOLDER / STUB.name
 
 
@@ -148,7 +148,7 @@ def register() -> Path:
     """Write the stub into nnU-Net's trainer folder and return its path.
 
     Raises:
-        UserError: the folder cannot be written; the message says what to do instead.
+        UserError: the folder cannot be written; the message gives an alternative.
     """
     target = stub_path()
     if target.exists() and target.read_text() == STUB.read_text():
@@ -163,14 +163,12 @@ def register() -> Path:
 
 def _instead() -> str:
     if has_external_trainers():
-        return f"Put this line into your shell's start-up file instead:\n{export_line()}"
-    return "nnU-Net before 2.8 has no other way: install nnU-Net in a virtual environment of your own, or 2.8 and later"
+        return f"Add this line to your shell's start-up file instead:\n{export_line()}"
+    return "With nnU-Net before 2.8 there is no other way: install it in your own virtual environment, or install 2.8"
 
 
 def remove() -> list[Path]:
-    """Take the stub out of nnU-Net's trainer folder, and all that is left over of it; returns what was removed.
-
-    With the stub go its compiled files and the folders that become empty.
+    """Remove the stub from nnU-Net's trainer folder, with its compiled files and empty folders; return removed paths.
 
     Raises:
         UserError: a file is not ours or cannot be deleted.
@@ -181,21 +179,21 @@ def remove() -> list[Path]:
 
 
 def mend() -> list[Path]:
-    """Remove what an uninstalled nnU-Net left behind on Python's path; returns what was removed.
+    """Remove the remains of an uninstalled nnU-Net from Python's path; return removed paths.
 
     Raises:
-        UserError: something is left that is not ours, or cannot be deleted.
+        UserError: a remaining file is not ours or cannot be deleted.
     """
     removed: list[Path] = []
     for package in left_over():
         removed += _remove_from(package)
         others = sorted(path for path in package.rglob("*") if path.is_file()) if package.is_dir() else []
-        # a compiled file whose source is gone is of no use
+        # compiled files without their source are useless
         foreign = [path for path in others if path.parent.name != "__pycache__"]
         if foreign:
             raise UserError(
-                f"{package} is left over from an nnU-Net that was uninstalled, and hides one that is installed in "
-                f"another way; it holds {foreign[0]}, which is not of this package. Move it away, then run fvae-setup"
+                f"{package} is left over from an uninstalled nnU-Net and may hide another installation; it holds "
+                f"{foreign[0]}, which does not belong to this package. Move it away, then run fvae-setup"
             )
         if package.is_dir():
             shutil.rmtree(package)

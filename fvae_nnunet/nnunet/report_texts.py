@@ -1,4 +1,4 @@
-"""The texts of reports, by case, from whatever file holds them."""
+"""Reading of report texts by case, from JSON, ``reports.json`` or CSV."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.case_reports import KIND, read_case_reports
 
 DEFAULT_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
-"""That reads them, on the hub: the paper's (Boecking et al. 2022), 768 channels."""
+"""Text encoder of the paper on the hub (Boecking et al. 2022), 768 channels."""
 
 
 def read_reports(path: Path) -> dict[str, str]:
-    """Report texts by case, from JSON ``{case: text}``, from ``reports.json`` of ``fvae-convert`` or from CSV with the
+    """Read report texts by case from JSON ``{case: text}``, ``reports.json`` of ``fvae-convert``, or CSV with the
     columns ``case`` and ``text``.
 
-    All in UTF-8. White space around a text is dropped. Cases of ``reports.json`` without a report are left out.
+    All in UTF-8. White space around a text is removed. Cases of ``reports.json`` without a report are left out.
 
     Raises:
-        UserError: no such file, another ending or content, a case twice, or an empty text.
+        UserError: the file is missing, has another ending or content, a case twice, or an empty text.
     """
     if not path.is_file():
         raise UserError(f"reports: no such file: {path}")
@@ -36,7 +36,7 @@ def read_reports(path: Path) -> dict[str, str]:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file)
                 if not {"case", "text"} <= set(rows.fieldnames or ()):
-                    raise UserError(f"reports: {path} needs the columns case and text, it has {rows.fieldnames}")
+                    raise UserError(f"reports: {path} needs the columns case and text, got {rows.fieldnames}")
                 pairs = [(row["case"], row["text"]) for row in rows]
         else:
             raise UserError(f"reports: {path} must end in .json or .csv")
@@ -45,7 +45,7 @@ def read_reports(path: Path) -> dict[str, str]:
     reports: dict[str, str] = {}
     for case, text in pairs:
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"reports: {path}: the text of {case!r} is empty or no text; leave the case out instead")
+            raise UserError(f"reports: {path}: the text of {case!r} is empty or not a text; leave out the case instead")
         if case in reports:
             raise UserError(f"reports: {path} has {case!r} twice")
         reports[case] = text.strip()

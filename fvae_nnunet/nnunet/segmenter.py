@@ -1,4 +1,4 @@
-"""A trained nnU-Net model that looks for synthetic lesions: how much of a synthetic lesion it finds."""
+"""Segmentation of synthetic cases with a trained nnU-Net model, to check which lesions it finds."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 from fvae_nnunet.nnunet.predictor import Predictor
 from fvae_nnunet.nnunet.trained_model import TrainedModel, open_model
+from fvae_nnunet.numbers_as_text import counted
 
 CHECKPOINT = "checkpoint_final.pth"
 
 
 def open_segmenter(folder: Path, fold: int | None = None) -> TrainedModel:
-    """The model of a folder, with one fold or with all that are trained.
+    """Open the model in a folder, with one fold or with all trained folds.
 
     Raises:
-        UserError: it is no folder of a trained model, or of one that has seen only reconstructions.
+        UserError: it is not the folder of a trained model, or the model has seen only reconstructions.
     """
     if not folder.is_dir():
-        raise UserError(f"`segmenter`: {folder} is no folder")
+        raise UserError(f"`segmenter`: {folder} is not a folder")
     trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{CHECKPOINT}"))
     folds = tuple(int(name) if name.isdigit() else name for name in trained) if fold is None else (fold,)
     if not folds:
-        raise UserError(f"`segmenter`: {folder} holds no fold_*/{CHECKPOINT}; it is no folder of a trained model")
+        raise UserError(f"`segmenter`: {folder} has no fold_*/{CHECKPOINT}; give the folder of a trained model")
     model = open_model(folder, folds, CHECKPOINT)
     if model.saw_only_the_view:
         raise UserError(
-            f"`segmenter`: {folder} has seen only reconstructions ({model.trainer}); take one of raw images"
+            f"`segmenter`: {folder} has seen only reconstructions ({model.trainer}); use a model of raw images"
         )
     return model
 
 
 @dataclass(frozen=True)
 class SegmenterModel:
-    """Which model, and which of its labels is the lesion. Small and picklable: ``Segmenter`` is the network.
+    """A model and its lesion label. Small and picklable; ``Segmenter`` holds the network.
 
     Attributes:
         model: nnU-Net's model folder and its folds.
-        lesion_values: values of the lesion's label in its segmentations.
+        lesion_values: values of the lesion label in its segmentations.
     """
 
     model: TrainedModel
@@ -55,25 +56,27 @@ class SegmenterModel:
 
     @classmethod
     def open(cls, folder: Path, *, lesion_name: str, channels: int, fold: int | None) -> SegmenterModel:
-        """Look into a model folder.
+        """Open a model folder and check that the model fits.
 
         Args:
-            folder: as nnU-Net leaves it after training, ``TRAINER__PLANS__CONFIGURATION``.
-            lesion_name: of the label, which the model must have.
-            channels: of the images that it will see.
-            fold: use this fold of the model; None: all that are trained.
+            folder: nnU-Net's folder of the trained model, ``TRAINER__PLANS__CONFIGURATION``.
+            lesion_name: name of the lesion label, which the model must have.
+            channels: number of channels of the images to segment.
+            fold: fold of the model to use; None: all trained folds.
 
         Raises:
-            UserError: it is no such folder, or a model that does not fit.
+            UserError: it is not a folder of a trained model, or the model does not fit.
         """
         model = open_segmenter(folder, fold)
         if model.channels != channels:
-            raise UserError(f"`segmenter`: {folder} takes {model.channels} channels, the dataset has {channels}")
+            raise UserError(
+                f"`segmenter`: {folder} takes {counted(model.channels, 'channel')}, but the dataset has {channels}"
+            )
         labels = model.dataset_json["labels"]
         if lesion_name not in labels:
             raise UserError(
-                f"`segmenter`: {folder} has no label {lesion_name!r}, it has {', '.join(labels)}; take a model that "
-                "was trained on this lesion"
+                f"`segmenter`: {folder} has no label {lesion_name!r}, only {', '.join(labels)}; use a model that was "
+                "trained on this lesion"
             )
         values = labels[lesion_name]
         return cls(model, tuple(values) if isinstance(values, list | tuple) else (values,))
@@ -84,10 +87,10 @@ class SegmenterModel:
 
 
 class Segmenter:
-    """nnU-Net's own prediction of one case after the other, by files in a temporary folder.
+    """Predicts one case after the other with nnU-Net, through files in a temporary folder.
 
     Args:
-        segmenter_model: what predicts.
+        segmenter_model: the model.
         device: ``cuda``, ``cpu`` or ``mps``.
     """
 
@@ -97,17 +100,17 @@ class Segmenter:
         self._predictor = Predictor(segmenter_model.model, how, ["synthetic"])
 
     def find_lesions(self, images: Sequence[np.ndarray | Path], geometry: Geometry) -> np.ndarray:
-        """Where the model sees the lesion.
+        """Segment the lesion in one case.
 
         Args:
-            images: the channels in order: a volume (z, y, x) in the file's order of axes, or a file to take as it is.
-            geometry: of the volumes.
+            images: channels in order: volumes (z, y, x) with the axis order of the file, or files to use as they are.
+            geometry: geometry of the volumes.
 
         Returns:
-            bool (z, y, x), in the file's order of axes.
+            Mask of the lesion: bool (z, y, x), with the axis order of the file.
 
         Raises:
-            UserError or whatever nnU-Net stops with.
+            UserError, or any error of nnU-Net.
         """
         ending = self.segmenter_model.model.file_ending
         with tempfile.TemporaryDirectory(prefix="fvae_nnunet_") as name:
@@ -117,7 +120,7 @@ class Segmenter:
             output, scratch = Path(name) / "output", Path(name) / "scratch"
             output.mkdir()
             scratch.mkdir()
-            # a line or two for each case, in the middle of a progress bar
+            # nnU-Net prints a line or two for each case, which would disturb the progress bar
             with redirect_stdout(io.StringIO()):
                 failed = self._predictor.predict({"synthetic": {"case": paths}}, output, scratch=scratch)
             for error in failed.values():
@@ -127,7 +130,7 @@ class Segmenter:
 
 
 def _provide(path: Path, image: np.ndarray | Path, geometry: Geometry) -> None:
-    """Let there be a file of this name with this image."""
+    """Create a file of this name with this image."""
     if isinstance(image, np.ndarray):
         write_volume(path, image, geometry)
     elif image.name.endswith(path.name[len("case_0000") :]):

@@ -1,8 +1,8 @@
-"""Masks of many anatomical structures as the classes of a condition.
+"""Masks of many anatomical structures, used as classes of a condition.
 
-A folder (``structuresTr`` of a dataset that ``fvae-convert`` made) holds for each case a file ``CASE.nii.gz`` whose
+A folder (such as ``structuresTr`` of a dataset of ``fvae-convert``) has a file ``CASE.nii.gz`` for each case, whose
 values are structures, and ``structures.json``, which names them: ``{"heart": 51, "lung_upper_lobe_left": 10, ...}``.
-Other values than 0 and these are an error.
+Any values other than 0 and these are an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fvae_nnunet.nnunet.mask_files import find_masks
 NAMES_FILE = "structures.json"
 TRAINING_FOLDER = "structuresTr"
 MOST_CLASSES = 254
-"""Class maps are uint8, 0 is the background, and 255 marks what is unknown while a map is read."""
+"""Maximum number of classes: class maps are uint8, 0 is background, and 255 marks unknown values during reading."""
 
 _UNKNOWN = 255
 _VALUE = Rule(
@@ -33,11 +33,11 @@ class Structures:
     """Structures as classes 1, 2, ... Picklable.
 
     Attributes:
-        folder: of the masks.
+        folder: folder of the masks.
         files: case -> its mask.
         values: name -> value in the files.
-        names: of the classes, in order. A class may have no value here (then no voxel has it), and a value no class
-            (then it is background).
+        names: names of the classes, in order. A class without a value here has no voxels, and a value without a class
+            is background.
     """
 
     folder: Path
@@ -47,10 +47,10 @@ class Structures:
 
     @classmethod
     def open(cls, folder: Path, cases: Iterable[str]) -> Structures:
-        """The structures of a folder, each a class, in the order of their values.
+        """Open a folder with each structure as a class, in the order of their values.
 
         Raises:
-            UserError: no such folder, no or a wrong ``structures.json``, or no mask of one of these cases.
+            UserError: the folder is missing, ``structures.json`` is missing or wrong, or a case has no mask.
         """
         files = find_masks(folder, cases)
         values = read_structure_names(folder / NAMES_FILE)
@@ -58,11 +58,11 @@ class Structures:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Structures of the files that are no class."""
+        """Structures of the files that are not classes."""
         return tuple(name for name in self.values if name not in self.names)
 
     def for_model(self, names: Sequence[str]) -> Structures:
-        """The same files with the classes of a model, by name.
+        """Return the same files with the classes of a model, matched by name.
 
         Raises:
             UserError: no structure of the files is a class of the model.
@@ -74,14 +74,14 @@ class Structures:
         return replace(self, names=tuple(names))
 
     def class_map(self, mask: np.ndarray, path: Path) -> np.ndarray:
-        """What the files' values are as classes: uint8, same shape.
+        """Convert the values of a mask to classes: uint8, same shape.
 
         Args:
-            mask: any real dtype.
-            path: where it is from, for messages.
+            mask: mask of any real dtype.
+            path: path of the mask, for messages.
 
         Raises:
-            UserError: a value is no structure.
+            UserError: a value is not a structure.
         """
         table = np.full(256, _UNKNOWN, dtype=np.uint8)
         table[0] = 0
@@ -100,14 +100,14 @@ class Structures:
 
 
 def read_structure_names(path: Path) -> dict[str, int]:
-    """Name -> value, from ``structures.json``.
+    """Read name -> value from ``structures.json``.
 
     Raises:
-        UserError: no such file, or it is no object of names and different values from 1 to 254.
+        UserError: the file is missing, or not an object of names with different values from 1 to 254.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; it names the values of the structure masks: {{name: value}}")
-    values: dict[str, int] = read_json(path, {"*": _VALUE}, remedy="Correct it, or bring it back from a copy")
+    values: dict[str, int] = read_json(path, {"*": _VALUE}, remedy="Correct it, or restore it from a copy")
     if not values:
         raise UserError(f"{path} must be an object {{name: value}} with at least one structure")
     if len(set(values.values())) < len(values):

@@ -1,16 +1,16 @@
-"""A folder of synthetic cases, as ``fvae-synthesize`` writes it and the preprocessing and the report read it.
+"""Folder of synthetic cases, written by ``fvae-synthesize`` and read by preprocessing and report.
 
 ::
 
-    dataset.json                      as the source dataset's
-    imagesTr/<case>_0000.nii.gz       accepted cases in nnU-Net's raw format, geometry of the source case
+    dataset.json                      as in the source dataset
+    imagesTr/<case>_0000.nii.gz       accepted cases in nnU-Net's raw format, with the geometry of the source case
     labelsTr/<case>.nii.gz
-    structuresTr/<case>.nii.gz        from a list, with a model of structures: what the volume was made from
-    structuresTr/structures.json      names of its values
-    records/<case>.json               how the case was made and what its quality is
-    rejected/imagesTr, labelsTr, records    the same for cases that quality control kept aside
-    real_lesions.json                 figures of the dataset's real lesions, which quality control compares with
-    fvae_manifest/                    settings, and which cases are complete (``manifest``)
+    structuresTr/<case>.nii.gz        structures of a volume from a list, with a model of structures
+    structuresTr/structures.json      names of their values
+    records/<case>.json               how the case was made, and its quality
+    rejected/imagesTr, labelsTr, records    the same for cases that quality control rejected
+    real_lesions.json                 measures of the dataset's real lesions, for quality control
+    fvae_manifest/                    settings and complete cases (``manifest``)
 
 A record::
 
@@ -24,18 +24,17 @@ A record::
      "model": {"folder": "...", "weights_sha256": "...", "vae": "...", "vae_sha256": "...", "training_cases": [...]},
      "settings": {...}, "quality": {...}}
 
-``centre_voxel`` counts in the axes of the image's array (z, y, x as SimpleITK reads it), ``centre_mm`` is the same
-point in the patient's space (x, y, z; SimpleITK). ``borrowed_from`` is the donor of its shape: the case of a
-``borrowed`` one, or the file of one of a ``bank``, which is no case of the dataset. ``appearance`` is what the lesion
-was to look like, null where that was left to the model, ``replaces`` diameter and voxels of the lesion that is now
-larger or smaller (``shape`` is ``own``), null for a new one. ``reasons`` says why a case was rejected, a sentence each.
-``text`` is the report that it was made with, ``findings`` what the list says of it: {name: 0 or 1}, all names of the
-dataset.
+``centre_voxel`` is an index into the image's array (z, y, x as read by SimpleITK), ``centre_mm`` the same point in
+patient coordinates (x, y, z; SimpleITK). ``borrowed_from`` is the donor of the shape: the case of a ``borrowed`` shape,
+or the file of a shape of a ``bank``, which is not a case of the dataset. ``appearance`` is the requested appearance of
+the lesion, null if it was left to the model. ``replaces`` holds diameter and voxels of the original lesion if it was
+grown or shrunk (``shape`` is ``own``), null for a new lesion. ``reasons`` says why a case was rejected, one sentence
+each. ``text`` is the report that it was made with, ``findings`` its findings from the list: {name: 0 or 1}, all names
+of the dataset.
 
-Of a volume from a list (``case_list``), ``number`` is null, ``source_case`` is null where it was made from a file of
-structures, ``lesions`` has an entry for each disease that the row gave, all its pieces together (``shape`` is
-``given``, and there is its ``name``), ``label`` is that of the largest of them, and there is, of all diseases in its
-label map::
+For a volume from a list (``case_list``), ``number`` is null, and ``source_case`` is null if it was made from a file of
+structures. ``lesions`` has an entry for each disease given in the row, with all its components together (``shape`` is
+``given``, and ``name`` is added), and ``label`` is that of the largest of them. All diseases in the label map are in::
 
      "disease_masks": [{"label": 1, "name": "nodule", "voxels": 830, "given": true}]
 """
@@ -64,7 +63,7 @@ NEEDED = {
     "label": ({"value?": int}, None),
     "model": dict,
 }
-"""What every record says; a shape of ``files.checked_json``."""
+"""Required content of every record; a shape of ``files.checked_json``."""
 _REMEDY = "Remove it and run fvae-synthesize again"
 
 
@@ -73,9 +72,9 @@ class SyntheticCase:
     """A synthetic case in its folder.
 
     Attributes:
-        record: as the module says.
-        images: its channels, in order.
-        label: its segmentation.
+        record: record of the case, see the module.
+        images: files of its channels, in order.
+        label: file of its segmentation.
     """
 
     record: dict[str, Any]
@@ -89,12 +88,12 @@ class SyntheticCase:
 
 @dataclass(frozen=True)
 class CasePaths:
-    """Where the files of a case belong.
+    """Paths of the files of a case.
 
     Attributes:
-        images: the channels, in order.
-        label: the segmentation.
-        record: the JSON.
+        images: files of the channels, in order.
+        label: file of the segmentation.
+        record: JSON file of the record.
     """
 
     images: tuple[Path, ...]
@@ -112,25 +111,25 @@ class CasePaths:
 
 
 def shape_donors(record: Mapping[str, Any]) -> list[str]:
-    """The cases of the dataset whose lesions gave a synthetic case their shape, sorted; files of a bank are none."""
+    """Cases of the dataset whose lesion shapes a synthetic case borrows, sorted, without files of a bank."""
     lesions = (lesion for lesion in record["lesions"] if lesion.get("shape") != BANK)
     return sorted({lesion["borrowed_from"] for lesion in lesions if lesion.get("borrowed_from")})
 
 
 def synthetic_dataset_json(folder: Path) -> dict[str, Any]:
-    """``dataset.json`` of a folder of synthetic cases; UserError where the folder is none."""
+    """Read ``dataset.json`` of a folder of synthetic cases; UserError if it is not such a folder."""
     path = folder / "dataset.json"
     has_records = (folder / "records").is_dir() or (folder / REJECTED / "records").is_dir()
     if not has_records or not path.is_file():
-        raise UserError(f"{folder} is no folder of synthetic cases; fvae-synthesize makes one")
+        raise UserError(f"{folder} is not a folder of synthetic cases; fvae-synthesize makes such folders")
     return read_dataset_json(path)
 
 
 def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[SyntheticCase]:
-    """The accepted (or the rejected) cases of a folder, by name; an empty list where there are none.
+    """Read the accepted (or rejected) cases of a folder, sorted by name; an empty list if there are none.
 
     Raises:
-        UserError: the folder is not one of synthetic cases, files of a case are missing, or a record is incomplete.
+        UserError: it is not a folder of synthetic cases, files of a case are missing, or a record is incomplete.
     """
     dataset_json = synthetic_dataset_json(folder)
     channels = len(channel_names(dataset_json))
@@ -140,7 +139,7 @@ def read_synthetic_cases(folder: Path, *, accepted: bool = True) -> list[Synthet
         paths = CasePaths.of(folder, path.stem, channels=channels, file_ending=ending, accepted=accepted)
         missing = [file for file in (*paths.images, paths.label) if not file.is_file()]
         if missing:
-            raise UserError(f"{missing[0]} is missing, though {path} describes it; run fvae-synthesize again")
+            raise UserError(f"{missing[0]} is missing, although {path} exists; run fvae-synthesize again")
         record = read_json(path, NEEDED, remedy=_REMEDY)
         if record["case"] != path.stem:
             raise UserError(f"{path} describes {record['case']}. {_REMEDY}")

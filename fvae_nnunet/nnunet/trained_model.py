@@ -1,4 +1,4 @@
-"""A model that nnU-Net has trained: its folder, its folds, and the view that our trainers record in checkpoints."""
+"""Models trained with nnU-Net: their folders, folds, and the view that our trainers record in checkpoints."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from fvae_nnunet.nnunet.folders import nnunet_folder
 from fvae_nnunet.nnunet.image_readers import reader_of
 
 RECORD_KEY = "fvae_nnunet"
-"""Of the record in a checkpoint, see ``trainers.recording_trainer``."""
+"""Key of our record in a checkpoint, see ``trainers.recording_trainer``."""
 
 COMPARED = ("trainer", "view", "view_probability", "view_blend", "view_in_validation", "synthetic_probability")
-"""What of their records the folds of one model must have in common."""
+"""Entries of the record that must be equal in all folds of a model."""
 
 NOT_OF_THE_IMAGE = ("ct_channels", "preprocessing")
-"""What a view's settings hold besides those of the reconstruction of one image."""
+"""Entries of a view's settings that do not concern the reconstruction of a single image."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model folder of nnU-Net and the folds of it that predict together.
+    """A model folder of nnU-Net, and the folds that predict together.
 
     Attributes:
         folder: ``.../DatasetNNN_X/TRAINER__PLANS__CONFIGURATION``.
         folds: numbers, or ``all``.
-        checkpoint_name: of the file in each fold's folder.
-        dataset_json, plans: as nnU-Net stored them with the model.
-        trainer: the class that trained it; where the checkpoints do not say, by the folder's name.
-        view: settings of the view that it was trained with, as in the view's manifest; None where the checkpoints have
-            no such record: nnU-Net's own trainers, and ours when no sample came from a view.
-        saw_only_the_view: whether it was trained on the view alone; None where the checkpoints do not say.
+        checkpoint_name: name of the checkpoint file in each fold's folder.
+        dataset_json, plans: as stored by nnU-Net with the model.
+        trainer: name of the trainer class; from the folder's name if the checkpoints do not record it.
+        view: settings of the view used in training, as in the view's manifest; None if the checkpoints have no such
+            record (nnU-Net's own trainers, and ours if no sample came from a view).
+        saw_only_the_view: whether it was trained only on the view; None if the checkpoints do not tell.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class TrainedModel:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Digest of all checkpoints together; reads them once."""
+        """Joint digest of all checkpoints, which are read once."""
         paths = [self.folder / f"fold_{fold}" / self.checkpoint_name for fold in self.folds]
         return sha256_of_files({path: sha256_of_file(path) for path in paths})
 
@@ -65,7 +65,7 @@ class TrainedModel:
 
     @property
     def reader(self) -> str | None:
-        """The name of nnU-Net's reader of its images."""
+        """Name of nnU-Net's image reader of this model."""
         return reader_of(self.plans, self.dataset_json)
 
     @property
@@ -73,10 +73,10 @@ class TrainedModel:
         return len(channel_names(self.dataset_json))
 
     def reconstructed_channels(self, channels: Sequence[int] | None = None) -> list[int]:
-        """The channels that the view reconstructs: as recorded, else those that are asked for or called CT.
+        """Channels that the view reconstructs: as recorded, else the requested channels or those named CT.
 
         Raises:
-            UserError: others are recorded than are asked for, or none is recorded and none is CT.
+            UserError: the requested channels differ from the record, or there is no record and no channel is CT.
         """
         recorded = (self.view or {}).get("ct_channels")
         if recorded is None or channels is not None:
@@ -91,17 +91,17 @@ class TrainedModel:
 
     @property
     def reconstruction(self) -> dict[str, Any] | None:
-        """How one image is reconstructed, from ``view``: as ``ReconstructionSettings.recorded_with`` states it."""
+        """Settings of ``view`` for the reconstruction of one image, as in ``ReconstructionSettings.recorded_with``."""
         if self.view is None:
             return None
         return {key: value for key, value in self.view.items() if key not in NOT_OF_THE_IMAGE}
 
 
 def model_folder(id_or_name: str, *, configuration: str, trainer: str, plans_name: str) -> Path:
-    """Where nnU-Net keeps the model with these names (which need not exist).
+    """Folder of the nnU-Net model with these names, whether it exists or not.
 
     Raises:
-        UserError: no folder of results, or no or more than one dataset answers to the id.
+        UserError: there is no folder of results, or the id matches no dataset or several.
     """
     nnunet_folder("nnUNet_results")
     from nnunetv2.utilities.file_path_utilities import get_output_folder
@@ -113,14 +113,14 @@ def model_folder(id_or_name: str, *, configuration: str, trainer: str, plans_nam
 
 
 def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str) -> TrainedModel:
-    """Read what the model folder and the checkpoints of these folds say, without their weights.
+    """Read a model folder and the records in the checkpoints of these folds, without the weights.
 
     Raises:
-        UserError: something is missing or cannot be read, or the folds were trained with different views.
+        UserError: a file is missing or cannot be read, or the folds were trained with different views.
     """
     for name in ("dataset.json", "plans.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is no folder of a trained model, it has no {name}. {_models_beside(folder)}")
+            raise UserError(f"{folder} is not the folder of a trained model: no {name}. {_models_beside(folder)}")
     records = {fold: _record(folder, fold, checkpoint_name) for fold in folds}
     first, *others = folds
     for fold in others:
@@ -132,9 +132,9 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
         )
         if changed:
             raise UserError(
-                f"fold {first} and fold {fold} in {folder} were not trained alike:\n  "
+                f"fold {first} and fold {fold} in {folder} were trained with different settings:\n  "
                 + "\n  ".join(changed)
-                + "\nPredict with folds of one training (`folds`)"
+                + "\nChoose folds that were trained with the same settings (`folds`)"
             )
     return TrainedModel(
         folder=folder,
@@ -149,19 +149,19 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
 
 
 def _record(folder: Path, fold: int | str, checkpoint_name: str) -> dict[str, Any]:
-    """The record of a fold's checkpoint, in which ``trainer`` and ``view`` always stand."""
+    """Record in a fold's checkpoint, always with ``trainer`` and ``view``."""
     path = folder / f"fold_{fold}" / checkpoint_name
     if not path.is_file():
         there = sorted(found.parent.name.removeprefix("fold_") for found in folder.glob(f"fold_*/{checkpoint_name}"))
         raise UserError(
-            f"{path} is missing; folds with a {checkpoint_name}: {', '.join(there) or 'none'}. Choose with "
+            f"{path} is missing; folds with a {checkpoint_name}: {', '.join(there) or 'none'}. Choose them with "
             "`folds` (and `checkpoint_name`)"
         )
     return {"trainer": folder.name.split("__")[0], "view": None, **read_record(path)}
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What our trainers have recorded in a checkpoint, as JSON values; empty where it is not theirs.
+    """Read the record of our trainers in a checkpoint, as JSON values; empty for other trainers.
 
     Raises:
         UserError: the file cannot be read.
@@ -177,9 +177,9 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
 
 
 def saw_only_the_view(record: Mapping[str, Any]) -> bool | None:
-    """Whether a model was trained on the view alone, by the record of its checkpoint; None where that does not say.
+    """Whether a model was trained only on the view, by the record of its checkpoint; None if the record does not tell.
 
-    Records of version 0.1.0 hold no shares, so there the names of this package's trainers decide.
+    Records of version 0.1.0 have no probabilities, so the names of this package's trainers decide.
     """
     if "view_probability" in record:
         return (
@@ -199,6 +199,6 @@ def saw_only_the_view(record: Mapping[str, Any]) -> bool | None:
 
 def _models_beside(folder: Path) -> str:
     if not folder.parent.is_dir():
-        return f"There is no {folder.parent} either"
+        return f"{folder.parent} does not exist either"
     names = sorted(path.parent.name for path in folder.parent.glob("*__*__*/plans.json"))
     return f"Models in {folder.parent}: {', '.join(names) or 'none'}"

@@ -1,4 +1,4 @@
-"""Losses and pseudo-Dice by epoch, from the text logs that nnU-Net writes while it trains."""
+"""Losses and pseudo-Dice by epoch, read from nnU-Net's text logs of a training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBER_TYPE = re.compile(r"np\.float\d+\(|\)")
 
 @dataclass(frozen=True)
 class TrainingCurves:
-    """Epoch -> value, of the epochs that were completed; the last one where an epoch was done twice.
+    """Epoch -> value for completed epochs; the last value if an epoch was repeated.
 
     ``pseudo_dice`` is the mean over the labels that have one in the epoch.
     """
@@ -29,13 +29,13 @@ class TrainingCurves:
 
 
 def folds_with_logs(folder: Path) -> dict[str, Path]:
-    """The folders with logs, by name: a fold's own, or all ``fold_*`` of a model folder; empty where there are none."""
+    """Folders with logs, by name: a fold's own folder, or all ``fold_*`` of a model folder; empty if there are none."""
     folders = [folder, *sorted(folder.glob("fold_*"))]
     return {fold.name: fold for fold in folders if any(fold.glob(_LOGS))}
 
 
 def read_training_curves(fold: Path) -> TrainingCurves:
-    """The curves of one fold, from all logs of its folder in the order of their time.
+    """Read the curves of one fold from all logs in its folder, in chronological order.
 
     Raises:
         UserError: a log cannot be read, or none holds a completed epoch.
@@ -48,12 +48,12 @@ def read_training_curves(fold: Path) -> TrainingCurves:
             raise UserError(f"{log} cannot be read: {error.strerror}") from error
         _add(curves, lines)
     if not curves.val_loss:
-        raise UserError(f"{fold} holds no training log with a completed epoch")
+        raise UserError(f"{fold} has no training log with a completed epoch")
     return curves
 
 
 def _time_of(log: Path) -> tuple[int, ...]:
-    """From the name, whose numbers have no leading zeros."""
+    """Time in the name of a log, whose numbers have no leading zeros."""
     return tuple(map(int, re.findall(r"\d+", log.stem)))
 
 

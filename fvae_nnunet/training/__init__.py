@@ -1,1 +1,1 @@
-"""What a trainer needs: views, synthetic cases, patches, and the VAE inside the training step."""
+"""Components of the trainers: views, synthetic cases, patches, and the VAE inside the training step."""

@@ -1,4 +1,4 @@
-"""One training batch as the network receives it, and what was done to each of its samples."""
+"""One training batch as the network receives it, and the origin of each of its samples."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from fvae_nnunet.training.views import BlendedArray, ViewDataset
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of a training batch; arrays with the image's own axes, axial slices first; in 2d one slice.
+    """A sample of a training batch; arrays have the image's own axes, with axial slices first; in 2d one slice.
 
     Attributes:
-        case: its identifier; of a synthetic case that of its source case.
-        raw: the raw image (c, z, y, x) of ``case`` with the same crop and augmentation.
-        received: what the network receives, (c, z, y, x); in a cascade with the previous stage's labels as channels.
-        masks: for each label or region of the target where it is, bool (z, y, x).
-        weight: of the view in ``raw + weight * (view - raw)``: 0 for the raw image, 1 for the view; None where the
-            trainer changed the sample in a way that is not known here.
-        synthetic: name of the synthetic case that it is; None for any other.
-        sides: what lies to the left, right, top and bottom of its axial slices, after all that augmentation mirrors and
-            turns; None where the reader of the images knows no direction.
+        case: identifier of the case; for a synthetic case, that of its source case.
+        raw: raw image (c, z, y, x) of ``case`` with the same crop and augmentation.
+        received: input of the network, (c, z, y, x); in a cascade with the labels of the previous stage as channels.
+        masks: label or region -> its mask in the target, bool (z, y, x).
+        weight: weight of the view in ``raw + weight * (view - raw)``: 0 for the raw image, 1 for the view; None if the
+            trainer changed the sample in an unknown way.
+        synthetic: name of the synthetic case, or None for other samples.
+        sides: sides of the patient to the left, right, top and bottom of its axial slices, after mirroring and rotation
+            by augmentation; None if the image reader gives no direction.
     """
 
     case: str
@@ -50,7 +50,7 @@ class Sample:
 
     @property
     def mark(self) -> str:
-        """``raw``, ``view``, ``synthetic (<name>)``, or what else it is."""
+        """Kind of the sample: ``raw``, ``view``, ``synthetic (<name>)`` or a combination."""
         synthetic = "" if self.synthetic is None else f"synthetic ({self.synthetic})"
         if self.weight is None:
             return f"{synthetic}, changed by the trainer".lstrip(", ")
@@ -62,9 +62,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """The samples of a batch, and per image channel the values shown as black and white.
+    """The samples of a batch, and the values of the first channel that are shown as black and white.
 
-    ``grey`` says what these are, in words a user understands.
+    ``grey`` describes these limits for the user.
     """
 
     samples: list[Sample]
@@ -82,18 +82,18 @@ def take_training_batch(
     device: str,
     seed: int = 0,
 ) -> TrainingBatch:
-    """The first training batch that this trainer would give its network after seeding all generators with ``seed``.
+    """Return the first training batch that a trainer would give its network after seeding all generators with ``seed``.
 
-    Nothing is trained, and nothing stays in ``nnUNet_results``. Works for any trainer that feeds its network in
-    ``train_step``; raw images beside views are known for our trainers.
+    Nothing is trained, and nothing remains in ``nnUNet_results``. Works for any trainer that calls its network in
+    ``train_step``; the origin of samples is known only for our trainers.
 
     Args:
         id_or_name, configuration, fold, trainer_name, plans_name: as for ``nnUNetv2_train``.
         device: ``cuda``, ``cpu`` or ``mps``.
-        seed: of the batch.
+        seed: random seed of the batch.
 
     Raises:
-        UserError: dataset, plans, configuration, preprocessed data or trainer are missing, or what the trainer says.
+        UserError: dataset, plans, configuration, preprocessed data or trainer are missing, or an error of the trainer.
     """
     name = dataset_name(id_or_name)
     nnunet_folder("nnUNet_results")
@@ -103,7 +103,7 @@ def take_training_batch(
     if (splits_path := plans_path.with_name("splits_final.json")).is_file():
         read_splits(splits_path)
     if configuration not in known:
-        raise UserError(f"{plans_path} has no configuration {configuration!r}; there are: {', '.join(known)}")
+        raise UserError(f"{plans_path} has no configuration {configuration!r}; configurations: {', '.join(known)}")
     ours = {EXTERNAL_TRAINERS: external_trainers()}
     with _environment(nnUNet_n_proc_DA="0", nnUNet_compile="f", nnUNet_wandb_enabled="0", **ours):
         import torch
@@ -114,7 +114,7 @@ def take_training_batch(
                 name, configuration, fold, trainer_name, plans_name, device=torch.device(device)
             )
         except RuntimeError as error:
-            raise UserError(f"{error} (fvae-setup tells nnU-Net where the trainers of this package are)") from error
+            raise UserError(f"{error} (to let nnU-Net find the trainers of this package, run fvae-setup)") from error
         try:
             if not Path(trainer.preprocessed_dataset_folder).is_dir():
                 raise UserError(
@@ -176,9 +176,9 @@ def _taken(trainer: Any, seed: int) -> TrainingBatch:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a loaded case comes from; ``case`` is the one whose raw image it is compared with.
+    """Origin of a loaded case; ``case`` is the case whose raw image it is compared with.
 
-    ``direction`` (3, 3) has a column for each axis of the case's data: where it runs in the patient; None: not known.
+    ``direction`` (3, 3) has a column for each axis of the case's data: its direction in the patient; None if unknown.
     """
 
     case: str
@@ -188,18 +188,18 @@ class _Origin:
 
 
 _Show = Literal["case", "raw"] | int
-"""The case as it is, its raw image, or in its place a ramp along an axis of its data (0 to 2)."""
+"""Show the case as it is, its raw image, or a ramp along an axis of its data (0 to 2)."""
 
 
 class _TracedDataset:
-    """nnU-Net's dataset, noting where each case that is loaded comes from; hands out what ``show`` says.
+    """nnU-Net's dataset that records the origin of each loaded case and returns the data selected by ``show``.
 
-    The raw image of a synthetic case is that of its source case. In any case the same random numbers are drawn, so that
-    the same seed gives the same crops and augmentation: what becomes of a ramp says where the axes of a sample run.
+    The raw image of a synthetic case is that of its source case. The random numbers do not depend on ``show``, so the
+    same seed gives the same crops and augmentation, and the augmented ramps show where the axes of a sample point.
 
     Args:
-        dataset: nnU-Net's.
-        transpose: the axes of an image in the order of the plans (``transpose_forward``).
+        dataset: nnU-Net's dataset.
+        transpose: axes of an image in the order of the plans (``transpose_forward``).
     """
 
     def __init__(self, dataset: Any, transpose: Sequence[int]) -> None:
@@ -222,7 +222,7 @@ class _TracedDataset:
         return (raw if self.show == "raw" else data, *rest, properties)
 
     def _traced(self, identifier: str, data: Any) -> tuple[_Origin, Any]:
-        """Where ``data`` comes from, and the raw image beside it."""
+        """Origin of ``data``, and the corresponding raw image."""
         dataset = self.dataset
         synthetic = None
         if isinstance(dataset, SyntheticDataset):
@@ -233,7 +233,7 @@ class _TracedDataset:
             source = sources[synthetic]
             raw = inner.load_case(source)[0]
             if raw.shape != data.shape:
-                # nnU-Net has cropped it in another way than its source
+                # nnU-Net has cropped it differently from its source
                 return _Origin(synthetic, synthetic=synthetic), data
             return _Origin(source, synthetic=synthetic), raw
         if isinstance(data, BlendedArray):
@@ -244,11 +244,11 @@ class _TracedDataset:
 
 
 class _Received(Exception):
-    """Carries what the network was called with."""
+    """Carries the input of the network."""
 
 
 def _received(trainer: Any, batch: dict[str, Any]) -> Any:
-    """What ``train_step`` gives to the network for this batch; the step ends there."""
+    """Input that ``train_step`` gives to the network for this batch; the step ends there."""
 
     def stop(module: Any, arguments: tuple[Any, ...]) -> None:
         raise _Received(arguments[0].detach())
@@ -264,7 +264,7 @@ def _received(trainer: Any, batch: dict[str, Any]) -> Any:
 
 
 def _to_axial(trainer: Any) -> Any:
-    """Brings (c, z, y, x) of the plans' axes to the image's own; (c, y, x) of 2d to one slice."""
+    """Return a function that maps (c, z, y, x) in the plans' axes to the image's own; (c, y, x) of 2d to one slice."""
     if len(trainer.configuration_manager.patch_size) == 2:
         return lambda array: array[:, None]
     order = (0, *(int(axis) + 1 for axis in np.argsort(trainer.plans_manager.plans["transpose_forward"])))
@@ -272,7 +272,7 @@ def _to_axial(trainer: Any) -> Any:
 
 
 def _masks(trainer: Any, target: Any) -> dict[str, np.ndarray]:
-    """For each label or region its mask (B, ...), at full resolution."""
+    """Mask (B, ...) of each label or region, at full resolution."""
     full = (target[0] if isinstance(target, list) else target).numpy()
     manager, labels = trainer.label_manager, trainer.dataset_json["labels"]
     values = {name: tuple(np.atleast_1d(value).tolist()) for name, value in labels.items()}
@@ -307,7 +307,7 @@ def _seed(seed: int) -> None:
 
 
 def _remove_log(trainer: Any) -> None:
-    """The log that nnU-Net begins, and the folders if they are then empty."""
+    """Remove the log that nnU-Net has started, and its folders if they are empty."""
     Path(trainer.log_file).unlink(missing_ok=True)
     folder = Path(trainer.output_folder)
     for empty in (folder, folder.parent, folder.parent.parent):

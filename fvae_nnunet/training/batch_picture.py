@@ -1,4 +1,4 @@
-"""A training batch as a sheet: for each sample the raw image, what the network receives, and their difference."""
+"""Picture of a training batch: for each sample the raw image, the input of the network, and their difference."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = 2.6
 CHANGED_COLOUR = VERMILION
-"""Of the frame around what is not the raw image."""
+"""Frame around inputs that differ from the raw image."""
 
 SYNTHETIC_COLOUR = BLUE
-"""Of the frame around a synthetic case."""
+"""Frame around a synthetic case."""
 
 MADE_BY = "fvae-show-batch of fvae_nnunet"
-"""In the PNG, by which it is known again."""
+"""Mark in the PNG, by which it is recognised."""
 
 DIFFERENCE_SHARE = 0.25
-"""The difference panels show this share of the grey range to both sides."""
+"""Range of the difference panels on both sides of 0, as a share of the grey range."""
 
 
-NOTE = "Augmentation mirrors, turns, scales and changes grey values, of both images alike; letters hold after it."
+NOTE = "Augmentation (mirroring, rotation, scaling, grey values) is the same for both images; letters apply after it."
 
 
 def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path:
     """Write a PNG with a row for each sample of the batch: raw, as received by the network, difference.
 
-    The first image channel is shown, in the axial slice where the last label of ``dataset.json`` (in nnU-Net's tumour
-    datasets the tumour) that is in the patch has its largest cross-section, else in the middle slice; of a synthetic
-    case where that label has most of what differs from the source case, which is its raw image here. The outlines are
-    those of the target. What is not the raw image has a coloured frame, a synthetic case one of its own; the second
-    line of the title counts them. There is no bar of a length, because augmentation scales.
+    The first image channel is shown in the axial slice in which the last label of ``dataset.json`` that is in the patch
+    (the tumour in nnU-Net's tumour datasets) has its largest cross-section, else in the middle slice. For a synthetic
+    case, it is the slice in which most of that label differs from the source case, which is the raw image here.
+    Outlines are those of the target. Views and synthetic cases have coloured frames; the second line of the title
+    counts them. There is no scale bar, because augmentation scales the images.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -71,7 +71,7 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
         figure.legend(
             handles=[*(outline.in_legend(name) for name, outline in outlines.items()), *frames],
             loc="outside lower center", ncols=4, frameon=False, fontsize=9,
-            title=f"Grey: {batch.grey}. Difference: a quarter of that range to both sides.\n{NOTE}", title_fontsize=9,
+            title=f"Grey: {batch.grey}. Difference: plus/minus a quarter of this range.\n{NOTE}", title_fontsize=9,
         )  # fmt: skip
         with atomic_write(Path(path)) as temporary:
             figure.savefig(temporary, format="png", dpi=110, metadata={"Software": MADE_BY})
@@ -79,7 +79,7 @@ def batch_picture(batch: TrainingBatch, *, title: str, path: str | Path) -> Path
 
 
 def _counted(samples: Sequence[Sample]) -> str:
-    """How many samples are what, in words: ``2 samples: 1 raw, 1 view``."""
+    """Numbers of samples by kind: ``2 samples: 1 raw, 1 view``."""
     kinds = ["synthetic" if sample.synthetic is not None else sample.mark.split(",")[0] for sample in samples]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{len(samples)} sample{'s' * (len(samples) > 1)}: {counts}"

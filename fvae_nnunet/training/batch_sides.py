@@ -1,7 +1,7 @@
-"""Which side of the patient is where in a sample that augmentation has mirrored and turned.
+"""Sides of the patient in a sample that augmentation has mirrored and rotated.
 
-The loader is given ramps in the place of the image, one along each of its axes, with the same random numbers: what
-becomes of them says where the axes have gone.
+The loader gets ramps instead of the image, one along each of its axes, with the same random numbers. The augmented
+ramps show where the axes point.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 from fvae_nnunet.pictures.planes import Sides, sides_of
 
 RAMP_FROM = 1000.0
-"""Far above the 0 of padding, which is no part of a ramp."""
+"""Lowest value of a ramp, far above the 0 of padding."""
 
 
 def ramp_along(axis: int, shape: Sequence[int]) -> np.ndarray:
-    """Data (c, ...) of this shape that rises by 1 from voxel to voxel along an axis (from 0, behind the channels);
-    float32, and read only, because it takes no memory."""
+    """Data (c, ...) of this shape that increases by 1 per voxel along an axis (0 is the first axis after the channels);
+    float32 and read-only, because it is a broadcast view."""
     values = RAMP_FROM + np.arange(shape[axis + 1], dtype=np.float32)
     return np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 2 - axis)), shape)
 
 
 def sides_after(direction: np.ndarray | None, ramps: Sequence[np.ndarray]) -> Sides | None:
-    """Of the axial slices of a sample.
+    """Sides of the axial slices of a sample after augmentation.
 
     Args:
-        direction: (3, 3), a column for each axis of the data: where it runs in the patient (x to the left, y to the
-            back, z to the head); None: not known.
-        ramps: what the sample's augmentation made of `ramp_along` each of these axes, (c, z, y, x). Intensities are
-            augmented too, so steps are no longer 1, but they have kept their sign.
+        direction: (3, 3), a column for each axis of the data: its direction in the patient (x to the left, y to the
+            back, z to the head); None if unknown.
+        ramps: `ramp_along` each of these axes after the sample's augmentation, (c, z, y, x). Intensities are augmented
+            too, so steps are no longer 1, but they keep their sign.
 
     Returns:
         As `pictures.planes.sides_of`; None without direction.
@@ -42,7 +42,7 @@ def sides_after(direction: np.ndarray | None, ramps: Sequence[np.ndarray]) -> Si
 
 
 def _usual_step(ramp: np.ndarray, axis: int) -> float:
-    """From voxel to voxel, where there is no padding; a median, because blur smears the border of the padding."""
+    """Median step per voxel outside of padding; a median, because blurring affects the border of the padding."""
     inside = np.moveaxis(ramp > 0.5 * ramp.max(), axis, 0)
     steps = np.diff(np.moveaxis(ramp, axis, 0), axis=0)[inside[1:] & inside[:-1]]
     return float(np.median(steps)) if steps.size else 0.0

@@ -1,8 +1,8 @@
-"""torch.compile for a VAE's own network, for the sizes that training will have and no others.
+"""torch.compile for the network of a VAE, restricted to the sizes that occur in training.
 
-Each size is compiled once, before training begins and on all ranks at the same time. What comes in other sizes later
-(where memory lacked, and fewer windows go through at once) runs as it is: a rank that compiles for minutes in the
-middle of an epoch would let the others wait for it.
+Each size is compiled once, before training begins and on all ranks at the same time. Other sizes that occur later (such
+as fewer windows per call after a lack of memory) run uncompiled, because a rank that compiles for minutes in the middle
+of an epoch would make the others wait.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from fvae_nnunet.vae import FrozenVAE
 from fvae_nnunet.vae.checkout.vae import CheckoutVAE
 
 MOST_SIZES = 4
-"""Of encode and of decode each: torch compiles a function eight times and then no more, with a warning."""
+"""Maximum number of sizes of encode and of decode; torch compiles a function at most eight times, then warns."""
 
 
 class CompiledVAE:
-    """The compiled methods of a VAE's network, which take the place of its own.
+    """Replaces the methods of a VAE's network by compiled ones.
 
-    The VAEs of this package, of diffusers and of MONAI are one graph without breaks, whatever the number of volumes.
-    Code from a checkout may not be, and is left alone; so is a VAE without a network.
+    The VAEs of this package, of diffusers and of MONAI are one graph without breaks for any number of volumes. Code
+    from a checkout may have breaks and is not compiled; nor is a VAE without a network.
 
     Args:
-        vae: changed in place.
-        options: of ``torch.compile``.
+        vae: the VAE, changed in place.
+        options: options of ``torch.compile``.
     """
 
     def __init__(self, vae: FrozenVAE, **options: Any) -> None:
@@ -45,11 +45,11 @@ class CompiledVAE:
 
     @property
     def sizes(self) -> int:
-        """How many were compiled, or are when they are first run."""
+        """Number of sizes that are compiled, or will be when they first run."""
         return sum(len(method.known) for method in self._methods)
 
     def close(self) -> None:
-        """Compile no size any more that was not run before."""
+        """Compile no further sizes."""
         for method in self._methods:
             method.closed = True
 
@@ -57,7 +57,7 @@ class CompiledVAE:
 class _Method:
     def __init__(self, method: Callable[..., Any], options: dict[str, Any]) -> None:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            # torch 2.5 and 2.6 need ``torch`` in the module of the outermost function; diffusers' has none
+            # torch 2.5 and 2.6 need ``torch`` in the module of the outermost function, which diffusers' module lacks
             return method(*arguments, **keywords)
 
         self._eager = method

@@ -1,4 +1,4 @@
-"""Training patches as nnU-Net cuts them: which channels are CT, how to have their HU back, and where the slices are."""
+"""nnU-Net's training patches: CT channels, inverse of the normalisation to HU, and orientation of slices."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.ct_channels import channel_names, find_ct_channels
 
 SMALLEST_SD_HU = 1e-8
-"""nnU-Net's CTNormalization divides by no less."""
+"""Smallest divisor of nnU-Net's CTNormalization."""
 
 
 @dataclass(frozen=True)
 class CTChannel:
-    """A channel that nnU-Net's CTNormalization has normalised: ``(clip(hu, lower, upper) - mean) / sd``.
+    """A channel normalised with nnU-Net's CTNormalization: ``(clip(hu, lower, upper) - mean) / sd``.
 
     Attributes:
-        index: of the channel in the image.
-        mean_hu, sd_hu: of the foreground of the training data, from the plans.
-        lower_hu, upper_hu: its percentiles 0.5 and 99.5. HU outside were clipped to them and are not known any more.
+        index: index of the channel in the image.
+        mean_hu, sd_hu: mean and standard deviation of the foreground of the training data, from the plans.
+        lower_hu, upper_hu: percentiles 0.5 and 99.5 of this foreground. HU outside were clipped to them and are lost.
     """
 
     index: int
@@ -39,24 +39,24 @@ class CTChannel:
         return normalised.float() * self.sd_hu + self.mean_hu
 
     def normalised(self, hu: torch.Tensor) -> torch.Tensor:
-        """The normalisation without its clipping; any shape, float32."""
+        """Normalisation without clipping; any shape, float32."""
         return (hu.float() - self.mean_hu) / self.sd_hu
 
     @property
     def normalised_range(self) -> tuple[float, float]:
-        """The percentiles, normalised: lowest and highest value of a patch before augmentation."""
+        """Normalised percentiles: lowest and highest value of a patch before augmentation."""
         return (self.lower_hu - self.mean_hu) / self.sd_hu, (self.upper_hu - self.mean_hu) / self.sd_hu
 
 
 @dataclass(frozen=True)
 class CTPatches:
-    """What the plans say of patches (c, z, y, x), or (c, y, x) in 2d. Picklable.
+    """Properties of patches (c, z, y, x), or (c, y, x) in 2d, from the plans. Picklable.
 
     Attributes:
-        channels: those that are CT.
-        transpose_forward: axis k of a patch is axis ``transpose_forward[k]`` of the image as its reader gave it, whose
-            first axis counts as the body axis. None in 2d: the patch is a slice already.
-        plane_mm: distance of rows and of columns of a slice; None: not known.
+        channels: the CT channels.
+        transpose_forward: axis k of a patch is axis ``transpose_forward[k]`` of the image from its reader, whose first
+            axis is taken as the body axis. None in 2d, where a patch is a slice.
+        plane_mm: distance between rows and between columns of a slice, in mm; None if unknown.
     """
 
     channels: tuple[CTChannel, ...]
@@ -73,17 +73,17 @@ class CTPatches:
         channels: Sequence[int] | None = None,
         hu_as_is: bool = False,
     ) -> CTPatches:
-        """The patches of a configuration.
+        """Read the properties of the patches of a configuration.
 
         Args:
-            plans: the content of the plans file.
-            configuration: such as ``3d_fullres``.
-            dataset_json: the content of ``dataset.json``.
-            channels: those that are CT; None for those that are called CT.
-            hu_as_is: take also a foreground that cannot be in HU.
+            plans: content of the plans file.
+            configuration: name of the configuration, such as ``3d_fullres``.
+            dataset_json: content of ``dataset.json``.
+            channels: channels that are CT; None for those named CT.
+            hu_as_is: accept a foreground that cannot be in HU.
 
         Raises:
-            UserError: no channel is CT, or one that is CT cannot be in HU or has a normalisation that cannot be undone.
+            UserError: no channel is CT, or a CT channel cannot be in HU or has a normalisation that cannot be undone.
         """
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -95,9 +95,9 @@ class CTPatches:
                 plans,
                 channel_names(dataset_json),
                 indices,
-                leave_out="leave the channel out (ct_channels of the trainer, or a view of other channels)",
-                as_it_is="If the values are HU all the same, set hu_as_is = True in a subclass of the trainer, or "
-                "train with a view that was made so",
+                leave_out="leave out the channel (ct_channels of the trainer, or a view of other channels)",
+                as_it_is="If the values are HU nevertheless, set hu_as_is = True in a subclass of the trainer, or "
+                "train with a view that was made with --hu-as-is",
             )
         found = []
         for index in indices:

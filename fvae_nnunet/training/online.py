@@ -1,7 +1,7 @@
-"""Patches reconstructed during training: one operation for the batch on the device, and a batchgeneratorsv2 transform.
+"""Reconstruction of patches during training: for a whole batch on the device, or as a batchgeneratorsv2 transform.
 
-What is drawn (``Draw``) and what is done with it (``PatchReconstruction``) are apart, so that a batch can be replayed.
-Both ways, for the trainer and for the transform, lead through the same code.
+Random choices (``Draw``) and their application (``PatchReconstruction``) are separate, so that a batch can be replayed.
+The trainer and the transform use the same code.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Posterior = Literal["mode", "sample"]
 
 @dataclass(frozen=True)
 class Draw:
-    """What is done to a batch.
+    """Random choices for a batch.
 
     Attributes:
-        samples: the samples that are reconstructed, rising.
-        weights: for each the weight of the view in ``raw + weight * (view - raw)``.
-        seeds: for each the seed of its draw from the posterior; None takes the mode.
+        samples: indices of the samples to reconstruct, in increasing order.
+        weights: weight of the view in ``raw + weight * (view - raw)`` for each of them.
+        seeds: seed of the draw from the posterior for each of them; None to use the mode.
     """
 
     samples: tuple[int, ...]
@@ -53,11 +53,11 @@ class Draw:
         posterior: Posterior = "mode",
         entropy: tuple[int, ...],
     ) -> Draw:
-        """A draw that depends on ``entropy`` alone.
+        """Draw random choices that depend only on ``entropy``.
 
         Args:
-            batch_size: samples in the batch.
-            probability: of a sample to be reconstructed, in [0, 1].
+            batch_size: number of samples in the batch.
+            probability: probability that a sample is reconstructed, in [0, 1].
             blend: lowest and highest weight of the view, drawn uniformly.
             posterior: ``sample`` gives each sample a seed.
             entropy: non-negative numbers, such as (seed, rank, epoch, iteration).
@@ -67,7 +67,7 @@ class Draw:
         """
         check_draw_settings(probability, blend, posterior)
         generator = np.random.default_rng(entropy)
-        # always as many numbers for a sample, so that it does not depend on those before it
+        # the same count of random numbers for every sample, so that a sample does not depend on earlier ones
         chance, position = generator.random((2, batch_size))
         seeds = generator.integers(2**62, size=batch_size)
         samples = tuple(sample for sample in range(batch_size) if chance[sample] < probability)
@@ -80,27 +80,26 @@ class Draw:
 
 
 def check_draw_settings(probability: float, blend: tuple[float, float], posterior: str) -> None:
-    """As ``views.check_shares``, and UserError unless the posterior is known."""
+    """As ``views.check_shares``; also UserError if the posterior is unknown."""
     check_shares(probability, blend)
     if posterior not in ("mode", "sample"):
         raise UserError(f"posterior must be 'mode' or 'sample', got {posterior!r}")
 
 
 class PatchReconstruction:
-    """Puts drawn samples of a batch through a VAE: normalisation undone, VAE, normalisation again.
+    """Reconstructs drawn samples of a batch: undoes the normalisation, applies the VAE, and normalises again.
 
-    Augmentation has been there before: values may lie outside of what the normalisation gives, and are HU only in so
-    far as the augmentation imitates another scanner. The VAE sees them clipped to the HU window. A view keeps within
-    the plans' percentiles, as nnU-Net's normalisation would, or within its raw patch where augmentation has led that
-    beyond.
+    Patches are augmented before, so values may be outside the range of the normalisation, and are HU only insofar as
+    augmentation imitates another scanner. The VAE receives them clipped to the HU window. A view is clipped to the
+    plans' percentiles, as by nnU-Net's normalisation, or to the range of its raw patch if augmentation exceeds them.
 
     Args:
-        vae: the frozen VAE; its device need not be the batch's.
-        patches: what the plans say.
+        vae: the frozen VAE; its device may differ from that of the batch.
+        patches: properties of the patches.
         settings: HU window and windows of slices; the scheme must be ``windows``.
 
     Raises:
-        UserError: 2d patches and a VAE that needs several slices, or another scheme.
+        UserError: patches are 2d and the VAE needs several slices, or the scheme is another one.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class PatchReconstruction:
         self.vae, self.patches = vae, patches
         self.settings = settings or ReconstructionSettings.for_vae(vae.spec)
         if self.settings.scheme != "windows":
-            raise UserError(f"patches are reconstructed with the scheme windows, not {self.settings.scheme}")
+            raise UserError(f"patches can be reconstructed only with the scheme windows, not {self.settings.scheme}")
         if patches.transpose_forward is None and not vae.spec.independent_slices:
             raise UserError(
                 f"2d: {vae.spec.name} is a video VAE and needs neighbouring slices, which 2d patches do not have. Use "
@@ -121,7 +120,7 @@ class PatchReconstruction:
             )
 
     def has_posterior(self) -> bool:
-        """Whether two draws from the posterior differ, tried on the smallest volume."""
+        """Whether two draws from the posterior differ, tested on the smallest volume."""
         spec, device = self.vae.spec, self.vae.device
         side = spec.padded_inplane(16)
         ramp = torch.linspace(-1, 1, side, device=device).expand(1, 1, spec.padded_slices(1), side, side)
@@ -129,12 +128,12 @@ class PatchReconstruction:
         return not torch.equal(first, second)
 
     def warm_up(self, patch_size: Sequence[int], device: torch.device, posterior: Posterior) -> None:
-        """Reconstruct one sample of zeros, so that every size of call of later 3D batches has occurred.
+        """Reconstruct one sample of zeros, so that all sizes of calls in later 3D batches occur once.
 
         Args:
-            patch_size: (z, y, x) of later batches.
-            device: of the batches.
-            posterior: as they will be drawn.
+            patch_size: patch size (z, y, x) of later batches.
+            device: device of the batches.
+            posterior: posterior of later draws.
         """
         channels = 1 + max(channel.index for channel in self.patches.channels)
         draw = Draw((0,), (1.0,), (0,) if posterior == "sample" else None)
@@ -142,18 +141,18 @@ class PatchReconstruction:
 
     @torch.no_grad()
     def apply(self, batch: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The batch with the drawn samples reconstructed.
+        """Reconstruct the drawn samples of a batch.
 
         Args:
-            batch: (B, c, z, y, x), or (B, c, y, x) in 2d, normalised, on any device; channels that are not CT, also
-                those of a cascade's previous stage, stay as they are.
-            draw: what to do.
+            batch: (B, c, z, y, x), or (B, c, y, x) in 2d, normalised, on any device; channels that are not CT,
+                including those of a cascade's previous stage, are unchanged.
+            draw: random choices for the batch.
 
         Returns:
             A new tensor of the same shape, dtype and device.
 
         Raises:
-            UserError: the VAE gives values that are not finite, or memory is too little for it.
+            UserError: the VAE gives values that are not finite, or needs more memory than available.
         """
         result = batch.clone()
         if not draw.samples:
@@ -172,12 +171,12 @@ class PatchReconstruction:
             view = view.clamp(lowest, highest)
             if not torch.isfinite(view).all():
                 name, dtype = self.vae.spec.name, self.vae.dtype
-                raise UserError(f"{name} in {dtype} gives values that are not finite; compute in float32")
+                raise UserError(f"{name} in {dtype} gives values that are not finite; use float32")
             result[samples, channel.index] = torch.lerp(raw, view, weights).to(result.dtype)
         return result
 
     def _reconstructed(self, axial_hu: torch.Tensor, seeds: list[int] | None) -> torch.Tensor:
-        """(n, d, y, x) in HU to the same, each patch by windows of slices that are blended."""
+        """Reconstruct (n, d, y, x) in HU, each patch in blended windows of slices."""
         settings = self.settings
         generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         ramp = torch.from_numpy(blend_weights(settings.overlap_slices)).to(axial_hu.device)[:, None, None]
@@ -199,10 +198,10 @@ class PatchReconstruction:
         return result
 
     def _equal_windows(self, ranges: list[tuple[int, int]], samples: int) -> Iterator[list[tuple[int, int, int]]]:
-        """Windows (sample, start, stop) of the same length, which may be coded together.
+        """Yield windows (sample, start, stop) of the same length, which may be coded together.
 
-        In 3D those of one sample, so that the sizes of all calls are the same however many samples are drawn; in 2D,
-        where a sample has one window, those of all samples.
+        In 3D these are windows of one sample, so that the sizes of calls do not depend on the number of drawn samples;
+        in 2D, where a sample has one window, those of all samples.
         """
         is_2d = self.patches.transpose_forward is None
         for some in [range(samples)] if is_2d else [range(sample, sample + 1) for sample in range(samples)]:
@@ -210,15 +209,15 @@ class PatchReconstruction:
                 yield [(sample, start, stop) for start, stop in equal for sample in some]
 
     def _decoded(self, windows_hu: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """The windows (n, d, y, x) in one call."""
+        """Reconstruct the windows (n, d, y, x) in one call."""
         try:
             return reconstructed_windows(
                 self.vae, windows_hu, self._changes(windows_hu), self.settings.hu_windows, generator
             )
         except TooLittleMemory as error:
             raise UserError(
-                f"{error}. In training: a smaller VAE, a smaller batch, or a view made before (fvae-preprocess, "
-                "nnUNetTrainerFVAE)"
+                f"{error}. In training, use a smaller VAE, a smaller batch, or a view made before training "
+                "(fvae-preprocess, nnUNetTrainerFVAE)"
             ) from error
 
     def _changes(self, windows_hu: torch.Tensor) -> list[PlaneChange]:
@@ -227,21 +226,21 @@ class PatchReconstruction:
 
 
 class ReconstructionTransform(ImageOnlyTransform):
-    """The reconstruction of a sample as an ordinary transform of batchgeneratorsv2, for any pipeline; on the CPU.
+    """Reconstruction of a sample as a transform of batchgeneratorsv2, for any pipeline; on the CPU.
 
-    It always applies; for a share of the samples wrap it in ``RandomTransform``. Chance comes from ``np.random``, which
-    nnU-Net seeds in each of its workers. The VAE is loaded at first use in each process and never pickled; each worker
-    holds one.
+    It is always applied; to apply it to a share of the samples, wrap it in ``RandomTransform``. Random numbers come
+    from ``np.random``, which nnU-Net seeds in each of its workers. The VAE is loaded at first use in each process and
+    never pickled, so each worker holds its own.
 
     Args:
-        load: loads the VAE, such as ``partial(load_vae, "tiny")``. Picklable where workers are spawned.
-        patches: what the plans say of the patches, from ``CTPatches.of_plans``.
-        hu_window: HU that the VAE sees; values outside are clipped.
+        load: loads the VAE, such as ``partial(load_vae, "tiny")``. Must be picklable if workers are spawned.
+        patches: properties of the patches, from ``CTPatches.of_plans``.
+        hu_window: HU window of the VAE; values outside are clipped.
         blend: lowest and highest weight of the view, drawn uniformly for each sample.
-        posterior: ``mode``, or ``sample`` for a draw from the encoder's posterior.
+        posterior: ``mode``, or ``sample`` to draw from the encoder's posterior.
 
     Raises:
-        UserError: blend or posterior is out of range; at first use also as ``PatchReconstruction``.
+        UserError: blend or posterior is out of range; at first use also as for ``PatchReconstruction``.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ class ReconstructionTransform(ImageOnlyTransform):
         return {"draw": Draw((0,), (weight,), None if seed is None else (seed,))}
 
     def _apply_to_image(self, img: torch.Tensor, draw: Draw) -> torch.Tensor:  # type: ignore[override]
-        """The image (c, z, y, x) or (c, y, x) with its CT channels reconstructed."""
+        """Reconstruct the CT channels of an image (c, z, y, x) or (c, y, x)."""
         if self._reconstruction is None:
             vae = self.load()
             settings = ReconstructionSettings.for_vae(vae.spec, hu_window=self.hu_window)

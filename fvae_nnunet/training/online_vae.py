@@ -1,4 +1,4 @@
-"""The VAE that reconstructs patches during training: which one, from where, in what precision."""
+"""Choice and loading of the VAE that reconstructs patches during training."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _VIEW = {"settings": {"vae": str, "weights_sha256": str, "window_slices": object
 
 @dataclass(frozen=True)
 class TrainingVAE:
-    """A VAE on its device, how patches go through it, and where it was named, in words a user understands.
+    """A VAE on its device, its settings for patches, and a description of where it was named, for the user.
 
-    ``ct_channels`` and ``hu_as_is`` are those of the view that names it; without a view None and False.
+    ``ct_channels`` and ``hu_as_is`` are those of the view that names it; None and False without a view.
     """
 
     vae: FrozenVAE
@@ -49,20 +49,20 @@ def load_training_vae(
     hu_window: tuple[float, float] | None = None,
     precision: str | None = None,
 ) -> TrainingVAE:
-    """The VAE that ``nnUNet_fvae_vae`` names, or else that of the view which the offline trainers would use.
+    """Load the VAE named by ``nnUNet_fvae_vae``, or else that of the view which the offline trainers would use.
 
-    A view gives the VAE, where its weights and code are, the strength of a control, HU windows and passes and, if it
-    was made by windows, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (the ``weights`` and
-    ``code`` of ``load_vae``) go before what the view says.
+    A view gives the VAE, the location of its weights and code, the strength of a control, HU windows and passes and, if
+    it was made with the scheme ``windows``, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (``weights``
+    and ``code`` of ``load_vae``) take precedence over the view.
 
     Args:
         data_folder: nnU-Net's preprocessed data.
-        make: the command that makes a view of it with the parameters that it is given, for messages.
-        device: where to compute; controls compute on the CPU.
-        view: that the trainer names; goes before the variables.
-        hu_window: None for the view's, without a view the paper's.
-        precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on GPUs that have it (from Ampere
-            on) and float32 elsewhere. Controls have only float32.
+        make: returns the command that makes a view with the given parameters, for messages.
+        device: device of the computation; controls compute on the CPU.
+        view: view named by the trainer; takes precedence over the variables.
+        hu_window: HU window; None for that of the view, or the paper's without a view.
+        precision: ``float32``, ``bfloat16`` or ``float16``; None for bfloat16 on GPUs that have it (Ampere and later)
+            and float32 elsewhere. Controls have only float32.
 
     Raises:
         UserError: no VAE is named, it cannot be loaded, or its weights are not those of the view.
@@ -71,7 +71,7 @@ def load_training_vae(
     if named:
         if is_control(named):
             raise UserError(
-                f"{VAE_VARIABLE}={named}: the strength of a plain denoiser is taken from a view; make one with "
+                f"{VAE_VARIABLE}={named}: the strength of a plain denoiser is read from a view; make one with "
                 f"{make(vae=named)} and a strength, and unset {VAE_VARIABLE}"
             )
         name, named_by = named, VAE_VARIABLE
@@ -119,6 +119,6 @@ def _find_view(data_folder: Path, make: Callable[..., str], of_trainer: str | No
         return find_view(data_folder, make, of_trainer)
     except UserError as error:
         raise UserError(
-            f"{error}\nOr name a VAE without a view: export {VAE_VARIABLE}=tiny "
-            f"({command_line('fvae-setup', vaes=True)} lists them; {WEIGHTS_VARIABLE} says where its weights are)"
+            f"{error}\nOr use a VAE without a view: export {VAE_VARIABLE}=tiny "
+            f"({command_line('fvae-setup', vaes=True)} lists the names; {WEIGHTS_VARIABLE} gives the path of weights)"
         ) from error

@@ -1,15 +1,15 @@
-"""Synthetic cases beside nnU-Net's preprocessed data: where they are, whether they fit, and their dataset class.
+"""Synthetic cases beside nnU-Net's preprocessed data: their folder, their checks, and their dataset class.
 
-The synthetic cases of the data folder ``nnUNetPlans_3d_fullres`` live in the sibling folder
-``nnUNetPlans_3d_fullres__fvae_synthetic``, which nnU-Net never scans: ``<case>.b2nd``, ``<case>_seg.b2nd`` and
-``<case>.pkl`` as nnU-Net preprocesses cases, a manifest (see ``manifest``; each record also names the ``source_case``),
-and ``accepted_cases.json``, which says of which cases the set consists::
+The synthetic cases of the data folder ``nnUNetPlans_3d_fullres`` are in the sibling folder
+``nnUNetPlans_3d_fullres__fvae_synthetic``, which nnU-Net never scans. It holds ``<case>.b2nd``, ``<case>_seg.b2nd`` and
+``<case>.pkl`` in nnU-Net's preprocessed format, a manifest (see ``manifest``; each record also names the
+``source_case``), and ``accepted_cases.json``, which lists the cases::
 
     {"cases": {"synthetic_0000": {"source_case": "pancreas_001", "borrowed_from": ["pancreas_007"]}, ...},
      "models": [{...}]}
 
-``cases`` gives for each accepted case its source case and the cases whose lesions lent it their shape; ``models`` are
-the different ``model`` entries of the records (see ``nnunet.synthetic_folder``).
+``cases`` gives for each accepted case its source case and the cases whose lesion shapes it borrows; ``models`` are the
+distinct ``model`` entries of the records (see ``nnunet.synthetic_folder``).
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ _ACCEPTED = {"cases": {"*": {"source_case": str, "borrowed_from": [str]}}, "mode
 
 
 def synthetic_data_folder(data_folder: Path) -> Path:
-    """The folder of the synthetic cases that belong to nnU-Net's preprocessed ``data_folder``."""
+    """Folder of the synthetic cases for nnU-Net's preprocessed ``data_folder``."""
     return sibling_folder(data_folder, SYNTHETIC_NAME)
 
 
 def synthetic_files(folder: Path, case: str) -> list[Path]:
-    """The files of a preprocessed case: image, segmentation, properties."""
+    """Files of a preprocessed case: image, segmentation, properties."""
     return [folder / f"{case}{end}" for end in (".b2nd", "_seg.b2nd", ".pkl")]
 
 
 def synthetic_preprocessing_settings(
     plans: dict[str, Any], configuration: Any, dataset_json: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What of nnU-Net's plans decides image, segmentation and properties of a preprocessed case, as JSON values.
+    """Settings of nnU-Net that affect image, segmentation and properties of a preprocessed case, as JSON values.
 
     Args:
-        plans: the content of the plans file.
+        plans: content of the plans file.
         configuration: nnU-Net's ConfigurationManager.
-        dataset_json: the content of dataset.json.
+        dataset_json: content of dataset.json.
     """
     return {
         **preprocessing_settings(plans, configuration),
@@ -69,14 +69,14 @@ def synthetic_preprocessing_settings(
 
 @dataclass(frozen=True)
 class SyntheticData:
-    """A whole set of preprocessed synthetic cases.
+    """A complete set of preprocessed synthetic cases.
 
     Attributes:
-        folder: where they are.
-        source_cases: the source case of each, by name.
-        donors: the cases whose lesions gave each its shape, by name.
-        models: what the diffusion models that made them are, as in the records of the cases.
-        settings: with which they were preprocessed, and from which folder.
+        folder: folder of the cases.
+        source_cases: name -> source case.
+        donors: name -> cases whose lesion shapes it borrows.
+        models: diffusion models that made the cases, as in their records.
+        settings: settings of the preprocessing, with the folder of the original cases.
     """
 
     folder: Path
@@ -86,14 +86,14 @@ class SyntheticData:
     settings: dict[str, Any]
 
     def made_from(self, cases: Collection[str]) -> dict[str, str]:
-        """Those that know only these cases: the source case is one of them, and so is each that lent a shape."""
+        """Synthetic cases derived only from these cases: both their source case and all donors of shapes."""
         known = set(cases)
         return {
             name: source for name, source in self.source_cases.items() if known.issuperset({source, *self.donors[name]})
         }
 
     def seen_by_models(self, cases: Collection[str]) -> list[str]:
-        """Which of these cases a diffusion model was trained on."""
+        """Those of these cases on which a diffusion model was trained."""
         seen = {case for model in self.models for case in model.get("training_cases") or ()}
         return sorted(seen & set(cases))
 
@@ -101,13 +101,13 @@ class SyntheticData:
 def check_synthetic(
     data_folder: Path, preprocessing: dict[str, Any], preprocess: Callable[..., str], way_to: str
 ) -> SyntheticData:
-    """The synthetic cases beside a data folder, after checking that they are whole and fit the plans.
+    """Open the synthetic cases beside a data folder, and check that they are complete and fit the plans.
 
     Args:
-        data_folder: nnU-Net's preprocessed data that they belong to.
+        data_folder: nnU-Net's preprocessed data.
         preprocessing: ``synthetic_preprocessing_settings`` of the plans in use.
-        preprocess: the command that preprocesses synthetic cases with the parameters that it is given, for messages.
-        way_to: what to do where there are none, the end of the message.
+        preprocess: returns the command that preprocesses synthetic cases with the given parameters, for messages.
+        way_to: what to do if there are none, the end of the message.
 
     Raises:
         UserError: there are none, they were made for other plans, or cases are missing or incomplete.
@@ -124,7 +124,7 @@ def check_synthetic(
     if missing:
         raise UserError(
             f"in {folder}, {len(missing)} of {len(accepted['cases'])} synthetic cases are missing or incomplete "
-            f"(first: {missing[0]}). Complete it with: {make_again()}"
+            f"(first: {missing[0]}). Complete them with: {make_again()}"
         )
     return SyntheticData(
         folder,
@@ -136,36 +136,36 @@ def check_synthetic(
 
 
 class SyntheticDataset(DatasetAround):
-    """nnU-Net's dataset, handing out a synthetic case, by chance, in the place of the case that is asked for.
+    """nnU-Net's dataset that randomly returns a synthetic case instead of the requested case.
 
-    A synthetic case comes with its own segmentation and properties, so that foreground is sampled from its own lesion.
-    Every synthetic case is as likely as another. All chance comes from ``np.random``, which nnU-Net seeds in every
-    worker. Picklable: no array stays open. nnU-Net's batches name the case that was asked for; ``name_of`` tells which
-    synthetic case an array belongs to.
+    A synthetic case has its own segmentation and properties, so foreground is sampled from its own lesion. All
+    synthetic cases are equally likely. Random numbers come from ``np.random``, which nnU-Net seeds in every worker.
+    Picklable: no array stays open. nnU-Net's batches name the requested case; ``name_of`` gives the synthetic case of
+    an array.
 
     Args:
         inner: nnU-Net's dataset, or a ``ViewDataset`` of it.
         synthetic: nnU-Net's dataset of the preprocessed synthetic cases.
-        source_cases: the source case of each of them, by name.
-        probability: of handing out a synthetic case, in [0, 1].
+        source_cases: synthetic case -> its source case.
+        probability: probability of a synthetic case, in [0, 1].
     """
 
     def __init__(self, inner: Any, synthetic: Any, source_cases: Mapping[str, str], *, probability: float) -> None:
         if not 0 <= probability <= 1:
-            raise UserError(f"synthetic_probability must lie in [0, 1], got {probability}")
+            raise UserError(f"synthetic_probability must be in [0, 1], got {probability}")
         super().__init__(inner)
         self.synthetic = synthetic
         self.source_cases = dict(source_cases)
         self.probability = probability
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """(data, seg, seg_prev, properties) of this case, or of a synthetic one; seg_prev is then None."""
+        """Load (data, seg, seg_prev, properties) of this case, or of a synthetic case, which has seg_prev None."""
         if np.random.uniform() >= self.probability:  # noqa: NPY002
             return self.inner.load_case(identifier)
         names = self.synthetic.identifiers
         return self.synthetic.load_case(names[np.random.randint(len(names))])  # noqa: NPY002
 
     def name_of(self, data: Any) -> str | None:
-        """The synthetic case that an array of ``load_case`` belongs to; None for any other."""
+        """Name of the synthetic case to which an array of ``load_case`` belongs; None for other arrays."""
         path = Path(str(getattr(data, "urlpath", "")))
         return path.stem if path.parent == Path(self.synthetic.source_folder) else None

@@ -1,4 +1,4 @@
-"""What views there are in nnU-Net's folder of preprocessed data, and how far each is."""
+"""Views in nnU-Net's folder of preprocessed data, and how complete each is."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fvae_nnunet.training.views import SEPARATOR
 
 @dataclass(frozen=True)
 class ViewState:
-    """A folder beside nnU-Net's preprocessed data: a view, or synthetic cases.
+    """State of a folder beside nnU-Net's preprocessed data: a view, or synthetic cases.
 
     Attributes:
-        data_folder: nnU-Net's data that it belongs to.
-        name: the view's name.
-        vae: what it is made with; None for synthetic cases.
-        whole: cases with a record whose files have the recorded size.
-        recorded: cases with a record.
-        cases: of nnU-Net's data.
-        fault: why it cannot be read; None where it can.
+        data_folder: folder of nnU-Net's preprocessed data.
+        name: name of the view.
+        vae: VAE of the view; None for synthetic cases.
+        whole: number of recorded cases whose files have the recorded size.
+        recorded: number of cases with a record.
+        cases: number of cases in nnU-Net's data.
+        fault: reason why it cannot be read; None if it can.
     """
 
     data_folder: Path
@@ -35,7 +35,7 @@ class ViewState:
 
 
 def view_states(preprocessed: Path) -> Iterator[ViewState]:
-    """The state of each view below ``preprocessed``, by dataset and folder; reads records and sizes, no arrays."""
+    """Yield the state of each view below ``preprocessed``, by dataset and folder; reads no arrays."""
     for manifest_file in sorted(preprocessed.glob(f"Dataset*/*{SEPARATOR}*/manifest.json")):
         folder = manifest_file.parent
         data_name, name = folder.name.split(SEPARATOR, 1)

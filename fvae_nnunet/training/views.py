@@ -1,8 +1,8 @@
-"""A reconstructed view beside nnU-Net's preprocessed data: where it is, whether it fits, and its dataset class.
+"""Reconstructed views beside nnU-Net's preprocessed data: their folders, their checks, and their dataset class.
 
-The view of the data folder ``nnUNetPlans_3d_fullres`` lives in the sibling folder
-``nnUNetPlans_3d_fullres__fvae_<view>``, which nnU-Net never scans: ``<case>.b2nd`` (float32, (c, z, y, x), as nnU-Net
-preprocesses images) and a manifest (see ``manifest``). Segmentations and properties stay those of the raw case.
+A view of the data folder ``nnUNetPlans_3d_fullres`` is in the sibling folder ``nnUNetPlans_3d_fullres__fvae_<view>``,
+which nnU-Net never scans. It holds ``<case>.b2nd`` (float32, (c, z, y, x), in nnU-Net's preprocessed format) and a
+manifest (see ``manifest``). Segmentations and properties are those of the raw case.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ SEPARATOR = "__fvae_"
 VIEW_VARIABLE = "nnUNet_fvae_view"
 
 MADE_FOR_PLANS = {"settings": {"preprocessing": dict}, "made_with": {"parameters": dict}}
-"""What the manifest of a folder beside nnU-Net's preprocessed data must hold."""
+"""Required content of the manifest of a folder beside nnU-Net's preprocessed data."""
 
 SYNTHETIC_NAME = "synthetic"
-"""In the place of a view's name: the folder of synthetic cases (``synthetic_dataset``)."""
+"""Name of the folder of synthetic cases, in place of a view's name (``synthetic_dataset``)."""
 
 
 def view_folder(data_folder: Path, view: str) -> Path:
-    """The folder of a view of nnU-Net's preprocessed ``data_folder``; UserError where the name cannot be a folder's."""
+    """Folder of a view of nnU-Net's preprocessed ``data_folder``; UserError if the name is not allowed."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", view):
-        raise UserError(f"a view's name consists of letters, digits and . _ + -, got {view!r}")
+        raise UserError(f"the name of a view must consist of letters, digits and . _ + -, got {view!r}")
     if view == SYNTHETIC_NAME:
         raise UserError(f"{view!r} is the name of the folder of synthetic cases; give the view another name")
     return sibling_folder(data_folder, view)
 
 
 def sibling_folder(data_folder: Path, name: str) -> Path:
-    """The folder of that name beside nnU-Net's preprocessed ``data_folder``, which nnU-Net never scans."""
+    """Folder of this name beside nnU-Net's preprocessed ``data_folder``, which nnU-Net never scans."""
     return data_folder.with_name(data_folder.name + SEPARATOR + name)
 
 
 def default_view_name(vae_name: str) -> str:
-    """The view's name for a VAE: its own name with what cannot stand in a folder's name replaced by a dash."""
+    """Name of the view for a VAE: the VAE's name, with characters that are not allowed replaced by a dash."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", vae_name).strip("-.")
 
 
 def preprocessing_settings(plans: dict[str, Any], configuration: Any) -> dict[str, Any]:
-    """What of nnU-Net's plans decides the voxels of a preprocessed image, as JSON values.
+    """Settings in nnU-Net's plans that affect the voxels of a preprocessed image, as JSON values.
 
     Args:
-        plans: the content of the plans file.
+        plans: content of the plans file.
         configuration: nnU-Net's ConfigurationManager.
     """
     return {
@@ -71,10 +71,10 @@ def preprocessing_settings(plans: dict[str, Any], configuration: Any) -> dict[st
 
 
 def preprocessed_inputs(data_folder: Path, case: str) -> dict[str, str]:
-    """A fingerprint of the preprocessed raw case that a view's case belongs to.
+    """Fingerprint of the preprocessed raw case to which a case of a view belongs.
 
-    Taken from what the arrays hold, since nnU-Net's multi-threaded compression gives other bytes for equal arrays: the
-    shape, three slices, and the crop box and spacing that the view was made with.
+    Computed from the content of arrays, because nnU-Net's multi-threaded compression gives different bytes for equal
+    arrays: shape, three slices, crop box and spacing.
     """
     import blosc2
     from batchgenerators.utilities.file_and_folder_operations import load_pickle
@@ -91,7 +91,7 @@ def preprocessed_inputs(data_folder: Path, case: str) -> dict[str, str]:
 
 
 def view_names(data_folder: Path) -> list[str]:
-    """The views of nnU-Net's preprocessed ``data_folder`` that were begun, sorted."""
+    """Names of the existing views of nnU-Net's preprocessed ``data_folder``, complete or not, sorted."""
     synthetic = sibling_folder(data_folder, SYNTHETIC_NAME)
     return sorted(
         folder.name.split(SEPARATOR, 1)[1]
@@ -101,19 +101,19 @@ def view_names(data_folder: Path) -> list[str]:
 
 
 def find_views(data_folder: Path, make: Callable[..., str], of_trainer: str | None = None) -> dict[str, float]:
-    """The views to train with and the weight of each: the trainer's own, or ``nnUNet_fvae_view``, or the only one.
+    """Views to train with and their weights: from the trainer, else from ``nnUNet_fvae_view``, else the only one.
 
-    Several are named with commas between them, and with weights behind colons: ``wan2.1:2,control-nlm``; without one
-    the weight is 1.
+    Several views are separated by commas, with optional weights after colons: ``wan2.1:2,control-nlm``; the default
+    weight is 1.
 
     Args:
         data_folder: nnU-Net's preprocessed data.
-        make: the command that makes a view of it with the parameters that it is given, for messages.
-        of_trainer: what the trainer's class attribute ``view`` says.
+        make: returns the command that makes a view with the given parameters, for messages.
+        of_trainer: value of the trainer's class attribute ``view``.
 
     Raises:
-        UserError: there is none, or several and nothing says which, or not the one that is asked for, or a weight that
-            is none.
+        UserError: there is no view, there are several and none is chosen, a chosen view does not exist, or a weight is
+            not valid.
     """
     names = view_names(data_folder)
     asked = of_trainer or os.environ.get(VIEW_VARIABLE)
@@ -122,8 +122,8 @@ def find_views(data_folder: Path, make: Callable[..., str], of_trainer: str | No
         for name in wanted:
             if name not in names:
                 raise UserError(
-                    f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {name!r} of {data_folder}; "
-                    f"there is {', '.join(names) or 'none'}. {_way_to(name, names, make)}"
+                    f"{'the trainer' if of_trainer else VIEW_VARIABLE} asks for the view {name!r} of {data_folder}, "
+                    f"which does not exist; existing views: {', '.join(names) or 'none'}. {_way_to(name, names, make)}"
                 )
         return wanted
     if len(names) == 1:
@@ -137,7 +137,7 @@ def find_views(data_folder: Path, make: Callable[..., str], of_trainer: str | No
 
 
 def find_view(data_folder: Path, make: Callable[..., str], of_trainer: str | None = None) -> str:
-    """As ``find_views``, where only one can be used; UserError where several are asked for."""
+    """As ``find_views``, but for a single view; UserError if several are requested."""
     views = find_views(data_folder, make, of_trainer)
     if len(views) > 1:
         raise UserError(f"only one view can be used here, not {', '.join(views)}; name one of them")
@@ -153,37 +153,37 @@ def _weighted(text: str) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not name or name in views or not 0 < weight < math.inf:
-            raise UserError(f"views are named NAME or NAME:WEIGHT, each once, with commas between them; got {text!r}")
+            raise UserError(f"expected views as NAME or NAME:WEIGHT, each once, separated by commas; got {text!r}")
         views[name] = weight
     return views
 
 
 def _way_to(view: str, names: list[str], make: Callable[..., str]) -> str:
-    """What to do where a view is missing: how it is made if it has a VAE's name, else what else there is."""
+    """Remedy for a missing view: the command that makes it if it has a VAE's name, else an existing view."""
     from fvae_nnunet.vae import known_vaes
     from fvae_nnunet.vae.denoisers import CONTROLS
 
     for name in (*(vae.name for vae in known_vaes()), *CONTROLS):
         if default_view_name(name) == view:
             has_strength = name in CONTROLS and CONTROLS[name].has_strength
-            strength = ", with the strength that it is to have" if has_strength else ""
+            strength = ", with the strength that you want" if has_strength else ""
             return f"Make it with: {make(vae=name, view=view)}{strength}"
     if names:
-        return f"Choose one that there is: export {VIEW_VARIABLE}={names[0]}"
-    return f"Make one of the default VAE with: {make()} ({command_line('fvae-setup', vaes=True)} names others)"
+        return f"Choose an existing one: export {VIEW_VARIABLE}={names[0]}"
+    return f"Make one of the default VAE with: {make()} ({command_line('fvae-setup', vaes=True)} lists others)"
 
 
 def check_view(
     folder: Path, data_folder: Path, cases: list[str], preprocessing: dict[str, Any], make: Callable[..., str]
 ) -> dict[str, Any]:
-    """The manifest of a view after checking that it is whole and still fits nnU-Net's preprocessed data.
+    """Check that a view is complete and still fits nnU-Net's preprocessed data, and return its manifest.
 
     Args:
-        folder: the view's folder.
-        data_folder: nnU-Net's preprocessed data that it belongs to.
-        cases: identifiers that are needed.
+        folder: folder of the view.
+        data_folder: folder of nnU-Net's preprocessed data.
+        cases: identifiers of the required cases.
         preprocessing: ``preprocessing_settings`` of the plans in use.
-        make: the command that makes a view of the data with the parameters that it is given, for the message.
+        make: returns the command that makes a view with the given parameters, for messages.
 
     Raises:
         UserError: the view was made with other plans, or cases are missing, incomplete or older than the data.
@@ -191,7 +191,7 @@ def check_view(
     manifest = Manifest(folder)
     content = manifest.read(MADE_FOR_PLANS)
     if content is None:
-        raise UserError(f"{folder} holds no view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], make)}")
+        raise UserError(f"{folder} does not hold a view. {_way_to(folder.name.split(SEPARATOR, 1)[1], [], make)}")
     make_again = partial(make, **content["made_with"]["parameters"])
     refuse_other_plans(content, preprocessing, f"the view {folder} was made", make_again)
     missing, stale = [], []
@@ -216,34 +216,36 @@ def check_view(
 def refuse_other_plans(
     content: dict[str, Any], preprocessing: dict[str, Any], made: str, make_again: Callable[..., str]
 ) -> None:
-    """UserError where a folder beside the data was made for other plans.
+    """Raise UserError if a folder beside the data was made for other plans.
 
     Args:
-        content: of its manifest.
-        preprocessing: what it should have been made for.
-        made: the start of the message, such as ``the view x was made``.
-        make_again: the command that makes it, with further parameters.
+        content: content of its manifest.
+        preprocessing: settings of the current plans.
+        made: start of the message, such as ``the view x was made``.
+        make_again: returns the command that makes it, with further parameters.
     """
     changed = differences(content["settings"]["preprocessing"], preprocessing)
     if changed:
         raise UserError(
-            f"{made} for other plans:\n  " + "\n  ".join(changed) + f"\nMake it anew with: {make_again(overwrite=True)}"
+            f"{made} for other plans:\n  "
+            + "\n  ".join(changed)
+            + f"\nMake it again with: {make_again(overwrite=True)}"
         )
 
 
 def check_shares(probability: float, blend: tuple[float, float]) -> None:
-    """UserError unless the view's probability lies in [0, 1], and so do its lowest and highest weight."""
+    """Raise UserError unless probability, lowest and highest weight of the view are in [0, 1]."""
     if not 0 <= probability <= 1 or not 0 <= blend[0] <= blend[1] <= 1:
         raise UserError(
-            f"view_probability and view_blend must lie in [0, 1], lowest first; got {probability} and {blend}"
+            f"view_probability and view_blend must be in [0, 1], lowest first; got {probability} and {blend}"
         )
 
 
 class BlendedArray:
-    """``raw + weight * (view - raw)`` of two arrays of one shape, computed only for the region that is asked for.
+    """Lazy ``raw + weight * (view - raw)`` of two arrays of the same shape, computed only for the requested region.
 
-    What nnU-Net's loader needs of an array: ``shape``, ``dtype`` and slicing. As the loader does, crop only to boxes
-    that meet the array.
+    Has the interface that nnU-Net's loader needs: ``shape``, ``dtype`` and slicing. Like the loader, use only boxes
+    that intersect the array.
     """
 
     def __init__(self, raw: Any, view: Any, weight: float) -> None:
@@ -256,10 +258,10 @@ class BlendedArray:
 
 
 class DatasetAround:
-    """nnU-Net's dataset, of which a subclass changes ``load_case``; keeps the interface that nnU-Net's loader uses.
+    """Wrapper of nnU-Net's dataset with the interface of its loader; subclasses change ``load_case``.
 
     Args:
-        inner: the dataset, or another that is around it.
+        inner: nnU-Net's dataset, or another wrapper of it.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -272,21 +274,20 @@ class DatasetAround:
         return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them."""
+        """Return (data, seg, seg_prev, properties) like nnU-Net's dataset."""
         raise NotImplementedError
 
 
 class ViewDataset(DatasetAround):
-    """nnU-Net's dataset with the image of a case, by chance, replaced by its view, or by one of its views.
+    """nnU-Net's dataset that randomly replaces the image of a case by one of its views.
 
-    Everything but the image is the inner dataset's, whose interface it keeps. All chance comes from ``np.random``,
-    which nnU-Net seeds in every worker; with probability 0 or 1, a fixed weight and one view nothing is drawn.
-    Picklable: no array stays open.
+    Everything else is that of the inner dataset. Random numbers come from ``np.random``, which nnU-Net seeds in every
+    worker; with probability 0 or 1, a fixed weight and one view, nothing is drawn. Picklable: no array stays open.
 
     Args:
         inner: nnU-Net's dataset of the preprocessed raw cases.
-        folders: the views' folders, and how often each is drawn beside the others.
-        probability: of handing out the view, in [0, 1].
+        folders: folder of each view -> its relative frequency.
+        probability: probability of a view, in [0, 1].
         blend: lowest and highest weight of the view, drawn uniformly for each sample; (1, 1) is the view itself.
     """
 
@@ -306,7 +307,7 @@ class ViewDataset(DatasetAround):
         self.blend = blend
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """(data, seg, seg_prev, properties) as nnU-Net's dataset gives them, data maybe the view's."""
+        """Return (data, seg, seg_prev, properties) like nnU-Net's dataset; data may be those of the view."""
         data, seg, seg_prev, properties = self.inner.load_case(identifier)
         if self._draw_view():
             view = self._open_view(identifier)
@@ -332,6 +333,6 @@ class ViewDataset(DatasetAround):
             else self.folders[np.random.choice(len(self.folders), p=self.shares)]
         )
         path = folder / f"{identifier}.b2nd"
-        # as nnU-Net opens its own: no memory mapping on Windows; nnU-Net 2.6 does not tell
+        # opened like nnU-Net's own arrays, without memory mapping on Windows; nnU-Net 2.6 has no ``mmap_kwargs``
         mmap_kwargs = getattr(self.inner, "mmap_kwargs", {} if os.name == "nt" else {"mmap_mode": "r"})
         return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap_kwargs)

@@ -1,4 +1,4 @@
-"""The results of an experiment in one file, for ``experiment_table.py``: measures of every case and run, folds, views.
+"""Collect the results of an experiment in one file for ``experiment_table.py``: measures of all cases, folds, views.
 
     python scripts/experiments/results.py comparison.json --preprocessed nnUNet_preprocessed/Dataset511_Sarcoma \\
         --labels nnUNet_raw/Dataset511_Sarcoma/labelsTr --views VIEW_FOLDER ... --training '{...}' -o sarcoma.json
@@ -26,7 +26,7 @@ DECIMALS = 6
 
 
 def runs_of(comparison: Mapping[str, Any], folds: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """An entry for each model ``ARM_seedN`` and fold, with the measures of its cases for the tumour, the last label."""
+    """Entries for each model ``ARM_seedN`` and fold, with the measures of its cases for the tumour (the last label)."""
     measures = [entry for entry in comparison["measures"] if entry["key"] == "Dice" or entry["key"].endswith("mm")]
     tumour = comparison["labels"][-1]["key"]
     values: dict[str, dict[str, dict[str, float]]] = {}
@@ -48,10 +48,10 @@ def runs_of(comparison: Mapping[str, Any], folds: Sequence[Sequence[str]]) -> li
 
 
 def view_record(folder: Path) -> dict[str, Any]:
-    """Settings of a view, and the means of the figures that were recorded of its cases."""
+    """Settings of a view, and the means of the recorded figures of its cases."""
     content = Manifest(folder).read()
     if content is None:
-        raise UserError(f"{folder} holds no view")
+        raise UserError(f"{folder} does not hold a view")
     records = [read_json(path) for path in sorted((folder / "cases").glob("*.json"))]
     means = {}
     for name in sorted(records[0].keys() - {"inputs", "outputs"}):
@@ -65,12 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="results.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("comparison", type=Path, help="of fvae-evaluate; models are named ARM_seedN")
+    parser.add_argument("comparison", type=Path, help="comparison.json of fvae-evaluate; models are named ARM_seedN")
     parser.add_argument("--preprocessed", type=Path, required=True, help="the dataset's folder in nnUNet_preprocessed")
     parser.add_argument("--labels", type=Path, required=True, help="its labelsTr")
-    parser.add_argument("--views", type=Path, nargs="*", default=[], metavar="FOLDER", help="that were trained on")
-    parser.add_argument("--training", type=json.loads, default={}, metavar="JSON", help="settings, to be kept with it")
-    parser.add_argument("--test", type=json.loads, metavar="JSON", help="how the cases were predicted, likewise")
+    parser.add_argument("--views", type=Path, nargs="*", default=[], metavar="FOLDER", help="views used in training")
+    parser.add_argument(
+        "--training",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="settings of the training, to store with the results",
+    )
+    parser.add_argument(
+        "--test", type=json.loads, metavar="JSON", help="settings of the prediction, to store with the results"
+    )
     parser.add_argument("-o", type=Path, required=True, metavar="FILE")
     return run_command(parser, run, argv)
 

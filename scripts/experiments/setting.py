@@ -1,6 +1,6 @@
-"""What the workflow of an experiment does with a configuration: arms, runs, folders, and whether it can be done.
+"""Reading and checking of the configuration of an experiment: arms, runs and folders.
 
-Needs the standard library only, so that Snakemake may have an environment of its own.
+Uses only the standard library, so that Snakemake may have an environment of its own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataset_folders import DatasetFolders
 
 WITHOUT_VIEW = ("nnUNetTrainer", "nnUNetTrainerNoise")
 VALIDATION = "validation"
-"""The name of nnU-Net's own prediction of the cases that a fold has not seen, beside the tests."""
+"""Name of nnU-Net's own validation, beside those of the tests."""
 RESERVED = (VALIDATION, "scans", "logs", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 """Folders of the workflow, which no test can be named."""
 ON_VIEW_ALONE = "nnUNetTrainerFVAEReconOnly"
 TRAINERS = (*WITHOUT_VIEW, "nnUNetTrainerFVAE", ON_VIEW_ALONE, "nnUNetTrainerFVAEBlend")
-"""For which ``trainers/seeded.py`` has one of the same name with ``Seeded`` behind it."""
+"""Trainers for which ``trainers/seeded.py`` has one with the suffix ``Seeded``."""
 
 CHOICES = {"configuration": ("2d", "3d_fullres", "3d_lowres"), "device": ("cuda", "cpu")}
 TRAINING = ("epochs", "iterations", "mirrored", "features_per_stage", "patch_voxels", "configuration")
@@ -44,10 +44,10 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: which trainer, on which view of the data, with which seeds.
+    """One way to train: trainer, view of the data, and seeds.
 
     Attributes:
-        view: name of a view, or of several as ``nnUNet_fvae_view`` takes them (``a:2,b``); None for raw images.
+        view: name of a view, or of several views as in ``nnUNet_fvae_view`` (``a:2,b``); None for raw images.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Test:
-    """How the validation cases are predicted once more.
+    """An additional prediction of the validation cases.
 
     Attributes:
-        scan: options of ``rescan_images.py``: on images of another dose or kernel; none: on the images as they are.
+        scan: options of ``rescan_images.py`` for images of another dose or kernel; none to use the original images.
         predict: options of ``fvae-predict``.
-        arms: names of those that are tested.
+        arms: names of the tested arms.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Experiment(DatasetFolders):
     """Names and folders of one configuration; folders are relative to the work folder.
 
     Attributes:
-        source: the dataset in nnU-Net's raw format; only read.
+        source: dataset in nnU-Net's raw format; only read.
         arms, views, tests: by name.
-        folds: how many.
-        configuration, is_small: nnU-Net's, and whether its network is shrunk.
+        folds: number of folds.
+        configuration, is_small: nnU-Net's configuration, and whether its network is shrunk.
     """
 
     source: Path
@@ -115,15 +115,15 @@ class Experiment(DatasetFolders):
 
     @property
     def runs(self) -> list[str]:
-        """Names of all trainings of a fold: ``ARM_seedN``."""
+        """Names of all trainings of a fold, ``ARM_seedN``."""
         return self.runs_of(self.arms)
 
     def tested_runs(self, test: str) -> list[str]:
-        """Of a test, or of nnU-Net's own validation."""
+        """Runs of a test, or of nnU-Net's own validation."""
         return self.runs if test == VALIDATION else self.runs_of(self.tests[test].arms)
 
     def runs_of(self, arms: Iterable[str]) -> list[str]:
-        """Of some arms, by name."""
+        """Runs of some arms, given by name."""
         return [f"{name}_seed{seed}" for name in arms for seed in self.arms[name].seeds]
 
     def arm(self, run: str) -> Arm:
@@ -133,12 +133,12 @@ class Experiment(DatasetFolders):
         return self.model_folder(run, f"{self.arm(run).trainer}Seeded")
 
     def images_of(self, test: str) -> str:
-        """The folder of images of a test."""
+        """Folder with the images of a test."""
         rescanned = test in self.tests and self.tests[test].scan
         return f"scans/{test}" if rescanned else f"{self.raw}/imagesTr"
 
     def prediction_options(self, test: str, run: str) -> str:
-        """Of ``fvae-predict``: those of the test, and the VAE's of a model that has seen nothing but its view."""
+        """Options of ``fvae-predict``: those of the test, and those of the VAE if a model has seen only its view."""
         arm = self.arm(run)
         words = shlex.split(self.tests[test].predict)
         if arm.trainer == ON_VIEW_ALONE:
@@ -149,19 +149,20 @@ class Experiment(DatasetFolders):
 
 
 def read_experiment(config: Mapping[str, Any]) -> Experiment:
-    """What a configuration means.
+    """Read an experiment from a configuration.
 
     Raises:
-        ConfigError: it cannot be done, or does not say enough.
+        ConfigError: the configuration is not valid or not complete.
     """
     missing = sorted(set(KEYS) - config.keys())
     if missing:
-        raise ConfigError(f"the configuration has no {missing[0]}; name a whole one: --configfile sarcoma_cpu.yaml")
+        raise ConfigError(f"the configuration has no {missing[0]}; give a complete one: --configfile sarcoma_cpu.yaml")
     check_keys(config, KEYS)
     source = existing_folder(config, "dataset")
     if not re.fullmatch(r"Dataset\d{3,}_\w+", source.name) or not (source / "dataset.json").is_file():
         raise ConfigError(
-            f"dataset: {source} is no folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, labelsTr)"
+            f"dataset: {source} is not a folder DatasetNNN_Name in nnU-Net's raw format (dataset.json, imagesTr, "
+            "labelsTr)"
         )
     check_choices(config, CHOICES)
     views = parse_views(config["views"])
@@ -170,7 +171,7 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     small = bool(config["features_per_stage"])
     experiment = Experiment(source, arms, views, tests, config["folds"], config["configuration"], small)
     if len(experiment.runs) < 2:
-        raise ConfigError("arms: a comparison needs two arms, or two seeds of one")
+        raise ConfigError("arms: a comparison needs two arms, or two seeds of one arm")
     return experiment
 
 
@@ -186,15 +187,15 @@ def _arm(given: Mapping[str, Any], views: Mapping[str, View]) -> Arm:
     name, trainer, view = given.get("name", ""), given.get("trainer"), given.get("view")
     check_name("arm", name)
     if trainer not in TRAINERS:
-        raise ConfigError(f"arms: {name}: trainer {trainer} is none of {', '.join(TRAINERS)}")
+        raise ConfigError(f"arms: {name}: trainer {trainer} is not one of {', '.join(TRAINERS)}")
     arm = Arm(name, trainer, view, tuple(given.get("seeds", [0])))
     if bool(arm.views) == (trainer in WITHOUT_VIEW) or not set(arm.views) <= views.keys():
         raise ConfigError(
             f"arms: {name}: {trainer} with view {view}: {' and '.join(WITHOUT_VIEW)} take no view, the others take one "
-            f"of {', '.join(views)}, or several with commas"
+            f"of {', '.join(views)}, or several separated by commas"
         )
     if trainer == ON_VIEW_ALONE and len(arm.views) > 1:
-        raise ConfigError(f"arms: {name}: {trainer} takes one view")
+        raise ConfigError(f"arms: {name}: {trainer} takes only one view")
     return arm
 
 

@@ -1,6 +1,6 @@
-"""What the workflow of the paper's Table 2 does with a configuration: names, folders, and whether it can be done.
+"""Reading and checking of the configuration for the paper's Table 2: names and folders.
 
-Needs the standard library only, so that Snakemake may have an environment of its own.
+Uses only the standard library, so that Snakemake may have an environment of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAINERS = {
     "blend": "nnUNetTrainerFVAEBlend",
 }
 LENGTHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 1000, 2000, 4000, 8000)
-"""Epochs for which there are trainers; 1000 is nnU-Net's own."""
+"""Numbers of epochs for which there are trainers; 1000 is nnU-Net's own."""
 
 CONFIGURATIONS = ("3d_fullres", "3d_lowres", "2d")
 FOLDS = 5
@@ -45,7 +45,7 @@ class Setting(DatasetFolders):
     Attributes:
         task: folder of the download; only read.
         number: id of the dataset in nnU-Net.
-        views: by name.
+        views: views by name.
         folds, protocol, epochs, configuration, plans, network: see ``config.yaml``.
     """
 
@@ -61,12 +61,12 @@ class Setting(DatasetFolders):
 
     @property
     def arms(self) -> list[str]:
-        """What is trained on: the raw images, and each view."""
+        """Training data of each model: the raw images, and each view."""
         return [RAW, *self.views]
 
     @property
     def dataset(self) -> str:
-        """As nnU-Net's converter names it."""
+        """Name of the dataset, as given by nnU-Net's converter."""
         return f"Dataset{self.number:03d}_{self.task.name.split('_')[1]}"
 
     @property
@@ -90,7 +90,7 @@ class Setting(DatasetFolders):
 
     @property
     def title(self) -> str:
-        """Of tables and reports."""
+        """Title of tables and reports."""
         return (
             f"{self.task.name}: {self.protocol}, {self.configuration}, {self.trained_plans}, {self._length}, "
             f"folds {' '.join(map(str, self.folds))}"
@@ -98,47 +98,45 @@ class Setting(DatasetFolders):
 
     @property
     def outcome(self) -> str:
-        """Where tables and reports lie."""
+        """Folder of tables and reports."""
         return f"comparison/{self.dataset}/{Path(self.model(next(iter(self.views)))).name}"
 
 
 def read_setting(config: Mapping[str, Any]) -> Setting:
-    """What a configuration means.
+    """Read the setting from a configuration.
 
     Raises:
-        ConfigError: it cannot be done, or does not say enough.
+        ConfigError: the configuration is not valid or not complete.
     """
     check_keys(config, KEYS)
     task = existing_folder(config, "task")
     if task.name not in TASKS:
-        raise ConfigError(
-            f"task: {task} must be a folder named {' or '.join(TASKS)}, as the Decathlon's archive has it"
-        )
+        raise ConfigError(f"task: {task} must be a folder named {' or '.join(TASKS)}, as in the Decathlon's archive")
     check_choices(config, CHOICES)
     number = int(task.name[4:6]) if config["dataset_id"] is None else config["dataset_id"]
     if not isinstance(number, int) or number < 1:
         raise ConfigError(f"dataset_id: nnU-Net's ids are whole numbers from 1, got {number}")
-    folds = tuple(sorted({int(fold) for fold in config["folds"]}))  # text where --config gave them
+    folds = tuple(sorted({int(fold) for fold in config["folds"]}))  # text if given by --config
     if not folds or not set(folds) <= set(range(FOLDS)):
         raise ConfigError(f"folds: nnU-Net has folds 0 to {FOLDS - 1}, got {config['folds']}")
     if not config["tolerances_mm"] or min(map(float, config["tolerances_mm"])) < 0:
         raise ConfigError(f"tolerances_mm must not be negative, got {config['tolerances_mm']}")
     views = parse_views(config["views"])
     if not views:
-        raise ConfigError("views: name at least one, to compare with raw images")
+        raise ConfigError("views: give at least one view to compare with raw images")
     chosen = {key: config[key] for key in CHOICES if key != "device"}
     return Setting(task, number, views, folds, **chosen)
 
 
 def check_before_conversion(setting: Setting, work: Path) -> None:
-    """ConfigError where the task is incomplete, or its id is taken; nothing once it was converted in this folder."""
+    """Raise ConfigError if the task is incomplete or its id is taken; passes if it was already converted here."""
     if (work / "logs" / setting.dataset / "convert.log").is_file():
         return
     for parent in (work / "nnUNet_raw", work / "nnUNet_preprocessed", *(work / "nnUNet_results").glob("*")):
         taken = sorted(parent.glob(f"Dataset{setting.number:03d}_*"))
         if taken:
             raise ConfigError(
-                f"{taken[0]} exists: id {setting.number} is taken. Choose another (--config dataset_id=...), or "
+                f"{taken[0]} exists: id {setting.number} is taken. Choose another id (--config dataset_id=...) or "
                 "another --directory"
             )
     check_task(setting.task)
@@ -147,10 +145,10 @@ def check_before_conversion(setting: Setting, work: Path) -> None:
 def check_task(folder: Path) -> None:
     """Check that a folder is a complete download of the task.
 
-    Files that macOS left in the archive (``._lung_001.nii.gz``) are ignored, here as by nnU-Net's converter.
+    Files of macOS in the archive (``._lung_001.nii.gz``) are ignored, as by nnU-Net's converter.
 
     Raises:
-        ConfigError: what is missing or different.
+        ConfigError: files are missing or differ from the download.
     """
     for part in ("dataset.json", "imagesTr", "labelsTr", "imagesTs"):
         if not (folder / part).exists():

@@ -62,11 +62,11 @@ def test_a_dataset_is_named_as_in_nnunets_commands(name, monkeypatch):
 def test_several_datasets_are_for_preprocessing_and_two_ways_for_nobody(monkeypatch):
     several = parsed(["fvae-preprocess", "-d", "7", "8", "7", "-c", "2d"], monkeypatch)
     assert datasets_of(several) == ["7", "8"]
-    with pytest.raises(UserError, match="one dataset at a time, got -d 7 8"):
+    with pytest.raises(UserError, match="expected one dataset, got -d 7 8"):
         dataset_of(parsed(["fvae-train-ldm", "-d", "7", "8"], monkeypatch))
     with pytest.raises(UserError, match="named twice: 7 and -d 8"):
         dataset_of(parsed(["fvae-train-ldm", "7", "-d", "8"], monkeypatch))
-    with pytest.raises(UserError, match="which dataset"):
+    with pytest.raises(UserError, match="no dataset is named"):
         dataset_of(parsed(["fvae-preprocess", "--vae", "tiny"], monkeypatch))
     assert datasets_of(parsed(["fvae-preprocess", "--vae", "tiny", "7", "-np", "0"], monkeypatch)) == ["7"]
 
@@ -249,13 +249,13 @@ def test_only_ones_own_results_are_replaced(tmp_path):
 
     check()
     table.write_text("mine")
-    with pytest.raises(UserError, match=r"comparison\.csv is there, and fvae-x has not written it; name another"):
+    with pytest.raises(UserError, match=r"comparison\.csv exists and was not written by fvae-x; name another"):
         check()
     path.write_text(json.dumps({"kind": "comparison"}))
     check()
     for other in ('{"labels": {}, "numTraining": 3}', "[]", "no JSON", '{"kind": "view"}'):
         path.write_text(other)
-        with pytest.raises(UserError, match=r"comparison\.json is there, and fvae-x has not written it"):
+        with pytest.raises(UserError, match=r"comparison\.json exists and was not written by fvae-x"):
             check()
     path.write_text(json.dumps({"metric_per_case": [], "foreground_mean": {}}))
     check(is_summary)
@@ -263,11 +263,11 @@ def test_only_ones_own_results_are_replaced(tmp_path):
         check(target=tmp_path)
     with pytest.raises(UserError, match=r"-o must name a file that ends in \.json, got .*\.csv"):
         refuse_other_output(table, is_ours=of_comparison, command="fvae-x")
-    with pytest.raises(UserError, match=r"comparison\.json is no folder"):
+    with pytest.raises(UserError, match=r"comparison\.json is not a folder"):
         check(target=path / "below" / "a.json")
     page = tmp_path / "page.html"
     page.write_text("<p>Made by me</p>")
-    with pytest.raises(UserError, match="has not written it"):
+    with pytest.raises(UserError, match="was not written by"):
         check(holds("Made by fvae"), page)
     page.write_text("<p>Made by fvae</p>")
     check(holds("Made by fvae"), page)
@@ -289,7 +289,7 @@ def test_every_command_leaves_other_files_alone(name, words, file, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     Path(file).write_text('{"labels": {}}')
     assert COMMANDS[name].main([*words, "-o", file]) == 1
-    assert f"{file} is there, and {name} has not written it; name another file with -o" in capsys.readouterr().err
+    assert f"{file} exists and was not written by {name}; name another file with -o" in capsys.readouterr().err
     assert Path(file).read_text() == '{"labels": {}}'
 
 
@@ -309,9 +309,9 @@ def test_no_prediction_and_no_synthesis_replaces_the_dataset_json_of_something_e
     for check in (check_holds_predictions, check_is_ours):
         check(tmp_path)
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds dataset\.json and no predictions; choose another folder \(`output`\)"):
+    with pytest.raises(UserError, match=r"holds dataset\.json but no predictions; choose another folder \(`output`\)"):
         check_holds_predictions(tmp_path)
-    with pytest.raises(UserError, match=r"holds dataset\.json, which fvae-synthesize has not made"):
+    with pytest.raises(UserError, match=r"holds dataset\.json, which was not made by fvae-synthesize"):
         check_is_ours(tmp_path)
     (tmp_path / ARGUMENTS_FILE).write_text("{}")
     check_holds_predictions(tmp_path)

@@ -154,7 +154,7 @@ def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
     assert _convert(root, "--verify") == 0
     captured = capsys.readouterr()
     case = path.name.removesuffix("_0000.nii.gz")
-    assert f"DAMAGED, is made again: {case}: " in captured.err and "holds other bytes" in captured.err
+    assert f"DAMAGED, will be made again: {case}: " in captured.err and "has changed" in captured.err
     assert "1 case converted, 4 already complete" in captured.out
     assert path.read_bytes() == whole
 
@@ -394,7 +394,7 @@ def test_names_and_numbers_of_datasets_are_checked(folders, capsys):
 def test_too_few_patients_for_the_folds_are_said_before_the_work(folders, capsys):
     root, raw, _ = folders
     assert _convert(_write_download(root), "--folds", "5") == 1
-    assert "3 training patients do not fill 5 folds" in capsys.readouterr().err
+    assert "3 training patients cannot fill 5 folds" in capsys.readouterr().err
     assert not raw.exists()
 
 
@@ -440,7 +440,7 @@ def test_a_case_without_structures_fails(folders, capsys, tmp_path):
     root, raw, _ = folders
     _write_download(root)
     assert _convert(root, "--structures") == 1
-    assert "ts_total is no folder" in capsys.readouterr().err
+    assert "ts_total is not a folder" in capsys.readouterr().err
     (tmp_path / "masks").mkdir()
     for name in (*TRAIN, VALID[0]):
         if name != "train_1_b_1":
@@ -587,7 +587,7 @@ def test_a_training_case_that_is_shared_is_named_also_where_val_is_not_converted
     assert _convert(root, "--split", "val", source="rexgroundingct") == 1
     said = capsys.readouterr().err
     assert "1 patient in both training (Tr) and test (Ts): train_1 (train_1_a_1, train_1_b_1)" in said
-    assert "--leave-out-shared takes their cases out of training" in said
+    assert "--leave-out-shared removes their cases from training" in said
     assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, set())
 
 
@@ -670,7 +670,7 @@ def test_cases_that_cannot_be_converted_do_not_count_for_the_splits(folders, cap
         entry["categories"] = {}
     path.write_text(json.dumps(content))
     assert _convert(root, source="rexgroundingct") == 1
-    assert "1 training patients do not fill 2 folds" in capsys.readouterr().err
+    assert "1 training patient cannot fill 2 folds" in capsys.readouterr().err
     assert not raw.exists()
 
 
@@ -791,7 +791,7 @@ def test_check_finds_what_somebody_changed(folders, capsys):
     assert "train_1_a_1 is in no fold's val" in capsys.readouterr().err
     splits.unlink()
     assert main(["check", "40"]) == 0
-    assert "nnU-Net would deal its folds by case" in capsys.readouterr().out
+    assert "nnU-Net would make its folds by case" in capsys.readouterr().out
 
     content = json.loads((raw / "reports.json").read_text())
     content["cases"]["train_1_a_1"]["patient"] = "valid_1"

@@ -203,7 +203,7 @@ def test_a_subclass_of_any_name_predicts_on_what_its_record_says(dataset, images
     assert run(model, images, tmp_path / "old", "-num_parts", "2") == 0
     out, err = capsys.readouterr()
     assert "predicted on raw" in out
-    assert "do not say whether the model has seen raw images besides the view" in err and "use --tta view" in err
+    assert "do not record whether the model has also seen raw images" in err and "use --tta view" in err
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_continue_leaves_predicted_cases_alone(recon_only, images, tmp_path, cap
     assert contents(output) == whole | {first.name: b"somebody's"}
     monkeypatch.setattr(command, "load", lambda arguments: pytest.fail("loaded a VAE"))
     assert run(recon_only, images, output, "--c") == 0
-    assert "0 cases predicted on view, 2 were there" in capsys.readouterr().out
+    assert "0 cases predicted on view, 2 already complete" in capsys.readouterr().out
     assert second.read_bytes() == whole[second.name]
 
 
@@ -292,7 +292,7 @@ def test_what_is_no_image_is_named_and_the_others_are_done(recon_only, images, t
     err = capsys.readouterr().err
     assert f"{images / 'nan_0000.nii.gz'}: 55296 of 55296 voxels are not finite" in err
     assert f"{images / 'pipe_0000.nii.gz'} is a pipe" in err
-    assert f"{images / 'link_0000.nii.gz'} is a link that leads nowhere (to /nowhere/image.nii.gz)" in err
+    assert f"{images / 'link_0000.nii.gz'} is a broken link (to /nowhere/image.nii.gz)" in err
     assert "3 of 5 cases failed" in err
     assert len(labels(tmp_path / "out")) == 2
     first = sorted(images.iterdir())[-1]
@@ -403,7 +403,7 @@ def test_another_vae_or_setting_than_recorded_is_refused_with_its_name(recon_onl
     err = error_of(capsys, recon_only, images, output, "--hu-window", -160, 240, "--vae", "wan2.1")
     assert "hu_windows: [[-1000.0, 1000.0]], now [[-160.0, 240.0]]" in err
     assert 'vae: "tiny", now "wan2.1"' in err
-    assert "Leave these options out" in err
+    assert "Leave out these options" in err
     other = with_record(recon_only, tmp_path, weights_sha256="1" * 64)
     err = error_of(capsys, other, images, output)
     assert 'weights_sha256: "11111' in err
@@ -455,7 +455,7 @@ def test_a_model_trained_on_a_plain_denoisers_view_predicts_from_it(dataset, ima
 @pytest.mark.slow
 def test_without_a_record_the_options_are_needed_and_used(recon_only, images, tmp_path, capsys, two_steps):
     other = with_record(recon_only, tmp_path)
-    assert "do not say with which view" in error_of(capsys, other, images, tmp_path / "ours")
+    assert "do not record the view" in error_of(capsys, other, images, tmp_path / "ours")
     assert run(other, images, tmp_path / "ours", "--vae", "tiny", "--hu-window", -160, 240) == 0
     reconstruct_by_hand(images, tmp_path / "view", "--hu-window", "-160", "240")
     two_steps.predict(recon_only, "-i", tmp_path / "view", "-o", tmp_path / "theirs")
@@ -473,19 +473,19 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
     assert "fold 0 and fold 1" in err
     assert "view.hu_window: [-1000.0, 1000.0], now [-160.0, 240.0]" in err
     assert predict.main([*arguments, "-f", "0", "4"]) == 1
-    assert "folds with a checkpoint_final.pth: 0, 1. Choose with -f" in capsys.readouterr().err
+    assert "folds with a checkpoint_final.pth: 0, 1. Choose them with -f" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--vae", "tiny"], "the input is raw, so no VAE is used"),
-        (["-num_parts", "2", "-part_id", "2"], "-part_id counts from 0"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id must be 0 to"),
         (["-npp", "0", "-nps", "1"], "-npp and -nps must be at least 1, or both 0"),
         (["-prev_stage_predictions", "x"], "-prev_stage_predictions is for the second stage"),
-        (["-d", "7"], "leave -d, -c, -tr and -p out"),
+        (["-d", "7"], "leave out -d, -c, -tr and -p"),
         (["-chk", "checkpoint_best.pth"], "folds with a checkpoint_best.pth: none"),
-        (["-m", "nowhere"], "nowhere is no folder of a trained model"),
+        (["-m", "nowhere"], "nowhere is not the folder of a trained model"),
         (["-i", "nowhere"], "nowhere is no folder"),
     ],
 )
@@ -505,7 +505,7 @@ def test_unknown_inputs_are_a_usage_error(tta):
 def test_images_that_are_not_named_as_nnunet_wants_are_refused_before_any_work(mixed, images, tmp_path, capsys):
     first, second = sorted(images.iterdir())
     first.rename(images / "case.nii.gz")
-    assert "no channel number in: case.nii.gz" in error_of(capsys, mixed, images, tmp_path / "out")
+    assert "no channel number: case.nii.gz" in error_of(capsys, mixed, images, tmp_path / "out")
     (images / "case.nii.gz").rename(first)
     shutil.copy(second, second.with_name(second.name.replace("_0000", "_0001")))
     assert f"{second.name[: -len('_0000.nii.gz')]} needs" in error_of(capsys, mixed, images, tmp_path / "out")
@@ -597,7 +597,7 @@ def test_the_second_stage_of_a_cascade_gets_the_first_ones_predictions(clone, im
         save_model(nnUNetTrainerFVAEReconOnly, clone, name, view=view) for name in ("3d_lowres", "3d_cascade_fullres")
     )
     assert run(first, images, tmp_path / "lowres") == 0
-    assert "predict with its 3d_lowres first" in error_of(capsys, second, images, tmp_path / "ours")
+    assert "predict with 3d_lowres first" in error_of(capsys, second, images, tmp_path / "ours")
     previous = ["-prev_stage_predictions", tmp_path / "lowres"]
     if NNUNET < (2, 8):
         assert run(second, images, tmp_path / "ours", *previous) == 1

@@ -128,7 +128,7 @@ def test_paper_scheme_says_where_its_script_draws(
     fixed += ["-np", "0", "--precision", "float32"]
     for name, options in (("mode", []), ("drawn", ["--sample-posterior", "3"])):
         assert reconstruct.main([*fixed, "-o", str(tmp_path / name), *options]) == 0
-        said = "--sample-posterior SEED draws it" in capsys.readouterr().out
+        said = "add --sample-posterior SEED" in capsys.readouterr().out
         assert said is (name == "mode")
 
 
@@ -142,8 +142,8 @@ def test_paper_scheme_says_where_its_script_draws(
         (["--vae", "tiny", "--scheme", "paper"], "no script for tiny"),
         (["--vae", "cv-vae"], "--vae-code"),
         (["--vae", "wan2.2"], "looks like wan2.1"),
-        (["-device", "cpu", "--devices", "cpu"], "exclude each other"),
-        (["--windows", "soft", "--hu-window", "-1000", "1000"], "--windows and --hu-window exclude each other"),
+        (["-device", "cpu", "--devices", "cpu"], "are mutually exclusive"),
+        (["--windows", "soft", "--hu-window", "-1000", "1000"], "--windows and --hu-window are mutually exclusive"),
         (["--hu-window", "-200", "300", "--hu-window", "-1000", "1000"], "the first one must span all others"),
         (["--average", "9"], "1 to 8 ways to lay a slice"),
         (["--enlarge", "2", "--pixel-mm", "1"], "excludes --enlarge"),

@@ -18,7 +18,7 @@ from fvae_nnunet.vae import known_vaes
 def test_check_is_right_with_what_is_installed(capsys):
     assert main(["--check", "-device", "cpu"]) == 0
     assert re.fullmatch(
-        r"ok     tiny on cpu, float32: [\d.e-]+ HU \(rms\) off .*, 0\.03 allowed\n", capsys.readouterr().out
+        r"ok     tiny on cpu, float32: [\d.e-]+ HU \(RMS\) from .*, 0\.03 allowed\n", capsys.readouterr().out
     )
 
 
@@ -49,7 +49,7 @@ def test_too_little_disk_for_a_view_is_noticed(free, status, monkeypatch, capsys
 
 def test_options_of_check_alone_are_refused_elsewhere(capsys):
     assert main(["--report", "-d", "7"]) == 1
-    assert "-d: only with --check" in capsys.readouterr().err
+    assert "-d: only valid with --check" in capsys.readouterr().err
 
 
 def test_the_report_has_80_columns_and_says_what_there_is(tmp_path, monkeypatch, capsys):

@@ -257,10 +257,10 @@ def test_mistakes_of_the_call_are_one_message(planned, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "ends in .png" in message(planned.id, "3d_fullres", "0", "-o", str(tmp_path / "a.jpg"))
-    assert "has no configuration '3d_lowres'; there are: 2d, 3d_fullres" in message(planned.id, "3d_lowres", "0")
-    assert "there are the plans nnUNetPlans: choose with -p" in message(
+    assert "has no configuration '3d_lowres'; configurations: 2d, 3d_fullres" in message(planned.id, "3d_lowres", "0")
+    assert "existing plans: nnUNetPlans. Choose one with -p" in message(
         planned.id, "2d", "0", "-p", "nnUNetResEncUNetLPlans"
     )
-    assert "fvae-setup tells nnU-Net" in message(planned.id, "2d", "0", "-tr", "nnUNetTrainerUnknown")
+    assert "run fvae-setup" in message(planned.id, "2d", "0", "-tr", "nnUNetTrainerUnknown")
     assert "has no reconstructed view" in message(planned.id, "3d_fullres", "0", "-tr", "nnUNetTrainerFVAE")
     assert not (planned.results / "nnUNetTrainerFVAE__nnUNetPlans__3d_fullres" / "fold_0").exists()

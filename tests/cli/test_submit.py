@@ -44,7 +44,7 @@ def test_jobs_write_what_one_call_writes(images, tmp_path, capsys):
     assert contents(out) == contents(tmp_path / "alone")
     printed = capsys.readouterr()
     assert "4 of 4 cases complete" in printed.out
-    assert f"they print to {out / 'fvae_manifest' / 'jobs'}" in printed.out + printed.err
+    assert f"logs in {out / 'fvae_manifest' / 'jobs'}" in printed.out + printed.err
     logs = [path.read_text() for path in out.rglob("*_log.out")]
     done = [int(number) for log in logs for number in re.findall(r"(\d+) cases? done", log)]
     assert len(done) == 2 and sum(done) == 4, logs
@@ -67,10 +67,10 @@ def test_mistakes_are_one_message(images, tmp_path, capsys):
         return capsys.readouterr().err
 
     made = ["-i", str(images), "-o", str(tmp_path / "out"), "--vae", "tiny", "--submit", "local"]
-    assert "--overwrite and --submit exclude each other" in message(reconstruct.main, *made, "--overwrite")
-    assert "--jobs is at least 1, got 0" in message(reconstruct.main, *made, "--jobs", "0")
-    assert "NAME=VALUE is expected" in message(reconstruct.main, *made, "--slurm", "gpu")
-    assert "one dataset at a time" in message(preprocess.main, "-d", "1", "2", "--submit", "local")
+    assert "--overwrite and --submit are mutually exclusive" in message(reconstruct.main, *made, "--overwrite")
+    assert "--jobs must be at least 1, got 0" in message(reconstruct.main, *made, "--jobs", "0")
+    assert "expected NAME=VALUE" in message(reconstruct.main, *made, "--slurm", "gpu")
+    assert "expected one dataset" in message(preprocess.main, "-d", "1", "2", "--submit", "local")
     assert not (tmp_path / "out").exists()
 
 

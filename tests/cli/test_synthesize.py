@@ -173,7 +173,7 @@ def test_at_a_place_that_will_not_do(paints, tmp_path, capsys):
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 1000, 0, 0, "--cases", "case_1", n=1) == 1
     assert "--at 1000 0 0 lies outside the image" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 0, 0, 0, n=1) == 1
-    assert "name the case with --cases" in capsys.readouterr().err
+    assert "name this case with --cases" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_verify_makes_a_damaged_case_again(paints, tmp_path, capsys):
     record.write_bytes(record.read_bytes().replace(b"synthetic_0001", b"synthetic_0009"))
     assert run(dataset, tmp_path / "out", "--verify") == 0
     captured = capsys.readouterr()
-    assert f"DAMAGED, is made again: synthetic_0001: {record} holds other bytes" in captured.err
+    assert f"DAMAGED, will be made again: synthetic_0001: {record} has changed" in captured.err
     assert "1 case accepted, 0 rejected, 1 already complete" in captured.out
     assert files_of(tmp_path / "out") == whole
 
@@ -471,7 +471,7 @@ def test_other_channels_are_copied(paints, tmp_path, capsys):
     (case,) = read_synthetic_cases(tmp_path / "out")
     assert case.images[1].read_bytes() == (dataset.raw / "imagesTr" / "case_0_0001.nii.gz").read_bytes()
     assert run(dataset, tmp_path / "full", *SIZE, "--mode", "full", n=1) == 1
-    assert "has 2 channels, and only the CT would be generated" in capsys.readouterr().err
+    assert "--mode full generates only CT, and" in capsys.readouterr().err
 
 
 def test_only_training_cases_of_the_fold_are_sources(paints, tmp_path, capsys):
@@ -484,7 +484,7 @@ def test_only_training_cases_of_the_fold_are_sources(paints, tmp_path, capsys):
     made = read_synthetic_cases(tmp_path / "out")
     assert {case.record["source_case"] for case in made} == {"case_2", "case_3"}
     assert made[0].record["settings"]["limits"]["real_lesions"] == 2
-    assert "trained on 2 cases outside of the training cases of fold 0 (first: case_0)" in capsys.readouterr().err
+    assert "trained on 2 cases outside the training cases of fold 0 (first: case_0)" in capsys.readouterr().err
 
 
 def test_borrowed_shapes_name_their_donor(paints, tmp_path):
@@ -532,7 +532,7 @@ def test_datasets_without_real_lesions_are_filled_all_the_same(paints, tmp_path,
     assert run(dataset, tmp_path / "out", "--sizes", "real", "--shapes", "ellipsoid", n=1) == 1
     assert "no real lesion to take --sizes real from" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--shapes", "ellipsoid", n=1) == 0
-    assert "HU of synthetic ones are not checked" in capsys.readouterr().err
+    assert "HU of synthetic lesions are not checked" in capsys.readouterr().err
     assert len(read_synthetic_cases(tmp_path / "out")) == 1
 
 
@@ -553,12 +553,12 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sizes", "small", "--diameter-mm", "5", "9"], "--sizes and --diameter-mm exclude each other"),
+        (["--sizes", "small", "--diameter-mm", "5", "9"], "--sizes and --diameter-mm are mutually exclusive"),
         (["--sizes", "msd-lung", "small=1"], "--sizes msd-lung: expected one of msd-lung, msd-pancreas and real"),
-        (["--shapes", "ellipsoid", "--borrowed-share", "0.2"], "--borrowed-share is for --shapes both or a folder"),
+        (["--shapes", "ellipsoid", "--borrowed-share", "0.2"], "--borrowed-share requires --shapes both or a folder"),
         (
             ["--shapes", "elipsoid"],
-            "--shapes is ellipsoid, borrowed, both or a folder of masks; there is no folder eli",
+            "--shapes: no folder eli",
         ),
         (["--shapes", "."], "holds no image"),
         (["--borrowed-share", "2"], "--borrowed-share is a share between 0 and 1, got 2"),
@@ -566,7 +566,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--lesions-per-case", "3", "2"], "--lesions-per-case needs 1 <= MIN <= MAX, got 3 2"),
         (["--clearance-mm", "-1"], "--clearance-mm must not be negative"),
         (["--margin-mm", "nan"], "--margin-mm must not be negative"),
-        (["--found-share", "70"], "--found-share is a share between 0 and 1"),
+        (["--found-share", "70"], "--found-share must be between 0 and 1"),
         (["--steps", "0"], "--steps 0: DDIM would not begin near pure noise"),
         (["--steps", "501"], "--steps 501: DDIM would not begin near pure noise"),
         (["--eta", "2"], "--eta must lie in 0 to 1, got 2"),
@@ -596,7 +596,7 @@ def test_a_model_that_needs_a_text_is_not_used_without(paints, tmp_path, capsys)
     assert run(dataset, tmp_path / "out", *SIZE, n=1) == 1
     error = capsys.readouterr().err
     assert "every case of the training of model had a report" in error
-    assert "give one with --text" in error
+    assert "give a report with --text" in error
     assert not (tmp_path / "out").exists()
     assert run(dataset, tmp_path / "out", *SIZE, "--text", "A nodule.", n=1) == 0
     assert painting_model.calls[0].text == "A nodule."
@@ -608,7 +608,7 @@ def test_a_folder_of_others_is_not_touched(paints, tmp_path, capsys):
     dataset = write_dataset()
     before = files_of(dataset.raw)
     assert run(dataset, dataset.raw, "--overwrite") == 1
-    assert "holds imagesTr, which fvae-synthesize has not made" in capsys.readouterr().err
+    assert "holds imagesTr, which was not made by fvae-synthesize" in capsys.readouterr().err
     assert files_of(dataset.raw) == before
 
 

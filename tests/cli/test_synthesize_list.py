@@ -300,12 +300,12 @@ def test_bad_voxels_fail_their_case_alone(paints, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--mode", "inpaint"], "add --mode full"),
-        (["-n", "3"], "and not both"),
-        (["--shapes", "ellipsoid"], "--shapes does nothing with --list"),
-        (["--text", "x"], "--text does nothing with --list"),
-        (["--leave-out", "case_0"], "--leave-out does nothing with --list"),
+        (["-n", "3"], "give either -n N"),
+        (["--shapes", "ellipsoid"], "--shapes has no effect with --list"),
+        (["--text", "x"], "--text has no effect with --list"),
+        (["--leave-out", "case_0"], "--leave-out has no effect with --list"),
         (["--seed", "-1"], "--seed must not be negative"),
-        (["-num_parts", "2", "-part_id", "2"], "-part_id counts from 0"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id must be 0 to"),
     ],
 )
 def test_options_that_do_not_go_with_a_list(paints, tmp_path, capsys, arguments, message):
@@ -317,7 +317,7 @@ def test_options_that_do_not_go_with_a_list(paints, tmp_path, capsys, arguments,
 def test_the_help_names_the_page_on_lists(capsys):
     with pytest.raises(SystemExit):
         synthesize.main(["--help"])
-    assert "docs/synthesis_volumes.md says what it holds" in " ".join(capsys.readouterr().out.split())
+    assert "docs/synthesis_volumes.md defines the format" in " ".join(capsys.readouterr().out.split())
 
 
 def test_models_of_one_organ_take_lists_too(paints, tmp_path):
@@ -365,7 +365,8 @@ def test_structures_that_the_model_does_not_know_are_said(paints, tmp_path, caps
     dataset = write_structures_dataset(1)
     paints(class_names=("heart", "lung_left", "nodule", "effusion"))
     assert run(dataset, [{"case": "a", "source": "case_0"}], tmp_path / "out") == 0
-    assert "does not know 2 structures" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "warning: 2 structures of " in err and " unknown to the model and used as background: " in err
     structures, labels = blocks()
     classes = np.select([labels == 1, structures == 51, structures == 10], [3, 1, 2], 0)
     assert np.abs(array_of(tmp_path / "out/imagesTr/a_0000.nii.gz") - 100.0 * classes).max() <= 15.5

@@ -185,7 +185,7 @@ def test_a_damaged_model_is_not_used(latents, undisturbed, tmp_path):
     LatentDiffusion.load(model)
     weights = next((model / "denoiser").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"safetensors holds other bytes than were written \(sha256\); copy the model"):
+    with pytest.raises(UserError, match=r"safetensors has changed since it was written \(sha256\); copy the model"):
         LatentDiffusion.load(model)
 
 
@@ -521,10 +521,10 @@ def test_damaged_latents_are_named_and_encoded_again(trained, tmp_path, capsys):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     options = ("--organ", "lungs", "-o", str(tmp_path / "model"))
     assert train_ldm.main(command(dataset, *options)) == 1
-    assert f"{path.name} holds other bytes" in capsys.readouterr().err
+    assert f"{path.name} has changed" in capsys.readouterr().err
     assert train_ldm.main(command(dataset, *options, "--verify")) == 0
     said = capsys.readouterr()
-    assert f"DAMAGED, is made again: {path.stem}: {path} holds other bytes" in said.err
+    assert f"DAMAGED, will be made again: {path.stem}: {path} has changed" in said.err
     assert "latents: digests of 5 of 5 cases checked: all as recorded" in said.out
     assert path.read_bytes() == whole
 
@@ -541,7 +541,7 @@ def test_a_folder_of_others_is_not_touched(trained, tmp_path, capsys, name, over
     (tmp_path / "notes.txt").write_text("mine")
     before = files_of(tmp_path)
     assert train_ldm.main(command(dataset, "--organ", "lungs", "-o", str(tmp_path), *overwrite)) == 1
-    error = f"{tmp_path} holds {name.split('/')[0]}, which fvae-train-ldm has not made; choose another folder (-o)"
+    error = f"{tmp_path} holds {name.split('/')[0]}, which was not made by fvae-train-ldm; choose another folder (-o)"
     assert error in capsys.readouterr().err
     assert files_of(tmp_path) == before
 
@@ -715,12 +715,12 @@ def _parsed(dataset, *options):
         (("--organ", "lungs", "--leave-out", "phantom_9"), "no training case 'phantom_9'"),
         (("--organ", "lungs", "--window-slices", "0"), "--window-slices 0"),
         (("--organ", "lungs", "--spacing", "0", "1", "1"), "--spacing takes three positive numbers"),
-        (("--organ", "lungs", "--text-encoder", "x"), "does nothing without --reports"),
+        (("--organ", "lungs", "--text-encoder", "x"), "has no effect without --reports"),
         (("--organ", "lungs", "--accumulate", "3"), "make it a multiple of 3"),
         (("--organ", "lungs", "--mixed-precision", "fp16"), "fp16 needs a GPU"),
-        (("--organ", "lungs", "--save-every", "0"), "--save-every is at least 1"),
-        (("--organ", "lungs", "--mask-encoding", "onehot", "--context", "masked"), "needs --mask-encoding outline"),
-        (("--organ", "lungs", "--prediction", "flow", "--context", "draft"), "draft also --prediction sample"),
+        (("--organ", "lungs", "--save-every", "0"), "--save-every must be at least 1"),
+        (("--organ", "lungs", "--mask-encoding", "onehot", "--context", "masked"), "require --mask-encoding outline"),
+        (("--organ", "lungs", "--prediction", "flow", "--context", "draft"), "draft also requires --prediction sample"),
     ],
 )
 def test_what_cannot_be_is_one_error(trained, capsys, options, message):

@@ -43,18 +43,18 @@ def test_damaged_images_are_named_and_made_again(reconstructed, tmp_path, capsys
     capsys.readouterr()
     assert reconstruct.main([*reconstructed, "--verify"]) == 0
     said = capsys.readouterr()
-    assert f"DAMAGED, is made again: b_0000: {output / 'b_0000.nii.gz'} holds other bytes" in said.err
-    assert f"DAMAGED, is made again: c_0000: {output / 'c_0000.nii.gz'} has 0 bytes" in said.err
+    assert f"DAMAGED, will be made again: b_0000: {output / 'b_0000.nii.gz'} has changed" in said.err
+    assert f"DAMAGED, will be made again: c_0000: {output / 'c_0000.nii.gz'} has 0 bytes" in said.err
     assert "a_0000" not in said.err
     assert "2 cases done" in said.out and "1 already complete" in said.out
     assert {path.name: path.read_bytes() for path in output.glob("*.nii.gz")} == whole
     assert reconstruct.main([*reconstructed, "--verify"]) == 0
-    assert "the files of 3 finished cases were read, all as recorded" in capsys.readouterr().out
+    assert "files of 3 finished cases read, all as recorded" in capsys.readouterr().out
 
 
 def test_verify_and_overwrite_exclude_each_other(reconstructed, capsys):
     assert reconstruct.main([*reconstructed, "--verify", "--overwrite"]) == 1
-    assert "leave one of them out" in capsys.readouterr().err
+    assert "leave out one of them" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -86,10 +86,10 @@ def test_a_damaged_view_is_found_when_a_training_opens_it_and_its_command_repair
     folder = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_control-identity"
     case = sorted(trainer.do_split()[0])[0]
     flip_a_bit(folder / f"{case}.b2nd", 0.9)
-    with pytest.raises(UserError, match=rf"{case}\.b2nd holds other bytes") as raised:
+    with pytest.raises(UserError, match=rf"{case}\.b2nd has changed") as raised:
         trainer_of(nnUNetTrainerFVAE, clone).get_tr_and_val_datasets()
     command = str(raised.value).partition("again with: fvae-preprocess ")[2].split()
     assert "--verify" in command
     assert preprocess.main(command) == 0
-    assert f"DAMAGED, is made again: {case}: " in capsys.readouterr().err
+    assert f"DAMAGED, will be made again: {case}: " in capsys.readouterr().err
     trainer_of(nnUNetTrainerFVAE, clone).get_tr_and_val_datasets()

@@ -257,5 +257,5 @@ def test_setup_says_what_the_gpu_lacks(turing, monkeypatch, capsys):
     monkeypatch.setattr(torch, "__version__", "2.9.0+cu128")
     setup._show_installation()
     said = " ".join(capsys.readouterr().out.split())
-    assert "device: cuda, Tesla T4, 16 GiB, no bfloat16 of its own " in said
+    assert "device: cuda, Tesla T4, 16 GiB, no native bfloat16 " in said
     assert "cuDNN 9.10, 3D convolutions in bfloat16 take several times the memory" in said

@@ -56,7 +56,7 @@ def test_the_error_that_diffusers_wraps_counts():
 
 
 def test_a_package_that_is_there_and_does_not_work_is_another_matter():
-    sentence = "this cannot be used, an installed package does not work: "
+    sentence = "this cannot be used because an installed package does not work: "
     for error in (
         ImportError("cannot import name 'shape_base' from 'numpy'"),
         ImportError("libGL.so.1: cannot open shared object file"),

@@ -44,7 +44,7 @@ def changed(content, way, *value):
 def test_what_is_no_json_names_the_file_and_the_way_out(tmp_path, damage):
     path = tmp_path / "some.json"
     path.write_bytes(damage)
-    with pytest.raises(UserError, match=rf"some\.json is no valid JSON.*\. {REPAIR}$"):
+    with pytest.raises(UserError, match=rf"some\.json is not valid JSON.*\. {REPAIR}$"):
         read_json(path)
 
 
@@ -130,7 +130,7 @@ def test_plans_inherit_from_what_is_there(tmp_path):
     path = tmp_path / "nnUNetPlans.json"
     for parent in ("3d_nowhere", "3d_cascade_fullres"):
         path.write_text(json.dumps(changed(PLANS, ("configurations", "3d_cascade_fullres", "inherits_from"), parent)))
-        with pytest.raises(UserError, match=f"3d_cascade_fullres inherits from {parent}, which is not there or itself"):
+        with pytest.raises(UserError, match=f"3d_cascade_fullres inherits from {parent}, which is missing or circular"):
             read_plans(path)
 
 
@@ -175,5 +175,5 @@ def test_a_manifest_lacks_nothing_and_a_record_neither(tmp_path):
     record = tmp_path / "cases" / "case.json"
     for key in ("inputs", "outputs"):
         record.write_text(json.dumps(changed({"inputs": {}, "outputs": {}}, (key,))))
-        with pytest.raises(UserError, match=rf"case\.json .* it lacks {key}. Remove it, and the case is made anew"):
+        with pytest.raises(UserError, match=rf"case\.json .* it lacks {key}. Remove it, and the case is made again"):
             manifest.is_done("case", inputs={}, outputs=[])

@@ -120,7 +120,7 @@ def test_some_findings_and_all_pairs(study, tmp_path):
         (["real.csv", "nowhere.csv"], "nowhere.csv is no file of predictions"),
         (["real.csv", "--findings", "Nodul"], "has no column Nodul"),
         (["real.csv", "mixed.csv", "--names", "a", "a"], "differ"),
-        (["real.csv", "--cases", "test"], "--cases is for model folders"),
+        (["real.csv", "--cases", "test"], "--cases applies to model folders"),
         (["real.csv", "-o", "out.txt"], "ends in .json"),
         (["."], "hold predictions of the same cases"),
         (["real.csv", "--resamples", "0"], "--resamples positive"),

@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
     assert [path.name for path in checkpoints] == ["checkpoint_0000002.pt", "checkpoint_0000004.pt"]
     _flip_a_bit(checkpoints[1])
     trained(tmp_path / "damaged")
-    assert f"damaged checkpoint, left aside: {checkpoints[1]} holds other bytes" in capsys.readouterr().out
+    assert f"damaged checkpoint, left aside: {checkpoints[1]} has changed" in capsys.readouterr().out
     network = [tmp_path / folder / "network.safetensors" for folder in ("damaged", "undisturbed")]
     assert network[0].read_bytes() == network[1].read_bytes()
     assert not list((tmp_path / "damaged").glob("checkpoint*"))
@@ -185,7 +185,7 @@ def test_a_damaged_network_is_refused_and_made_again_on_request(tmp_path):
     whole = path.read_bytes()
     assert forget_damaged_network(tmp_path / "model") == []
     _flip_a_bit(path)
-    with pytest.raises(UserError, match=r"network\.safetensors holds other bytes than were written"):
+    with pytest.raises(UserError, match=r"network\.safetensors has changed since it was written"):
         trained(tmp_path / "model")
     assert len(forget_damaged_network(tmp_path / "model")) == 1 and not path.exists()
     trained(tmp_path / "model")
@@ -218,7 +218,7 @@ def test_from_the_dataset_to_the_comparison(dataset, tmp_path, capsys):
     options = [*TINY, "--steps", "40", "--lr", "1e-2", "--save-every", "20"]
     results = tmp_path / "nnUNet_results" / "Dataset040_TINY"
     assert train_classifier.main(["40", "--test", *options]) == 0
-    assert "cannot be learnt, for all training cases have the same value: Hiatal hernia" in capsys.readouterr().out
+    assert "cannot be learnt, as all training cases have the same value: Hiatal hernia" in capsys.readouterr().out
     real = results / "fvae_classifier__tiny"
     manifest = json.loads((real / "manifest.json").read_text())
     assert manifest["settings"]["training_cases"] == 40 and manifest["settings"]["fold"] is None
@@ -295,7 +295,7 @@ def test_a_folder_of_others_is_left_as_it_is(dataset, tmp_path, capsys, options)
     theirs.mkdir()
     (theirs / "progress.csv").write_text("mine")
     assert train_classifier.main(["40", *TINY, "--steps", "2", "-o", str(theirs), *options]) == 1
-    assert "theirs holds progress.csv, which fvae-train-classifier has not made" in capsys.readouterr().err
+    assert "theirs holds progress.csv, which was not made by fvae-train-classifier" in capsys.readouterr().err
     assert [path.name for path in theirs.iterdir()] == ["progress.csv"]
     assert (theirs / "progress.csv").read_text() == "mine"
 
@@ -305,11 +305,11 @@ def test_a_folder_of_others_is_left_as_it_is(dataset, tmp_path, capsys, options)
     [
         (["--findings", "Nodul"], "no finding 'Nodul': reports.json has Lung nodule"),
         (["--findings", FINDINGS[0], FINDINGS[0]], "a finding twice"),
-        (["--allow-seen"], "--allow-seen does nothing without --synthetic"),
+        (["--allow-seen"], "--allow-seen has no effect without --synthetic"),
         (["--fold", "5"], "has the folds 0 to 4"),
-        (["--synthetic", "nowhere"], "is no folder of synthetic cases"),
+        (["--synthetic", "nowhere"], "is not a folder of synthetic cases"),
         (["--network", "densenet121"], "needs at least 32 voxels"),
-        (["--save-every", "0"], "--save-every is at least 1"),
+        (["--save-every", "0"], "--save-every must be at least 1"),
     ],
 )
 def test_impossible_options_are_one_clear_error(dataset, capsys, options, message):

@@ -55,7 +55,7 @@ def test_a_killed_process_leaves_its_cases_to_the_others(tmp_path):
     assert sorted(outcome.case for outcome in outcomes) == CASES
     assert not any(outcome.error for outcome in outcomes)
     (line,) = said
-    assert "died with exit code -9; what it had not finished goes to the other devices" in line
+    assert "died with exit code -9; its unfinished cases go to the other devices" in line
 
 
 @pytest.mark.slow
@@ -84,10 +84,10 @@ def test_devices_by_name(monkeypatch):
     assert available_devices(["cuda:1", "cpu", "cpu"]) == ["cuda:1", "cpu", "cpu"]
     assert available_devices(["cuda"]) == ["cuda:0"]
     for wrong in ("cuda:2", "gpu"):
-        with pytest.raises(UserError, match=f"does not see {wrong}; there is: cuda:0, cuda:1, cpu"):
+        with pytest.raises(UserError, match=f"does not see {wrong}; available: cuda:0, cuda:1, cpu"):
             available_devices(["cpu", wrong])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="does not see all; there is: cpu"):
+    with pytest.raises(UserError, match="does not see all; available: cpu"):
         available_devices(["all"])
 
 
@@ -143,7 +143,7 @@ def test_four_processes_write_the_bytes_of_one(images, alone, tmp_path, capsys):
     assert "on 4 devices" in printed
     assert "device idle " in printed
     assert reconstruct.main([*arguments, "--devices", "cpu", "-device", "cpu"]) == 1
-    assert "exclude each other" in capsys.readouterr().err
+    assert "are mutually exclusive" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_case_of_another_process_is_waited_for_and_made_if_that_leaves_it(imag
         assert reconstruct.main(arguments) == 0
         leaving.join()
     printed = capsys.readouterr()
-    assert "waiting for other processes, which work on case1" in printed.err
+    assert "waiting for other processes that work on case1" in printed.err
     assert "1 case done" in printed.out and "in other processes" not in printed.out
     assert contents(out) == alone
 

@@ -104,7 +104,9 @@ def test_what_others_hold_comes_last_as_soon_as_it_is_free(tmp_path, begin):
         assert list(each) == ["a", "d"]
         leaving.join()
     assert locks.missing == []
-    assert said == [f"waiting for other processes, which work on 2 cases (first: a); their locks: {tmp_path / 'locks'}"]
+    assert said == [
+        f"waiting for other processes that work on 2 cases (first: a); their locks are in {tmp_path / 'locks'}"
+    ]
 
 
 def test_without_waiting_they_are_missing(tmp_path, begin):
@@ -175,7 +177,7 @@ def test_a_file_system_without_locks_has_files_as_locks_and_that_is_said_once(tm
 
     monkeypatch.setattr(locks_module, "_kinds", {})
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="knows no locks") as warned, CaseLocks([tmp_path], wait=False) as ours:
+    with pytest.warns(UserWarning, match="has no locks") as warned, CaseLocks([tmp_path], wait=False) as ours:
         assert ours.take("a") and ours.take("d")
         with CaseLocks([tmp_path], wait=False) as others:
             assert list(others.each(CASES)) == ["b.c"] and others.missing == ["a", "d"]

@@ -83,10 +83,10 @@ def test_only_folders_of_the_same_kind_are_ours(tmp_path):
     (tmp_path / "samples").mkdir()
     check()
     (tmp_path / "samples" / "a.png").touch()
-    with pytest.raises(UserError, match="holds samples, which train has not made; choose another folder"):
+    with pytest.raises(UserError, match="holds samples, which was not made by train; choose another folder"):
         check()
     manifest.begin("view", {}, {})
-    with pytest.raises(UserError, match="holds training, which train has not made"):
+    with pytest.raises(UserError, match="holds training, which was not made by train"):
         check()
     manifest.remove()
     manifest.begin("training", {}, {})
@@ -101,7 +101,7 @@ def test_another_schema_is_refused(tmp_path):
 
 def test_a_damaged_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"schema": 1, ')
-    with pytest.raises(UserError, match=r"manifest\.json is no valid JSON"):
+    with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
         Manifest(tmp_path).read()
 
 
@@ -173,7 +173,7 @@ def test_every_flipped_bit_is_found_and_the_case_is_made_again(tmp_path):
         (tmp_path / "cases" / "a.json").write_bytes(record)
         assert manifest.is_done("a", inputs={}, outputs=[tmp_path / "a.b2nd"])
         verified = forget_damaged([manifest], ["a", "b", "not there"])
-        assert verified.damaged == (f"a: {tmp_path / 'a.b2nd'} holds other bytes than were written (sha256)",)
+        assert verified.damaged == (f"a: {tmp_path / 'a.b2nd'} has changed since it was written (sha256)",)
         assert manifest.cases == ["b"]
 
 
@@ -184,12 +184,12 @@ def test_cut_short_empty_and_missing_files_are_told(tmp_path):
     (tmp_path / "missing.b2nd").unlink()
     verified = forget_damaged([manifest], manifest.cases)
     assert [line.rpartition(".b2nd ")[2] for line in verified.damaged] == [
-        "has 5 bytes, 64 were written",
-        "has 0 bytes, 64 were written",
+        "has 5 bytes, but 64 were written",
+        "has 0 bytes, but 64 were written",
         "is missing",
     ]
     assert manifest.cases == ["whole"]
-    assert str(verified) == "verified: the files of 4 finished cases were read; damaged files: 3"
+    assert str(verified) == "verified: files of 4 finished cases read; damaged files: 3"
 
 
 def test_records_of_the_first_version_count_but_are_called_unverified(tmp_path):
@@ -199,9 +199,9 @@ def test_records_of_the_first_version_count_but_are_called_unverified(tmp_path):
     (tmp_path / "old.b2nd").write_bytes(b"x" * 64)
     verified = forget_damaged([manifest], manifest.cases)
     assert (verified.checked, verified.damaged, verified.without_digest) == (1, (), ("old",))
-    assert "`overwrite=True` makes them anew" in str(verified)
+    assert "`overwrite=True` makes them again" in str(verified)
     assert manifest.check_sample(["new", "old"], "repair").startswith(
-        "digests of 1 of 2 cases checked; the records of 1"
+        "digests of 1 of 2 cases checked; the records of 1 more"
     )
     (tmp_path / "old.b2nd").write_bytes(b"x" * 63)
     assert forget_damaged([manifest], manifest.cases).damaged != ()
@@ -225,7 +225,7 @@ def test_a_sample_is_read_when_a_training_opens_the_folder(tmp_path):
     assert manifest.check_sample(cases, "repair") == "digests of 7 of 20 cases checked: all as recorded"
     for case in cases:
         (tmp_path / f"{case}.b2nd").write_bytes(b"x" * 64)
-    with pytest.raises(UserError, match=r"case_00\.b2nd holds other bytes .* again with: fvae-preprocess --verify"):
+    with pytest.raises(UserError, match=r"case_00\.b2nd has changed .* again, use: fvae-preprocess --verify"):
         manifest.check_sample(cases, "fvae-preprocess --verify")
     assert manifest.check_sample([], "repair").startswith("digests of 0 of 0")
 
@@ -248,9 +248,9 @@ def test_a_record_names_no_file_outside_of_its_folder(tmp_path, name):
     for folder in (tmp_path / "view", tmp_path / "images" / "fvae_manifest"):
         manifest = Manifest(folder)
         write_json(folder / "cases" / "a.json", {"inputs": {}, "outputs": {name: 5}})
-        with pytest.raises(UserError, match=r"a\.json names .*, which is no file in"):
+        with pytest.raises(UserError, match=r"a\.json names .*, which is not a file in"):
             manifest.outputs("a")
-        with pytest.raises(UserError, match="no file in"):
+        with pytest.raises(UserError, match="not a file in"):
             manifest.is_done("a", inputs={}, outputs=[])
 
 
@@ -270,7 +270,7 @@ def test_a_file_beside_the_manifest_folder_is_inside_only_where_that_is_a_subfol
     write_bytes(file, b"1")
     Manifest(tmp_path / "data" / "fvae_manifest").write_case("a", inputs={}, outputs=[file], results={})
     assert list(Manifest(tmp_path / "data" / "fvae_manifest").outputs("a")) == [file]
-    with pytest.raises(UserError, match="no file in"):
+    with pytest.raises(UserError, match="not a file in"):
         Manifest(tmp_path / "data" / "view").write_case("a", inputs={}, outputs=[file], results={})
 
 
@@ -318,7 +318,7 @@ def test_another_kind_of_device_is_warned_of_and_no_other_setting(tmp_path):
         warnings.simplefilter("error")
         manifest.begin("view", {"vae": "tiny"}, {"device": "cuda, NVIDIA H200"})
         manifest.begin("view", {"vae": "tiny"}, {})  # of an older version
-    with pytest.warns(UserWarning, match=r"begun on another device \(cuda, NVIDIA H200\) than it goes on \(cpu\)"):
+    with pytest.warns(UserWarning, match=r"started on cuda, NVIDIA H200 and is continued on cpu"):
         manifest.begin("view", {"vae": "tiny"}, {"device": "cpu"})
     with pytest.raises(UserError, match="tf32: null, now true"):
         manifest.begin("view", {"vae": "tiny", "tf32": True}, {"device": "cuda, NVIDIA H200"})

@@ -51,12 +51,12 @@ def test_a_full_disk_stops_everything_after_what_is_computed_is_written(workers)
 def test_a_library_that_ends_the_process_is_not_called_a_lack_of_memory():
     found = {outcome.case: outcome for outcome in run(["a", "aborted"], 1)}
     assert found["a"].error is None
-    assert "its worker process ended (SIGABRT) while it was to write the case" in str(found["aborted"].error)
+    assert "its worker process ended (SIGABRT) during the step 'write'" in str(found["aborted"].error)
 
 
 def test_a_worker_that_is_killed_costs_only_its_case():
     found = {outcome.case: outcome for outcome in run(["a", "killed", "b", "c", "d"], 1)}
-    assert "its worker process was killed, most likely for lack of memory" in str(found["killed"].error)
+    assert "its worker process was killed, probably for lack of memory" in str(found["killed"].error)
     assert [case for case, outcome in found.items() if outcome.error is None] == ["a", "b", "c", "d"]
 
 

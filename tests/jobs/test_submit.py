@@ -42,7 +42,7 @@ def test_jobs_share_the_cases(tmp_path):
     assert status == 0 and counted[-1] == CASES
     assert len({path.read_text() for path in tmp_path.glob("case_*")}) == 2
     (line,) = said
-    assert line.startswith("submitted 2 local jobs (") and line.endswith(f"they print to {tmp_path / 'jobs'}")
+    assert line.startswith("submitted 2 local jobs (") and line.endswith(f"logs in {tmp_path / 'jobs'}")
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_slurm_gets_the_options(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"slurm": ["gpu"]}, "NAME=VALUE is expected"),
+        ({"slurm": ["gpu"]}, "expected NAME=VALUE"),
         ({"slurm": ["time=1:00"], "cluster": "slurm"}, "in minutes|slurm"),
         ({"cluster": "mars"}, "cannot be submitted"),
     ],

@@ -98,8 +98,8 @@ def test_wrong_entries_are_named(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"kind": "view", "schema": 1}, "is no file of reports"),
-        ([], "is no file of reports"),
+        ({"kind": "view", "schema": 1}, "is not a file of reports"),
+        ([], "is not a file of reports"),
         ({"kind": "reports", "schema": 2, "findings": [], "cases": {}}, "has schema 2, not 1"),
         ({"kind": "reports", "schema": 1, "findings": {"a": 1}, "cases": {}}, "findings must be a list"),
         ({"kind": "reports", "schema": 1, "findings": ["a", "a"], "cases": {}}, "names a twice"),
@@ -115,10 +115,10 @@ def test_files_of_another_kind_are_refused(tmp_path, content, message):
 
 
 def test_a_missing_and_a_damaged_file_are_named(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         read_case_reports(tmp_path / "reports.json")
     (tmp_path / "reports.json").write_text("{")
-    with pytest.raises(UserError, match="is no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         read_case_reports(tmp_path / "reports.json")
 
 

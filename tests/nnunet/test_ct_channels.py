@@ -66,7 +66,7 @@ def test_the_id_of_a_dataset_is_all_its_digits():
     for name, number in (("Dataset001_A", 1), ("Dataset999_A_1", 999), ("Dataset1001_Big", 1001)):
         assert dataset_id(name) == number
     assert new_dataset_name("1001_Big") == new_dataset_name("Dataset1001_Big") == "Dataset1001_Big"
-    with pytest.raises(UserError, match="no dataset's name"):
+    with pytest.raises(UserError, match="is not a dataset name"):
         dataset_id("Task07_Pancreas")
 
 

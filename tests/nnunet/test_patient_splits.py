@@ -58,11 +58,11 @@ def test_new_patients_fill_the_smaller_folds():
 
 
 def test_too_few_patients_are_refused():
-    with pytest.raises(UserError, match="2 training patients do not fill 5 folds"):
+    with pytest.raises(UserError, match="2 training patients cannot fill 5 folds"):
         deal_folds(_cases({"a": 9, "b": 9}), 5)
     with pytest.raises(UserError, match="at least 2"):
         deal_folds(CASES, 1)
-    with pytest.raises(UserError, match="5 folds already, not 4"):
+    with pytest.raises(UserError, match="already 5 folds, not 4"):
         deal_folds(CASES, 4, deal_folds(CASES, 5))
 
 
@@ -83,7 +83,7 @@ def test_a_patient_on_both_sides_of_a_fold_is_named():
 
 def test_folds_with_unknown_or_test_cases_are_refused():
     cases = _cases({"a": 1, "b": 1}) | _cases({"t": 1}, "test")
-    with pytest.raises(UserError, match=r"fold 0 has x_0, which reports\.json does not know"):
+    with pytest.raises(UserError, match=r"fold 0 has x_0, which is not in reports\.json"):
         check_leakage(cases, [{"train": ["a_0"], "val": ["x_0"]}])
     with pytest.raises(UserError, match="fold 0 has t_0, which is a test case"):
         check_leakage(cases, [{"train": ["a_0"], "val": ["t_0"]}])
@@ -96,7 +96,7 @@ def test_the_file_is_nnunets_and_a_leaking_one_is_kept_as_it_is(tmp_path):
     assert isinstance(content, list) and set(content[0]) == {"train", "val"}
     leaking = [{"train": ["p1_0", "p2_0"], "val": ["p1_1"]}, {"train": ["p1_1"], "val": ["p1_0", "p2_0"]}]
     path.write_text(json.dumps(leaking))
-    with pytest.raises(UserError, match="the folds that are there leak: p1 is validated in fold 0 and in fold 1"):
+    with pytest.raises(UserError, match="the existing folds leak: p1 is validated in fold 0 and in fold 1"):
         write_folds(path, CASES, 2)
     assert read_splits(path) == leaking
     check_leakage(CASES, write_folds(path, CASES, 2, anew=True))

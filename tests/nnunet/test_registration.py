@@ -81,7 +81,7 @@ def test_setup_prints_the_line_by_which_nnunet_finds_all_trainers(unregistered, 
     (tmp_path / "quick.py").write_text("from fvae_nnunet.trainers import nnUNetTrainerFVAE\n")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert main(["--show"]) == 1
-    assert "no module names nnUNetTrainerFVAEProbe" in " ".join(capsys.readouterr().out.split())
+    assert "no module has nnUNetTrainerFVAEProbe" in " ".join(capsys.readouterr().out.split())
     assert main([]) == 1
     line = capsys.readouterr().out.splitlines()[-1]
     assert not unregistered.exists()
@@ -93,7 +93,7 @@ def test_setup_prints_the_line_by_which_nnunet_finds_all_trainers(unregistered, 
         "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
         "class nnUNetTrainerFVAEBlend_5epochs(nnUNetTrainer): pass\n"
     )
-    assert registration.why_not_found() == "nnUNetTrainerFVAEBlend_5epochs is another class, of the module quick"
+    assert registration.why_not_found() == "nnUNetTrainerFVAEBlend_5epochs is another class, from the module quick"
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_where_the_folder_is_read_only_the_line_is_the_way_out(unregistered, mon
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    for external, remedy in ((True, registration.export_line()), (False, "virtual environment of your own")):
+    for external, remedy in ((True, registration.export_line()), (False, "your own virtual environment")):
         monkeypatch.setattr(registration, "has_external_trainers", lambda external=external: external)
         with pytest.raises(UserError) as raised:
             registration.register()
@@ -181,7 +181,7 @@ def test_a_left_over_folder_that_hides_nnunet_is_named_and_mended(site, monkeypa
 def test_a_left_over_folder_with_other_files_is_not_deleted(site):
     folder = leave_over(site)
     (folder / "nnUNetTrainerMine.py").write_text("mine")
-    with pytest.raises(UserError, match=r"nnUNetTrainerMine\.py, which is not of this package\. Move it away"):
+    with pytest.raises(UserError, match=r"nnUNetTrainerMine\.py, which does not belong to this package\. Move it away"):
         registration.mend()
     assert [path.name for path in folder.iterdir()] == ["nnUNetTrainerMine.py"]
 

@@ -21,7 +21,7 @@ def test_reports_of_json_and_csv(tmp_path):
     [
         ("a.json", '{"a": "x", "a": "y"}', "'a' twice"),
         ("a.json", '{"a": " "}', "'a' is empty"),
-        ("a.json", '{"a": 3}', "'a' is empty or no text"),
+        ("a.json", '{"a": 3}', "'a' is empty or not a text"),
         ("a.json", "[1]", "must hold one object"),
         ("a.json", '"text"', "must hold one object"),
         ("a.json", "{", "cannot be read"),

@@ -113,7 +113,7 @@ def test_wrong_names_of_structures_are_refused(content, message):
 def test_missing_structures_are_named(tmp_path):
     dataset = write_structures_dataset(2)
     (dataset.raw / "structuresTr" / "case_1.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"no mask of 1 case \(first: case_1\)"):
+    with pytest.raises(UserError, match=r"no mask for 1 case \(first: case_1\)"):
         open_source_dataset(dataset.name, organ="structures")
 
 

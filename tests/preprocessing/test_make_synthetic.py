@@ -138,7 +138,7 @@ def test_a_lesion_that_adds_nothing_leaves_nnunets_places(clone, folder, registe
     shutil.copy(source, folder / "labelsTr" / "synthetic_0000.nii.gz")
     arguments = [clone.id, "-c", "3d_fullres", "--synthetic", str(folder), "-np", "0"]
     assert command.main(arguments) == 0
-    assert "synthetic_0000: nothing is left of its new lesion at the spacing of 3d_fullres" in capsys.readouterr().err
+    assert "synthetic_0000: nothing of its new lesion is left at the spacing of 3d_fullres" in capsys.readouterr().err
     made = clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_synthetic"
     segmentation = array(made / "synthetic_0000_seg.b2nd")
     assert len(properties(made / "synthetic_0000.pkl")["class_locations"][2]) == (segmentation == 2).sum()
@@ -220,8 +220,8 @@ def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered
     segmentation.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert command.main([*arguments, "--verify"]) == 0
     captured = capsys.readouterr()
-    assert f"DAMAGED, is made again: synthetic_0000: {segmentation} holds other bytes" in captured.err
-    assert "1 synthetic cases done, 1 already complete" in captured.out
+    assert f"DAMAGED, will be made again: synthetic_0000: {segmentation} has changed" in captured.err
+    assert "1 synthetic case done, 1 already complete" in captured.out
     image = folder / "imagesTr" / "synthetic_0001_0000.nii.gz"
     image.write_bytes(image.read_bytes()[:2000])
     assert command.main(arguments) == 1
@@ -241,7 +241,7 @@ def test_mistakes_are_one_message(clone, folder, tmp_path, capsys):
     assert "leave out --view, --vae, --hu-window" in message(
         "--synthetic", folder, "--vae", "tiny", "--view", "a", "--hu-window", "0", "100"
     )
-    assert "is no folder of synthetic cases; fvae-synthesize makes one" in message("--synthetic", tmp_path)
+    assert "is not a folder of synthetic cases; fvae-synthesize makes such folders" in message("--synthetic", tmp_path)
     assert "'synthetic' is the name of the folder of synthetic cases" in message("--view", "synthetic", "--vae", "tiny")
 
 
@@ -258,7 +258,7 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
         return str(raised.value)
 
     assert f"made from Dataset001_Other, not from {clone.name}" in error(dataset="Dataset001_Other")
-    assert "made from phantom_099, which is no case of" in error(source_case="phantom_099")
+    assert "made from phantom_099, which is not (or no longer) a case of" in error(source_case="phantom_099")
     assert "'cyst'; the labels of" in error(label={"name": "cyst", "value": 2})
     assert "describes synthetic_0007" in error(case="synthetic_0007")
     path = folder / "records" / "synthetic_0001.json"
@@ -266,11 +266,11 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
     with pytest.raises(UserError, match=r"synthetic_0001\.json is damaged or incomplete: it lacks label"):
         read_synthetic_cases(folder)
     (folder / "imagesTr" / "synthetic_0000_0000.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"synthetic_0000_0000\.nii\.gz is missing, though"):
+    with pytest.raises(UserError, match=r"synthetic_0000_0000\.nii\.gz is missing, although"):
         read_synthetic_cases(folder)
     for record in (folder / "records").iterdir():
         record.unlink()
-    with pytest.raises(UserError, match="holds no accepted case"):
+    with pytest.raises(UserError, match="has no accepted case"):
         find_synthetic_cases(dataset, folder)
 
 
@@ -278,7 +278,7 @@ def test_a_label_of_another_shape_than_its_sources_is_named(clone, folder):
     for part in ("imagesTr/synthetic_0000_0000", "labelsTr/synthetic_0000"):
         path = folder / f"{part}.nii.gz"
         sitk.WriteImage(sitk.ReadImage(str(path))[:, :, :-2], str(path))
-    with pytest.raises(UserError, match=r"has shape \(22, 48, 48\) and the label of its source case"):
+    with pytest.raises(UserError, match=r"has shape \(22, 48, 48\), but the label of its source case"):
         preprocess(clone, folder, configurations=["3d_fullres"])
 
 

@@ -124,7 +124,7 @@ def test_images_and_labels_that_nnunet_misreads_or_passes_over_are_named(clone):
         shutil.copy(labels[2] if path in labels else images[2], path)
     link = clone.raw / "imagesTr" / "late_0000.nii.gz"
     link.symlink_to("/nowhere.nii.gz")
-    with pytest.raises(UserError, match=r"late_0000\.nii\.gz is a link that leads nowhere"):
+    with pytest.raises(UserError, match=r"late_0000\.nii\.gz is a broken link"):
         open_preprocessed_dataset(clone.name)
     link.rename(clone.raw / "imagesTr" / "late_0000.NII.GZ")
     with pytest.raises(UserError, match=r"would be left out: late_0000\.NII\.GZ"):
@@ -201,8 +201,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
         return str(raised.value)
 
     of_other_plans = error(clone.id, plans_name="nnUNetResEncUNetLPlans")
-    assert "there are the plans nnUNetPlans: choose with `plans_name`" in of_other_plans
-    assert "there are: 2d, 3d_fullres" in error(clone.id, configurations=["3d_lowres"])
+    assert "existing plans: nnUNetPlans. Choose one with `plans_name`" in of_other_plans
+    assert "configurations: 2d, 3d_fullres" in error(clone.id, configurations=["3d_lowres"])
     assert "no dataset 899" in error("899")
     assert "neither a dataset id" in error("Pancreas")
     next((clone.preprocessed / "nnUNetPlans_2d").glob("*.pkl")).unlink()
@@ -218,7 +218,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(clone, monkeypat
     monkeypatch.delenv("nnUNet_raw")
     assert "export nnUNet_raw=" in error(clone.id)
     monkeypatch.setenv("nnUNet_raw", str(clone.raw / "nowhere"))
-    assert "which is no folder" in error(clone.id)
+    assert "which is not a folder" in error(clone.id)
 
 
 def test_an_ambiguous_id_is_refused(clone):

@@ -263,9 +263,9 @@ def lose_a_case(output: Path) -> None:
         (shutil.rmtree, [], "was not written by fvae-reconstruct. Make it with: fvae-reconstruct -i"),
         (None, ["--hu-window", "-160", "240"], "another HU window; add --hu-window -1000 1000"),
         (None, ["--precision", "bfloat16"], "leave --precision out"),
-        (None, ["--vae", "control:identity"], "has no strength to choose; leave --match out"),
+        (None, ["--vae", "control:identity"], "has no strength to choose; leave out --match"),
         (None, ["--vae", "control:sharpen"], "unknown control"),
-        (None, ["-o", "VIEW"], "is the folder to write to"),
+        (None, ["-o", "VIEW"], "is also the output folder"),
     ],
 )
 def test_what_cannot_be_matched_is_one_message(
@@ -334,7 +334,7 @@ def test_parts_of_a_dataset_are_matched_alike_and_the_view_goes_on(
     assert medians[2] == pytest.approx(medians[0], abs=0.002)
 
     capsys.readouterr()
-    for name, message in (("none", "holds no view"), ("control-median", "is the view to be made")):
+    for name, message in (("none", "does not hold a view"), ("control-median", "is also the view to make")):
         assert preprocess.main([*command[:-1], name]) == 1
         assert message in capsys.readouterr().err
     (clone.preprocessed / "nnUNetPlans_3d_fullres__fvae_smooth" / f"{dataset.cases[0]}.b2nd").unlink()

@@ -232,7 +232,7 @@ def test_mistakes_are_one_message(made, dataset, tmp_path, capsys):
         assert not (tmp_path / "report.html").exists()
         return capsys.readouterr().err
 
-    assert "is no folder of synthetic cases" in message("--synthetic", tmp_path)
+    assert "is not a folder of synthetic cases" in message("--synthetic", tmp_path)
     assert "must not be negative" in message("--synthetic", made, "--gallery", "-1")
     folder = tmp_path / "copy"
     shutil.copytree(made, folder)

@@ -68,5 +68,5 @@ def test_the_table_takes_all_seeds_of_a_recipe_together():
 
 
 def test_a_dataset_needs_its_organ():
-    with pytest.raises(UserError, match="--organ says where"):
+    with pytest.raises(UserError, match="datasets need --organ"):
         compare_recipes.run(arguments(data=["Dataset001_X"]))

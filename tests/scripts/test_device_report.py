@@ -76,7 +76,7 @@ def test_without_a_gpu_only_the_small_one(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert device_report.main(["-o", str(tmp_path / "page.md")]) == 1
-    assert "--small tries the report out on the CPU" in capsys.readouterr().err
+    assert "use --small to try out the report on the CPU" in capsys.readouterr().err
     assert device_report.main(["--small", "-o", str(tmp_path / "page.txt")]) == 1
 
 

@@ -86,19 +86,22 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
     ("changes", "expected"),
     [
         ({"dataset": None}, "dataset must be an absolute path"),
-        ({"dataset": "/tmp"}, "no folder DatasetNNN_Name"),
-        ({"configuration": "4d"}, "configuration: 4d is none of 2d"),
-        ({"blurred": 1}, "there is no blurred to configure"),
-        ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is none of nnUNetTrainer, "),
+        ({"dataset": "/tmp"}, "not a folder DatasetNNN_Name"),
+        ({"configuration": "4d"}, "configuration: 4d is not one of 2d"),
+        ({"blurred": 1}, "unknown key blurred in the configuration"),
+        ({"arms": [{"name": "a", "trainer": "mine"}]}, "arms: a: trainer mine is not one of nnUNetTrainer, "),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "wan2.1"}]}, "one of tiny, control-curv"),
         (
             {"arms": [{"name": "a", "trainer": "nnUNetTrainer", "view": "tiny"}]},
             "nnUNetTrainer and nnUNetTrainerNoise take no view",
         ),
-        ({"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "tiny,wan"}]}, "or several with commas"),
+        (
+            {"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAE", "view": "tiny,wan"}]},
+            "or several separated by commas",
+        ),
         (
             {"arms": [{"name": "a", "trainer": "nnUNetTrainerFVAEReconOnly", "view": "tiny,control-curvature-flow"}]},
-            "takes one view",
+            "takes only one view",
         ),
         ({"tests": [{"name": "validation"}]}, "'validation' cannot be the name of a test"),
         ({"tests": [{"name": "nnUNet_raw"}]}, "'nnUNet_raw' cannot be the name of a test"),
@@ -106,7 +109,7 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
         ({"tests": [{"name": "a"}, {"name": "a"}]}, "tests: two have the same name"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}] * 2}, "arms: two have the same name"),
-        ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "there is no trainr to configure"),
+        ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "unknown key trainr in the configuration"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset):

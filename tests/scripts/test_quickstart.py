@@ -61,7 +61,7 @@ def test_a_dataset_with_test_cases_keeps_them(tmp_path: Path) -> None:
         tmp_path / "a" / "Dataset008_N", "lung", n_train=5, n_test=1, seed=0, shape=(12, 32, 32)
     )
     assert hold_out_cases(source, tmp_path / "b") == (5, ["phantom_005"])
-    with pytest.raises(UserError, match="leave --test-cases away"):
+    with pytest.raises(UserError, match="leave out --test-cases"):
         hold_out_cases(source, tmp_path / "c", test_cases=1)
 
 
@@ -227,13 +227,13 @@ def test_options_change_the_steps(dataset: Path) -> None:
 def test_a_work_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").touch()
     assert quickstart.main(["--work", str(tmp_path), "--fresh"]) == 1
-    assert "holds other things" in capsys.readouterr().err
+    assert "holds other files" in capsys.readouterr().err
     assert names(tmp_path) == ["thesis.tex"]
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quickstart.main(["--dataset", str(tmp_path), "--work", str(tmp_path / "work")]) == 1
-    assert "is no folder DatasetNNN_Name" in capsys.readouterr().err
+    assert "is not a folder DatasetNNN_Name" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
 
 

@@ -277,21 +277,21 @@ def test_there_is_a_trainer_for_every_length_and_names_are_the_packages() -> Non
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"epoch": 5}, "there is no epoch to configure; there are configuration, dataset_id, device, epochs"),
+        ({"epoch": 5}, "unknown key epoch in the configuration; known keys: configuration, dataset_id, device, epochs"),
         ({"task": "Task06_Lung"}, "task must be an absolute path"),
         ({"task": "/nowhere/Task06_Lung"}, "task: there is no folder /nowhere/Task06_Lung"),
-        ({"protocol": "both"}, "protocol: both is none of recon-only, mix, blend"),
-        ({"epochs": 3}, "epochs: 3 is none of 1, 5, 10"),
+        ({"protocol": "both"}, "protocol: both is not one of recon-only, mix, blend"),
+        ({"epochs": 3}, "epochs: 3 is not one of 1, 5, 10"),
         ({"folds": [5]}, r"folds: nnU-Net has folds 0 to 4, got \[5\]"),
         ({"folds": []}, "folds: nnU-Net has folds 0 to 4"),
         ({"dataset_id": 0}, "nnU-Net's ids are whole numbers from 1, got 0"),
         ({"tolerances_mm": [-1]}, "tolerances_mm must not be negative"),
-        ({"views": []}, "views: name at least one"),
-        ({"views": ["--vae tiny"]}, "views: write --view NAME --vae NAME .*; got: --vae tiny"),
+        ({"views": []}, "views: give at least one"),
+        ({"views": ["--vae tiny"]}, "views: expected --view NAME --vae NAME .*; got: --vae tiny"),
         ({"views": ["--view a/b --vae tiny"]}, "'a/b' cannot be the name of a view"),
         ({"views": ["--view raw --vae tiny"]}, "'raw' cannot be the name of a view"),
         ({"views": ["--view a --vae tiny", "--view a --vae wan2.1"]}, "views: two are named a"),
-        ({"views": ["--view a --vae control:median --match b"]}, "a is matched to b, which is none of the other"),
+        ({"views": ["--view a --vae control:median --match b"]}, "a is matched to b, which is not one of the other"),
         ({"views": ["--view a --vae leanvae --weights lean.ckpt"]}, "a: --weights must be an absolute path"),
         ({"views": ["--view a --vae leanvae --weights /no.ckpt"]}, "a: --weights: no such file or folder: /no.ckpt"),
     ],
@@ -355,16 +355,16 @@ def test_a_training_begins_anew_where_it_was_made_from_other_files(tmp_path: Pat
     view.write_text("a view")
     folder.mkdir()
     (folder / "checkpoint_final.pth").touch()  # of whom?
-    assert begin(folder, [plans, view]) == "begins"
+    assert begin(folder, [plans, view]) == "starts"
     (folder / "checkpoint_latest.pth").touch()
     os.utime(plans, (1, 1))
-    assert begin(folder, [plans, view]) == "goes on"
+    assert begin(folder, [plans, view]) == "resumes"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint_latest.pth", "made_from.json"]
     view.write_text("another view")
-    assert begin(folder, [plans, view]) == "was made from other files and begins anew"
+    assert begin(folder, [plans, view]) == "was made from other files and starts again"
     assert [path.name for path in folder.iterdir()] == ["made_from.json"]
     (folder / "checkpoint_latest.pth").touch()
-    assert begin(folder, [plans]) == "was made from other files and begins anew"
+    assert begin(folder, [plans]) == "was made from other files and starts again"
 
 
 def test_every_nth_case_is_validated_in_one_fold() -> None:
@@ -482,5 +482,5 @@ def test_a_file_that_is_no_comparison_has_no_table(tmp_path: Path, capsys: pytes
     (tmp_path / "summary.json").write_text("{}")
     arguments = [str(tmp_path / "summary.json"), "--paper", "lung", "-o", str(tmp_path / "table2.md")]
     assert table2.main(arguments) == 1
-    assert "is no comparison of two or more models" in capsys.readouterr().err
+    assert "is not a comparison of two or more models" in capsys.readouterr().err
     assert not (tmp_path / "table2.md").exists()

@@ -70,6 +70,6 @@ def test_what_cannot_be_scanned_is_named_and_the_rest_is_done(rescan, images, tm
     sitk.WriteImage(image, str(images / "c_0000.nii.gz"))
     assert rescan([str(images), str(tmp_path / "out"), "--dose", "0.5", "--own-noise", "8", "-np", "0"]) == 1
     said = capsys.readouterr()
-    assert "c_0000: pixels of 2 x 1 mm: a sinogram needs square ones" in said.err and "2 of 3 images" in said.out
+    assert "c_0000: pixels of 2 x 1 mm: a sinogram requires square pixels" in said.err and "2 of 3 images" in said.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_0000.nii.gz", "b_0000.nii.gz"]
     assert rescan([str(images), str(images)]) == 1 and "overwritten" in capsys.readouterr().err

@@ -319,7 +319,7 @@ def test_the_channels_of_the_view_or_of_the_trainer_are_reconstructed(clone, tin
         "use_mask_for_norm": [False] * 2,
     }
     clone.write_plans(plans)
-    with pytest.raises(UserError, match=r"channel 1 \(CT\) cannot be in HU.*leave the channel out \(ct_channels"):
+    with pytest.raises(UserError, match=r"channel 1 \(CT\) cannot be in HU.*leave out the channel \(ct_channels"):
         trainer_of(Always, clone).on_train_start()
 
     class FirstOnly(Always):

@@ -142,7 +142,7 @@ def test_a_view_made_anew_goes_on_if_its_arrays_are_the_same_and_is_refused_othe
 
     make_view(clone, BrighterStill(), configurations=["3d_fullres"], overwrite=True)
     message = refusal(going_on(nnUNetTrainerFVAE, clone, checkpoint).get_tr_and_val_datasets)
-    assert "the view 'test' was made anew: 4 of 4 cases are not those of before (first: " in message
+    assert "the view 'test' was made again: 4 of 4 cases have changed (first: " in message
     assert message.count("\n  ") == 1, "settings are equal"
 
 
@@ -171,7 +171,7 @@ def test_other_attributes_of_the_class_are_refused_and_named(planned):
     message = refusal(going_on(Probable, planned, checkpoint).get_tr_and_val_datasets)
     assert "view_blend: [1.0, 1.0], now [0.5, 1.0]" in message
     assert "view_probability: 0.0, now 0.25" in message
-    assert "Set them back in the class Probable" in message
+    assert "Restore them in the class Probable" in message
 
     # nnU-Net's own checkpoints have no record
     checkpoint = saved(trainer_of(nnUNetTrainer, planned), "raw.pth")
@@ -228,7 +228,7 @@ def test_synthetic_cases_that_are_new_or_made_anew_are_refused(clone, tmp_path):
         shutil.rmtree(data)
     write_synthetic_folder(tmp_path / "more", clone, [*cases, "phantom_002"])
     preprocess(clone, tmp_path / "more")
-    assert "1 synthetic cases are new (first: synthetic_0002)" in refusal(go_on)
+    assert "1 synthetic case added (first: synthetic_0002)" in refusal(go_on)
 
 
 @pytest.mark.slow

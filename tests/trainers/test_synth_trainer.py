@@ -145,11 +145,11 @@ def test_a_shape_borrowed_from_a_validation_case_is_left_out_and_leaking_models_
     trainer = trainer_of(nnUNetTrainerFVAESynthRaw, clone)
     assert trainer.get_tr_and_val_datasets()[0].synthetic.identifiers == ["synthetic_0000"]
     log = log_of(trainer)
-    assert "because their image or a lesion's shape is not of a training case of fold 0" in log
-    assert f"WARNING: the diffusion model was trained on 1 validation cases of this fold (first: {held_out})" in log
+    assert "because their image or a lesion shape is not from a training case of fold 0" in log
+    assert f"WARNING: the diffusion model was trained on 1 validation case of this fold (first: {held_out})" in log
     assert f"fvae-train-ldm {clone.id} --fold 0" in log
     assert trainer.synthetic_settings["validation_cases_seen_by_model"] == [held_out]
-    assert "digests of 1 of 1 cases checked: all as recorded" in log
+    assert "digests of 1 of 1 case checked: all as recorded" in log
     # a checkpoint is given to others
     record = trainer.training_record()
     assert record["synthetic"]["synthetic_folder"] == "synthetic" and str(tmp_path) not in json.dumps(record)
@@ -205,7 +205,7 @@ def test_what_is_missing_incomplete_or_of_other_plans_stops_with_the_command(clo
     array.write_bytes(whole[:-1])
     message = error()
     assert "1 of 5 synthetic cases are missing or incomplete (first: synthetic_0002)" in message
-    assert message.endswith(f"Complete it with: {command} '{folder}'")
+    assert message.endswith(f"Complete them with: {command} '{folder}'")
     array.write_bytes(whole)
     (made / "cases" / "synthetic_0004.json").unlink()
     assert "(first: synthetic_0004)" in error()
@@ -215,13 +215,15 @@ def test_what_is_missing_incomplete_or_of_other_plans_stops_with_the_command(clo
     message = error()
     assert "preprocessed for other plans" in message and "resampling_fn_seg_kwargs.order: 1, now 0" in message
     assert message.endswith("--overwrite")
-    with pytest.raises(UserError, match=r"must lie in \[0, 1\], got 1\.5"):
+    with pytest.raises(UserError, match=r"must be in \[0, 1\], got 1\.5"):
         SyntheticDataset(None, None, {}, probability=1.5)
 
 
 def test_a_cascade_is_refused_with_the_reason(clone):
     clone.write_cascade_plans()
-    with pytest.raises(UserError, match=r"needs the segmentation of the previous stage .* there is none of synthetic"):
+    with pytest.raises(
+        UserError, match=r"needs the segmentation of the previous stage .* which synthetic cases do not have"
+    ):
         trainer_of(nnUNetTrainerFVAESynthRaw, clone, "3d_cascade_fullres").get_tr_and_val_datasets()
     trainer_of(NeverRaw, clone, "3d_cascade_fullres").get_tr_and_val_datasets()
 

@@ -79,7 +79,7 @@ def test_several_views_are_drawn_recorded_and_those_of_before_are_needed_to_go_o
     other.load_checkpoint(str(path))
     with pytest.raises(UserError, match=r"view_name: .bright:3,same:1., now .bright:1,same:1.[^$]*export"):
         other.get_tr_and_val_datasets()
-    with pytest.raises(UserError, match="validates on the view, so it takes one and not bright, same"):
+    with pytest.raises(UserError, match="validates on the view, so it takes only one, not bright, same"):
         trainer_of(nnUNetTrainerFVAEReconOnly, clone).get_tr_and_val_datasets()
 
 

@@ -159,7 +159,7 @@ def test_too_little_memory_is_an_error_with_a_way_out():
         def decode(self, latent):
             raise TooLittleMemory("identity: too little memory")
 
-    with pytest.raises(UserError, match=r"identity: too little memory. In training: .*nnUNetTrainerFVAE"):
+    with pytest.raises(UserError, match=r"identity: too little memory. In training, .*nnUNetTrainerFVAE"):
         PatchReconstruction(TooLarge(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
 
 
@@ -221,7 +221,7 @@ def test_draws_follow_their_settings_and_depend_on_the_entropy_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"probability": 1.5}, "view_probability and view_blend must lie in"),
+        ({"probability": 1.5}, "view_probability and view_blend must be in"),
         ({"probability": 0.5, "blend": (0.5, 0.2)}, "lowest first; got 0.5 and"),
         ({"probability": 0.5, "posterior": "mean"}, "'mode' or 'sample'"),
     ],
@@ -236,7 +236,7 @@ def test_values_that_are_not_finite_are_refused():
         def decode(self, latent):
             return latent + float("inf")
 
-    with pytest.raises(UserError, match="not finite; compute in float32"):
+    with pytest.raises(UserError, match="not finite; use float32"):
         PatchReconstruction(Overflowing(), PATCHES).apply(batch_of(1, 1, 4, 8, 8), Draw((0,), (1.0,)))
 
 

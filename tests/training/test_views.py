@@ -99,7 +99,7 @@ def test_the_dataset_survives_pickling_and_hands_out_the_same(brighter):
 @pytest.mark.parametrize(("probability", "blend"), [(1.5, (1, 1)), (-0.1, (1, 1)), (0.5, (0.8, 0.2)), (0.5, (0, 1.2))])
 def test_impossible_probabilities_are_refused(brighter, probability, blend):
     _, data_folder, folder = brighter
-    with pytest.raises(UserError, match="must lie in"):
+    with pytest.raises(UserError, match="must be in"):
         ViewDataset(inner_dataset(data_folder), {folder: 1}, probability=probability, blend=blend)
 
 
@@ -117,12 +117,12 @@ def test_the_only_view_is_found_and_several_need_the_variable(clone, monkeypatch
     assert find_view(data_folder, str) == "two"
     monkeypatch.setenv("nnUNet_fvae_view", "three")
     with pytest.raises(
-        UserError, match=r"asks for the view 'three'.*there is one, two.*: export nnUNet_fvae_view=one$"
+        UserError, match=r"asks for the view 'three'.*existing views: one, two.*: export nnUNet_fvae_view=one$"
     ):
         find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
     monkeypatch.setenv("nnUNet_fvae_view", "wan2.1")
     with pytest.raises(
-        UserError, match=r"there is one, two\. Make it .*: fvae-preprocess 7 --vae wan2\.1 --view wan2\.1$"
+        UserError, match=r"existing views: one, two\. Make it .*: fvae-preprocess 7 --vae wan2\.1 --view wan2\.1$"
     ):
         find_view(data_folder, partial(command_line, "fvae-preprocess", 7))
     monkeypatch.setenv("nnUNet_fvae_view", "control-tv")
@@ -135,7 +135,7 @@ def test_names_of_views(tmp_path):
     assert default_view_name("diffusers:stabilityai/sd-vae-ft-mse") == "diffusers-stabilityai-sd-vae-ft-mse"
     assert view_folder(tmp_path / "nnUNetPlans_2d", "wan2.1") == tmp_path / "nnUNetPlans_2d__fvae_wan2.1"
     for name in ("", "a/b", "..", "with space"):
-        with pytest.raises(UserError, match="view's name"):
+        with pytest.raises(UserError, match="the name of a view"):
             view_folder(tmp_path / "nnUNetPlans_2d", name)
 
 
@@ -170,7 +170,7 @@ def test_views_are_named_with_weights(tmp_path, monkeypatch):
     assert find_views(data_folder, str) == {"one": 1, "two": 3}
     with pytest.raises(UserError, match="only one view can be used here, not one, two"):
         find_view(data_folder, str)
-    with pytest.raises(UserError, match=r"asks for the view 'three'.*there is one, two"):
+    with pytest.raises(UserError, match=r"asks for the view 'three'.*existing views: one, two"):
         find_views(data_folder, str, "one,three:2")
     for wrong in ("one:0", "one:-1", "one:many", "one,one", "one,", "one:nan", "one:inf"):
         with pytest.raises(UserError, match="NAME or NAME:WEIGHT"):

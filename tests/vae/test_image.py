@@ -169,7 +169,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         load_vae(f"diffusers:{tmp_path / 'four'}")
 
     (tmp_path / "wan" / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is no valid JSON"):
+    with pytest.raises(UserError, match=r"config.json is not valid JSON"):
         load_vae(f"diffusers:{tmp_path / 'wan'}")
 
 

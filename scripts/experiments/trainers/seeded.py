@@ -1,7 +1,7 @@
-"""nnU-Net's and our trainers with a seed and a short schedule, both from the environment; see the Snakefile beside.
+"""nnU-Net's and our trainers with a seed and a short schedule from the environment; see the Snakefile of experiments.
 
-The seed decides initialisation and all chance of loading the data where that happens in this process
-(``nnUNet_n_proc_DA=0``). A training that goes on from a checkpoint draws anew.
+The seed determines the initialisation and, if data are loaded in this process (``nnUNet_n_proc_DA=0``), all random
+choices of data loading. A training that resumes from a checkpoint draws new random numbers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _Trainer = nnUNetTrainer if TYPE_CHECKING else object
 
 
 class Seeded(_Trainer):
-    """``EXPERIMENT_SEED``, ``EXPERIMENT_EPOCHS`` and ``EXPERIMENT_ITERATIONS`` (of an epoch); with
-    ``EXPERIMENT_MIRRORED=False`` cases are predicted without mirroring."""
+    """Trainer that reads ``EXPERIMENT_SEED``, ``EXPERIMENT_EPOCHS`` and ``EXPERIMENT_ITERATIONS`` (per epoch); with
+    ``EXPERIMENT_MIRRORED=False``, cases are predicted without mirroring."""
 
     def initialize(self) -> None:
         for draw in (random.seed, np.random.seed, torch.manual_seed):
@@ -33,7 +33,7 @@ class Seeded(_Trainer):
         self.num_val_iterations_per_epoch = 1
         self.save_every = max(1, self.num_epochs // 10)
         if self.device.type == "cpu":
-            # nnUNetv2_train takes all cores, whoever else is at work
+            # nnUNetv2_train would use all cores, even if other processes need them
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         super().initialize()
 
@@ -45,8 +45,8 @@ class Seeded(_Trainer):
 
 
 class nnUNetTrainerNoise(nnUNetTrainer):
-    """What a user would try first: white noise on half of the samples, with a standard deviation of 0 to 1 after
-    nnU-Net's normalisation, in place of its own (a tenth of the samples, 0 to 0.1)."""
+    """Simple alternative to views: white noise on half of the samples, with a standard deviation of 0 to 1 after
+    nnU-Net's normalisation, instead of nnU-Net's own noise (a tenth of the samples, 0 to 0.1)."""
 
     @staticmethod
     def get_training_transforms(*arguments: Any, **keywords: Any) -> Any:

@@ -363,7 +363,7 @@ def test_folders_of_different_datasets_are_refused(project, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["good", "--names", "a", "--all-pairs"], "--names, --all-pairs: for the comparison"),
+        (["good", "--names", "a", "--all-pairs"], "--names, --all-pairs: only valid with two or more folders"),
         (["good", "fair", "--names", "a"], "each of the 2 folders, got 1"),
         (["good", "fair", "--seed", "-1"], "must not be negative"),
         (["good", "fair", "--resamples", "0"], "--resamples positive"),

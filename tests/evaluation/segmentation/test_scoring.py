@@ -508,7 +508,7 @@ def test_images_of_two_dimensions_are_refused(tmp_path):
         folders.evaluate()
     folders.ending = ".png"
     folders.write_dataset_json(PLAIN)
-    with pytest.raises(UserError, match=r"file_ending \.png is none of a volume's"):
+    with pytest.raises(UserError, match=r"file_ending \.png is not one of volumes"):
         folders.evaluate()
 
 
@@ -531,7 +531,7 @@ def test_dataset_json_beside_the_predictions_comes_first(folders):
         ({"file_ending": ".nii.gz", "labels": {"0": "background", "1": "tumour"}}, "does not accept the labels"),
         ({"file_ending": ".nii.gz", "labels": {"background": 0, "a": [1, 2]}}, "regions_class_order"),
         ({"file_ending": ".nii.gz", "labels": {"background": 0, "tumour": 1, "ignore": 7}}, "ignore label"),
-        ({"file_ending": ".nii.gz", "labels": {"background": 0}}, "no label but background"),
+        ({"file_ending": ".nii.gz", "labels": {"background": 0}}, "no label other than background"),
         ({"labels": {"background": 0, "tumour": 1}}, "needs labels and file_ending"),
         ({"file_ending": ".nii.gz"}, "needs labels and file_ending"),
         ([1, 2], "needs labels and file_ending"),
@@ -562,7 +562,7 @@ def test_output_that_cannot_be_written_is_an_error_after_the_table(folders, caps
         (("-o", "table.txt"), "ends in .json"),
         (("-np", "-1"), "must not be negative"),
         (("--tolerance", "-2"), "not negative"),
-        (("-djfile", "nowhere.json"), "nowhere.json is no file"),
+        (("-djfile", "nowhere.json"), "nowhere.json is not a file"),
     ],
 )
 def test_command_refuses_impossible_options(folders, capsys, options, message):

@@ -149,5 +149,5 @@ def test_lesions_are_accepted_that_are_what_was_asked_for(paints, tmp_path):
 
 def test_a_model_that_is_not_told_is_not_asked(paints, tmp_path, capsys):
     assert run(write_dataset(cases=1), tmp_path / "out", *SIZE, "--lesion-hu", 150, n=1) == 1
-    assert "is not told what lesions look like" in capsys.readouterr().err
+    assert "is not conditioned on the appearance of lesions" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

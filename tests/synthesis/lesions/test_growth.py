@@ -298,11 +298,11 @@ def test_the_model_sees_the_new_lesion_in_place_of_the_old_one(anatomy, with_les
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--growth", 1, 2], "--growth does nothing without --mode grow"),
-        (["--mode", "grow", "--growth", 1, 2, "--sizes", "real"], "--growth excludes --sizes and --diameter-mm"),
+        (["--growth", 1, 2], "--growth has no effect without --mode grow"),
+        (["--mode", "grow", "--growth", 1, 2, "--sizes", "real"], "--growth, --sizes and --diameter-mm are mutually"),
         (["--mode", "grow", "--growth", 2, 1], "--growth needs 0 < MIN <= MAX, got 2 1"),
-        (["--mode", "grow", "--shapes", "ellipsoid"], "--shapes does nothing with --mode grow"),
-        (["--mode", "grow", "--at", 1, 2, 3], "--at does nothing with --mode grow"),
+        (["--mode", "grow", "--shapes", "ellipsoid"], "--shapes has no effect with --mode grow"),
+        (["--mode", "grow", "--at", 1, 2, 3], "--at has no effect with --mode grow"),
     ],
 )
 def test_wrong_options_are_one_error(anatomy, dataset, tmp_path, capsys, arguments, message):
@@ -313,7 +313,7 @@ def test_wrong_options_are_one_error(anatomy, dataset, tmp_path, capsys, argumen
 
 def test_without_real_lesions_nothing_grows(anatomy, tmp_path, capsys):
     assert run(write_dataset(lesion=False), tmp_path / "out", "--mode", "grow") == 1
-    assert "no real lesion that could grow or shrink; choose another --mode" in capsys.readouterr().err
+    assert "no real lesion to grow or shrink; choose another --mode" in capsys.readouterr().err
 
 
 @pytest.mark.slow

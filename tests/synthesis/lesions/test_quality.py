@@ -265,11 +265,11 @@ def test_nnunet_itself_finds_what_it_finds_by_its_own_command(planned, nnunet_mo
 
 
 def test_segmenters_that_cannot_judge_are_refused(planned, nnunet_model, tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         judge_of(tmp_path / "none")
-    with pytest.raises(UserError, match="no folder of a trained model"):
+    with pytest.raises(UserError, match="give the folder of a trained model"):
         judge_of(tmp_path)
-    with pytest.raises(UserError, match=r"takes 1 channels, the dataset has 2"):
+    with pytest.raises(UserError, match=r"takes 1 channel, but the dataset has 2"):
         judge_of(nnunet_model, channels=2)
     with pytest.raises(UserError, match=r"no label 'nodule', it has background, pancreas, tumour"):
         judge_of(nnunet_model, lesion_name="nodule")

@@ -136,7 +136,7 @@ def test_a_mask_that_lies_elsewhere_is_refused(masked):
 def test_a_missing_mask_is_named(masked):
     dataset, folder = masked
     (folder / "phantom_001.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"no mask of 1 case \(first: phantom_001\)"):
+    with pytest.raises(UserError, match=r"no mask for 1 case \(first: phantom_001\)"):
         open_source_dataset(dataset.name, organ=f"folder:{folder}")
 
 

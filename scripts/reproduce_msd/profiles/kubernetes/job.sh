@@ -1,11 +1,11 @@
 #!/bin/sh
-# For Snakemake: "job.sh submit RULE THREADS MEM_MB GPU SCRIPT" prints the name of the job that it made, and
-# "job.sh status NAME" whether it is running, success or failed.
+# For Snakemake: "job.sh submit RULE THREADS MEM_MB GPU SCRIPT" creates a job and prints its name, and
+# "job.sh status NAME" prints running, success or failed.
 set -eu
 
 case $1 in
     submit)
-        rule=$(printf %s "$2" | tr _ -) # no name in Kubernetes holds a _
+        rule=$(printf %s "$2" | tr _ -) # names in Kubernetes must not contain _
         sed -e "/^#/d" -e "s/RULE/$rule/" -e "s/THREADS/$3/" -e "s/MEM_MB/$4/" -e "s/GPU/$5/" -e "s|SCRIPT|$6|" \
             "$(dirname -- "$0")/job.yaml" | kubectl create -f - -o 'jsonpath={.metadata.name}'
         ;;
