@@ -560,7 +560,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
             ["--shapes", "elipsoid"],
             "--shapes is ellipsoid, borrowed, both or a folder of masks; there is no folder eli",
         ),
-        (["--shapes", "."], "holds no image"),
+        (["--shapes", "."], "contains no image"),
         (["--borrowed-share", "2"], "--borrowed-share is a share between 0 and 1, got 2"),
         (["--inside-fraction", "1.2"], "--inside-fraction is a share between 0 and 1, got 1.2"),
         (["--lesions-per-case", "3", "2"], "--lesions-per-case needs 1 <= MIN <= MAX, got 3 2"),
@@ -574,7 +574,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--leave-out", "case_9"], "there is no training case 'case_9' to leave out"),
         (["--leave-out", "case_1", "--cases", "case_1"], "--cases and --leave-out both name case_1"),
         (["--organ", "none"], "trained on organ, tumour, and --organ none gives tumour"),
-        (["--avoid", "."], "holds no image"),
+        (["--avoid", "."], "contains no image"),
         (["--seed", "-1"], "--seed must not be negative"),
     ],
 )

@@ -180,5 +180,5 @@ def test_a_missing_and_a_damaged_mask_are_named(tmp_path):
     write_grounding(tmp_path, NAME, [LARGE, SMALL])
     path = find_mask(tmp_path, VOLUME)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"cannot be read|cut short"):
+    with pytest.raises(UserError, match=r"cannot be read|truncated"):
         read_disease_map(path, _case(), SHAPE)
