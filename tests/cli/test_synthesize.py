@@ -171,7 +171,7 @@ def test_at_is_a_position_in_the_patient(paints, tmp_path, direction):
 def test_at_a_place_that_will_not_do(paints, tmp_path, capsys):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 1000, 0, 0, "--cases", "case_1", n=1) == 1
-    assert "--at 1000 0 0 lies outside the image" in capsys.readouterr().err
+    assert "--at 1000 0 0 is outside the image" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 0, 0, 0, n=1) == 1
     assert "name the case with --cases" in capsys.readouterr().err
 
@@ -267,7 +267,7 @@ def test_where_nothing_fits_another_case_is_taken_and_where_it_fits_nowhere_the_
     assert run(dataset, tmp_path / "nowhere", *SIZE, n=2) == 1
     captured = capsys.readouterr()
     for last, first in (("case_0", "case_1"), ("case_1", "case_0")):
-        said = f"{last}: no lesion of 10 to 14 mm fits, 5 were tried; the last: no place"
+        said = f"{last}: no lesion of 10 to 14 mm fits, 5 were tried; the last one: no place"
         assert re.search(f"{said}.*; nor in {first}$", captured.err, re.MULTILINE)
     assert "2 of 2 cases failed" in captured.err
     assert "0 cases accepted, 0 rejected, 0 already complete, 2 failed" in captured.out
@@ -369,7 +369,7 @@ def test_a_folder_that_is_no_model(tmp_path, capsys):
     assert run(dataset, tmp_path / "out", "--ldm", tmp_path) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"{tmp_path} is no latent diffusion model" in error
+    assert f"{tmp_path} is not a latent diffusion model" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -561,8 +561,8 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
             "--shapes is ellipsoid, borrowed, both or a folder of masks; there is no folder eli",
         ),
         (["--shapes", "."], "contains no image"),
-        (["--borrowed-share", "2"], "--borrowed-share is a share between 0 and 1, got 2"),
-        (["--inside-fraction", "1.2"], "--inside-fraction is a share between 0 and 1, got 1.2"),
+        (["--borrowed-share", "2"], "--borrowed-share must be a share between 0 and 1, got 2"),
+        (["--inside-fraction", "1.2"], "--inside-fraction must be a share between 0 and 1, got 1.2"),
         (["--lesions-per-case", "3", "2"], "--lesions-per-case needs 1 <= MIN <= MAX, got 3 2"),
         (["--clearance-mm", "-1"], "--clearance-mm must not be negative"),
         (["--margin-mm", "nan"], "--margin-mm must not be negative"),
