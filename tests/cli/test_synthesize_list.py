@@ -349,7 +349,7 @@ def test_lesions_are_placed_into_chosen_structures(paints, tmp_path, capsys):
     options = ["--ldm", "model", "-n", "3", "--mode", "full", "-o", tmp_path / "out", "-np", "0", "-device", "cpu"]
     options += ["--diameter-mm", "6", "8", "--shapes", "ellipsoid", "--no-filter"]
     assert synthesize.main([dataset.name, *map(str, options)]) == 1
-    assert "say with --lesion which is put in: nodule, effusion" in capsys.readouterr().err
+    assert "choose the one to insert with --lesion: nodule, effusion" in capsys.readouterr().err
     options += ["--lesion", "effusion", "--place-in", "lung_right", "--inside-fraction", "1"]
     assert synthesize.main([dataset.name, *map(str, options)]) == 0
     structures, _ = blocks()

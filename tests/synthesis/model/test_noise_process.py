@@ -165,7 +165,7 @@ def test_a_schedule_of_version_0_1_0_is_read(tmp_path):
 
 
 def test_another_schedule_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no noise schedule"):
+    with pytest.raises(UserError, match="is not a noise schedule"):
         NoiseProcess.load(tmp_path)
     NoiseProcess().save(tmp_path)
     path = tmp_path / "scheduler_config.json"
@@ -175,7 +175,7 @@ def test_another_schedule_is_refused(tmp_path):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(UserError, match="known are sample, epsilon, v_prediction, flow"):
+    with pytest.raises(UserError, match="choose from sample, epsilon, v_prediction, flow"):
         NoiseProcess("x0")
     for process, steps, most in (
         (NoiseProcess(), 0, 999),
