@@ -351,11 +351,11 @@ def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, ca
         assert files_of(output) == before
         return capsys.readouterr().err
 
-    said = f"{output} was begun with other real lesions of {dataset.name}"
-    assert f"{said}, from which limits and shapes come (left out now: case_1)" in refused("--leave-out", "case_1")
+    said = f"{output} was started with other real lesions of {dataset.name}"
+    assert f"{said}, which determine limits and shapes (now left out: case_1)" in refused("--leave-out", "case_1")
     rewrite_image(path, move_the_lesion)
     error = refused()
-    assert f"{said}, from which limits and shapes come (changed since: case_1)" in error
+    assert f"{said}, which determine limits and shapes (changed: case_1)" in error
     assert "Use the same files and cases again, another -o, or --overwrite" in error
     assert "plan.clearance_mm: 5.0, now 6.0" in refused("--clearance-mm", 6)
     path.write_bytes(whole)
@@ -567,9 +567,9 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--clearance-mm", "-1"], "--clearance-mm must not be negative"),
         (["--margin-mm", "nan"], "--margin-mm must not be negative"),
         (["--found-share", "70"], "--found-share is a share between 0 and 1"),
-        (["--steps", "0"], "--steps 0: DDIM would not begin near pure noise"),
-        (["--steps", "501"], "--steps 501: DDIM would not begin near pure noise"),
-        (["--eta", "2"], "--eta must lie in 0 to 1, got 2"),
+        (["--steps", "0"], "--steps 0: DDIM would not start near pure noise"),
+        (["--steps", "501"], "--steps 501: DDIM would not start near pure noise"),
+        (["--eta", "2"], "--eta must be between 0 and 1, got 2"),
         (["--cases", "case_9"], "has no case_9; it has case_0"),
         (["--leave-out", "case_9"], "there is no training case 'case_9' to leave out"),
         (["--leave-out", "case_1", "--cases", "case_1"], "--cases and --leave-out both name case_1"),

@@ -581,15 +581,15 @@ def test_vae_of_a_local_folder_is_found_by_weights(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_channels": 4}, "tiny has 16 latent channels, the model was trained with tiny and 4"),
+        ({"latent_channels": 4}, "tiny has 16 latent channels, but the model was trained with tiny, which has 4"),
         (
             {"weights_sha256": "1" * 64},
             r"weights of tiny \(embedded\) are not those .* another version of fvae_nnunet: make it anew",
         ),
         ({"inplane_pixels": 30}, r"30 pixels in-plane.*multiples of 8"),
-        ({"mask_encoding": "vae"}, "denoiser has mask_encoding onehot, the model's settings say vae"),
-        ({"class_names": ("tumour",)}, "denoiser has classes 2, the model's settings say 1"),
-        ({"text_width": 16}, "denoiser has text_width None, the model's settings say 16"),
+        ({"mask_encoding": "vae"}, "denoiser has mask_encoding onehot, but the model's settings say vae"),
+        ({"class_names": ("tumour",)}, "denoiser has classes 2, but the model's settings say 1"),
+        ({"text_width": 16}, "denoiser has text_width None, but the model's settings say 16"),
         ({"latent_std": (1.0,)}, "latent_std for each of 16"),
     ],
 )

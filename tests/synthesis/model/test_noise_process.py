@@ -198,7 +198,7 @@ def test_sampling_begins_near_pure_noise():
                 process.check_steps(steps)
                 assert ALPHA_BAR[timestep] ** 0.5 < 0.25
             else:
-                with pytest.raises(UserError, match=f"`steps={steps}`: DDIM would not begin near pure noise"):
+                with pytest.raises(UserError, match=f"`steps={steps}`: DDIM would not start near pure noise"):
                     process.check_steps(steps)
         with pytest.raises(UserError, match="1 to 999 steps"):
             process.check_steps(1000)
