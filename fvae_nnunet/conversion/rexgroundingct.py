@@ -143,7 +143,9 @@ def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
     for index in map(str, range(len(texts))):
         category, count = categories.get(index), voxels.get(index)
         if category not in CATEGORIES:
-            raise UserError(f"finding {index} has the category {category!r}; the categories are {', '.join(CATEGORIES)}")
+            raise UserError(
+                f"finding {index} has the category {category!r}; the categories are {', '.join(CATEGORIES)}"
+            )
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
             raise UserError(f"finding {index}: pixels must be a whole number from 0 on, not {count!r}")
         yield Finding(" ".join(str(texts[index]).split()), category, count)

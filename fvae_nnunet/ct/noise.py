@@ -256,4 +256,4 @@ def _part_seen(pixels: float, kernels: np.ndarray) -> np.ndarray:
 
 def _check(volume_hu: np.ndarray) -> None:
     if volume_hu.ndim != 3:
-        raise UserError(f"a CT volume has three axes (z, y, x), got shape {volume_hu.shape}")
+        raise UserError(f"a CT volume must have three axes (z, y, x), got shape {volume_hu.shape}")

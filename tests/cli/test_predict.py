@@ -306,7 +306,7 @@ def test_what_the_models_reader_does_not_read_is_said_before_nnunet_tries(recon_
     nibabel.save(nibabel.Nifti2Image(np.asarray(nibabel.load(path).dataobj), np.diag([2, 2, 3, 1])), path)
     assert run(recon_only, images, tmp_path / "out", "--tta", "raw") == 1
     err = capsys.readouterr().err
-    assert "nnU-Net's NibabelIO reads it" in err
+    assert "nnU-Net's NibabelIO can read it" in err
     assert "nnU-Net stopped" not in err
     assert len(labels(tmp_path / "out")) == 1
 

@@ -424,7 +424,7 @@ def test_a_segmenter_that_finds_too_little(paints, tmp_path, monkeypatch):
         share = case.record["quality"]["lesions"][0]["found_share"]
         assert share == pytest.approx(new[:, :, :20].sum() / new.sum(), abs=0.02)
         assert case.record["accepted"] == (share >= 0.7)
-    assert "is found by the segmenter; at least 70 % are needed" in rejected[0].record["reasons"][-1]
+    assert "is found by the segmenter; at least 70 % is required" in rejected[0].record["reasons"][-1]
 
 
 def test_full_mode_writes_the_generated_volume_in_the_sources_geometry(paints, tmp_path):

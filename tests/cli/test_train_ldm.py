@@ -569,7 +569,7 @@ def test_latents_of_other_settings_name_the_options_that_help(trained, tmp_path,
     assert train_ldm.main(command(dataset, *options)) == 1
     error = capsys.readouterr().err
     assert "inplane_pixels: 32, now 16" in error and error.rstrip().endswith(
-        "Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it"
+        "Use the same settings, another cache (--latents NAME), or replace it with --overwrite-latents"
     )
     assert train_ldm.main(command(dataset, *options, "--latents", "other")) == 0
     assert {path.name for path in (dataset.preprocessed / "fvae_latents").iterdir()} == {*latents, "other"}
@@ -636,7 +636,7 @@ def test_a_model_that_has_seen_no_case_without_text_needs_one(
     options = {"steps": 4, "generator": torch.Generator().manual_seed(0)}
     layout = Layout.of(np.ones((4, 32, 32), np.uint8), (1.0, 1.0, 1.0), organs=1)
     if needed:
-        with pytest.raises(UserError, match="had a report; give a text"):
+        with pytest.raises(UserError, match="only on cases with a report; give a text"):
             model.generate(layout, **options)
     else:
         assert np.isfinite(model.generate(layout, **options)).all()
@@ -741,7 +741,7 @@ def test_bad_cases_are_named_and_no_training_starts(capsys):
     assert not (dataset.results / "fvae_ldm__tiny" / "training").exists()
     rewrite(label_file(dataset, "phantom_001"), labels + 1)
     assert train_ldm.main(command(dataset)) == 1
-    assert "holds the labels 3" in capsys.readouterr().err
+    assert "has the labels 3" in capsys.readouterr().err
     edit_dataset_json(dataset, channel_names={"0": "CT", "1": "CT"})
     assert train_ldm.main(command(dataset)) == 1
     assert "2 CT channels" in capsys.readouterr().err

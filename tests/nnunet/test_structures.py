@@ -100,7 +100,7 @@ def test_a_dataset_without_segmentations_has_structures_alone():
         ({"heart": 51, "lung_left": 51}, "heart and lung_left have the same value 51"),
         ({"heart": 255}, "from 1 to 254, not 255"),
         ([], "must be an object"),
-        ({"nodule": 51, "a": 10, "b": 13}, "nodule is a structure and a lesion"),
+        ({"nodule": 51, "a": 10, "b": 13}, "nodule is both a structure and a lesion"),
     ],
 )
 def test_wrong_names_of_structures_are_refused(content, message):

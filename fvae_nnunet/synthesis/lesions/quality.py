@@ -226,19 +226,19 @@ def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) ->
                     f"{_whose(measure, limits, allowed)} {interval(lower, upper, 'HU')}"
                 )
         for key, least, said in (
-            ("inside_fraction", limits.inside_fraction, "lies in the organ"),
+            ("inside_fraction", limits.inside_fraction, "is in the organ"),
             ("found_share", limits.found_share, "is found by the segmenter"),
         ):
             share = quality[key]
             # shares are rounded to four decimals
             if share is not None and share < least - 5e-5:
-                reasons.append(f"{percent(share)} of {which} {said}; at least {percent(least)} are needed")
+                reasons.append(f"{percent(share)} of {which} {said}; at least {percent(least)} is required")
     return reasons
 
 
 def _whose(measure: str, limits: QualityLimits, allowed: Mapping[str, Any]) -> str:
     if measure in limits.asked:
-        return "what was asked for allows"
+        return "the requested range allows"
     if measure not in _BY_SIZE:
         return "real ones allow"
     smallest, largest = allowed["diameters_mm"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.numbers_as_text import number
+from fvae_nnunet.numbers_as_text import counted, number
 
 Field = Callable[[np.ndarray], np.ndarray]
 """Function from points around the lesion's centre, (3, n) in equivalent diameters, to depths (n,): lower is deeper."""
@@ -95,7 +95,7 @@ def draw_lesion_shape(
     voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
     if voxels < MIN_VOXELS:
         raise UserError(
-            f"a lesion of {number(diameter_mm, 'mm')} mm has {voxels} voxels of "
+            f"a lesion of {number(diameter_mm, 'mm')} mm has {counted(voxels, 'voxel')} of "
             f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; at least {MIN_VOXELS} are needed"
         )
     for attempt in range(_SHAPES_TRIED):
@@ -135,7 +135,7 @@ def scaled_in_place(
 
     voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
     if voxels < MIN_VOXELS:
-        raise UserError(f"it would have {voxels} voxels; at least {MIN_VOXELS} are needed")
+        raise UserError(f"it would have {counted(voxels, 'voxel')}; at least {MIN_VOXELS} are needed")
     factor = diameter_mm / equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
     distance = _signed_distance(np.pad(mask, 2), spacing_mm)
     centre = np.argwhere(mask).mean(axis=0)
