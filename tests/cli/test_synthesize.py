@@ -573,7 +573,7 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
         (["--cases", "case_9"], "has no case_9; it has case_0"),
         (["--leave-out", "case_9"], "there is no training case 'case_9' to leave out"),
         (["--leave-out", "case_1", "--cases", "case_1"], "--cases and --leave-out both name case_1"),
-        (["--organ", "none"], "trained on organ, tumour, and --organ none gives tumour"),
+        (["--organ", "none"], "trained on organ, tumour, but --organ none gives tumour"),
         (["--avoid", "."], "contains no image"),
         (["--seed", "-1"], "--seed must not be negative"),
     ],
