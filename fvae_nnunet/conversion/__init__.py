@@ -1,1 +1,1 @@
-"""CT-RATE and ReXGroundingCT as published, to nnU-Net's raw format with reports, findings and splits by patient."""
+"""Convert the published CT-RATE and ReXGroundingCT to nnU-Net's raw format with reports, findings and patient folds."""

@@ -1,4 +1,4 @@
-"""Each volume to an image in HU with its geometry, its label map of diseases and its map of structures."""
+"""Convert each volume to an image in HU with correct geometry, a label map of diseases and a map of structures."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from fvae_nnunet.nnunet.case_reports import DiseaseMask
 
 @dataclass(frozen=True)
 class Source:
-    """What a case is made from.
+    """The inputs of one case.
 
     Attributes:
-        volume: its name.
-        image: the file.
-        split: ``train`` or ``test``, where it goes.
-        metadata: of the scanner; None where there is none.
-        grounding: its findings and the file of their masks, None where nothing was found; None to make no label map.
-        problem: why it cannot be converted, known before its files are read.
+        volume: name of the volume.
+        image: image file.
+        split: target split, ``train`` or ``test``.
+        metadata: scanner metadata; None if there is none.
+        grounding: the findings and the file of their masks (None without findings); None: write no label map.
+        problem: why the case cannot be converted, if this is known before its files are read.
     """
 
     volume: VolumeName
@@ -47,13 +47,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How cases are converted and where to.
+    """Settings of a conversion and its target folder.
 
     Attributes:
-        raw: the dataset's folder in ``nnUNet_raw``.
+        raw: folder of the dataset in ``nnUNet_raw``.
         kind: ``ct-rate`` or ``rexgroundingct``.
         values, geometry: see ``hounsfield.to_hu`` and ``headers.true_geometry``.
-        structures: the masks of organ structures; None for none.
+        structures: masks of organ structures; None: write no structures.
     """
 
     raw: Path
@@ -68,31 +68,31 @@ class Conversion:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that changes a voxel."""
+        """All settings that affect voxel values."""
         program = self.structures.program if self.structures else None
         return {"source": self.kind, "values": self.values, "geometry": self.geometry, "structures": program}
 
     def outputs(self, source: Source) -> list[Path]:
-        """The files of a case."""
+        """The files written for a case; the image comes first."""
         where = (self.raw, source.split, source.volume.case)
         labels = [label_path(*where)] if source.grounding else []
         return [image_path(*where), *labels, *([structures_path(*where)] if self.structures else [])]
 
 
 def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwrite: bool) -> list[str]:
-    """Begin a dataset or go on with one; cases that are in it and left out now are removed.
+    """Start a dataset or resume one, and remove earlier cases that are now left out.
 
     Args:
-        conversion: how and where to.
-        left_out: case -> why; of those that were converted before, the files that were written and the record go.
-        overwrite: delete what was converted before.
+        conversion: settings and target folder.
+        left_out: case -> reason; the files and records of those that were converted before are deleted.
+        overwrite: delete everything that was converted before.
 
     Returns:
-        A sentence for each case that was removed.
+        A sentence for each removed case.
 
     Raises:
-        UserError: the folder was made with other settings, holds images that are not ours, or somebody changed a file
-            that would be removed; nothing is removed then.
+        UserError: the folder was made with different settings, holds images of another origin, or a file that would be
+            removed was modified; in that case nothing is removed.
     """
     manifest = conversion.manifest
     ours = manifest.read() is not None
@@ -101,7 +101,9 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
     places = ("images*/*", "labels*/*", "dataset.json")
     foreign = next((path for place in places for path in sorted(conversion.raw.glob(place))), None)
     if foreign is not None and not ours:
-        raise UserError(f"{conversion.raw} holds {foreign.name}, which is not ours; choose another `dataset`")
+        raise UserError(
+            f"{conversion.raw} contains {foreign.name}, which is not from a conversion; choose another `dataset`"
+        )
     manifest.begin("conversion", conversion.settings, {})
     removed = {case: _written(manifest, case) for case in manifest.cases if case in left_out}
     for case, files in removed.items():
@@ -119,19 +121,20 @@ def convert_cases(
     workers: int,
     seconds: StageSeconds,
 ) -> Generator[Outcome, None, None]:
-    """Convert cases, in other processes if there are workers; what was finished from the same files is left alone.
+    """Convert cases, in worker processes if requested; cases already finished from the same files are skipped.
 
-    Of a case that fails nothing is written: what was converted of it before stays.
+    Nothing is written for a case that fails; its earlier conversion is kept.
 
-    The result of a case is its record: ``rescaled``, ``geometry`` (header or metadata), ``hu`` (lowest and highest),
-    ``disease_masks``, ``overlap_voxels``, ``structures`` and ``left_out`` (name -> voxels).
+    The result of a case is its record: ``rescaled``, ``geometry`` (header or metadata), ``split``, ``hu`` (lowest and
+    highest), ``disease_masks``, ``overlap_voxels``, ``structures`` and ``left_out`` (name -> voxels), and
+    ``structure_overlap_voxels``.
 
     Args:
-        sources: by case.
-        conversion: how.
-        cases: which, asked for one by one.
-        workers: processes; 0 for none.
-        seconds: filled with where the time went.
+        sources: case -> its inputs.
+        conversion: settings and target folder.
+        cases: names of the cases to convert, consumed one by one.
+        workers: number of worker processes; 0: convert in this process.
+        seconds: filled with the time spent in each stage.
     """
     return run_cases(
         cases,
@@ -151,17 +154,17 @@ def _delete(conversion: Conversion) -> None:
 
 
 def _written(manifest: Manifest, case: str) -> list[Path]:
-    """The files that the record of a case names, to be removed.
+    """The files named in the record of a case, for removal.
 
     Raises:
-        UserError: one of them is not as it was recorded: somebody else wrote it.
+        UserError: one of them differs from its record, so it was modified since.
     """
     files = manifest.outputs(case)
     for path, file in files.items():
         if path.is_file() and file.damage(path):
             raise UserError(
-                f"{case} is left out or in another split now, but {path} is not as it was written, so it is not "
-                "removed; move it elsewhere"
+                f"{case} is now left out or in another split, but {path} was modified since it was written, so it is "
+                "not removed; move it elsewhere"
             )
     return list(files)
 
@@ -228,10 +231,10 @@ CASE_RECORD = {
     "disease_masks?": [{"label": int, "name": str, "text": str, "voxels": int}],
     "structures?": {"*": int},
 }
-"""What is used again of the record of a case; a shape of ``files.checked_json``."""
+"""The parts of a case's record that are read again; a shape for ``files.checked_json``."""
 
 
 def recorded_masks(record: Mapping[str, Any]) -> tuple[DiseaseMask, ...] | None:
-    """The disease masks of a case's record; None where it has no label map."""
+    """The disease masks in a case's record; None if the case has no label map."""
     masks = record.get("disease_masks")
     return None if masks is None else tuple(DiseaseMask(**mask) for mask in masks)

@@ -1,10 +1,10 @@
-"""What the options of the conversion can be; without imports, so that a command's help is quick."""
+"""Choices for the conversion options; no imports here, so that the help of a command starts fast."""
 
 VALUES = ("auto", "hu", "stored")
-"""Of ``hounsfield.to_hu``."""
+"""Modes of ``hounsfield.to_hu``."""
 
 GEOMETRIES = ("auto", "header", "metadata")
-"""Of ``headers.true_geometry``."""
+"""Modes of ``headers.true_geometry``."""
 
 PROGRAMS = ("totalsegmentator", "vista3d")
-"""Whose masks ``structures.StructureMasks`` reads."""
+"""Programs whose masks ``structures.StructureMasks`` reads."""

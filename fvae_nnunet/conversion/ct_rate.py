@@ -1,4 +1,4 @@
-"""CT-RATE's volumes: what their names say, and where they lie.
+"""The volumes of CT-RATE: their names and their places in the published folders.
 
 The published folders (huggingface.co/datasets/ibrahimhamamci/CT-RATE)::
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 
 SPLITS = ("train", "valid")
 ENDING = ".nii.gz"
@@ -39,7 +40,7 @@ STRUCTURES_FOLDER = "ts_seg/ts_total"
 
 @dataclass(frozen=True, order=True)
 class VolumeName:
-    """What the name of a volume says: ``train_1_a_2.nii.gz`` is reconstruction 2 of scan a of patient 1.
+    """The parts of a volume's name: ``train_1_a_2.nii.gz`` is reconstruction 2 of scan a of patient 1.
 
     Volumes sort by split, patient, scan and reconstruction.
     """
@@ -51,13 +52,13 @@ class VolumeName:
 
     @classmethod
     def parse(cls, name: str) -> VolumeName | None:
-        """From a file's name with or without ``.nii.gz``; None where it is no such name."""
+        """Parse a file name with or without ``.nii.gz``; None if it is not the name of a volume."""
         match = _NAME.fullmatch(name)
         return cls(match[1], int(match[2]), match[3], int(match[4])) if match else None
 
     @property
     def patient(self) -> str:
-        """The patient, such as ``train_1``: numbers start anew in each split."""
+        """The patient, such as ``train_1``; patient numbers start again in each split."""
         return f"{self.split}_{self.patient_number}"
 
     @property
@@ -66,7 +67,7 @@ class VolumeName:
 
     @property
     def case(self) -> str:
-        """The name without ending: what the case is called in nnU-Net's folders."""
+        """The name without its ending, used as the case name in nnU-Net's folders."""
         return f"{self.scan}_{self.reconstruction}"
 
     @property
@@ -75,7 +76,7 @@ class VolumeName:
 
     @property
     def nested(self) -> Path:
-        """Where the published folders keep it below ``train_fixed`` and the like."""
+        """The path of the volume below ``train_fixed``, ``train`` etc. in the published folders."""
         return Path(self.patient, self.scan, self.file_name)
 
 
@@ -83,26 +84,27 @@ def data_folder(root: Path) -> Path:
     """The published ``dataset`` folder: below ``root``, or ``root`` itself.
 
     Raises:
-        UserError: ``root`` is no folder.
+        UserError: ``root`` is not a folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root} is no folder")
+        raise UserError(f"{root} is not a folder")
     inside = (root / "dataset", root / "data_volumes" / "dataset")
     return next((folder for folder in inside if folder.is_dir()), root)
 
 
 def published_files(folder: Path, names: dict[str, str], splits: Iterable[str]) -> list[Path]:
-    """Those of the published files of these splits that are there."""
+    """The published files of these splits that exist."""
     return [path for split in splits if (path := folder / names[split]).is_file()]
 
 
 def find_volumes(root: Path, splits: Iterable[str]) -> dict[VolumeName, Path]:
-    """The volumes of these splits, sorted. Of a volume in ``train_fixed`` and in ``train`` the fixed one counts.
+    """Find the volumes of these splits, sorted by name.
 
-    A folder without these subfolders may hold the files themselves.
+    If ``train_fixed`` and ``train`` both have a volume, the fixed one is used. A folder without these subfolders may
+    contain the files directly.
 
     Raises:
-        UserError: no volume, a file with another name, or one volume twice.
+        UserError: no volume is found, a file has another kind of name, or a volume occurs twice.
     """
     folder = data_folder(root)
     found: dict[VolumeName, Path] = {}
@@ -124,25 +126,25 @@ def find_volumes(root: Path, splits: Iterable[str]) -> dict[VolumeName, Path]:
         found = here | found
     if foreign:
         raise UserError(
-            f"{foreign[0]} is not named as CT-RATE's volumes are (train_1_a_1{ENDING}); {len(foreign)} such files. "
-            "Move them elsewhere"
+            f"{foreign[0]} is not named like a volume of CT-RATE (train_1_a_1{ENDING}); found "
+            f"{counted(len(foreign), 'such file')}. Move {'it' if len(foreign) == 1 else 'them'} elsewhere"
         )
     if not found:
         raise UserError(
-            f"{root} holds no volume of CT-RATE; looked in {', '.join(str(place) for place in searched)} and for "
-            f"train_1_a_1{ENDING} and the like in {folder}"
+            f"{root} contains no volume of CT-RATE; searched {', '.join(str(place) for place in searched)}, and "
+            f"{folder} for files such as train_1_a_1{ENDING}"
         )
     return dict(sorted(found.items()))
 
 
 def first_reconstructions(volumes: Iterable[VolumeName], converted: Iterable[VolumeName] = ()) -> list[VolumeName]:
-    """The volume with the lowest reconstruction number of each scan, sorted; none other of a scan already converted.
+    """Choose one volume per scan, sorted: the one already converted, or the one with the lowest reconstruction number.
 
-    CT-RATE has on average two reconstructions of a scan (kernels of lung and soft tissue): the same anatomy twice.
+    CT-RATE has on average two reconstructions per scan (lung and soft-tissue kernels), which show the same anatomy.
 
     Args:
-        volumes: to choose from.
-        converted: in the dataset already; they need not be among ``volumes``.
+        volumes: volumes to choose from.
+        converted: volumes already in the dataset; for a scan whose volume is not among ``volumes``, none is chosen.
     """
     volumes = sorted(volumes)
     chosen: dict[str, VolumeName] = {}
@@ -152,10 +154,10 @@ def first_reconstructions(volumes: Iterable[VolumeName], converted: Iterable[Vol
 
 
 def read_no_chest(paths: Iterable[Path]) -> set[VolumeName]:
-    """The volumes that the publishers list as scans of other body parts, one name or path a line.
+    """Read the publishers' lists of scans of other body parts, one volume name or path per line.
 
     Raises:
-        UserError: a line is no volume's name.
+        UserError: a line is not the name of a volume.
     """
     listed = set()
     for path in paths:
@@ -164,19 +166,19 @@ def read_no_chest(paths: Iterable[Path]) -> set[VolumeName]:
                 continue
             name = VolumeName.parse(line.strip().replace("\\", "/").rsplit("/", 1)[-1])
             if name is None:
-                raise UserError(f"{path}, line {number}: {line!r} is no name of a volume")
+                raise UserError(f"{path}, line {number}: {line!r} is not the name of a volume")
             listed.add(name)
     return listed
 
 
 def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]:
-    """The volumes that a list names: a volume, a scan (``train_1_a``) or a patient (``train_1``) a line.
+    """Read a list of volumes, scans (``train_1_a``) or patients (``train_1``), one per line; returns their volumes.
 
     Raises:
-        UserError: a line names nothing that is there.
+        UserError: a line matches none of the volumes.
     """
     if not path.is_file():
-        raise UserError(f"`selection`: {path} is no file")
+        raise UserError(f"`selection`: {path} is not a file")
     by_name: dict[str, set[VolumeName]] = {}
     for volume in volumes:
         for name in (volume.patient, volume.scan, volume.case):
@@ -185,7 +187,7 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
     unknown = [line for line in lines if line not in by_name]
     if unknown:
         raise UserError(
-            f"`selection`: {path}: {len(unknown)} of {len(lines)} lines name no volume that is there and belongs to "
+            f"`selection`: {path}: {len(unknown)} of {counted(len(lines), 'line')} match no available volume of "
             f"`split` (first: {unknown[0]})"
         )
     return set().union(*(by_name[line] for line in lines))

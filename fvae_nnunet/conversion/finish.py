@@ -1,4 +1,4 @@
-"""What belongs to a converted dataset as a whole: reports, structures, ``dataset.json`` and folds."""
+"""Write the files that describe a converted dataset as a whole: reports, structures, ``dataset.json`` and folds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.training.views import SEPARATOR
 
 MOST_NAMED = 20
-"""Wrong cases that a message names."""
+"""Maximum number of invalid cases named in a message."""
 
 DESCRIPTIONS = {
     "ct-rate": "CT-RATE (Hamamci et al. 2024, arXiv 2403.17834)",
@@ -30,16 +30,16 @@ DESCRIPTIONS = {
 
 
 def check_plan(plan: Plan, conversion: Conversion, preprocessed: Path, folds: int, *, overwrite: bool) -> None:
-    """Raise UserError, before any work, where the splits cannot be made or what was converted before is in doubt.
+    """Raise UserError before any work if the splits are not possible or earlier conversions have become invalid.
 
-    Cases that cannot be converted do not count for the splits.
+    Cases that cannot be converted are ignored for the splits.
 
     Args:
-        plan: what is to be converted.
-        conversion: how and where to.
-        preprocessed: the dataset's folder in ``nnUNet_preprocessed``.
-        folds: how many; 0 for none.
-        overwrite: what is there does not count.
+        plan: the cases to convert.
+        conversion: settings and target folder.
+        preprocessed: folder of the dataset in ``nnUNet_preprocessed``.
+        folds: number of folds; 0: none.
+        overwrite: ignore what was converted before.
     """
     before = _cases_before(conversion, overwrite)
     if not overwrite:
@@ -55,15 +55,15 @@ def check_plan(plan: Plan, conversion: Conversion, preprocessed: Path, folds: in
 def finish_dataset(
     plan: Plan, conversion: Conversion, preprocessed: Path, folds: int, *, failed: Collection[str], overwrite: bool
 ) -> list[str]:
-    """Write what belongs to the dataset as a whole, for the cases that are complete; sentences on what was written.
+    """Write the dataset-level files for all complete cases, and return sentences on what was written.
 
-    Cases of earlier calls stay. Arguments as for ``check_plan``; ``overwrite`` deals the folds anew.
+    Cases of earlier calls are kept. Arguments as for ``check_plan``; with ``overwrite`` all folds are dealt again.
 
     Args:
-        failed: cases that could not be converted; they stay as an earlier call converted them.
+        failed: cases that could not be converted; an earlier conversion of them is kept.
 
     Raises:
-        UserError: the splits leak, or there are too few patients.
+        UserError: a patient is on both sides of a split, or there are too few patients.
     """
     raw, manifest = conversion.raw, conversion.manifest
     cases = _cases_before(conversion, overwrite)
@@ -86,13 +86,13 @@ def finish_dataset(
                 write_json(raw / f"structures{suffix}" / NAMES_FILE, names)
     said = [f"{raw / FILE_NAME}: {counted(len(cases), 'case')}"]
     if names:
-        said.append(f"{len(names)} structures occur")
+        said.append(f"{counted(len(names), 'structure')} found")
     said += _still_preprocessed(raw, preprocessed)
     check_leakage(cases)
     if folds and _has_training(cases):
         path = preprocessed / SPLITS_FILE
         dealt = write_folds(path, cases, folds, anew=overwrite)
-        said.append(f"{path}: {len(dealt)} folds by patient")
+        said.append(f"{path}: {counted(len(dealt), 'fold')} by patient")
     return said
 
 
@@ -101,7 +101,7 @@ def _has_training(cases: Mapping[str, CaseReport]) -> bool:
 
 
 def _cases_before(conversion: Conversion, overwrite: bool) -> dict[str, CaseReport]:
-    """Those of ``reports.json`` that have their image."""
+    """The cases of ``reports.json`` whose image exists."""
     path = conversion.raw / FILE_NAME
     if overwrite or not path.exists():
         return {}
@@ -110,7 +110,7 @@ def _cases_before(conversion: Conversion, overwrite: bool) -> dict[str, CaseRepo
 
 
 def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, CaseReport]) -> None:
-    """Raise UserError where converted cases are wrong now, or are those of another call that was interrupted."""
+    """Raise UserError if converted cases are now invalid, or belong to another call that was interrupted."""
     converted = set(conversion.manifest.cases)
     wrong = [
         f"{case}: {source.problem}"
@@ -119,26 +119,26 @@ def _refuse_doubtful(plan: Plan, conversion: Conversion, before: Mapping[str, Ca
     ]
     if wrong:
         raise UserError(
-            f"{counted(len(wrong), 'case')} converted before would be wrong now:\n  "
+            f"{counted(len(wrong), 'case')} converted before would now be invalid:\n  "
             + some_of(wrong, MOST_NAMED, "\n  ")
-            + "\nNothing was done. Repair them, or give `overwrite=True` to convert everything anew without them"
+            + "\nNothing was done. Repair them, or give `overwrite=True` to convert everything again without them"
         )
     unknown = sorted(converted - before.keys() - plan.sources.keys() - plan.left_out.keys())
     stray = [case for case in unknown if any(image_path(conversion.raw, split, case).is_file() for split in SUFFIXES)]
     if stray:
         raise UserError(
-            f"{conversion.raw} has {counted(len(stray), 'case')} of an interrupted call (first: {stray[0]}), not among "
-            "those of this one. Run that call again to its end, or give `overwrite=True` to convert everything anew"
+            f"{conversion.raw} has {counted(len(stray), 'case')} of an interrupted run (first: {stray[0]}) that this "
+            "run does not include. Complete that run, or give `overwrite=True` to convert everything again"
         )
 
 
 def _still_preprocessed(raw: Path, preprocessed: Path) -> list[str]:
-    """A sentence where nnU-Net has preprocessed cases that are no training cases any more."""
+    """A sentence if nnU-Net has preprocessed cases that are no longer training cases."""
     there = {path.stem for path in preprocessed.glob("*/*.pkl") if SEPARATOR not in path.parent.name}
     stale = sorted(case for case in there if not image_path(raw, "train", case).is_file())
     if not stale:
         return []
     return [
-        f"{preprocessed} has {stale[0]}, which is no training case any more ({len(stale)} such): run "
-        "nnUNetv2_plan_and_preprocess again, else nnU-Net's fold all trains on it"
+        f"{preprocessed} has {counted(len(stale), 'case')} no longer in the training set (first: {stale[0]}). Run "
+        "nnUNetv2_plan_and_preprocess again; otherwise nnU-Net's fold all trains on them"
     ]

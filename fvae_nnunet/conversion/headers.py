@@ -1,4 +1,4 @@
-"""Geometry made right: whether a file's header says where its voxels lie, or the metadata must."""
+"""Choose the correct geometry of a volume: that of the file header, or that of the metadata."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
 
 SPACING_TOLERANCE = 0.01
-"""Relative; tables round to some digits, a wrong header is wrong by far more."""
+"""Relative difference of spacings that counts as rounding in the tables; a wrong header differs by far more."""
 
 
 def true_geometry(
     header: Geometry, shape: tuple[int, ...], metadata: VolumeMetadata | None, *, mode: str = "auto"
 ) -> tuple[Geometry, str]:
-    """The geometry of a volume, and whether it is that of the ``header`` or of the ``metadata``.
+    """The geometry of a volume, and its origin: ``header`` or ``metadata``.
 
-    CT-RATE's first release has headers with a spacing of 1 mm on every axis, the default of the program that wrote
-    them. Such a header is blank: spacing, origin and direction are those of the metadata. The order of the voxels is
-    never changed.
+    The headers of CT-RATE's first release have a spacing of 1 mm on every axis, the default of the program that wrote
+    them. Such a header counts as blank: spacing, origin and direction are taken from the metadata. The order of the
+    voxels is never changed.
 
     Args:
-        header: as read from the file.
-        shape: of the array (z, y, x).
-        metadata: of the scanner; None where there is none.
-        mode: ``auto``: the header's where it is not blank, and then its spacing must be that of the metadata, if there
-            is any. ``header`` and ``metadata``: one of them, whatever the other says.
+        header: geometry read from the file.
+        shape: shape of the array (z, y, x).
+        metadata: scanner metadata; None if there is none.
+        mode: ``auto``: use the header unless it is blank; its spacing must agree with that of the metadata, if there is
+            any. ``header`` or ``metadata``: always use that one.
 
     Raises:
-        UserError: neither is usable, both are and differ, or the metadata is that of an image of another size.
+        UserError: neither is usable, both are usable but differ, or the metadata is for an image of another size.
     """
     if mode == "header":
         return header, "header"
@@ -37,20 +37,20 @@ def true_geometry(
     if metadata is None:
         if mode == "metadata" or blank:
             raise UserError(
-                "there is no metadata of it"
+                "it has no metadata"
                 + ("" if mode == "metadata" else ", and its header is blank (spacing 1 1 1 mm)")
-                + "; give `metadata`, or `geometry='header'` if the header is right"
+                + "; give `metadata`, or `geometry='header'` if the header is correct"
             )
         return header, "header"
     rows_columns = metadata.in_plane_shape
     if rows_columns is not None and rows_columns != shape[1:]:
-        raise UserError(f"it has slices of {shape[1:]} voxels, {metadata.place} says {rows_columns} (rows, columns)")
+        raise UserError(f"its slices have {shape[1:]} voxels, but {metadata.place} says {rows_columns} (rows, columns)")
     spacing_mm = metadata.spacing_mm
     if mode == "auto" and not blank:
         if not np.allclose(header.spacing_mm, spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
             raise UserError(
-                f"its header has a spacing of {_mm(header.spacing_mm)}, {metadata.place} says {_mm(spacing_mm)}; "
-                "`geometry='header'` or `geometry='metadata'` decides"
+                f"its header has a spacing of {_mm(header.spacing_mm)}, but {metadata.place} says {_mm(spacing_mm)}; "
+                "choose with `geometry='header'` or `geometry='metadata'`"
             )
         return header, "header"
     return Geometry(spacing_mm, *metadata.placement), "metadata"

@@ -1,8 +1,8 @@
-"""HU made right: whether the values of a file are HU already or still need slope and intercept.
+"""Convert the values of a file to HU: decide whether slope and intercept still have to be applied.
 
-CT-RATE's first release holds the scanner's stored values, its second HU; the metadata of both have the slope and
-intercept that lead from stored values to HU. Applied twice, they put soft tissue to -1000 HU; not applied, air to about
-0. The folder's name is no proof of either, so the values decide.
+CT-RATE's first release contains the scanner's stored values, its second release HU. The metadata of both give the slope
+and intercept that convert stored values to HU. Applied twice, they move soft tissue to -1000 HU; not applied, air stays
+at about 0. The folder name does not prove either, so the values decide.
 """
 
 from __future__ import annotations
@@ -14,60 +14,60 @@ from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.errors import UserError
 
 LEAST_SHARE = 0.03
-"""Of all voxels but padding. A chest has far more of both; of bone above 874 HU, which slope 1 and intercept -1024
-applied twice would put among soft tissue, it has less than 1 %."""
+"""Smallest share of air, and of soft tissue, among all voxels except padding. A chest has far more of both. Bone above
+874 HU, which becomes soft tissue if slope 1 and intercept -1024 are applied twice, makes up less than 1 %."""
 
 
 def to_hu(volume: np.ndarray, rescale: tuple[float, float] | None, *, mode: str = "auto") -> tuple[np.ndarray, bool]:
-    """The volume in HU, int16, and whether slope and intercept were applied.
+    """The volume as int16 HU, and whether slope and intercept were applied.
 
     Args:
-        volume: values of a file (z, y, x), with its own header's slope and intercept applied, as SimpleITK reads it.
-        rescale: slope and intercept of the scanner; None where unknown.
-        mode: ``auto``: what makes plausible HU, as ``implausible`` has it: the values as they are, or rescaled. If both
-            do, slope and intercept must change nothing. ``hu``: as they are. ``stored``: rescaled.
+        volume: values of a file (z, y, x) as SimpleITK reads them, the slope and intercept of its own header applied.
+        rescale: slope and intercept of the scanner; None if unknown.
+        mode: ``auto``: the values as they are or rescaled, whichever is plausible according to ``implausible``; if both
+            are, it is an error unless slope and intercept change nothing. ``hu``: as they are. ``stored``: rescaled.
 
     Raises:
-        UserError: nothing makes plausible HU, both do, slope and intercept are needed and unknown, or HU do not fit
+        UserError: neither or both give plausible HU, slope and intercept are needed but unknown, or the HU do not fit
             int16.
     """
     if mode == "hu":
         return round_to_int16(volume), False
     if mode == "stored":
         if rescale is None:
-            raise UserError("there is no metadata with its slope and intercept; give `metadata`, or `values='hu'`")
+            raise UserError("it has no metadata with slope and intercept; give `metadata`, or `values='hu'`")
         return round_to_int16(_rescaled(volume, rescale)), True
     sample = sample_of(volume)
     against = implausible(sample)
     if rescale in (None, (1.0, 0.0)):
         if against is None:
             return round_to_int16(volume), False
-        known = "slope 1 and intercept 0" if rescale else "no metadata with its slope and intercept"
-        raise UserError(f"the values are no HU: {against}; there is {known}. {_REMEDY}")
+        known = "its metadata has slope 1 and intercept 0" if rescale else "it has no metadata with slope and intercept"
+        raise UserError(f"the values are not HU: {against}; {known}. {_REMEDY}")
     slope, intercept = rescale
     against_rescaled = implausible(_rescaled(sample, rescale))
     if against is None and against_rescaled is None:
         raise UserError(
-            f"the values look like HU as they are and also with slope {slope:g} and intercept {intercept:g}. {_REMEDY}"
+            f"the values look like HU both as they are and with slope {slope:g} and intercept {intercept:g}. {_REMEDY}"
         )
     if against is None:
         return round_to_int16(volume), False
     if against_rescaled is None:
         return round_to_int16(_rescaled(volume, rescale)), True
     raise UserError(
-        f"the values are no HU as they are ({against}), nor with slope {slope:g} and intercept {intercept:g} "
+        f"the values are not HU as they are ({against}), nor with slope {slope:g} and intercept {intercept:g} "
         f"({against_rescaled}). {_REMEDY}"
     )
 
 
-_REMEDY = "Look at the image; if it is right, `values='hu'` (take as is) or `values='stored'` (apply both) decides"
+_REMEDY = "Inspect the image; if it is correct, choose `values='hu'` (use as is) or `values='stored'` (apply both)"
 
 
 def implausible(volume_hu: np.ndarray) -> str | None:
-    """Why a volume is no chest CT in HU, or None: at least ``LEAST_SHARE`` must be air and as much soft tissue.
+    """Why a volume is not a chest CT in HU, or None: air and soft tissue must each make up ``LEAST_SHARE`` or more.
 
     Args:
-        volume_hu: any shape; a regular sample of about two million voxels is looked at. Empty: implausible.
+        volume_hu: any shape; a regular sample of about two million voxels is examined. An empty one is implausible.
     """
     values = sample_of(volume_hu)
     if values.size == 0:

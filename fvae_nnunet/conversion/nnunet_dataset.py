@@ -1,4 +1,4 @@
-"""The files that make a folder nnU-Net's raw dataset: names, label maps and ``dataset.json``."""
+"""Names and files of a raw nnU-Net dataset: images, labels, structures and ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ SUFFIXES = {"train": "Tr", "test": "Ts"}
 
 
 def new_dataset_name(text: str) -> str:
-    """``DatasetNNN_NAME`` from ``40_NAME`` or from the whole name.
+    """``DatasetNNN_NAME`` from ``40_NAME`` or from the full name.
 
     Raises:
-        UserError: neither, or a number that nnU-Net does not take.
+        UserError: the text is neither, or nnU-Net does not accept the number.
     """
     match = re.fullmatch(r"(?:Dataset)?(\d+)_([A-Za-z0-9][A-Za-z0-9_-]*)", text)
     if match is None or int(match[1]) == 0:
-        raise UserError(f"`dataset`: {text!r} is given; a number from 1 and a name are expected, such as 40_CTRATE")
+        raise UserError(f"`dataset` must be a number from 1 on and a name, such as 40_CTRATE, got {text!r}")
     return dataset_prefix(int(match[1])) + match[2]
 
 
 def refuse_taken_number(raw: Path) -> None:
-    """UserError where another raw dataset has the number of this one: nnU-Net refuses to work with both."""
+    """Raise UserError if another raw dataset has the same number: nnU-Net refuses to work with both."""
     same = raw.parent.glob(f"{dataset_prefix(dataset_id(raw.name))}*")
     taken = [folder.name for folder in same if folder.name != raw.name]
     if taken:
-        raise UserError(f"{raw.parent} holds {taken[0]}, which has the same number; choose another `dataset`")
+        raise UserError(f"{raw.parent} contains {taken[0]}, which has the same number; choose another `dataset`")
 
 
 def image_path(raw: Path, split: str, case: str) -> Path:
@@ -47,7 +47,7 @@ def structures_path(raw: Path, split: str, case: str) -> Path:
 
 
 def write_dataset_json(raw: Path, labels: Mapping[str, int], description: str) -> None:
-    """``dataset.json`` with one channel, CT; the number of training cases is that of the images."""
+    """Write ``dataset.json`` with one channel, CT, and the number of images in ``imagesTr`` as training cases."""
     write_json(
         raw / "dataset.json",
         {

@@ -1,4 +1,4 @@
-"""What a published dataset holds and what is to be done with it, before any image is read."""
+"""Plan a conversion: find the cases of a published dataset and what is known about them, before any image is read."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Plan:
     """The cases to convert and what is known about them.
 
     Attributes:
-        sources: case -> what it is made from.
-        reports: case -> what is known about it, still without disease masks.
-        left_out: case -> why it must not be in the dataset, whatever else was asked for.
-        findings: names; empty where there are no labels.
-        labels: classes of the label maps; empty where there are none.
+        findings: names of the findings; empty if there is no table of labels.
+        labels: classes of the label maps; empty if there are no label maps.
+        sources: case -> its inputs.
+        reports: case -> its report and findings, still without disease masks.
+        left_out: case -> why it must not be in the dataset, regardless of other options.
         notes: sentences for the user.
         unassigned_rows: rows of the tables that belong to no volume.
     """
@@ -67,7 +67,7 @@ class _Tables:
 
     @property
     def volumes(self) -> set[VolumeName]:
-        """Those that have a row."""
+        """All volumes that have a row, valid or not."""
         every = (self.metadata, self.reports, self.labels)
         return {volume for table in every for volume in (*table.rows, *table.wrong)}
 
@@ -81,21 +81,21 @@ def plan_ct_rate(
     tables: Mapping[str, list[Path] | None],
     converted: Collection[str] = (),
 ) -> Plan:
-    """CT-RATE: ``train`` goes to Tr, ``valid`` to Ts; volumes that the publishers list as no chest are left out.
+    """Plan the conversion of CT-RATE: ``train`` goes to Tr, ``valid`` to Ts.
 
-    So are volumes of the tables that are not there.
+    Left out are volumes that the publishers list as not showing the chest, and volumes that only the tables name.
 
     Args:
-        root: the download.
+        root: folder of the download.
         split: ``train``, ``valid`` or ``all``.
-        scans: ``first``: the lowest reconstruction number of each scan, or the one that was converted; ``all``: every
-            reconstruction.
-        selection: a list of volumes, scans or patients; None for all.
-        tables: ``metadata``, ``reports``, ``labels`` -> files, or None for the published ones that are there.
-        converted: cases that are in the dataset already.
+        scans: ``first``: one reconstruction per scan, the one already converted or the one with the lowest number;
+            ``all``: every reconstruction.
+        selection: file with a list of volumes, scans or patients; None: all.
+        tables: ``metadata``, ``reports``, ``labels`` -> files; None: the published ones that exist.
+        converted: cases that are already in the dataset.
 
     Raises:
-        UserError: files are missing or are none of this dataset's.
+        UserError: files are missing or do not belong to this dataset.
     """
     splits = ct_rate.SPLITS if split == "all" else (split,)
     found = ct_rate.find_volumes(root, splits)
@@ -103,11 +103,12 @@ def plan_ct_rate(
     read = _read_tables(folder, splits, tables)
     plan = _begin(read)
     no_chest = ct_rate.read_no_chest(ct_rate.published_files(folder, ct_rate.NO_CHEST_FILES, splits))
-    plan.left_out = {volume.case: "the publishers list it as no chest" for volume in no_chest}
+    plan.left_out = {volume.case: "the publishers list it as not showing the chest" for volume in no_chest}
     _say_absent(plan, {volume for volume in read.volumes - no_chest if volume.split in splits}, found, root)
     chosen = [volume for volume in found if volume not in no_chest]
     if len(chosen) < len(found):
-        plan.notes.append(f"{len(found) - len(chosen)} volumes are left out: the publishers list them as no chest")
+        left_out = counted(len(found) - len(chosen), "volume")
+        plan.notes.append(f"{left_out} left out: listed by the publishers as not showing the chest")
     if selection is not None:
         named = ct_rate.read_selection(selection, chosen)
         chosen = [volume for volume in chosen if volume in named]
@@ -116,7 +117,7 @@ def plan_ct_rate(
         every, chosen = chosen, ct_rate.first_reconstructions(chosen, there)
         further = {*every} - {*chosen} - there
         if further:
-            plan.notes.append(f"{len(further)} further reconstructions of the same scans are left out")
+            plan.notes.append(f"{counted(len(further), 'further reconstruction')} of the same scans left out")
     for volume in chosen:
         _add(plan, read, volume, found[volume], split="test" if volume.split == "valid" else "train")
     _say_what_is_missing(plan, read)
@@ -133,24 +134,24 @@ def plan_rexgroundingct(
     tables: Mapping[str, list[Path] | None],
     leave_out_shared: bool,
 ) -> Plan:
-    """ReXGroundingCT: ``train`` goes to Tr, ``val`` to Ts; ``test``, whose masks are withheld, is left out.
+    """Plan the conversion of ReXGroundingCT: ``train`` goes to Tr, ``val`` to Ts.
 
-    So are cases whose volume is not there.
+    Left out are the cases of ``test``, whose masks are withheld, and cases whose volume is missing.
 
     Args:
-        root: the download of the masks.
-        volumes: that of CT-RATE.
-        json_file: the list of findings; None for ``dataset.json``.
+        root: folder of the downloaded masks.
+        volumes: folder of the downloaded CT-RATE.
+        json_file: list of findings; None: ``dataset.json`` in ``root``.
         split: ``train``, ``val`` or ``all``.
         selection, tables: as for ``plan_ct_rate``.
-        leave_out_shared: leave training cases out whose patient is also in ``val``, whatever ``split`` and
-            ``selection``; else both together are an error.
+        leave_out_shared: leave out training cases whose patient is also in ``val``, regardless of ``split`` and
+            ``selection``. False: converting both is an error.
 
     Raises:
-        UserError: as ``plan_ct_rate``, no listed volume is there, or patients are in Tr and Ts.
+        UserError: as for ``plan_ct_rate``; no listed volume exists, or a patient is in Tr and Ts.
     """
     if not root.is_dir():
-        raise UserError(f"{root} is no folder")
+        raise UserError(f"{root} is not a folder")
     json_file = json_file or root / "dataset.json"
     grounded = rexgroundingct.read_cases(json_file)
     found = ct_rate.find_volumes(volumes, ct_rate.SPLITS)
@@ -166,8 +167,8 @@ def plan_rexgroundingct(
     chosen = listed & found.keys()
     if not chosen:
         raise UserError(
-            f"{volumes} has none of the {len(listed)} volumes that {json_file} lists (first: {min(listed).file_name}); "
-            "`volumes` names the download of CT-RATE"
+            f"{volumes} has none of the {counted(len(listed), 'volume')} listed in {json_file} (first: "
+            f"{min(listed).file_name}); give the download of CT-RATE with `volumes`"
         )
     _say_absent(plan, listed, found, volumes)
     if selection is not None:
@@ -185,7 +186,7 @@ def plan_rexgroundingct(
         grounding = None if case is None else (case, mask)
         _add(plan, read, volume, found[volume], split=target, grounding=grounding, problem=problem)
     if not read.files["reports"]:
-        plan.notes.append("there is no table of reports: a case's text is that of its findings, one after the other")
+        plan.notes.append("no table of reports is given: the report of a case is the text of its findings")
         for volume in chosen & grounded.rows.keys():
             case = grounded.rows[volume]
             text = " ".join(_sentence(finding.text) for finding in case.findings) or None
@@ -199,12 +200,12 @@ def _sentence(text: str) -> str:
 
 
 def _without_shared(plan: Plan, grounded: GroundedCases, chosen: set[VolumeName], leave_out: bool) -> set[VolumeName]:
-    """The chosen volumes without those of ``train`` whose patient ``val`` lists too, if they are to be left out.
+    """The chosen volumes, with ``leave_out`` without those of ``train`` whose patient is also in ``val``.
 
-    Else they stay, and the plan says so.
+    Without ``leave_out`` they are kept, and the plan notes it.
 
     Raises:
-        UserError: they are not to be left out, and cases of both splits would be converted.
+        UserError: without ``leave_out``, cases of one patient from both splits would be converted.
     """
     shared = grounded.in_training_and_val
     if leave_out:
@@ -215,11 +216,11 @@ def _without_shared(plan: Plan, grounded: GroundedCases, chosen: set[VolumeName]
     right = chosen & grounded.rows.keys()
     train, test = ([v.case for v in right if grounded.rows[v].split == split] for split in rexgroundingct.SPLITS)
     both = shared_patients(train, test, {volume.case: volume.patient for volume in right})
-    refuse_shared(both, "train and val", ". `leave_out_shared=True` leaves their cases out of training")
+    refuse_shared(both, "train and val", ". Leave their cases out of training with `leave_out_shared=True`")
     if right & shared:
         plan.notes.append(
-            f"training cases whose patients are also in val: {_cases(right & shared)}; `leave_out_shared=True` leaves "
-            "them out"
+            f"training cases whose patients are also in val: {_cases(right & shared)}; leave them out with "
+            "`leave_out_shared=True`"
         )
     return chosen
 
@@ -232,7 +233,7 @@ def _say_absent(plan: Plan, listed: Collection[VolumeName], found: Collection[Vo
     absent = {*listed} - {*found}
     if absent:
         plan.notes.append(
-            f"{len(absent)} of {len(listed)} listed volumes are left out: {root} has not got them "
+            f"{len(absent)} of {counted(len(listed), 'listed volume')} left out: not found in {root} "
             f"(first: {min(absent).case})"
         )
 
@@ -277,14 +278,16 @@ def _add(
 
 
 def _say_what_is_missing(plan: Plan, tables: _Tables) -> None:
-    """Tables that are not there, and cases without a row."""
+    """Note missing tables and cases without a row."""
     for kind, (names, _) in TABLES.items():
         if not tables.files[kind]:
-            plan.notes.append(f"no table of {kind} ({', '.join(names.values())}); `{kind}` names one")
+            plan.notes.append(f"no table of {kind} ({', '.join(names.values())}); give one with `{kind}`")
     without = {
         "report": [case for case, report in plan.reports.items() if report.report is None],
         "labels": [case for case, report in plan.reports.items() if report.findings is None],
     }
     for what, cases in without.items():
         if tables.files["labels" if what == "labels" else "reports"] and cases:
-            plan.notes.append(f"{len(cases)} of {len(plan.reports)} cases have no {what} (first: {cases[0]})")
+            plan.notes.append(
+                f"{len(cases)} of {counted(len(plan.reports), 'case')} without {what} (first: {cases[0]})"
+            )

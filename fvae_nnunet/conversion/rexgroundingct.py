@@ -1,7 +1,7 @@
-"""ReXGroundingCT: described findings of CT-RATE's volumes with a mask each, to one label map of disease classes.
+"""Read ReXGroundingCT, described findings of CT-RATE volumes with one mask each, as label maps of disease classes.
 
 The published files (huggingface.co/datasets/rajpurkarlab/ReXGroundingCT): ``segmentations/train_1741_b_2.nii.gz``, one
-4-dimensional mask for each volume, and ``dataset.json`` (or ``MICCAI_challenge_dataset.json``) with lists ``train``,
+4-dimensional mask per volume, and ``dataset.json`` (or ``MICCAI_challenge_dataset.json``) with the lists ``train``,
 ``val`` and ``test`` of::
 
     {"name": "train_1741_b_2.nii.gz", "findings": {"0": "Irregularly circumscribed ..."}, "entity_counts": {"0": 1},
@@ -25,9 +25,10 @@ from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.case_reports import DiseaseMask
+from fvae_nnunet.numbers_as_text import counted
 
 SPLITS = ("train", "val")
-"""Those with masks."""
+"""Splits with published masks."""
 
 CATEGORIES = {
     "1a": "bronchial_wall_thickening",
@@ -45,14 +46,14 @@ CATEGORIES = {
     "2g": "pneumothorax",
     "2h": "other_focal",
 }
-"""The categories 1 and 2, lung, airway and pleura, of the authors' ``categorize.py``; class 1 to 14 in this order."""
+"""Categories 1 and 2 (lung, airways and pleura) of the authors' ``categorize.py``; classes 1 to 14 in this order."""
 
 LABELS = {name: label for label, name in enumerate(CATEGORIES.values(), start=1)}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One described finding: its text, the category's code, and how many voxels its mask has (None: not said)."""
+    """One described finding: its text, category code and number of mask voxels (None: not given)."""
 
     text: str
     category: str
@@ -65,7 +66,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class GroundedCase:
-    """The findings of a volume in the order of its mask, and the published split, ``train`` or ``val``."""
+    """The findings of a volume in the order of its masks, and its published split, ``train`` or ``val``."""
 
     split: str
     findings: tuple[Finding, ...]
@@ -76,8 +77,8 @@ class GroundedCases(Table[GroundedCase]):
     """The entries of ``dataset.json``.
 
     Attributes:
-        published: volume -> those of ``SPLITS`` that list it, also where its entry is wrong.
-        withheld: how many entries ``test`` has; they are only looked at for volumes that the other splits list too.
+        published: volume -> the splits of ``SPLITS`` that list it, even if its entry is invalid.
+        withheld: number of entries in ``test``; they are only searched for volumes that other splits list too.
     """
 
     published: dict[VolumeName, set[str]] = field(default_factory=dict)
@@ -85,24 +86,24 @@ class GroundedCases(Table[GroundedCase]):
 
     @property
     def in_training_and_val(self) -> set[VolumeName]:
-        """The volumes of ``train``, right or wrong, whose patients ``val`` has too."""
+        """The volumes of ``train``, valid or not, whose patients are also in ``val``."""
         in_val = {volume.patient for volume, splits in self.published.items() if "val" in splits}
         return {volume for volume, splits in self.published.items() if "val" not in splits and volume.patient in in_val}
 
     def refuse_second_entry(self, volume: VolumeName, place: str) -> None:
-        """Which of two entries is right cannot be known."""
+        """Mark a volume with two entries as invalid: which one is correct is unknown."""
         self.rows.pop(volume, None)
-        self.wrong[volume] = f"{place}: {volume.case} is there twice"
+        self.wrong[volume] = f"{place}: {volume.case} has two entries"
 
 
 def read_cases(path: Path) -> GroundedCases:
-    """The entries of ``dataset.json`` by volume; wrong ones are named.
+    """Read the entries of ``dataset.json`` by volume; the reasons of invalid ones are in ``wrong``.
 
     Raises:
-        UserError: no such file, or it is none of this dataset's.
+        UserError: the file does not exist or is not ReXGroundingCT's list.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file; give ReXGroundingCT's dataset.json with `json_file`")
+        raise UserError(f"{path} is not a file; give ReXGroundingCT's dataset.json with `json_file`")
     content = read_json(path)
     lists = {name: content[name] for name in (*SPLITS, "test") if name in content} if isinstance(content, dict) else {}
     if not lists or not all(isinstance(entries, list) for entries in lists.values()):
@@ -112,7 +113,7 @@ def read_cases(path: Path) -> GroundedCases:
         for number, entry in enumerate(lists.get(split, [])):
             place, volume = f"{path.name}, {split} {number}", _volume(entry)
             if volume is None:
-                cases.unassigned_rows.append(f"{place}: has no name of a volume")
+                cases.unassigned_rows.append(f"{place}: does not name a volume")
                 continue
             if volume in cases.published:
                 cases.refuse_second_entry(volume, place)
@@ -138,21 +139,23 @@ def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
     if not all(isinstance(part, dict) for part in (texts, categories, voxels)):
         raise UserError("findings, categories and pixels must be objects")
     if sorted(texts) != sorted(str(index) for index in range(len(texts))):
-        raise UserError(f"findings must be numbered 0 to {len(texts) - 1}, got {', '.join(sorted(texts)) or 'none'}")
+        raise UserError(f"findings must be numbered 0 to {len(texts) - 1}, got {', '.join(sorted(texts))}")
     for index in map(str, range(len(texts))):
         category, count = categories.get(index), voxels.get(index)
         if category not in CATEGORIES:
-            raise UserError(f"finding {index} has the category {category!r}; there are {', '.join(CATEGORIES)}")
+            raise UserError(
+                f"finding {index} has the category {category!r}; the categories are {', '.join(CATEGORIES)}"
+            )
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
-            raise UserError(f"finding {index}: pixels must be a whole number, not {count!r}")
+            raise UserError(f"finding {index}: pixels must be a whole number from 0 on, not {count!r}")
         yield Finding(" ".join(str(texts[index]).split()), category, count)
 
 
 def find_mask(root: Path, volume: VolumeName) -> Path:
-    """The mask of a volume in ``segmentations``.
+    """Find the mask file of a volume in ``segmentations``.
 
     Raises:
-        UserError: it is not there.
+        UserError: the file does not exist.
     """
     folder = root / "segmentations"
     for path in (folder / volume.file_name, folder / "segmentations" / volume.file_name):
@@ -163,7 +166,7 @@ def find_mask(root: Path, volume: VolumeName) -> Path:
 
 @dataclass(frozen=True)
 class DiseaseMap:
-    """The label map of a case: uint8 (z, y, x), its findings, and how many voxels more than one finding claims."""
+    """The label map of a case, uint8 (z, y, x), its findings, and the number of voxels claimed by several findings."""
 
     labels: np.ndarray
     masks: tuple[DiseaseMask, ...]
@@ -171,21 +174,23 @@ class DiseaseMap:
 
 
 def read_disease_map(path: Path | None, case: GroundedCase, shape: tuple[int, ...]) -> DiseaseMap:
-    """One label map from the masks of a case. Of overlapping findings the one with fewer voxels is on top, of equal
-    ones the first: a nodule in a consolidation stays visible.
+    """Merge the masks of a case into one label map.
 
-    The file has shape (F, x, y, z), the findings first, as published; (x, y, z, F) and, for one finding, (x, y, z) are
-    understood. Values above 0 count as the finding (each value is another piece of it). Voxels are in the order of the
-    image's; the header, whose axes are not those of space, is not used.
+    Where findings overlap, the one with fewer voxels wins (if equal, the first), so that a nodule inside a
+    consolidation stays visible.
+
+    The published files have shape (F, x, y, z), findings first; (x, y, z, F) and, for one finding, (x, y, z) are also
+    accepted. Values above 0 belong to the finding (each value is one piece of it). The voxels are in the order of the
+    image; the header, whose axes are not spatial, is ignored.
 
     Args:
-        path: the file; None for a case without findings, whose map is empty.
-        case: its findings.
-        shape: of the image (z, y, x).
+        path: mask file; None for a case without findings, whose map is empty.
+        case: findings of the case.
+        shape: shape of the image (z, y, x).
 
     Raises:
-        UserError: the shape is not the image's, the number of findings is not that of the entry, or the voxels of a
-            finding are not as many as the entry says.
+        UserError: the shape differs from that of the image, the number of findings from that of the entry, or the
+            voxel count of a finding from that of the entry.
     """
     import nibabel
 
@@ -197,7 +202,9 @@ def read_disease_map(path: Path | None, case: GroundedCase, shape: tuple[int, ..
     counts = [int(np.count_nonzero(part > 0)) for part in parts]
     for index, (finding, count) in enumerate(zip(case.findings, counts, strict=True)):
         if finding.voxels is not None and finding.voxels != count:
-            raise UserError(f"{path}: the mask of finding {index} has {count} voxels, its entry says {finding.voxels}")
+            raise UserError(
+                f"{path}: the mask of finding {index} has {counted(count, 'voxel')}, its entry says {finding.voxels}"
+            )
     labels = np.zeros(shape, dtype=np.uint8)
     claims = np.zeros(shape, dtype=np.uint8)
     for index in sorted(range(len(parts)), key=lambda index: (-counts[index], -index)):
@@ -220,6 +227,6 @@ def _by_finding(path: Path, stored: np.ndarray, findings: int, shape_xyz: tuple[
             if stored.shape[axis] == findings and stored.shape[:axis] + stored.shape[axis + 1 :] == shape_xyz:
                 return list(np.moveaxis(stored, axis, 0))
     raise UserError(
-        f"{path} has shape {stored.shape}; the image has {shape_xyz} voxels (x, y, z) and there are {findings} "
-        f"findings, so it must be {(findings, *shape_xyz)}"
+        f"{path} has shape {stored.shape}; the image has {shape_xyz} voxels (x, y, z) and "
+        f"{counted(findings, 'finding')}, so it must be {(findings, *shape_xyz)}"
     )

@@ -1,9 +1,9 @@
-"""Organ structures of TotalSegmentator or VISTA3D, merged to one numbering of 124.
+"""Organ structures of TotalSegmentator or VISTA3D in one common numbering, 1 to 124.
 
-``structures.csv`` is the table: id, name, and the ids of both programs. It holds the 117 classes of TotalSegmentator's
-task ``total`` (version 2) under their own names and ids, and 118 to 124 what VISTA3D has beyond them. Those are all of
-the 127 classes that VISTA3D supports but kidney, lung and bone, which are the union of others. (``class_map`` in
-TotalSegmentator's ``map_to_binary.py``, ``label_dict.json`` of VISTA3D.)
+``structures.csv`` is the table: id, name, and the ids of both programs. Ids 1 to 117 are the classes of
+TotalSegmentator's task ``total`` (version 2) with their own names and ids; 118 to 124 are further classes of VISTA3D.
+The table covers all 127 classes that VISTA3D supports except kidney, lung and bone, which are unions of others.
+(Sources: ``class_map`` in TotalSegmentator's ``map_to_binary.py``, ``label_dict.json`` of VISTA3D.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VISTA3D_OTHERS = {
     130: "liver tumor (deprecated)",
     131: "vertebrae L6 (deprecated)",
 }
-"""VISTA3D's classes that are no structures here: unions of others, and those it no longer supports."""
+"""Classes of VISTA3D that are not in the table: unions of others, and classes it no longer supports."""
 
 _LABEL = re.compile(r'<Label Key="(\d+)"[^>]*>(?:<!\[CDATA\[)?([^<\]]*)')
 _ENDING = ".nii.gz"
@@ -41,7 +41,7 @@ _ENDING = ".nii.gz"
 
 @dataclass(frozen=True)
 class Structure:
-    """A row of the table; an id of a program is None where it has no such class."""
+    """A row of the table; the id of a program is None if it has no such class."""
 
     id: int
     name: str
@@ -68,10 +68,10 @@ class StructureMap:
     """The structures of one case.
 
     Attributes:
-        labels: uint8 (z, y, x), 0 or a structure's id.
-        voxels: name -> voxels, of those that occur.
-        left_out: what the files hold beyond the 124, by name -> voxels.
-        overlap_voxels: that several files of one case claim; the lower id has them.
+        labels: uint8 (z, y, x), 0 or the id of a structure.
+        voxels: name -> number of voxels, for structures that occur.
+        left_out: name -> number of voxels, for classes in the files that are not in the table.
+        overlap_voxels: number of voxels claimed by several files of the case; the lowest id wins.
     """
 
     labels: np.ndarray
@@ -85,8 +85,8 @@ class StructureMasks:
     """A folder with the output of one program.
 
     Attributes:
-        folder: one label map for each case (``CASE.nii.gz``, or nested as CT-RATE's own folders), or, of
-            TotalSegmentator, one folder for each case with a file for each structure (``CASE/liver.nii.gz``).
+        folder: one label map per case (``CASE.nii.gz``, or nested like CT-RATE's own folders), or, for
+            TotalSegmentator, one folder per case with one file per structure (``CASE/liver.nii.gz``).
         program: ``totalsegmentator`` or ``vista3d``.
     """
 
@@ -107,23 +107,23 @@ class StructureMasks:
         many = sorted((self.folder / case).glob(f"*{_ENDING}")) if self.program == "totalsegmentator" else []
         if not many:
             also = f" and no folder {case}" if self.program == "totalsegmentator" else ""
-            raise UserError(f"{self.folder} has no {case}{_ENDING}{also}; every case needs its structures")
+            raise UserError(f"{self.folder} has no file {case}{_ENDING}{also}; every case needs its structures")
         return many
 
     def read(
         self, case: str, paths: list[Path], shape: tuple[int, ...], geometries: Mapping[str, Geometry]
     ) -> StructureMap:
-        """The structures of a case.
+        """Read the structures of a case.
 
         Args:
-            case: its name; a file of this name holds all structures, others hold one each.
-            paths: from ``files_of``.
-            shape: of the image (z, y, x).
-            geometries: those that the masks may have, by a name for the message; a mask whose axes are stored in
-                another order or direction is turned to the first one's.
+            case: name of the case; a file of this name has all structures, other files have one each.
+            paths: output of ``files_of``.
+            shape: shape of the image (z, y, x).
+            geometries: name for messages -> a geometry that the masks may have; a mask whose axes are stored in
+                another order or direction is reoriented to the first one that fits.
 
         Raises:
-            UserError: a file lies elsewhere than the image or holds unknown classes.
+            UserError: the geometry of a file differs from that of the image, or it has unknown classes.
         """
         if paths[0].name == case + _ENDING:
             return self._one_map(paths[0], shape, geometries)
@@ -140,7 +140,7 @@ class StructureMasks:
         unknown = [value for value in found if value and value not in ids and value not in others]
         if unknown:
             raise UserError(
-                f"{path} has the class {unknown[0]}, which {self.program} has not; was it written by another "
+                f"{path} has the class {unknown[0]}, which {self.program} does not have; was it written by another "
                 "program, task or version?"
             )
         table = np.array([ids.get(value, 0) for value in range(256)], dtype=np.uint8)
@@ -153,11 +153,11 @@ class StructureMasks:
 
 
 def _class_map(path: Path, mask: np.ndarray) -> np.ndarray:
-    """The mask as uint8; UserError where it holds anything but whole numbers from 0 to 255."""
+    """The mask as uint8; UserError if it has values other than whole numbers from 0 to 255."""
     with np.errstate(invalid="ignore"):
         labels = mask.astype(np.uint8)
     if not np.array_equal(labels, mask):
-        raise UserError(f"{path} is no map of classes: it has values other than whole numbers from 0 to 255")
+        raise UserError(f"{path} is not a label map: it has values other than whole numbers from 0 to 255")
     return labels
 
 
@@ -166,7 +166,7 @@ def _one_file_each(paths: list[Path], shape: tuple[int, ...], geometries: Mappin
     by_name = {path.name.removesuffix(_ENDING): path for path in paths}
     known = sorted(by_name.keys() & ids.keys(), key=ids.__getitem__)
     if not known:
-        raise UserError(f"{paths[0].parent} holds no structure of TotalSegmentator's task total, version 2")
+        raise UserError(f"{paths[0].parent} contains no structure of TotalSegmentator's task total, version 2")
     labels = np.zeros(shape, dtype=np.uint8)
     voxels, overlap = {}, 0
     for name in known:
@@ -185,10 +185,10 @@ def _one_file_each(paths: list[Path], shape: tuple[int, ...], geometries: Mappin
 
 
 def read_on_grid(path: Path, shape: tuple[int, ...], geometries: Mapping[str, Geometry]) -> np.ndarray:
-    """A mask (z, y, x) that lies as the image does, turned to its order of axes if need be.
+    """Read a mask (z, y, x) on the grid of the image, reoriented to its order of axes if necessary.
 
     Raises:
-        UserError: it lies elsewhere.
+        UserError: shape or geometry differ from those of the image.
     """
     mask, its = read_volume(path)
     if mask.shape == shape and any(not its.differing_parts(geometry) for geometry in geometries.values()):
@@ -198,7 +198,9 @@ def read_on_grid(path: Path, shape: tuple[int, ...], geometries: Mapping[str, Ge
         if turned.shape == shape and not turned_geometry.differing_parts(geometry):
             return turned
     wanted = "; ".join(f"{name}: {geometry}" for name, geometry in geometries.items())
-    raise UserError(f"{path} does not lie as the image: {mask.shape} voxels, {its}; the image has {shape}, {wanted}")
+    raise UserError(
+        f"{path} is not on the grid of the image: it has {mask.shape} voxels, {its}; the image has {shape}, {wanted}"
+    )
 
 
 def _turned(path: Path, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
@@ -210,9 +212,9 @@ def _turned(path: Path, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
 
 
 def _check_names(path: Path) -> None:
-    """Raise UserError where the names that TotalSegmentator writes into a label map's header are others than ours.
+    """Raise UserError if the class names that TotalSegmentator wrote into the header differ from the table.
 
-    Version 1 and the other tasks use the same numbers for other structures.
+    Version 1 and other tasks use the same numbers for other structures.
     """
     import nibabel
 

@@ -1,4 +1,4 @@
-"""CT-RATE's tables: reports, findings and what the scanner wrote, read row by row with every bad row named."""
+"""Read CT-RATE's tables of reports, findings and scanner metadata row by row, and report every invalid row."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ FINDINGS = (
     "Bronchiectasis",
     "Interlobular septal thickening",
 )
-"""The 18 columns of ``multi_abnormality_labels``, in their order."""
+"""The 18 columns of ``multi_abnormality_labels``, in this order."""
 
 REPORT_COLUMNS = ("Findings_EN", "Impressions_EN")
-"""What CT-CLIP was trained on, in this order."""
+"""Columns that CT-CLIP was trained on, in this order."""
 
 METADATA_COLUMNS = ("RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
 _OPTIONAL_METADATA_COLUMNS = ("ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns")
@@ -51,12 +51,12 @@ Content = TypeVar("Content")
 
 @dataclass
 class Table(Generic[Content]):
-    """The rows of one or several files of a kind.
+    """The rows of one or several tables of one kind.
 
     Attributes:
-        rows: volume -> its content.
-        wrong: volume -> what is wrong with its row, with file and line.
-        unassigned_rows: rows that belong to no volume, with file, line and reason.
+        rows: volume -> content of its row.
+        wrong: volume -> why its row is invalid, with file and line.
+        unassigned_rows: file, line and reason of each row that belongs to no volume.
     """
 
     rows: dict[VolumeName, Content] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class Table(Generic[Content]):
 
 @dataclass(frozen=True)
 class VolumeMetadata:
-    """A row of CT-RATE's metadata; each part is read when it is asked for, so that only what is used must be right.
+    """A row of CT-RATE's metadata; values are parsed on access, so that only the ones used have to be valid.
 
     Attributes:
-        place: file and line.
-        values: column -> text, of the columns that are used.
+        place: file and line of the row.
+        values: column -> text, for the columns that are used.
     """
 
     place: str
@@ -86,34 +86,34 @@ class VolumeMetadata:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """(x, y, z); UserError unless above 0 and equal in x and y, as both orders of the two are in use."""
+        """Spacing (x, y, z); UserError unless above 0 and equal in x and y, as both orders of x and y are in use."""
         in_plane, z_mm = self._numbers("XYSpacing", 2), self._number("ZSpacing")
         if min(*in_plane, z_mm) <= 0:
             raise UserError(f"{self.place}: spacings must be above 0, got {in_plane} and {z_mm:g}")
         if not math.isclose(*in_plane, rel_tol=1e-3):
-            raise UserError(f"{self.place}: XYSpacing {in_plane} has unequal numbers; which is x cannot be known")
+            raise UserError(f"{self.place}: XYSpacing {in_plane} has unequal numbers; it is unknown which one is x")
         return in_plane[0], in_plane[1], z_mm
 
     @property
     def placement(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Origin in mm and direction (9 numbers, row by row) as SimpleITK has them, from DICOM's.
+        """Origin in mm and direction (9 numbers, row by row) in SimpleITK's convention, from the DICOM values.
 
-        Columns of the direction are the row's cosines, the column's, and their cross product, along which the slices
-        lie, as in TorchIO's ``CtRate``, which adapts the publishers' script.
+        The columns of the direction are the row cosines, the column cosines and their cross product, along which the
+        slices are stacked, as in TorchIO's ``CtRate``, which adapts the publishers' script.
 
         Raises:
-            UserError: missing, or no two perpendicular unit vectors.
+            UserError: a value is missing, or the cosines are not two perpendicular unit vectors.
         """
         origin = self._numbers("ImagePositionPatient", 3)
         cosines = np.asarray(self._numbers("ImageOrientationPatient", 6)).reshape(2, 3)
         if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-3):
-            raise UserError(f"{self.place}: ImageOrientationPatient is no pair of perpendicular unit vectors")
+            raise UserError(f"{self.place}: ImageOrientationPatient is not a pair of perpendicular unit vectors")
         direction = np.stack([*cosines, np.cross(*cosines)], axis=1)
         return origin, tuple(float(value) for value in direction.ravel())
 
     @property
     def in_plane_shape(self) -> tuple[int, int] | None:
-        """Rows and columns, or None where the table has none."""
+        """Rows and columns; None if the table does not give them."""
         if not (self.values.get("Rows") and self.values.get("Columns")):
             return None
         return int(self._number("Rows")), int(self._number("Columns"))
@@ -131,11 +131,11 @@ class VolumeMetadata:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise UserError(f"{self.place}: {column} is no finite number: {text!r}")
+            raise UserError(f"{self.place}: {column} is not a finite number: {text!r}")
         return number
 
     def _numbers(self, column: str, count: int) -> tuple[float, ...]:
-        """From the text of a list such as ``[0.75, 0.75]``."""
+        """Parse a list such as ``[0.75, 0.75]``."""
         text = self._text(column)
         try:
             numbers = tuple(float(value) for value in ast.literal_eval(text))
@@ -147,7 +147,7 @@ class VolumeMetadata:
 
 
 def read_metadata(paths: Iterable[Path]) -> Table[VolumeMetadata]:
-    """``train_metadata.csv`` and the like."""
+    """Read ``train_metadata.csv`` and similar tables."""
 
     def metadata(place: str, values: Mapping[str, str]) -> VolumeMetadata:
         columns = (*METADATA_COLUMNS, *_OPTIONAL_METADATA_COLUMNS)
@@ -157,9 +157,9 @@ def read_metadata(paths: Iterable[Path]) -> Table[VolumeMetadata]:
 
 
 def read_reports(paths: Iterable[Path]) -> Table[str]:
-    """``train_reports.csv`` and the like: findings and impressions as one text, without line breaks.
+    """Read ``train_reports.csv`` and similar tables: findings and impressions as one text without line breaks.
 
-    A volume whose parts are all empty or "Not given." is not in the rows: it has no report.
+    A volume whose texts are all empty or "Not given." has no report and is not in the rows.
     """
 
     def text(place: str, values: Mapping[str, str]) -> str | None:
@@ -170,7 +170,7 @@ def read_reports(paths: Iterable[Path]) -> Table[str]:
 
 
 def read_findings(paths: Iterable[Path]) -> Table[dict[str, int]]:
-    """``train_predicted_labels.csv`` and the like: 0 or 1 for each of ``FINDINGS``.
+    """Read ``train_predicted_labels.csv`` and similar tables: 0 or 1 for each of ``FINDINGS``.
 
     The publishers' labels are the output of a text classifier on the reports, not of radiologists.
     """
@@ -190,18 +190,18 @@ def read_findings(paths: Iterable[Path]) -> Table[dict[str, int]]:
 def _read(
     paths: Iterable[Path], columns: Iterable[str], content: Callable[[str, Mapping[str, str]], Content | None]
 ) -> Table[Content]:
-    """Rows by volume; ``content`` makes one from its place and columns, or None where there is nothing in it.
+    """Read rows by volume; ``content`` converts the place and cells of a row, and returns None if it is empty.
 
-    Two rows of one volume must say the same.
+    Two rows of one volume must be identical.
 
     Raises:
-        UserError: a file is missing, is no table, or lacks a column.
+        UserError: a file is missing, is not a table, or lacks a column.
     """
     table: Table[Content] = Table()
     seen: dict[VolumeName, tuple[str, int]] = {}
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is no file")
+            raise UserError(f"{path} is not a file")
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
@@ -226,17 +226,17 @@ def _take(
 ) -> None:
     volume = VolumeName.parse((values[NAME_COLUMN] or "").strip())
     if volume is None:
-        table.unassigned_rows.append(f"{place}: {values[NAME_COLUMN]!r} is no name of a volume")
+        table.unassigned_rows.append(f"{place}: {values[NAME_COLUMN]!r} is not the name of a volume")
         return
     cells = hash(repr(values))
     if volume in seen:
         before, cells_before = seen[volume]
         if cells_before != cells:
-            table.wrong[volume] = f"{place}: {volume.case} is in {before} too, and the rows differ"
+            table.wrong[volume] = f"{place}: {volume.case} is also in {before}, and the rows differ"
         return
     seen[volume] = place, cells
     if None in values or None in values.values():
-        table.wrong[volume] = f"{place}: the number of cells is not that of the columns"
+        table.wrong[volume] = f"{place}: the number of cells differs from the number of columns"
         return
     try:
         made = content(place, values)

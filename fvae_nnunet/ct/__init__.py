@@ -1,1 +1,1 @@
-"""What a CT volume is: HU, axes, noise, boxes, and its files."""
+"""CT volumes: HU, axes, geometry, noise, boxes, and image files."""

@@ -1,4 +1,4 @@
-"""Boxes of voxels around what is in a mask."""
+"""Boxes of voxels around masks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Box = tuple[slice, slice, slice]
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all voxels of a mask that is not empty."""
+    """The smallest box that contains all voxels of a non-empty mask."""
     box = []
     for axis in range(mask.ndim):
         occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -19,7 +19,7 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def grown(box: Sequence[slice], margins: Sequence[int] | np.ndarray, shape: Sequence[int]) -> Box:
-    """A box with so many voxels more on both sides of each axis, cut to the volume."""
+    """A box extended by a margin, in voxels per axis, on both sides, cut to the volume."""
     z, y, x = (
         slice(max(0, side.start - int(margin)), min(int(n), side.stop + int(margin)))
         for side, margin, n in zip(box, margins, shape, strict=True)
@@ -28,5 +28,5 @@ def grown(box: Sequence[slice], margins: Sequence[int] | np.ndarray, shape: Sequ
 
 
 def box_around(mask: np.ndarray, margin_mm: float, spacing_mm: Sequence[float]) -> Box:
-    """The box of all voxels within a margin of a mask that is not empty, cut to the volume."""
+    """The bounding box of a non-empty mask, extended by a margin and cut to the volume."""
     return grown(bounding_box(mask), np.ceil(margin_mm / np.asarray(spacing_mm)).astype(int), mask.shape)

@@ -1,4 +1,4 @@
-"""CT images in files: HU array and geometry in, int16 HU with the same geometry out."""
+"""Read CT images from files as HU arrays with their geometry, and write int16 HU with the same geometry."""
 
 from __future__ import annotations
 
@@ -26,46 +26,47 @@ _OTHER_ENDINGS = (".hdr", ".img", ".img.gz", ".dcm", ".ima", ".gipl", ".gipl.gz"
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """The images directly in a folder by case name (the file's name without its ending), sorted.
+    """The images directly in a folder by case name (the file name without its ending), sorted.
 
-    What only looks like one (a folder, a link to nowhere, an ending in capitals) is there too, and reading it says
-    what is wrong.
+    Entries that only look like images (a folder, a broken link, an ending in capitals) are included; reading them
+    raises an error that says what is wrong.
 
     Raises:
-        UserError: no such folder, no image in it, two images of one name, a name that is no UTF-8, or a format that is
-            not read here.
+        UserError: the folder does not exist or has no image, two images have one name, a name is not UTF-8, or a format
+            is not supported here.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        raise UserError(f"{folder} is not a folder")
     images: dict[str, Path] = {}
     for path in _entries(folder):
         if image_ending(path) not in SINGLE_FILE_ENDINGS:
             raise UserError(
-                f"{path}: images of this format, or with a separate data file, are not read here; convert it to "
-                ".nii.gz, .nrrd or .mha, or move it away"
+                f"{path}: images in this format, or with a separate data file, are not supported here; convert it to "
+                ".nii.gz, .nrrd or .mha, or move it elsewhere"
             )
         case = path.name[: -len(image_ending(path))]
         if case in images:
-            raise UserError(f"{images[case].name} and {path.name} in {folder} are two images of one name")
+            raise UserError(f"{images[case].name} and {path.name} in {folder} are two images with one name")
         images[case] = path
     if not images:
-        raise UserError(f"{folder} holds no image ({', '.join(SINGLE_FILE_ENDINGS)})")
+        raise UserError(f"{folder} contains no image ({', '.join(SINGLE_FILE_ENDINGS)})")
     return images
 
 
 def find_files(folder: Path, ending: str) -> dict[str, Path]:
-    """The files of one ending directly in a folder by their names without it, sorted; hidden ones are left out.
+    """The files with one ending directly in a folder, by name without the ending, sorted; hidden files are left out.
 
     Raises:
-        UserError: no such folder, a name that is no UTF-8, or other files that look like images and would be left out.
+        UserError: the folder does not exist, a name is not UTF-8, or other files look like images and would be left
+            out.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        raise UserError(f"{folder} is not a folder")
     others = [path.name for path in _entries(folder) if not path.name.endswith(ending)]
     if others:
         raise UserError(
-            f"{folder} holds images that do not end in {ending} and would be left out: {', '.join(others)}; rename or "
-            "convert them, or move them away"
+            f"{folder} contains images that do not end in {ending} and would be left out: {', '.join(others)}; rename "
+            "or convert them, or move them elsewhere"
         )
     names = sorted(path.name for path in folder.iterdir())
     found = [name for name in names if name.endswith(ending) and not name.startswith(".")]
@@ -73,7 +74,7 @@ def find_files(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """What is called as an image, sorted."""
+    """The entries of a folder that are named like images, sorted."""
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and _ending(path) is not None:
             check_name(path)
@@ -86,27 +87,27 @@ def _ending(path: Path) -> str | None:
 
 
 def image_ending(path: Path) -> str:
-    """The file ending of an image in small letters, such as ``.nii.gz``."""
+    """The ending of an image file in lower case, such as ``.nii.gz``."""
     return _ending(path) or path.suffix
 
 
 def read_image(path: Path, *, reader: str | None = None) -> Any:
-    """A single grey volume as a ``SimpleITK.Image``, after the checks of ``stored_images.check_image_file``.
+    """Read a single grey volume as a ``SimpleITK.Image``, after the checks of ``stored_images.check_image_file``.
 
     Args:
-        path: of the file.
-        reader: which of nnU-Net's readers it is read with, see ``image_readers``: SimpleITK or nibabel, and turned to
-            RAS where the reader does so. None: as nnU-Net chooses a reader: nibabel for ``.nii`` and for NIfTI that
-            SimpleITK does not read (sheared, NIfTI-2).
+        path: image file.
+        reader: name of the nnU-Net reader to follow, see ``image_readers``: it decides between SimpleITK and nibabel.
+            None: the choice that nnU-Net makes: nibabel for ``.nii`` and for NIfTI that SimpleITK does not read
+            (sheared, NIfTI-2), otherwise SimpleITK.
 
     Raises:
-        UserError: the file cannot be read, or holds no 3-dimensional grey image.
+        UserError: the file cannot be read or is not a 3-dimensional grey image.
     """
     return _read(path, reader)[0]
 
 
 def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
-    """The image, and its header where it is NIfTI."""
+    """The image, and its header if it is NIfTI."""
     import SimpleITK as sitk
 
     header = check_image_file(path)
@@ -122,17 +123,17 @@ def _read(path: Path, reader: str | None) -> tuple[Any, bytes | None]:
     voxels = image.GetPixelIDTypeAsString()
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in voxels:
         raise UserError(
-            f"{path} is no single grey volume: {image.GetDimension()} dimensions, "
-            f"{image.GetNumberOfComponentsPerPixel()} values per voxel, {voxels}; give each volume a file of its own"
+            f"{path} is not a single grey volume: {image.GetDimension()} dimensions, "
+            f"{image.GetNumberOfComponentsPerPixel()} values per voxel, {voxels}; store each volume in its own file"
         )
     return image, header
 
 
 def _unread(path: Path, error: RuntimeError, header: bytes | None) -> UserError:
-    """What SimpleITK said, in a sentence."""
+    """SimpleITK's error in one sentence, with a remedy for NIfTI."""
     remedy = "" if header is None else (
-        ". If it is sheared or NIfTI-2, nnU-Net's NibabelIO reads it: name it in dataset.json as "
-        "overwrite_image_reader_writer and plan again, or resample the image"
+        ". If it is sheared or NIfTI-2, nnU-Net's NibabelIO can read it: set it as overwrite_image_reader_writer in "
+        "dataset.json and plan again, or resample the image"
     )  # fmt: skip
     return UserError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}{remedy}")
 
@@ -149,7 +150,7 @@ def _through_nibabel(path: Path) -> Any:
 
 
 def _geometry_of(affine: np.ndarray) -> Geometry:
-    """Of an affine of nibabel: (x, y, z) to mm, axes to the right, the front and the head."""
+    """The geometry given by a nibabel affine: (x, y, z) to mm, with axes to the right, the front and the head."""
     edges = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
     spacing_mm = np.linalg.norm(edges, axis=0)
     origin_mm = affine[:3, 3] * [-1, -1, 1]
@@ -165,16 +166,16 @@ def _placed(image: Any, geometry: Geometry) -> Any:
 
 
 def read_volume(path: Path, *, reader: str | None = None) -> tuple[np.ndarray, Geometry]:
-    """The HU array (z, y, x) of a 3-dimensional grey image, in the file's own dtype, and its geometry.
+    """Read the array (z, y, x) of a 3-dimensional grey image, in the dtype of the file, and its geometry.
 
-    With a reader that turns its images (``...WithReorient``) both are of the turned image, and ``write_volume`` turns
-    back.
+    With a reader that reorients images (``...WithReorient``) both are those of the image in RAS, and ``write_volume``
+    reverts the reorientation.
 
     Args:
         path, reader: as for ``read_image``.
 
     Raises:
-        UserError: the file cannot be read, or holds no 3-dimensional grey image.
+        UserError: the file cannot be read or is not a 3-dimensional grey image.
     """
     import SimpleITK as sitk
 
@@ -188,18 +189,18 @@ def read_volume(path: Path, *, reader: str | None = None) -> tuple[np.ndarray, G
 
 
 def _geometry(image: Any) -> Geometry:
-    """Of a ``SimpleITK.Image`` or ``ImageFileReader``."""
+    """The geometry of a ``SimpleITK.Image`` or ``ImageFileReader``."""
     return Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 
 def read_header(path: Path, *, reader: str | None = None) -> tuple[tuple[int, ...], Geometry]:
-    """Shape (z, y, x) and geometry of a volume as it lies in the file, without its voxels.
+    """Read the shape (z, y, x) and geometry of a volume as stored in the file, without its voxels.
 
     Args:
         path, reader: as for ``read_image``.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     import SimpleITK as sitk
 
@@ -218,7 +219,7 @@ def read_header(path: Path, *, reader: str | None = None) -> tuple[tuple[int, ..
 
 
 def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Volume (z, y, x) with z rising to the head, y to the back, x to the patient's left, and its spacing in mm.
+    """Read a volume (z, y, x) with z towards the head, y the back and x the patient's left, and its spacing in mm.
 
     Raises:
         UserError: the file cannot be read.
@@ -233,7 +234,7 @@ def read_upright(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
 def write_volume(path: Path, volume_hu: np.ndarray, geometry: Geometry) -> None:
     """Write HU (z, y, x) as int16 with the given geometry, compressed, atomically.
 
-    The file is read back before it takes its place, because SimpleITK does not report every failed write.
+    The file is read back before it replaces an older one, because SimpleITK does not report every failed write.
 
     Raises:
         UserError: the values do not fit int16, or the file cannot be written.
@@ -243,14 +244,14 @@ def write_volume(path: Path, volume_hu: np.ndarray, geometry: Geometry) -> None:
 
 
 def write_label_map(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
-    """Write labels (z, y, x) as uint8, otherwise as ``write_volume``.
+    """Write labels (z, y, x) as uint8, otherwise like ``write_volume``.
 
     Raises:
-        ValueError: another dtype.
-        UserError, OSError: as ``write_volume``.
+        ValueError: the labels have another dtype.
+        UserError, OSError: as for ``write_volume``.
     """
     if labels.dtype != np.uint8:
-        raise ValueError(f"labels are uint8, got {labels.dtype}")
+        raise ValueError(f"labels must be uint8, got {labels.dtype}")
     _write(path, labels, geometry)
 
 
@@ -269,7 +270,7 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             else:
                 sitk.WriteImage(image, str(temporary), useCompression=True)
             if not np.array_equal(read_volume(temporary)[0], array):
-                raise RuntimeError("what was written reads back differently")
+                raise RuntimeError("the written file reads back differently")
         except (RuntimeError, UserError) as error:
             if shutil.disk_usage(path.parent).free < array.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

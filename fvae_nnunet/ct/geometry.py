@@ -1,4 +1,4 @@
-"""Where a volume lies in the patient, and whether two volumes lie in the same place."""
+"""The position of a volume in the patient, and checks that two volumes have the same one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings that counts as rounding: half a voxel over 512."""
 
 ORIGIN_TOLERANCE_VOXELS = 0.05
-"""Difference of origins that counts as rounding, in parts of the smallest edge of a voxel."""
+"""Difference of origins that counts as rounding, as a fraction of the smallest voxel edge."""
 
 DIRECTION_TOLERANCE = 1e-3
-"""Difference of direction cosines that counts as rounding; float32 quaternions of NIfTI err by up to 7e-4."""
+"""Difference of direction cosines that counts as rounding; NIfTI's float32 quaternions are off by up to 7e-4."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in the patient, as SimpleITK states it: image axes (x, y, z), mm, direction row by row.
+    """The position of a volume in the patient, in SimpleITK's convention: axes (x, y, z), mm, direction row by row.
 
     Attributes:
-        spacing_mm, origin_mm, direction: the columns of the direction have length 1; they are not at right angles where
-            a NIfTI file is sheared.
-        nifti_header: of the file that it was read from, so that what is written in its place is placed exactly alike.
-        file_orientation: that a file is turned back to when it is written; None where it was not turned.
+        spacing_mm, origin_mm, direction: the columns of the direction have length 1; they are not perpendicular if a
+            NIfTI file is sheared.
+        nifti_header: header of the source file, so that files written from this geometry have exactly the same one.
+        file_orientation: orientation restored when the volume is written; None if it was not reoriented.
     """
 
     spacing_mm: tuple[float, ...]
@@ -39,27 +39,29 @@ class Geometry:
 
     @property
     def axial_order(self) -> AxisOrder:
-        """Of the axes of an array (z, y, x as SimpleITK reads it), see ``orientation.axial_order``."""
+        """Axis order of an array (z, y, x as SimpleITK reads it), see ``orientation.axial_order``."""
         return axial_order(np.asarray(self.direction))
 
     @property
     def axial_spacing_mm(self) -> tuple[float, float, float]:
-        """Of an array with its axes in this order."""
+        """Spacing of an array with its axes in axial order."""
         z, y, x = (self.spacing_mm[::-1][axis] for axis in self.axial_order)
         return z, y, x
 
     @property
     def axial_direction(self) -> np.ndarray:
-        """(3, 3), a column for each axis of an array with its axes in this order: where it runs in the patient (x to
-        the left, y to the back, z to the head)."""
+        """Direction (3, 3) of an array with its axes in axial order.
+
+        Each column is the direction of one array axis in the patient (x to the left, y to the back, z to the head).
+        """
         return np.asarray(self.direction).reshape(3, 3)[:, ::-1][:, list(self.axial_order)]
 
     def as_in_file(self, axial: np.ndarray) -> np.ndarray:
-        """An axial array with its axes in the order of the file."""
+        """Transpose an axial array to the axis order of the file."""
         return axial.transpose(tuple(np.argsort(self.axial_order)))
 
     def differing_parts(self, other: Geometry) -> list[str]:
-        """Which of spacing, origin and direction differ by more than rounding; empty: the volumes lie alike."""
+        """Which of spacing, origin and direction differ by more than rounding; empty if none."""
         origin_tolerance_mm = ORIGIN_TOLERANCE_VOXELS * min(self.spacing_mm)
         agrees = {
             "spacing": np.allclose(other.spacing_mm, self.spacing_mm, rtol=SPACING_TOLERANCE, atol=0),
@@ -70,7 +72,7 @@ class Geometry:
 
 
 Named = tuple[str, Sequence[int], Geometry]
-"""What a volume is called in messages, the shape (z, y, x) of its array, and its geometry."""
+"""Name of a volume in messages, shape (z, y, x) of its array, and its geometry."""
 
 
 def geometry_differences(first: Named, second: Named) -> list[str]:
@@ -86,7 +88,7 @@ def geometry_differences(first: Named, second: Named) -> list[str]:
 
 
 def check_same_place(first: Named, second: Named, remedy: str = "") -> None:
-    """Raise UserError where two geometries differ by more than rounding; ``remedy`` is the end of the message."""
+    """Raise UserError if two geometries differ by more than rounding; ``remedy`` is appended to the message."""
     for difference in geometry_differences(first, second):
         raise UserError(f"{difference}{remedy}")
 

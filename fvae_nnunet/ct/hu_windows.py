@@ -1,4 +1,4 @@
-"""HU windows: the paper's, and those that have a name."""
+"""HU windows: the paper's and the named ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ HUWindow = tuple[float, float]
 """Lower and upper end in HU."""
 
 PAPER_HU_WINDOW: HUWindow = (-1000.0, 1000.0)
-"""As in the paper's reconstruction scripts."""
+"""The window of the paper's reconstruction scripts."""
 
 NAMED_WINDOWS: dict[str, HUWindow] = {"lung": (-1000.0, -300.0), "soft": (-200.0, 300.0), "bone": (150.0, 2000.0)}
-"""Narrow windows to put into a wide one: lung parenchyma; soft tissue with fat, and with contrast agent; bone."""
+"""Narrow windows to insert into a wide one: lung parenchyma; soft tissue incl. fat and contrast agent; bone."""
 
 
 def check_hu_window(hu_window: tuple[float, float]) -> HUWindow:

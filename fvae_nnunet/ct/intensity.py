@@ -1,4 +1,4 @@
-"""HU to the model's range and back."""
+"""Conversion of HU to the model's range and back, and rounding to int16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from fvae_nnunet.errors import UserError
 
 POSSIBLE_HU = (-10_000.0, 32_767.0)
-"""What lies outside is no HU of a scanner: the padding of some goes down to -8192, their extended scale up to 30710."""
+"""Range of HU that scanners write: padding goes down to -8192, extended scales go up to 30710."""
 
 
 def hu_to_model(volume_hu: torch.Tensor, hu_window: tuple[float, float]) -> torch.Tensor:
@@ -28,12 +28,13 @@ def model_to_hu(volume: torch.Tensor, hu_window: tuple[float, float]) -> torch.T
 def hu_to_model_over_unit_interval(
     volume_hu: torch.Tensor, hu_window: tuple[float, float], dtype: torch.dtype
 ) -> torch.Tensor:
-    """``hu_to_model`` as most of the paper's scripts do it: over [0, 1], from there on in ``dtype``, which rounds.
+    """``hu_to_model`` as in most of the paper's scripts: via [0, 1], and from there on in ``dtype``, which rounds.
 
-    Any shape, any real dtype in; ``dtype`` out.
+    Accepts any shape and real dtype; returns ``dtype``.
     """
     lower, upper = hu_window
-    precise = volume_hu.to("cpu" if volume_hu.device.type == "mps" else volume_hu.device, torch.float64)  # MPS has none
+    # MPS does not support float64
+    precise = volume_hu.to("cpu" if volume_hu.device.type == "mps" else volume_hu.device, torch.float64)
     unit = (precise.clamp(lower, upper) - lower) / (upper - lower)
     return unit.to(dtype).to(volume_hu.device) * 2 - 1
 
@@ -48,16 +49,16 @@ def model_to_hu_over_unit_interval(
 
 
 def truncate_to_int16(volume_hu: np.ndarray) -> np.ndarray:
-    """HU cut to int16 towards zero, as the paper's scripts do; any shape. A bias of half a HU towards zero.
+    """HU truncated towards zero to int16, as in the paper's scripts; any shape. This biases HU by 0.5 towards zero.
 
     Raises:
-        UserError: as ``round_to_int16``.
+        UserError: as for ``round_to_int16``.
     """
     return round_to_int16(np.trunc(volume_hu))
 
 
 def as_stored_by_scanners(volume_hu: np.ndarray) -> np.ndarray:
-    """HU rounded to int16 and clipped to the 12 bits of a scanner, -1024 to 3071; any shape, finite values."""
+    """HU rounded to int16 and clipped to a scanner's 12 bits, -1024 to 3071; any shape, finite values."""
     return np.clip(np.rint(volume_hu), -1024, 3071).astype(np.int16)
 
 
@@ -65,12 +66,12 @@ def round_to_int16(volume_hu: np.ndarray) -> np.ndarray:
     """HU rounded to the nearest int16; any shape.
 
     Raises:
-        UserError: a value is not finite or does not fit int16. Nothing is truncated or wrapped.
+        UserError: a value is not finite or does not fit int16; values are never clipped or wrapped.
     """
     if volume_hu.dtype == np.int16:
         return volume_hu
     if not np.isfinite(volume_hu).all():
-        raise UserError("the volume holds values that are not finite (NaN or infinite)")
+        raise UserError("the volume has values that are not finite (NaN or infinite)")
     rounded = np.rint(volume_hu)
     limits = np.iinfo(np.int16)
     if rounded.size and (rounded.min() < limits.min or rounded.max() > limits.max):

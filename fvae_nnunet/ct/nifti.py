@@ -1,4 +1,4 @@
-"""NIfTI through nibabel: what SimpleITK does not read (sheared, NIfTI-2), and files that keep a header to the bit."""
+"""NIfTI through nibabel: reading files that SimpleITK does not read (sheared, NIfTI-2), and writing an exact header."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fvae_nnunet.ct.stored_images import GZIP_MAGIC
 from fvae_nnunet.errors import UserError
 
 _GZIP_LEVEL = 1
-"""As nibabel has it."""
+"""Nibabel's default."""
 
 _AS_GZIP = 31
-"""Of zlib's ``wbits``: a gzip member with neither name nor time in it, so that equal voxels give equal bytes."""
+"""``wbits`` of zlib for a gzip member without name and time, so that equal voxels give equal bytes."""
 
 
 def load_nifti(path: Path) -> Any:
-    """nibabel's image, its voxels unread; UserError where nibabel does not read the file."""
+    """Nibabel's image with its voxels unread; UserError if nibabel cannot read the file."""
     import nibabel
 
     try:
@@ -27,30 +27,32 @@ def load_nifti(path: Path) -> Any:
     except nibabel.filebasedimages.ImageFileError as error:
         with path.open("rb") as file:
             plain = path.name.endswith(".gz") and file.read(2) != GZIP_MAGIC
-        remedy = ". nibabel, with which it is read, needs it compressed as its name says: gzip it" if plain else ""
+        remedy = (
+            ". Its name ends in .gz, but it is not compressed; nibabel requires that it is: gzip it" if plain else ""
+        )
         raise UserError(f"{path} cannot be read: {error}{remedy}") from error
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The scaled voxels (z, y, x) of a single grey volume, and nibabel's affine.
+    """Read the scaled voxels (z, y, x) of a single grey volume, and nibabel's affine.
 
     Raises:
-        UserError: it cannot be read, or is no single grey volume.
+        UserError: the file cannot be read or is not a single grey volume.
     """
     loaded = load_nifti(path)
     array = np.asanyarray(loaded.dataobj)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3 or array.dtype.kind not in "iuf":
-        raise UserError(f"{path} is no single grey volume: shape {array.shape}, voxels of {array.dtype}")
+        raise UserError(f"{path} is not a single grey volume: shape {array.shape}, voxels of {array.dtype}")
     dtype = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     return np.ascontiguousarray(array.T, dtype=dtype), loaded.affine
 
 
 def write_nifti(path: Path, array: np.ndarray, header: bytes) -> None:
-    """Write an array (z, y, x) with a header of the same kind of file, its geometry to the bit.
+    """Write an array (z, y, x) with a given NIfTI-1 or NIfTI-2 header, so that the geometry is exactly the same.
 
-    Not by nibabel, which keeps a file open that it could not write to its end.
+    Nibabel does not write the file itself, because it keeps a file open after a failed write.
 
     Raises:
         OSError: the file cannot be written.

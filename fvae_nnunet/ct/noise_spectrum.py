@@ -1,9 +1,9 @@
-"""The noise power spectrum of a CT volume in flat soft tissue: how much noise there is at which frequency.
+"""Measure the noise power spectrum of a CT volume in flat soft tissue: the noise power at each spatial frequency.
 
-As in ICRU Report 87 (J ICRU 12:1, 2012): of square regions without anatomy the squared Fourier transform, scaled so
-that its integral over both frequencies is the variance of the noise; then the mean over rings of one frequency. Slow
-changes of brightness are taken out of each region before, by a polynomial of second order; a Hann window keeps what is
-left at low frequencies from leaking into high ones, where a smoothed image has a thousandth of it.
+As in ICRU Report 87 (J ICRU 12:1, 2012): the squared Fourier transform of square regions without anatomy, scaled so
+that its integral over both frequencies is the variance of the noise, is averaged over rings of equal frequency. A
+second-order polynomial is subtracted from each region first, to remove slow changes of brightness. A Hann window keeps
+remaining low frequencies from leaking into high ones, where a smoothed image has a thousandth of their power.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from scipy import ndimage
 
 REGION_PIXELS = 16
-"""Edge of a region."""
+"""Edge length of a region."""
 
 MOST_REGIONS = 200
 
 FLAT_SHARE = 0.6
-"""At least so much of a region has to be homogeneous; the polynomial takes what is left of anatomy."""
+"""Minimum homogeneous share of a region; the polynomial removes remaining anatomy."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NoiseSpectrum:
     """A radial spectrum.
 
     Attributes:
-        frequency_per_mm: (n,), cycles per mm, rising to half of one per pixel.
+        frequency_per_mm: (n,), cycles per mm, rising to half a cycle per pixel.
         power_hu2_mm2: (n,), in HU² mm².
     """
 
@@ -37,12 +37,12 @@ class NoiseSpectrum:
 
 
 def flat_regions(region: np.ndarray) -> list[tuple[int, int, int]]:
-    """Squares of `REGION_PIXELS` in which noise can be told from anatomy: slice, first row and first column of each.
+    """Squares of ``REGION_PIXELS`` with little anatomy: slice, first row and first column of each.
 
-    They lie side by side in the slices; of more than `MOST_REGIONS` those that are most homogeneous.
+    The squares are tiles of the slices; if there are more than ``MOST_REGIONS``, the most homogeneous ones are kept.
 
     Args:
-        region: bool (z, y, x), from ``ct.noise.homogeneous_region`` of the raw volume.
+        region: bool (z, y, x), output of ``ct.noise.homogeneous_region`` for the raw volume.
     """
     _, rows, columns = region.shape
     down, across = rows // REGION_PIXELS, columns // REGION_PIXELS
@@ -56,12 +56,12 @@ def flat_regions(region: np.ndarray) -> list[tuple[int, int, int]]:
 def noise_spectrum(
     volume_hu: np.ndarray, regions: Sequence[tuple[int, int, int]], pixel_mm: Sequence[float]
 ) -> NoiseSpectrum:
-    """The radial spectrum of some regions.
+    """Measure the mean radial spectrum of regions.
 
     Args:
         volume_hu: (z, y, x) in HU.
-        regions: from `flat_regions` of the raw volume, at least one; the same for raw volume and view.
-        pixel_mm: distance of rows and of columns.
+        regions: output of ``flat_regions`` for the raw volume, at least one; use the same for raw volume and view.
+        pixel_mm: distance between rows, and between columns.
     """
     y_mm, x_mm = pixel_mm
     y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : REGION_PIXELS * 1j, -1 : 1 : REGION_PIXELS * 1j])

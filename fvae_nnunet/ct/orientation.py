@@ -1,4 +1,4 @@
-"""Which axis of an array runs along the body, so that the VAE always sees axial slices."""
+"""Find the array axis that runs along the body, so that the VAE always sees axial slices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def axial_order(direction: np.ndarray) -> AxisOrder:
 
     Returns:
         ``order`` for ``array.transpose(order)``: the assignment of array axes to patient axes with the largest sum of
-        absolute cosines (for an oblique volume the nearest one; (0, 1, 2) for an axial one).
+        absolute cosines: (0, 1, 2) for an axial volume, the nearest order for an oblique one.
     """
     cosines = np.abs(np.asarray(direction, dtype=np.float64).reshape(3, 3))[:, ::-1]
     orders: list[AxisOrder] = [(a, b, c) for a, b, c in permutations(range(3))]
@@ -28,9 +28,9 @@ def axial_order(direction: np.ndarray) -> AxisOrder:
 
 
 def direction_of_nnunet(properties: dict[str, Any]) -> np.ndarray | None:
-    """The direction cosines, as SimpleITK gives them, of an image that one of nnU-Net's readers loaded.
+    """The direction cosines, as SimpleITK gives them, of an image loaded by one of nnU-Net's readers.
 
-    SimpleITK and NiBabel readers are understood; images of other readers carry no direction: None.
+    SimpleITK and NiBabel readers are supported; images of other readers have no direction: None.
     """
     if "sitk_stuff" in properties:
         direction = np.asarray(properties["sitk_stuff"]["direction"], dtype=np.float64)
@@ -43,7 +43,7 @@ def direction_of_nnunet(properties: dict[str, Any]) -> np.ndarray | None:
 
 
 def axial_order_of_nnunet(properties: dict[str, Any]) -> AxisOrder:
-    """``axial_order`` of an image that one of nnU-Net's readers loaded, from the reader's properties.
+    """``axial_order`` of an image loaded by one of nnU-Net's readers, from the reader's properties.
 
     Without a direction (``direction_of_nnunet``) the first axis counts as the body axis.
     """

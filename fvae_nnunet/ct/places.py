@@ -1,4 +1,4 @@
-"""Places in a CT by what is there: tissues by HU, edges and flat places in soft tissue."""
+"""Masks of tissues by HU, and slopes to find edges and flat places in soft tissue."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ TISSUES_HU = {
     "soft tissue": (-30.0, 150.0),
     "bone": (200.0, math.inf),
 }
-"""HU of a tissue's voxels, lower end included, upper end not. Fat and soft tissue are the ranges usual for fat and
-muscle in body composition (-190 to -30 and -29 to 150 HU), air and lung part at the -950 HU of emphysema scores;
-contrast agent above 200 HU counts as bone."""
+"""HU range of each tissue, lower end included, upper end not. Fat and soft tissue are the usual ranges of fat and
+muscle in body composition (-190 to -30 and -29 to 150 HU); -950 HU, the threshold of emphysema scores, separates air
+and lung; contrast agent above 200 HU counts as bone."""
 
 SOFT_HU = (-150.0, 250.0)
-"""Fat, muscle and organs, with contrast agent or without, ends included: where edges and flat places are looked for."""
+"""Fat, muscle and organs, with or without contrast agent, ends included: searched for edges and flat places."""
 
 EDGE_HU_PER_PIXEL, FLAT_HU_PER_PIXEL = 20.0, 6.0
-"""Steepest in-plane slope after a Gaussian of one pixel: at least so much is an edge, at most so much flat. Fat beside
+"""In-plane slope after a Gaussian of one pixel: at least the first is an edge, at most the second is flat. Fat beside
 muscle (150 HU) has 60."""
 
 
 def soft_tissue(volume_hu: np.ndarray) -> np.ndarray:
-    """bool, where `SOFT_HU` are."""
+    """bool mask of the voxels within ``SOFT_HU``."""
     return (volume_hu >= SOFT_HU[0]) & (volume_hu <= SOFT_HU[1])
 
 
@@ -40,5 +40,5 @@ def slopes(volume_hu: np.ndarray) -> np.ndarray:
 
 
 def tissue_masks(volume_hu: np.ndarray) -> dict[str, np.ndarray]:
-    """bool masks of `TISSUES_HU`."""
+    """bool masks of ``TISSUES_HU``."""
     return {name: (volume_hu >= lower) & (volume_hu < upper) for name, (lower, upper) in TISSUES_HU.items()}

@@ -1,8 +1,8 @@
-"""Image files looked at byte by byte, for what the libraries that read them pass over without a word.
+"""Check the bytes of image files for faults that the reading libraries silently accept.
 
-SimpleITK (seen with 2.5.7) fills what a NIfTI file lacks with zeros, turns its NaN and infinite voxels into 0, takes a
-spacing of 0 or NaN from elsewhere, and follows a header to any other file; 2.2 and 2.3 also fill up a compressed
-``.mha`` that is cut short. nnU-Net reads with it.
+SimpleITK (tested with 2.5.7) pads a truncated NIfTI file with zeros, turns its NaN and infinite voxels into 0, replaces
+a spacing of 0 or NaN, and follows a header to any other file; 2.2 and 2.3 also pad a truncated compressed ``.mha``.
+nnU-Net reads images with it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NRRD_PACKINGS = {"raw": "", "gzip": "deflate", "gz": "deflate"}
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Where the voxels of a file are: ``skip`` bytes after its start, unpacked as ``packing`` says."""
+    """Position and format of the voxels in a file: ``skip`` bytes after its start, compressed as in ``packing``."""
 
     packing: str
     skip: int
@@ -55,24 +55,24 @@ class _Voxels:
 
 
 def check_image_file(path: Path, *, voxels_too: bool = True) -> bytes | None:
-    """Raise UserError where an image file is not what nnU-Net's readers would make of it.
+    """Raise UserError if nnU-Net's readers would misread an image file.
 
-    Refused are: what ``check_file`` refuses; an ending in capitals, which nnU-Net passes over; a file of another kind
-    than its ending says; headers that point to other files; a spacing that is no positive number, an affine that is
-    not finite; files cut short or damaged; voxels that are NaN or infinite. Bytes after the end are left alone. Of
-    formats other than NIfTI, NRRD and MetaImage only the first two points are checked.
+    Refused are: files that ``check_file`` refuses; endings in capitals, which nnU-Net ignores; another format than the
+    ending says; headers that point to other files; a spacing that is not positive, or an affine that is not finite;
+    truncated or damaged files; voxels that are NaN or infinite. Bytes after the end are ignored. For formats other than
+    NIfTI, NRRD and MetaImage only ``check_file`` is applied.
 
     Args:
-        path: of the file.
-        voxels_too: False to look at the header only.
+        path: image file.
+        voxels_too: also check the voxels; False: check the header only.
 
     Returns:
-        The header of a NIfTI file as it stands there; None for other formats.
+        The bytes of a NIfTI header; None for other formats.
     """
     check_file(path)
     ending = next((end for end in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd") if _ends(path, end)), "")
     if ending and not path.name.endswith(ending):
-        raise UserError(f"{path} ends in capitals, and nnU-Net passes such files over; rename it to end in {ending}")
+        raise UserError(f"{path} ends in capitals, and nnU-Net ignores such files; rename it to end in {ending}")
     header: bytes | None = None
     voxels: _Voxels | None = None
     try:
@@ -98,7 +98,7 @@ def _ends(path: Path, ending: str) -> bool:
 
 
 def _check_voxels(path: Path, file: IO[bytes], voxels: _Voxels) -> None:
-    """Count the bytes and the voxels that are not finite."""
+    """Raise UserError if voxels are missing or not finite."""
     size = voxels.dtype.itemsize
     promised = voxels.count * size
     held = not_finite = 0
@@ -124,12 +124,12 @@ def _check_voxels(path: Path, file: IO[bytes], voxels: _Voxels) -> None:
             break
     if held < promised:
         raise UserError(
-            f"{path} is cut short: {held} bytes of voxels of the {promised} that its header promises; copy it again"
+            f"{path} is truncated: it has {held} of the {promised} bytes of voxels stated in its header; copy it again"
         )
     if not_finite:
         raise UserError(
-            f"{path}: {not_finite} of {voxels.count} voxels are not finite (NaN or infinite); give them values, "
-            "-1024 outside the scanned field of a CT, 0 in a segmentation"
+            f"{path}: {not_finite} of {voxels.count} voxels are not finite (NaN or infinite); replace them, for "
+            "example by -1024 outside the scanned field of a CT and by 0 in a segmentation"
         )
 
 
@@ -139,7 +139,7 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _inflated(file: IO[bytes]) -> Iterator[bytes]:
-    """What gzip or zlib has packed, of several members too; bytes after the last are left alone, as zlib does."""
+    """The decompressed content of gzip (one or more members) or zlib data; trailing bytes are ignored, as zlib does."""
     inflate, rest = zlib.decompressobj(47), b""
     while data := rest or file.read(_BLOCK_BYTES):
         if inflate.eof:
@@ -151,7 +151,7 @@ def _inflated(file: IO[bytes]) -> Iterator[bytes]:
         rest = inflate.unconsumed_tail or inflate.unused_data
     yield inflate.flush()
     if not inflate.eof:
-        raise EOFError("its compressed data are cut short")
+        raise EOFError("its compressed data is truncated")
 
 
 def _after(blocks: Iterable[bytes], skip: int) -> Iterator[bytes]:
@@ -166,7 +166,7 @@ def _nifti(path: Path, file: IO[bytes]) -> tuple[bytes, _Voxels]:
     compressed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if compressed and not path.name.endswith(".gz"):
-        raise UserError(f"{path} is compressed, and its name does not say so; rename it to end in .nii.gz")
+        raise UserError(f"{path} is compressed, but its name does not say so; rename it to end in .nii.gz")
     head = b""
     for block in _inflated(file) if compressed else _blocks(file):
         head += block
@@ -175,7 +175,7 @@ def _nifti(path: Path, file: IO[bytes]) -> tuple[bytes, _Voxels]:
     kinds = (nibabel.Nifti1Header, nibabel.Nifti2Header)
     kind = next((kind for kind in kinds if len(head) >= kind.sizeof_hdr and kind.may_contain_header(head)), None)
     if kind is None:
-        raise UserError(f"{path} cannot be read: whatever its name says, it is no NIfTI file, or is cut short")
+        raise UserError(f"{path} cannot be read: despite its name it is not a NIfTI file, or it is truncated")
     header = kind(head[: kind.sizeof_hdr], check=False)
     _refuse_header_alone(path, "" if header["magic"].item().startswith(b"n+") else f"{path.name.split('.')[0]}.img")
     try:
@@ -190,11 +190,11 @@ def _nifti(path: Path, file: IO[bytes]) -> tuple[bytes, _Voxels]:
     if slope != 0 and not (math.isfinite(slope) and math.isfinite(intercept)):
         raise UserError(
             f"{path} is scaled by a value that is not finite (scl_slope {slope:g}, scl_inter {intercept:g}); correct "
-            "its header: 1 and 0 if the voxels are stored as they are"
+            "its header, to 1 and 0 if the voxels are not scaled"
         )
     affine = header.get_sform() if header["sform_code"] > 0 else None
     if affine is not None and (not np.isfinite(affine).all() or np.linalg.det(affine) == 0):
-        raise UserError(f"{path}: the affine in its header (sform) holds NaN or a spacing of 0; correct the header")
+        raise UserError(f"{path}: the affine in its header (sform) has NaN or a spacing of 0; correct the header")
     quaternion = [float(header[key]) for key in (f"quatern_{axis}" for axis in "bcd")]
     offset = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
     if header["qform_code"] > 0 and not np.isfinite(quaternion + offset).all():
@@ -206,13 +206,13 @@ def _check_spacing(path: Path, spacing: Iterable[float]) -> None:
     values = [float(edge) for edge in spacing]
     if not all(math.isfinite(edge) and edge > 0 for edge in values):
         raise UserError(
-            f"{path} has a spacing of {', '.join(f'{edge:g}' for edge in values)} mm; a spacing is a positive number: "
+            f"{path} has a spacing of {', '.join(f'{edge:g}' for edge in values)} mm; spacings must be positive: "
             "correct the header"
         )
 
 
 def _check_place(path: Path, fields: Mapping[str, str], names: Iterable[str]) -> None:
-    """The libraries read what is no number as 0."""
+    """Check that the numbers in header fields are valid and finite; the libraries would read others as 0."""
     for name in names:
         words = re.split(r"[\s(),]+", fields.get(name, ""))
         if not all(math.isfinite(float(word)) for word in words if word and word != "none"):
@@ -220,9 +220,9 @@ def _check_place(path: Path, fields: Mapping[str, str], names: Iterable[str]) ->
 
 
 def _nrrd(path: Path, file: IO[bytes]) -> _Voxels | None:
-    """None where the voxels are written as text, or packed as SimpleITK does not read them."""
+    """The voxels of an NRRD file; None if they are text, or compressed in a way that SimpleITK does not read."""
     if not file.readline(_LONGEST_HEADER).startswith(b"NRRD000"):
-        raise UserError(f"{path} cannot be read: whatever its name says, it is no NRRD file")
+        raise UserError(f"{path} cannot be read: despite its name it is not an NRRD file")
     fields: dict[str, str] = {}
     while text := (line := file.readline(_LONGEST_HEADER)).decode("latin-1").rstrip("\r\n"):
         name, found, value = text.partition(": ")
@@ -232,7 +232,7 @@ def _nrrd(path: Path, file: IO[bytes]) -> _Voxels | None:
             fields["datafile"] = text
     _refuse_header_alone(path, fields.get("data file", fields.get("datafile", "")))
     if not line:
-        raise UserError(f"{path} is cut short: its header has no end")
+        raise UserError(f"{path} is truncated: its header has no end")
     if fields.get("dimension") == "3":
         _check_spacing(path, map(float, fields.get("spacings", "").split()))
         _check_place(path, fields, ("space directions", "space origin"))
@@ -249,13 +249,13 @@ def _nrrd(path: Path, file: IO[bytes]) -> _Voxels | None:
 
 
 def _meta(path: Path, file: IO[bytes]) -> _Voxels | None:
-    """None where the voxels are written as text."""
+    """The voxels of a MetaImage file; None if they are text or of an unsupported type."""
     fields: dict[str, str] = {}
     while "ElementDataFile" not in fields and len(fields) < _MOST_FIELDS and (line := file.readline(_LONGEST_HEADER)):
         name, _, value = re.sub(r"[\s=:]+", "=", line.decode("latin-1").strip(), count=1).partition("=")
         fields[name] = value
     if not {"NDims", "ElementDataFile"} <= fields.keys():
-        raise UserError(f"{path} cannot be read: whatever its name says, it is no MetaImage file, or is cut short")
+        raise UserError(f"{path} cannot be read: despite its name it is not a MetaImage file, or it is truncated")
     data_file = fields["ElementDataFile"]
     _refuse_header_alone(path, "" if data_file.upper() == "LOCAL" else data_file)
     _check_spacing(path, map(float, fields.get("ElementSpacing", fields.get("ElementSize", "")).split()))
@@ -276,6 +276,6 @@ def _is_true(fields: Mapping[str, str], key: str) -> bool | None:
 def _refuse_header_alone(path: Path, data_file: str) -> None:
     if data_file:
         raise UserError(
-            f"{path} is a header whose voxels are in another file ({data_file}); convert it to one file, such as "
-            ".nii.gz or .nrrd with its data inside"
+            f"{path} is a header whose voxels are in another file ({data_file}); convert it to a single file, such as "
+            ".nii.gz, or .nrrd with attached data"
         )

@@ -1,4 +1,4 @@
-"""A CT as one value: its voxels in HU and where they lie in the patient."""
+"""A CT volume as one object: its voxels in HU and its geometry."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CT:
     """A CT volume.
 
     Attributes:
-        hu: (z, y, x) in HU, as the file's axes lie; any real dtype.
-        geometry: spacing, origin and direction of the image axes (x, y, z), as SimpleITK states them.
+        hu: (z, y, x) in HU, in the axis order of the file; any real dtype.
+        geometry: spacing, origin and direction of the image axes (x, y, z), in SimpleITK's convention.
     """
 
     hu: np.ndarray
@@ -41,22 +41,22 @@ class CT:
         origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
         direction: tuple[float, ...] = _UPRIGHT,
     ) -> CT:
-        """A CT that is in no file.
+        """Create a CT from an array.
 
         Args:
             hu: (z, y, x) in HU, array or tensor on any device.
             spacing_mm: voxel size (z, y, x).
-            origin_mm, direction: as SimpleITK states them, (x, y, z) and row by row; without a direction z rises to the
-                head, y to the back, x to the patient's left.
+            origin_mm, direction: in SimpleITK's convention, (x, y, z) and row by row; by default z points to the head,
+                y to the back, x to the patient's left.
 
         Raises:
-            UserError: not three axes, no voxel, or a spacing that is not positive.
+            UserError: the array does not have three axes or has no voxel, or a spacing is not positive.
         """
         array = as_array(hu)
         if array.ndim != 3 or 0 in array.shape:
-            raise UserError(f"hu has three axes (z, y, x) and at least one voxel, got shape {array.shape}")
+            raise UserError(f"hu must have three axes (z, y, x) and at least one voxel, got shape {array.shape}")
         if len(spacing_mm) != 3 or not all(0 < float(edge) < np.inf for edge in spacing_mm):
-            raise UserError(f"spacing_mm is three positive numbers (z, y, x), got {tuple(spacing_mm)}")
+            raise UserError(f"spacing_mm must be three positive numbers (z, y, x), got {tuple(spacing_mm)}")
         edges_mm = tuple(float(edge) for edge in spacing_mm)[::-1]
         return cls(array, Geometry(edges_mm, tuple(map(float, origin_mm)), tuple(map(float, direction))))
 
@@ -67,27 +67,27 @@ class CT:
 
     @property
     def origin_mm(self) -> tuple[float, ...]:
-        """Position of the first voxel (x, y, z), as SimpleITK states it."""
+        """Position of the first voxel (x, y, z), in SimpleITK's convention."""
         return self.geometry.origin_mm
 
     @property
     def direction(self) -> tuple[float, ...]:
-        """Direction cosines row by row, as SimpleITK states them."""
+        """Direction cosines row by row, in SimpleITK's convention."""
         return self.geometry.direction
 
     def with_hu(self, hu: np.ndarray) -> CT:
-        """Other voxels in the same place."""
+        """A CT with other voxels and the same geometry."""
         return replace(self, hu=hu)
 
     def mask(self, mask: np.ndarray | torch.Tensor | CT | str | os.PathLike[str], name: str) -> np.ndarray:
-        """A mask that lies on this CT, bool (z, y, x): where it is not 0.
+        """A mask for this CT as bool (z, y, x), True where it is not 0.
 
         Args:
-            mask: array or tensor of the same shape, or an image or its file, which must lie in the same place.
-            name: of the parameter, for messages.
+            mask: array or tensor of the same shape, or an image or image file with the same geometry.
+            name: name of the parameter, for messages.
 
         Raises:
-            UserError: it has another shape or lies elsewhere, or the file cannot be read.
+            UserError: the mask has another shape or geometry, or the file cannot be read.
         """
         if isinstance(mask, str | os.PathLike):
             name, mask = os.fspath(mask), CT(*read_volume(Path(mask)))
@@ -100,7 +100,7 @@ class CT:
         return array != 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as int16 HU, rounded; the ending decides the format (.nii.gz, .nrrd, .mha).
+        """Write the volume as int16 HU, rounded; the ending decides the format (.nii.gz, .nrrd, .mha).
 
         Raises:
             UserError: the values do not fit int16, or the file cannot be written.
@@ -109,21 +109,21 @@ class CT:
 
 
 def as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
-    """An array, or what a tensor on any device holds."""
+    """Convert an array, or a tensor on any device, to a NumPy array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return np.asarray(values)
 
 
 def read_ct(path: str | os.PathLike[str], *, hu_as_is: bool = False) -> CT:
-    """The CT of an image file (NIfTI, NRRD, MetaImage).
+    """Read a CT from an image file (NIfTI, NRRD, MetaImage).
 
     Args:
-        path: of the file.
-        hu_as_is: take it even if its values cannot be in HU.
+        path: image file.
+        hu_as_is: accept values that cannot be in HU.
 
     Raises:
-        UserError: the file cannot be read, holds no 3-dimensional grey image, or values that cannot be in HU.
+        UserError: the file cannot be read, is not a 3-dimensional grey image, or has values that cannot be in HU.
     """
     hu, geometry = read_volume(Path(path))
     if not hu_as_is:

@@ -1,1 +1,1 @@
-"""The reconstruction of whole CT volumes by a frozen VAE."""
+"""Reconstruction of whole CT volumes by a frozen VAE."""

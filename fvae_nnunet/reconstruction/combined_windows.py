@@ -1,8 +1,8 @@
-"""Several passes of one window of slices through a VAE, combined: HU windows fused, slices resampled, turns averaged.
+"""Combine several passes of slices through a VAE: fuse HU windows, resample slices, average orientations.
 
-A VAE has so many grey values and a latent cell of so many pixels. A narrow HU window spends the grey values on soft
-tissue, finer or coarser pixels change which detail a cell holds, and what a VAE gets wrong differs with the way the
-slice lies, so that it falls in the mean of several turns (the self-ensemble of Timofte et al. 2016).
+A VAE has limited grey-level precision, and its latent cells cover a fixed number of pixels. A narrow HU window uses the
+whole grey range for soft tissue, resampling changes how much detail a cell covers, and the errors of a VAE depend on
+the orientation of the slice, so averaging several orientations reduces them (self-ensemble, Timofte et al. 2016).
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import torch.nn.functional as F
 from fvae_nnunet.ct.hu_windows import HUWindow
 
 Code = Callable[[torch.Tensor, HUWindow, int], torch.Tensor]
-"""The reconstruction of slices (B, d, y, x) in a HU window, same shape; it is told which pass this is, from 0."""
+"""Function that reconstructs slices (B, d, y, x) in a HU window, same shape; its last argument counts passes from 0."""
 
 TAPER_HU = 60.0
-"""Over so many HU inside its ends a narrow window's reconstruction takes over; at most a quarter of the window."""
+"""Width in HU, inside the ends of a narrow window, over which its reconstruction fades in; at most a quarter of the
+window."""
 
 
 @dataclass(frozen=True)
 class PlaneChange:
-    """What is done to the slices before a VAE sees them, and undone behind it.
+    """An in-plane change applied to slices before the VAE and reverted after it.
 
     Attributes:
-        size: (rows, columns) that they are resampled to; None: as they are.
-        flipped: along rows, along columns.
-        transposed: rows and columns exchanged, behind the flips.
+        size: (rows, columns) to resample to; None: no resampling.
+        flipped: whether each in-plane axis (y, x) is flipped.
+        transposed: whether rows and columns are exchanged, after the flips.
     """
 
     size: tuple[int, int] | None = None
@@ -37,14 +38,14 @@ class PlaneChange:
     transposed: bool = False
 
     def there(self, slices: torch.Tensor) -> torch.Tensor:
-        """Slices (B, d, y, x), float32, as the VAE shall see them."""
+        """Apply the change to slices (B, d, y, x), float32."""
         if self.size is not None:
             slices = resampled_plane(slices, self.size)
         slices = self._flipped(slices)
         return slices.transpose(-1, -2) if self.transposed else slices
 
     def back(self, slices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Undoes ``there`` for slices that had the given (rows, columns)."""
+        """Revert ``there`` for slices that had the given size (rows, columns)."""
         slices = self._flipped(slices.transpose(-1, -2) if self.transposed else slices)
         return slices if self.size is None else resampled_plane(slices, size)
 
@@ -66,12 +67,15 @@ TURNS = tuple(
         (True, (True, False)),
     )
 )
-"""The eight ways a slice can lie; the first is as it is, and any first few lie as differently as they can."""
+"""The eight orientations of a slice. The first is unchanged; any first few of them differ as much as possible."""
 
 
 def resampled_plane(slices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Slices (B, d, y, x) resampled to (rows, columns): axes that shrink by the mean of what falls into a pixel, axes
-    that grow by cubic convolution (Keys 1981, a = -0.75). Both keep the mean of a constant exactly."""
+    """Resample slices (B, d, y, x) to (rows, columns).
+
+    Axes that shrink are averaged over each new pixel; axes that grow use cubic convolution (Keys 1981, a = -0.75). Both
+    keep constants exactly.
+    """
     rows, columns = slices.shape[-2:]
     smaller = min(rows, size[0]), min(columns, size[1])
     if smaller != (rows, columns):
@@ -82,15 +86,15 @@ def resampled_plane(slices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 
 
 def fused(parts: Sequence[torch.Tensor], hu_windows: Sequence[HUWindow]) -> torch.Tensor:
-    """Reconstructions of one image in several HU windows as one.
+    """Fuse the reconstructions of one image in several HU windows.
 
-    A later window replaces the earlier ones where its own reconstruction lies inside it and theirs not far outside. It
-    fades out over `TAPER_HU` at those of its ends where the first window goes on, so that there are no steps. What they
-    say counts too, because a window's reconstruction of what it clips lies near its end, not at it.
+    A later window replaces the earlier ones where its own reconstruction is inside it and theirs is not far outside. It
+    fades out over ``TAPER_HU`` at each end beyond which the first window continues, which avoids steps. The earlier
+    reconstructions count too, because a window reconstructs clipped values near its end, not exactly at it.
 
     Args:
-        parts: same shape, in HU, each inside its window.
-        hu_windows: of each; the first spans all others.
+        parts: reconstructions of the same shape, in HU, each inside its window.
+        hu_windows: window of each part; the first spans all others.
     """
     result, (lowest, highest) = parts[0], hu_windows[0]
     for part, (lower, upper) in zip(parts[1:], hu_windows[1:], strict=True):
@@ -115,13 +119,13 @@ def combined(
     hu_windows: Sequence[HUWindow],
     code: Code,
 ) -> torch.Tensor:
-    """Slices through a VAE as often as there are changes times HU windows.
+    """Pass slices through a VAE once per change and HU window, and combine the results.
 
     Args:
         slices_hu: (B, d, y, x) in HU.
-        changes: one at least; their results are averaged.
-        hu_windows: one at least; their results are fused.
-        code: of one pass.
+        changes: at least one; their results are averaged.
+        hu_windows: at least one; their results are fused.
+        code: reconstruction function of one pass.
 
     Returns:
         Same shape, float32, in HU.

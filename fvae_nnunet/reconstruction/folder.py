@@ -1,4 +1,4 @@
-"""Every image of a folder to its reconstruction in another folder, for test images and other people's pipelines."""
+"""Reconstruct every image of a folder into another folder, for test images and external pipelines."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.jobs.shared_arrays import compact
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import Fidelity, fidelity, reconstruct_to_int16
 from fvae_nnunet.vae.base import FrozenVAE
@@ -54,34 +55,38 @@ def reconstruct_folder(
 ) -> Generator[Outcome, None, None]:
     """Write the reconstruction of each image under its own name: int16 HU, same geometry, same ending.
 
-    Slices run along the axis nearest to the body axis. An image that was finished with the same settings from the
-    same file is left alone (its outcome has neither result nor error). The result of a case is its ``Fidelity``.
+    Slices are taken along the axis nearest to the body axis. An image already finished with the same settings from the
+    same file is skipped (its outcome has neither result nor error). The result of a case is its ``Fidelity``.
 
     Args:
-        images: from ``ct.files.find_images``.
-        output: the folder to write to; made if needed.
-        vae, settings: with what.
-        hu_as_is: reconstruct also what cannot be HU (``hounsfield``); else it is the error of its case.
-        cases: names of the images to do, asked for one by one; None for all.
-        workers: processes for reading and writing; 0 for none.
-        seconds: filled with where the time went.
-        made_with: for the reader of the manifest.
-        overwrite: make finished images again, with other settings if need be.
-        reader: nnU-Net's reader with which the images are read, see ``ct.files.read_volume``.
-        on_slices: called with case, slices done and slices of the case.
+        images: output of ``ct.files.find_images``.
+        output: folder to write to; created if needed.
+        vae, settings: the frozen VAE and the reconstruction settings.
+        hu_as_is: also reconstruct images that cannot be in HU (``hounsfield``); False: their cases fail.
+        cases: names of the images to reconstruct, consumed one by one; None: all.
+        workers: number of processes for reading and writing; 0: none.
+        seconds: filled with the time spent in each stage.
+        made_with: information stored in the manifest for its readers.
+        overwrite: make finished images again, also with different settings.
+        reader: name of the nnU-Net reader for the images, see ``ct.files.read_volume``.
+        on_slices: called with the case, its number of slices done and its total.
 
     Raises:
-        UserError: output equals input, holds reconstructions made with other settings, or the disk is full.
+        UserError: the output is the input folder, has reconstructions made with different settings or files of another
+            origin, or the disk is full.
     """
     if any(path.parent.resolve() == output.resolve() for path in images.values()):
-        raise UserError(f"{output} is the input folder; the raw images would be overwritten")
+        raise UserError(f"{output} is the input folder; the raw images would be overwritten. Choose another folder")
     manifest = Manifest(output / MANIFEST_FOLDER)
     if overwrite:
         manifest.remove()
     targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
     foreign = [target.name for target in targets.values() if target.exists()]
     if foreign and not overwrite and manifest.read() is None:
-        raise UserError(f"{output} holds {foreign[0]}, which is not ours; choose another folder, or `overwrite`")
+        raise UserError(
+            f"{output} contains {foreign[0]}, which is not a recorded reconstruction; choose another folder, or "
+            "`overwrite`"
+        )
     turned = {"reader": reader} if reader is not None and reader.endswith("WithReorient") else {}
     manifest.begin("reconstruction", settings.recorded_with(vae) | turned, made_with)
 
@@ -110,15 +115,16 @@ def reconstruct_folder(
 
 
 def check_folder(folder: Path, images: dict[str, Path], make: Callable[..., str]) -> dict[str, Any]:
-    """The manifest of a folder after checking that it holds a whole reconstruction of each image as it is now.
+    """Check that a folder has a complete and current reconstruction of each image, and return its manifest.
 
     Args:
-        folder: that ``reconstruct_folder`` wrote.
-        images: from ``ct.files.find_images``.
-        make: the command that makes it with the parameters that it is given, for the message.
+        folder: output folder of ``reconstruct_folder``.
+        images: output of ``ct.files.find_images``.
+        make: returns the command that makes the folder with given parameters, for messages.
 
     Raises:
-        UserError: the folder is another one, or images are missing, incomplete or older.
+        UserError: the folder was not written by ``reconstruct_folder``, or reconstructions are missing, incomplete or
+            older than the images.
     """
     manifest = Manifest(folder / MANIFEST_FOLDER)
     content = manifest.read({"made_with": {"parameters": dict}})
@@ -133,14 +139,14 @@ def check_folder(folder: Path, images: dict[str, Path], make: Callable[..., str]
     ]
     if lacking:
         raise UserError(
-            f"in {folder}, {len(lacking)} of {len(images)} images are missing, incomplete or older than the raw ones "
-            f"(first: {lacking[0]}). Complete it with: {make(**content['made_with']['parameters'])}"
+            f"in {folder}, {len(lacking)} of {counted(len(images), 'reconstruction')} are missing, incomplete or older "
+            f"than the raw images (first: {lacking[0]}). Complete it with: {make(**content['made_with']['parameters'])}"
         )
     return content
 
 
 def read_axial(path: Path) -> np.ndarray:
-    """The volume of an image (body axis, front-back, left-right) in HU."""
+    """Read the volume of an image as (body axis, front-back, left-right) in HU."""
     volume_hu, geometry = read_volume(path)
     return compact(volume_hu).transpose(geometry.axial_order)
 
@@ -148,7 +154,7 @@ def read_axial(path: Path) -> np.ndarray:
 def _read(
     images: dict[str, Path], targets: dict[str, Path], manifest: Manifest, reader: str | None, hu_as_is: bool, case: str
 ) -> _Volume | None:
-    # before its digest: that of a header would not change with the file that it points to
+    # before the digest, which for a header would not depend on the data file it points to
     check_image_file(images[case], voxels_too=False)
     digest = sha256_of_file(images[case])
     if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):

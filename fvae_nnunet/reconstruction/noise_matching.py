@@ -1,9 +1,9 @@
-"""The strength at which a control removes as much noise as a view, so that the two are compared fairly.
+"""Find the strength at which a control removes as much noise as a view, for a fair comparison.
 
-How much noise a view leaves is read from its records (``reconstruction.volume.fidelity``): noise in the view divided by
-noise in the raw image, median over the cases. The control is measured in the same way on some of these cases. One
-strength cannot match fine and coarse noise apart, so it is all noise that is matched; what is left of each part is
-given.
+The noise that a view leaves is read from its records (``reconstruction.volume.fidelity``): noise in the view divided by
+noise in the raw image, median over the cases. The control is measured in the same way on a sample of these cases. One
+strength cannot match fine and coarse noise separately, so total noise is matched; the remaining share of each part is
+reported.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
 from fvae_nnunet.vae.denoisers import Control, find_control
 
 MATCHED_CASES = 8
-"""Cases on which the control is measured."""
+"""Number of cases on which the control is measured."""
 
 RATIO_TOLERANCE = 0.002
-"""How far the control's median ratio may be from the view's."""
+"""Tolerance between the median ratios of control and view."""
 
 STRENGTH_DIGITS = 4
-"""Significant digits of a strength: more are of no use, and machines whose sums differ in the last bit agree."""
+"""Significant digits of a strength: more have no effect, and machines whose sums differ in the last bit agree."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of noise, divided by what there was: of all, of the fine part, of the coarse part (``noise.Noise``).
+    """The remaining fraction of noise: of the total, the fine part and the coarse part (``noise.Noise``).
 
-    A part is NaN where there was none.
+    The fraction of a part is NaN if there was none before.
     """
 
     total: float
@@ -45,7 +45,7 @@ class Left:
 
     @classmethod
     def of(cls, before: Noise, after: Noise) -> Left:
-        """With noise before."""
+        """The fractions ``after / before``; the total before must not be 0."""
         return cls(
             after.total_hu / before.total_hu,
             after.fine_hu / before.fine_hu if before.fine_hu else math.nan,
@@ -54,19 +54,19 @@ class Left:
 
     @classmethod
     def median(cls, cases: Iterable[Left]) -> Left:
-        """Of each part over the cases that had it."""
+        """The median of each part over the cases that have it."""
         known = [np.array(part)[np.isfinite(part)] for part in zip(*(astuple(left) for left in cases), strict=True)]
         return cls(*(float(np.median(part)) if part.size else math.nan for part in known))
 
 
 @dataclass(frozen=True)
 class NoiseOfView:
-    """What a view does to noise.
+    """The effect of a view on noise.
 
     Attributes:
-        left: what the view leaves, for each case that has soft tissue.
-        sample: at most ``MATCHED_CASES`` of them, evenly spread from the smallest to the largest ratio, so that the
-            median of the sample is about that of all; with the noise of their raw images in HU.
+        left: case -> remaining noise, for each case with noise in soft tissue.
+        sample: case -> noise of its raw image in HU, for at most ``MATCHED_CASES`` cases, evenly spread from the
+            smallest to the largest ratio, so that their median is about that of all cases.
     """
 
     left: dict[str, Left]
@@ -74,33 +74,33 @@ class NoiseOfView:
 
     @property
     def median(self) -> Left:
-        """Over the cases."""
+        """The median over all cases."""
         return Left.median(self.left.values())
 
 
 @dataclass(frozen=True)
 class Match:
-    """A strength, and what the control leaves with it in each case of the sample."""
+    """A strength of a control, and the noise it leaves in each case of the sample."""
 
     strength: float
     left: list[Left]
 
     @property
     def median(self) -> Left:
-        """Over the sample."""
+        """The median over the sample."""
         return Left.median(self.left)
 
 
 def noise_of_view(manifest: Manifest, cases: Iterable[str], *, make: Callable[..., str]) -> NoiseOfView:
-    """What a view does to noise, from the records of its cases.
+    """Read the effect of a view on noise from the records of its cases.
 
     Args:
-        manifest: of the view.
-        cases: all that the view must hold.
-        make: the command that makes the view, with further parameters, for the message.
+        manifest: manifest of the view.
+        cases: all cases that the view must contain.
+        make: returns the command that makes the view, with further parameters, for messages.
 
     Raises:
-        UserError: a case is missing, was recorded without noise, or no case has soft tissue.
+        UserError: a case is missing or was recorded without noise, or no case has noise in soft tissue.
     """
     raw_hu, left = {}, {}
     for case in sorted(cases):
@@ -109,10 +109,10 @@ def noise_of_view(manifest: Manifest, cases: Iterable[str], *, make: Callable[..
             raise UserError(f"{manifest.folder} is not complete: {case} is missing. Complete it with: {make()}")
         if not record.keys() >= noise_figures(None, None).keys():
             raise UserError(
-                f"{manifest.folder} was made by an older version, which did not record noise, or fine noise only "
-                f"({case}); make it anew with: {make(overwrite=True)}"
+                f"{manifest.folder} was made by an older version, which recorded no noise, or fine noise only "
+                f"({case}); make it again with: {make(overwrite=True)}"
             )
-        # without noise in the raw image there is none to remove
+        # a raw image without noise has none to remove
         if record["noise_raw_hu"]:
             raw, view = (
                 Noise(*(record[f"noise_{part}{volume}_hu"] for part in ("", "fine_", "coarse_")))
@@ -128,15 +128,15 @@ def noise_of_view(manifest: Manifest, cases: Iterable[str], *, make: Callable[..
 
 
 class NoiseSample:
-    """The measured slices of some raw images, held in memory: 25 MB for a case of 512 x 512 pixels in int16.
+    """The measured slices of raw images, held in memory: 25 MB per case of 512 x 512 pixels and one int16 channel.
 
     Args:
-        raw_noise_hu: for each case the noise of its raw image, as recorded; from ``NoiseOfView.sample``.
-        read_axial: gives the CT channels (z, y, x) of a case, axial slices first, in HU.
-        settings: how controls are applied.
+        raw_noise_hu: case -> recorded noise of its raw image, from ``NoiseOfView.sample``.
+        read_axial: returns the CT channels of a case, each (z, y, x) with axial slices, in HU.
+        settings: settings with which controls are applied.
 
     Raises:
-        UserError: the raw image of a case has another noise than recorded, so it is another image.
+        UserError: the noise of a raw image differs from its record, so the image has changed.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class NoiseSample:
                     slices_and_regions.append((measured_slices(volume_hu), region))
                     noise.append(of_channel)
             if not noise or not np.isclose(_mean(noise).total_hu, recorded_hu, rtol=1e-3):
-                raise UserError(f"the raw image of {case} has changed since the view was made; make the view anew")
+                raise UserError(f"the raw image of {case} has changed since the view was made; make the view again")
             self._cases.append((_mean(noise), slices_and_regions))
 
     def left(self, control: Control, on_case: Callable[[], object] | None = None) -> list[Left]:
-        """What the control leaves of the noise, case by case."""
+        """The noise that a control leaves in each case."""
         cases = []
         for raw, slices_and_regions in self._cases:
             filtered = [
@@ -175,19 +175,18 @@ class NoiseSample:
 def match_strength(
     name: str, target_ratio: float, sample: NoiseSample, *, on_case: Callable[[], object] | None = None
 ) -> Match:
-    """The strength of a control with which its median ratio is ``target_ratio`` within ``RATIO_TOLERANCE``.
+    """Find the strength at which the median ratio of a control is ``target_ratio`` within ``RATIO_TOLERANCE``.
 
-    Doubling and Brent's method; equal arguments give an equal result. A view that removes no noise is matched by
-    strength 0.
+    Uses doubling and Brent's method, and is deterministic. A view that removes no noise is matched by strength 0.
 
     Args:
         name: a key of ``CONTROLS``, not the identity.
         target_ratio: ``NoiseOfView.median.total``.
-        sample: where to measure.
-        on_case: called when a case has been filtered and measured.
+        sample: slices on which to measure.
+        on_case: called after each case that has been filtered and measured.
 
     Raises:
-        UserError: not even the largest strength removes so much noise.
+        UserError: even the largest strength leaves more noise, or no strength reaches the ratio.
     """
     denoiser = find_control(name)
     tried: dict[float, Match] = {}
@@ -208,15 +207,15 @@ def match_strength(
     while excess(strong) > 0:
         if strong >= denoiser.largest_strength:
             raise UserError(
-                f"{name} cannot remove as much noise as the view, which leaves {target_ratio:.3f} of it: even with "
-                f"`strength={strong:g}` ({denoiser.unit}) {match_of(strong).median.total:.3f} are left"
+                f"{name} cannot remove as much noise as the view: the view leaves {target_ratio:.3f} of it, the "
+                f"control with `strength={strong:g}` ({denoiser.unit}) still {match_of(strong).median.total:.3f}"
             )
         weak, strong = strong, min(2 * strong, denoiser.largest_strength)
     match = match_of(optimize.brentq(excess, weak, strong, rtol=10.0**-STRENGTH_DIGITS / 2))
     if excess(match.strength) != 0:
         raise UserError(
-            f"{name}: no strength leaves {target_ratio:.3f} of the noise; near `strength={match.strength:g}` it jumps "
-            f"to {match.median.total:.3f}"
+            f"{name}: no strength leaves {target_ratio:.3f} of the noise; near `strength={match.strength:g}` the ratio "
+            f"jumps to {match.median.total:.3f}"
         )
     return match
 

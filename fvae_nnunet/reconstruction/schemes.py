@@ -1,8 +1,8 @@
-"""Three ways to take a long volume through a VAE that sees a limited number of slices.
+"""Three schemes to reconstruct a long volume with a VAE that accepts a limited number of slices.
 
 ``windows``: overlapping windows that are blended; the default. ``paper``: the windows, precision and rounding of the
-scripts released with the paper. ``stream``: one causal pass over all slices, without seams. Each may see a window
-several times (``combined_windows``).
+scripts released with the paper. ``stream``: one causal pass over all slices, without seams. Each scheme can pass a
+window through the VAE several times (``combined_windows``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fvae_nnunet.vae.base import FrozenVAE
 from fvae_nnunet.vae.paper_scripts import PAPER_SCRIPTS
 
 VOXELS_OF_A_CALL = 65 * 256 * 256
-"""On a GPU, windows with a small plane are coded together up to this many voxels."""
+"""On a GPU, windows with a small plane are coded in one call up to this number of voxels."""
 
 Pieces = Iterator[torch.Tensor]
 
@@ -44,20 +44,20 @@ def reconstructed_slices(
     generator: torch.Generator | None = None,
     plane_mm: tuple[float, float] | None = None,
 ) -> Iterator[np.ndarray]:
-    """The reconstruction of a volume, a run of slices at a time, in order.
+    """Reconstruct a volume, yielding runs of slices in order.
 
     Args:
         vae: the frozen VAE.
         axial_hu: (z, y, x) in HU, any real dtype; not copied as a whole.
         settings: scheme, windows and HU windows.
-        generator: draws from the posterior if given.
-        plane_mm: distance of rows and of columns, needed where the settings say the size of a pixel.
+        generator: if given, the latent is drawn from the posterior; None: its mode is used.
+        plane_mm: distance of rows and of columns; required if the settings specify a pixel size.
 
     Yields:
         (d, y, x) float32 in HU inside the widest window, together the whole volume.
 
     Raises:
-        UserError: the VAE's output is not finite (an overflow in half precision), or it cannot stream.
+        UserError: the VAE's output is not finite (an overflow in half precision), or the VAE cannot stream.
     """
     schemes = {"windows": _windows, "paper": _paper, "stream": _stream}
     changes = settings.plane_changes(axial_hu.shape[1:], plane_mm)
@@ -67,7 +67,7 @@ def reconstructed_slices(
 
 @dataclass(frozen=True)
 class _Volume:
-    """What ``reconstructed_slices`` is asked for."""
+    """The arguments of ``reconstructed_slices``."""
 
     vae: FrozenVAE
     axial_hu: np.ndarray
@@ -102,13 +102,13 @@ def reconstructed_windows(
     hu_windows: Sequence[HUWindow],
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Windows of equal shape through the VAE, padded by replication to what it admits and cut back.
+    """Reconstruct windows of equal shape, padded by replication to a size the VAE accepts and then cropped.
 
     Args:
         vae: the frozen VAE.
         window_hu: (B, d, y, x) in HU, any real dtype, on any device.
-        changes, hu_windows: of the passes, see ``combined_windows.combined``.
-        generator: draws from the posterior if given, anew in each pass.
+        changes, hu_windows: passes to combine, see ``combined_windows.combined``.
+        generator: if given, the latent of each pass is drawn from the posterior; None: its mode is used.
 
     Returns:
         Same shape, float32, in HU inside the widest window, on the VAE's device; NaN where the VAE's output is not
@@ -127,7 +127,7 @@ def reconstructed_windows(
 def _batches(
     windows: list[tuple[int, int]], pixels: int, device: torch.device, *, one_by_one: bool
 ) -> Iterator[list[tuple[int, int]]]:
-    """The windows in groups of equal length that are coded in one call."""
+    """Groups of windows of equal length, each coded in one call."""
     for slices, group in groupby(windows, key=lambda window: window[1] - window[0]):
         equal = list(group)
         most = 1 if one_by_one else windows_of_a_call(slices * pixels, device)
@@ -138,7 +138,7 @@ def _batches(
 
 
 def windows_of_a_call(voxels: int, device: torch.device) -> int:
-    """How many windows of so many voxels are coded together; where memory lacks, the VAE parts them again."""
+    """Number of windows of this size that are coded in one call; if memory is short, the VAE divides them further."""
     return 1 if device.type == "cpu" else max(1, VOXELS_OF_A_CALL // voxels)
 
 
@@ -147,7 +147,7 @@ def _paper(volume: _Volume) -> Pieces:
     script = PAPER_SCRIPTS[vae.spec.name]
 
     def code(slices_hu: torch.Tensor, hu_window: HUWindow, _: int) -> torch.Tensor:
-        # behind the slices of a causal VAE less padding gives the same values
+        # for a causal VAE, less padding after the last slice gives the same values
         slices = vae.spec.padded_slices(slices_hu.shape[1]) if vae.spec.causal else window_slices
         padded_hu = _padded(slices_hu, slices, vae)
         if script.unit_interval:
@@ -171,7 +171,7 @@ def _stream(volume: _Volume) -> Pieces:
     def code(slices_hu: torch.Tensor, hu_window: HUWindow, number: int) -> torch.Tensor:
         stream = streams[number]
         if stream is None:
-            raise UserError(f"{spec.name} cannot code a volume in one pass; use `scheme=windows`")
+            raise UserError(f"{spec.name} cannot process a volume in one pass; use `scheme=windows`")
         missing = -(slices_hu.shape[1] - offset) % spec.slice_stride
         grey = hu_to_model(_padded(slices_hu, slices_hu.shape[1] + missing, vae), hu_window)
         return model_to_hu(_cut(stream.reconstruct(grey[:, None], volume.generator)[:, 0], slices_hu), hu_window)
@@ -186,21 +186,21 @@ def _stream(volume: _Volume) -> Pieces:
 
 
 def _padded(window_hu: torch.Tensor, slices: int, vae: FrozenVAE) -> torch.Tensor:
-    """(B, d, y, x) float32, padded with replicated values behind the last slice, row and column."""
+    """(B, d, y, x) float32, padded with replicated values after the last slice, row and column."""
     _, depth, height, width = window_hu.shape
     behind = (vae.spec.padded_inplane(width) - width, vae.spec.padded_inplane(height) - height, slices - depth)
     return F.pad(window_hu.float(), (0, behind[0], 0, behind[1], 0, behind[2]), mode="replicate")
 
 
 def _cut(decoded: torch.Tensor, window_hu: torch.Tensor) -> torch.Tensor:
-    """Without the padding; infinities, which the clamping to the HU window would hide, become NaN."""
+    """Remove the padding; infinities, which clamping to the HU window would hide, become NaN."""
     _, slices, height, width = window_hu.shape
     nan = float("nan")
     return torch.nan_to_num(decoded[:, :slices, :height, :width], nan=nan, posinf=nan, neginf=nan)
 
 
 def _to_host(vae: FrozenVAE, pieces: Pieces) -> Iterator[np.ndarray]:
-    """The pieces as arrays. From a GPU one piece late, so that it computes the next while the host handles this one."""
+    """The pieces as arrays; with a GPU one piece late, so that it computes the next one while the host works."""
     waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
     for piece in pieces:
         if piece.device.type != "cuda":
@@ -221,5 +221,7 @@ def _to_host(vae: FrozenVAE, pieces: Pieces) -> Iterator[np.ndarray]:
 
 def _finite(vae: FrozenVAE, piece: torch.Tensor) -> np.ndarray:
     if not torch.isfinite(piece).all():
-        raise UserError(f"{vae.spec.name} in {vae.precision} gives values that are not finite; use `precision=float32`")
+        raise UserError(
+            f"{vae.spec.name} in {vae.precision} returns values that are not finite; use `precision=float32`"
+        )
     return piece.numpy()

@@ -1,4 +1,4 @@
-"""The reconstruction x~ = D(E(x)) of one whole CT volume (paper, section 3), in HU."""
+"""Reconstruct a whole CT volume, x~ = D(E(x)) (paper, section 3), in HU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.vae.base import FrozenVAE
 
 PAPER_AXIS_ORDER: AxisOrder = (0, 2, 1)
-"""From (z, y, x) as SimpleITK reads a file to the (z, x, y) of the paper's scripts, which read it with nibabel."""
+"""From SimpleITK's (z, y, x) to the (z, x, y) of the paper's scripts, which read files with nibabel."""
 
 
 @torch.no_grad()
@@ -36,19 +36,19 @@ def reconstruct_volume(
     on_slices: Callable[[int, int], object] | None = None,
     dtype: type[np.float32 | np.int16] = np.float32,
 ) -> np.ndarray:
-    """The reconstruction of a CT volume.
+    """Reconstruct a CT volume.
 
     Args:
         vae: the frozen VAE.
-        volume_hu: (z, y, x) in HU, any real dtype; the axes may stand in another order, see ``axis_order``.
-        settings: None for ``ReconstructionSettings.for_vae`` with its defaults.
-        axis_order: transposition that brings the volume into (body axis, front-back, left-right); see
-            ``orientation.axial_order``. It is undone on the result.
-        spacing_mm: voxel size, in the order of the volume's axes; needed where the settings say the size of a pixel.
-        case: mixed into ``settings.posterior_seed``, so that every case has draws of its own, whatever the order in
-            which cases are made.
-        on_slices: called with the slices done and the slices in all, for a progress bar.
-        dtype: float32, or int16: rounded (or cut, by the settings); then no volume in float32 is held.
+        volume_hu: (z, y, x) in HU, any real dtype; the axes may be in another order, see ``axis_order``.
+        settings: reconstruction settings; None: the defaults of ``ReconstructionSettings.for_vae``.
+        axis_order: transposition of the volume to (body axis, front-back, left-right), see
+            ``orientation.axial_order``. It is reverted in the result. The scheme ``paper`` ignores it.
+        spacing_mm: voxel size in the order of the volume's axes; required if the settings specify a pixel size.
+        case: mixed into ``settings.posterior_seed``, so that every case has its own draws, independent of the order
+            of the cases.
+        on_slices: called with the number of slices done and the total, for a progress bar.
+        dtype: float32, or int16: rounded (or truncated, by the settings), without a float32 volume in memory.
 
     Returns:
         HU, same shape and axes as ``volume_hu``, inside the window.
@@ -57,9 +57,11 @@ def reconstruct_volume(
         UserError: the volume is not 3-dimensional, empty or not finite, or the VAE's output is not finite.
     """
     if volume_hu.ndim != 3 or 0 in volume_hu.shape:
-        raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}")
+        raise UserError(
+            f"a CT volume must have three axes (z, y, x) and at least one voxel, got shape {volume_hu.shape}"
+        )
     if volume_hu.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in volume_hu):
-        raise UserError("the volume holds values that are not finite (NaN or infinite)")
+        raise UserError("the volume has values that are not finite (NaN or infinite)")
     settings = settings or ReconstructionSettings.for_vae(vae.spec)
     order = PAPER_AXIS_ORDER if settings.scheme == "paper" else axis_order
     axial_hu = volume_hu.transpose(order)
@@ -77,7 +79,7 @@ def reconstruct_volume(
 
 
 reconstruct_to_int16 = partial(reconstruct_volume, dtype=np.int16)
-"""What views and image files hold."""
+"""``reconstruct_volume`` with the dtype of views and image files."""
 
 
 def _generator(settings: ReconstructionSettings, case: str) -> torch.Generator | None:
@@ -89,15 +91,16 @@ def _generator(settings: ReconstructionSettings, case: str) -> torch.Generator |
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a reconstruction is to the raw volume clipped to the same HU window, and how noisy both are.
+    """Error of a reconstruction compared with the raw volume clipped to the same HU window, and the noise of both.
 
     Attributes:
-        psnr_db: peak signal-to-noise ratio; the peak is the width of the window. Infinite if equal.
+        psnr_db: peak signal-to-noise ratio; the peak is the width of the window. Infinite if both are equal.
         mean_absolute_error_hu: mean absolute difference.
         noise_raw_hu, noise_view_hu: standard deviation of the noise (``noise.Noise``) in the clipped raw volume and in
-            the reconstruction, in the same place; None where there is no soft tissue. And of its two parts.
-        lowest_hu, highest_hu: of the raw volume as it is, not clipped.
-        impossible_voxels: of the raw volume outside ``intensity.POSSIBLE_HU``.
+            the reconstruction, in the same region; None without soft tissue. ``noise_fine_...`` and
+            ``noise_coarse_...`` are its two parts.
+        lowest_hu, highest_hu: range of the unclipped raw volume.
+        impossible_voxels: number of raw voxels outside ``intensity.POSSIBLE_HU``.
     """
 
     psnr_db: float
@@ -120,7 +123,7 @@ def fidelity(
     *,
     axis_order: AxisOrder = (0, 1, 2),
 ) -> Fidelity:
-    """PSNR, mean absolute error and noise of a reconstruction, and the raw volume's range; arrays of one shape, in HU.
+    """Measure the fidelity of a reconstruction; both arrays have the same shape and are in HU.
 
     Noise is measured on at most ``noise.MEASURED_SLICES`` axial slices; ``axis_order`` as for ``reconstruct_volume``.
     """
@@ -148,20 +151,20 @@ def fidelity(
 
 
 def reconstruct(ct: CT, vae: FrozenVAE, settings: ReconstructionSettings | None = None) -> CT:
-    """The view of a CT, as ``fvae-reconstruct`` writes it: int16 HU inside of the window, in the same place.
+    """Reconstruct a CT as ``fvae-reconstruct`` does: int16 HU inside the window, with the same geometry.
 
-    The VAE sees axial slices, whatever the orientation of the file.
+    The VAE sees axial slices, regardless of the orientation of the file.
 
     Args:
-        ct: in HU.
+        ct: the CT in HU.
         vae: the frozen VAE.
-        settings: None for ``ReconstructionSettings.for_vae`` with its defaults.
+        settings: reconstruction settings; None: the defaults of ``ReconstructionSettings.for_vae``.
 
     Raises:
-        UserError: as ``reconstruct_volume``, or ``ct`` is no CT.
+        UserError: as for ``reconstruct_volume``, or ``ct`` is not a CT.
     """
     if not isinstance(ct, CT):
-        raise UserError(f"ct is a CT (read_ct, CT.from_array), got {type(ct).__name__}")
+        raise UserError(f"ct must be a CT (read_ct, CT.from_array), got {type(ct).__name__}")
     return ct.with_hu(
         reconstruct_to_int16(
             vae, compact(ct.hu), settings, axis_order=ct.geometry.axial_order, spacing_mm=ct.spacing_mm

@@ -1,1 +1,1 @@
-"""What another scanner would have made of a CT: less dose, another kernel."""
+"""Simulate a CT from another scan: with less dose or another reconstruction kernel."""

@@ -1,8 +1,8 @@
-"""Other reconstruction kernels: what a sharper or a softer one makes of an image and its noise.
+"""Simulate sharper or softer reconstruction kernels on an image and its noise.
 
-Back-projection is linear and treats all directions alike, so that another kernel is the same as a filter of the
-reconstructed slices by the quotient of the two transfer functions. The kernel of a clinical image is not known; a
-`Kernel` is therefore relative to it.
+Back-projection is linear and isotropic, so changing the kernel is equivalent to filtering the reconstructed slices by
+the quotient of the two transfer functions. The kernel of a clinical image is unknown, so a ``Kernel`` is relative to
+it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Kernel:
     """A kernel relative to that of the image.
 
     Its transfer function at f cycles per mm, with G(s) = exp(-2 (pi s f)^2), is G(softened_mm) *
-    (1 + enhanced * (1 - G(enhanced_mm))): a Gaussian, and unsharp masking, as kernels for lung and bone enhance edges.
+    (1 + enhanced * (1 - G(enhanced_mm))): a Gaussian, and unsharp masking, because lung and bone kernels enhance edges.
 
     Attributes:
-        softened_mm: standard deviation of the in-plane Gaussian; 0: none.
-        enhanced: how much is added at the highest frequencies; 0: nothing.
-        enhanced_mm: detail finer than this Gaussian is enhanced.
+        softened_mm: standard deviation of the in-plane Gaussian; 0: no softening.
+        enhanced: relative amplification at the highest frequencies; 0: no enhancement.
+        enhanced_mm: standard deviation of the Gaussian; detail finer than this is enhanced.
     """
 
     softened_mm: float = 0.0
@@ -34,17 +34,17 @@ class Kernel:
 
     def __post_init__(self) -> None:
         if not (self.softened_mm >= 0 and self.enhanced >= 0 and self.enhanced_mm > 0):
-            raise UserError(f"a kernel has a Gaussian and an enhancement of 0 or more, got {self}")
+            raise UserError(f"softened_mm and enhanced must be 0 or more, and enhanced_mm above 0, got {self}")
 
     def transfer(self, cycles_per_mm: np.ndarray) -> np.ndarray:
-        """The factor by which a frequency changes, same shape; 1 at 0."""
+        """The factor at each frequency, same shape; 1 at frequency 0."""
         softening, detail = (
             np.exp(-2 * (np.pi * mm * cycles_per_mm) ** 2) for mm in (self.softened_mm, self.enhanced_mm)
         )
         return np.asarray(softening * (1 + self.enhanced * (1 - detail)))
 
     def applied(self, axial_hu: np.ndarray, pixel_mm: float) -> np.ndarray:
-        """The image (z, y, x) in HU as this kernel would have it: float32, slices filtered in their plane."""
+        """The image (z, y, x) in HU with this kernel: float32, each slice filtered in its plane."""
         image_hu = axial_hu.astype(np.float32)
         if self.enhanced:
             image_hu = image_hu + self.enhanced * (image_hu - _softened(image_hu, self.enhanced_mm / pixel_mm))
@@ -52,8 +52,8 @@ class Kernel:
 
 
 KERNELS = {"own": Kernel(), "soft": Kernel(softened_mm=0.8), "sharp": Kernel(enhanced=1.0)}
-"""By name. Of the noise of a standard scan (pixels of 0.8 mm) ``soft`` leaves 45 % and ``sharp`` makes 1.7 times as
-much."""
+"""Named kernels. For a standard scan with pixels of 0.8 mm, ``soft`` leaves 45 % of the noise, ``sharp`` makes it 1.7
+times as large."""
 
 
 def _softened(image_hu: np.ndarray, pixels: float) -> np.ndarray:

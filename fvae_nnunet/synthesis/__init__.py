@@ -1,1 +1,1 @@
-"""Tumour synthesis: conditional latent diffusion in a frozen VAE's latent space, placed and blended into real CT."""
+"""Tumour synthesis: conditional diffusion in the latent space of a frozen VAE, with lesions blended into real CT."""

@@ -76,9 +76,9 @@ def test_ct_rate_becomes_a_dataset_with_hu_geometry_reports_and_folds(folders, c
     root, raw, preprocessed = folders
     assert _convert(_write_download(root)) == 0
     said = capsys.readouterr().out
-    assert "1 further reconstructions of the same scans are left out" in said
-    assert "1 of 5 cases have no report (first: train_3_a_1)" in said
-    assert "1 of 5 cases have no labels (first: train_2_a_2)" in said
+    assert "1 further reconstruction of the same scans left out" in said
+    assert "1 of 5 cases without report (first: train_3_a_1)" in said
+    assert "1 of 5 cases without labels (first: train_2_a_2)" in said
     assert sorted(path.name for path in raw.glob("images*/*")) == [
         "train_1_a_1_0000.nii.gz", "train_1_b_1_0000.nii.gz", "train_2_a_2_0000.nii.gz", "train_3_a_1_0000.nii.gz",
         "valid_1_a_1_0000.nii.gz",
@@ -181,7 +181,7 @@ def test_every_reconstruction_if_wanted_and_volumes_of_other_body_parts_never(fo
     _write_download(root)
     (root / "dataset" / "metadata" / "no_chest_train.txt").write_text("train_1_b_1.nii.gz\n")
     assert _convert(root, "--scans", "all", "--split", "train") == 0
-    assert "1 volumes are left out: the publishers list them as no chest" in capsys.readouterr().out
+    assert "1 volume left out: listed by the publishers as not showing the chest" in capsys.readouterr().out
     cases = read_case_reports(raw / "reports.json").cases
     assert sorted(cases) == ["train_1_a_1", "train_1_a_2", "train_2_a_2", "train_3_a_1"]
     assert not (raw / "imagesTs").exists()
@@ -204,13 +204,13 @@ def test_cases_that_cannot_be_made_right_are_named_and_the_others_are_done(folde
     whole.write_bytes(whole.read_bytes()[:-30])
     assert _convert(root) == 1
     said = capsys.readouterr()
-    assert "BAD ROW: train_metadata.csv, line 12: 'nobody' is no name of a volume" in said.err
-    assert "train_4_a_1: FAILED: the values are no HU as they are" in said.err
-    assert "train_5_a_1: FAILED: the values are no HU" in said.err
-    assert "train_6_a_1: FAILED: there is no metadata of it, and its header is blank" in said.err
+    assert "BAD ROW: train_metadata.csv, line 12: 'nobody' is not the name of a volume" in said.err
+    assert "train_4_a_1: FAILED: the values are not HU as they are" in said.err
+    assert "train_5_a_1: FAILED: the values are not HU" in said.err
+    assert "train_6_a_1: FAILED: it has no metadata, and its header is blank" in said.err
     assert "train_7_a_1: FAILED: its header has a spacing of 0.7 0.7 5 mm" in said.err
     assert "train_8_a_1: FAILED: " in said.err and "train_8_a_1.nii.gz" in said.err
-    assert "train_9_a_1: FAILED: train_metadata.csv, line 11: RescaleSlope is no finite number: '?'" in said.err
+    assert "train_9_a_1: FAILED: train_metadata.csv, line 11: RescaleSlope is not a finite number: '?'" in said.err
     assert "6 of 11 cases failed" in said.err
     assert "5 cases converted, 0 already complete, 6 failed" in said.out
     assert len(list(raw.glob("images*/*"))) == len(read_case_reports(raw / "reports.json").cases) == 5
@@ -256,7 +256,7 @@ def test_a_row_that_becomes_wrong_stops_the_command_before_any_work(folders, cap
     write_fixed(place(root, "valid_fixed", "valid_1_a_1"), chest(77))
     assert _convert(root) == 1
     said = capsys.readouterr().err
-    assert "1 case converted before would be wrong now:\n  train_1_b_1: train_reports.csv, line 6: " in said
+    assert "1 case converted before would now be invalid:\n  train_1_b_1: train_reports.csv, line 6: " in said
     assert "Repair them, or give --overwrite" in said
     assert _files(raw, preprocessed) == before
     assert _convert(root, "--overwrite") == 1
@@ -276,7 +276,7 @@ def test_listed_volumes_that_are_not_there_are_counted_and_left_out(folders, cap
     write_csv(root / "dataset" / "metadata" / "train_metadata.csv", [metadata_row(n) for n in [*TRAIN, "train_9_a_1"]])
     assert _convert(root) == 0
     said = capsys.readouterr().out
-    assert f"1 of 6 listed volumes are left out: {root} has not got them (first: train_1_b_1)" in said
+    assert f"1 of 6 listed volumes left out: not found in {root} (first: train_1_b_1)" in said
     assert _convert(root, "--split", "valid") == 0
     assert "listed volumes" not in capsys.readouterr().out
 
@@ -293,7 +293,7 @@ def test_of_a_scan_that_was_converted_no_other_reconstruction_is_added_later(fol
     capsys.readouterr()
     assert _convert(root) == 0
     said = capsys.readouterr().out
-    assert "1 further reconstructions of the same scans are left out" in said
+    assert "1 further reconstruction of the same scans left out" in said
     assert "0 cases converted, 5 already complete" in said
     # also where the volume is not kept after its conversion
     place(root, "train_fixed", "train_1_a_2").unlink()
@@ -310,7 +310,10 @@ def test_a_case_that_is_listed_as_no_chest_later_is_removed(folders, capsys):
     (root / "dataset" / "metadata" / "no_chest_train.txt").write_text("train_1_b_1.nii.gz\n")
     capsys.readouterr()
     assert _convert(root) == 0
-    assert "train_1_b_1: removed from the dataset: the publishers list it as no chest" in capsys.readouterr().out
+    assert (
+        "train_1_b_1: removed from the dataset: the publishers list it as not showing the chest"
+        in capsys.readouterr().out
+    )
     assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_2", "train_3_a_1"}, {"valid_1_a_1"})
     assert not [path for path in _files(raw, preprocessed) if "train_1_b_1" in path.name]
     assert main(["check", "40"]) == 0
@@ -323,7 +326,7 @@ def test_cases_of_another_call_that_was_interrupted_are_not_forgotten(folders, c
     (raw / "reports.json").unlink()  # as if it had been killed before its end
     assert _convert(root, "--split", "valid") == 1
     said = capsys.readouterr().err
-    assert "4 cases of an interrupted call (first: train_1_a_1)" in said and "--overwrite" in said
+    assert "4 cases of an interrupted run (first: train_1_a_1)" in said and "--overwrite" in said
     assert _convert(root) == 0
     assert len(_cases_in(raw)[0]) == 4
     # what somebody removed by hand is no such case
@@ -340,7 +343,7 @@ def test_a_row_of_no_volume_alone_makes_the_exit_status_1(folders, capsys):
     write_csv(root / "dataset" / "radiology_text_reports" / "train_reports.csv", rows)
     assert _convert(root) == 1
     said = capsys.readouterr()
-    assert "BAD ROW: train_reports.csv, line 7: 'somebody' is no name of a volume" in said.err
+    assert "BAD ROW: train_reports.csv, line 7: 'somebody' is not the name of a volume" in said.err
     assert "5 cases converted, 0 already complete, in" in said.out
 
 
@@ -376,7 +379,7 @@ def test_a_folder_that_is_not_ours_is_never_written_to(folders, capsys):
     (raw / "imagesTr" / "lung_0000.nii.gz").touch()
     for options in ((), ("--overwrite",)):
         assert _convert(root, *options) == 1
-        assert "holds lung_0000.nii.gz, which is not ours" in capsys.readouterr().err
+        assert "contains lung_0000.nii.gz, which is not from a conversion" in capsys.readouterr().err
     assert [path.name for path in raw.glob("*/*")] == ["lung_0000.nii.gz"]
 
 
@@ -388,7 +391,7 @@ def test_names_and_numbers_of_datasets_are_checked(folders, capsys):
         assert "such as 40_CTRATE" in capsys.readouterr().err
     (raw.parent / "Dataset040_Other").mkdir()
     assert _convert(root) == 1
-    assert "holds Dataset040_Other, which has the same number" in capsys.readouterr().err
+    assert "contains Dataset040_Other, which has the same number" in capsys.readouterr().err
 
 
 def test_too_few_patients_for_the_folds_are_said_before_the_work(folders, capsys):
@@ -419,7 +422,7 @@ def test_structures_are_merged_beside_the_images(folders, capsys):
         assert image.GetSpacing() == pytest.approx(SPACING_MM)
         assert image.GetOrigin() == pytest.approx(ORIGIN_MM)
         assert json.loads((raw / folder / "structures.json").read_text()) == {"liver": 5, "vertebrae_L5": 27}
-    assert "2 structures occur" in capsys.readouterr().out
+    assert "2 structures found" in capsys.readouterr().out
 
 
 def test_structures_cannot_be_added_later_and_the_message_says_what_to_do(folders, capsys):
@@ -581,7 +584,7 @@ def test_a_training_case_that_is_shared_is_named_also_where_val_is_not_converted
     root, raw, _ = folders
     _write_rex(root, shared=True)
     assert _convert(root, "--split", "train", source="rexgroundingct") == 0
-    assert "training cases whose patients are also in val: train_1_a_1; --leave-out-shared leaves them out" in (
+    assert "training cases whose patients are also in val: train_1_a_1; leave them out with --leave-out-shared" in (
         capsys.readouterr().out
     )
     assert _convert(root, "--split", "val", source="rexgroundingct") == 1
@@ -605,7 +608,7 @@ def test_shared_patients_of_an_earlier_call_are_removed(folders, capsys, split):
     said = capsys.readouterr().out
     assert "train_1_a_1: removed from the dataset: its patient is also in val" in said
     assert (
-        "has train_1_a_1, which is no training case any more (1 such): run nnUNetv2_plan_and_preprocess again" in said
+        "has 1 case no longer in the training set (first: train_1_a_1). Run nnUNetv2_plan_and_preprocess again" in said
     )
     assert _cases_in(raw) == ({"train_2_a_1", "train_3_a_2"}, {"train_1_b_1", "train_4_a_1"})
     assert [path.name for path in _files(raw) if path.name.startswith("train_1_a")] == ["train_1_a_1.json"]
@@ -622,7 +625,10 @@ def test_a_file_that_somebody_changed_is_not_removed(folders, capsys):
     write_fixed(labels, np.random.default_rng(0).integers(0, 15, SHAPE).astype(np.uint8))
     before = _files(raw, preprocessed)
     assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 1
-    assert f"{labels} is not as it was written, so it is not removed; move it elsewhere" in capsys.readouterr().err
+    assert (
+        f"{labels} was modified since it was written, so it is not removed; move it elsewhere"
+        in capsys.readouterr().err
+    )
     assert _files(raw, preprocessed) == before
     labels.rename(root / "mine.nii.gz")
     assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 0
@@ -690,13 +696,11 @@ def test_part_of_the_volumes_of_rexgroundingct_will_do(folders, capsys, tmp_path
     place(root, "train_fixed", "train_4_a_1").unlink()
     assert _convert(root, source="rexgroundingct") == 0
     said = capsys.readouterr().out
-    assert f"1 of 4 listed volumes are left out: {root} has not got them (first: train_4_a_1)" in said
+    assert f"1 of 4 listed volumes left out: not found in {root} (first: train_4_a_1)" in said
     assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, set())
     (tmp_path / "cases.txt").write_text("train_1\ntrain_4\n")
     assert _convert(root, "--cases", str(tmp_path / "cases.txt"), source="rexgroundingct") == 1
-    assert (
-        "1 of 2 lines name no volume that is there and belongs to --split (first: train_4)" in capsys.readouterr().err
-    )
+    assert "1 of 2 lines match no available volume of --split (first: train_4)" in capsys.readouterr().err
     # those that come later are added, those that were converted may go
     write_fixed(place(root, "train_fixed", "train_4_a_1"), chest(3))
     place(root, "train_fixed", "train_1_a_1").unlink()
@@ -710,8 +714,8 @@ def test_volumes_of_which_none_is_listed_are_refused(folders, capsys, tmp_path):
     write_fixed(place(tmp_path / "other", "train_fixed", "train_77_a_1"), chest())
     assert _convert(root, "--volumes", str(tmp_path / "other"), source="rexgroundingct") == 1
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'other'} has none of the 4 volumes that {root / 'dataset.json'} lists" in said
-    assert "(first: train_1_a_1.nii.gz); --volumes names the download of CT-RATE" in said
+    assert f"{tmp_path / 'other'} has none of the 4 volumes listed in {root / 'dataset.json'}" in said
+    assert "(first: train_1_a_1.nii.gz); give the download of CT-RATE with --volumes" in said
     assert not raw.exists()
     (tmp_path / "train.json").write_text(
         json.dumps({"train": json.loads((root / "dataset.json").read_text())["train"]})
@@ -828,6 +832,6 @@ def test_wrong_options_are_refused(folders, capsys):
     assert _convert(root, "-np", "-1") == 1
     assert "-np must not be negative" in capsys.readouterr().err
     assert _convert(root, "--reports", str(root / "none.csv")) == 1
-    assert "none.csv is no file" in capsys.readouterr().err
+    assert "none.csv is not a file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["ct-rate", str(root)])

@@ -257,7 +257,7 @@ def test_a_damaged_image_is_named_and_has_no_result_and_the_others_are_done(
     (output / f"{case}.nii.gz").write_bytes(b"of an earlier run")
     assert run(recon_only, images, output, "--tta", tta) == 1
     err = capsys.readouterr().err
-    assert f"{broken} is cut short" in err or f"{broken} cannot be read" in err
+    assert f"{broken} is truncated" in err or f"{broken} cannot be read" in err
     assert f"1 of 2 cases failed, see above: {case}" in err
     assert "nnU-Net stopped" not in err
     assert sorted(labels(output)) == [f"{path.name[: -len('_0000.nii.gz')]}.nii.gz" for path in others]
@@ -306,7 +306,7 @@ def test_what_the_models_reader_does_not_read_is_said_before_nnunet_tries(recon_
     nibabel.save(nibabel.Nifti2Image(np.asarray(nibabel.load(path).dataobj), np.diag([2, 2, 3, 1])), path)
     assert run(recon_only, images, tmp_path / "out", "--tta", "raw") == 1
     err = capsys.readouterr().err
-    assert "nnU-Net's NibabelIO reads it" in err
+    assert "nnU-Net's NibabelIO can read it" in err
     assert "nnU-Net stopped" not in err
     assert len(labels(tmp_path / "out")) == 1
 
@@ -486,7 +486,7 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
         (["-d", "7"], "leave out -d, -c, -tr and -p"),
         (["-chk", "checkpoint_best.pth"], "folds with a checkpoint_best.pth: none"),
         (["-m", "nowhere"], "nowhere is not the folder of a trained model"),
-        (["-i", "nowhere"], "nowhere is no folder"),
+        (["-i", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_impossible_options_are_one_message_and_status_1(mixed, images, tmp_path, capsys, extra, message):

@@ -137,7 +137,7 @@ def test_paper_scheme_says_where_its_script_draws(
     [
         (["--scheme", "paper", "--overlap", "8"], "--scheme paper has no overlap"),
         (["--scheme", "stream", "--overlap", "8"], "--scheme stream has no overlap"),
-        (["--truncate"], "belongs to --scheme paper"),
+        (["--truncate"], "requires --scheme paper"),
         (["--scheme", "paper", "--hu-window", "-160", "240"], "HU window -1000 1000"),
         (["--vae", "tiny", "--scheme", "paper"], "no script for tiny"),
         (["--vae", "cv-vae"], "--vae-code"),
@@ -145,7 +145,7 @@ def test_paper_scheme_says_where_its_script_draws(
         (["-device", "cpu", "--devices", "cpu"], "are mutually exclusive"),
         (["--windows", "soft", "--hu-window", "-1000", "1000"], "--windows and --hu-window are mutually exclusive"),
         (["--hu-window", "-200", "300", "--hu-window", "-1000", "1000"], "the first one must span all others"),
-        (["--average", "9"], "1 to 8 ways to lay a slice"),
+        (["--average", "9"], "1 to 8 slice orientations"),
         (["--enlarge", "2", "--pixel-mm", "1"], "excludes --enlarge"),
         (["--vae", "control:identity", "--average", "2"], "filters the image as it is"),
     ],

@@ -171,7 +171,7 @@ def test_at_is_a_position_in_the_patient(paints, tmp_path, direction):
 def test_at_a_place_that_will_not_do(paints, tmp_path, capsys):
     dataset = write_dataset()
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 1000, 0, 0, "--cases", "case_1", n=1) == 1
-    assert "--at 1000 0 0 lies outside the image" in capsys.readouterr().err
+    assert "--at 1000 0 0 is outside the image" in capsys.readouterr().err
     assert run(dataset, tmp_path / "out", *SIZE, "--at", 0, 0, 0, n=1) == 1
     assert "name this case with --cases" in capsys.readouterr().err
 
@@ -267,7 +267,7 @@ def test_where_nothing_fits_another_case_is_taken_and_where_it_fits_nowhere_the_
     assert run(dataset, tmp_path / "nowhere", *SIZE, n=2) == 1
     captured = capsys.readouterr()
     for last, first in (("case_0", "case_1"), ("case_1", "case_0")):
-        said = f"{last}: no lesion of 10 to 14 mm fits, 5 were tried; the last: no place"
+        said = f"{last}: no lesion of 10 to 14 mm fits, 5 were tried; the last one: no place"
         assert re.search(f"{said}.*; nor in {first}$", captured.err, re.MULTILINE)
     assert "2 of 2 cases failed" in captured.err
     assert "0 cases accepted, 0 rejected, 0 already complete, 2 failed" in captured.out
@@ -351,11 +351,11 @@ def test_other_real_lesions_are_refused_and_nothing_changes(paints, tmp_path, ca
         assert files_of(output) == before
         return capsys.readouterr().err
 
-    said = f"{output} was begun with other real lesions of {dataset.name}"
-    assert f"{said}, from which limits and shapes come (left out now: case_1)" in refused("--leave-out", "case_1")
+    said = f"{output} was started with other real lesions of {dataset.name}"
+    assert f"{said}, which determine limits and shapes (now left out: case_1)" in refused("--leave-out", "case_1")
     rewrite_image(path, move_the_lesion)
     error = refused()
-    assert f"{said}, from which limits and shapes come (changed since: case_1)" in error
+    assert f"{said}, which determine limits and shapes (changed: case_1)" in error
     assert "Use the same files and cases again, another -o, or --overwrite" in error
     assert "plan.clearance_mm: 5.0, now 6.0" in refused("--clearance-mm", 6)
     path.write_bytes(whole)
@@ -369,7 +369,7 @@ def test_a_folder_that_is_no_model(tmp_path, capsys):
     assert run(dataset, tmp_path / "out", "--ldm", tmp_path) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert f"{tmp_path} is no latent diffusion model" in error
+    assert f"{tmp_path} is not a latent diffusion model" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -424,7 +424,7 @@ def test_a_segmenter_that_finds_too_little(paints, tmp_path, monkeypatch):
         share = case.record["quality"]["lesions"][0]["found_share"]
         assert share == pytest.approx(new[:, :, :20].sum() / new.sum(), abs=0.02)
         assert case.record["accepted"] == (share >= 0.7)
-    assert "is found by the segmenter; at least 70 % are needed" in rejected[0].record["reasons"][-1]
+    assert "is found by the segmenter; at least 70 % is required" in rejected[0].record["reasons"][-1]
 
 
 def test_full_mode_writes_the_generated_volume_in_the_sources_geometry(paints, tmp_path):
@@ -560,21 +560,21 @@ def test_ignored_voxels_stay_ignored(paints, tmp_path):
             ["--shapes", "elipsoid"],
             "--shapes: no folder eli",
         ),
-        (["--shapes", "."], "holds no image"),
-        (["--borrowed-share", "2"], "--borrowed-share is a share between 0 and 1, got 2"),
-        (["--inside-fraction", "1.2"], "--inside-fraction is a share between 0 and 1, got 1.2"),
+        (["--shapes", "."], "contains no image"),
+        (["--borrowed-share", "2"], "--borrowed-share must be a share between 0 and 1, got 2"),
+        (["--inside-fraction", "1.2"], "--inside-fraction must be a share between 0 and 1, got 1.2"),
         (["--lesions-per-case", "3", "2"], "--lesions-per-case needs 1 <= MIN <= MAX, got 3 2"),
         (["--clearance-mm", "-1"], "--clearance-mm must not be negative"),
         (["--margin-mm", "nan"], "--margin-mm must not be negative"),
         (["--found-share", "70"], "--found-share must be between 0 and 1"),
-        (["--steps", "0"], "--steps 0: DDIM would not begin near pure noise"),
-        (["--steps", "501"], "--steps 501: DDIM would not begin near pure noise"),
-        (["--eta", "2"], "--eta must lie in 0 to 1, got 2"),
+        (["--steps", "0"], "--steps 0: DDIM would not start near pure noise"),
+        (["--steps", "501"], "--steps 501: DDIM would not start near pure noise"),
+        (["--eta", "2"], "--eta must be between 0 and 1, got 2"),
         (["--cases", "case_9"], "has no case_9; it has case_0"),
         (["--leave-out", "case_9"], "there is no training case 'case_9' to leave out"),
         (["--leave-out", "case_1", "--cases", "case_1"], "--cases and --leave-out both name case_1"),
-        (["--organ", "none"], "trained on organ, tumour, and --organ none gives tumour"),
-        (["--avoid", "."], "holds no image"),
+        (["--organ", "none"], "trained on organ, tumour, but --organ none gives tumour"),
+        (["--avoid", "."], "contains no image"),
         (["--seed", "-1"], "--seed must not be negative"),
     ],
 )

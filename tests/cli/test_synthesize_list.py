@@ -240,20 +240,20 @@ def test_all_wrong_rows_are_named_before_anything_is_made(paints, tmp_path, caps
         (good, None),
         ({"case": "../b", "source": "case_0"}, "a case needs a name of letters"),
         ({"case": "c", "source": "case_7"}, "has no training case 'case_7'"),
-        ({"case": "d"}, "it needs a source or structures, and not both"),
+        ({"case": "d"}, "give either source or structures"),
         ({"case": "e", "source": "case_0", "diseases": {"cyst": "nodule.nii.gz"}}, "knows no lesion 'cyst'"),
-        ({"case": "f", "source": "case_0", "diseases": {"nodule": "none.nii.gz"}}, "there is no file"),
+        ({"case": "f", "source": "case_0", "diseases": {"nodule": "none.nii.gz"}}, "none.nii.gz is not a file"),
         ({"case": "g", "source": "case_0", "diseases": {"nodule": "other.nii.gz"}}, "differ in"),
-        ({"case": "h", "source": "case_0", "text": "x"}, "the model was trained without"),
+        ({"case": "h", "source": "case_0", "text": "x"}, "the model was trained without text"),
         ({"case": "i", "source": "case_0", "findings": ["Mass"]}, "no finding 'Mass'"),
         ({"case": "j", "source": "case_0", "seed": -1}, "seed must be a whole number"),
-        ({"case": "k", "source": "case_0"}, "the case k is there twice"),
-        ({"case": "K", "source": "case_0"}, "the case K is there twice"),
-        ({"case": "l", "structures": "nodule.nii.gz", "keep_lesions": True}, "keep_lesions is yes or no"),
+        ({"case": "k", "source": "case_0"}, "the case k occurs more than once"),
+        ({"case": "K", "source": "case_0"}, "the case K occurs more than once"),
+        ({"case": "l", "structures": "nodule.nii.gz", "keep_lesions": True}, "keep_lesions must be yes or no"),
     ]
     assert run(dataset, [row for row, _ in rows], tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "12 wrong" in error and "entry 1:" not in error
+    assert "has 12 invalid rows:" in error and "entry 1:" not in error
     lines = error.splitlines()[1:]
     for number, ((_, message), line) in enumerate(zip(rows[1:], lines, strict=True), start=2):
         assert line.startswith(f"  entry {number}: ") and message in line
@@ -262,7 +262,7 @@ def test_all_wrong_rows_are_named_before_anything_is_made(paints, tmp_path, caps
     csv_file.write_text("case,source,text\na,case_0,one, two\nb,case_9,\n")
     assert run(dataset, csv_file, tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "line 2: it has not as many cells as the head" in error and "line 3: " in error
+    assert "line 2: the number of cells differs from that of the header" in error and "line 3: " in error
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_rows_without_a_text_are_refused_where_the_model_needs_one(paints, tmp_p
     paints().training["samples_without_text"] = False
     assert run(dataset, rows, tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "1 wrong:\n  entry 2: it has no text, and every case of the model's training had one" in error
+    assert "has 1 invalid row:\n  entry 2: it has no text, but the model was trained only on cases with a text" in error
     assert not (tmp_path / "out").exists()
     assert run(dataset, rows[:1], tmp_path / "out") == 0
     paints().training["samples_without_text"] = True
@@ -292,7 +292,7 @@ def test_bad_voxels_fail_their_case_alone(paints, tmp_path, capsys):
     assert run(dataset, rows, tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert "the mask of nodule is empty" in error and "holds the value 9, which" in error
-    assert "holds the value 9, which is no lesion's label" in error and "3 of 4 cases failed: a, b, c" in error
+    assert "has the value 9, which is not the label of a lesion" in error and "3 of 4 cases failed: a, b, c" in error
     assert [case.name for case in read_synthetic_cases(tmp_path / "out")] == ["d"]
 
 
@@ -349,7 +349,7 @@ def test_lesions_are_placed_into_chosen_structures(paints, tmp_path, capsys):
     options = ["--ldm", "model", "-n", "3", "--mode", "full", "-o", tmp_path / "out", "-np", "0", "-device", "cpu"]
     options += ["--diameter-mm", "6", "8", "--shapes", "ellipsoid", "--no-filter"]
     assert synthesize.main([dataset.name, *map(str, options)]) == 1
-    assert "say with --lesion which is put in: nodule, effusion" in capsys.readouterr().err
+    assert "choose the one to insert with --lesion: nodule, effusion" in capsys.readouterr().err
     options += ["--lesion", "effusion", "--place-in", "lung_right", "--inside-fraction", "1"]
     assert synthesize.main([dataset.name, *map(str, options)]) == 0
     structures, _ = blocks()

@@ -173,10 +173,10 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_goes_on(latents, 
     path.write_bytes(content)
     assert_equal(run(latents, tmp_path / "model"), weights_of(undisturbed))
     said = capsys.readouterr().out
-    assert "damaged checkpoint, left aside: " in said and str(path) in said and "goes on from step 2" in said
+    assert "damaged checkpoint, ignored: " in said and str(path) in said and "resuming from step 2" in said
     for optimizer in (tmp_path / "model").glob("checkpoint_*/state/optimizer.pt"):
         optimizer.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole any more, so .*`overwrite=True` trains anew"):
+    with pytest.raises(UserError, match=r"all checkpoints in .* are damaged, so .*start again with `overwrite=True`"):
         run(latents, tmp_path / "model")
 
 
@@ -201,7 +201,7 @@ def test_a_longer_stage_1_goes_on_from_the_shorter_one(latents, undisturbed, tmp
 def test_fewer_steps_than_were_done_are_refused_and_nothing_changes(latents, tmp_path, steps):
     run(latents, tmp_path / "model", save_every=2)
     before = files_of(tmp_path / "model")
-    with pytest.raises(UserError, match=rf"trained for 4 \+ 3 steps already, and {steps[0]} \+ {steps[1]} would"):
+    with pytest.raises(UserError, match=rf"already trained for 4 \+ 3 steps, more than {steps[0]} \+ {steps[1]};"):
         run(latents, tmp_path / "model", replace(SETTINGS, steps=steps))
     assert files_of(tmp_path / "model") == before
 
@@ -214,7 +214,9 @@ def test_a_longer_stage_1_needs_its_checkpoint(latents, tmp_path):
     run(latents, tmp_path / "model", replace(SETTINGS, steps=(5, 1)), save_every=1)
     for checkpoint in find_checkpoints(tmp_path / "model")[:-1]:
         shutil.rmtree(checkpoint.folder)
-    with pytest.raises(UserError, match="no checkpoint of stage 1 any more, so stage 1 stays at 5 steps"):
+    with pytest.raises(
+        UserError, match="no longer has a checkpoint of stage 1, so stage 1 cannot be extended beyond 5 steps"
+    ):
         run(latents, tmp_path / "model", replace(SETTINGS, steps=(6, 1)))
 
 
@@ -374,7 +376,7 @@ def test_context_is_learnt_and_goes_on_to_the_bit(outlines, tmp_path, context):
     hu = [loaded.inpaint(volume, layout, region, draft, generator=generator.manual_seed(0))[0] for _ in range(2)]
     assert np.array_equal(*hu) and np.isfinite(loaded.generate(layout, generator=generator)).all()
     if context == "draft":
-        with pytest.raises(UserError, match="starts from a draft; give one"):
+        with pytest.raises(UserError, match="starts from a draft; give `draft_hu`"):
             loaded.inpaint(volume, layout, region, generator=generator)
         # after no more than a few steps it still gives about the draft
         _, without = loaded.inpaint(volume, layout, region, volume, generator=generator)
@@ -385,13 +387,13 @@ def test_context_is_learnt_and_goes_on_to_the_bit(outlines, tmp_path, context):
     ("change", "message"),
     [
         ({"steps": (0, 3)}, "stage 1 needs at least one step"),
-        ({"condition_dropout": 1.5}, "`condition_dropout` lies between 0 and 1"),
-        ({"lesion_share": -0.1}, "`lesion_share` lies between 0 and 1"),
+        ({"condition_dropout": 1.5}, "`condition_dropout` must be between 0 and 1"),
+        ({"lesion_share": -0.1}, "`lesion_share` must be between 0 and 1"),
         ({"ema_decay": 1.0}, "`ema_decay`"),
         ({"learning_rate": 0.0}, "`learning_rate`"),
         ({"accumulate": 0}, "`accumulate`"),
         ({"seed": -1}, "`seed`"),
-        ({"loss": "l2"}, "`loss` is l1 or mse"),
+        ({"loss": "l2"}, "`loss` must be l1 or mse"),
         ({"context": "draft"}, "`context='draft'` needs `prediction='sample'`"),
     ],
 )
@@ -402,7 +404,7 @@ def test_settings_that_cannot_be_are_refused(change, message):
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
     assert replace(SETTINGS, accumulate=2).share(1, 2) == 1
-    with pytest.raises(UserError, match="`window_batch=2` cannot be shared out over 2 processes with 2 passes"):
+    with pytest.raises(UserError, match="`window_batch=2` cannot be divided among 2 processes with 2 passes"):
         replace(SETTINGS, accumulate=2).share(2, 2)
 
 
@@ -566,7 +568,7 @@ def test_latents_of_other_settings_name_the_options_that_help(trained, tmp_path,
     assert train_ldm.main(command(dataset, *options)) == 1
     error = capsys.readouterr().err
     assert "inplane_pixels: 32, now 16" in error and error.rstrip().endswith(
-        "Use the same settings, --latents NAME for another cache, or --overwrite-latents to replace it"
+        "Use the same settings, another cache (--latents NAME), or replace it with --overwrite-latents"
     )
     assert train_ldm.main(command(dataset, *options, "--latents", "other")) == 0
     assert {path.name for path in (dataset.preprocessed / "fvae_latents").iterdir()} == {*latents, "other"}
@@ -608,7 +610,7 @@ def test_reports_condition_the_model(trained, encoder, tmp_path):
     assert model.settings.text_width == 8 and model.settings.text_encoder == encoder.name
     assert model.denoiser.config["text_width"] == 8
     reports.write_text(json.dumps({"elsewhere": "nodule"}))
-    with pytest.raises(UserError, match="no text of any training case"):
+    with pytest.raises(UserError, match="no text for any training case"):
         train_ldm.run(_parsed(dataset, *text))
 
 
@@ -633,7 +635,7 @@ def test_a_model_that_has_seen_no_case_without_text_needs_one(
     options = {"steps": 4, "generator": torch.Generator().manual_seed(0)}
     layout = Layout.of(np.ones((4, 32, 32), np.uint8), (1.0, 1.0, 1.0), organs=1)
     if needed:
-        with pytest.raises(UserError, match="had a report; give a text"):
+        with pytest.raises(UserError, match="only on cases with a report; give a text"):
             model.generate(layout, **options)
     else:
         assert np.isfinite(model.generate(layout, **options)).all()
@@ -738,7 +740,7 @@ def test_bad_cases_are_named_and_no_training_starts(capsys):
     assert not (dataset.results / "fvae_ldm__tiny" / "training").exists()
     rewrite(label_file(dataset, "phantom_001"), labels + 1)
     assert train_ldm.main(command(dataset)) == 1
-    assert "holds the labels 3" in capsys.readouterr().err
+    assert "has the labels 3" in capsys.readouterr().err
     edit_dataset_json(dataset, channel_names={"0": "CT", "1": "CT"})
     assert train_ldm.main(command(dataset)) == 1
     assert "2 CT channels" in capsys.readouterr().err

@@ -73,9 +73,9 @@ def test_the_structures_beside_the_volumes_are_no_volumes(tmp_path):
 
 
 def test_what_cannot_be_understood_is_named(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         find_volumes(tmp_path / "none", ["train"])
-    with pytest.raises(UserError, match="holds no volume of CT-RATE"):
+    with pytest.raises(UserError, match="contains no volume of CT-RATE"):
         find_volumes(tmp_path, ["train"])
     _touch(tmp_path / "dataset" / "train_fixed" / "train_1_a_1_seg.nii.gz")
     with pytest.raises(UserError, match=r"train_1_a_1_seg\.nii\.gz is not named"):
@@ -116,5 +116,5 @@ def test_a_selection_names_volumes_scans_or_patients(tmp_path):
     path.write_text("train_1\ntrain_3\n")
     with pytest.raises(UserError, match=r"1 of 2 lines .* train_3"):
         read_selection(path, volumes)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         read_selection(tmp_path / "none.txt", volumes)

@@ -52,12 +52,12 @@ def test_hu_cut_at_the_value_of_air_are_plausible():
 
 
 def test_slope_and_intercept_applied_twice_are_refused():
-    with pytest.raises(UserError, match=r"the values are no HU as they are .* soft tissue"):
+    with pytest.raises(UserError, match=r"the values are not HU as they are .* soft tissue"):
         to_hu(HU - 1024, RESCALE)
 
 
 def test_a_wrong_slope_or_intercept_is_refused():
-    with pytest.raises(UserError, match="there is slope 1 and intercept 0"):
+    with pytest.raises(UserError, match="its metadata has slope 1 and intercept 0"):
         to_hu(HU + 1024, (1.0, 0.0))
     with pytest.raises(UserError, match="nor with slope 3 and intercept -1024"):
         to_hu(HU + 1024, (3.0, -1024.0))
@@ -66,7 +66,7 @@ def test_a_wrong_slope_or_intercept_is_refused():
 
 
 def test_what_looks_right_both_ways_is_refused():
-    with pytest.raises(UserError, match="look like HU as they are and also with slope 1 and intercept -10"):
+    with pytest.raises(UserError, match="look like HU both as they are and with slope 1 and intercept -10"):
         to_hu(HU, (1.0, -10.0))
 
 
@@ -101,7 +101,7 @@ def test_a_header_that_agrees_with_the_metadata_is_kept_to_the_digit():
 
 def test_a_header_that_contradicts_the_metadata_is_refused_unless_the_user_decides():
     header = Geometry((0.7, 0.7, 3.0), ORIGIN_MM, IDENTITY)
-    with pytest.raises(UserError, match=r"0\.7 0\.7 3 mm \(x y z\), m\.csv, line 2 says 0\.7 0\.7 1\.5 mm"):
+    with pytest.raises(UserError, match=r"0\.7 0\.7 3 mm \(x y z\), but m\.csv, line 2 says 0\.7 0\.7 1\.5 mm"):
         true_geometry(header, SHAPE, _metadata())
     assert true_geometry(header, SHAPE, _metadata(), mode="header") == (header, "header")
     assert true_geometry(header, SHAPE, _metadata(), mode="metadata") == (TRUE, "metadata")
@@ -111,10 +111,10 @@ def test_a_blank_header_without_metadata_is_refused():
     with pytest.raises(UserError, match="its header is blank"):
         true_geometry(BLANK, SHAPE, None)
     assert true_geometry(BLANK, SHAPE, None, mode="header") == (BLANK, "header")
-    with pytest.raises(UserError, match="no metadata of it; give"):
+    with pytest.raises(UserError, match="it has no metadata; give"):
         true_geometry(TRUE, SHAPE, None, mode="metadata")
 
 
 def test_metadata_of_an_image_of_another_size_is_refused():
-    with pytest.raises(UserError, match=r"slices of \(20, 24\) voxels, m\.csv, line 2 says \(24, 20\)"):
+    with pytest.raises(UserError, match=r"slices have \(20, 24\) voxels, but m\.csv, line 2 says \(24, 20\)"):
         true_geometry(BLANK, SHAPE, _metadata(Rows="24", Columns="20"))

@@ -64,7 +64,7 @@ def test_the_published_entries_are_read(tmp_path):
     ("changes", "message"),
     [
         ({"categories": {"0": "2b"}}, "finding 1 has the category None"),
-        ({"categories": {"0": "2b", "1": "8a"}}, "finding 1 has the category '8a'; there are 1a, "),
+        ({"categories": {"0": "2b", "1": "8a"}}, "finding 1 has the category '8a'; the categories are 1a, "),
         ({"findings": {"0": "x", "2": "y"}}, "must be numbered 0 to 1, got 0, 2"),
         ({"pixels": {"0": -1}}, "finding 0: pixels must be a whole number"),
         ({"findings": ["x"]}, "must be objects"),
@@ -80,15 +80,15 @@ def test_wrong_entries_are_named_and_the_others_read(tmp_path, changes, message)
 def test_a_volume_in_two_lists_and_an_entry_without_a_name_are_named(tmp_path):
     content = {"train": [grounding_entry(NAME, FINDINGS), {"findings": {}}], "val": [grounding_entry(NAME, FINDINGS)]}
     table = read_cases(write_json(tmp_path / "dataset.json", content))
-    assert table.wrong == {VOLUME: "dataset.json, val 0: train_1_a_1 is there twice"}
+    assert table.wrong == {VOLUME: "dataset.json, val 0: train_1_a_1 has two entries"}
     assert not table.rows
-    assert table.unassigned_rows == ["dataset.json, train 1: has no name of a volume"]
+    assert table.unassigned_rows == ["dataset.json, train 1: does not name a volume"]
 
 
 def test_of_the_withheld_entries_only_volumes_that_are_listed_elsewhere_matter(tmp_path):
     content = {"train": [grounding_entry(NAME, FINDINGS)], "test": [{"name": NAME}, {"name": "x"}, None]}
     table = read_cases(write_json(tmp_path / "dataset.json", content))
-    assert table.wrong == {VOLUME: "dataset.json, test 0: train_1_a_1 is there twice"}
+    assert table.wrong == {VOLUME: "dataset.json, test 0: train_1_a_1 has two entries"}
     assert not table.rows and not table.unassigned_rows and table.withheld == 3
     assert table.published == {VOLUME: {"train"}}
 
@@ -107,7 +107,7 @@ def test_another_file_is_refused(tmp_path):
         read_cases(write_json(tmp_path / "dataset.json", {"train": [], "val": None}))
     with pytest.raises(UserError, match="no lists train, val or test"):
         read_cases(write_json(tmp_path / "dataset.json", {"labels": {}}))
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         read_cases(tmp_path / "none.json")
 
 
@@ -164,7 +164,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path, wrong):
     masks += [SMALL] if wrong == "a finding more" else []
     masks = [mask.transpose(0, 2, 1) for mask in masks] if wrong == "axes of space swapped" else masks
     write_grounding(tmp_path, NAME, masks)
-    with pytest.raises(UserError, match=r"there are 2 findings, so it must be \(2, 24, 20, 6\)"):
+    with pytest.raises(UserError, match=r"and 2 findings, so it must be \(2, 24, 20, 6\)"):
         read_disease_map(find_mask(tmp_path, VOLUME), _case(), SHAPE)
 
 
@@ -180,5 +180,5 @@ def test_a_missing_and_a_damaged_mask_are_named(tmp_path):
     write_grounding(tmp_path, NAME, [LARGE, SMALL])
     path = find_mask(tmp_path, VOLUME)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"cannot be read|cut short"):
+    with pytest.raises(UserError, match=r"cannot be read|truncated"):
         read_disease_map(path, _case(), SHAPE)

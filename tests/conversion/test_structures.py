@@ -91,14 +91,14 @@ def test_unions_of_vista3d_become_background_and_are_named(tmp_path):
 
 def test_a_class_that_the_program_has_not_is_refused(tmp_path):
     _write(tmp_path / f"{CASE}.nii.gz", _boxes(liver=5, airway=132))
-    with pytest.raises(UserError, match="has the class 132, which totalsegmentator has not"):
+    with pytest.raises(UserError, match="has the class 132, which totalsegmentator does not have"):
         _read(tmp_path)
 
 
 @pytest.mark.parametrize("value", [2.5, -1, 300])
 def test_what_is_no_map_of_classes_is_refused(tmp_path, value):
     _write(tmp_path / f"{CASE}.nii.gz", _boxes(liver=1).astype(np.float32) * value)
-    with pytest.raises(UserError, match="is no map of classes"):
+    with pytest.raises(UserError, match="is not a label map"):
         _read(tmp_path)
 
 
@@ -139,10 +139,10 @@ def test_the_published_folders_are_understood(tmp_path, place):
 
 def test_a_case_without_structures_is_named(tmp_path):
     (tmp_path / CASE).mkdir()
-    with pytest.raises(UserError, match=rf"has no {CASE}\.nii\.gz and no folder"):
+    with pytest.raises(UserError, match=rf"has no file {CASE}\.nii\.gz and no folder"):
         _read(tmp_path)
     _write(tmp_path / CASE / "body.nii.gz", _boxes(body=1))
-    with pytest.raises(UserError, match="holds no structure"):
+    with pytest.raises(UserError, match="contains no structure"):
         _read(tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_a_mask_stored_in_another_orientation_is_turned(tmp_path, orientation):
 
 def test_a_mask_of_another_place_is_refused(tmp_path):
     _write(tmp_path / f"{CASE}.nii.gz", _boxes(liver=5), origin=(0.0, 0.0, 0.0))
-    with pytest.raises(UserError, match="does not lie as the image"):
+    with pytest.raises(UserError, match="is not on the grid of the image"):
         _read(tmp_path)
     blank = {"its own header": Geometry(SPACING_MM, (0.0, 0.0, 0.0), IDENTITY)}
     assert _read(tmp_path, geometries=blank | IMAGE).voxels == {"liver": 36}

@@ -49,13 +49,13 @@ def test_bad_rows_are_named_with_file_and_line_and_the_others_are_read(tmp_path)
         TWO: "labels.csv, line 3: Emphysema must be 0 or 1, not '2'",
         THREE: "labels.csv, line 5: Emphysema must be 0 or 1, not ''",
     }
-    assert table.unassigned_rows == ["labels.csv, line 4: 'patient 3' is no name of a volume"]
+    assert table.unassigned_rows == ["labels.csv, line 4: 'patient 3' is not the name of a volume"]
 
 
 def test_lines_are_counted_in_the_file_also_after_reports_of_several_lines(tmp_path):
     rows = [report_row("train_1_a_1.nii.gz", "One\ntwo\nthree"), report_row("nobody")]
     table = read_reports([write_csv(tmp_path / "reports.csv", rows)])
-    assert table.unassigned_rows == ["reports.csv, line 5: 'nobody' is no name of a volume"]
+    assert table.unassigned_rows == ["reports.csv, line 5: 'nobody' is not the name of a volume"]
 
 
 def test_a_volume_twice_must_say_the_same(tmp_path):
@@ -67,7 +67,7 @@ def test_a_volume_twice_must_say_the_same(tmp_path):
     ]
     table = read_reports([write_csv(tmp_path / "reports.csv", rows)])
     assert ONE not in table.wrong
-    assert table.wrong[TWO] == "reports.csv, line 5: train_2_a_1 is in reports.csv, line 4 too, and the rows differ"
+    assert table.wrong[TWO] == "reports.csv, line 5: train_2_a_1 is also in reports.csv, line 4, and the rows differ"
 
 
 def test_a_row_with_too_few_cells_is_named(tmp_path):
@@ -80,7 +80,7 @@ def test_another_table_is_refused(tmp_path):
     path = write_csv(tmp_path / "x.csv", [report_row("train_1_a_1.nii.gz")])
     with pytest.raises(UserError, match="lacks the columns Medical material, "):
         read_findings([path])
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         read_reports([tmp_path / "none.csv"])
 
 
@@ -112,12 +112,12 @@ def test_columns_of_the_direction_are_the_cosines(tmp_path):
     ("changes", "part", "message"),
     [
         ({"RescaleSlope": "0"}, "rescale", "RescaleSlope must be above 0"),
-        ({"RescaleSlope": "nan"}, "rescale", "RescaleSlope is no finite number"),
+        ({"RescaleSlope": "nan"}, "rescale", "RescaleSlope is not a finite number"),
         ({"RescaleIntercept": ""}, "rescale", "line 2: RescaleIntercept is empty"),
         ({"XYSpacing": "[0.7, 0.9]"}, "spacing_mm", "unequal"),
         ({"XYSpacing": "0.7"}, "spacing_mm", "XYSpacing must be 2 numbers"),
         ({"ZSpacing": "0"}, "spacing_mm", "must be above 0"),
-        ({"ImageOrientationPatient": "[1, 0, 0, 1, 0, 0]"}, "placement", "no pair of perpendicular"),
+        ({"ImageOrientationPatient": "[1, 0, 0, 1, 0, 0]"}, "placement", "not a pair of perpendicular"),
         ({"ImagePositionPatient": "import os"}, "placement", "ImagePositionPatient must be 3 numbers"),
     ],
 )

@@ -14,7 +14,7 @@ from fvae_nnunet.nnunet import registration
 from fvae_nnunet.synthesis.sources.dataset import open_source_dataset
 from fvae_nnunet.training.ct_patches import CTPatches
 
-SCALED, OFFSET, OTHER = "seems to be scaled", "offset of 1000 or 1024", "seems to be no CT"
+SCALED, OFFSET, OTHER = "seems to be scaled", "offset of 1000 or 1024", "seems not to be CT"
 
 
 @pytest.fixture(scope="module", params=["pancreas", "lung"])
@@ -149,7 +149,7 @@ def test_preprocess_refuses_a_fingerprint_that_is_no_hu_before_any_work(clone, m
     monkeypatch.setattr(preprocess, "load", lambda arguments: pytest.fail("work was begun"))
     assert preprocess.main([clone.id, "--vae", "tiny", "-np", "0"]) == 1
     err = capsys.readouterr().err
-    assert "channel 0 (CT) cannot be in HU: 99 % of the foreground lies from 0.4" in err and "--hu-as-is" in err
+    assert "channel 0 (CT) cannot be in HU: 99 % of the foreground is between 0.4" in err and "--hu-as-is" in err
     assert not list(clone.preprocessed.glob("*__fvae_*"))
 
 

@@ -43,10 +43,10 @@ def test_arrays_and_tensors():
 @pytest.mark.parametrize(
     ("hu", "spacing_mm", "message"),
     [
-        (HU[0], (3, 2, 1), r"hu has three axes .* got shape \(3, 4\)"),
+        (HU[0], (3, 2, 1), r"hu must have three axes .* got shape \(3, 4\)"),
         (HU[:0], (3, 2, 1), "at least one voxel"),
-        (HU, (3, 2), "spacing_mm is three positive numbers"),
-        (HU, (3, 0, 1), "spacing_mm is three positive numbers"),
+        (HU, (3, 2), "spacing_mm must be three positive numbers"),
+        (HU, (3, 0, 1), "spacing_mm must be three positive numbers"),
     ],
 )
 def test_what_is_no_ct(hu, spacing_mm, message):

@@ -52,7 +52,7 @@ def test_one_lesion_is_put_into_chosen_structures():
     within = dataset.organ.within(["lung_right"])
     assert np.array_equal(within.where(case.class_map), structures == 13)
     assert within.recorded == "structures:lung_right"
-    with pytest.raises(UserError, match="no structure 'liver'"):
+    with pytest.raises(UserError, match="unknown structure 'liver'"):
         dataset.organ.within(["liver"])
 
 
@@ -88,7 +88,7 @@ def test_a_dataset_without_segmentations_has_structures_alone():
     assert dataset.class_names == CLASSES[:4] and dataset.lesions == {}
     case = dataset.read("case_1")
     assert np.array_equal(case.class_map, expected_classes(np.zeros(SHAPE))) and not case.any_lesion.any()
-    with pytest.raises(UserError, match="knows no lesion that could be put in"):
+    with pytest.raises(UserError, match="knows no lesion that could be inserted"):
         dataset.check_lesion()
 
 
@@ -100,7 +100,7 @@ def test_a_dataset_without_segmentations_has_structures_alone():
         ({"heart": 51, "lung_left": 51}, "heart and lung_left have the same value 51"),
         ({"heart": 255}, "from 1 to 254, not 255"),
         ([], "must be an object"),
-        ({"nodule": 51, "a": 10, "b": 13}, "nodule is a structure and a lesion"),
+        ({"nodule": 51, "a": 10, "b": 13}, "nodule is both a structure and a lesion"),
     ],
 )
 def test_wrong_names_of_structures_are_refused(content, message):

@@ -117,7 +117,7 @@ def test_an_identity_stays_one_with_windows_and_turns(scheme):
     assert np.array_equal(reconstruct_to_int16(IDENTITY, volume, settings), volume.clip(-1000, 1000))
     if scheme == "stream":
         wan = ReconstructionSettings.for_vae(IDENTITY.spec, scheme="stream", inner_windows=[SOFT])
-        with pytest.raises(UserError, match="cannot code a volume in one pass"):
+        with pytest.raises(UserError, match="cannot process a volume in one pass"):
             reconstruct_volume(IDENTITY, volume, wan)
 
 
@@ -137,23 +137,23 @@ def test_pixels_of_a_size_are_enlarged_slices_whatever_the_axes():
     turned = reconstruct_volume(vae, coronal, by_size, axis_order=(1, 0, 2), spacing_mm=(0.8, 3.0, 0.8))
     assert np.array_equal(turned, twice.transpose(1, 0, 2))
     assert not np.array_equal(twice, reconstruct_volume(vae, volume))
-    with pytest.raises(UserError, match="need the spacing of the image"):
+    with pytest.raises(UserError, match="needs the spacing of the image"):
         reconstruct_volume(vae, volume, by_size)
-    with pytest.raises(UserError, match=r"cannot become 0\.4 mm; choose 0\.5 to 8 mm"):
+    with pytest.raises(UserError, match=r"cannot be resampled to 0\.4 mm; choose 0\.5 to 8 mm"):
         reconstruct_volume(vae, volume, by_size, spacing_mm=(3, 2.0, 2.0))
 
 
 def test_settings_that_cannot_be_are_refused():
     spec = IDENTITY.spec
     for options, said in (
-        ({"inner_windows": [(-2000, 0)]}, "does not lie inside -1000 1000"),
-        ({"inner_windows": [WIDE]}, "does not lie inside"),
+        ({"inner_windows": [(-2000, 0)]}, "is not inside -1000 1000"),
+        ({"inner_windows": [WIDE]}, "is not inside"),
         ({"inner_windows": [(5, 5)]}, "lower < upper"),
-        ({"enlarge": 5}, r"0\.25 to 4 times, got 5"),
-        ({"enlarge": float("nan")}, "0.25 to 4 times"),
+        ({"enlarge": 5}, r"0\.25 to 4, got 5"),
+        ({"enlarge": float("nan")}, r"0\.25 to 4, got nan"),
         ({"pixel_mm": 0}, "above 0 mm"),
         ({"pixel_mm": 1, "enlarge": 2}, "excludes `enlarge`"),
-        ({"average": 9}, "1 to 8 ways"),
+        ({"average": 9}, "1 to 8 slice orientations"),
     ):
         with pytest.raises(UserError, match=said):
             ReconstructionSettings.for_vae(spec, **options)

@@ -185,7 +185,7 @@ def test_a_ct_of_any_orientation_is_seen_in_axial_slices(tmp_path):
 
 
 def test_an_array_alone_is_no_ct():
-    with pytest.raises(UserError, match=r"ct is a CT \(read_ct, CT.from_array\), got ndarray"):
+    with pytest.raises(UserError, match=r"ct must be a CT \(read_ct, CT.from_array\), got ndarray"):
         reconstruct(np.zeros((4, 16, 16)), load_vae("tiny"))
 
 

@@ -1,1 +1,1 @@
-"""Synthetic cases: what is asked for, painted and written."""
+"""Generation of synthetic cases: requests, painting of lesions and volumes, and output files."""

@@ -1,29 +1,29 @@
-"""A list of volumes to generate, as ``fvae-synthesize`` takes it.
+"""Read a list of volumes to generate, the input of ``fvae-synthesize``.
 
-JSON, a list of objects::
+The list is JSON, a list of objects::
 
     [{"case": "nodule_001", "source": "train_1_a_1", "keep_lesions": false,
       "diseases": {"nodule": "masks/nodule_001.nii.gz"},
       "text": "A nodule of 12 mm in the right upper lobe.", "findings": ["Lung nodule"], "seed": 7}]
 
-or CSV with columns of these names; there several diseases are ``nodule=a.nii.gz;effusion=b.nii.gz``, several findings
-``Lung nodule;Pleural effusion`` (``none``: looked for and absent), and ``keep_lesions`` is ``yes`` or ``no``. An empty
-cell is an entry left out.
+or CSV with columns of these names. In CSV, several diseases are ``nodule=a.nii.gz;effusion=b.nii.gz``, several findings
+``Lung nodule;Pleural effusion`` (``none``: examined and absent), and ``keep_lesions`` is ``yes`` or ``no``. An empty
+cell is a missing entry.
 
 =============  ======================================================================================================
 case           name of the volume; letters, digits, ``.``, ``_`` and ``-``
 source         a case of the dataset: its structures (or organ), geometry and, unless ``keep_lesions`` is false, lesions
-structures     instead: a mask file of structures with the dataset's values; the volume has its geometry
+structures     instead of ``source``: a mask file of structures with the dataset's values; the volume has its geometry
 keep_lesions   whether the source's own lesions are kept; default true
-diseases       label -> mask file on the same grid, not 0 where the disease is
-labels         instead of or beside them: a file with the values of the lesions' labels
+diseases       label -> mask file on the same grid, nonzero where the disease is
+labels         instead of or in addition to ``diseases``: a file with the values of the lesion labels
 text           the report, for models trained with text
-findings       names of those that are present, of the list in ``reports.json``; recorded for classifiers
-seed           of the noise; default: from the seed of all and the case's name
+findings       names of the present findings, from the list in ``reports.json``; recorded for classifiers
+seed           seed of the noise; default: derived from the common seed and the case's name
 =============  ======================================================================================================
 
-Paths are relative to the list's folder. Where masks overlap, a disease that is named later has the voxel, diseases
-come after ``labels``, and these after the source's own lesions.
+Paths are relative to the folder of the list. Where masks overlap, later diseases overwrite earlier ones, diseases
+overwrite ``labels``, and these overwrite the source's own lesions.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class ListedCase:
     """A row of a list. Picklable.
 
     Attributes:
-        where: the row, for messages: ``line 3`` or ``entry 3``.
+        where: place of the row, for messages: ``line 3`` or ``entry 3``.
         case: name of the volume.
-        source: case of the dataset; or
-        structures: mask file.
-        keep_lesions: of the source.
-        diseases: label and mask file, in order.
+        source: case of the dataset; None if ``structures`` is given.
+        structures: mask file of structures; None if ``source`` is given.
+        keep_lesions: whether to keep the lesions of the source.
+        diseases: label and mask file of each disease, in order.
         labels: a file with several labels.
-        text: of the report.
-        findings: names of those that are present; None: unknown.
-        seed: of the noise; None: from the seed of all and the name.
+        text: text of the report.
+        findings: names of the present findings; None: unknown.
+        seed: seed of the noise; None: derived from the common seed and the name.
     """
 
     where: str
@@ -74,13 +74,13 @@ class ListedCase:
 
     @property
     def mask_files(self) -> list[tuple[str, Path]]:
-        """What is given beside the source: role and file."""
+        """Role and file of each mask that the row gives."""
         given = [("structures", self.structures), ("labels", self.labels)]
         return [(role, path) for role, path in given if path] + [(f"disease {n}", path) for n, path in self.diseases]
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What of the row decides the case beside the content of its files."""
+        """The entries of the row that determine the case, in addition to the content of its files."""
         return {
             "source": self.source,
             "keep_lesions": self.keep_lesions,
@@ -92,23 +92,23 @@ class ListedCase:
 
 
 def read_case_list(path: Path) -> list[ListedCase | str]:
-    """The rows of a list in order; of one that is wrong by itself what is wrong with it, with its place.
+    """Read the rows of a list in order; for an invalid row, its place and the reason instead.
 
     Raises:
-        UserError: no such file, another format, or no rows.
+        UserError: the file does not exist, has another format, or has no rows.
     """
     if not path.is_file():
-        raise UserError(f"there is no list {path}")
+        raise UserError(f"the list {path} does not exist")
     rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
     if not rows:
-        raise UserError(f"the list {path} has no row")
-    # file systems that do not tell A from a would make one file of two cases
+        raise UserError(f"the list {path} has no rows")
+    # on case-insensitive file systems, cases A and a would be one file
     times = Counter(str(row.get("case")).lower() for _, row in rows)
     listed: list[ListedCase | str] = []
     for where, row in rows:
         try:
             if times[str(row.get("case")).lower()] > 1 and "case" in row:
-                raise UserError(f"the case {row['case']} is there twice")
+                raise UserError(f"the case {row['case']} occurs more than once")
             listed.append(_listed(where, row, path.parent))
         except UserError as error:
             listed.append(f"{where}: {error}")
@@ -133,7 +133,7 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _cell(name: str, cell: str) -> Any:
-    """A cell as the JSON value that it stands for; as it is where it stands for none."""
+    """Convert a cell to its JSON value; unchanged if it is not a valid one."""
     parts = [part.strip() for part in cell.split(";")]
     if name == "keep_lesions":
         return {"yes": True, "no": False}.get(cell.lower(), cell)
@@ -151,7 +151,7 @@ def _cell(name: str, cell: str) -> Any:
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix != ".json":
         raise UserError(f"the list {path} must end in .json or .csv")
-    rows = read_json(path, [{}], remedy="Correct it; docs/synthesis_volumes.md says what it holds")
+    rows = read_json(path, [{}], remedy="Correct it; docs/synthesis_volumes.md describes the format")
     for row in rows:
         _check_fields(path, row)
     return [(f"entry {number}", row) for number, row in enumerate(rows, start=1)]
@@ -160,23 +160,25 @@ def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _check_fields(path: Path, names: Any) -> None:
     unknown = [name for name in names if name not in FIELDS]
     if unknown:
-        raise UserError(f"the list {path} has the unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
+        raise UserError(f"the list {path} has the unknown field {unknown[0]!r}; choose from {', '.join(FIELDS)}")
 
 
 def _listed(where: str, row: dict[str, Any], folder: Path) -> ListedCase:
     if _CELLS in row:
-        raise UserError("it has not as many cells as the head; put cells with commas in quotes")
+        raise UserError("the number of cells differs from that of the header; put cells with commas in quotes")
     row = {name: value for name, value in row.items() if value is not None}
     for name in ("case", "source", "structures", "labels", "text"):
         if name in row and (not isinstance(row[name], str) or not row[name].strip()):
-            raise UserError(f"{name} must be a text that is not empty, not {row[name]!r}")
+            raise UserError(f"{name} must be a non-empty text, not {row[name]!r}")
     if not _NAME.fullmatch(row.get("case", "")):
         raise UserError(f"a case needs a name of letters, digits, '.', '_' and '-', got {row.get('case')!r}")
     if ("source" in row) == ("structures" in row):
-        raise UserError("it needs a source or structures, and not both")
+        raise UserError("give either source or structures")
     keep = row.get("keep_lesions", True)
     if not isinstance(keep, bool) or ("structures" in row and "keep_lesions" in row):
-        raise UserError(f"keep_lesions is yes or no (JSON: true or false), for rows with a source; got {keep!r}")
+        raise UserError(
+            f"keep_lesions must be yes or no (JSON: true or false), and only in rows with a source; got {keep!r}"
+        )
     diseases = row.get("diseases", {})
     if not isinstance(diseases, dict) or not all(isinstance(file, str) and file for file in diseases.values()):
         raise UserError(f"diseases must name a mask file for each label (CSV: label=file;label=file), not {diseases!r}")

@@ -1,4 +1,4 @@
-"""Cases with lesions that are placed: plan, generate, judge, write."""
+"""Synthetic cases with placed lesions: plan, generate, check and write them."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ _REAL_LESIONS = "real_lesions_sha256"
 
 
 def case_name(number: int) -> str:
-    """Name of the synthetic case of this number."""
+    """The name of the synthetic case with this number."""
     return f"synthetic_{number:04d}"
 
 
 def number_of(case: str) -> int:
-    """Undoes ``case_name``."""
+    """The inverse of ``case_name``."""
     return int(case.rpartition("_")[2])
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a case is made from.
+    """The inputs of a synthetic case.
 
     Attributes:
-        number: of the case.
+        number: number of the case.
         source: the real case.
-        inputs: digests of all files.
-        lesions: that are put in.
+        inputs: digests of all input files.
+        lesions: lesions to insert.
     """
 
     number: int
@@ -71,16 +71,16 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class LesionJob(Job[Planned]):
-    """Cases with placed lesions.
+    """A job for cases with placed lesions.
 
     Attributes:
-        sources: the cases to make synthetic ones from.
-        plan: what lesions.
-        limits: what they must keep.
-        filtered: whether cases that do not keep them are put aside.
-        real: the dataset's real lesions; limits, sizes, shapes and looks are taken from them.
-        bank: whose shapes are taken instead.
-        avoid: masks of structures to keep clear of.
+        sources: source cases.
+        plan: requested lesions.
+        limits: limits of quality control.
+        filtered: whether cases outside the limits are rejected.
+        real: real lesions of the dataset, for limits, sizes, shapes and appearance.
+        bank: bank from which shapes are borrowed instead; None: no bank.
+        avoid: masks of structures to avoid; None: none.
     """
 
     sources: tuple[str, ...]
@@ -120,7 +120,7 @@ class LesionJob(Job[Planned]):
         write_real_lesions(self.output / FILE_NAME, self.dataset, self.real)
 
     def inputs(self, source: str) -> dict[str, str]:
-        """Digests of all files that a synthetic case is made from."""
+        """Digests of all input files of a synthetic case."""
         digests = self.dataset.digests(source)
         for channel, path in enumerate(self.dataset.image_files[source]):
             if channel != self.dataset.ct_channel:
@@ -136,7 +136,7 @@ class LesionJob(Job[Planned]):
         )
 
     def _refuse_other_real_lesions(self) -> None:
-        """Raise UserError where nothing but the real lesions differs from what the folder was begun with."""
+        """Raise UserError if the folder was started with other real lesions, but otherwise the same settings."""
         content = self.manifest.read()
         before = {} if content is None else content["settings"]
         now = json.loads(json.dumps(self.decided_by()))
@@ -147,15 +147,15 @@ class LesionJob(Job[Planned]):
         cases = sorted(old.digests.keys() | new.digests.keys())
         others = [case for case in cases if old.of_case(case) != new.of_case(case)]
         which = {
-            "changed since": [case for case in others if case in old.digests and case in new.digests],
-            "left out now": [case for case in others if case not in new.digests],
-            "not among them": [case for case in others if case not in old.digests],
+            "changed": [case for case in others if case in old.digests and case in new.digests],
+            "now left out": [case for case in others if case not in new.digests],
+            "new": [case for case in others if case not in old.digests],
         }
         said = "; ".join(f"{what}: {', '.join(cases)}" for what, cases in which.items() if cases)
         raise UserError(
-            f"{self.output} was begun with other real lesions of {self.dataset.name}, from which limits and shapes come"
-            f"{f' ({said})' if said else ''}. Use the same files and cases again, another `output`, or "
-            "`overwrite=True` to make all cases anew"
+            f"{self.output} was started with other real lesions of {self.dataset.name}, which determine limits and "
+            f"shapes{f' ({said})' if said else ''}. Use the same files and cases again, another `output`, or "
+            "`overwrite=True` to generate all cases again"
         )
 
     def read(self, case: str) -> Planned | None:
@@ -174,7 +174,7 @@ class LesionJob(Job[Planned]):
     def _plan(self, number: int, name: str, attempt: int) -> Planned:
         inputs = self.inputs(name)
         source = self.dataset.read(name, digests=inputs)
-        # another lesion at each attempt: a very large one may fit nowhere
+        # a new lesion in each attempt, because a very large one may not fit anywhere
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, number, attempt]))
         avoid = None if self.avoid is None else self.avoid.read(source)
         real = self.real.lesions

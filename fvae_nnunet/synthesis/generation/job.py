@@ -1,4 +1,4 @@
-"""Making synthetic cases one by one, whatever they are made from; see ``synthetic_folder`` for what comes out."""
+"""Generate synthetic cases one by one, from any kind of input; see ``synthetic_folder`` for the output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KIND = "synthetic"
 _OUR_FOLDERS = ("imagesTr", "labelsTr", TRAINING_FOLDER, "records", REJECTED)
 
 Ready = TypeVar("Ready")
-"""What was read for a case."""
+"""The inputs that were read for a case."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Generated(Generic[Ready]):
     """A synthetic volume that is not written yet.
 
     Attributes:
-        ready: what it was made from.
+        ready: its inputs.
         volume_hu: int16 (z, y, x), axial.
-        model: as records state it.
-        found: bool, what a segmenter calls lesion; None: there is none.
+        model: description of the model for records.
+        found: bool, lesion voxels predicted by a segmenter; None without a segmenter.
     """
 
     ready: Ready
@@ -50,15 +50,15 @@ class Generated(Generic[Ready]):
 
 @dataclass(frozen=True, kw_only=True)
 class Job(ABC, Generic[Ready]):
-    """Everything that decides synthetic cases but the model, in picklable form, and how a case is made.
+    """A generation job: everything that determines synthetic cases except the model, picklable.
 
     Attributes:
-        dataset: where source cases are from, with the classes of the model.
-        output: the folder.
-        seed: of everything random.
-        paint: how the model generates.
-        model_folder: for the record.
-        segmenter_model: that must find the lesions; None: none must.
+        dataset: dataset of the source cases, with the classes of the model.
+        output: output folder.
+        seed: seed of all random draws.
+        paint: settings for generating lesions.
+        model_folder: folder of the model, for the record.
+        segmenter_model: segmenter that must find the lesions; None: no such check.
     """
 
     dataset: SourceDataset
@@ -74,17 +74,17 @@ class Job(ABC, Generic[Ready]):
 
     @abstractmethod
     def recorded(self) -> dict[str, Any]:
-        """The settings that change a voxel or a verdict, for manifest and record; without the model's."""
+        """The settings, except those of the model, that affect a voxel or a verdict, for manifest and record."""
 
     def begin(self, model: dict[str, Any], *, overwrite: bool) -> None:
-        """Start the folder, or check that it was started with the same settings.
+        """Start the output folder, or check that it was started with the same settings.
 
         Args:
-            model: as records state it.
+            model: description of the model for records.
             overwrite: empty the folder first.
 
         Raises:
-            UserError: it is not ours, or was started with other settings.
+            UserError: the folder has files of another origin, or was started with different settings.
         """
         check_is_ours(self.output)
         if overwrite:
@@ -96,30 +96,30 @@ class Job(ABC, Generic[Ready]):
         write_json(self.output / "dataset.json", self.dataset.dataset_json)
 
     def decided_by(self) -> dict[str, Any]:
-        """What all cases of the folder have in common, for its manifest."""
+        """The settings common to all cases of the folder, for its manifest."""
         return self.recorded()
 
     @abstractmethod
     def read(self, case: str) -> Ready | None:
-        """What the case is made from; None where it is done.
+        """Read the inputs of a case; None if the case is done.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: the case cannot be generated.
         """
 
     @abstractmethod
     def generate(
         self, case: str, ready: Ready, model: LatentDiffusion, segmenter: Segmenter | None, on_step: OnStep | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """``volume_hu`` and ``found`` of ``Generated``."""
+        """Generate a case: ``volume_hu`` and ``found`` of ``Generated``."""
 
     @abstractmethod
     def write(self, case: str, generated: Generated[Ready]) -> dict[str, Any]:
-        """Write files and record of a case: ``{"accepted": bool, "reasons": [...], "said": what it is, ...}``."""
+        """Write a case; returns its record ``{"accepted": bool, "reasons": [...], "said": description, ...}``."""
 
 
 def check_is_ours(output: Path) -> None:
-    """Raise UserError where a folder holds images, labels or a dataset.json that ``fvae-synthesize`` has not made."""
+    """Raise UserError if a folder has images, labels or a dataset.json that ``fvae-synthesize`` did not write."""
     names = (*_OUR_FOLDERS, "dataset.json")
     Manifest(output / MANIFEST_FOLDER).refuse_foreign(output, names, kind=KIND, command="fvae-synthesize")
 
@@ -135,20 +135,20 @@ def make_cases(
     overwrite: bool = False,
     on_step: Callable[[str, int, int], object] | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Make the cases that are not there yet; their results are those of ``Job.write``.
+    """Generate the cases that do not exist yet; their results are those of ``Job.write``.
 
     Args:
-        job: what to make.
-        model: what generates.
-        segmenter: of ``job.segmenter_model``.
-        cases: names, asked for one by one.
-        workers: processes that read, plan, judge and write; 0: none.
-        seconds: filled with where the time went.
+        job: the job.
+        model: the diffusion model.
+        segmenter: segmenter of ``job.segmenter_model``.
+        cases: names of the cases, consumed one by one.
+        workers: number of processes that read, plan, judge and write; 0: none.
+        seconds: filled with the time spent in each stage.
         overwrite: empty the folder first.
-        on_step: called with the case, sampling steps done and in all.
+        on_step: called with the case, its number of sampling steps done and the total.
 
     Raises:
-        UserError: the folder is not ours or was filled with other settings, or the disk is full.
+        UserError: the folder has files of another origin or was started with different settings, or the disk is full.
     """
     job = replace(job, paint=job.paint.resolved(model.process))
     described = {

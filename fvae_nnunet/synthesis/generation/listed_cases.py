@@ -1,6 +1,6 @@
-"""Whole volumes of a list: class map from structures and disease masks, generate, write.
+"""Generate the whole volumes of a list from class maps of structures and disease masks, and write them.
 
-Rows are checked against dataset and model before anything is made; see ``case_list`` for what they say.
+Rows are checked against dataset and model before anything is generated; see ``case_list`` for their format.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.nnunet.structures import NAMES_FILE, TRAINING_FOLDER
 from fvae_nnunet.nnunet.synthetic_folder import CasePaths
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.generation.case_list import ListedCase
 from fvae_nnunet.synthesis.generation.job import Generated, Job
 from fvae_nnunet.synthesis.generation.painting import generated_volume, noise_of
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ListJob(Job[VolumeInputs]):
-    """The volumes of a list. Quality control looks at lesions that were placed, and here nothing is.
+    """The volumes of a list. There is no quality control, because it needs placed lesions.
 
     Attributes:
-        listed: the rows by case.
-        finding_names: of the dataset's ``reports.json``; empty where there is none.
+        listed: case -> its row.
+        finding_names: names of the findings in the dataset's ``reports.json``; empty without this file.
     """
 
     listed: dict[str, ListedCase]
@@ -63,14 +64,14 @@ class ListJob(Job[VolumeInputs]):
             write_json(self.output / TRAINING_FOLDER / NAMES_FILE, dict(structures.values))
 
     def inputs(self, listed: ListedCase) -> dict[str, str]:
-        """Digests of the row and of all files that its volume is made from."""
+        """Digests of the row and of all input files of its volume."""
         digests = {"row": hashlib.sha256(json.dumps(listed.recorded, sort_keys=True).encode()).hexdigest()}
         if listed.source is not None:
             digests |= self.dataset.digests(listed.source)
         return digests | {f"{role} {path.name}": sha256_of_file(path) for role, path in listed.mask_files}
 
     def outputs(self, case: str) -> list[Path]:
-        """Image, label, record, and for a model of structures their mask."""
+        """Image, label, record, and for models of structures also their mask."""
         ending = self.dataset.file_ending
         paths = CasePaths.of(self.output, case, channels=1, file_ending=ending, accepted=True)
         masks = [] if self.dataset.organ.structures is None else [self.output / TRAINING_FOLDER / f"{case}{ending}"]
@@ -114,9 +115,11 @@ class ListJob(Job[VolumeInputs]):
         content = self._record(case, generated)
         write_json(record, content)
         self.manifest.write_case(case, inputs=ready.digests, outputs=outputs, results=result)
-        diseases = ", ".join(f"{mask['name']} ({mask['voxels']} voxels)" for mask in content["disease_masks"])
+        masks_of = content["disease_masks"]
+        diseases = ", ".join(f"{mask['name']} ({counted(mask['voxels'], 'voxel')})" for mask in masks_of)
         origin = ready.listed.source or (ready.listed.structures.name if ready.listed.structures else "")
-        return result | {"said": f"{len(ready.class_map)} slices from {origin} with {diseases or 'no disease'}"}
+        slices = counted(len(ready.class_map), "slice")
+        return result | {"said": f"{slices} from {origin} with {diseases or 'no disease'}"}
 
     def _record(self, case: str, generated: Generated[VolumeInputs]) -> dict[str, Any]:
         ready, listed, dataset = generated.ready, generated.ready.listed, self.dataset
@@ -155,7 +158,7 @@ class ListJob(Job[VolumeInputs]):
 
 
 def _lesion(ready: VolumeInputs, name: str, value: int) -> dict[str, Any]:
-    """A disease that the row gave, as ``synthetic_folder`` describes lesions; all its pieces together."""
+    """The record of a disease given in the row, as ``synthetic_folder`` describes lesions; all its pieces together."""
     mask = ready.geometry.as_in_file(ready.labels == value)
     counts = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
     voxels = int(counts[0].sum())

@@ -1,4 +1,4 @@
-"""One synthetic lesion in one CT that is in no dataset."""
+"""Insert one synthetic lesion into a single CT, without a dataset."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class InsertedLesion:
     """A CT with a synthetic lesion.
 
     Attributes:
-        ct: int16 HU, in the place of the CT that it was made from.
-        mask: bool, of the new lesion, with the axes of ``ct.hu``.
-        diameter_mm: its equivalent diameter.
+        ct: int16 HU, with the geometry of the original CT.
+        mask: bool mask of the new lesion, in the axis order of ``ct.hu``.
+        diameter_mm: equivalent diameter of the lesion.
     """
 
     ct: CT
@@ -48,15 +48,15 @@ def load_diffusion(
     weights: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> LatentDiffusion:
-    """The latent diffusion model of a folder of ``fvae-train-ldm``, with its VAE.
+    """Load the latent diffusion model from a folder of ``fvae-train-ldm``, with its VAE.
 
     Args:
-        folder: of the model.
-        weights: of its VAE, as for ``load_vae``.
-        device: where to compute.
+        folder: folder of the model.
+        weights: weights of its VAE, as for ``load_vae``.
+        device: device for the computation.
 
     Raises:
-        UserError: no or no whole model, or the VAE cannot be loaded or is another one.
+        UserError: the model is missing or incomplete, or the VAE cannot be loaded or is another one.
     """
     return LatentDiffusion.load(Path(folder), weights=weights, device=device)
 
@@ -73,33 +73,33 @@ def insert_lesion(
     core_mean_hu: float | None = None,
     inside_fraction: float = INSIDE_FRACTION,
 ) -> InsertedLesion:
-    """Draw a lesion's shape, find it a place in the organ and let the model fill it in.
+    """Draw the shape of a lesion, place it in the organ, and generate it with the model.
 
-    Voxels that are not near the lesion (``PaintSettings.margin_mm``) stay as they are. For many cases, lesions of the
-    sizes and looks of a dataset's, and quality control there is ``fvae-synthesize``.
+    Voxels at ``PaintSettings.margin_mm`` or more from the lesion do not change. For many cases, sizes and appearance as
+    in a dataset, and quality control, use ``fvae-synthesize``.
 
     Args:
-        ct: in HU.
-        organ: where it is not 0, on the CT: array or tensor, image, or file.
-        model: of one organ.
-        diameter_mm: equivalent diameter.
-        seed: decides shape, place and noise.
-        lesions: those that are there; the model is told of them, and the new one keeps a distance of 5 mm
-            (`CLEARANCE_MM`).
-        at_mm: its centre (x, y, z) in the patient; None: anywhere in the organ.
-        core_mean_hu: how bright its core shall be; None: as the lesions that the model was trained on.
-        inside_fraction: so much of it lies in the organ, 0 to 1.
+        ct: the CT in HU.
+        organ: mask of the organ (nonzero voxels) for the CT: array or tensor, image, or file.
+        model: model of a single organ.
+        diameter_mm: equivalent diameter of the lesion.
+        seed: seed of shape, place and noise.
+        lesions: mask of existing lesions; they are conditions of the model, and the new lesion keeps a distance of 5 mm
+            (``CLEARANCE_MM``).
+        at_mm: centre (x, y, z) of the lesion in the patient; None: anywhere in the organ.
+        core_mean_hu: mean HU of its core; None: as in the training lesions of the model.
+        inside_fraction: minimum share of the lesion in the organ, 0 to 1.
 
     Raises:
-        NothingFits: there is no place for it.
-        UserError: a mask lies elsewhere, the model knows several organs, or what the model says.
+        NothingFits: there is no place for the lesion.
+        UserError: a mask has another shape or geometry, the model knows several organs, or as for the model.
     """
     settings = model.settings
     organs = len(settings.class_names) - settings.lesions
     if organs > 1:
         raise UserError(
-            f"this model knows {organs} structures ({', '.join(settings.class_names[:organs])}), and one mask does not "
-            "tell them apart; use fvae-synthesize"
+            f"this model knows {organs} structures ({', '.join(settings.class_names[:organs])}), which a single mask "
+            "does not distinguish; use fvae-synthesize"
         )
     order = ct.geometry.axial_order
     spacing_mm = ct.geometry.axial_spacing_mm

@@ -1,4 +1,4 @@
-"""From planned lesions to HU: each is generated and blended into the case, or the whole volume is generated."""
+"""Generate planned lesions and blend them into a case, or generate the whole volume."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ MODES = ("inpaint", "grow", "full")
 
 @dataclass(frozen=True)
 class PaintSettings:
-    """How lesions are generated.
+    """Settings for generating lesions.
 
     Attributes:
-        mode: ``inpaint``: into the real case; ``grow``: in the place of a lesion of the real case; ``full``: the whole
-            volume from its class map.
-        margin_mm: around a lesion within which voxels may change, but for ``full``.
-        texture: see ``insertion.blend_lesion``, but for ``full``.
-        steps, eta: of sampling; None: as the model says.
-        guidance, text: of sampling.
+        mode: ``inpaint``: insert lesions into the real case; ``grow``: replace lesions of the real case; ``full``:
+            generate the whole volume from its class map.
+        margin_mm: distance from a lesion within which voxels may change; not used with ``full``.
+        texture: see ``insertion.blend_lesion``; not used with ``full``.
+        steps, eta: sampling parameters; None: defaults of the model.
+        guidance, text: sampling parameters, see ``latent_diffusion.Sampling``.
     """
 
     mode: str = "inpaint"
@@ -53,7 +53,7 @@ class PaintSettings:
     text: str | None = None
 
     def resolved(self, process: NoiseProcess) -> PaintSettings:
-        """With steps and eta of a model's process where they are not given."""
+        """The settings with missing steps and eta taken from a model's process."""
         return replace(
             self,
             steps=process.steps if self.steps is None else self.steps,
@@ -63,25 +63,25 @@ class PaintSettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.texture not in TEXTURES:
             raise UserError(
-                f"the mode is {', '.join(MODES)} and the texture {' or '.join(TEXTURES)}; got {self.mode!r} and "
-                f"{self.texture!r}"
+                f"the mode must be one of {', '.join(MODES)} and the texture one of {', '.join(TEXTURES)}; got "
+                f"{self.mode!r} and {self.texture!r}"
             )
         if not 0 <= self.margin_mm < float("inf"):
             raise UserError(f"`margin_mm` must not be negative, got {self.margin_mm:g}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"`steps` must be at least 1, got {self.steps}")
         if self.eta is not None and not 0 <= self.eta <= 1:
-            raise UserError(f"`eta` must lie in 0 to 1, got {self.eta:g}")
+            raise UserError(f"`eta` must be between 0 and 1, got {self.eta:g}")
 
 
 def noise_of(entropy: Sequence[int]) -> torch.Generator:
-    """The generator of a case's noise, on the CPU; whole numbers >= 0 decide it."""
+    """The CPU generator of a case's noise, seeded by integers of at least 0."""
     state = np.random.SeedSequence(list(entropy), spawn_key=(1,)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def with_lesion(layout: Layout, lesion: PlacedLesion, lesion_class: int) -> Layout:
-    """The layout with a planned lesion put in, and without the one that it replaces."""
+    """The layout with a planned lesion added, and without the lesion that it replaces."""
     if lesion.replaces is not None:
         layout = layout.without_lesion(lesion.replaces.box, lesion.replaces.shape, lesion.replaces.classes)
     appearance = lesion.appearance or Appearance(math.nan, math.nan)
@@ -97,21 +97,21 @@ def paint(
     generator: torch.Generator,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
-    """The synthetic volume of a case: int16 HU (z, y, x), axial.
+    """Generate the synthetic volume of a case: int16 HU (z, y, x), axial.
 
-    ``inpaint`` and ``grow`` put one lesion after the other into the volume; the model sees those before. Voxels that
-    are ``margin_mm`` or more from every new lesion, and from those that they replace, are the raw ones.
+    ``inpaint`` and ``grow`` insert one lesion after the other; the model sees the earlier ones. Voxels at ``margin_mm``
+    or more from all new lesions, and from those that they replace, keep their raw values.
 
     Args:
-        model: generates.
+        model: the diffusion model.
         source: the real case.
-        lesions: to put in.
-        settings: how.
-        generator: on the CPU; all noise comes from it.
-        on_step: called with the steps done and in all, for each window that is generated.
+        lesions: lesions to insert.
+        settings: settings for generating them.
+        generator: CPU generator of all noise.
+        on_step: called with the number of steps done and the total, for each generated window.
 
     Raises:
-        UserError: a lesion has no voxel on the model's coarser grid, HU that do not fit int16, or what the model says.
+        UserError: a lesion has no voxel on the model's coarser grid, HU do not fit int16, or as for the model.
     """
     told_looks = model.settings.appearance is not None
     layout = Layout.of(
@@ -139,20 +139,20 @@ def generated_volume(
     generator: torch.Generator,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
-    """A whole volume from its layout: int16 HU, same shape (z, y, x).
+    """Generate a whole volume from its layout: int16 HU, same shape (z, y, x).
 
-    Where the model has no spacing of its own, the volume is never held in another dtype.
+    If the model has no spacing of its own, the volume is never in memory with another dtype.
 
     Args:
-        model: generates.
-        layout: axial.
-        settings: how to sample.
-        text: a report, for models that know text; that of the settings is not used.
-        generator: on the CPU; all noise comes from it.
-        on_step: called with the steps done and in all.
+        model: the diffusion model.
+        layout: the layout, axial.
+        settings: sampling settings.
+        text: a report, for models with text; the text of the settings is not used.
+        generator: CPU generator of all noise.
+        on_step: called with the number of steps done and the total.
 
     Raises:
-        UserError: what the model says.
+        UserError: as for the model.
     """
     grid = ModelGrid(layout.shape, layout.spacing_mm, model.settings.spacing_mm)
     on_models_grid = np.empty(grid.shape, dtype=np.int16 if grid.shape == layout.shape else np.float32)
@@ -181,7 +181,7 @@ def _insert(
     if not grid.mask(lesion.mask(volume_hu.shape)).any():
         raise UserError(
             f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of "
-            f"{model.settings.spacing_mm} mm; choose larger ones (`sizes`, `diameter_mm`)"
+            f"{model.settings.spacing_mm} mm; choose larger lesions (`sizes`, `diameter_mm`)"
         )
     seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
     draft_hu = None
@@ -206,7 +206,7 @@ def _insert(
     of = (seen, slice(0, grid.shape[1]), slice(0, grid.shape[2]))
     generated_hu, reconstructed_hu = (grid.back(volume, of, box) for volume in decoded)
     raw_hu = volume_hu[box]
-    # what the HU window cuts off, such as metal, the model has never seen: it counts as an error of the reconstruction
+    # values clipped by the HU window, such as metal, are unknown to the model: treat them as reconstruction error
     cut_off = raw_hu - raw_hu.clip(*model.settings.hu_window)
     volume_hu[box] = blend_lesion(
         raw_hu,

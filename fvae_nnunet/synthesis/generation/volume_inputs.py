@@ -1,4 +1,4 @@
-"""What a volume of a list is generated from: class map, labels and structures on one grid."""
+"""Read the inputs of a volume in a list: class map, labels and structures on one grid."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from fvae_nnunet.synthesis.sources.cases import SourceDataset
 
 @dataclass(frozen=True)
 class VolumeInputs:
-    """Arrays are axial and of one shape.
+    """The inputs of a volume. Arrays are axial and have the same shape.
 
     Attributes:
-        class_map: of the model.
-        labels: of the dataset.
-        structures: in the values of the dataset's files; None without.
         listed: the row.
-        digests: of the row and its files.
-        given: names of the labels that the row gave masks of, and how many voxels they have in the end.
+        digests: digests of the row and its files.
+        class_map: classes of the model.
+        labels: label values of the dataset.
+        structures: values as in the dataset's files; None for models without structures.
+        given: label -> final number of voxels, for labels with a mask in the row.
+        geometry: geometry of the volume.
     """
 
     listed: ListedCase
@@ -38,15 +39,15 @@ class VolumeInputs:
 
 
 def read_volume_inputs(listed: ListedCase, dataset: SourceDataset, digests: dict[str, str]) -> VolumeInputs:
-    """Read what a row names.
+    """Read the files of a row.
 
     Args:
         listed: the row.
-        dataset: with the classes of the model.
-        digests: of the row and its files.
+        dataset: dataset with the classes of the model.
+        digests: digests of the row and its files.
 
     Raises:
-        UserError: a file cannot be read, lies elsewhere or holds an unknown value, or a mask of a disease is empty.
+        UserError: a file cannot be read, has another geometry or an unknown value, or the mask of a disease is empty.
     """
     structures = None
     if listed.source is not None:
@@ -72,13 +73,15 @@ def read_volume_inputs(listed: ListedCase, dataset: SourceDataset, digests: dict
 def _masks(
     dataset: SourceDataset, listed: ListedCase, shape: tuple[int, ...], geometry: Geometry
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The lesions that a row gives, in order: name and bool mask, axial, not empty."""
+    """Name and mask (bool, axial, not empty) of the lesions in a row, in order."""
     where = {"shape": shape, "geometry": geometry, "image": listed.case}
     if listed.labels is not None:
         labels = read_mask(listed.labels, **where)  # type: ignore[arg-type]
         others = set(np.unique(labels).tolist()) - {0, *dataset.lesions.values()}
         if others:
-            raise UserError(f"{listed.labels} holds the value {min(others):g}, which is no lesion's label of the model")
+            raise UserError(
+                f"{listed.labels} has the value {min(others):g}, which is not the label of a lesion of the model"
+            )
         yield from ((name, labels == value) for name, value in dataset.lesions.items() if (labels == value).any())
     for name, path in listed.diseases:
         mask = read_mask(path, **where) != 0  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Lesions: shapes, sizes, places, looks, and their quality."""
+"""Lesions: shapes, sizes, places, appearance and quality control."""

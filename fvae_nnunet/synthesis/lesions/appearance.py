@@ -1,4 +1,4 @@
-"""What a lesion shall look like: drawn from the real lesions of the dataset, or as the user asks."""
+"""Draw the appearance of a lesion from the real lesions of the dataset, or as the user requests."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 
 ALIKE_SHARE = 1 / 3
-"""Of the real lesions, those nearest in size to a lesion that has not borrowed its shape from one."""
+"""Share of the real lesions, nearest in size, from which the model for a lesion without a donor is drawn."""
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Mean of HU in a lesion's core (``lesions.measures.lesion_core``) and standard deviation of its texture
-    (``texture.core_texture``); NaN: not known."""
+    """Mean HU in the core of a lesion (``lesions.measures.lesion_core``) and standard deviation of its texture
+    (``texture.core_texture``); NaN: unknown."""
 
     core_mean_hu: float
     texture_sd_hu: float
 
     def recorded(self) -> dict[str, float | None]:
-        """As the record of a case states it."""
+        """The entry in the record of a case."""
         values = {"core_mean_hu": self.core_mean_hu, "texture_sd_hu": self.texture_sd_hu}
         return {name: None if math.isnan(value) else round(value, 2) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class AskedAppearance:
-    """Which brightness the user asks for, one of the two at most; neither: as of the real lesions.
+    """The brightness that the user requests, at most one of the two; neither: that of the real lesions.
 
     Attributes:
-        core_mean_hu: least and greatest.
-        contrast_hu: least and greatest difference of the core's mean to the surroundings.
+        core_mean_hu: minimum and maximum of the mean of the core.
+        contrast_hu: minimum and maximum difference between the mean of the core and the surroundings.
     """
 
     core_mean_hu: tuple[float, float] | None = None
@@ -43,7 +43,7 @@ class AskedAppearance:
 
     @classmethod
     def parse(cls, lesion_hu: Sequence[float] | None, contrast_hu: Sequence[float] | None) -> AskedAppearance:
-        """From a number or two for one of the two; UserError where they are none or for both."""
+        """Create from one or two numbers for one of the two; UserError if they are invalid or given for both."""
         if lesion_hu and contrast_hu:
             raise UserError("`lesion_hu` and `contrast_hu` exclude each other; give one of them")
         ranges = []
@@ -55,7 +55,7 @@ class AskedAppearance:
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:
-        """The measure (``lesions.measures.MEASURES``) that is asked for, and its range; empty: none is."""
+        """The requested measure (``lesions.measures.MEASURES``) and its range; empty if none is requested."""
         asked = {"core_mean_hu": self.core_mean_hu, "contrast_hu": self.contrast_hu}
         return {measure: limits for measure, limits in asked.items() if limits is not None}
 
@@ -69,22 +69,22 @@ def draw_appearance(
     diameter_mm: float,
     around_hu: float | None,
 ) -> Appearance | None:
-    """What one lesion shall look like.
+    """Draw the appearance of one lesion.
 
-    Texture, and brightness where none is asked for, are those of one real lesion. Of its brightness either the core's
-    mean or the contrast is taken, whichever varies less among the real lesions: nodules are alike in every lung, a
+    Texture, and brightness if none is requested, are those of one real lesion. Its brightness is either the mean of the
+    core or the contrast, whichever varies less among the real lesions: nodules look alike in every lung, whereas a
     tumour of the pancreas differs from its organ, which takes up more or less contrast agent.
 
     Args:
-        rng: decides everything random.
-        asked: of the user.
+        rng: source of all random draws.
+        asked: brightness requested by the user.
         real: the real lesions (``real_lesions.RealLesions.lesions``).
-        like: the one of them to look like; None: one of the third that is nearest in size.
-        diameter_mm: of the lesion.
-        around_hu: ``lesions.measures.surroundings_hu`` where it lies; None: there are none.
+        like: the real lesion to imitate; None: draw one of the third that is nearest in size.
+        diameter_mm: diameter of the lesion.
+        around_hu: ``lesions.measures.surroundings_hu`` at its place; None if there are none.
 
     Returns:
-        None where nothing is asked for and there is no real lesion.
+        The appearance; None if nothing is requested and there is no real lesion.
     """
     if like is None and real:
         distances = [abs(math.log(lesion["diameter_mm"] / diameter_mm)) for lesion in real]
@@ -105,7 +105,7 @@ def draw_appearance(
 
 
 def _contrast_varies_less(real: Sequence[dict[str, Any]]) -> bool:
-    """Whether it does than the core's mean, by the distance between the quartiles."""
+    """Whether the contrast varies less than the mean of the core, by the distance between the quartiles."""
     both = [(lesion["core_mean_hu"], lesion["contrast_hu"]) for lesion in real if lesion["contrast_hu"] is not None]
     lower, upper = np.percentile(both, (25, 75), axis=0)
     mean_hu, contrast_hu = upper - lower

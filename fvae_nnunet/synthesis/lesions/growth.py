@@ -1,6 +1,6 @@
-"""Real lesions that grow or shrink where they are: the second scan of a patient, made from the first.
+"""Let real lesions grow or shrink in place: generate the second scan of a patient from the first.
 
-A lesion keeps its form; what it gives up becomes again what lies around it.
+A lesion keeps its shape; tissue that it no longer covers becomes that of its surroundings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.numbers_as_text import number
+from fvae_nnunet.numbers_as_text import counted, number
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion, ReplacedLesion
 from fvae_nnunet.synthesis.lesions.placement import NothingFits, Placement, too_close
 from fvae_nnunet.synthesis.lesions.plan import (
@@ -27,7 +27,7 @@ from fvae_nnunet.synthesis.lesions.sizes import LesionSizes
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset
 
 _NEAR_MM = 20.0
-"""So far around a lesion the tissue is looked for that takes its place."""
+"""Search distance around a lesion for the tissue that replaces it."""
 
 
 def plan_growth(
@@ -39,24 +39,24 @@ def plan_growth(
     real: Sequence[dict[str, Any]],
     avoid: np.ndarray | None,
 ) -> list[PlacedLesion]:
-    """Draw which lesions of a case change, and their new diameters.
+    """Draw the lesions of a case that change, and their new diameters.
 
-    The share in the organ and the clearance are asked for as in ``lesions.plan.plan_lesions``, the clearance of what a
-    lesion gains. `SHAPES_TRIED` diameters of each lesion are tried, then another lesion.
+    The share in the organ and the clearance are required as in ``lesions.plan.plan_lesions``; the clearance applies to
+    the voxels that a lesion gains. For each lesion ``SHAPES_TRIED`` diameters are tried, then the next lesion.
 
     Args:
-        rng: decides everything random.
-        dataset: of the case.
+        rng: source of all random draws.
+        dataset: dataset of the case.
         source: the case.
-        settings: what is asked for.
-        real: real lesions (``real_lesions.RealLesions.lesions``), those of this case among them.
-        avoid: bool, where no lesion may grow.
+        settings: requested lesions.
+        real: real lesions (``real_lesions.RealLesions.lesions``), including those of this case.
+        avoid: bool, voxels into which no lesion may grow.
 
     Returns:
-        One at least; fewer than were drawn where the case has not so many that can change.
+        At least one lesion; fewer than drawn if the case does not have enough that can change.
 
     Raises:
-        NothingFits: not even one.
+        NothingFits: no lesion can change.
     """
     from scipy import ndimage
 
@@ -82,7 +82,7 @@ def plan_growth(
         try:
             new = _changed(rng, source, settings, sizes, old, organ, closed, others)
         except UserError as error:
-            said = f"the last, of {number(diameter_mm, 'mm')} mm: {error}"
+            said = f"the last one, of {number(diameter_mm, 'mm')} mm: {error}"
             continue
         lesions = others
         lesions[new.box][new.shape] = True
@@ -91,7 +91,7 @@ def plan_growth(
         if len(placed) == wanted:
             break
     if not placed:
-        raise NothingFits(f"{source.case}: none of its {len(own)} lesions can change as asked; {said}")
+        raise NothingFits(f"{source.case}: none of its {counted(len(own), 'lesion')} can change as requested; {said}")
     return with_appearances(rng, source, settings.appearance, real, placed, alike)
 
 
@@ -105,7 +105,7 @@ def _changed(
     closed: np.ndarray,
     others: np.ndarray,
 ) -> PlacedLesion:
-    """The lesion with another diameter; UserError where none of those that are drawn will do."""
+    """The lesion with another diameter; UserError if none of the drawn diameters is possible."""
     spacing_mm = source.spacing_mm
     range_mm = sizes.draw_range(rng, spacing_mm)
     before = old.mask(organ.shape)
@@ -117,15 +117,15 @@ def _changed(
             inside = float(np.count_nonzero((organ | before)[box] & shape) / np.count_nonzero(shape))
             if inside < settings.inside_fraction:
                 raise NothingFits(
-                    f"{number(inside, 'share')} of it would lie in the organ (needed: {settings.inside_fraction:g})"
+                    f"{number(inside, 'share')} of it would be in the organ (required: {settings.inside_fraction:g})"
                 )
             around = grown(box, np.ceil(settings.clearance_mm / np.asarray(spacing_mm)), organ.shape)
             near = too_close(others[around], spacing_mm, settings.clearance_mm)[_within(box, around)]
             if ((near | closed[box]) & shape & ~before[box]).any():
-                raise NothingFits("it would come too near to a lesion, or into a structure to avoid")
+                raise NothingFits("it would be too close to a lesion or in a structure to avoid")
         except UserError as error:
             if attempt == SHAPES_TRIED - 1:
-                raise NothingFits(f"with {number(diameter_mm, 'mm')} mm {error}") from error
+                raise NothingFits(f"with a diameter of {number(diameter_mm, 'mm')} mm {error}") from error
         else:
             return PlacedLesion(shape, Placement(box, inside), diameter_mm, None, replaces=old)
     raise AssertionError("the loop returns or raises")
@@ -134,23 +134,23 @@ def _changed(
 def _box_of(shape: np.ndarray, starts: Sequence[int], volume_shape: Sequence[int]) -> Box:
     z, y, x = (slice(start, start + n) for start, n in zip(starts, shape.shape, strict=True))
     if min(starts) < 0 or any(side.stop > n for side, n in zip((z, y, x), volume_shape, strict=True)):
-        raise NothingFits("it would reach beyond the volume")
+        raise NothingFits("it would extend beyond the volume")
     return z, y, x
 
 
 def _within(box: Box, around: Box) -> Box:
-    """A box that lies in another, counted from that one's beginning."""
+    """A box inside another one, relative to the start of that one."""
     z, y, x = (slice(side.start - of.start, side.stop - of.start) for side, of in zip(box, around, strict=True))
     return z, y, x
 
 
 def replaced(dataset: SourceDataset, source: SourceCase, box: Box, shape: np.ndarray) -> ReplacedLesion:
-    """A lesion of a case with what takes its place: the organ, or of several organs (labels, structures) the nearest.
+    """A lesion of a case with what replaces it: the organ, or the nearest of several organs (labels, structures).
 
     Args:
-        dataset: of the case.
+        dataset: dataset of the case.
         source: the case.
-        box, shape: of the lesion, see ``ReplacedLesion``.
+        box, shape: the lesion, see ``ReplacedLesion``.
     """
     lesions = set(dataset.lesions.values())
     if dataset.organ.kind == "label":
@@ -172,7 +172,7 @@ def replaced(dataset: SourceDataset, source: SourceCase, box: Box, shape: np.nda
 def _nearest(
     values: np.ndarray, allowed: Collection[int], mask: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """For each voxel of a mask (n,) the value of the nearest voxel whose value is allowed; 0 where there is none."""
+    """For each voxel of a mask (n,), the value of the nearest voxel with an allowed value; 0 if there is none."""
     from scipy import ndimage
 
     if len(allowed) == 1:

@@ -1,4 +1,4 @@
-"""Putting a generated lesion into a real CT so that the rest of it stays what it was."""
+"""Insert a generated lesion into a real CT without changing the rest of it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from fvae_nnunet.errors import UserError
 TEXTURES = ("scanner", "vae")
 
 NOISE_SDS = (2.5, 4.0)
-"""Of noise 1.2 % lie beyond the first."""
+"""Deviations, in standard deviations of the noise, from which residuals are reduced and removed; 1.2 % of noise exceeds
+the first."""
 
 NEAR_PIXELS = 9
-"""Along a row and a column: a VAE's error at an edge reaches about half a latent cell of 8 pixels to either side."""
+"""Neighbourhood size along rows and columns: the error of a VAE at an edge extends about half a latent cell of 8 pixels
+to either side."""
 
 
 def margin_weight(lesion: np.ndarray, spacing_mm: Sequence[float], margin_mm: float) -> np.ndarray:
-    """How much of a voxel is generated: 1 on the lesion, down to exactly 0 at the margin and beyond.
+    """Weight of the generated image: 1 on the lesion, falling to exactly 0 at the margin and beyond.
 
     Args:
         lesion: bool (z, y, x), not empty.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
         margin_mm: distance from the nearest lesion voxel, centre to centre, at which the weight is 0.
 
     Returns:
@@ -49,31 +51,31 @@ def blend_lesion(
     *,
     texture: str = "scanner",
 ) -> np.ndarray:
-    """Blend what a model generated into the raw volume.
+    """Blend a generated lesion into the raw volume.
 
-    ``scanner``: raw + w * (generated - reconstructed). Both come from the same decoder, so what the VAE gets wrong and
-    the noise that it removes cancel: the lesion carries the scan's own noise. Without it a segmenter could find
-    lesions by their smoothness. But at edges of what the lesion covers (bone, vessels, skin) the VAE's error does not
-    cancel: there the lesion gets of raw - reconstructed only what is noise (``noise_of_residual``), its margin w * w of
-    that change.
-    ``vae``: raw + w * (generated - raw), the lesion as the decoder gives it.
+    ``scanner``: raw + w * (generated - reconstructed). Both come from the same decoder, so the errors of the VAE and
+    the noise that it removes cancel: the lesion has the scan's own noise. Without it a segmenter could detect lesions
+    by their smoothness. At edges that the lesion covers (bone, vessels, skin), however, the error of the VAE does not
+    cancel: there the lesion gets only the noise in raw - reconstructed (``noise_of_residual``), and its margin w * w
+    times this change.
+    ``vae``: raw + w * (generated - raw), the lesion as the decoder returns it.
 
     Args:
         raw_hu: int16 (z, y, x).
         generated_hu, reconstructed_hu: decoded with and without the lesion, same shape.
         lesion: bool, same shape.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
         margin_mm: see ``margin_weight``, which is w.
         texture: ``scanner`` or ``vae``.
 
     Returns:
-        int16 (z, y, x), rounded to the nearest; where the weight is 0, the raw voxels.
+        int16 (z, y, x), rounded to the nearest; the raw voxels where the weight is 0.
 
     Raises:
-        UserError: HU that do not fit int16, or an unknown texture.
+        UserError: HU do not fit int16, or the texture is unknown.
     """
     if texture not in TEXTURES:
-        raise UserError(f"the texture is {' or '.join(TEXTURES)}, got {texture!r}")
+        raise UserError(f"the texture must be {' or '.join(TEXTURES)}, got {texture!r}")
     weight = margin_weight(lesion, spacing_mm, margin_mm)
     changed = weight > 0
     raw = raw_hu[changed].astype(np.float64)
@@ -91,16 +93,16 @@ def blend_lesion(
 
 
 def noise_of_residual(residual_hu: np.ndarray, vanished: np.ndarray, lesion: np.ndarray) -> np.ndarray:
-    """What a VAE removed from an image, without what it got wrong at edges that are not to stay.
+    """The noise that a VAE removed from an image, without its errors at edges that the lesion replaces.
 
     Args:
         residual_hu: raw minus reconstructed, any shape, float.
-        vanished: bool, same shape: where such edges are near.
-        lesion: bool, same shape: median and spread (by the median absolute deviation) are those in it.
+        vanished: bool, same shape: voxels near such edges.
+        lesion: bool, same shape: median and spread (by the median absolute deviation) are computed in it.
 
     Returns:
-        The residual; where an edge vanishes, up to `NOISE_SDS[0]` standard deviations off the median, from there on
-        less and less of its deviation, from `NOISE_SDS[1]` on none (Hampel 1974).
+        The residual; near vanished edges, deviations from the median above ``NOISE_SDS[0]`` standard deviations are
+        reduced progressively, to none from ``NOISE_SDS[1]`` on (Hampel 1974).
     """
     middle = np.median(residual_hu[lesion])
     off = residual_hu - middle
@@ -112,8 +114,8 @@ def noise_of_residual(residual_hu: np.ndarray, vanished: np.ndarray, lesion: np.
 
 
 def _vanished_edges(generated_hu: np.ndarray, reconstructed_hu: np.ndarray) -> np.ndarray:
-    """bool: the steepest slope near is less than half of what it was. An edge that stays, beside the lesion, has the
-    same error of the VAE as before."""
+    """bool: the steepest nearby slope is less than half of what it was. At an edge that remains, beside the lesion, the
+    VAE has the same error as before."""
     from scipy import ndimage
 
     now, before = (

@@ -1,7 +1,7 @@
-"""What a lesion looks like in numbers: how bright, how textured, how its rim and its neighbouring slices fit.
+"""Measure the appearance of a lesion: brightness, texture, rim, and consistency of neighbouring slices.
 
-Real and synthetic lesions are measured alike. Most of a lesion's spread in HU comes from its rim, where it is blurred
-into its surroundings; so texture is measured in the core.
+Real and synthetic lesions are measured in the same way. Most of the spread of HU in a lesion comes from its rim, which
+is blurred into the surroundings; therefore texture is measured in the core.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from fvae_nnunet.ct.boxes import box_around
 from fvae_nnunet.synthesis.lesions.texture import core_texture
 
 CORE_DEPTH_MM = 4.0
-"""So far from the outside, at most, the core of a lesion begins,"""
+"""Largest distance from the outside at which the core of a lesion begins."""
 
 CORE_DEPTH = 2 / 3
-"""or at this share of the depth of its deepest voxel. With half of it slices of 3 mm at either end of a lesion of 10 mm
-were core, where a scanner blurs 60 HU of lung into them."""
+"""Relative depth at which the core begins in small lesions, as a share of the depth of the deepest voxel. With a half,
+3 mm slices at either end of a 10 mm lesion would be core, although a scanner blurs 60 HU of lung into them."""
 
 RIM_MM = 2.0
-"""How deep the rim of a lesion reaches, or one voxel where voxels are larger. It is as deep in small and large ones."""
+"""Depth of the rim of a lesion of any size; one voxel if voxels are larger."""
 
 RING_MM = 6.0
-"""How far the surroundings of a lesion reach that it is compared with."""
+"""Width of the surroundings with which a lesion is compared."""
 
 SHARED_VOXELS = 30
-"""So many voxels at least must be deep in both of two slices for a change between them to be more than noise: of noise
-of 20 HU their mean difference has a standard deviation of 5 HU."""
+"""Smallest number of voxels that must be deep in both of two slices, so that a change between them is more than noise:
+with noise of 20 HU their mean difference has a standard deviation of 5 HU."""
 
 MEASURES = (
     "depth_mm",
@@ -45,12 +45,12 @@ def lesion_core(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> n
 
     Args:
         lesion: bool (z, y, x), not empty.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
 
     Returns:
         bool (z, y, x), never empty: the voxels whose distance to the nearest voxel outside, centre to centre, is at
-        least `CORE_DEPTH_MM` or `CORE_DEPTH` of the greatest distance, whichever is less. A lesion that reaches the
-        border of the volume counts as going on beyond it; one that fills the volume is all core.
+        least ``CORE_DEPTH_MM`` or ``CORE_DEPTH`` times the largest distance, whichever is less. A lesion at the border
+        of the volume counts as continuing beyond it; one that fills the volume is all core.
     """
     box = box_around(lesion, max(spacing_mm), spacing_mm)
     core = np.zeros_like(lesion)
@@ -59,7 +59,7 @@ def lesion_core(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> n
 
 
 def _depth_mm(lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Distance to the nearest voxel outside; 0 there, infinite where there is none."""
+    """Distance to the nearest voxel outside; 0 outside, infinite if there is no voxel outside."""
     from scipy import ndimage
 
     if lesion.all():
@@ -74,16 +74,16 @@ def _core(depth_mm: np.ndarray) -> np.ndarray:
 def surroundings_hu(
     volume_hu: np.ndarray, lesion: np.ndarray, surroundings: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> float | None:
-    """Mean of what surrounds a lesion.
+    """Mean HU of the surroundings of a lesion.
 
     Args:
         volume_hu: (z, y, x).
         lesion: bool, not empty.
-        surroundings: bool, what it may be compared with: the organ without lesions.
-        spacing_mm: (z, y, x).
+        surroundings: bool, voxels to compare with: the organ without lesions.
+        spacing_mm: voxel size (z, y, x).
 
     Returns:
-        The mean over the surroundings within `RING_MM` of the lesion, centre to centre; None where there are none.
+        The mean over the surroundings within ``RING_MM`` of the lesion, centre to centre; None if there are none.
     """
     from scipy import ndimage
 
@@ -96,30 +96,29 @@ def surroundings_hu(
 def measure_lesion(
     volume_hu: np.ndarray, lesion: np.ndarray, surroundings: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> dict[str, float | None]:
-    """`MEASURES` of one lesion, rounded to two places.
+    """Compute the ``MEASURES`` of one lesion, rounded to two decimals.
 
     Args:
         volume_hu: (z, y, x).
         lesion: bool, not empty.
-        surroundings: as of ``surroundings_hu``.
-        spacing_mm: (z, y, x).
+        surroundings: as for ``surroundings_hu``.
+        spacing_mm: voxel size (z, y, x).
 
     Returns:
         * ``depth_mm``: distance of the deepest voxel to the nearest voxel outside.
         * ``mean_hu``: mean over the whole lesion.
         * ``core_mean_hu``, ``core_sd_hu``: mean and standard deviation in ``lesion_core``.
-        * ``texture_sd_hu``: standard deviation there of ``texture.core_texture``, in which noise plays little part.
-        * ``contrast_hu``: the core's mean minus ``surroundings_hu``. Not the lesion's: its rim, blurred into the
-          surroundings, makes up more of a small lesion than of a large one, so the same tissue would have another
-          contrast.
-        * ``rim_hu``: mean of what lies up to `RIM_MM` deep minus the core's.
-        * ``slice_change_hu``: how much the lesion changes from a slice to the next, `CORE_DEPTH_MM` and more inside it:
-          root mean square over all pairs of slices of the mean difference of the voxels that lie so deep in both
-          (`SHARED_VOXELS` at least), weighted by their number, without what noise of this spread, independent in each
-          voxel, adds to it. A lesion that flickers has much, a noisy one little. Nearer to the ends of a lesion slices
-          change because it ends.
+        * ``texture_sd_hu``: standard deviation of ``texture.core_texture`` in the core, which noise hardly affects.
+        * ``contrast_hu``: mean of the core minus ``surroundings_hu``. The whole lesion is not used because the blurred
+          rim makes up more of a small lesion than of a large one, so the same tissue would have another contrast.
+        * ``rim_hu``: mean of the voxels up to ``RIM_MM`` deep minus that of the core.
+        * ``slice_change_hu``: change of the lesion from one slice to the next, at a depth of at least
+          ``CORE_DEPTH_MM``: root mean square, over all pairs of slices, of the mean difference of the voxels that are
+          this deep in both (at least ``SHARED_VOXELS``), weighted by their number, minus the contribution of noise of
+          this spread that is independent in each voxel. It is large for a lesion that flickers and small for a noisy
+          one. Closer to the ends of a lesion, slices change because it ends.
 
-        None where there is nothing to measure: nothing outside, no surroundings, no two slices with so many voxels.
+        A measure is None if it is not defined: no voxel outside, no surroundings, or no two slices with enough voxels.
     """
     box = box_around(lesion, max(spacing_mm), spacing_mm)
     depth_mm = _depth_mm(lesion[box], spacing_mm)
@@ -148,7 +147,7 @@ def _slice_change(hu: np.ndarray, deep: np.ndarray) -> float | None:
     pairs = voxels >= SHARED_VOXELS
     if not pairs.any():
         return None
-    # of each pair the squared mean difference, minus the variance of that mean
+    # for each pair: the squared mean difference minus the variance of that mean
     n = voxels[pairs]
     difference = np.where(in_both, hu[1:] - hu[:-1], 0)[pairs]
     mean, square = difference.sum(axis=(1, 2)) / n, (difference**2).sum(axis=(1, 2)) / n

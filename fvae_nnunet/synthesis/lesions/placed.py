@@ -1,4 +1,4 @@
-"""Lesions in their places: new ones, and real ones that have grown or shrunk; and the segmentation with them."""
+"""Placed lesions: new ones, and real ones that have grown or shrunk; and the segmentation that includes them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fvae_nnunet.synthesis.sources.cases import SourceCase
 
 @dataclass(frozen=True)
 class ReplacedLesion:
-    """A real lesion that gives way to its larger or smaller self.
+    """A real lesion that is replaced by a larger or smaller version of itself.
 
     Attributes:
-        box: where it lies.
+        box: place of the lesion in the volume.
         shape: bool, of the size of the box.
-        classes, labels: what lies there without it, of each of its voxels (n,), in class map and segmentation.
+        classes, labels: values without the lesion for each of its voxels (n,), in class map and segmentation.
     """
 
     box: Box
@@ -40,16 +40,16 @@ class ReplacedLesion:
 
 @dataclass(frozen=True)
 class PlacedLesion:
-    """A lesion in its place.
+    """A lesion at its place in a volume.
 
     Attributes:
         shape: bool, cropped to the lesion.
-        placement: where that is.
-        diameter_mm: the equivalent diameter that was asked for.
-        donor: of its shape, a case or the file of a bank; None for an ellipsoid.
-        from_bank: whether it is a file of a bank.
-        appearance: what it shall look like; None: as the model's lesions do.
-        replaces: the real lesion that it is with another diameter; None: it is a new one.
+        placement: place of the shape.
+        diameter_mm: requested equivalent diameter.
+        donor: donor of the shape, a case or a file of a bank; None for an ellipsoid.
+        from_bank: whether the donor is a file of a bank.
+        appearance: requested appearance; None: left to the model.
+        replaces: the real lesion that it replaces with another diameter; None for a new lesion.
     """
 
     shape: np.ndarray
@@ -81,7 +81,7 @@ class PlacedLesion:
         return np.argwhere(self.shape).mean(axis=0) + [side.start for side in self.box]
 
     def recorded(self, source: SourceCase) -> dict[str, Any]:
-        """As the record of a case states it, see ``synthetic_folder``."""
+        """The entry in the record of a case, see ``synthetic_folder``."""
         voxels = int(np.count_nonzero(self.shape))
         index = self.centre[np.argsort(source.geometry.axial_order)]
         before = 0 if self.replaces is None else int(np.count_nonzero(self.replaces.shape))

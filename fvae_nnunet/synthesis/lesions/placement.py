@@ -1,6 +1,6 @@
-"""Where a lesion goes: inside the organ, away from existing lesions, or at a position that the user names.
+"""Find a place for a lesion: inside the organ, away from existing lesions, or at a given position.
 
-All arrays are axial, (z, y, x), see ``orientation``; positions in the patient are in mm, as SimpleITK has them.
+All arrays are axial, (z, y, x), see ``orientation``; positions in the patient are in mm, in SimpleITK's convention.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy as np
 from fvae_nnunet.ct.boxes import Box, grown
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.numbers_as_text import number
+from fvae_nnunet.numbers_as_text import counted, number
 
 CLEARANCE_MM = 5.0
-"""Between lesions, unless the user asks for another."""
+"""Default distance between lesions."""
 
 
 class NothingFits(UserError):
-    """No place for a lesion was found; the message says what was in the way."""
+    """No place for a lesion was found; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a shape lies.
+    """The place of a shape.
 
     Attributes:
-        box: of the volume; it has the size of the shape.
+        box: part of the volume, of the size of the shape.
         inside_fraction: share of the lesion's voxels in the organ, 0 to 1.
     """
 
@@ -46,19 +46,19 @@ def place(
     at: Sequence[float] | np.ndarray | None = None,
     tries: int,
 ) -> Placement:
-    """Find a place for a shape by trying voxels of the organ as its centre, or at one place only.
+    """Find a place for a shape by trying random voxels of the organ as its centre, or at one given place.
 
     Args:
         rng: draws the voxels.
         shape: bool, cropped to the lesion.
         organ: bool.
-        forbidden: bool; no voxel of the lesion may lie in it. ``too_close`` makes it for a clearance in mm.
-        inside_fraction: so many of the lesion's voxels must lie in the organ, 0 to 1.
-        at: index of the centre, which need not be whole: only there.
-        tries: so many places at most.
+        forbidden: bool, voxels that the lesion may not cover; see ``too_close`` for a clearance in mm.
+        inside_fraction: minimum share of the lesion's voxels in the organ, 0 to 1.
+        at: index of the centre, not necessarily integer; if given, only this place is tried.
+        tries: maximum number of places.
 
     Raises:
-        NothingFits: none of them will do, or the organ is empty, or the lesion larger than the volume.
+        NothingFits: no place is suitable, the organ is empty, or the lesion is larger than the volume.
     """
     size = np.array(shape.shape)
     free = np.array(organ.shape) - size
@@ -85,14 +85,14 @@ def place(
             continue
         return Placement(box, inside)
     raise NothingFits(
-        f"no place for a lesion of {voxels} voxels in {len(centres)} tries: at most {number(best, 'share')} of it lay "
-        f"in the organ (needed: {inside_fraction:g}); {in_the_way} places with enough were too near to a lesion or in "
-        f"a structure to avoid, {beyond} reached beyond the volume"
+        f"no place for a lesion of {counted(voxels, 'voxel')} (places tried: {len(centres)}): at most "
+        f"{number(best, 'share')} of it was in the organ (required: {inside_fraction:g}); {in_the_way} with enough in "
+        f"the organ were too close to a lesion or in a structure to avoid, {beyond} extended beyond the volume"
     )
 
 
 def _random_voxels(rng: np.random.Generator, organ: np.ndarray, n: int) -> np.ndarray:
-    """So many voxels of the organ (n, 3), any of them equally likely."""
+    """``n`` voxels of the organ (n, 3), all equally likely."""
     voxels = np.flatnonzero(organ)
     if voxels.size == 0:
         raise NothingFits("the organ is empty")
@@ -100,12 +100,12 @@ def _random_voxels(rng: np.random.Generator, organ: np.ndarray, n: int) -> np.nd
 
 
 def too_close(lesions: np.ndarray, spacing_mm: Sequence[float], clearance_mm: float) -> np.ndarray:
-    """The voxels of which a lesion's voxel is less than a clearance away, centre to centre, and the lesions: bool.
+    """The lesions and all voxels less than a clearance away from them, centre to centre: bool.
 
     Args:
         lesions: bool (z, y, x); may be empty.
-        spacing_mm: (z, y, x).
-        clearance_mm: 0: the lesions alone.
+        spacing_mm: voxel size (z, y, x).
+        clearance_mm: distance to keep; 0: the lesions only.
     """
     from scipy import ndimage
 
@@ -121,14 +121,14 @@ def too_close(lesions: np.ndarray, spacing_mm: Sequence[float], clearance_mm: fl
 
 
 def index_of(position_mm: Sequence[float], geometry: Geometry) -> np.ndarray:
-    """Index (z, y, x) in the array of the file, not rounded, of a position (x, y, z) in the patient in mm."""
+    """Convert a position (x, y, z) in the patient in mm to an index (z, y, x) in the array of the file, not rounded."""
     direction = np.asarray(geometry.direction).reshape(3, 3)
     along = np.linalg.solve(direction, np.asarray(position_mm, dtype=float) - geometry.origin_mm)
     return (along / geometry.spacing_mm)[::-1]
 
 
 def position_of(index: Sequence[float] | np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Position (x, y, z) in the patient in mm of an index (z, y, x) in the array of the file: undoes ``index_of``."""
+    """Inverse of ``index_of``: convert an index (z, y, x) to a position (x, y, z) in the patient in mm."""
     direction = np.asarray(geometry.direction).reshape(3, 3)
     return direction @ (np.asarray(index, dtype=float)[::-1] * geometry.spacing_mm) + geometry.origin_mm
 

@@ -1,7 +1,7 @@
-"""What a synthetic case is going to be: which case it is made from, and which lesions lie where in it.
+"""Plan a synthetic case: its source case, and the shapes, places and appearance of its lesions.
 
-Everything random here comes from the seed and the case's number, so a case does not depend on the others, on how many
-there are, or on who makes it.
+All random draws depend only on the seed and the number of the case, so a case does not depend on the others, on their
+number, or on the process that generates it.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset
 from fvae_nnunet.synthesis.sources.organs import OrganSource, body
 
 SHAPES_TRIED = 5
-"""Each of another size of its range; a place for it is sought by so many tries:"""
+"""Number of shapes tried for a lesion, each with a new diameter from its range."""
 
 PLACES_TRIED = 1000
+"""Number of places tried for each shape."""
 
 SOURCES_TRIED = 5
-"""Cases that are tried, where no lesion fits into the first."""
+"""Number of source cases tried until a lesion fits."""
 
 INSIDE_FRACTION_LUNG = 0.85
 INSIDE_FRACTION = 0.80
-"""MAISI asks 0.85 of lung tumours and 0.80 of pancreatic ones."""
+"""MAISI requires 0.85 for lung tumours and 0.80 for pancreatic tumours."""
 
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What lesions are asked for.
+    """The requested lesions.
 
     Attributes:
-        sizes: of the lesions; None: as the dataset's real lesions.
-        borrowed_share: of lesions with the shape of a real one or of a bank's, 0 to 1; the others are ellipsoids.
-        lesions_per_case: least and greatest number.
-        inside_fraction: of each lesion in the organ, at least.
-        clearance_mm: to other lesions, real and synthetic.
-        at_mm: the centre (x, y, z) of the lesion in the patient; None: anywhere.
-        appearance: that is asked for.
-        growth: for ``growth.plan_growth``, in the place of sizes: how many times its own diameter a lesion has, least
-            and greatest.
+        sizes: sizes of the lesions; None: those of the dataset's real lesions.
+        borrowed_share: share of lesions with the shape of a real lesion or one of a bank, 0 to 1; the others are
+            ellipsoids.
+        lesions_per_case: minimum and maximum number of lesions.
+        inside_fraction: minimum share of each lesion in the organ.
+        clearance_mm: distance to other lesions, real and synthetic.
+        at_mm: centre (x, y, z) of the lesion in the patient; None: anywhere.
+        appearance: requested brightness.
+        growth: for ``growth.plan_growth``, instead of sizes: minimum and maximum factor on a lesion's own diameter.
     """
 
     sizes: LesionSizes | None
@@ -71,11 +72,11 @@ class PlanSettings:
         for name in ("inside_fraction", "borrowed_share"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
-                raise UserError(f"`{name}` is a share between 0 and 1, got {share:g}")
+                raise UserError(f"`{name}` must be a share between 0 and 1, got {share:g}")
         if not 0 <= self.clearance_mm < float("inf"):
             raise UserError(f"`clearance_mm` must not be negative, got {self.clearance_mm:g}")
         if self.at_mm is not None and most > 1:
-            raise UserError("`at_mm` is the place of one lesion; leave `lesions_per_case` out")
+            raise UserError("`at_mm` is the place of a single lesion; omit `lesions_per_case`")
         if self.growth is not None and not 0 < self.growth[0] <= self.growth[1] < float("inf"):
             raise UserError(f"`growth` needs 0 < MIN <= MAX, got {self.growth[0]:g} {self.growth[1]:g}")
 
@@ -85,35 +86,35 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class Avoided:
-    """A folder of masks of structures that no lesion may lie in, such as vessels: nonzero voxels of CASE.ending."""
+    """A folder of masks of structures to avoid, such as vessels: no lesion may cover nonzero voxels of CASE.ending."""
 
     files: dict[str, Path]
 
     @classmethod
     def open(cls, folder: Path, cases: Sequence[str]) -> Avoided:
-        """UserError where the folder has no mask of one of these cases."""
+        """Find the masks of these cases; UserError if one is missing."""
         return cls(find_masks(folder, cases))
 
     def read(self, source: SourceCase) -> np.ndarray:
-        """The mask of a case, axial bool; UserError where it does not lie as the image does."""
+        """Read the mask of a case, axial bool; UserError if its geometry differs from that of the image."""
         path, shape = self.files[source.case], source.volume_hu.shape
         mask: np.ndarray = read_mask(path, shape=shape, geometry=source.geometry, image=source.case) != 0
         return mask
 
 
 def default_inside_fraction(organ: OrganSource) -> float:
-    """The share that must lie in the organ unless the user gives one: more in lungs, by the organ's label or method.
+    """The default share of a lesion that must be in the organ: higher for lungs, judged by the organ's label or method.
 
-    A folder of masks does not tell its organ.
+    The organ of a folder of masks is unknown.
     """
     return INSIDE_FRACTION_LUNG if "lung" in organ.recorded.lower() else INSIDE_FRACTION
 
 
 def sources_of(number: int, cases: Sequence[str], seed: int) -> list[str]:
-    """Which cases the synthetic case of this number may be made from: the first in which a lesion finds a place.
+    """The candidate source cases of a synthetic case; the first one in which a lesion fits is used.
 
-    The cases are gone through again and again, each time in another order; so they are used evenly. Where nothing fits,
-    those that follow in this order are tried, `SOURCES_TRIED` in all.
+    Every pass over the cases has another order, so that they are used evenly. If nothing fits, the cases that follow in
+    this order are tried, ``SOURCES_TRIED`` in total.
     """
     passed, index = divmod(number, len(cases))
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, passed)))
@@ -131,22 +132,22 @@ def plan_lesions(
     bank: ShapeBank | None = None,
     avoid: np.ndarray | None,
 ) -> list[PlacedLesion]:
-    """Draw the lesions of a case and find their places, one after the other.
+    """Draw the lesions of a case and find a place for each, one after the other.
 
     Args:
-        rng: decides everything random.
-        dataset: where borrowed shapes come from.
+        rng: source of all random draws.
+        dataset: dataset with the donors of borrowed shapes.
         source: the case.
-        settings: what is asked for.
-        real: real lesions (``real_lesions.RealLesions.lesions``), for shapes, sizes and looks.
-        bank: whose shapes are borrowed instead.
-        avoid: bool, where no lesion may lie.
+        settings: requested lesions.
+        real: real lesions (``real_lesions.RealLesions.lesions``), for shapes, sizes and appearance.
+        bank: bank from which shapes are borrowed instead.
+        avoid: bool, voxels that no lesion may cover.
 
     Returns:
-        One at least; fewer than were drawn where there is no place for more.
+        At least one lesion; fewer than drawn if there is no place for more.
 
     Raises:
-        NothingFits: not even for one.
+        NothingFits: no lesion fits.
     """
     organ = home_of_lesions(dataset, source)
     forbidden = never_lesion(dataset, source, avoid)
@@ -156,7 +157,7 @@ def plan_lesions(
     if settings.at_mm is not None:
         at = index_of(settings.at_mm, source.geometry)[list(source.geometry.axial_order)]
         if (at < -0.5).any() or (at > np.array(source.volume_hu.shape) - 0.5).any():
-            raise NothingFits(f"`at_mm={_in_words(settings.at_mm)}` lies outside the image")
+            raise NothingFits(f"`at_mm={_in_words(settings.at_mm)}` is outside the image")
     placed: list[PlacedLesion] = []
     alike: list[dict[str, Any] | None] = []
     for _ in range(int(rng.integers(least, most + 1))):
@@ -173,12 +174,12 @@ def plan_lesions(
 
 
 def home_of_lesions(dataset: SourceDataset, source: SourceCase) -> np.ndarray:
-    """Where lesions lie: bool, the organ, or the body where there is none."""
+    """The voxels in which lesions are placed, bool: the organ, or the body for the organ source ``none``."""
     return source.organ if dataset.organ.kind != "none" else body(source.volume_hu)
 
 
 def never_lesion(dataset: SourceDataset, source: SourceCase, avoid: np.ndarray | None) -> np.ndarray:
-    """Where no lesion may lie: bool, the voxels to avoid and those with the ignore label."""
+    """The voxels that no lesion may cover, bool: those to avoid and those with the ignore label."""
     never = np.zeros_like(source.lesion) if avoid is None else avoid.copy()
     ignored = dataset.dataset_json["labels"].get("ignore")
     if ignored is not None:
@@ -194,7 +195,7 @@ def with_appearances(
     lesions: Sequence[PlacedLesion],
     alike: Sequence[dict[str, Any] | None],
 ) -> list[PlacedLesion]:
-    """The lesions of a case with what they shall look like, see ``draw_appearance``; ``alike``: each one's ``like``."""
+    """The lesions of a case with drawn appearance, see ``draw_appearance``; ``alike`` has the ``like`` of each."""
     around = surroundings_of(source, lesions)
     drawn = []
     for lesion, like in zip(lesions, alike, strict=True):
@@ -215,7 +216,7 @@ def _place_one(
     forbidden: np.ndarray,
     at: np.ndarray | None,
 ) -> tuple[PlacedLesion, dict[str, Any] | None]:
-    """A lesion, and the real lesion of the dataset that is the donor of its shape."""
+    """A lesion, and the real lesion of the dataset that donated its shape, if any."""
     sizes = settings.sizes or LesionSizes.of_lesions([lesion["diameter_mm"] for lesion in real])
     range_mm = sizes.draw_range(rng, source.spacing_mm)
     donor, like = None, None
@@ -247,10 +248,10 @@ def shaped_and_placed(
     at: np.ndarray | None = None,
     appearance: Appearance | None = None,
 ) -> PlacedLesion:
-    """A lesion of a diameter in ``range_mm`` in a place in the organ; see ``draw_lesion_shape`` and ``place``.
+    """A lesion with a diameter in ``range_mm``, placed in the organ; see ``draw_lesion_shape`` and ``place``.
 
     Raises:
-        NothingFits: none of `SHAPES_TRIED` shapes fits.
+        NothingFits: none of ``SHAPES_TRIED`` shapes fits.
     """
     for attempt in range(SHAPES_TRIED):
         diameter_mm = float(rng.uniform(*range_mm))
@@ -262,8 +263,8 @@ def shaped_and_placed(
         except NothingFits as error:
             if attempt == SHAPES_TRIED - 1:
                 raise NothingFits(
-                    f"no lesion of {range_mm[0]:g} to {range_mm[1]:g} mm fits, {SHAPES_TRIED} were tried; the last: "
-                    f"{error}"
+                    f"no lesion of {range_mm[0]:g} to {range_mm[1]:g} mm fits, {SHAPES_TRIED} were tried; the last "
+                    f"one: {error}"
                 ) from error
         else:
             name = None if donor is None else donor.case

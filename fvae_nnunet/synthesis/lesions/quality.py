@@ -1,4 +1,4 @@
-"""Whether a synthetic lesion looks like the real ones of its size, and why not."""
+"""Check whether a synthetic lesion looks like real lesions of its size, and give the reasons if it does not."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
 from fvae_nnunet.synthesis.lesions.shapes import equivalent_diameter_mm
 
 NEAREST_SHARE = 1 / 3
-"""Texture and rim of a lesion are held against those of this share of the real lesions, the nearest in size (by the
-ratio of equivalent diameters): a small lesion is blurred into its surroundings as a large one is not. Mean and contrast
-of the core are held against all of them whose core is blurred, or not, as its own is; where these are fewer than
-`FEWEST`, against all."""
+"""Share of the real lesions, nearest in size (by the ratio of equivalent diameters), with which texture and rim are
+compared, because small lesions are blurred into their surroundings more than large ones. Mean and contrast of the core
+are compared with all real lesions whose core is blurred or not, like its own; if these are fewer than ``FEWEST``, with
+all."""
 
 NEAREST = 12
-"""At least against so many, or all there are."""
+"""Minimum number of real lesions to compare with, or all if there are fewer."""
 
 PERCENTILES = (1.0, 99.0)
-"""Of these: of fewer than a hundred these are nearly the extremes. The limits are wider, because real lesions are a
-sample and the next real one may lie outside:"""
+"""Percentiles of the real lesions from which the limits are computed, nearly the extremes of fewer than a hundred. The
+limits are widened, because real lesions are a sample and the next real one may be outside."""
 
 WIDENED_SHARE = 0.25
-"""by this share of the distance between the percentiles on either side,"""
+"""The limits are widened on either side by this share of the distance between the percentiles."""
 
 WIDENED_FEW = 8.0
-"""or by this divided by the number of real lesions, for the range of few is narrow: of normal values 12 and 24 span 3.3
-and 3.9 standard deviations on average, so that the limits are 3.8 and 3.2 standard deviations off the middle;"""
+"""The share is at least this number divided by the number of real lesions, because the range of few values is narrow:
+12 and 24 normal values span 3.3 and 3.9 standard deviations on average, so the limits are 3.8 and 3.2 standard
+deviations from the middle."""
 
 WIDENED_HU = 8.0
-"""and at least by this: in a core of 30 voxels, of which noise makes 15 independent ones, noise of 20 HU is known to
-20 / sqrt(30) = 4 HU, and twice that is not rare."""
+"""The limits are widened by at least this value: in a core of 30 voxels, with 15 independent ones because of correlated
+noise, noise of 20 HU is known to 20 / sqrt(30) = 4 HU, and deviations of twice that are not rare."""
 
 UNRESOLVED_SD = 1.5
-"""A lesion with no voxel `CORE_DEPTH_MM` deep is blurred in its core, too. Where no `FEWEST` real ones are alike, its
-core's mean is not checked, the standard deviation may be so many times as large,"""
+"""Factor on the upper limit of the core's standard deviation for a lesion with no voxel ``CORE_DEPTH_MM`` deep, if
+fewer than ``FEWEST`` real lesions are like that. The core of such a lesion is blurred too; its mean is not checked."""
 
 UNRESOLVED_CONTRAST = 0.5
-"""and the contrast so much less. (An ideal nodule of 7 mm in slices of 3 mm has 70 HU less in its core than a large
-one, and a standard deviation of 30 to 50 HU instead of 17.)"""
+"""Factor on the limits of the contrast of such a lesion. (An ideal nodule of 7 mm in slices of 3 mm has 70 HU less in
+its core than a large one, and a standard deviation of 30 to 50 HU instead of 17.)"""
 
 FEWEST = 3
-"""Real lesions that must have a measure, or it is not checked."""
+"""Minimum number of real lesions with a measure; with fewer it is not checked."""
 
 _CHECKED = {
     "core_mean_hu": "core with a mean of {value} HU",
@@ -55,23 +56,23 @@ _CHECKED = {
     "rim_hu": "rim that differs by {value} HU from its core",
     "slice_change_hu": "core that changes by {value} HU from slice to slice",
 }
-"""Measures that have limits. The mean of the whole lesion has none: it is that of core and rim, in proportions that
-depend on the size."""
+"""Measures that have limits. The mean of the whole lesion has none: it mixes core and rim in proportions that depend on
+the size."""
 
 _BY_SIZE = ("core_sd_hu", "rim_hu", "slice_change_hu")
 _NOT_NEGATIVE = ("core_sd_hu", "slice_change_hu")
 _OF_BRIGHTNESS = ("core_mean_hu", "contrast_hu", "rim_hu")
-"""What cannot be as in real lesions where another brightness is asked for."""
+"""Measures that cannot match real lesions if another brightness is requested."""
 
 
 @dataclass(frozen=True)
 class SizeLimits:
-    """What a lesion of one size must keep.
+    """The limits for a lesion of one size.
 
     Attributes:
-        diameters_mm: the smallest and the largest of the real lesions nearest in size; None: there are none.
-        real_lesions: how many those are.
-        hu: for each measure the lower and upper limit; none: not checked.
+        diameters_mm: smallest and largest diameter of the real lesions nearest in size; None if there are none.
+        real_lesions: number of these lesions.
+        hu: measure -> lower and upper limit; measures without an entry are not checked.
     """
 
     diameters_mm: tuple[float, float] | None
@@ -79,7 +80,7 @@ class SizeLimits:
     hu: dict[str, tuple[float, float]]
 
     def recorded(self) -> dict[str, Any]:
-        """As the record of a case states it."""
+        """The entry in the record of a case."""
         return {
             "diameters_mm": None if self.diameters_mm is None else list(self.diameters_mm),
             "real_lesions": self.real_lesions,
@@ -89,14 +90,14 @@ class SizeLimits:
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """What a synthetic lesion must keep to be accepted.
+    """The limits that a synthetic lesion must keep to be accepted.
 
     Attributes:
-        real: the lesions that it is held against.
-        inside_fraction: least share in the organ.
-        found_share: least share that a segmenter finds.
-        asked: the range of a measure of brightness that the user asks for; it stands for that of the real lesions, and
-            the other measures of brightness have no limits.
+        real: real lesions to compare with.
+        inside_fraction: minimum share in the organ.
+        found_share: minimum share found by a segmenter.
+        asked: requested range of a measure of brightness; it replaces that of the real lesions, and the other measures
+            of brightness have no limits.
     """
 
     real: RealLesions
@@ -105,7 +106,7 @@ class QualityLimits:
     asked: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def of_size(self, diameter_mm: float, depth_mm: float | None) -> SizeLimits:
-        """What a lesion of this size and depth (as measured) must keep, see `NEAREST_SHARE` and what follows."""
+        """The limits for a lesion of this size and measured depth, see ``NEAREST_SHARE`` and the constants after it."""
         lesions = self.real.lesions
         diameters_mm = np.array([lesion["diameter_mm"] for lesion in lesions])
         count = max(NEAREST, int(np.ceil(NEAREST_SHARE * len(lesions))))
@@ -127,7 +128,7 @@ class QualityLimits:
         return SizeLimits((float(sizes.min()), float(sizes.max())) if sizes.size else None, len(nearest), hu)
 
     def recorded(self) -> dict[str, Any]:
-        """As the record of a case states it."""
+        """The entry in the record of a case."""
         return {
             "real_lesions": len(self.real.lesions),
             "nearest": [NEAREST, round(NEAREST_SHARE, 4)],
@@ -142,7 +143,7 @@ def _is_resolved(depth_mm: float | None) -> bool:
 
 
 def _of_blurred(measure: str, lower: float, upper: float) -> tuple[float, float]:
-    """The limits of a lesion that is blurred in its core."""
+    """The limits for a lesion with a blurred core."""
     if measure == "core_sd_hu":
         return lower, round(UNRESOLVED_SD * upper, 2)
     if measure == "contrast_hu":
@@ -154,7 +155,7 @@ def _of_blurred(measure: str, lower: float, upper: float) -> tuple[float, float]
 
 
 def _widened(measure: str, values: np.ndarray, asked: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The limits from real values, or what is asked for, widened as these or by a share of itself."""
+    """The limits from real values, or the requested range, widened like these or by a share of itself."""
     by = WIDENED_HU
     if values.size:
         lower, upper = np.percentile(values, PERCENTILES)
@@ -176,20 +177,20 @@ def lesion_quality(
     found: np.ndarray | None,
     limits: QualityLimits,
 ) -> dict[str, Any]:
-    """The figures of one synthetic lesion.
+    """Measure the quality of one synthetic lesion.
 
     Args:
         volume_hu: the synthetic volume (z, y, x).
         lesion: bool, not empty.
         surroundings: bool, the organ without any lesion.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
         inside_fraction: share of the lesion in the organ.
-        found: bool, what a segmenter calls lesion; None: there is none.
-        limits: what it will be held against.
+        found: bool, lesion voxels predicted by a segmenter; None without a segmenter.
+        limits: limits for synthetic lesions.
 
     Returns:
-        ``lesions.measures.MEASURES``, ``inside_fraction``, ``found_share``: share of the lesion that was found, or
-        None, and ``limits``: what one of its size must keep.
+        ``lesions.measures.MEASURES``, ``inside_fraction``, ``found_share`` (share of the lesion that was found, or
+        None), and ``limits`` (the limits for its size).
     """
     voxels = int(np.count_nonzero(lesion))
     share = None if found is None else round(float(np.count_nonzero(found & lesion) / voxels), 4)
@@ -204,11 +205,11 @@ def lesion_quality(
 
 
 def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) -> list[str]:
-    """Why a case with such lesions is not accepted, a sentence each; empty: it is.
+    """The reasons for rejecting a case with these lesions, one sentence each; empty if it is accepted.
 
     Args:
-        lesions: from ``lesion_quality``.
-        limits: what they are held against.
+        lesions: output of ``lesion_quality`` for each lesion.
+        limits: limits for synthetic lesions.
     """
     reasons = []
     for place, quality in enumerate(lesions, start=1):
@@ -225,19 +226,19 @@ def reasons_against(lesions: Sequence[dict[str, Any]], limits: QualityLimits) ->
                     f"{_whose(measure, limits, allowed)} {interval(lower, upper, 'HU')}"
                 )
         for key, least, said in (
-            ("inside_fraction", limits.inside_fraction, "lies in the organ"),
+            ("inside_fraction", limits.inside_fraction, "is in the organ"),
             ("found_share", limits.found_share, "is found by the segmenter"),
         ):
             share = quality[key]
-            # shares are rounded to four places
+            # shares are rounded to four decimals
             if share is not None and share < least - 5e-5:
-                reasons.append(f"{percent(share)} of {which} {said}; at least {percent(least)} are needed")
+                reasons.append(f"{percent(share)} of {which} {said}; at least {percent(least)} is required")
     return reasons
 
 
 def _whose(measure: str, limits: QualityLimits, allowed: Mapping[str, Any]) -> str:
     if measure in limits.asked:
-        return "what was asked for allows"
+        return "the requested range allows"
     if measure not in _BY_SIZE:
         return "real ones allow"
     smallest, largest = allowed["diameters_mm"]

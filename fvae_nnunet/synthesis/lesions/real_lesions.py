@@ -1,4 +1,4 @@
-"""The real lesions of a dataset: how bright, how textured, how large; measured once; donors of shapes.
+"""Measure the real lesions of a dataset (brightness, texture, size) once, and use them as donors of shapes.
 
 ``real_lesions.json``::
 
@@ -7,8 +7,8 @@
      "measures": ["mean_hu", ...],
      "lesions": [{"case": "pancreas_001", "number": 1, "voxels": 830, "diameter_mm": 14.2, "mean_hu": 52.1, ...}]}
 
-``measures`` are ``lesions.measures.MEASURES``; a file of others is not used. ``number`` counts the connected
-components (26 neighbours) of the lesion label from 1, as SciPy does.
+``measures`` are ``lesions.measures.MEASURES``; a file with other measures is ignored. ``number`` counts the connected
+components (26 neighbours) of the lesion label from 1, as in SciPy.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
 
 FILE_NAME = "real_lesions.json"
-"""In the folder of synthetic cases, so that they are measured once."""
+"""File in the folder of synthetic cases, so that lesions are measured only once."""
 
 
 @dataclass(frozen=True)
 class RealLesions:
-    """What was measured.
+    """The measured real lesions of a dataset.
 
     Attributes:
-        lesions: as the module says, by case and number.
-        digests: case -> sha256 of each of its files, by name; also of cases without lesions.
+        lesions: measures of each lesion as in the module docstring, sorted by case and number.
+        digests: case -> sha256 of each of its files, by name; includes cases without lesions.
     """
 
     lesions: tuple[dict[str, Any], ...]
     digests: dict[str, dict[str, str]]
 
     def of_case(self, case: str) -> list[dict[str, Any]]:
-        """Those of one case."""
+        """The lesions of one case."""
         return [lesion for lesion in self.lesions if lesion["case"] == case]
 
 
 def surroundings_of(source: SourceCase, lesions: Iterable[PlacedLesion] = ()) -> np.ndarray:
-    """What a lesion of the case is compared with: bool, the organ without lesions of any kind, real or placed; without
-    an organ all but lesions."""
+    """The voxels with which a lesion of the case is compared, bool: the organ (without one, the whole volume) except
+    all real and placed lesions."""
     around = (source.organ if source.organ.any() else np.ones_like(source.lesion)) & ~source.any_lesion
     for lesion in lesions:
         around[lesion.box][lesion.shape] = False
@@ -66,7 +66,7 @@ def surroundings_of(source: SourceCase, lesions: Iterable[PlacedLesion] = ()) ->
 
 
 def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
-    """The real lesions of a case with at least `MIN_VOXELS` voxels, as in ``RealLesions``."""
+    """The real lesions of a case with at least ``MIN_VOXELS`` voxels, as in ``RealLesions``."""
     from scipy import ndimage
 
     numbered, _ = ndimage.label(source.lesion, structure=TOUCHING)
@@ -87,16 +87,16 @@ def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
 def measure_real_lesions(
     dataset: SourceDataset, path: Path, *, workers: int, on_case: Callable[[], object]
 ) -> RealLesions:
-    """The real lesions of all cases of a dataset, from ``path`` where they were measured on the same files before.
+    """Measure the real lesions of all cases of a dataset, reusing results in ``path`` for unchanged files.
 
     Args:
-        dataset: which.
-        path: of the JSON; nothing is written.
-        workers: processes that read; 0: none.
+        dataset: the dataset.
+        path: JSON file of earlier results; it is not written.
+        workers: number of reading processes; 0: none.
         on_case: called after each case.
 
     Raises:
-        UserError: cases cannot be measured; all of them are named.
+        UserError: cases cannot be measured; the message names all of them.
     """
     before = read_real_lesions(path, dataset)
     lesions = {case: before.of_case(case) for case in before.digests}
@@ -112,14 +112,14 @@ def measure_real_lesions(
             failed[outcome.case] = outcome.error
         else:
             digests[outcome.case], found[outcome.case] = outcome.result
-    refuse_failed(failed, "measured", "Limits and borrowed shapes come from all real lesions, so nothing was made.")
+    refuse_failed(failed, "measured", "Limits and borrowed shapes need all real lesions, so nothing was generated.")
     return RealLesions(tuple(lesion for case in sorted(found) for lesion in found[case]), digests)
 
 
 def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
-    """What a file says of this dataset with this lesion and organ; nothing where it is missing, about others or of
-    other measures."""
-    remedy = "Remove it, and the lesions are measured again"
+    """Read the results for this dataset, lesion and organ; empty if the file is missing, or is for others or has other
+    measures."""
+    remedy = "Remove it to measure the lesions again"
     content = read_json(path, {}, remedy=remedy) if path.is_file() else {}
     if any(content.get(key) != value for key, value in _subject(dataset).items()):
         return RealLesions((), {})
@@ -128,7 +128,7 @@ def read_real_lesions(path: Path, dataset: SourceDataset) -> RealLesions:
 
 
 def write_real_lesions(path: Path, dataset: SourceDataset, real: RealLesions) -> None:
-    """Write the file of the real lesions of a dataset."""
+    """Write the measured real lesions of a dataset to a file."""
     write_json(path, _subject(dataset) | {"digests": real.digests, "lesions": real.lesions})
 
 
@@ -151,10 +151,10 @@ def _measure(
 
 
 def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:
-    """The mask of a real lesion, from its case's segmentation.
+    """Read the mask of a real lesion from the segmentation of its case.
 
     Raises:
-        UserError: the segmentation cannot be read, or is not the one that was measured.
+        UserError: the segmentation cannot be read, or has changed since it was measured.
     """
     path = dataset.label_files[lesion["case"]]
     labels, geometry = read_volume(path)
@@ -163,14 +163,14 @@ def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:
 
 
 def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str, Any], *, name: str) -> RealLesion:
-    """A connected component of the mask of a file.
+    """Extract a connected component of a mask.
 
     Args:
-        path: of the file, for the message.
+        path: file of the mask, for messages.
         mask: bool (z, y, x), axial.
-        geometry: of the file.
-        lesion: its ``number`` from 1, as SciPy counts in this mask, and its ``voxels``.
-        name: of the donor.
+        geometry: geometry of the file.
+        lesion: the ``number`` of the component from 1, as SciPy counts in this mask, and its ``voxels``.
+        name: name of the donor.
 
     Raises:
         UserError: there is no such component.

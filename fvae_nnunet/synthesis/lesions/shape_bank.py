@@ -1,6 +1,7 @@
-"""A bank of shapes: a folder of masks from anywhere, each of whose lesions may be the donor of a shape.
+"""A bank of shapes: a folder of masks of any origin, each of whose lesions can be the donor of a shape.
 
-A mask has any size, spacing and orientation; its nonzero voxels are lesions, those that touch (26 neighbours) one.
+A mask can have any size, spacing and orientation; each connected component (26 neighbours) of its nonzero voxels is a
+lesion.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class ShapeBank:
     """The lesions of a folder. Picklable.
 
     Attributes:
-        folder: where they are.
-        lesions: of each the ``file``, the ``number`` among the file's connected components (from 1, as SciPy counts)
-            and its ``voxels``, `MIN_VOXELS` at least; in the order of file and number.
-        sha256: of the names and contents of all files of the folder.
+        folder: folder of the masks.
+        lesions: for each lesion its ``file``, its ``number`` among the connected components of the file (from 1, as
+            SciPy counts) and its ``voxels``, at least ``MIN_VOXELS``; sorted by file and number.
+        sha256: digest of the names and contents of all files in the folder.
     """
 
     folder: Path
@@ -46,13 +47,13 @@ class ShapeBank:
         """Read all masks of a folder.
 
         Args:
-            folder: of the masks; each image in it is one.
-            workers: processes that read; 0: none.
+            folder: folder of the masks; each image in it is one.
+            workers: number of reading processes; 0: none.
             on_file: called after each file.
 
         Raises:
-            UserError: no such folder, no image in it, files that cannot be read or are no masks (all of them are
-                named), or no lesion of `MIN_VOXELS` voxels in any.
+            UserError: the folder does not exist or has no image, files cannot be read or are not masks (the message
+                names all of them), or no mask has a lesion of ``MIN_VOXELS`` voxels.
         """
         paths = {path.name: path for path in find_images(folder).values()}
         digests, lesions, failed = {}, {}, {}
@@ -70,8 +71,8 @@ class ShapeBank:
         if failed:
             said = "\n  ".join(str(failed[name]) for name in sorted(failed))
             raise UserError(
-                f"{counted(len(failed), 'file')} of the bank {folder} without a mask:\n  {said}\n"
-                "Repair them or move them away"
+                f"{counted(len(failed), 'file')} of the bank {folder} without a valid mask:\n  {said}\n"
+                "Repair them or move them elsewhere"
             )
         found = tuple(lesion for name in sorted(lesions) for lesion in lesions[name])
         if not found:
@@ -80,10 +81,10 @@ class ShapeBank:
         return cls(folder, found, hashlib.sha256(listed).hexdigest())
 
     def draw(self, rng: np.random.Generator) -> RealLesion:
-        """One of the lesions, each equally likely.
+        """Draw one of the lesions, each equally likely.
 
         Raises:
-            UserError: its file cannot be read, or is not the one that was opened.
+            UserError: its file cannot be read, or has changed since the bank was opened.
         """
         lesion = self.lesions[int(rng.integers(len(self.lesions)))]
         path = self.folder / lesion["file"]
@@ -102,9 +103,9 @@ def _measure(paths: dict[str, Path], name: str) -> tuple[str, list[dict[str, Any
 
 
 def _read(path: Path) -> tuple[np.ndarray, Geometry]:
-    """The mask of a file, bool (z, y, x), axial, cut to the voxels that are not 0; and the file's geometry."""
+    """Read the mask of a file, bool (z, y, x), axial, cropped to its nonzero voxels, and the geometry of the file."""
     values, geometry = read_volume(path)
     if not (np.isfinite(values).all() and values.min() >= 0):
-        raise UserError(f"{path} holds negative values or NaN, so it is an image and no mask")
+        raise UserError(f"{path} has negative values or NaN, so it is an image and not a mask")
     mask = values.transpose(geometry.axial_order) != 0
     return mask[bounding_box(mask)] if mask.any() else mask, geometry

@@ -1,7 +1,7 @@
-"""Shapes of lesions: deformed ellipsoids, and shapes of real lesions turned, scaled and deformed.
+"""Shapes of lesions: deformed ellipsoids, and shapes of real lesions that are rotated, scaled and deformed.
 
-A shape is the set of the voxels of a smooth field that lie lowest, as many as the wanted volume has. So the size is
-right to a voxel whatever the spacing and the deformation; the field itself is defined in mm and knows no voxels.
+A shape consists of the voxels with the lowest values of a smooth field, as many as the requested volume has. Its size
+is therefore exact to a voxel for any spacing and deformation; the field itself is defined in physical space.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.numbers_as_text import number
+from fvae_nnunet.numbers_as_text import counted, number
 
 Field = Callable[[np.ndarray], np.ndarray]
-"""Points in mm around the lesion's centre, (3, n), to (n,): lower is deeper inside."""
+"""Function from points around the lesion's centre, (3, n) in equivalent diameters, to depths (n,): lower is deeper."""
 
 MIN_VOXELS = 8
-"""Below this a lesion is no shape any more, and its size in voxels steps by more than a tenth of the volume."""
+"""Minimum number of voxels of a lesion. A smaller one has no shape, and a voxel is more than a tenth of its volume."""
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
-"""Voxels that share a face, an edge or a corner are of one lesion."""
+"""Connectivity of a lesion: voxels that share a face, an edge or a corner."""
 
 SIZE_TOLERANCE = 0.1
-"""Of the equivalent diameter, where a shape that falls into pieces loses some."""
+"""Relative tolerance of the equivalent diameter if a shape loses loose pieces."""
 
 AXIS_RATIOS = (0.75, 1.25)
-"""Semi-axes of an ellipsoid before they are scaled to the volume: plus and minus 25 %, as in SyntheticTumors."""
+"""Range of the semi-axes of an ellipsoid before scaling to the volume: plus and minus 25 %, as in SyntheticTumors."""
 
 DEFORMATION = 0.06
 """Standard deviation of the elastic displacement along each axis, as a share of the diameter."""
 
 _LATTICE = 7
-"""Points along each edge of the lattice of random displacements; it spans `_REACH` diameters either way, so that they
-are a third of a diameter apart."""
+"""Points along each edge of the lattice of random displacements, which spans ``_REACH`` diameters in each direction, so
+that they are a third of a diameter apart."""
 
 _REACH = 1.0
 
 _SHAPES_TRIED = 6
-"""Each less deformed than the one before, the last not at all."""
+"""Number of attempts, each less deformed than the one before, the last one not deformed."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class RealLesion:
     """A connected real lesion, the donor of a shape.
 
     Attributes:
-        case: where it is from, or the file of a bank.
+        case: case of the lesion, or file of a bank.
         mask: bool (z, y, x), axial, cropped to the lesion.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
     """
 
     case: str
@@ -59,7 +59,7 @@ class RealLesion:
 
 
 def equivalent_diameter_mm(voxels: float, spacing_mm: Sequence[float] | np.ndarray) -> float:
-    """Diameter of the ball with the volume of so many voxels; spacing (z, y, x) in mm."""
+    """Diameter of the ball with the volume of a number of voxels; spacing (z, y, x) in mm."""
     return float(np.cbrt(6 / np.pi * voxels * np.prod(np.asarray(spacing_mm, dtype=float))))
 
 
@@ -75,32 +75,32 @@ def draw_lesion_shape(
     *,
     donor: RealLesion | None = None,
 ) -> np.ndarray:
-    """A random connected shape of a given size.
+    """Draw a random connected shape of a given size.
 
     Args:
-        rng: decides everything random.
+        rng: source of all random draws.
         diameter_mm: equivalent diameter.
         spacing_mm: voxel size of the result (z, y, x).
-        donor: take this lesion's shape, turned at random (in mm, about any axis), mirrored or not, scaled to the
-            diameter and deformed; None: an ellipsoid of random axes, turned and deformed.
+        donor: use the shape of this lesion, rotated randomly (in mm, about any axis), possibly mirrored, scaled to the
+            diameter and deformed; None: use an ellipsoid with random axes, rotated and deformed.
 
     Returns:
-        bool (z, y, x), cropped to the shape; one piece (voxels that share a face, an edge or a corner). Its equivalent
-        diameter is the wanted one to within half a voxel's volume, or where the deformed shape has loose pieces, which
-        are dropped, to within `SIZE_TOLERANCE`.
+        bool (z, y, x), cropped to the shape, in one piece (voxels that share a face, an edge or a corner). Its
+        equivalent diameter is exact to half a voxel's volume, or within ``SIZE_TOLERANCE`` if loose pieces of the
+        deformed shape were dropped.
 
     Raises:
-        UserError: the lesion would have fewer than `MIN_VOXELS` voxels, or is in pieces however it is turned.
+        UserError: the lesion would have fewer than ``MIN_VOXELS`` voxels, or is in pieces in every attempt.
     """
     voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
     if voxels < MIN_VOXELS:
         raise UserError(
-            f"a lesion of {number(diameter_mm, 'mm')} mm has {voxels} voxels of "
+            f"a lesion of {number(diameter_mm, 'mm')} mm has {counted(voxels, 'voxel')} of "
             f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; at least {MIN_VOXELS} are needed"
         )
     for attempt in range(_SHAPES_TRIED):
         field = _ellipsoid(rng) if donor is None else _borrowed(rng, donor)
-        # an ellipsoid that is not deformed is in one piece for certain
+        # an ellipsoid without deformation is always in one piece
         strength = DEFORMATION * (1 - attempt / (_SHAPES_TRIED - 1))
         displacement = strength * rng.standard_normal((3, _LATTICE, _LATTICE, _LATTICE), np.float32)
         offset = rng.uniform(-0.5, 0.5, 3)
@@ -117,36 +117,36 @@ def draw_lesion_shape(
 def scaled_in_place(
     mask: np.ndarray, spacing_mm: Sequence[float], diameter_mm: float
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A lesion with another diameter about the same centre: its signed distance field, scaled and nothing else.
+    """Scale a lesion to another diameter about its centre, by scaling its signed distance field.
 
     Args:
         mask: bool (z, y, x), cropped to the lesion.
-        spacing_mm: (z, y, x).
-        diameter_mm: equivalent diameter that it shall have; with its own it stays as it is.
+        spacing_mm: voxel size (z, y, x).
+        diameter_mm: new equivalent diameter; with its own diameter the lesion does not change.
 
     Returns:
-        bool, cropped to the new shape, one piece; and the index in ``mask``, negative where it begins before it, at
-        which it begins.
+        bool, cropped to the new shape, in one piece; and the index in ``mask`` at which it starts, negative if before
+        the start of ``mask``.
 
     Raises:
-        UserError: it would have fewer than `MIN_VOXELS` voxels, or falls into pieces.
+        UserError: the lesion would have fewer than ``MIN_VOXELS`` voxels, or falls into pieces.
     """
     from scipy import ndimage
 
     voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
     if voxels < MIN_VOXELS:
-        raise UserError(f"it would have {voxels} voxels; at least {MIN_VOXELS} are needed")
+        raise UserError(f"it would have {counted(voxels, 'voxel')}; at least {MIN_VOXELS} are needed")
     factor = diameter_mm / equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
     distance = _signed_distance(np.pad(mask, 2), spacing_mm)
     centre = np.argwhere(mask).mean(axis=0)
-    # a voxel more on each side than the scaled box
+    # one more voxel on each side than the scaled box
     ends = [(c + factor * (-0.5 - c), c + factor * (n - 0.5 - c)) for c, n in zip(centre, mask.shape, strict=True)]
     axes = [np.arange(np.floor(low), np.ceil(high) + 1) for low, high in ends]
     points = np.stack(np.meshgrid(*axes, indexing="ij"))
     offsets = points - centre[:, None, None, None]
     at = centre[:, None, None, None] + offsets / factor + 2
     depth = ndimage.map_coordinates(distance, at, order=1, mode="nearest")
-    # of voxels that are equally deep, as in lesions with a symmetry, those nearest to the centre
+    # among voxels of equal depth, as in symmetric lesions, prefer those nearest to the centre
     far = np.square(offsets * np.asarray(spacing_mm)[:, None, None, None]).sum(axis=0)
     lowest = np.lexsort((far.ravel(), depth.ravel()))[:voxels]
     shape = np.zeros(depth.shape, dtype=bool)
@@ -167,7 +167,7 @@ def _lowest(
     diameter_mm: float,
     spacing_mm: np.ndarray,
 ) -> np.ndarray:
-    """The voxels at which the deformed field is lowest, so many; points are given to the field in diameters."""
+    """The given number of voxels with the lowest values of the deformed field; points are in diameters."""
     reach = np.ceil(_REACH * diameter_mm / spacing_mm).astype(int) + 1
     axes = [
         ((np.arange(-n, n + 1) + shift) * step / diameter_mm).astype(np.float32)
@@ -184,7 +184,7 @@ def _between_lattice_points(values: np.ndarray, axes: list[np.ndarray]) -> np.nd
     from scipy.interpolate import CubicSpline
 
     lattice = np.linspace(-_REACH, _REACH, _LATTICE)
-    # interpolation is linear in the values and goes axis by axis: one small matrix for each
+    # interpolation is linear in the values and separable: one small matrix per axis
     for dimension, axis in enumerate(axes, start=1):
         weights = CubicSpline(lattice, np.eye(_LATTICE))(axis.clip(-_REACH, _REACH)).astype(np.float32)
         values = np.moveaxis(np.tensordot(weights, values, axes=(1, dimension)), 0, dimension)
@@ -198,7 +198,7 @@ def _ellipsoid(rng: np.random.Generator) -> Field:
 
 
 def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
-    """Signed distance to the surface of the real lesion, whose equivalent diameter is the unit of length."""
+    """Signed distance to the surface of the real lesion; points are in units of its equivalent diameter."""
     from scipy import ndimage
 
     spacing_mm = np.asarray(real.spacing_mm)
@@ -211,7 +211,7 @@ def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
     matrix = (turned * (diameter_mm / spacing_mm)[:, None]).astype(np.float32)
 
     def field(points: np.ndarray) -> np.ndarray:
-        # far is far: what lies beyond the padded mask is never chosen before what lies within
+        # points beyond the padded mask get the largest distance, so they are chosen last
         outside = float(distance.max())
         return ndimage.map_coordinates(distance, matrix @ points + centre[:, None], order=1, cval=outside)
 
@@ -219,7 +219,7 @@ def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
 
 
 def _signed_distance(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Distance in mm to the surface of a mask, negative inside; the mask ends before the array does."""
+    """Distance in mm to the surface of a mask, negative inside; the mask must not touch the border of the array."""
     from scipy import ndimage
 
     outside, inside = (ndimage.distance_transform_edt(part, sampling=spacing_mm) for part in (~mask, mask))

@@ -1,7 +1,7 @@
-"""How large synthetic lesions are: classes of equivalent diameter and their shares, real distributions, or one range.
+"""Sizes of synthetic lesions: classes of equivalent diameter with shares, real distributions, or a single range.
 
-A distribution is given by some of its quantiles. Between two of them diameters are uniform, so it is ranges and their
-shares, too.
+A distribution is given by some of its quantiles. Diameters are uniform between two quantiles, so a distribution, too,
+consists of ranges with shares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, equivalent_diameter_mm
 
 SIZE_RANGES_MM = {"small": (5.0, 20.0), "medium": (20.0, 40.0), "large": (40.0, 70.0)}
-"""Equivalent diameter. Below 20 mm a tumour is commonly called small; there synthetic ones help most."""
+"""Ranges of the equivalent diameter. A tumour below 20 mm is commonly called small; there synthetic ones help most."""
 
 DEFAULT_SHARES = {"small": 0.6, "medium": 0.3, "large": 0.1}
 
@@ -26,14 +26,15 @@ DISTRIBUTIONS_MM = {
     "msd-lung": (4.4, 14.3, 21.1, 28.8, 53.6),
     "msd-pancreas": (13.1, 17.4, 22.2, 26.9, 41.9),
 }
-"""`PERCENTILES` of the equivalent diameters of single tumours of the Medical Segmentation Decathlon (tasks 6 and 7),
-measured on their public masks in ULS23. What lies beyond the 5th and the 95th is not known and not drawn."""
+"""``PERCENTILES`` of the equivalent diameters of single tumours in the Medical Segmentation Decathlon (tasks 6 and 7),
+measured on their public masks in ULS23. Sizes beyond the 5th and 95th percentile are unknown and not drawn."""
 
 REAL = "real"
-"""In the place of a distribution's name: that of the dataset's own lesions."""
+"""Name for the distribution of the dataset's own lesions."""
 
 DEFAULT_GROWTH = (0.7, 1.5)
-"""Times the diameter of a lesion that changes: RECIST 1.1 calls 0.7 a partial response and 1.2 a progression."""
+"""Range of the factor on the diameter of a changing lesion: RECIST 1.1 calls 0.7 a partial response, 1.2 a
+progression."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class LesionSizes:
 
     @classmethod
     def parse(cls, texts: Sequence[str] | None) -> LesionSizes | None:
-        """What a user gives: classes with shares such as ``small=0.5``, which need not sum to 1, or a distribution.
+        """Parse classes with shares such as ``small=0.5``, which need not sum to 1, or the name of a distribution.
 
         Returns:
-            None for `REAL`. Where nothing is given: `DEFAULT_SHARES`.
+            The sizes; None for ``REAL``; ``DEFAULT_SHARES`` if ``texts`` is None.
 
         Raises:
-            UserError: neither, a class that is named twice, or a share that is no positive number.
+            UserError: a text is neither, a class is given twice, or a share is not a positive number.
         """
         if texts is None:
             texts = [f"{name}={share}" for name, share in DEFAULT_SHARES.items()]
@@ -79,7 +80,7 @@ class LesionSizes:
 
     @classmethod
     def of_lesions(cls, diameters_mm: Sequence[float]) -> LesionSizes:
-        """As lesions of these diameters, one at least: from the smallest to the largest, by their deciles."""
+        """The sizes of lesions with these diameters (at least one): from smallest to largest, by their deciles."""
         deciles = np.linspace(0, 100, 11)
         return cls._between(np.percentile(diameters_mm, deciles).tolist(), deciles.tolist())
 
@@ -90,16 +91,16 @@ class LesionSizes:
 
     @classmethod
     def of_range(cls, smallest_mm: float, largest_mm: float) -> LesionSizes:
-        """All lesions in one range; UserError where it is none."""
+        """All lesions in one range; UserError if the range is invalid."""
         if not 0 < smallest_mm <= largest_mm < float("inf"):
             raise UserError(f"`diameter_mm` needs 0 < MIN <= MAX, got {smallest_mm:g} {largest_mm:g}")
         return cls(((smallest_mm, largest_mm),), (1.0,))
 
     def draw_range(self, rng: np.random.Generator, spacing_mm: Sequence[float]) -> tuple[float, float]:
-        """One of the ranges, by the shares of those with lesions of `MIN_VOXELS` voxels; it begins where they do.
+        """Draw a range by its share, among those that allow ``MIN_VOXELS`` voxels, and cut it to these diameters.
 
         Raises:
-            UserError: none of them.
+            UserError: no range allows as many voxels.
         """
         least = equivalent_diameter_mm(MIN_VOXELS, spacing_mm)
         possible = [(max(low, least), high) for low, high in self.ranges_mm]

@@ -1,29 +1,29 @@
-"""Smooth values from those voxels alone that are known."""
+"""Fill missing voxels with smooth values computed from known voxels only."""
 
 from __future__ import annotations
 
 import numpy as np
 
 REACHES_MM = (2.0, 4.0, 8.0, 16.0)
-"""Standard deviations of the Gaussians that are tried: the narrowest that reaches a voxel counts."""
+"""Standard deviations of the Gaussians; the narrowest one that reaches known voxels is used."""
 
 _REACHED = 0.02
-"""Share of a Gaussian that has to lie where the volume is known."""
+"""Share of a Gaussian that must be over known voxels."""
 
 
 def fill_from(
     volume_hu: np.ndarray, missing: np.ndarray, known: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """Fill what is missing by normalised convolution of what is known (Knutsson and Westin 1993).
+    """Fill missing voxels by normalised convolution of known ones (Knutsson and Westin 1993).
 
     Args:
-        volume_hu: float32 (z, y, x), filled in place; only its known voxels play a part.
-        missing: bool, same shape: to be filled, also where it is known.
+        volume_hu: float32 (z, y, x), filled in place; only its known voxels are used.
+        missing: bool, same shape: voxels to fill, which may include known ones.
         known: bool, same shape.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
 
     Returns:
-        bool: where it was filled; elsewhere nothing is known within about twice the greatest of `REACHES_MM`.
+        bool: the filled voxels; the others have no known voxel within about twice the largest of ``REACHES_MM``.
     """
     from scipy import ndimage
 

@@ -1,8 +1,8 @@
-"""The texture of a lesion: what is left of its core when it is smoothed.
+"""The texture of a lesion: the variation that remains in its core after smoothing.
 
-The standard deviation of a core is mostly the scan's noise: in a clean scan a lesion cannot have that of one in a noisy
-scan. Smoothed by 2 mm, noise of 20 HU in voxels of 1 x 1 x 3 mm has 2 HU left, and of the project's 24 sarcomas, whose
-cores have 10 to 44 HU, 3 to 26 HU are left (median 9).
+The standard deviation of a core is mostly scan noise, so it cannot be transferred from a noisy scan to a clean one.
+After smoothing by 2 mm, noise of 20 HU in voxels of 1 x 1 x 3 mm is reduced to 2 HU; of the 10 to 44 HU in the cores of
+the project's 24 sarcomas, 3 to 26 HU remain (median 9).
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import numpy as np
 from fvae_nnunet.synthesis.lesions.smoothing import fill_from
 
 _GRAINS_MM = ((2.0, 0.5), (12.0, 0.5))
-"""Standard deviation of the Gaussian that white noise is smoothed with, and its share of the variance. Behind
-``core_texture`` in-plane autocorrelations are then 0.94, 0.82, 0.56 and 0.29 at 2, 4, 8 and 16 mm; of the 24 sarcomas
-they have the medians 0.92, 0.79, 0.57 and 0.33."""
+"""Standard deviation of each Gaussian that smooths white noise, and its share of the variance. After ``core_texture``
+the in-plane autocorrelations at 2, 4, 8 and 16 mm are 0.94, 0.82, 0.56 and 0.29; the medians of the 24 sarcomas are
+0.92, 0.79, 0.57 and 0.33."""
 
 _FLAT = 1e-4
-"""Less than this, of a field with a standard deviation of 1, is rounding."""
+"""Smaller standard deviations, relative to a field with 1, are rounding."""
 
 _GREATEST = 4.0
-"""Standard deviations off the mean, beyond which a texture is cut off: around a core of two or three voxels it would
-be much stronger than in it."""
+"""Number of standard deviations at which a texture is clipped: around a core of two or three voxels it would be much
+stronger than inside."""
 
 
 def core_texture(volume_hu: np.ndarray, core: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """The volume as its core alone says, smoothed by a Gaussian of 2 mm and carried on outwards, minus the core's mean.
+    """The core of a volume smoothed by a Gaussian of 2 mm and extrapolated outwards, minus the mean of the core.
 
     Args:
-        volume_hu: (z, y, x).
+        volume_hu: (z, y, x); only voxels of the core are used.
         core: bool, same shape, not empty; see ``lesions.measures.lesion_core``.
-        spacing_mm: (z, y, x).
+        spacing_mm: voxel size (z, y, x).
 
     Returns:
-        float32, same shape; its mean in the core is 0. Far from the core it is 0.
+        float32, same shape, with a mean of 0 in the core; 0 far from the core.
     """
     texture_hu = volume_hu.astype(np.float32)
     reached = fill_from(texture_hu, np.ones_like(core), core, spacing_mm)
@@ -43,13 +43,14 @@ def core_texture(volume_hu: np.ndarray, core: np.ndarray, spacing_mm: tuple[floa
 def drawn_texture(
     rng: np.random.Generator, core: np.ndarray, spacing_mm: tuple[float, float, float], sd_hu: float
 ) -> np.ndarray:
-    """A random texture, as that of ``core_texture``, with this standard deviation in the core; 0 where the core is a
-    single voxel or is otherwise too small to have one.
+    """Draw a random texture like that of ``core_texture``, with a given standard deviation in the core.
+
+    It is 0 everywhere if the core is too small for a texture, such as a single voxel.
 
     Args:
-        rng: decides everything random.
-        core, spacing_mm: as of ``core_texture``.
-        sd_hu: not negative.
+        rng: source of all random draws.
+        core, spacing_mm: as for ``core_texture``.
+        sd_hu: standard deviation in the core, not negative.
     """
     from scipy import ndimage
 

@@ -1,1 +1,1 @@
-"""The latent diffusion model: network, conditions, noise, sampling, and its folder."""
+"""The latent diffusion model: network, conditions, noise process, sampling, and model folder."""

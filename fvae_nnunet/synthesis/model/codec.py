@@ -1,4 +1,4 @@
-"""CT volumes and class maps as the latents and conditions of a model, and latents as CT volumes again."""
+"""Convert CT volumes and class maps to the latents and conditions of a model, and latents back to CT volumes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class LatentCodec:
-    """Everything takes and gives volumes (z, y, x) in axial order, on the model's grid.
+    """Encoder and decoder of a model, for volumes (z, y, x) in axial order on the model's grid.
 
-    Volumes are encoded as in training (``latent_encoding``): whole slices, padded behind to at least the model's square
-    and window, and to what the VAE admits.
+    Volumes are encoded as in training (``latent_encoding``): whole slices, padded at the end to at least the model's
+    square and window, and to a size that the VAE accepts.
 
     Args:
         vae: the frozen VAE.
-        settings: of the model.
+        settings: settings of the model.
     """
 
     def __init__(self, vae: FrozenVAE, settings: ModelSettings) -> None:
@@ -41,45 +41,45 @@ class LatentCodec:
         """The size at which a window of this shape is encoded.
 
         Raises:
-            UserError: no volume, or more slices than a window has.
+            UserError: the shape is not that of a volume, or has more slices than a window.
         """
         if len(shape) != 3 or 0 in shape:
-            raise UserError(f"a CT volume has three axes (z, y, x) and at least one voxel, got shape {shape}")
+            raise UserError(f"a CT volume must have three axes (z, y, x) and at least one voxel, got shape {shape}")
         window = self.settings.window_slices
         if shape[0] > window:
-            raise UserError(f"{shape[0]} slices; this model takes windows of {window}")
+            raise UserError(f"the volume has {shape[0]} slices; this model takes windows of {window}")
         return padded_shape(shape, self.vae.spec, window, self.settings.inplane_pixels)
 
     def encode(self, volume_hu: np.ndarray) -> torch.Tensor:
-        """float32 (1, C, d, h, w), not standardised; of a whole window.
+        """Encode a window: float32 (1, C, d, h, w), not standardised.
 
         Raises:
-            UserError: no volume, more slices than a window has, or values that are not finite.
+            UserError: it is not a volume, has more slices than a window, or has values that are not finite.
         """
         shape = self.padded_shape(volume_hu.shape)
         if volume_hu.dtype.kind == "f" and not np.isfinite(volume_hu).all():
-            raise UserError("the volume holds values that are not finite (NaN or infinite)")
+            raise UserError("the volume has values that are not finite (NaN or infinite)")
         window = self.settings.hu_window
         return encode_slices(padded_volume(volume_hu, shape, window), self.vae, window).float()
 
     def encode_draft(self, latent: torch.Tensor, draft_hu: np.ndarray, drawn: slice) -> torch.Tensor:
-        """The latent of a window into which something was drawn.
+        """Encode a window with a draft drawn into it.
 
         Args:
-            latent: of the window, from ``encode``.
-            draft_hu: the window with it, of the shape that was encoded.
-            drawn: the slices in which anything is; only these are encoded where slices do not see each other.
+            latent: latent of the window without the draft, output of ``encode``.
+            draft_hu: the window with the draft, of the same shape as the encoded window.
+            drawn: slices that contain the draft; if the VAE codes slices independently, only these are encoded.
         """
         padded = padded_volume(draft_hu, self.padded_shape(draft_hu.shape), self.settings.hu_window)
         return encode_draft(padded, drawn, latent, self.vae, self.settings.hu_window)
 
     def decode(self, latent: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
-        """(1, C, d, h, w), not standardised, becomes float32 HU of the shape (z, y, x), inside the HU window.
+        """Decode a latent (1, C, d, h, w), not standardised, to float32 HU of a shape (z, y, x), inside the HU window.
 
-        Slices that do not see each other go through the VAE a few at a time.
+        Independent slices are decoded a few at a time.
 
         Raises:
-            UserError: what is decoded is not finite.
+            UserError: the decoded volume is not finite.
         """
         spec = self.vae.spec
         step = spec.window_slices if spec.independent_slices else latent.shape[2]
@@ -87,17 +87,20 @@ class LatentCodec:
         for start in range(0, min(latent.shape[2], shape[0]), step):
             volume = self.vae.decode(latent[:, :, start : start + step])[0, 0, :, : shape[1], : shape[2]]
             if not torch.isfinite(volume).all():
-                raise UserError(f"{spec.name}: the decoded volume is not finite in {self.settings.precision}")
+                raise UserError(
+                    f"{spec.name}: the decoded volume is not finite in {self.settings.precision}; train the model with "
+                    "`precision='float32'`"
+                )
             runs.append(model_to_hu(volume, self.settings.hu_window).cpu().numpy())
         return np.concatenate(runs)[: shape[0]]
 
     def decode_windows(
         self, latent: torch.Tensor, windows: LatentWindows, shape: tuple[int, ...]
     ) -> Iterator[np.ndarray]:
-        """A long volume of the shape (z, y, x) as runs of slices, in order: float32 HU.
+        """Decode a long volume of the shape (z, y, x), yielding runs of slices in order: float32 HU.
 
-        Windows are decoded one by one and blended as ``windows.blend_windows`` does; slices that do not see each other
-        a few at a time, each once. So what is held does not grow with the number of slices.
+        Windows are decoded one by one and blended by ``windows.blend_windows``; independent slices are decoded once, a
+        few at a time. Memory use therefore does not grow with the number of slices.
         """
         spec, slices = self.vae.spec, shape[0]
         if spec.independent_slices:
@@ -120,13 +123,13 @@ class LatentCodec:
         """The conditions of all windows of a layout.
 
         Raises:
-            UserError: it holds a class that the model does not know.
+            UserError: the layout has a class that the model does not know.
         """
         names = self.settings.class_names
         highest = int(layout.class_map.max())
         if highest > len(names):
             known = ", ".join(f"{number} {name}" for number, name in enumerate(names, start=1))
-            raise UserError(f"the class map holds {highest}; this model knows 0 background, {known}")
+            raise UserError(f"the class map has class {highest}; this model knows 0 background, {known}")
         spec, packed = self.vae.spec, []
         for window in windows.windows:
             part = layout.slices(slice(window.start, window.stop))
@@ -139,7 +142,7 @@ class LatentCodec:
         return WindowConditions(packed, self.settings.condition_format(spec), layout.spacing_mm)
 
     def cells(self, region: np.ndarray) -> torch.Tensor:
-        """The latent cells with a voxel in a region: bool (z, y, x) becomes bool (1, 1, d, h, w)."""
+        """The latent cells with at least one voxel in a region: bool (z, y, x) becomes bool (1, 1, d, h, w)."""
         shape = self.padded_shape(region.shape)
         padded = np.pad(region, [(0, more - n) for more, n in zip(shape, region.shape, strict=True)])
         return cells_of(torch.from_numpy(padded)[None], self.vae.spec)[:, None]
@@ -152,7 +155,7 @@ class LatentCodec:
 
 
 class WindowConditions(Sequence[torch.Tensor]):
-    """The condition (1, K, d, h, w) of each window, unpacked when it is asked for.
+    """The condition (1, K, d, h, w) of each window, unpacked on access.
 
     One-hot conditions of 140 classes take 38 MB for a window of 17 x 64 x 64 cells, and a volume of 600 slices has 12
     windows; packed they take a tenth.
@@ -181,6 +184,6 @@ class WindowConditions(Sequence[torch.Tensor]):
         return self._format.dense(self._packed[index], self._spacing_mm)
 
     def cropped(self, rows: slice, columns: slice) -> WindowConditions:
-        """Those of some rows and columns of latent cells."""
+        """The conditions of some rows and columns of latent cells."""
         packed = [{name: it[..., rows, columns] for name, it in window.items()} for window in self._packed]
         return WindowConditions(packed, self._format, self._spacing_mm)

@@ -1,12 +1,12 @@
-"""What the network is told about a volume, at latent resolution: one format for training and synthesis.
+"""Conditions of the network at latent resolution, in one format for training and synthesis.
 
 =========== ==========================================================================================================
 encoding    channels of the condition
 =========== ==========================================================================================================
-``outline`` the share of background and of each class in a latent cell; the lesions' outline (``lesion_detail``); the
-            appearance of the lesion in the cell; log2 of the spacing in mm (z, y, x)
-``onehot``  the shares alone
-``vae``     the class map as a grey image through the VAE, the paper's
+``outline`` the share of background and of each class in a latent cell; the outline of the lesions (``lesion_detail``);
+            the appearance of the lesion in the cell; log2 of the spacing in mm (z, y, x)
+``onehot``  the shares only
+``vae``     the class map as a grey image through the VAE, like the paper
 =========== ==========================================================================================================
 """
 
@@ -41,16 +41,16 @@ SPACING_AXES = 3
 
 
 def detail_channels(encoding: str, spec: VAESpec) -> int:
-    """Channels of the condition that are neither shares nor a grey map."""
+    """Number of channels of the condition that are neither shares nor a grey map."""
     return outline_channels(spec) + len(APPEARANCE) + SPACING_AXES if encoding == "outline" else 0
 
 
 def packed_condition(layout: Layout, vae: FrozenVAE, *, encoding: str, classes: int) -> dict[str, torch.Tensor]:
-    """The condition of a layout as it is kept, by name.
+    """The condition of a layout in its compact stored form, by name.
 
     Args:
-        layout: with numbers of slices and pixels that the VAE admits.
-        vae: whose latents are generated.
+        layout: layout whose numbers of slices and pixels the VAE accepts.
+        vae: VAE whose latents are generated.
         encoding: one of ``ENCODINGS``.
         classes: number of classes without the background.
 
@@ -60,7 +60,7 @@ def packed_condition(layout: Layout, vae: FrozenVAE, *, encoding: str, classes: 
         (1, channels, d, h, w).
 
     Raises:
-        ValueError: a class above ``classes``, or sizes that the VAE does not admit.
+        ValueError: a class is above ``classes``, or the VAE does not accept the size.
     """
     class_maps = torch.from_numpy(np.ascontiguousarray(layout.class_map))[None]
     if encoding == "vae":
@@ -76,14 +76,14 @@ def packed_condition(layout: Layout, vae: FrozenVAE, *, encoding: str, classes: 
 
 @dataclass(frozen=True)
 class ConditionFormat:
-    """How a kept condition becomes what the network takes.
+    """Convert stored conditions to the input of the network.
 
     Attributes:
         encoding: one of ``ENCODINGS``.
         classes: number of classes without the background.
-        spec: of the VAE.
-        latent_mean, latent_std: of each latent channel.
-        appearance: of the training lesions, for ``outline``.
+        spec: specification of the VAE.
+        latent_mean, latent_std: statistics of each latent channel.
+        appearance: scale of the training lesions' appearance, for ``outline``.
     """
 
     encoding: str
@@ -95,15 +95,15 @@ class ConditionFormat:
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """The names of what is kept."""
+        """The names of the stored tensors."""
         return _STORED[self.encoding]
 
     def dense(self, packed: Mapping[str, torch.Tensor], spacing_mm: Sequence[float]) -> torch.Tensor:
-        """The condition of some cells: float32 (B, channels, d, h, w).
+        """The condition of any latent cells: float32 (B, channels, d, h, w).
 
         Args:
-            packed: as from ``packed_condition``, of any cells.
-            spacing_mm: (z, y, x) of the voxels.
+            packed: output of ``packed_condition``, or any part of its cells.
+            spacing_mm: voxel size (z, y, x).
         """
         if self.encoding == "vae":
             return standardise(packed["condition"], self.latent_mean, self.latent_std)

@@ -1,4 +1,4 @@
-"""The network of the latent diffusion: a 2D UNet over latent slices, with consistency along the slices on request."""
+"""The network of the latent diffusion: a 2D UNet over latent slices, optionally with consistency along the slices."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class UNetSize:
     """Sizes of the UNet.
 
     Attributes:
-        widths: channels at each resolution, from the latent's own down; attention at all but the first.
-        heads: of attention at each resolution.
+        widths: channels at each resolution, from that of the latent down; all except the first have attention.
+        heads: attention heads at each resolution.
         blocks: residual blocks at each resolution.
-        null_width: width of the null token where the model knows no text.
-        groups: of group normalisation.
+        null_width: width of the null token for models without text.
+        groups: groups of the group normalisation.
     """
 
     widths: tuple[int, ...]
@@ -49,25 +49,25 @@ SIZES = {
 
 
 class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Predicts the noise (or what ``NoiseProcess.target`` says) in standardised latents.
+    """Predict the noise (or another target of ``NoiseProcess.target``) in standardised latents.
 
-    A model of diffusers: ``save_pretrained`` and ``from_pretrained`` work.
+    A diffusers model: ``save_pretrained`` and ``from_pretrained`` work.
 
     Args:
-        latent_channels: of the VAE.
+        latent_channels: number of latent channels of the VAE.
         mask_encoding: see ``conditions``. Shares are projected to ``latent_channels`` channels by a learned 1x1
-            convolution; a grey map and what else there is is taken as it is. All is concatenated to the noisy latent.
+            convolution; a grey map and other channels are used unchanged. All are concatenated to the noisy latent.
         classes: number of mask classes without the background.
         size: one of ``SIZES``.
-        text_width: width of the report's embedding; None for a model that knows no text.
-        consistency: None for slices that do not see each other, ``conv`` or ``attention``; see ``slice_consistency``.
-        detail_channels: channels of the condition behind shares or grey map, see ``conditions.detail_channels``.
-        context: what the network sees beside (``known_context``): ``none``; ``masked``: what is known of the latent;
-            ``draft``: that, and a draft of what is generated (see there). Its output is then added to the draft, and is
+        text_width: width of the report embedding; None for a model without text.
+        consistency: None for independent slices, ``conv`` or ``attention``; see ``slice_consistency``.
+        detail_channels: channels of the condition after shares or grey map, see ``conditions.detail_channels``.
+        context: additional input of the network (``known_context``): ``none``; ``masked``: the known part of the
+            latent; ``draft``: this and a draft of the generated part. With a draft the output is added to it, and is
             zero at first.
 
     Raises:
-        ValueError: an unknown size, encoding, context or kind of consistency.
+        ValueError: the size, encoding, context or kind of consistency is unknown.
     """
 
     _supports_gradient_checkpointing = True
@@ -130,25 +130,25 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         drop: torch.Tensor | None = None,
         context: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The prediction for a batch of windows.
+        """Predict the target for a batch of windows.
 
         Args:
             noisy: (B, C, d, h, w), standardised latents with noise; any d, h and w.
-            timestep: (B,), one for a whole window.
+            timestep: (B,), one per window.
             condition: (B, ``condition_channels``, d, h, w), see ``conditions.ConditionFormat.dense``.
             text: (B, T, text_width) or None.
-            text_mask: bool (B, T), True for real tokens; None if all are. What stands elsewhere has no effect. A sample
-                without a real token has the learned null token instead, as all have where ``text`` is None.
-            drop: bool (B,), samples without conditions: their text is the null token, their projected mask is zero
-                (which an empty mask is not).
-            context: (B, C + 1, d, h, w), see ``known_context``; for a model with context.
+            text_mask: bool (B, T), True for real tokens; None if all are real. Other tokens have no effect. A sample
+                without real tokens gets the learned null token instead, as do all samples if ``text`` is None.
+            drop: bool (B,), samples whose conditions are dropped: their text is the null token and their projected mask
+                is zero (unlike that of an empty mask).
+            context: (B, C + 1, d, h, w), see ``known_context``; for models with context.
 
         Returns:
             (B, C, d, h, w).
         """
         batch, _, slices = noisy.shape[:3]
         if (context is None) != (self.config["context"] == "none"):
-            raise ValueError(f"this model was made with the context {self.config['context']}")
+            raise ValueError(f"this model was created with the context {self.config['context']}")
         if self.project_mask is not None:
             mask, detail = condition.tensor_split([self._mask_channels], dim=1)
             mask = self.project_mask(_as_slices(mask)).unflatten(0, (batch, slices)).transpose(1, 2)
@@ -174,12 +174,12 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _tokens(
         self, batch: int, text: torch.Tensor | None, text_mask: torch.Tensor | None, drop: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, width) and which of the tokens count; the first is the null token."""
+        """Tokens (B, T, width), of which the first is the null token, and the mask of those used."""
         null = self.null_token.expand(batch, -1, -1)
         if text is None:
             return null, None
         if self.config["text_width"] is None:
-            raise ValueError("this model was made without text (text_width None)")
+            raise ValueError("this model was created without text (text_width None)")
         if text_mask is None:
             text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if drop is not None:
@@ -189,44 +189,44 @@ class LatentDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return torch.cat([null, text], dim=1), torch.cat([empty, text_mask], dim=1)
 
     def insert_consistency(self, kind: str) -> LatentDenoiser:
-        """A new model with the same weights and consistency along the slices.
+        """A new model with the same weights and with consistency along the slices.
 
-        At first its output is this one's to the bit, whatever the number of slices.
+        At first its output is identical to that of this model for any number of slices.
         """
         if self.config["consistency"] is not None:
-            raise ValueError(f"this model has consistency along the slices already ({self.config['consistency']})")
+            raise ValueError(f"this model already has consistency along the slices ({self.config['consistency']})")
         names = ("latent_channels", "mask_encoding", "classes", "size", "text_width", "detail_channels", "context")
         model = LatentDenoiser(**{name: self.config[name] for name in names}, consistency=kind)
         unknown = model.load_state_dict(self.state_dict(), strict=False).unexpected_keys
         assert not unknown, unknown
-        # not diffusers' own `to`, which warns about modules to keep in float32 even where there are none
+        # diffusers' own `to` warns about modules to keep in float32 even if there are none
         return nn.Module.to(model, self.device, self.dtype).train(self.training)
 
     def stage_parameters(self, stage: int) -> list[nn.Parameter]:
-        """What a stage of training changes: 1, all but the consistency along the slices; 2, that alone."""
+        """The parameters trained in a stage: 1: all except the consistency along the slices; 2: only these."""
         along_slices = parameters_along_slices(self)
         if stage == 1:
             chosen = {id(parameter) for parameter in along_slices}
             return [parameter for parameter in self.parameters() if id(parameter) not in chosen]
         if stage != 2 or not along_slices:
-            raise ValueError("stages are 1 and 2, and 2 needs a model with consistency along the slices")
+            raise ValueError("the stage must be 1 or 2, and 2 needs a model with consistency along the slices")
         return along_slices
 
     def enable_gradient_checkpointing(self) -> None:  # type: ignore[override]
-        """Compute activations again in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of storing them."""
         super().enable_gradient_checkpointing(self._count.checkpointed)
 
 
 def known_context(latent: torch.Tensor, generated: torch.Tensor, draft: torch.Tensor | None = None) -> torch.Tensor:
-    """What a model with context is told of a latent of which a part is to be generated.
+    """The context input for a latent of which a part is to be generated.
 
-    As the inpainting model of Rombach et al. 2022: the latent, and which cells are generated. In these the latent is
-    0, or that of a draft.
+    As in the inpainting model of Rombach et al. 2022: the latent, and the mask of the cells to generate. In these cells
+    the latent is 0, or that of a draft.
 
     Args:
         latent: (B, C, d, h, w), standardised.
-        generated: bool (B, 1, d, h, w).
-        draft: as the latent, for the context ``draft``; None: nothing is drafted.
+        generated: bool (B, 1, d, h, w), the cells to generate.
+        draft: shape as ``latent``, for the context ``draft``; None: no draft.
 
     Returns:
         (B, C + 1, d, h, w).

@@ -1,15 +1,15 @@
-"""A first draft of lesions, drawn into a volume in HU: what the network starts from.
+"""Draw a first draft of lesions into a volume in HU, from which the network starts.
 
-Each lesion is a grey value with a smooth texture and the edge of a scanner's point spread, its surroundings are carried
-on from outside. Encoded by the VAE, it tells the network outline, brightness, texture and context in the latent's own
-terms; what is left to learn is what the draft lacks: detail, and how real edges differ. So pasting in HU
-(SyntheticTumors) and diffusion (DiffTumor) come together.
+Each lesion is a grey value with a smooth texture and an edge blurred like a scanner's point spread; its surroundings
+are extrapolated from outside. Encoded by the VAE, the draft gives the network outline, brightness, texture and context
+as a latent; the network has to learn only what the draft lacks: detail and realistic edges. This combines pasting in HU
+(SyntheticTumors) with diffusion (DiffTumor).
 
-In training the texture is the real lesion's own (``texture.core_texture``), in synthesis a random one as strong as was
-asked for: told as a mere number, its strength had no effect on what was generated.
+In training the texture is that of the real lesion (``texture.core_texture``), in synthesis a random one of the
+requested strength: as a number in the condition, the strength had no effect on the generated lesion.
 
-Surroundings are drawn anew in training as in synthesis: beside a real lesion the voxels already hold its blur, and a
-network that saw them would learn to shrink what is drawn.
+Surroundings are redrawn both in training and in synthesis: beside a real lesion the voxels already contain its blur,
+and a network that saw them would learn to shrink the drawn lesion.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from fvae_nnunet.synthesis.lesions.texture import core_texture, drawn_texture
 from fvae_nnunet.synthesis.model.layout import Layout
 
 REDRAWN_MM = 2.5
-"""Surroundings closer to a lesion are drawn anew: about as far as a scanner's blur of its edge reaches."""
+"""Distance from a lesion within which surroundings are redrawn, about the reach of a scanner's blur."""
 
 EDGE_SIGMA_MM = 1.0
-"""Of the Gaussian that blurs a lesion's edge, about a scanner's resolution in the plane."""
+"""Standard deviation of the Gaussian that blurs the edge of a lesion, about a scanner's in-plane resolution."""
 
 _EDGE_REACH = 4.0
-"""Of that Gaussian, in standard deviations."""
+"""Truncation of this Gaussian, in standard deviations."""
 
 
 def drafted(
@@ -42,18 +42,18 @@ def drafted(
     unknown: Appearance,
     rng: np.random.Generator | None,
 ) -> np.ndarray:
-    """A volume with some lesions drawn anew.
+    """A volume with some lesions drawn or removed.
 
     Args:
         volume_hu: (z, y, x).
-        layout: with the lesions, same shape.
-        fresh: bool, same shape: lesions of the layout that are to be drawn, and lesions that are to vanish.
-        unknown: for lesions of which it is not known how they look.
-        rng: draws their texture, and what the volume holds in them plays no part; None: they are real lesions of the
-            volume, and have its texture.
+        layout: layout with the lesions to draw, same shape.
+        fresh: bool, same shape: lesions of the layout to draw, and lesions to remove.
+        unknown: appearance of lesions whose own one is unknown.
+        rng: draws the texture of the lesions, independent of the volume inside them; None: they are real lesions of the
+            volume, and keep its texture.
 
     Returns:
-        float32; from `REDRAWN_MM` on the volume itself.
+        float32; the volume itself at ``REDRAWN_MM`` and more from these lesions.
     """
     from scipy import ndimage
 
@@ -85,8 +85,8 @@ def drafted(
 def _carried_on(
     volume_hu: np.ndarray, region: np.ndarray, class_map: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """The volume, float32, with a region filled from what lies outside it: of each class from the same class where
-    there is any near, so that an organ ends where it did."""
+    """The volume, float32, with a region filled from outside: each class from nearby voxels of the same class if there
+    are any, so that organ borders stay in place."""
     filled = volume_hu.astype(np.float32)
     missing = region.copy()
     for value in np.unique(class_map[region]):

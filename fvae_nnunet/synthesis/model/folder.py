@@ -7,7 +7,7 @@
     denoiser/       ``LatentDenoiser`` in diffusers' format
     scheduler/      the noise schedule in diffusers' format
 
-It is complete when the manifest is there.
+The folder is complete when the manifest exists.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ SCHEDULER_FOLDER = "scheduler"
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Everything needed to use a model; folders of older versions lack what has a default.
+    """All settings needed to use a model; fields with a default may be missing in folders of older versions.
 
     Attributes:
         vae: name of the VAE, for ``load_vae``.
-        weights_sha256: of the VAE.
-        latent_channels: of the VAE.
-        precision: in which VAE and denoiser compute: ``float32``, ``bfloat16`` or ``float16``.
+        weights_sha256: digest of the VAE's weights.
+        latent_channels: number of latent channels of the VAE.
+        precision: precision of VAE and denoiser: ``float32``, ``bfloat16`` or ``float16``.
         hu_window: lower and upper HU.
-        window_slices: of a window, admissible for the VAE.
-        inplane_pixels: of the squares that the model was trained on, along y and x.
-        spacing_mm: (z, y, x) to which cases were resampled; None: as they are.
+        window_slices: number of slices in a window, valid for the VAE.
+        inplane_pixels: side of the training squares along y and x, in pixels.
+        spacing_mm: voxel size (z, y, x) to which cases were resampled; None: not resampled.
         mask_encoding: see ``conditions``.
-        class_names: of the classes 1, 2, ...; lesions are the last.
-        latent_mean, latent_std: of each latent channel.
+        class_names: names of the classes 1, 2, ...; lesions come last.
+        latent_mean, latent_std: statistics of each latent channel.
         prediction: see ``noise_process``.
-        text_encoder: hub id, or name of the folder without its place; None for a model without text.
-        text_width: channels of its embeddings; None for a model without text.
-        organ: where organ masks come from (``sources.organs.FORMS``), a folder without its place.
-        text_weights_sha256: of the text encoder; None: not checked.
-        lesions: how many of the classes are lesions.
+        text_encoder: hub id, or folder name without its path; None for a model without text.
+        text_width: number of channels of its embeddings; None for a model without text.
+        organ: source of organ masks (``sources.organs.FORMS``), with folders without their path.
+        text_weights_sha256: digest of the text encoder's weights; None: not checked.
+        lesions: number of classes that are lesions.
         detail_channels: see ``conditions``.
         core_mean_hu, texture_sd_hu: mean and standard deviation of ``layout.APPEARANCE`` over the training lesions;
-            None for a model that is not told how lesions look.
-        context: what the network sees of the latent, see ``denoiser``.
+            None for a model without appearance in its conditions.
+        context: additional input of the network, see ``denoiser``.
     """
 
     vae: str
@@ -88,7 +88,7 @@ class ModelSettings:
 
     @property
     def appearance(self) -> AppearanceScale | None:
-        """Of the training lesions; None for a model that is not told how lesions look."""
+        """Scale of the training lesions' appearance; None for a model without appearance in its conditions."""
         if self.core_mean_hu is None or self.texture_sd_hu is None:
             return None
         from fvae_nnunet.synthesis.model.lesion_detail import AppearanceScale
@@ -96,7 +96,7 @@ class ModelSettings:
         return AppearanceScale(*zip(self.core_mean_hu, self.texture_sd_hu, strict=True))
 
     def condition_format(self, spec: VAESpec) -> ConditionFormat:
-        """How the network is told what is where; ``spec`` is that of the model's VAE."""
+        """The format of the network's conditions; ``spec`` is that of the model's VAE."""
         from fvae_nnunet.synthesis.model.conditions import ConditionFormat
 
         return ConditionFormat(
@@ -105,12 +105,12 @@ class ModelSettings:
 
     @property
     def lesion_names(self) -> tuple[str, ...]:
-        """Of the classes that are lesions."""
+        """The names of the lesion classes."""
         return self.class_names[len(self.class_names) - self.lesions :]
 
     @classmethod
     def from_json(cls, content: dict[str, Any], path: Path) -> ModelSettings:
-        """The settings of a parsed manifest; ``path`` is its own, for messages.
+        """The settings from a parsed manifest; ``path`` is the manifest's, for messages.
 
         Raises:
             UserError: an entry is missing or unknown.
@@ -118,7 +118,7 @@ class ModelSettings:
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         wrong = sorted((needed - content.keys()) | (content.keys() - {field.name for field in fields(cls)}))
         if wrong:
-            raise UserError(f"{path}: the settings lack or do not know {wrong[0]}; was it written by another version?")
+            raise UserError(f"{path}: the setting {wrong[0]} is missing or unknown; was it written by another version?")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
         }
@@ -129,22 +129,22 @@ class ModelSettings:
         spec = vae.spec
         if spec.latent_channels != self.latent_channels:
             raise UserError(
-                f"{spec.name} has {spec.latent_channels} latent channels, the model was trained with {self.vae} and "
-                f"{self.latent_channels}"
+                f"{spec.name} has {spec.latent_channels} latent channels, but the model was trained with {self.vae}, "
+                f"which has {self.latent_channels}"
             )
         if self.window_slices != spec.padded_slices(self.window_slices):
             raise UserError(
-                f"the model was trained with windows of {self.window_slices} slices, which {spec.name} does not take "
+                f"the model was trained with windows of {self.window_slices} slices, which {spec.name} does not accept "
                 f"({spec.slice_offset} + k * {spec.slice_stride})"
             )
         if self.inplane_pixels != spec.padded_inplane(self.inplane_pixels):
             raise UserError(
-                f"the model was trained with {self.inplane_pixels} pixels in-plane, which {spec.name} does not take "
+                f"the model was trained with {self.inplane_pixels} pixels in-plane, which {spec.name} does not accept "
                 f"(multiples of {spec.inplane_stride})"
             )
         if vae.weights_sha256 != self.weights_sha256:
             raise UserError(
-                f"the weights of {spec.name} ({vae.weights_source}) are not those that the model was trained with; "
+                f"the weights of {spec.name} ({vae.weights_source}) are not those with which the model was trained; "
                 + vae.remedy_for_other_weights("`weights=PATH`")
             )
 
@@ -161,7 +161,7 @@ class ModelSettings:
         }
         for name, value in expected.items():
             if config[name] != value:
-                raise UserError(f"the denoiser has {name} {config[name]}, the model's settings say {value}")
+                raise UserError(f"the denoiser has {name} {config[name]}, but the model's settings say {value}")
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) != self.latent_channels:
                 raise UserError(f"the model's settings need {name} for each of {self.latent_channels} latent channels")
@@ -177,17 +177,17 @@ def save_model(
 ) -> None:
     """Write a model folder.
 
-    A new folder appears whole. In one that exists the model is replaced and other files stay; the manifest, without
-    which it is no model, is removed first and written last.
+    A new folder appears only when complete. In an existing folder the model is replaced and other files are kept; the
+    manifest, without which the model is invalid, is removed first and written last.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         denoiser: the network, saved in its own precision.
-        settings: for its use.
-        training: of JSON values, for the reader: how it was trained, on which cases (``training_cases``), and with
-            which ``condition_dropout``, without which guidance is refused, and whether there were
-            ``samples_without_text``, without which a text is needed.
-        process: of the noise, and how to sample; None: as the paper.
+        settings: settings of the model.
+        training: JSON values that describe the training: its cases (``training_cases``), its ``condition_dropout``,
+            without which guidance is refused, and whether there were ``samples_without_text``, without which a text is
+            required.
+        process: noise process with its sampling defaults; None: those of the paper.
     """
     process = process or NoiseProcess(settings.prediction)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -203,10 +203,10 @@ def save_model(
         partial.chmod(0o755)
         denoiser.save_pretrained(partial / DENOISER_FOLDER)
         config = partial / DENOISER_FOLDER / "config.json"
-        # where a denoiser was loaded from, which is nobody's business
+        # do not publish the local path from which the denoiser was loaded
         write_json(config, {name: value for name, value in read_json(config).items() if name != "_name_or_path"})
         for weights in (partial / DENOISER_FOLDER).glob("*.safetensors"):
-            # safetensors makes files that nobody else may read
+            # safetensors creates files that only their owner can read
             shutil.copymode(partial / DENOISER_FOLDER / "config.json", weights)
         process.save(partial / SCHEDULER_FOLDER)
         content["outputs"] = {
@@ -228,34 +228,34 @@ def save_model(
 
 
 def refuse_damaged(folder: Path) -> None:
-    """UserError where a file of a model is not as it was written; models of an older version cannot be checked."""
+    """Raise UserError if a file of a model was modified or damaged; models of older versions cannot be checked."""
     for path, what in damage_of(Manifest(folder).files()).items():
-        raise UserError(f"{path} {what}; copy the model again, or make it again with fvae-train-ldm")
+        raise UserError(f"{path} {what}; copy the model again, or train it again with fvae-train-ldm")
 
 
 def needs_text(settings: ModelSettings, training: dict[str, Any]) -> bool:
-    """Whether a model does not know what it is to have no text: every sample of its training had one.
+    """Whether a model requires a text, because every training sample had one.
 
     Args:
-        settings, training: from ``read_model``.
+        settings, training: output of ``read_model``.
     """
     return settings.text_encoder is not None and not training.get("samples_without_text", True)
 
 
 def allows_guidance(training: dict[str, Any]) -> bool:
-    """Whether a model has seen samples without condition, which guidance needs; ``training`` from ``read_model``."""
+    """Whether a model was trained with dropped conditions, as guidance requires; ``training``: see ``read_model``."""
     return bool(training.get("condition_dropout", 1))
 
 
 def read_model(folder: Path) -> tuple[ModelSettings, dict[str, Any]]:
-    """Settings and training record of a model folder.
+    """Read the settings and the training record of a model folder.
 
     Raises:
-        UserError: there is no whole model in it.
+        UserError: the folder has no complete model.
     """
     manifest = Manifest(folder)
     content = manifest.read()
     if content is None or content.get("kind") != KIND:
-        raise UserError(f"{folder} is no latent diffusion model; fvae-train-ldm makes one")
+        raise UserError(f"{folder} is not a latent diffusion model; train one with fvae-train-ldm")
     settings = ModelSettings.from_json(content["settings"], manifest.path)
     return settings, content.get("made_with", {}).get("training", {})

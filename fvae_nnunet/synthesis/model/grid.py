@@ -1,4 +1,4 @@
-"""A volume on the grid of a model that has a spacing of its own, and back. All arrays are axial, (z, y, x)."""
+"""Resample volumes to the grid of a model with its own spacing, and back. All arrays are axial, (z, y, x)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def resampled_shape(
     shape: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> tuple[int, ...]:
-    """Voxels of the same extent at another spacing, at least one along each axis."""
+    """The shape with the same extent at another spacing, at least one voxel along each axis."""
     return tuple(
         max(1, round(n * step / new_step)) for n, step, new_step in zip(shape, spacing_mm, new_spacing_mm, strict=True)
     )
 
 
 def padded_behind(array: np.ndarray, shape: Sequence[int], inplane: int = 0) -> np.ndarray:
-    """An array padded to a shape: with slices like the last one, in-plane with a value."""
+    """Pad an array at the end to a shape: the last slice is repeated, in-plane a constant is used."""
     beyond, *sides = (more - n for more, n in zip(shape, array.shape, strict=True))
     array = np.pad(array, ((0, beyond), (0, 0), (0, 0)), mode="edge")
     return np.pad(array, ((0, 0), (0, sides[0]), (0, sides[1])), constant_values=inplane)
@@ -34,9 +34,9 @@ class ModelGrid:
     """The grid of a whole volume, the same in training and in synthesis.
 
     Attributes:
-        volume_shape: (z, y, x).
-        spacing_mm: of the volume.
-        model_spacing_mm: of the model; None: it takes volumes as they are, and everything here gives back its input.
+        volume_shape: shape of the volume (z, y, x).
+        spacing_mm: voxel size of the volume (z, y, x).
+        model_spacing_mm: voxel size of the model; None: volumes are not resampled, and all methods return their input.
     """
 
     volume_shape: tuple[int, ...]
@@ -45,23 +45,23 @@ class ModelGrid:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the volume on the model's grid."""
+        """Shape of the volume on the model's grid."""
         if self.model_spacing_mm is None:
             return self.volume_shape
         return resampled_shape(self.volume_shape, self.spacing_mm, self.model_spacing_mm)
 
     def volume(self, volume_hu: np.ndarray) -> np.ndarray:
-        """A volume of HU on the model's grid: linear, int16."""
+        """Resample a volume of HU to the model's grid: linear, int16."""
         if self.shape == self.volume_shape and volume_hu.dtype == np.int16:
             return volume_hu
         return np.rint(resampled(volume_hu, self.shape, order=1)).astype(np.int16)
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
-        """A mask on the model's grid: the nearest voxel, of the mask's dtype."""
+        """Resample a mask to the model's grid: nearest neighbour, same dtype."""
         return resampled(mask, self.shape, order=0)
 
     def layout(self, layout: Layout) -> Layout:
-        """A layout on the model's grid."""
+        """Resample a layout to the model's grid."""
         return replace(
             layout,
             class_map=self.mask(layout.class_map),
@@ -70,7 +70,7 @@ class ModelGrid:
         )
 
     def region(self, box: Box) -> Box:
-        """The voxels of the model's grid that a box of the volume needs when it is interpolated."""
+        """The voxels of the model's grid that are needed to interpolate a box of the volume."""
         sides = []
         for side, n, new in zip(box, self.volume_shape, self.shape, strict=True):
             first, last = ((index + 0.5) * new / n - 0.5 for index in (side.start, side.stop - 1))
@@ -78,13 +78,14 @@ class ModelGrid:
         return sides[0], sides[1], sides[2]
 
     def back(self, values_hu: np.ndarray, of: Box, box: Box) -> np.ndarray:
-        """What lies on the model's grid, on the voxels of a box of the volume: linear, float32; smoothed before where
-        the volume's voxels are larger, as in ``resampled``.
+        """Resample values from the model's grid to a box of the volume: linear, float32.
+
+        They are smoothed before if the volume's voxels are larger, as in ``resampled``.
 
         Args:
-            values_hu: float32, of the box ``of`` of the model's grid, which holds ``region(box)``.
-            of: see there.
-            box: of the volume.
+            values_hu: float32 values in the box ``of`` of the model's grid.
+            of: box of the model's grid, which must contain ``region(box)``.
+            box: box of the volume.
         """
         from scipy import ndimage
 
@@ -103,9 +104,9 @@ class ModelGrid:
 
 
 def resampled(array: np.ndarray, shape: Sequence[int], *, order: int) -> np.ndarray:
-    """An array on another number of voxels over the same extent; the same array where the number is the same.
+    """Resample an array to another shape over the same extent; returns the same array if the shape does not change.
 
-    HU that get fewer are smoothed before, or noise would be folded into them.
+    With ``order`` above 0, axes that get fewer voxels are smoothed before, to avoid aliasing of noise.
     """
     from scipy import ndimage
 
@@ -114,14 +115,14 @@ def resampled(array: np.ndarray, shape: Sequence[int], *, order: int) -> np.ndar
     ratios = np.asarray(array.shape) / np.asarray(shape)
     if order > 0:
         array = _smoothed(array, ratios)
-    # voxel i of the new grid has its centre at (i + 1/2) * ratio - 1/2 on the old one
+    # the centre of voxel i of the new grid is at (i + 1/2) * ratio - 1/2 on the old one
     return ndimage.affine_transform(
         array, ratios, offset=(ratios - 1) / 2, output_shape=tuple(shape), order=order, mode="nearest"
     )
 
 
 def _smoothed(array: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-    """float32, under a Gaussian of half the ratio of the voxels minus one; what gets finer is left as it is."""
+    """Smooth with a Gaussian of (ratio - 1) / 2 voxels, as float32; axes that become finer are not smoothed."""
     from scipy import ndimage
 
     return ndimage.gaussian_filter(array.astype(np.float32), np.maximum(0, (ratios - 1) / 2), mode="nearest")

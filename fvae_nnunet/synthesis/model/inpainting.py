@@ -1,4 +1,4 @@
-"""Inpainting of any number of slices, by windows of whole slices that go on from each other."""
+"""Inpaint any number of slices, in overlapping windows of whole slices that continue each other."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def slices_seen(region: slice, n: int, window: int) -> slice:
-    """What a model sees for a region along an axis: a window with the region in its middle as far as the axis goes;
-    more where the region has more.
+    """The range that a model sees for a region along an axis.
+
+    It is a window centred on the region, as far as the axis allows; longer if the region is.
 
     Args:
-        region: of slices, or of rows or columns of latent cells.
-        n: of the whole axis.
-        window: of the model along it.
+        region: range of slices, or of rows or columns of latent cells.
+        n: length of the axis.
+        window: length of the model's window along it.
     """
     length = min(n, max(window, region.stop - region.start))
     start = min(max(0, (region.start + region.stop - length) // 2), n - length)
@@ -39,16 +40,16 @@ def inpaint(
 ) -> tuple[np.ndarray, np.ndarray]:
     """``model.inpaint`` for any number of slices.
 
-    Where they are more than the model's window, windows that overlap by half go over them one after the other: each
-    keeps the slices that the one before has generated, and goes on from them.
+    If there are more slices than in the model's window, windows that overlap by half are inpainted one after the other.
+    Each keeps the slices generated before and continues from them.
 
     Args:
-        model: with its settings.
+        model: the model.
         volume_hu, layout, region, draft_hu: as for ``model.inpaint``, on the model's grid, any number of slices.
         sampling: as for ``model.inpaint``.
 
     Returns:
-        generated and reconstructed HU, float32, as of ``model.inpaint``.
+        Generated and reconstructed volume in HU, float32, as for ``model.inpaint``.
     """
     window = model.settings.window_slices
     working = volume_hu.astype(np.float32)

@@ -1,4 +1,4 @@
-"""A trained latent diffusion model, and what it makes of CT volumes and class maps."""
+"""A trained latent diffusion model: reconstruct, inpaint and generate CT volumes."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 
 class Sampling(TypedDict, total=False):
-    """How a model samples.
+    """Sampling parameters.
 
     Attributes:
-        generator: on the CPU.
-        steps, eta: see ``NoiseProcess.sampler``; None: as the model says.
-        guidance: see ``sampling.sample_latent``; 1: none.
-        text: a report, for models that know text; None: none.
-        on_step: called with the steps done and the steps in all.
+        generator: CPU generator.
+        steps, eta: see ``NoiseProcess.sampler``; None: default of the model.
+        guidance: see ``sampling.sample_latent``; 1: no guidance.
+        text: a report, for models with text; None: no text.
+        on_step: called with the number of steps done and the total.
     """
 
     generator: Required[torch.Generator]
@@ -58,21 +58,21 @@ class Sampling(TypedDict, total=False):
 
 
 class LatentDiffusion:
-    """A denoiser, its noise process and the frozen VAE whose latents it knows.
+    """A denoiser, its noise process, and the frozen VAE with whose latents it was trained.
 
-    Everything takes and gives volumes (z, y, x) in axial order, see ``orientation``, of any size in-plane (see
-    ``LatentCodec``). All random numbers come from a generator on the CPU, so another device draws the same.
+    All volumes are (z, y, x) in axial order, see ``orientation``, of any in-plane size (see ``LatentCodec``). Random
+    numbers come from a CPU generator, so they do not depend on the device.
 
     Args:
-        denoiser: the network; its training mode is left as it is.
-        settings: of the model.
-        process: of the noise.
+        denoiser: the network; its training mode is not changed.
+        settings: settings of the model.
+        process: noise process.
         vae: the frozen VAE.
-        training: how it was trained; see ``save_model``.
-        text_encoder: where the text encoder is, if not where the settings say; loaded when a text is given.
+        training: record of the training, see ``save_model``.
+        text_encoder: place of the text encoder, if it differs from the settings; loaded when a text is given.
 
     Raises:
-        UserError: the VAE is not the one that the denoiser was trained with, or the settings do not fit the denoiser.
+        UserError: the denoiser was trained with another VAE, or does not fit the settings.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class LatentDiffusion:
         text_encoder: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
     ) -> LatentDiffusion:
-        """The model of a folder, with its VAE.
+        """Load a model from its folder, with its VAE.
 
         Args:
-            folder: as ``save_model`` writes it.
-            weights, code, trust_weights: of the VAE, as for ``load_vae``. Where the VAE was a local folder of
-                diffusers, ``weights`` is that folder.
+            folder: output folder of ``save_model``.
+            weights, code, trust_weights: of the VAE, as for ``load_vae``. If the VAE was a local diffusers folder,
+                ``weights`` is this folder.
             text_encoder: as for the class.
-            device: where to compute.
+            device: device for the computation.
 
         Raises:
-            UserError: no or no whole model, or the VAE cannot be loaded or is another one.
+            UserError: the model is missing or incomplete, or the VAE cannot be loaded or is another one.
         """
         from fvae_nnunet.synthesis.model.denoiser import LatentDenoiser
 
@@ -131,7 +131,10 @@ class LatentDiffusion:
                 raise UserError(f"{folder / DENOISER_FOLDER} {problem} {sorted(keys)[0]} ({len(keys)} such keys)")
         process = NoiseProcess.load(folder / SCHEDULER_FOLDER)
         if process.prediction != settings.prediction:
-            raise UserError(f"{folder}: manifest.json says {settings.prediction}, the schedule {process.prediction}")
+            raise UserError(
+                f"{folder}: manifest.json says {settings.prediction}, the schedule {process.prediction}; copy the "
+                "model again"
+            )
         name = settings.vae
         if name.startswith(DIFFUSERS_PREFIX) and weights is not None:
             name, weights = f"{DIFFUSERS_PREFIX}{os.fspath(weights)}", None
@@ -147,7 +150,7 @@ class LatentDiffusion:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Digest of the denoiser's weights, as they are when this is first asked."""
+        """Digest of the denoiser's weights at the first access."""
         return state_dict_sha256(self.denoiser.state_dict())
 
     @property
@@ -155,13 +158,13 @@ class LatentDiffusion:
         """The text encoder, loaded at its first use.
 
         Raises:
-            UserError: the model knows no text, or the encoder cannot be loaded or is another one.
+            UserError: the model was trained without text, or the encoder cannot be loaded or is another one.
         """
         from fvae_nnunet.synthesis.model.text import ReportEncoder
 
         settings = self.settings
         if settings.text_encoder is None or self._text_encoder is None:
-            raise UserError("this model was trained without report text; leave the text out")
+            raise UserError("this model was trained without report text; omit the text")
         if self._report_encoder is None:
             encoder = ReportEncoder(self._text_encoder, device=self.denoiser.device)
             if encoder.width != settings.text_width:
@@ -171,14 +174,14 @@ class LatentDiffusion:
                 )
             if settings.text_weights_sha256 not in (None, encoder.weights_sha256):
                 raise UserError(
-                    f"the weights of the text encoder {encoder.name} are not those that this model was trained with "
-                    f"({settings.text_encoder})"
+                    f"the weights of the text encoder {encoder.name} differ from those with which this model was "
+                    f"trained ({settings.text_encoder}); give that encoder with `text_encoder`"
                 )
             self._report_encoder = encoder
         return self._report_encoder
 
     def reconstruct(self, volume_hu: np.ndarray) -> np.ndarray:
-        """D(E(volume)): (z, y, x) in HU, at most one window, becomes float32 in HU."""
+        """Reconstruct D(E(volume)): (z, y, x) in HU, at most one window, becomes float32 in HU."""
         return self.codec.decode(self.codec.encode(volume_hu), volume_hu.shape)
 
     def inpaint(
@@ -189,34 +192,34 @@ class LatentDiffusion:
         draft_hu: np.ndarray | None = None,
         **sampling: Unpack[Sampling],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A window of whole slices with what the layout says in a region, and the window's own reconstruction.
+        """Inpaint a region of a window of whole slices according to a layout; also return the window's reconstruction.
 
-        Whole slices are encoded and decoded, as in training. The network sees of them what it saw in training: a square
-        with the region in its middle, as far as the slices go, larger where the region is. A latent cell is generated
-        if any of its voxels is in the region; the others keep the volume's latent, to the bit. The decoder sees across
-        cells, so voxels near the region differ from the reconstruction as well.
+        Whole slices are encoded and decoded, as in training. The network sees a square as in training, centred on the
+        region as far as the slices allow, and larger if the region is. A latent cell is generated if any of its voxels
+        is in the region; the others keep the volume's latent exactly. Because the decoder's receptive field spans
+        several cells, voxels near the region differ from the reconstruction as well.
 
         Args:
             volume_hu: (z, y, x), any real dtype, at most ``window_slices`` slices.
             layout: same shape.
             region: bool, same shape.
-            draft_hu: the volume with what is to be generated drawn into it (``draft``), same shape; for models with the
-                context ``draft``.
+            draft_hu: the volume with a draft of the generated part (``draft``), same shape; for models with the context
+                ``draft``.
             sampling: see ``Sampling``.
 
         Returns:
-            Generated and reconstructed volume, float32 in HU. Inside the HU window; but slices of a VAE that codes them
-            alone, in which nothing is generated, are not decoded: there both are the volume itself.
+            Generated and reconstructed volume, float32 in HU, inside the HU window. If the VAE codes slices
+            independently, slices in which nothing is generated are not decoded: both then contain the volume itself.
 
         Raises:
-            UserError: shapes differ, too many slices, values that are not finite, unknown classes, or a text, no text
-                or a guidance that this model was not trained for.
+            UserError: shapes differ, there are too many slices, values are not finite, classes are unknown, or the
+                model was not trained for the text, for no text, or for the guidance.
         """
         from fvae_nnunet.synthesis.model.sampling import Known, LatentWindows
 
         for name, shape in (("layout", layout.shape), ("region", region.shape)):
             if shape != volume_hu.shape:
-                raise UserError(f"the {name} has shape {shape}, the volume {volume_hu.shape}")
+                raise UserError(f"the {name} has shape {shape}, but the volume has {volume_hu.shape}")
         codec, spec = self.codec, self.vae.spec
         latent = codec.encode(volume_hu)
         cells = codec.cells(region).to(latent.device)
@@ -232,7 +235,7 @@ class LatentDiffusion:
         draft = None
         if self.settings.context == "draft":
             if draft_hu is None:
-                raise UserError("this model starts from a draft; give one, see synthesis.draft")
+                raise UserError("this model starts from a draft; give `draft_hu`, see synthesis.model.draft")
             draft = codec.standardised(codec.encode_draft(latent, draft_hu, fresh))[seen]
         known = Known(codec.standardised(latent)[seen], cells[seen], draft)
         conditions = codec.conditions(layout.padded((padded_slices, *layout.shape[1:])), windows, self.denoiser.device)
@@ -247,13 +250,13 @@ class LatentDiffusion:
         return generated_hu, reconstructed_hu
 
     def _square(self, cells: torch.Tensor) -> tuple[slice, slice]:
-        """Rows and columns of latent cells that the network sees, of bool (1, 1, d, h, w)."""
+        """Rows and columns of latent cells that the network sees, for generated cells bool (1, 1, d, h, w)."""
         side = self.settings.inplane_pixels // self.vae.spec.inplane_stride
         _, rows, columns = bounding_box(cells[0, 0].cpu().numpy())
         return slices_seen(rows, cells.shape[3], side), slices_seen(columns, cells.shape[4], side)
 
     def generate(self, layout: Layout, **sampling: Unpack[Sampling]) -> np.ndarray:
-        """A whole volume from its layout: float32 (z, y, x) in HU, inside the HU window.
+        """Generate a whole volume from its layout: float32 (z, y, x) in HU, inside the HU window.
 
         Arguments and errors are those of ``generate_runs``.
         """
@@ -265,27 +268,27 @@ class LatentDiffusion:
         return volume_hu
 
     def generate_runs(self, layout: Layout, **sampling: Unpack[Sampling]) -> Iterator[np.ndarray]:
-        """A whole volume from its layout, a run of slices at a time.
+        """Generate a whole volume from its layout, in runs of slices.
 
-        Volumes longer than a window are made of windows that overlap by whole latent slices, all denoised together and
-        decoded one by one; see ``sampling.LatentWindows``. The volume is never held in float32 as a whole.
+        Volumes longer than a window are generated in windows that overlap by whole latent slices, which are denoised
+        together and decoded one by one; see ``sampling.LatentWindows``. The volume is never in memory as float32.
 
         Args:
             layout: (z, y, x), any number of slices.
             sampling: see ``Sampling``.
 
         Returns:
-            The runs, in order: float32 (d, y, x) in HU, inside the HU window. The latents are drawn before the first
-            is asked for, each window is decoded when it is needed.
+            The runs in order: float32 (d, y, x) in HU, inside the HU window. The latents are drawn before this method
+            returns; each window is decoded when it is needed.
 
         Raises:
-            UserError: as ``inpaint``.
+            UserError: as for ``inpaint``.
         """
         from fvae_nnunet.synthesis.model.sampling import LatentWindows
 
         shape = layout.shape
         if len(shape) != 3 or 0 in shape:
-            raise UserError(f"a class map has three axes (z, y, x) and at least one voxel, got shape {shape}")
+            raise UserError(f"a class map must have three axes (z, y, x) and at least one voxel, got shape {shape}")
         slices = self.vae.spec.padded_slices(shape[0])
         windows = LatentWindows.over(slices, self.settings.window_slices, self.vae.spec)
         conditions = self.codec.conditions(layout.padded((slices, *shape[1:])), windows, self.denoiser.device)
@@ -309,12 +312,12 @@ class LatentDiffusion:
 
         if guidance != 1 and not allows_guidance(self.training):
             raise UserError(
-                f"guidance {guidance:g} needs a model that was trained with condition dropout; this one was not, "
+                f"guidance {guidance:g} needs a model that was trained with condition dropout, but this one was not; "
                 "use guidance 1"
             )
         settings, device = self.settings, self.denoiser.device
         if text is None and needs_text(settings, self.training):
-            raise UserError("every case of this model's training had a report; give a text")
+            raise UserError("this model was trained only on cases with a report; give a text")
         embedding = None if text is None else self.report_encoder.encode(text)[None].to(device)
         dtype = getattr(torch, settings.precision)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -1,4 +1,4 @@
-"""One case as latents and mask conditions: resampled, padded, cut into pieces and through the VAE."""
+"""Encode a case as latents and mask conditions: resample, pad, divide into pieces, and encode with the VAE."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 
 MARGIN_MM = 5.0
-"""Around lesions, in which a network learns to generate; also the default of synthesis."""
+"""Margin around lesions within which a network learns to generate; also the default of the synthesis."""
 
 FORMAT = 3
-"""Of what is stored; raised when it changes."""
+"""Version of the stored format; increased when it changes."""
 
 _LARGEST_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """What, beside VAE and dataset, decides the latents; every field changes them.
+    """Settings that, with VAE and dataset, determine the latents.
 
     Attributes:
-        hu_window: mapped to [-1, 1].
-        window_slices: slices in a window.
-        inplane_pixels: slices have at least so many pixels along y and x.
-        spacing_mm: (z, y, x) to which image and mask are resampled before; None: as they are.
+        hu_window: HU mapped to [-1, 1].
+        window_slices: number of slices in a window.
+        inplane_pixels: minimum number of pixels along y and x.
+        spacing_mm: voxel size (z, y, x) to which image and mask are resampled first; None: not resampled.
         mask_encoding: see ``conditions``.
     """
 
@@ -50,7 +50,7 @@ class LatentSettings:
     mask_encoding: str
 
     def recorded_with(self, vae: FrozenVAE, dataset: SourceDataset) -> dict[str, Any]:
-        """Everything that decides a latent or a condition, for a manifest."""
+        """Everything that determines a latent or a condition, for a manifest."""
         return {
             "vae": vae.spec.name,
             "weights_sha256": vae.weights_sha256,
@@ -67,15 +67,15 @@ class LatentSettings:
 
 @dataclass(frozen=True)
 class CaseToEncode:
-    """A case on the grid that the VAE takes.
+    """A case on the grid of the model, padded for the VAE.
 
     Attributes:
         volume_hu: int16 (z, y, x).
         layout: same shape.
-        draft_hu: the same with its lesions drawn anew (``draft``); None where this is not kept.
-        region: bool, closer than `MARGIN_MM` to a lesion.
-        pieces: to be encoded.
-        digests: of the files that it comes from.
+        draft_hu: the volume with its lesions redrawn (``draft``); None for encodings without a draft.
+        region: bool, voxels closer than ``MARGIN_MM`` to a lesion; None like ``draft_hu``.
+        pieces: pieces to encode.
+        digests: name -> sha256 of its files.
     """
 
     volume_hu: np.ndarray
@@ -88,7 +88,7 @@ class CaseToEncode:
 
 @dataclass(frozen=True)
 class EncodedCase:
-    """What the cache keeps of a case, see ``latent_cache``."""
+    """The content of the cache for a case, see ``latent_cache``."""
 
     tensors: dict[str, np.ndarray]
     record: dict[str, Any]
@@ -103,17 +103,17 @@ def choose_inplane_pixels(
     wanted: int | None,
     usual: int,
 ) -> int:
-    """Side of the squares of pixels that a model is trained on.
+    """Choose the side, in pixels, of the squares on which a model is trained.
 
     Args:
-        dataset: whose images are measured, from their files' heads.
-        spec: of the VAE.
-        spacing_mm: to which images are resampled.
-        wanted: by the user; None: ``usual``, or what the largest slice needs if that is less.
-        usual: for the size of the network.
+        dataset: dataset whose image sizes are read from the file headers.
+        spec: specification of the VAE.
+        spacing_mm: voxel size to which images are resampled; None: not resampled.
+        wanted: value requested by the user; None: ``usual``, or less if it is enough for the largest slice.
+        usual: default for the size of the network.
 
     Raises:
-        UserError: the VAE does not take the side that is wanted.
+        UserError: the VAE does not accept the requested side.
     """
     if wanted is not None:
         if wanted < 1 or wanted % spec.inplane_stride:
@@ -125,7 +125,7 @@ def choose_inplane_pixels(
 
 
 def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, organs: int) -> CaseToEncode:
-    """A case on the model's grid, and the pieces of it; classes above ``organs`` are lesions."""
+    """Resample and pad a case and divide it into pieces; classes above ``organs`` are lesions."""
     raw = Layout.of(source.class_map, source.spacing_mm, organs=organs, volume_hu=source.volume_hu)
     grid = ModelGrid(source.volume_hu.shape, source.spacing_mm, settings.spacing_mm)
     shape = padded_shape(grid.shape, spec, settings.window_slices, settings.inplane_pixels)
@@ -143,20 +143,20 @@ def prepare(source: SourceCase, spec: VAESpec, settings: LatentSettings, organs:
 def padded_shape(
     shape: tuple[int, ...], spec: VAESpec, window_slices: int, inplane_pixels: int
 ) -> tuple[int, int, int]:
-    """The size (z, y, x) at which a volume is encoded: at least a window, at least the square, admissible in-plane."""
+    """The size (z, y, x) at which a volume is encoded: at least a window and the square, and valid in-plane."""
     height, width = (spec.padded_inplane(max(side, inplane_pixels)) for side in shape[1:])
     return max(shape[0], window_slices), height, width
 
 
 def padded_volume(volume_hu: np.ndarray, shape: tuple[int, int, int], hu_window: tuple[float, float]) -> np.ndarray:
-    """A volume (z, y, x) padded behind: slices like the last one, in-plane the lower end of the HU window."""
+    """Pad a volume (z, y, x) at the end: the last slice is repeated, in-plane with the lower end of the HU window."""
     return padded_behind(volume_hu, shape, int(np.floor(max(hu_window[0], np.iinfo(np.int16).min))))
 
 
 def encode_slices(volume_hu: np.ndarray, vae: FrozenVAE, hu_window: tuple[float, float]) -> torch.Tensor:
-    """The latent (1, C, d, h, w), in the VAE's precision, of slices (z, y, x) of a size that the VAE takes.
+    """Encode slices (z, y, x) of a size valid for the VAE: latent (1, C, d, h, w) in the VAE's precision.
 
-    Slices that do not see each other go through the VAE a few at a time, so that memory is bounded.
+    If the VAE codes slices independently, they are encoded a few at a time to bound memory.
     """
     step = vae.spec.window_slices if vae.spec.independent_slices else len(volume_hu)
     with torch.no_grad():
@@ -170,12 +170,12 @@ def encode_slices(volume_hu: np.ndarray, vae: FrozenVAE, hu_window: tuple[float,
 def encode_draft(
     draft_hu: np.ndarray, drawn: slice, latent: torch.Tensor, vae: FrozenVAE, hu_window: tuple[float, float]
 ) -> torch.Tensor:
-    """The latent of slices into which something was drawn.
+    """Encode slices with a draft drawn into them.
 
     Args:
-        draft_hu: the slices with it, as for ``encode_slices``.
-        drawn: those in which anything is; only these are encoded where slices do not see each other.
-        latent: of the slices without it.
+        draft_hu: the slices with the draft, as for ``encode_slices``.
+        drawn: slices that contain the draft; if the VAE codes slices independently, only these are encoded.
+        latent: latent of the slices without the draft.
         vae, hu_window: as for ``encode_slices``.
     """
     run = drawn if vae.spec.independent_slices else slice(0, len(draft_hu))
@@ -186,12 +186,12 @@ def encode_draft(
 
 
 def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, classes: int) -> EncodedCase:
-    """Latents, conditions and record of a case.
+    """Compute the latents, conditions and record of a case.
 
     Args:
-        case: from ``prepare``.
-        vae: encodes.
-        settings: how.
+        case: output of ``prepare``.
+        vae: the frozen VAE.
+        settings: latent settings.
         classes: number of classes without the background.
 
     Raises:
@@ -222,7 +222,7 @@ def encode(case: CaseToEncode, vae: FrozenVAE, settings: LatentSettings, *, clas
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts one behind the other; where one has fewer channels than others they are filled up with 0."""
+    """Concatenate parts along the first axis; missing channels are filled with 0."""
     channels = max(part.shape[1] for part in parts)
     return np.concatenate(
         [np.pad(part, ((0, 0), (0, channels - part.shape[1]), (0, 0), (0, 0), (0, 0))) for part in parts]

@@ -1,4 +1,4 @@
-"""Which windows of slices of a case are encoded for training, and which latent slices hold lesion."""
+"""Choose the windows of slices of a case that are encoded for training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fvae_nnunet.synthesis.lesions.shapes import TOUCHING
 from fvae_nnunet.vae.base import VAESpec
 
 IMAGE_VAE_WINDOW_SLICES = 16
-"""Slices of a window for VAEs that code each slice alone: what slice consistency then looks over."""
+"""Slices in a window for VAEs that code each slice independently; consistency along the slices spans this window."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of slices that is encoded at once, [start, stop), and the windows in it by their first latent slice.
+    """A run of slices [start, stop) that is encoded at once, and the first latent slice of each window in it.
 
-    A VAE that codes slices alone has one piece, the whole case, since its latent does not depend on the window. Other
-    VAEs have a piece for each window.
+    With a VAE that codes slices independently, the whole case is one piece, because its latent does not depend on the
+    window. With other VAEs each window is a piece.
     """
 
     start: int
@@ -28,37 +28,37 @@ class Piece:
 
 
 def choose_window_slices(spec: VAESpec, wanted: int | None) -> int:
-    """Slices in a window: those wanted, else the VAE's own, for VAEs that code slices alone 16.
+    """Number of slices in a window: the requested one, by default the VAE's own, or 16 if slices are independent.
 
     Raises:
-        UserError: the VAE does not admit that number.
+        UserError: the VAE does not accept this number.
     """
     if wanted is None:
         return IMAGE_VAE_WINDOW_SLICES if spec.independent_slices else spec.padded_slices(spec.window_slices)
     if wanted < 1 or spec.padded_slices(wanted) != wanted:
         raise UserError(
-            f"`window_slices={wanted}`: {spec.name} takes windows of {spec.slice_offset} + k * {spec.slice_stride} "
+            f"`window_slices={wanted}`: {spec.name} needs windows of {spec.slice_offset} + k * {spec.slice_stride} "
             f"slices, such as {spec.padded_slices(max(1, wanted))}"
         )
     return wanted
 
 
 def latent_slices(spec: VAESpec, slices: int) -> int:
-    """Latent slices of an admissible number of slices."""
+    """Number of latent slices for a valid number of slices."""
     return (slices - spec.slice_offset) // spec.slice_stride + (1 if spec.slice_offset else 0)
 
 
 def plan_pieces(lesion: np.ndarray, window_slices: int, spec: VAESpec) -> list[Piece]:
-    """The pieces of a case: windows side by side that cover it, and for every lesion windows that hold it.
+    """Divide a case into pieces: adjacent windows that cover it, and for every lesion windows that contain it.
 
     The last covering window ends with the case and overlaps the one before. A lesion is a connected component (26
-    neighbours); its window has it in the middle as far as the case allows. A lesion that is longer than a window gets
-    windows side by side, and one that lies whole in the window of another lesion gets none of its own.
+    neighbours), centred in its window as far as the case allows. A lesion longer than a window gets several adjacent
+    windows; one completely inside the window of another lesion gets none.
 
     Args:
         lesion: bool (z, y, x), at least ``window_slices`` slices.
-        window_slices: admissible for the VAE.
-        spec: of the VAE.
+        window_slices: number of slices in a window, valid for the VAE.
+        spec: specification of the VAE.
     """
     slices = len(lesion)
     last = slices - window_slices
@@ -77,7 +77,7 @@ def plan_pieces(lesion: np.ndarray, window_slices: int, spec: VAESpec) -> list[P
 
 
 def _lesion_ranges(lesion: np.ndarray) -> list[tuple[int, int]]:
-    """First slice and the one behind the last of each lesion, in order."""
+    """Half-open range of slices of each lesion, in order."""
     from scipy import ndimage
 
     numbered, _ = ndimage.label(lesion, structure=TOUCHING)

@@ -1,4 +1,4 @@
-"""What a model is told about a volume: which class every voxel has, and what each lesion looks like."""
+"""The layout of a volume for a model: the class of every voxel, and the appearance of each lesion."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fvae_nnunet.synthesis.lesions.shapes import TOUCHING
 from fvae_nnunet.synthesis.model.grid import padded_behind
 
 APPEARANCE = tuple(field.name for field in fields(Appearance))
-"""The measures (``lesions.measures``) of a lesion that a model is told."""
+"""The measures (``lesions.measures``) of a lesion that are conditions of a model."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All arrays are axial, (z, y, x), and of one shape.
+    """Classes and lesions of a volume. All arrays are axial, (z, y, x), and have the same shape.
 
     Attributes:
-        class_map: uint8; 0 background, organs or structures, lesions last.
-        lesion_numbers: uint16; 0 no lesion, else the row of ``appearances_hu``, from 1.
-        appearances_hu: float32 (n, 2), ``APPEARANCE`` of each lesion; NaN: not known.
-        spacing_mm: (z, y, x).
+        class_map: uint8; 0 background, then organs or structures, lesions last.
+        lesion_numbers: uint16; 0: no lesion, otherwise the row of ``appearances_hu``, from 1.
+        appearances_hu: float32 (n, 2), ``APPEARANCE`` of each lesion; NaN: unknown.
+        spacing_mm: voxel size (z, y, x).
     """
 
     class_map: np.ndarray
@@ -40,9 +40,9 @@ class Layout:
         organs: int,
         volume_hu: np.ndarray | None = None,
     ) -> Layout:
-        """The layout of a class map, whose classes above ``organs`` are lesions.
+        """Create the layout of a class map in which the classes above ``organs`` are lesions.
 
-        Connected lesions (26 neighbours) are measured in ``volume_hu``; without it how they look is not known.
+        Connected lesions (26 neighbours) are measured in ``volume_hu``; without it their appearance is unknown.
         """
         from scipy import ndimage
 
@@ -64,12 +64,12 @@ class Layout:
         return self.class_map.shape
 
     def appearance(self, lesion: int, unknown: Appearance) -> Appearance:
-        """What the lesion of this number (from 1) looks like; what is not known is that of ``unknown``."""
+        """The appearance of the lesion with this number (from 1); unknown values are taken from ``unknown``."""
         row = self.appearances_hu[lesion - 1]
         return Appearance(*np.where(np.isnan(row), astuple(unknown), row).tolist())
 
     def padded(self, shape: tuple[int, ...]) -> Layout:
-        """The layout padded behind to a shape: slices like the last one, in-plane background."""
+        """The layout padded at the end to a shape: the last slice is repeated, in-plane with background."""
         class_map, numbers = (padded_behind(array, shape) for array in (self.class_map, self.lesion_numbers))
         return replace(self, class_map=class_map, lesion_numbers=numbers)
 
@@ -78,13 +78,13 @@ class Layout:
         return replace(self, class_map=self.class_map[run], lesion_numbers=self.lesion_numbers[run])
 
     def with_lesion(self, box: Box, lesion: np.ndarray, lesion_class: int, appearance: Appearance) -> Layout:
-        """The layout with another lesion in it.
+        """The layout with an additional lesion.
 
         Args:
-            box: where it lies.
-            lesion: bool, of the box's shape.
-            lesion_class: in the class map.
-            appearance: what it shall look like.
+            box: place of the lesion.
+            lesion: bool, of the shape of the box.
+            lesion_class: class of the lesion in the class map.
+            appearance: requested appearance.
         """
         class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
         class_map[box][lesion], numbers[box][lesion] = lesion_class, len(self.appearances_hu) + 1
@@ -93,7 +93,7 @@ class Layout:
         return replace(self, class_map=class_map, lesion_numbers=numbers, appearances_hu=appearances_hu)
 
     def without_lesion(self, box: Box, lesion: np.ndarray, classes: np.ndarray) -> Layout:
-        """The layout with other classes (n,) in the voxels of a lesion; arguments else as of ``with_lesion``."""
+        """The layout with ``classes`` (n,) in the voxels of a removed lesion; other arguments: see ``with_lesion``."""
         class_map, numbers = self.class_map.copy(), self.lesion_numbers.copy()
         class_map[box][lesion], numbers[box][lesion] = classes, 0
         return replace(self, class_map=class_map, lesion_numbers=numbers)

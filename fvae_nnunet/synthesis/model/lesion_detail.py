@@ -1,7 +1,7 @@
-"""Lesions at latent resolution, finer than their share of a cell: their outline and their appearance.
+"""Lesion details at latent resolution: outline and appearance.
 
-The outline is the lesion mask at full resolution, the voxels of a latent cell as its channels (space to depth). From
-shares of cells alone a network cannot know where the edge lies.
+The outline is the lesion mask at full resolution, with the voxels of a latent cell as its channels (space to depth).
+The share of a lesion in a cell alone does not tell a network where the edge is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AppearanceScale:
 
     @classmethod
     def of(cls, appearances_hu: Sequence[Sequence[float]]) -> AppearanceScale:
-        """From those of the lesions, (n, 2); where there are none, or all are alike, 1 HU is 1."""
+        """Compute from the appearances of lesions, (n, 2); the standard deviation is 1 HU if there is no variation."""
         if not appearances_hu:
             return cls((0.0,) * len(APPEARANCE), (1.0,) * len(APPEARANCE))
         values = torch.tensor(appearances_hu, dtype=torch.float64)
@@ -34,18 +34,20 @@ class AppearanceScale:
         return cls(tuple(values.mean(dim=0).tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
 
     def scaled(self, appearance_hu: torch.Tensor) -> torch.Tensor:
-        """(B, 2, d, h, w) in HU becomes float32 in standard deviations from the mean, and NaN 0."""
+        """Convert (B, 2, d, h, w) from HU to float32 standard deviations from the mean; NaN becomes 0."""
         mean, std = (torch.tensor(of, device=appearance_hu.device).view(-1, 1, 1, 1) for of in (self.mean, self.std))
         return torch.nan_to_num((appearance_hu.float() - mean) / std)
 
 
 def appearance_of_cells(layout: Layout, spec: VAESpec) -> torch.Tensor:
-    """``APPEARANCE`` of the lesion in each latent cell: float32 (1, 2, d, h, w) in HU; NaN where there is none or it is
-    not known. A cell with several lesions has the mean of its lesion voxels.
+    """``APPEARANCE`` of the lesion in each latent cell: float32 (1, 2, d, h, w) in HU.
+
+    It is NaN in cells without lesion or with unknown appearance. A cell with several lesions has the mean over its
+    lesion voxels.
 
     Args:
-        layout: with numbers of slices and pixels that the VAE admits.
-        spec: of the VAE.
+        layout: layout whose numbers of slices and pixels the VAE accepts.
+        spec: specification of the VAE.
     """
     numbers = torch.from_numpy(layout.lesion_numbers.astype("int32"))[None]
     table = torch.cat([torch.zeros(1, len(APPEARANCE)), torch.from_numpy(layout.appearances_hu)])
@@ -55,16 +57,15 @@ def appearance_of_cells(layout: Layout, spec: VAESpec) -> torch.Tensor:
 
 
 def outline_channels(spec: VAESpec) -> int:
-    """Voxels of a latent cell."""
+    """Number of voxels in a latent cell."""
     return spec.slice_stride * spec.inplane_stride**2
 
 
 def packed_outline(lesion: torch.Tensor, spec: VAESpec) -> torch.Tensor:
-    """bool (B, D, H, W), sizes admissible for the VAE, to uint8 (B, n, d, h, w): the voxels of each latent cell in
-    order (z, y, x), eight a byte, the first in the highest bit.
+    """Pack a lesion mask, bool (B, D, H, W) of a size valid for the VAE, to uint8 (B, n, d, h, w).
 
-    Where the first latent slice codes fewer slices than the others (Wan: one instead of four), its first slice counts
-    several times.
+    The voxels of each latent cell are stored in the order (z, y, x), eight per byte, the first in the highest bit. If
+    the first latent slice codes fewer slices than the others (Wan: one instead of four), its first slice is repeated.
     """
     if spec.slice_offset:
         before = lesion[:, :1].expand(-1, spec.slice_stride - spec.slice_offset, -1, -1)

@@ -1,4 +1,4 @@
-"""Class maps at latent resolution: shares of cells, or the paper's grey image through the VAE."""
+"""Class maps at latent resolution: shares of classes in latent cells, or the paper's grey image through the VAE."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 
 
 def grey_condition(class_maps: torch.Tensor, vae: FrozenVAE, *, classes: int) -> torch.Tensor:
-    """The map ``2 * class / classes - 1`` through the VAE, as the paper does.
+    """Encode the map ``2 * class / classes - 1`` with the VAE, like the paper.
 
-    The paper's value is ``class / 300 - 0.5``, which puts neighbouring classes 0.003 apart, less than a VAE keeps.
+    The paper's value is ``class / 300 - 0.5``, which separates neighbouring classes by 0.003, less than a VAE can keep.
 
     Args:
-        class_maps: uint8 (B, D, H, W), 0 background, 1 to ``classes``; D, H and W admissible for the VAE.
-        vae: whose latents are generated.
+        class_maps: uint8 (B, D, H, W), 0 background, 1 to ``classes``; D, H and W valid for the VAE.
+        vae: VAE whose latents are generated.
         classes: number of classes without the background.
 
     Returns:
@@ -25,7 +25,7 @@ def grey_condition(class_maps: torch.Tensor, vae: FrozenVAE, *, classes: int) ->
         like a latent.
 
     Raises:
-        ValueError: another dtype or rank, sizes that the VAE does not admit, or a class above ``classes``.
+        ValueError: dtype or rank are wrong, the VAE does not accept the size, or a class is above ``classes``.
     """
     _check(class_maps, vae.spec, classes)
     return vae.encode(class_maps[:, None].float() * (2 / classes) - 1).float()
@@ -33,16 +33,16 @@ def grey_condition(class_maps: torch.Tensor, vae: FrozenVAE, *, classes: int) ->
 
 @dataclass(frozen=True)
 class ClassShares:
-    """Shares of classes without their zeros: a latent cell holds few of many classes.
+    """Shares of classes in sparse form: a latent cell contains few of many classes.
 
-    With 140 classes, cells of 4 x 8 x 8 voxels and at most k = 8 classes in one of them it takes 24 bytes a cell; all
+    With 140 classes, cells of 4 x 8 x 8 voxels and at most k = 8 classes per cell, this takes 24 bytes per cell; all
     channels in float16 take 280.
 
     Attributes:
-        classes: uint8 (B, k, d, h, w), classes of each cell, those with the largest share first; k is what the cell
-            with the most classes needs. Elsewhere 0 with share 0.
-        shares: float16 (B, k, d, h, w), of the cell's voxels; exact where a cell has a power of two of at most 2048
-            voxels.
+        classes: uint8 (B, k, d, h, w), classes of each cell, sorted by decreasing share; k is the largest number of
+            classes in a cell. Unused entries are 0 with share 0.
+        shares: float16 (B, k, d, h, w), share of the cell's voxels; exact if the number of voxels in a cell is a power
+            of two of at most 2048.
     """
 
     classes: torch.Tensor
@@ -56,11 +56,14 @@ class ClassShares:
 
 
 def class_shares(class_maps: torch.Tensor, spec: VAESpec, *, classes: int) -> ClassShares:
-    """The share of the voxels of each latent cell that are in each class, the background first; they sum to 1.
+    """The share of each class, including the background, in the voxels of each latent cell; shares sum to 1.
 
-    Of a VAE whose first latent slice codes fewer slices than the others (Wan: one instead of four), the first cell
-    spans these alone. A few slices are counted at a time, so memory beside the result does not grow with their number.
-    Arguments and errors are those of ``grey_condition``.
+    If the first latent slice of the VAE codes fewer slices than the others (Wan: one instead of four), the first cells
+    span only these. A few slices are counted at a time, so extra memory does not grow with their number.
+
+    Args:
+        class_maps, classes: as for ``grey_condition``, whose errors also apply.
+        spec: specification of the VAE.
     """
     _check(class_maps, spec, classes)
     slices = class_maps.shape[1]
@@ -77,14 +80,14 @@ def class_shares(class_maps: torch.Tensor, spec: VAESpec, *, classes: int) -> Cl
 
 
 def _ranked(class_maps: torch.Tensor, stride: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of one latent slice: uint8 (B, D, H, W) becomes classes and shares (B, k, h, w), the largest first."""
+    """One latent slice: uint8 (B, D, H, W) becomes classes and shares (B, k, h, w), the largest first."""
     batch, slices, height, width = class_maps.shape
     rows, columns, numbers = height // stride, width // stride, classes + 1
     cells = torch.arange(batch * rows * columns, device=class_maps.device).view(batch, 1, rows, 1, columns, 1)
     bins = cells * numbers + class_maps.view(batch, slices, rows, stride, columns, stride)
     counts = torch.bincount(bins.flatten(), minlength=batch * rows * columns * numbers).view(-1, numbers)
     most = int((counts > 0).sum(1).max())
-    # no two keys of a cell are equal, so that the order is the same everywhere: of equal shares the lower class first
+    # the keys of a cell are distinct, so the order is the same on all devices: of equal shares the lower class first
     keys = counts * numbers + torch.arange(classes, -1, -1, device=counts.device)
     top = keys.topk(most, dim=1).values
     count = top // numbers
@@ -97,17 +100,17 @@ def _ranked(class_maps: torch.Tensor, stride: int, classes: int) -> tuple[torch.
 
 def _check(class_maps: torch.Tensor, spec: VAESpec, classes: int) -> None:
     if class_maps.dtype != torch.uint8 or class_maps.ndim != 4:
-        raise ValueError(f"class maps are uint8 (B, D, H, W), got {class_maps.dtype} {tuple(class_maps.shape)}")
+        raise ValueError(f"class maps must be uint8 (B, D, H, W), got {class_maps.dtype} {tuple(class_maps.shape)}")
     slices, height, width = class_maps.shape[1:]
     if slices != spec.padded_slices(slices) or height % spec.inplane_stride or width % spec.inplane_stride:
-        raise ValueError(f"{spec.name} does not admit class maps of {slices} x {height} x {width} voxels")
+        raise ValueError(f"{spec.name} does not accept class maps of {slices} x {height} x {width} voxels")
     highest = int(class_maps.max())
     if highest > classes:
-        raise ValueError(f"a class map holds {highest}, but there are only {classes} classes")
+        raise ValueError(f"a class map has class {highest}, but the highest class is {classes}")
 
 
 def cells_of(region: torch.Tensor, spec: VAESpec) -> torch.Tensor:
-    """The latent cells with a voxel in a region: bool (B, D, H, W), sizes admissible, becomes bool (B, d, h, w)."""
+    """The latent cells with a voxel in a region: bool (B, D, H, W), valid for the VAE, becomes bool (B, d, h, w)."""
     return share_of_cells(region.float(), spec) > 0
 
 

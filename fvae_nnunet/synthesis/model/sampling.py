@@ -1,4 +1,4 @@
-"""From noise to latents, over any number of windows at once, and with parts of the latent known."""
+"""Sample latents from noise, over any number of windows at once and with parts of the latent known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.reconstruction.windows import blend_weights, slice_windows
 from fvae_nnunet.synthesis.model.noise_process import Sampler
 from fvae_nnunet.vae.base import VAESpec
@@ -24,9 +25,9 @@ class LatentWindow:
     """A window of a volume.
 
     Attributes:
-        start, stop: its slices [start, stop) in the volume.
-        frames: index of each of its latent slices among those of the volume (``LatentWindows.frames``), int64.
-        weights: float32, of its prediction for each of its latent slices; over all windows they sum to 1.
+        start, stop: range [start, stop) of its slices in the volume.
+        frames: int64, index of each of its latent slices among those of the volume (``LatentWindows.frames``).
+        weights: float32, weight of its prediction for each of its latent slices; they sum to 1 over all windows.
     """
 
     start: int
@@ -39,14 +40,14 @@ class LatentWindow:
 class LatentWindows:
     """Windows of a volume that overlap by whole latent slices.
 
-    Where the first latent slice of a window codes fewer slices than the others (Wan: one instead of four), that of
-    each window but the first is a latent slice of its own, behind all others: the window begins within slices that its
-    predecessor codes as a whole latent slice. All others lie on one grid, whatever the window.
+    If the first latent slice of a window codes fewer slices than the others (Wan: one instead of four), the first
+    latent slice of every later window is an additional one, stored after all others, because the window starts within
+    slices that its predecessor codes as one whole latent slice. All other latent slices are on one common grid.
 
     Attributes:
-        windows: in order.
-        frames: number of latent slices in all.
-        overlap_slices: slices of the volume that neighbours share.
+        windows: the windows in order.
+        frames: total number of latent slices.
+        overlap_slices: number of volume slices that neighbours share.
     """
 
     windows: tuple[LatentWindow, ...]
@@ -55,18 +56,18 @@ class LatentWindows:
 
     @classmethod
     def over(cls, slices: int, window_slices: int, spec: VAESpec) -> LatentWindows:
-        """The windows of a volume.
+        """Divide a volume into windows.
 
-        Neighbours share a quarter of a window's latent slices, at least one; the later one takes over by a raised
-        cosine. The last window may be short.
+        Neighbours share a quarter of a window's latent slices, at least one, blended by a raised cosine. The last
+        window may be shorter.
 
         Args:
-            slices: of the volume, admissible for the VAE.
-            window_slices: of a window, admissible.
-            spec: of the VAE.
+            slices: number of slices of the volume, valid for the VAE.
+            window_slices: number of slices of a window, valid for the VAE.
+            spec: specification of the VAE.
 
         Raises:
-            UserError: the windows are too short to go on from one to the next.
+            UserError: the windows are too short to overlap.
         """
         first = 1 if spec.slice_offset else 0
         steps, window_steps = ((count - spec.slice_offset) // spec.slice_stride for count in (slices, window_slices))
@@ -74,8 +75,8 @@ class LatentWindows:
             return cls((LatentWindow(0, slices, torch.arange(1), torch.ones(1)),), 1, 0)
         if window_steps == 0:
             raise UserError(
-                f"the model's windows of {window_slices} slices are too short for a volume of {slices}; train one with "
-                f"at least {spec.slice_offset + spec.slice_stride}"
+                f"the model's windows of {counted(window_slices, 'slice')} are too short for a volume of {slices}; "
+                f"train one with at least {spec.slice_offset + spec.slice_stride}"
             )
         overlap = min(max(1, window_steps // 4), window_steps // 2)
         ranges = slice_windows(steps, window_steps, overlap)
@@ -101,12 +102,12 @@ class LatentWindows:
 
 @dataclass(frozen=True)
 class Known:
-    """A part of the latent that is not generated.
+    """The known part of a latent, which is not generated.
 
     Attributes:
         latent: (1, C, frames, h, w), standardised.
-        generated: bool (1, 1, frames, h, w), the cells that are.
-        draft: as the latent, for networks that start from one; None for others.
+        generated: bool (1, 1, frames, h, w), the cells to generate.
+        draft: shape as ``latent``, for networks that start from a draft; None for others.
     """
 
     latent: torch.Tensor
@@ -127,28 +128,28 @@ def sample_latent(
     known: Known | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """A standardised latent drawn from noise.
+    """Draw a standardised latent from noise.
 
-    At every step the windows' predictions are blended where they overlap and one step is taken for the whole volume, so
-    all windows have the same noise level and the same noise in what they share.
+    At every step the predictions of overlapping windows are blended and one step is taken for the whole volume, so all
+    windows have the same noise level, and the same noise in shared slices.
 
-    Where a part is known it is put back at every step at the level of that step, and a network with context is told it.
-    The known part's noise is renewed by the same share and the same draw as that of the rest, as if a perfect network
-    had denoised it.
+    A known part is replaced at every step by its value at the noise level of that step, and a network with context
+    receives it. Its noise is renewed by the same share and the same draw as the rest, as if a perfect network had
+    denoised it.
 
     Args:
-        denoiser: the network; it is not changed.
-        sampler: the steps.
-        windows: of the volume.
-        conditions: of each window, (1, K, d, h, w); asked for at every step.
-        generator: on the CPU. It draws (1, C, frames, h, w) at the start and for each step with fresh noise.
-        guidance: 1: none; g: ``without + g * (with - without)`` conditions (Ho and Salimans 2022).
-        text: embedding (1, T, width) of a report, all tokens real.
-        known: the known part; None if all is generated.
-        on_step: called with the steps done and the steps in all.
+        denoiser: the network; it is not modified.
+        sampler: the sampling steps.
+        windows: windows of the volume.
+        conditions: condition of each window, (1, K, d, h, w), requested at every step.
+        generator: CPU generator. It draws (1, C, frames, h, w) at the start and for each step with fresh noise.
+        guidance: 1: no guidance; g: ``without + g * (with - without)`` conditions (Ho and Salimans 2022).
+        text: embedding (1, T, width) of a report, with real tokens only.
+        known: the known part; None: generate everything.
+        on_step: called with the number of steps done and the total.
 
     Returns:
-        float32 (1, C, frames, h, w) on the denoiser's device. Where it was known, it is ``known.latent`` to the bit.
+        float32 (1, C, frames, h, w) on the denoiser's device; exactly ``known.latent`` in the known part.
     """
     from fvae_nnunet.synthesis.model.denoiser import known_context
 

@@ -1,7 +1,7 @@
-"""Latents at zero mean and unit variance per channel, and back.
+"""Standardise latents to zero mean and unit variance per channel, and back.
 
-The paper multiplies all channels by one factor (1.52 for its VAE); channels of a VAE differ by more than that, so each
-has its own mean and standard deviation here, measured on the training data.
+The paper multiplies all channels by one factor (1.52 for its VAE). Because the channels of a VAE differ more than that,
+each one has its own mean and standard deviation here, measured on the training data.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def standardise(latent: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """``(latent - mean) / std`` per channel: (B, C, d, h, w), any float dtype, becomes float32; mean and std hold C."""
+    """``(latent - mean) / std`` per channel: (B, C, d, h, w), any float dtype, becomes float32; C means and stds."""
     return (latent.float() - _of_channels(mean, latent)) / _of_channels(std, latent)
 
 

@@ -1,13 +1,13 @@
-"""Consistency along the slices, put into a 2D network without changing what it computes.
+"""Layers for consistency along the slices, inserted into a 2D network without changing its initial output.
 
 Foundation-VAE's generation trains a 2D diffusion UNet on single latent slices and then inserts a convolution along the
 slices after every 3x3 convolution, which starts as the identity; only these are trained further. The paper's text
-calls it attention, so that is the other kind offered here.
+calls it attention, so attention is available too.
 
-Both kinds are residual, ``x + f(x)`` with ``f`` zero at the start. For the convolution that is the same family of
-functions as a convolution that starts as a Dirac, with the same gradients, but exact on every backend: a Dirac
-convolution that computes in TF32 or bfloat16 rounds what it should pass on. The sum keeps the memory layout of ``x``,
-on which the rounding of later convolutions depends.
+Both kinds are residual, ``x + f(x)``, with ``f`` zero at the start. For the convolution this is the same family of
+functions, with the same gradients, as a convolution that starts as a Dirac, but exact on every backend: a Dirac
+convolution in TF32 or bfloat16 rounds the values it passes on. The sum keeps the memory layout of ``x``, on which the
+rounding of later convolutions depends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEAD_WIDTH = 32
 
 
 class SliceCount:
-    """How many slices the network sees at once; shared by all layers of a network, set for the time of a pass."""
+    """Number of slices the network sees at once; shared by all layers of a network and set during a pass."""
 
     def __init__(self) -> None:
         self.slices = 1
@@ -41,7 +41,7 @@ class SliceCount:
             self.slices = before
 
     def checkpointed(self, module: nn.Module, *inputs: Any) -> Any:
-        """``module(*inputs)`` with gradient checkpointing; the second pass sees as many slices as the first."""
+        """``module(*inputs)`` with gradient checkpointing; the second pass uses the same number of slices."""
         slices = self.slices
 
         def run(*inputs: Any) -> Any:
@@ -62,10 +62,10 @@ class SliceConvolution(nn.Conv1d):
 
 
 class SliceAttention(nn.Module):
-    """``f`` as self-attention along the slices, its output projection zero at first. (B, C, d) becomes (B, C, d).
+    """``f`` as self-attention along the slices, with a zero output projection at first. (B, C, d) becomes (B, C, d).
 
-    The positions of the slices enter by sines and cosines (Vaswani et al. 2017, section 3.5), so any number of slices
-    can be taken.
+    Slice positions are encoded by sines and cosines (Vaswani et al. 2017, section 3.5), so any number of slices is
+    possible.
     """
 
     def __init__(self, channels: int) -> None:
@@ -87,7 +87,7 @@ class SliceAttention(nn.Module):
 
 
 def slice_positions(slices: int, channels: int, device: torch.device) -> torch.Tensor:
-    """float32 (slices, channels): sine in the even channels, cosine in the odd ones, of wave lengths up to 20000 pi."""
+    """float32 (slices, channels): sine in even channels, cosine in odd ones, with wavelengths up to 20000 pi."""
     steps = torch.arange(0, channels, 2, device=device, dtype=torch.float32)
     angles = torch.arange(slices, device=device)[:, None] * torch.exp(steps * (-math.log(10000.0) / channels))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
@@ -100,9 +100,9 @@ KINDS: dict[str, type[SliceConvolution] | type[SliceAttention]] = {
 
 
 class SliceConsistentConv2d(nn.Conv2d):
-    """A 2D convolution of all slices, and a layer along the slices behind it.
+    """A 2D convolution of all slices, followed by a layer along the slices.
 
-    (B * d, C, h, w) becomes (B * d, C', h', w'); d is in ``count``. The names of the convolution's own weights stay.
+    (B * d, C, h, w) becomes (B * d, C', h', w'); d is in ``count``. The convolution's own weights keep their names.
     """
 
     def __init__(self, convolution: nn.Conv2d, kind: str, count: SliceCount) -> None:
@@ -129,7 +129,7 @@ class SliceConsistentConv2d(nn.Conv2d):
 
 
 def insert_along_slices(network: nn.Module, kind: str, count: SliceCount) -> None:
-    """Put a layer of this kind behind every 3x3 convolution of ``network``, in place."""
+    """Insert a layer of this kind after every 3x3 convolution of ``network``, in place."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if (
@@ -141,7 +141,7 @@ def insert_along_slices(network: nn.Module, kind: str, count: SliceCount) -> Non
 
 
 def parameters_along_slices(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the inserted layers alone."""
+    """The parameters of the inserted layers only."""
     return [
         parameter
         for module in network.modules()

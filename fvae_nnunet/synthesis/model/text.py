@@ -1,4 +1,4 @@
-"""Report text as a condition: embeddings of a frozen text encoder, kept on disk."""
+"""Report text as a condition: embeddings of a frozen text encoder, cached on disk."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from fvae_nnunet.vae.weights import state_dict_sha256
 MAX_TOKENS = 512
 
 CXR_BERT = "cxr-bert"
-"""Model type of the default encoder: a BERT with heads that are not needed here. Taken as a BERT, none of the code in
-its repository is run."""
+"""Model type of the default encoder: a BERT with heads that are not needed here. It is loaded as a BERT, so that no
+code from its repository is run."""
 
 
 class ReportEncoder:
-    """The last hidden state of a frozen transformers encoder.
+    """Compute embeddings of texts: the last hidden state of a frozen transformers encoder.
 
-    Each text is encoded alone, so its embedding does not depend on its neighbours.
+    Each text is encoded separately, so its embedding does not depend on others.
 
     Args:
         name: hub id or folder of an encoder and its tokenizer.
-        cache: folder of embeddings, one file for each text and model; None to keep none.
-        device: where to compute, in float32.
-        dtype: float32 or float16, of the embeddings.
+        cache: folder of cached embeddings, one file per text and model; None: no cache.
+        device: device for the computation, which is in float32.
+        dtype: dtype of the embeddings, float32 or float16.
 
     Attributes:
-        width: channels of an embedding.
-        max_tokens: longer texts are cut, with a warning; at most 512.
-        weights_sha256: digest of the weights that its files hold, see ``vae.weights``.
+        width: number of channels of an embedding.
+        max_tokens: maximum number of tokens, at most 512; longer texts are truncated with a warning.
+        weights_sha256: digest of the weights in the encoder's files, see ``vae.weights``.
 
     Raises:
-        UserError: transformers or a package that it needs is not installed, or the encoder cannot be had or used.
+        UserError: transformers or a package that it needs is not installed, or the encoder is not available or
+            unsuitable.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ReportEncoder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if dtype not in (torch.float32, torch.float16):
-            raise ValueError(f"embeddings are float32 or float16, not {dtype}")
+            raise ValueError(f"embeddings must be float32 or float16, not {dtype}")
         self.name = os.fspath(name)
         self._tokenizer, model, missing = _load(self.name)
         state = {key: value for key, value in model.state_dict().items() if key not in missing}
@@ -65,17 +66,17 @@ class ReportEncoder:
         self._device, self._dtype, self._cache = torch.device(device), dtype, cache
 
     def encode(self, text: str) -> torch.Tensor:
-        """The embedding (T, width) of a text on the CPU; T counts its tokens with those that begin and end it.
+        """The embedding (T, width) of a text on the CPU; T includes the start and end tokens.
 
         Raises:
             UserError: the text is empty.
         """
         if not text.strip():
-            raise UserError("a report is empty; leave the case out instead")
+            raise UserError("a report is empty; leave out the case instead")
         tokens = self._tokenizer(text, verbose=False)["input_ids"]
         if len(tokens) > self.max_tokens:
             warnings.warn(
-                f"a report of {len(tokens)} tokens is cut to {self.max_tokens}: {text[:60]!r}...", stacklevel=2
+                f"a report of {len(tokens)} tokens is truncated to {self.max_tokens}: {text[:60]!r}...", stacklevel=2
             )
             tokens = self._tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
         if self._cache is None:
@@ -99,23 +100,23 @@ class ReportEncoder:
 
 
 def _load(name: str) -> tuple[Any, Any, set[str]]:
-    """Tokenizer, model, and the names of parameters that its files do not hold (a pooler, which is not used)."""
+    """Tokenizer, model, and the names of parameters that are not in its files (a pooler, which is not used)."""
     with needed_for("report text"):
         import transformers
     folder = Path(name).expanduser()
     if folder.is_dir():
         name = str(folder)
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"the text encoder {name!r} is neither a folder here nor a hub id of the form owner/name")
+        raise UserError(f"the text encoder {name!r} is neither an existing folder nor a hub id of the form owner/name")
     options: dict[str, Any] = {"local_files_only": folder.is_dir() or _is_cached(name)}
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # heads that the encoder does not need are no cause for alarm
+    transformers.logging.set_verbosity_error()  # no warnings about heads that are not needed
     model_class: Any = transformers.AutoModel
     try:
         with needed_for(f"the text encoder {name}"):
             config, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
             if config.get("is_encoder_decoder"):
-                raise UserError(f"the text encoder {name} is an encoder with a decoder; name an encoder such as a BERT")
+                raise UserError(f"the text encoder {name} is an encoder with a decoder; give an encoder such as a BERT")
             if config.get("model_type") == CXR_BERT:
                 tokenizer = transformers.BertTokenizer.from_pretrained(name, **options)
                 bert = transformers.BertConfig.from_dict({**config, "model_type": "bert"})
@@ -126,9 +127,9 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first_lines = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the text encoder {name} cannot be loaded: {first_lines}. Connect and run this again, or copy its files "
-            "(config.json, weights, vocabulary) from elsewhere into one folder and give that as `text_encoder`; if "
-            "it is private or asks for its terms to be accepted, accept them on its page and run `hf auth login`"
+            f"the text encoder {name} cannot be loaded: {first_lines}. Connect to the internet and run this again, or "
+            "copy its files (config.json, weights, vocabulary) into one folder and give the folder as `text_encoder`; "
+            "if it is private or requires accepting terms, accept them on its page and run `hf auth login`"
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -136,7 +137,7 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
     lacking = sorted(key for key in missing if "pooler" not in key)
     if lacking:
         raise UserError(f"the text encoder {name} lacks {lacking[0]} ({len(lacking)} such keys); is it an encoder?")
-    # some releases name them as the file would, with ``bert.`` before
+    # some releases name missing keys as in the file, with the prefix ``bert.``
     return (
         tokenizer,
         model,
@@ -145,7 +146,7 @@ def _load(name: str) -> tuple[Any, Any, set[str]]:
 
 
 def _is_cached(hub_id: str) -> bool:
-    """Whether the encoder is in the hub's local cache; if not and the hub is not reached, UserError within seconds."""
+    """Whether the encoder is in the local hub cache; if not and the hub is unreachable, UserError within seconds."""
     from huggingface_hub import try_to_load_from_cache
 
     from fvae_nnunet.vae.folders import HubUnreachable, reach_hub
@@ -157,15 +158,15 @@ def _is_cached(hub_id: str) -> bool:
         reach_hub()
     except HubUnreachable as error:
         raise UserError(
-            f"the text encoder {hub_id} is not on this machine and the hub cannot be reached ({error}). Connect and "
-            "run this again, or copy its files (config.json, weights, vocabulary) from elsewhere into one folder and "
-            "give that as `text_encoder`"
+            f"the text encoder {hub_id} is not on this computer and the hub cannot be reached ({error}). Connect to "
+            "the internet and run this again, or copy its files (config.json, weights, vocabulary) into one folder and "
+            "give the folder as `text_encoder`"
         ) from error
     return False
 
 
 def _cached(path: Path) -> torch.Tensor | None:
-    """None where it is not there, or not as it was written."""
+    """The cached embedding; None if it is missing or damaged."""
     try:
         return load_tensors(path)["embedding"] if path.is_file() else None
     except UserError:

@@ -1,1 +1,1 @@
-"""The real cases that synthesis starts from."""
+"""Real cases used as input of the synthesis."""

@@ -1,4 +1,4 @@
-"""Raw cases of a dataset as synthesis needs them: HU, labels, organ and lesion on one axial grid."""
+"""Read raw cases of a dataset for synthesis: HU, labels, organ and lesion on one axial grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fvae_nnunet.ct.files import read_header, read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.intensity import round_to_int16
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.sources.organs import OrganSource
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceCase:
-    """A raw case. All arrays are axial, (z, y, x) = (body axis, front-back, left-right), and of one shape.
+    """A raw case. All arrays are axial, (z, y, x) = (body axis, front-back, left-right), and have the same shape.
 
     Attributes:
-        case: its name.
+        case: name of the case.
         volume_hu: int16.
-        labels: the dataset's label values.
-        class_map: uint8; 0 background, else the place (from 1) in ``SourceDataset.class_names``; lesions come last.
-        organ: bool, with the lesions; all False for an organ source ``none``. Of structures those into which lesions
-            are put.
-        lesion: bool, of the class that is put in; where none was chosen, of any class.
-        lesion_class: in ``class_map``, of the lesion that is put in; 0: none is.
-        organ_classes: how many classes are no lesion.
-        geometry: of the image file.
-        digests: sha256 of each file that it was read from, by name.
+        labels: label values of the dataset.
+        class_map: uint8; 0: background, otherwise the position (from 1) in ``SourceDataset.class_names``; lesions come
+            last.
+        organ: bool, including lesions; all False for the organ source ``none``. With structures, those that receive
+            lesions.
+        lesion: bool, lesions of the class to insert; of all classes if none was chosen.
+        lesion_class: class in ``class_map`` of the lesion to insert; 0: none.
+        organ_classes: number of classes that are not lesions.
+        geometry: geometry of the image file.
+        digests: name -> sha256 of each file that was read.
     """
 
     case: str
@@ -53,12 +54,12 @@ class SourceCase:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """(z, y, x)."""
+        """Voxel size (z, y, x) in mm."""
         return self.geometry.axial_spacing_mm
 
     @property
     def any_lesion(self) -> np.ndarray:
-        """Lesions of all classes, bool."""
+        """bool, lesions of all classes."""
         return self.class_map > self.organ_classes
 
 
@@ -68,16 +69,16 @@ class SourceDataset:
 
     Attributes:
         name: ``DatasetNNN_Something``.
-        raw_folder: its folder in nnUNet_raw.
-        dataset_json: content of its dataset.json.
-        image_files: case -> the files of its channels, in order. Only cases of the chosen fold.
+        raw_folder: folder of the dataset in nnUNet_raw.
+        dataset_json: content of dataset.json.
+        image_files: case -> files of its channels, in order; only cases of the chosen fold.
         label_files: case -> its segmentation.
-        ct_channel: the channel that is CT.
-        organ: where the organ comes from.
-        lesions: name -> value of the lesions' labels, in the order of their classes; empty: segmentations are not read.
-        lesion_name: of the lesion that is put in; None where there are none or several of which none was chosen.
-        known_labels: every value that a voxel may have.
-        hu_as_is: read also images that cannot be in HU.
+        ct_channel: index of the CT channel.
+        organ: source of the organ.
+        lesions: name -> label value of each lesion, in the order of their classes; empty: segmentations are not read.
+        lesion_name: name of the lesion to insert; None if there is none, or if several and none was chosen.
+        known_labels: all values that a voxel may have.
+        hu_as_is: also read images that cannot be in HU.
     """
 
     name: str
@@ -102,46 +103,48 @@ class SourceDataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The condition classes in the order of their values in ``SourceCase.class_map``, from 1."""
+        """The names of the condition classes in ``SourceCase.class_map``, starting with class 1."""
         return (*self.organ.class_names, *self.lesions)
 
     @property
     def lesion_value(self) -> int:
-        """Of the lesion that is put in."""
+        """The label value of the lesion to insert."""
         return self.lesions[self.check_lesion()]
 
     def check_lesion(self) -> str:
-        """The name of the lesion that is put in; UserError where it is not known which."""
+        """The name of the lesion to insert; UserError if none was chosen."""
         if self.lesion_name is None:
             raise UserError(
-                f"the model knows several lesions; say with `lesion` which is put in: {', '.join(self.lesions)}"
+                f"the model knows several lesions; choose the one to insert with `lesion`: {', '.join(self.lesions)}"
                 if self.lesions
-                else "the model knows no lesion that could be put in; generate whole volumes from a list"
+                else "the model knows no lesion that could be inserted; generate whole volumes from a list"
             )
         return self.lesion_name
 
     def with_lesion(self, name: str) -> SourceDataset:
-        """The same classes, with this lesion to be put in; UserError where it is none of them."""
+        """The same dataset with this lesion to insert; UserError if it does not exist."""
         if name not in self.lesions:
             raise UserError(f"`lesion`: the model knows no {name!r}; it knows {', '.join(self.lesions) or 'none'}")
         return replace(self, lesion_name=name)
 
     @property
     def lesion_class(self) -> int:
-        """Of the lesion that is put in, in ``SourceCase.class_map``; 0: none is."""
+        """The class in ``SourceCase.class_map`` of the lesion to insert; 0: none."""
         return 0 if self.lesion_name is None else self.class_of(self.lesion_name)
 
     @property
     def label_without_lesion(self) -> int:
-        """What a voxel of a lesion has as its label when the lesion is left out: the organ's, where it has one.
+        """The label of lesion voxels when the lesion is left out: that of the organ, or 0 if it has none.
 
         Raises:
-            UserError: the organ has several, so that it is not known.
+            UserError: the organ has several labels.
         """
         if self.organ.kind != "label":
             return 0
         if len(self.organ.values) > 1:
-            raise UserError(f"`organ={self.organ.text}` has several labels; which lies under a lesion is not known")
+            raise UserError(
+                f"`organ={self.organ.text}` has several labels, so the label below a lesion is unknown; give one label"
+            )
         return self.organ.values[0]
 
     def class_of(self, lesion: str) -> int:
@@ -149,28 +152,28 @@ class SourceDataset:
         return len(self.organ.class_names) + list(self.lesions).index(lesion) + 1
 
     def without(self, cases: Iterable[str]) -> SourceDataset:
-        """The dataset without some cases; UserError where one is not among them, or none is left."""
+        """The dataset without some cases; UserError if one of them does not exist, or none is left."""
         left_out = set(cases)
         unknown = sorted(left_out - self.image_files.keys())
         if unknown:
             raise UserError(f"there is no training case {unknown[0]!r} to leave out of {self.name}")
         kept = {case: files for case, files in self.image_files.items() if case not in left_out}
         if not kept:
-            raise UserError(f"all cases of {self.name} are left out")
+            raise UserError(f"all cases of {self.name} are left out; keep at least one")
         return replace(self, image_files=kept)
 
     def for_model(self, settings: ModelSettings, folder: Path) -> SourceDataset:
-        """The dataset with its classes in the order of a model, which must be the same.
+        """The dataset with its classes in the order of a model; both must have the same classes.
 
-        A model of one organ and one lesion takes those of this dataset, whatever their names. Structures and several
-        lesions are matched by name; structures that only the dataset has become background.
+        A model with one organ and one lesion accepts those of this dataset under any name. Structures and several
+        lesions are matched by name; structures unknown to the model become background.
 
         Args:
-            settings: of the model.
-            folder: of the model, for messages.
+            settings: settings of the model.
+            folder: folder of the model, for messages.
 
         Raises:
-            UserError: the classes do not fit.
+            UserError: the classes differ.
         """
         organ, organs = self.organ, settings.class_names[: len(settings.class_names) - settings.lesions]
         if organ.structures is not None and organs:
@@ -179,13 +182,13 @@ class SourceDataset:
         by_name = organ.structures is not None or settings.lesions > 1
         if len(found.class_names) != len(settings.class_names) or (by_name and organ.class_names != organs):
             raise UserError(
-                f"{folder} was trained on {_few(settings.class_names)}, and `organ={organ.text}` gives "
-                f"{_few(found.class_names)}; give an `organ` of the same kind"
+                f"{folder} was trained on {_few(settings.class_names)}, but `organ={organ.text}` gives "
+                f"{_few(found.class_names)}; give an `organ` with the same classes"
             )
         return found
 
     def read_size(self, case: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Voxels and spacing in mm of a case's image, (z, y, x), axial, from the head of its file.
+        """Shape and spacing in mm of a case's image, (z, y, x), axial, from the header of its file.
 
         Raises:
             UserError: the file cannot be read.
@@ -194,7 +197,7 @@ class SourceDataset:
         return tuple(size[axis] for axis in geometry.axial_order), geometry.axial_spacing_mm
 
     def axial_direction(self, case: str) -> np.ndarray:
-        """``ct.geometry.Geometry.axial_direction`` of a case's image, from the head of its file.
+        """``ct.geometry.Geometry.axial_direction`` of a case's image, from the header of its file.
 
         Raises:
             UserError: the file cannot be read.
@@ -202,7 +205,7 @@ class SourceDataset:
         return read_header(self.image_files[case][self.ct_channel])[1].axial_direction
 
     def digests(self, case: str) -> dict[str, str]:
-        """sha256 of each file that ``read`` would read, by its role and name; UserError where one is missing."""
+        """The sha256 of each file that ``read`` would read, by role and name; UserError if one is missing."""
         roles = [("image", self.image_files[case][self.ct_channel])]
         roles += [("label", self.label_files[case])] if self.lesions else []
         roles += [("organ", path) for path in self.organ.files_of(case)]
@@ -216,15 +219,15 @@ class SourceDataset:
 
         Args:
             case: one of ``cases``.
-            digests: of its files, where they are known already.
-            lesions: False for the case as if it had none, see ``label_without_lesion``.
+            digests: digests of its files, if already known.
+            lesions: False: read the case as if it had no lesions, see ``label_without_lesion``.
 
         Raises:
-            UserError: a file is missing or damaged, image and label differ in shape, HU are not finite, do not fit
+            UserError: a file is missing or damaged, image and label differ in shape, values are not finite, do not fit
                 int16 or cannot be HU, a label is not in dataset.json, or the organ is empty.
         """
         if case not in self.image_files:
-            raise UserError(f"{self.name} has no case {case!r} to read; it has {', '.join(self.cases[:5])} ...")
+            raise UserError(f"{self.name} has no case {case!r}; it has {some_of(self.cases, 5)}")
         image_path = self.image_files[case][self.ct_channel]
         for path in (image_path, *([self.label_files[case]] if self.lesions else [])):
             if not path.is_file():
@@ -249,7 +252,7 @@ class SourceDataset:
                 organs = self.organ.recorded if self.organ.names else self.organ.text
                 raise UserError(
                     f"{case}: the organ ({organs}) has no voxel; correct {self.label_files[case]} or the organ mask, "
-                    "give another `organ`, or leave the case out (`leave_out`; of a list: its rows)"
+                    "give another `organ`, or leave out the case (`leave_out`; in a list: its rows)"
                 )
         if not lesions:
             class_map[any_lesion & (class_map == 0)] = 1 if self.organ.class_names == ("organ",) else 0
@@ -271,7 +274,7 @@ class SourceDataset:
         )
 
     def _read_labels(self, case: str, image_path: Path, shape: tuple[int, ...]) -> np.ndarray:
-        """As in the file; all 0 where there are no lesions to read."""
+        """The labels as stored in the file; all 0 if there are no lesions to read."""
         dtype = np.min_scalar_type(max(self.known_labels))
         if not self.lesions:
             return np.zeros(shape, dtype=dtype)
@@ -279,28 +282,28 @@ class SourceDataset:
         labels, _ = read_volume(path)
         if labels.shape != shape:
             raise UserError(
-                f"{case}: the image {image_path} has {shape} voxels (z, y, x), its segmentation {path} "
+                f"{case}: the image {image_path} has {shape} voxels (z, y, x), but its segmentation {path} has "
                 f"{labels.shape}; repair the dataset"
             )
         self.check_labels(path, labels)
         return labels.astype(dtype)
 
     def check_labels(self, path: Path, labels: np.ndarray) -> None:
-        """Raise UserError where a label map holds what ``dataset.json`` does not declare."""
+        """Raise UserError if a label map has values that ``dataset.json`` does not declare."""
         unknown = sorted(set(np.unique(labels).tolist()) - set(self.known_labels))
         if unknown:
             raise UserError(
-                f"{path} holds the labels {', '.join(f'{value:g}' for value in unknown[:5])}, which dataset.json does "
-                f"not declare (it has {', '.join(map(str, self.known_labels))})"
+                f"{path} has the labels {some_of([f'{value:g}' for value in unknown], 5)}, which dataset.json does not "
+                f"declare (it has {', '.join(map(str, self.known_labels))})"
             )
 
 
 def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) -> None:
-    """Raise UserError where cases have failed, with the reason of each and the ways out.
+    """Raise UserError if cases have failed, with the reason for each and possible remedies.
 
     Args:
-        failed: case -> why.
-        done: what cannot be done with them: ``encoded``.
+        failed: case -> its error.
+        done: participle of the failed action, such as ``encoded``.
         consequence: a sentence on the other cases.
     """
     if not failed:
@@ -309,7 +312,7 @@ def refuse_failed(failed: Mapping[str, Exception], done: str, consequence: str) 
     raise UserError(
         f"{counted(len(failed), 'case')} cannot be {done}:\n  "
         + "\n  ".join(_failure(case, error) for case, error in failed.items())
-        + f"\n{consequence} Repair these, or leave them out (`leave_out={' '.join(failed)}`)"
+        + f"\n{consequence} Repair the failed ones, or leave them out (`leave_out={' '.join(failed)}`)"
     ) from unexpected
 
 
@@ -319,5 +322,5 @@ def _failure(case: str, error: Exception) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The names, or of more than eight the first and the last."""
+    """The names, or the first and the last if there are more than eight."""
     return ", ".join(names if len(names) <= 8 else (*names[:4], f"... ({len(names)} classes)", *names[-2:]))

@@ -1,4 +1,4 @@
-"""Finding a raw dataset for synthesis, and checking that it will do."""
+"""Find a raw dataset for synthesis and check that it is suitable."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder, training_fil
 from fvae_nnunet.nnunet.folds import training_cases
 from fvae_nnunet.nnunet.lesion_labels import NO_LESIONS, lesion_labels
 from fvae_nnunet.nnunet.structures import MOST_CLASSES
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.sources.cases import SourceDataset
 from fvae_nnunet.synthesis.sources.organs import OrganSource
 
@@ -29,17 +30,17 @@ def open_source_dataset(
     channels: Sequence[int] | None = None,
     hu_as_is: bool = False,
 ) -> SourceDataset:
-    """Find a raw dataset and check that lesions can be learnt from it and put into it.
+    """Find a raw dataset and check that lesions can be learnt from it and inserted into it.
 
     Args:
-        id_or_name: as nnU-Net's commands take it.
-        organ: where the organ comes from, see ``organs.FORMS``; None: all labels but those of lesions.
-        lesions: names of the lesions' labels, see ``lesion_labels``.
-        fold: keep the training cases of this fold of nnU-Net's splits_final.json, or, where there is no such file
+        id_or_name: id or name of the dataset, as in nnU-Net's commands.
+        organ: source of the organ, see ``organs.FORMS``; None: all labels except those of lesions.
+        lesions: names of the lesion labels, see ``lesion_labels``.
+        fold: keep only the training cases of this fold of nnU-Net's splits_final.json or, if this file does not exist
             yet, of the split that nnU-Net will make; None: all training cases.
-        plans_name: identifier of the plans, which say what channel is CT where dataset.json does not.
-        channels: the one that is CT; None for that which is called CT.
-        hu_as_is: take also images that cannot be in HU (``hounsfield``).
+        plans_name: identifier of the plans, which decide which channel is CT if dataset.json does not.
+        channels: index of the CT channel; None: the channel named CT.
+        hu_as_is: also accept images that cannot be in HU (``hounsfield``).
 
     Raises:
         UserError: something is missing, unknown or not supported.
@@ -59,7 +60,8 @@ def open_source_dataset(
     )
     if scheme.file_ending not in SINGLE_FILE_ENDINGS:
         raise UserError(
-            f"{raw}: images of the format {scheme.file_ending} are not supported; {', '.join(SINGLE_FILE_ENDINGS)} are"
+            f"{raw}: images in the format {scheme.file_ending} are not supported; convert them to one of "
+            f"{', '.join(SINGLE_FILE_ENDINGS)}"
         )
     label_values = {name: (label,) if isinstance(label, int) else label for label, name in scheme.names.items()}
     chosen = lesion_labels(raw, label_values, lesions)
@@ -69,14 +71,18 @@ def open_source_dataset(
     missing = [path for path in label_files.values() if not path.is_file()]
     if missing and chosen:
         raise UserError(
-            f"{len(missing)} of {len(cases)} cases of {raw} have no segmentation (first: {missing[0]}); without any, "
-            f"`lesions='{NO_LESIONS}'` does without lesions"
+            f"{len(missing)} of {counted(len(cases), 'case')} of {raw} without segmentation (first: {missing[0]}); to "
+            f"work without lesions and segmentations, give `lesions='{NO_LESIONS}'`"
         )
     source = OrganSource.parse(organ, label_values=label_values, lesion_names=chosen, cases=cases, raw_folder=raw)
     both = set(source.class_names) & chosen.keys()
     if both or len(source.class_names) + len(chosen) > MOST_CLASSES:
-        wrong = f"{min(both)} is a structure and a lesion" if both else f"more than {MOST_CLASSES} classes"
-        raise UserError(f"{raw}: {wrong}; that cannot be told apart")
+        wrong = (
+            f"{min(both)} is both a structure and a lesion; rename one of them"
+            if both
+            else f"there are more than {MOST_CLASSES} classes of structures and lesions, which is not supported"
+        )
+        raise UserError(f"{raw}: {wrong}")
     return SourceDataset(
         name=name,
         raw_folder=raw,
@@ -101,8 +107,8 @@ def _ct_channel(
     channels = find_ct_channels(dataset_json, plans, wanted)
     if len(channels) > 1:
         raise UserError(
-            f"{name} has {len(channels)} CT channels ({', '.join(map(str, channels))}); a lesion would have to be "
-            "synthesised in all of them alike, which is not supported. If only one of them is CT in HU, say which with "
+            f"{name} has {len(channels)} CT channels ({', '.join(map(str, channels))}); synthesising a lesion "
+            "consistently in several channels is not supported. If only one of them is CT in HU, choose it with "
             f"`channels={channels[0]}`"
         )
     if not hu_as_is:

@@ -1,4 +1,4 @@
-"""Where the organ of a case comes from: the dataset's labels, masks of it or of many structures, or a threshold in HU.
+"""Sources of a case's organ mask: labels of the dataset, masks of the organ or of many structures, or HU thresholds.
 
 All volumes here are axial: (z, y, x) = (body axis, front-back, left-right), see ``orientation.axial_order``.
 """
@@ -21,16 +21,16 @@ from fvae_nnunet.nnunet.structures import NAMES_FILE, TRAINING_FOLDER, Structure
 FORMS = "structures, structures:FOLDER, label:NAME[,NAME], folder:PATH, folder:PATH:VALUE[,VALUE], lungs, body or none"
 
 BODY_ABOVE_HU = -500.0
-"""Half way between air (-1000 HU) and water (0 HU): where a blurred skin surface lies."""
+"""Half-way between air (-1000 HU) and water (0 HU), the value at a blurred skin surface."""
 
 LUNG_BELOW_HU = -400.0
-"""Between aerated lung (about -850 HU) and soft tissue (about 40 HU), as in most threshold methods for chest CT."""
+"""Between aerated lung (about -850 HU) and soft tissue (about 40 HU), as in most chest CT threshold methods."""
 
 LUNG_SHARE_OF_BODY = 0.01
-"""Smaller pieces of air inside the body are bowel gas and the like."""
+"""Smallest share of the body that counts as a lung; smaller pieces of air are bowel gas and similar."""
 
 SECOND_LUNG_SHARE = 0.2
-"""A second piece counts as the other lung if it has at least this share of the first one's volume."""
+"""Smallest volume of a second piece, relative to the first one, that counts as the other lung."""
 
 LUNG_CLOSING_MM = 6.0
 """Radius of the ball that closes each lung over vessels and over nodules at the pleura."""
@@ -41,16 +41,16 @@ _IN_PLANE[1] = [[False, True, False], [True, True, True], [False, True, False]]
 
 @dataclass(frozen=True)
 class OrganSource:
-    """Where the organ mask of each case comes from.
+    """The source of the organ mask of each case.
 
     Attributes:
         kind: ``label``, ``folder``, ``structures``, ``lungs``, ``body`` or ``none``.
-        names: of the labels, for ``label``; for ``structures`` of those that lesions are put into, empty: all.
-        values: of the labels, or of the masks in the folder; empty for a folder: all but 0.
-        folder: of the masks.
-        files: case -> its mask, for ``folder``.
-        structures: for ``structures``; each of them is a class of its own.
-        is_own: whether they are in the dataset's own folder.
+        names: for ``label``, names of the labels; for ``structures``, names of those that receive lesions, empty: all.
+        values: values of the labels, or of the masks in the folder; empty for a folder: all except 0.
+        folder: folder of the masks.
+        files: for ``folder``, case -> its mask.
+        structures: for ``structures``; each structure is a separate class.
+        is_own: whether the structures are in the dataset's own folder.
     """
 
     kind: str
@@ -71,26 +71,26 @@ class OrganSource:
         cases: Iterable[str],
         raw_folder: Path,
     ) -> OrganSource:
-        """Understand what a user gives.
+        """Parse the text that a user gives.
 
         Args:
-            text: one of the forms in ``FORMS``; None: all labels but those of lesions.
-            label_values: name -> values of each foreground label or region of the dataset, those of lesions included.
-            lesion_names: labels of lesions, which are no organ.
-            cases: those that a folder must hold masks of.
-            raw_folder: of the dataset, which may hold structures.
+            text: one of the forms in ``FORMS``; None: all labels except those of lesions.
+            label_values: name -> values of each foreground label or region of the dataset, including lesions.
+            lesion_names: labels of lesions, which cannot be the organ.
+            cases: cases for which a folder must have masks.
+            raw_folder: raw folder of the dataset, which may contain structures.
 
         Raises:
-            UserError: not one of these forms, no such label, or masks are missing.
+            UserError: the text has none of these forms, a label does not exist, or masks are missing.
         """
         others = [name for name in label_values if name not in lesion_names]
         if text is None:
             if not others:
                 raise UserError(
-                    f"the dataset has no label but {', '.join(lesion_names) or 'background'}, so it does not say where "
-                    "the organ is; give `organ='lungs'`, `organ='folder:PATH'` with a mask for each case "
-                    f"(TotalSegmentator's, for instance), `organ='structures'` with masks of many in "
-                    f"{TRAINING_FOLDER}, `organ='body'` or `organ='none'`"
+                    f"the dataset has no label except {', '.join(lesion_names) or 'background'}, so it does not define "
+                    "the organ; give `organ='lungs'`, `organ='folder:PATH'` with a mask for each case (for example "
+                    f"from TotalSegmentator), `organ='structures'` with masks of many structures in {TRAINING_FOLDER}, "
+                    "`organ='body'` or `organ='none'`"
                 )
             text = "label:" + ",".join(others)
         if text in ("lungs", "body", "none"):
@@ -104,7 +104,7 @@ class OrganSource:
             for name in names:
                 if name not in others:
                     raise UserError(
-                        f"`organ={text}`: {name!r} is no label that can be the organ; there are: "
+                        f"`organ={text}`: {name!r} is not a label that can be the organ; available: "
                         f"{', '.join(others) or 'none'}"
                     )
             lesion = {value for name in lesion_names for value in label_values[name]}
@@ -112,14 +112,14 @@ class OrganSource:
             return cls(kind, names, tuple(values))
         match = re.fullmatch(r"(.+?)(?::(\d+(?:,\d+)*))?", rest)
         if kind != "folder" or match is None:
-            raise UserError(f"`organ={text}` is not understood; it is {FORMS}")
+            raise UserError(f"`organ={text}` is not valid; give {FORMS}")
         folder = Path(match[1]).expanduser().resolve()
         of_organ = tuple(int(value) for value in match[2].split(",")) if match[2] else ()
         return cls(kind, (), of_organ, folder, find_masks(folder, cases))
 
     @property
     def text(self) -> str:
-        """The form that ``parse`` understands as this source."""
+        """The text from which ``parse`` creates this source."""
         if self.kind == "label":
             return "label:" + ",".join(self.names)
         if self.kind == "folder":
@@ -131,34 +131,34 @@ class OrganSource:
 
     @property
     def recorded(self) -> str:
-        """What of it decides a mask beside the files that it is made from, for a manifest: no folder's name."""
+        """The part of ``text`` that affects masks, for a manifest; without folders, whose files are recorded."""
         if self.kind == "structures":
             return ":".join(["structures", *filter(None, [",".join(self.names)])])
         return self.text.replace(str(self.folder), "", 1) if self.kind == "folder" else self.text
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of ``class_map``, from 1."""
+        """The names of the classes in ``class_map``, starting with class 1."""
         if self.structures is not None:
             return self.structures.names
         return () if self.kind == "none" else ("organ",)
 
     def within(self, names: Iterable[str]) -> OrganSource:
-        """The same classes, with lesions put into these structures alone.
+        """The same classes, with lesions only in these structures.
 
         Raises:
-            UserError: there are no structures, or not these.
+            UserError: the source has no structures, or one of these does not exist.
         """
         names = tuple(names)
         if self.structures is None:
-            raise UserError(f"`place_in` names structures, and `organ={self.text}` gives none")
+            raise UserError(f"`place_in` requires structures, but `organ={self.text}` has none")
         for name in names:
             if name not in self.structures.names:
-                raise UserError(f"`place_in`: there is no structure {name!r}; there are {', '.join(self.class_names)}")
+                raise UserError(f"`place_in`: unknown structure {name!r}; available: {', '.join(self.class_names)}")
         return replace(self, names=names)
 
     def files_of(self, case: str) -> list[Path]:
-        """The files, beside image and label, that the organ of this case is read from."""
+        """The files, in addition to image and label, from which the organ of this case is read."""
         if self.structures is not None:
             return [self.structures.files[case], self.structures.folder / NAMES_FILE]
         return [self.files[case]] if self.kind == "folder" else []
@@ -167,12 +167,12 @@ class OrganSource:
         """The classes of a case without its lesions: uint8 (z, y, x), axial; all 0 for ``none``.
 
         Args:
-            case: its name.
-            volume_hu, labels: axial, of one shape.
-            geometry: of the image file.
+            case: name of the case.
+            volume_hu, labels: axial arrays of the same shape.
+            geometry: geometry of the image file.
 
         Raises:
-            UserError: the mask cannot be read, has another geometry than the image, or holds an unknown value.
+            UserError: the mask cannot be read, its geometry differs from that of the image, or it has an unknown value.
         """
         if self.kind == "none":
             return np.zeros(volume_hu.shape, dtype=np.uint8)
@@ -196,13 +196,13 @@ class OrganSource:
 
 
 def body(volume_hu: np.ndarray) -> np.ndarray:
-    """The largest connected piece (by faces) above ``BODY_ABOVE_HU``, holes filled in each axial slice.
+    """Segment the body: the largest face-connected component above ``BODY_ABOVE_HU``, with holes filled in each slice.
 
     Args:
         volume_hu: (z, y, x), axial.
 
     Returns:
-        bool (z, y, x); all False where nothing is above.
+        bool (z, y, x); all False if no voxel is above the threshold.
     """
     from scipy import ndimage
 
@@ -215,17 +215,17 @@ def body(volume_hu: np.ndarray) -> np.ndarray:
 
 
 def lungs(volume_hu: np.ndarray, *, spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """The one or two largest pieces of air inside the body, each closed over vessels and nodules.
+    """Segment the lungs: the one or two largest pieces of air inside the body, each closed over vessels and nodules.
 
-    Airways that are connected with the lungs count as lung, and a lung that is consolidated or full of fluid is not
-    found: a mask of a trained model is better than this one.
+    Airways connected to the lungs are included, and a lung that is consolidated or filled with fluid is missed: the
+    mask of a trained model is better.
 
     Args:
         volume_hu: (z, y, x), axial.
         spacing_mm: (z, y, x).
 
     Returns:
-        bool (z, y, x); all False where there is no air in the body, or only small pieces.
+        bool (z, y, x); all False without air in the body, or with small pieces only.
     """
     from scipy import ndimage
 
@@ -246,7 +246,7 @@ def lungs(volume_hu: np.ndarray, *, spacing_mm: tuple[float, ...]) -> np.ndarray
 
 
 def _closed(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """Closing with a ball of ``LUNG_CLOSING_MM``; beyond the border of the volume the mask goes on as at it."""
+    """Closing with a ball of ``LUNG_CLOSING_MM``; beyond the border of the volume its edge values are repeated."""
     from scipy import ndimage
 
     margins = [(int(np.ceil(LUNG_CLOSING_MM / step)) + 1,) * 2 for step in spacing_mm]
@@ -258,7 +258,7 @@ def _closed(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
 
 
 def _filled_in_plane(mask: np.ndarray) -> np.ndarray:
-    """The mask (z, y, x) with its holes in each slice: background that reaches no edge of the slice."""
+    """The mask (z, y, x) with holes filled in each slice: background that does not reach an edge of the slice."""
     from scipy import ndimage
 
     numbered, _ = ndimage.label(~mask, structure=_IN_PLANE)

@@ -1,14 +1,14 @@
-"""Checkpoints of a training: a usable model each, with all that is needed to go on as if nothing had happened.
+"""Checkpoints of a training: each is a usable model, with the state needed to resume exactly.
 
-``<output>/checkpoint_<step>/`` is a model folder (see ``model_folder``) of the averaged weights, and in ``state/``::
+``<output>/checkpoint_<step>/`` is a model folder (see ``model.folder``) with the averaged weights, and in ``state/``::
 
-    weights.safetensors   the weights that are trained in this stage, by name
+    weights.safetensors   the weights trained in this stage, by name
     optimizer.pt          state of the optimizer and, with fp16, of the loss scale
     state.json            {"step", "stage", "steps": [stage 1, stage 2], "averaged": steps of the moving average,
-                           "files": {name: {"bytes", "sha256"}} of the others and of the model's manifest,
-                           "sha256": of all this}
+                           "files": {name: {"bytes", "sha256"}} of the other files and of the model's manifest,
+                           "sha256": digest of the other entries}
 
-Random numbers need no state, see ``latent_draws``. The step counts both stages.
+Random numbers need no state, see ``latent_draws``. ``step`` counts the steps of both stages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
 
 KEPT = 2
-"""Checkpoints that stay, beside the one at the end of stage 1."""
+"""Number of checkpoints to keep, in addition to the one at the end of stage 1."""
 
 _STATE = "state"
 _STATE_OF_IT = {
@@ -56,11 +56,11 @@ class Checkpoint:
     """A checkpoint on disk.
 
     Attributes:
-        folder: where it is.
-        step: done when it was written, of both stages together.
-        stage: that they ended in.
-        steps: of stage 1 and stage 2 that the training was to have.
-        averaged: steps of the moving average in this stage.
+        folder: folder of the checkpoint.
+        step: number of steps done, of both stages together.
+        stage: stage of the last step.
+        steps: number of steps planned for stage 1 and stage 2.
+        averaged: number of steps of the moving average in this stage.
     """
 
     folder: Path
@@ -71,19 +71,19 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """UserError where its state is missing or cannot be read."""
+        """Read the state of a checkpoint; UserError if it is missing or damaged."""
         path = folder / _STATE / "state.json"
         content = read_json(path, _STATE_OF_IT)
-        # those of an older version have no digest
+        # checkpoints of older versions have no digest
         if content.pop("sha256", None) not in (None, _digest(content)):
-            raise UserError(f"{path} holds other values than were written (sha256)")
+            raise UserError(f"{path} was modified or damaged (sha256)")
         first, second = content["steps"]
         return cls(folder, content["step"], content["stage"], (first, second), content["averaged"])
 
     def damage(self) -> str | None:
-        """The first file that is not as it was written, and what is wrong; None where all are. Reads all of it.
+        """The first modified or damaged file, and what is wrong with it; None if there is none. Reads all files.
 
-        Checkpoints of an older version cannot be checked.
+        Checkpoints of older versions cannot be checked.
         """
         try:
             recorded = read_json(self.folder / _STATE / "state.json").get("files", {})
@@ -105,7 +105,7 @@ class Checkpoint:
         return denoiser
 
     def load_trained(self, denoiser: LatentDenoiser) -> None:
-        """Put the weights that were trained in their place; the others stay."""
+        """Load the weights trained in this stage into a network; its other weights are kept."""
         from safetensors.torch import load_file
 
         unknown = denoiser.load_state_dict(load_file(self.folder / _STATE / "weights.safetensors"), strict=False)
@@ -122,29 +122,29 @@ class Checkpoint:
 
 
 def training_manifest(output: Path) -> Manifest:
-    """The manifest that says with which settings a folder is trained."""
+    """The manifest with the settings of a training."""
     return Manifest(output / "training")
 
 
 def check_is_ours(output: Path) -> None:
-    """Raise UserError where a folder holds what a training writes, and ``fvae-train-ldm`` has not made it."""
+    """Raise UserError if a folder has files named like those of a training that ``fvae-train-ldm`` did not write."""
     names = ("training", *_FOLDERS, *_FILES, *(folder.name for folder in _checkpoint_folders(output)))
     training_manifest(output).refuse_foreign(output, names, kind=KIND, command="fvae-train-ldm")
 
 
 def _checkpoint_folders(output: Path) -> list[Path]:
-    """Those of checkpoints, whole or not."""
+    """The folders of checkpoints, complete or not."""
     name = re.compile(r"checkpoint_\d+|\.checkpoint_\d+\.partial")
     return [path for path in output.glob("*checkpoint_*") if name.fullmatch(path.name)]
 
 
 def find_checkpoints(output: Path) -> list[Checkpoint]:
-    """The checkpoints of a training whose state can be read, in order of their steps."""
+    """The checkpoints of a training whose state can be read, in the order of their steps."""
     return [found for found in _read_checkpoints(output) if isinstance(found, Checkpoint)]
 
 
 def _read_checkpoints(output: Path) -> list[Checkpoint | str]:
-    """In order of their steps; of one that cannot be read what is wrong with it."""
+    """All checkpoints in the order of their steps; for one that cannot be read, the reason."""
     found: list[Checkpoint | str] = []
     for folder in sorted(folder for folder in _checkpoint_folders(output) if not folder.name.startswith(".")):
         try:
@@ -155,34 +155,34 @@ def _read_checkpoints(output: Path) -> list[Checkpoint | str]:
 
 
 def choose_checkpoint(output: Path, steps: tuple[int, int], say: Callable[[str], object] = print) -> Checkpoint | None:
-    """The checkpoint from which a training of these steps goes on, or None where there is no checkpoint.
+    """Choose the checkpoint from which a training with these steps resumes; None if there is no checkpoint.
 
-    The last one, but where stage 2 has begun and stage 1 shall be longer, the last one of stage 1. One that is damaged
-    is named and left aside, and the one before takes its place.
+    It is the last one; if stage 2 has started and stage 1 is to be extended, the last one of stage 1. Damaged
+    checkpoints are reported and ignored, and the one before is used.
 
     Args:
-        output: of the training.
-        steps: of stage 1 and stage 2.
-        say: gets a sentence for each damaged checkpoint.
+        output: folder of the training.
+        steps: number of steps of stage 1 and stage 2.
+        say: called with a sentence for each damaged checkpoint.
 
     Raises:
-        UserError: more steps are done already, stage 1 shall be longer and has no checkpoint any more, or all
+        UserError: more steps are already done, stage 1 is to be extended but its checkpoint was deleted, or all
             checkpoints are damaged.
     """
     read = _read_checkpoints(output)
     found = [checkpoint for checkpoint in read if isinstance(checkpoint, Checkpoint)]
     for problem in (problem for problem in read if isinstance(problem, str)):
-        say(f"damaged checkpoint, left aside: {problem}")
+        say(f"damaged checkpoint, ignored: {problem}")
     while found:
         chosen = _choose(output, steps, found)
         damage = chosen.damage()
         if damage is None:
             return chosen
-        say(f"damaged checkpoint, left aside: {chosen.folder.name} of step {chosen.step}: {damage}")
+        say(f"damaged checkpoint, ignored: {chosen.folder.name} of step {chosen.step}: {damage}")
         found.remove(chosen)
     if read:
         raise UserError(
-            f"no checkpoint in {output} is whole any more, so the training cannot go on; `overwrite=True` trains anew"
+            f"all checkpoints in {output} are damaged, so the training cannot resume; start again with `overwrite=True`"
         )
     return None
 
@@ -192,17 +192,16 @@ def _choose(output: Path, steps: tuple[int, int], found: list[Checkpoint]) -> Ch
     done = (last.step, 0) if last.stage == 1 else (last.steps[0], last.step - last.steps[0])
     if steps < done:
         raise UserError(
-            f"{output} was trained for {done[0]} + {done[1]} steps already, and {steps[0]} + {steps[1]} would take "
-            "some of them back; give as many `stage1_steps` and `stage2_steps` at least, another `output`, or "
-            "`overwrite=True` to train anew"
+            f"{output} was already trained for {done[0]} + {done[1]} steps, more than {steps[0]} + {steps[1]}; give at "
+            "least as many `stage1_steps` and `stage2_steps`, another `output`, or `overwrite=True` to start again"
         )
     if last.stage == 1 or steps[0] == done[0]:
         return last
     of_stage_1 = [checkpoint for checkpoint in found if checkpoint.stage == 1]
     if not of_stage_1:
         raise UserError(
-            f"{output} has no checkpoint of stage 1 any more, so stage 1 stays at {done[0]} steps; use the same "
-            "`stage1_steps`, another `output`, or `overwrite=True` to train anew"
+            f"{output} no longer has a checkpoint of stage 1, so stage 1 cannot be extended beyond {done[0]} steps; "
+            "use the same `stage1_steps`, another `output`, or `overwrite=True` to start again"
         )
     return of_stage_1[-1]
 
@@ -222,15 +221,15 @@ def save_checkpoint(
     training: dict[str, Any],
     process: NoiseProcess,
 ) -> None:
-    """Write a checkpoint, which appears whole, and delete those that are too many.
+    """Write a checkpoint atomically, and delete older ones beyond ``KEPT``.
 
     Args:
-        output: of the training.
+        output: folder of the training.
         step, stage, steps: as in ``Checkpoint``.
-        averaged_steps: steps of the moving average.
-        denoiser: with the averaged weights.
-        trained: the weights that are trained in this stage, by name.
-        optimizer, scaler: their states.
+        averaged_steps: number of steps of the moving average.
+        denoiser: network with the averaged weights.
+        trained: the weights trained in this stage, by name.
+        optimizer, scaler: state of the optimizer and of the loss scaler (None without fp16).
         settings, training, process: as for ``save_model``.
     """
     import torch
@@ -244,7 +243,7 @@ def save_checkpoint(
         state = partial / _STATE
         state.mkdir()
         weights = {name: weight.detach().cpu().contiguous() for name, weight in trained.items()}
-        # save_file would make a file that nobody else may read
+        # save_file would create a file that only its owner can read
         (state / "weights.safetensors").write_bytes(save(weights))
         torch.save({"optimizer": optimizer, "scaler": scaler}, state / "optimizer.pt")
         files = {name: RecordedFile.of(partial / name).to_json() for name in _RECORDED}
@@ -265,14 +264,14 @@ def _digest(state: dict[str, Any]) -> str:
 
 
 def forget_after(output: Path, step: int) -> None:
-    """Delete the checkpoints behind a step, which a training that goes on from there will write anew."""
+    """Delete the checkpoints after a step; a training resumed at that step will write them again."""
     for folder in _checkpoint_folders(output):
         if not folder.name.startswith(".") and int(folder.name.rpartition("_")[2]) > step:
             shutil.rmtree(folder)
 
 
 def remove_training(output: Path) -> None:
-    """Delete what a training has left in its folder: checkpoints, records, pictures, model; its manifest last."""
+    """Delete the files of a training in its folder: checkpoints, records, pictures, model, and finally its manifest."""
     for path in [*_checkpoint_folders(output), *(output / name for name in _FOLDERS)]:
         shutil.rmtree(path, ignore_errors=True)
     for name in _FILES:

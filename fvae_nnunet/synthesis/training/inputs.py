@@ -1,4 +1,4 @@
-"""What a training starts from: embeddings of reports, draws from the cache, and the settings of its model."""
+"""Inputs of a training: embeddings of reports, draws from the cache, and the settings of the model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from fvae_nnunet.vae.base import FrozenVAE
 
 @dataclass(frozen=True)
 class Texts:
-    """Embeddings of reports; nothing where there are none.
+    """Embeddings of reports; empty without reports.
 
     Attributes:
         embeddings: case -> (T, width), float16.
-        encoder: hub id or folder.
-        width: channels.
-        weights_sha256: of the encoder.
+        encoder: hub id or folder of the text encoder.
+        width: number of channels.
+        weights_sha256: digest of the encoder's weights.
         digest: sha256 of the reports.
     """
 
@@ -47,13 +47,13 @@ class Texts:
 def read_texts(
     reports_file: str | None, text_encoder: str | None, dataset: SourceDataset, device: torch.device
 ) -> Texts:
-    """The embeddings of the training cases' reports, kept beside the latents.
+    """Compute the embeddings of the training cases' reports, cached beside the latents.
 
     Args:
         reports_file: see ``report_texts.read_reports``; empty: the dataset's own ``reports.json``; None: no texts.
         text_encoder: hub id or folder; None: the paper's.
-        dataset: whose cases they are; reports of others are left alone.
-        device: where to compute.
+        dataset: dataset with the training cases; reports of other cases are ignored.
+        device: device for the computation.
 
     Raises:
         UserError: the file or the encoder cannot be used, or no training case has a report.
@@ -68,7 +68,7 @@ def read_texts(
     path = Path(reports_file).expanduser() if reports_file else find_case_reports(dataset.raw_folder)
     reports = {case: text for case, text in read_reports(path).items() if case in dataset.image_files}
     if not reports:
-        raise UserError(f"{path} has no text of any training case of {dataset.name}")
+        raise UserError(f"{path} has no text for any training case of {dataset.name}; check its case names")
     encoder = ReportEncoder(
         text_encoder or DEFAULT_TEXT_ENCODER,
         cache=cache_folder(dataset, "texts"),
@@ -90,15 +90,15 @@ def draws_and_model(
     cache: Path,
     texts: Texts,
 ) -> tuple[LatentDraws, ModelSettings]:
-    """What a training draws from a complete cache, and the settings of the model that it makes.
+    """The draws of a training from a complete cache, and the settings of its model.
 
     Args:
-        settings: of the training.
-        dataset, vae, latent_settings, cache: of the latents.
-        texts: of the reports.
+        settings: settings of the training.
+        dataset, vae, latent_settings, cache: inputs and folder of the latents.
+        texts: embeddings of the reports.
 
     Raises:
-        UserError: as ``LatentDraws``.
+        UserError: as for ``LatentDraws``.
     """
     records = read_records(cache, dataset.cases)
     mean, std = latent_statistics(records.values())

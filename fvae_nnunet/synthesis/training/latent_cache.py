@@ -1,30 +1,30 @@
-"""Latents and mask conditions of a dataset's cases, computed once and kept beside nnU-Net's preprocessed data.
+"""Cache of the latents and mask conditions of a dataset's cases, computed once, beside nnU-Net's preprocessed data.
 
-``nnUNet_preprocessed/DatasetNNN_X/fvae_latents/<name>`` holds a manifest of kind ``latents`` (see ``manifest``; a case
-counts by the same rules as one of a view) and ``<case>.safetensors`` with, float16::
+``nnUNet_preprocessed/DatasetNNN_X/fvae_latents/<name>`` contains a manifest of kind ``latents`` (see ``manifest``;
+cases are complete by the same rules as those of a view) and ``<case>.safetensors`` with these tensors, float16::
 
-    latent     (P, C, d, h, w)    P pieces of slices, see ``latent_windows``; as the VAE gives it, not standardised
-    lesion     (P, d, h, w)       share of the voxels of each latent cell that are lesion, of any class
+    latent     (P, C, d, h, w)    P pieces of slices, see ``latent_windows``; output of the VAE, not standardised
+    lesion     (P, d, h, w)       share of lesion voxels, of any class, in each latent cell
 
-and the condition as ``conditions.packed_condition`` gives it: with the mask encoding ``outline`` or ``onehot``
+and the condition, the output of ``conditions.packed_condition``: with the mask encodings ``outline`` and ``onehot``
 ``classes`` and ``shares`` (P, k, d, h, w), with ``outline`` also ``outline`` and ``appearance_hu``, with ``vae``
 ``condition`` (P, C, d, h, w), not standardised. With ``outline`` there are also::
 
-    draft      (P, C, d, h, w)    the latent of the case with its lesions drawn anew, see ``draft``
+    draft      (P, C, d, h, w)    latent of the case with its lesions redrawn, see ``draft``
     region     (P, 1, d, h, w)    uint8, cells with a voxel near a lesion (``latent_encoding.MARGIN_MM``)
 
-The record of a case says which windows there are and what of them holds lesion::
+The record of a case lists its windows and which of them contain lesion::
 
     "windows": [[piece, first latent slice, first slice of the case, holds lesion (0 or 1)], ...]
     "lesion_slices": [[piece, latent slice], ...]
     "shape": [P, d, h, w]
     "mean": [C numbers], "variance": [C numbers]    of the latents as stored
-    "spacing_mm": [z, y, x]    of the voxels that were encoded
+    "spacing_mm": [z, y, x]    of the encoded voxels
     "appearances_hu": [[core mean, texture], ...]    of each lesion, see ``layout``
 
-Slices are encoded whole, padded with the lower end of the HU window (and class 0) on their far sides, so that they have
-at least ``inplane_pixels`` and the VAE takes them. A case with fewer slices than a window goes on with its last slice,
-image and mask.
+Slices are encoded whole. They are padded at the end with the lower end of the HU window (and class 0) to at least
+``inplane_pixels`` and to a size that the VAE accepts. In a case with fewer slices than a window, the last slice of
+image and mask is repeated.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ def encode_cases(
     cases: Iterable[str],
     workers: int,
 ) -> Generator[Outcome, None, None]:
-    """Fill the cache with cases; yields what became of each.
+    """Encode cases into the cache, yielding the outcome of each.
 
-    A case that is complete and was made from the same files is left alone (its outcome has neither result nor error).
-    The folder's manifest must have been begun.
+    A complete case made from the same files is skipped (its outcome has neither result nor error). The manifest of the
+    folder must have been begun.
 
     Args:
-        folder: of the cache.
-        dataset: where the cases come from.
-        vae: encodes.
-        settings: how.
-        cases: identifiers, asked for one by one.
-        workers: processes that read and write; 0 for none.
+        folder: folder of the cache.
+        dataset: dataset of the cases.
+        vae: the frozen VAE.
+        settings: latent settings.
+        cases: identifiers of the cases, consumed one by one.
+        workers: number of processes for reading and writing; 0: none.
 
     Raises:
-        UserError: the disk is full or no worker can be started.
+        UserError: the disk is full, or no worker can be started.
     """
     from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 
@@ -111,7 +111,7 @@ def _write(folder: Path, case: str, encoded: EncodedCase) -> dict[str, Any]:
     from safetensors.numpy import save
 
     target = latents_path(folder, case)
-    # save_file would make a file that nobody else may read
+    # save_file would create a file that only its owner can read
     written = write_bytes(target, save({name: np.ascontiguousarray(array) for name, array in encoded.tensors.items()}))
     Manifest(folder).write_case(case, inputs=encoded.digests, outputs={target: written}, results=encoded.record)
     return encoded.record
@@ -128,20 +128,20 @@ def complete_cache(
     workers: int,
     on_case: Callable[[Outcome], object] | None = None,
 ) -> None:
-    """Encode what of the dataset's cases is not in the cache yet.
+    """Encode all cases of a dataset that are not in the cache yet.
 
-    Several processes may do this at once, of one training or of several: each locks the case that it does, and waits at
-    its end for those of its own that another holds.
+    Several processes of one or more trainings can do this at the same time: each locks the case it encodes, and finally
+    waits for those of its own cases that another process has locked.
 
     Args:
         folder, dataset, vae, settings: as for ``encode_cases``.
-        made_with: for the reader of the manifest.
-        share: this process' number and how many there are; each begins with cases of its own.
-        workers: processes that read and write; 0 for none.
+        made_with: information stored in the manifest for its readers.
+        share: number of this process and number of processes; the cases are divided among them.
+        workers: number of processes for reading and writing; 0: none.
         on_case: called with the outcome of each case.
 
     Raises:
-        UserError: the cache was made with other settings, or cases failed; all others are done then.
+        UserError: the cache was made with different settings, or cases failed; all others are encoded in that case.
     """
     from contextlib import closing
 
@@ -155,7 +155,7 @@ def complete_cache(
             "latents",
             settings.recorded_with(vae, dataset),
             made_with,
-            remedy="Use the same settings, `latents=NAME` for another cache, or `overwrite_latents=True` to replace it",
+            remedy="Use the same settings, another cache (`latents=NAME`), or replace it with `overwrite_latents=True`",
         )
         outcomes = encode_cases(
             folder, dataset, vae, settings, cases=locks.each(cases), workers=min(workers, len(cases))
@@ -171,7 +171,7 @@ def complete_cache(
 
 
 def remove_cache(folder: Path) -> None:
-    """Delete a cache; UserError where a process is filling it."""
+    """Delete a cache; UserError if a process is writing to it."""
     import shutil
 
     from fvae_nnunet.jobs.locks import CaseLocks
@@ -181,7 +181,7 @@ def remove_cache(folder: Path) -> None:
 
 
 def read_records(folder: Path, cases: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The records of cases of a cache, by case.
+    """Read the records of cases in a cache, by case.
 
     Raises:
         UserError: a case is missing or incomplete.
@@ -190,7 +190,7 @@ def read_records(folder: Path, cases: Iterable[str]) -> dict[str, dict[str, Any]
     for case in cases:
         record = Manifest(folder).read_case(case)
         if record is None or not Manifest(folder).is_whole(case, [latents_path(folder, case)]):
-            raise UserError(f"{folder} does not hold the latents of {case}; run fvae-train-ldm again")
+            raise UserError(f"{folder} does not contain the latents of {case}; run fvae-train-ldm again")
         records[case] = record
     return records
 
@@ -198,10 +198,10 @@ def read_records(folder: Path, cases: Iterable[str]) -> dict[str, dict[str, Any]
 def latent_statistics(records: Iterable[dict[str, Any]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all latents of some cases.
 
-    A channel that never changes has deviation 1, so that it becomes 0 when it is standardised.
+    A constant channel gets a standard deviation of 1, so that it becomes 0 when standardised.
 
     Args:
-        records: of the cases, see the module.
+        records: records of the cases, see the module docstring.
     """
     records = list(records)
     cells = np.array([np.prod(record["shape"]) for record in records], dtype=np.float64)

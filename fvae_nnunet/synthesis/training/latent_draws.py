@@ -1,8 +1,8 @@
-"""What the network is shown at each step of training: crops of cached windows, drawn from counters.
+"""Draw the batches of each training step: random crops of cached windows, seeded by counters.
 
-Every sample has random numbers of its own, seeded by ``(seed, stage, step, number in the batch)``. So a batch does not
-depend on what was drawn before, on how many processes share it, or on whether it is gathered over several passes, and
-no state of a generator needs to be kept for resuming.
+Every sample has its own random numbers, seeded by ``(seed, stage, step, number in the batch)``. A batch therefore does
+not depend on earlier draws, on the number of processes, or on gradient accumulation, and resuming needs no saved
+generator state.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.model.conditions import ConditionFormat
 from fvae_nnunet.synthesis.model.denoiser import known_context
 from fvae_nnunet.synthesis.model.noise_process import NoiseProcess
@@ -23,28 +24,28 @@ from fvae_nnunet.synthesis.model.scale import standardise
 from fvae_nnunet.synthesis.training.latent_cache import latents_path, read_records
 
 Place = tuple[int, int]
-"""A piece of a case and the first latent slice in it."""
+"""Number of a piece of a case, and of the first latent slice in it."""
 
 
 _OF_CONTEXT = {"none": (), "masked": ("region",), "draft": ("draft", "region")}
-"""What is read of a sample beside latent and condition."""
+"""Context -> tensors that are read in addition to latent and condition."""
 
 ALL_GENERATED_SHARE = 0.1
-"""Of samples with lesion of which nothing is known, for whole volumes."""
+"""Share of samples with lesion in which everything is generated, for the generation of whole volumes."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A crop of a window, standardised, float32.
+    """A crop of a window, float32.
 
     Attributes:
-        case: where it comes from.
-        latent: (C, d, h, w).
+        case: case of the window.
+        latent: (C, d, h, w), standardised.
         condition: (K, d, h, w).
-        lesion: (d, h, w), share of each cell that is lesion.
-        spacing_mm: of latent slices and of pixels (z, y, x).
-        draft: (C, d, h, w), standardised; None for a network that does not start from drafts.
-        region: bool (d, h, w), cells in which lesions are drawn; None for a network without context.
+        lesion: (d, h, w), share of lesion in each cell.
+        spacing_mm: spacing (z, y, x) of latent slices and of pixels.
+        draft: (C, d, h, w), standardised; None for networks that do not start from drafts.
+        region: bool (d, h, w), cells in which lesions are generated; None for networks without context.
     """
 
     case: str
@@ -58,16 +59,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples with noise, as the network takes them.
+    """A batch of samples with noise, the input of the network.
 
     Attributes:
         latent, noise: (B, C, d, h, w).
         timesteps: (B,).
         condition: (B, K, d, h, w).
         lesion: (B, d, h, w).
-        context: (B, C + 1, d, h, w), see ``denoiser.known_context``; None for a network without, as ``generated``.
-        generated: bool (B, d, h, w), the cells that the network is to generate.
-        drop: bool (B,), samples without condition; None where none is ever dropped.
+        context: (B, C + 1, d, h, w), see ``denoiser.known_context``; None for networks without context.
+        generated: bool (B, d, h, w), cells to generate; None for networks without context.
+        drop: bool (B,), samples with dropped conditions; None without condition dropout.
         text, text_mask: (B, T, width) and bool (B, T); None without texts.
     """
 
@@ -89,37 +90,36 @@ class Batch:
 
 
 def random_streams(seed: int, stage: int, step: int, number: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random numbers of a sample: of NumPy for places, of torch (on the CPU) for noise."""
+    """The random generators of a sample: NumPy for places, torch (on the CPU) for noise."""
     places, noise = np.random.SeedSequence([seed, stage, step, number]).spawn(2)
     state = int(noise.generate_state(1, np.uint64)[0] >> np.uint64(1))
     return np.random.default_rng(places), torch.Generator().manual_seed(state)
 
 
 class LatentDraws:
-    """Draws samples and batches from a cache.
+    """Draw samples and batches from a cache.
 
-    A sample holds lesion with probability ``lesion_share``: then it is a latent slice (stage 1) or a window (stage 2)
-    with lesion, and its crop holds a lesion cell; else one without. Every case that has such is as likely as any other.
-    Where a dataset has no slices or windows without lesion, all samples hold it, and the other way round.
+    With probability ``lesion_share`` a sample is a latent slice (stage 1) or window (stage 2) with lesion, and its crop
+    contains a lesion cell; otherwise one without lesion. All cases with slices or windows of that kind are equally
+    likely. If a dataset has only one kind, all samples are of this kind.
 
     Args:
-        folder: of the cache.
-        cases: those to draw from.
-        conditions: of the model, also for standardising.
-        window: latent slices of a window.
-        crop: latent cells of a sample along y and x; smaller where the slices are.
-        lesion_share: in [0, 1].
-        context: of the network, see ``denoiser``.
-        texts: case -> embedding (T, width) of its report; cases without one have none.
+        folder: folder of the cache.
+        cases: cases to draw from.
+        conditions: condition format of the model, also used to standardise latents.
+        window: number of latent slices in a window.
+        crop: number of latent cells of a sample along y and x; fewer if the slices are smaller.
+        lesion_share: share of samples with lesion, in [0, 1].
+        context: context of the network, see ``denoiser``.
+        texts: case -> embedding (T, width) of its report; cases without a report have no entry.
 
     Attributes:
-        share: stage -> the probability with which a sample holds lesion: ``lesion_share`` unless the data have only one
-            kind.
-        cases_with_lesion: their number.
+        share: stage -> probability of a sample with lesion: ``lesion_share`` unless the data have only one kind.
+        cases_with_lesion: number of cases with lesion.
         texts: as given.
 
     Raises:
-        UserError: a case is not in the cache, or no case has a lesion though ``lesion_share`` is above 0.
+        UserError: a case is not in the cache, or no case has a lesion although ``lesion_share`` is above 0.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class LatentDraws:
         self.cases_with_lesion = sum(bool(record["lesion_slices"]) for record in records.values())
         if lesion_share > 0 and not self.cases_with_lesion:
             raise UserError(
-                f"none of the {len(records)} cases has a voxel of the lesion's label; there is nothing to learn from. "
-                "Check `lesions` and the labels"
+                f"no voxel has the label of the lesion ({counted(len(records), 'case')} searched), so there is nothing "
+                "to learn from. Check `lesions` and the labels"
             )
         self._places = {stage: {case: _places(record, stage) for case, record in records.items()} for stage in (1, 2)}
         self._cases = {
@@ -159,7 +159,7 @@ class LatentDraws:
         }
 
     def sample(self, stage: int, random: np.random.Generator, *, with_lesion: bool | None = None) -> Sample:
-        """A sample of one latent slice (stage 1) or a whole window (stage 2); by chance or by wish with lesion."""
+        """Draw a sample of one latent slice (stage 1) or a whole window (stage 2); by default at random with lesion."""
         if with_lesion is None:
             with_lesion = bool(random.random() < self.share[stage])
         cases = self._cases[stage, with_lesion]
@@ -208,15 +208,15 @@ class LatentDraws:
         process: NoiseProcess,
         condition_dropout: float = 0.0,
     ) -> Batch:
-        """Some samples of a step's global batch.
+        """Draw some of the samples in the global batch of a step.
 
         Args:
             stage: 1: latent slices, 2: windows.
-            step: of the stage.
-            numbers: which samples of the global batch, from 0.
-            seed: of the training.
-            process: draws the timesteps.
-            condition_dropout: probability that a sample has no condition.
+            step: step within the stage.
+            numbers: numbers of the samples in the global batch, from 0.
+            seed: seed of the training.
+            process: noise process, which draws the timesteps.
+            condition_dropout: probability of dropping the conditions of a sample.
         """
         samples: list[Sample] = []
         drawn: dict[str, list[Any]] = {"noise": [], "timesteps": [], "drop": [], "context": [], "generated": []}
@@ -245,10 +245,10 @@ class LatentDraws:
         )
 
     def _shown(self, sample: Sample, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which cells of a sample are generated (d, h, w), and the context (C + 1, d, h, w).
+        """The cells of a sample to generate (d, h, w), and the context (C + 1, d, h, w).
 
-        Around lesions those of the region. Without lesion a box of cells, or for a network that starts from drafts all,
-        as there is nothing to draw; and now and then all, for whole volumes.
+        With lesions the cells of the region, and in a share ``ALL_GENERATED_SHARE`` all cells. Without lesion a random
+        box of cells, or all cells for networks that start from drafts.
         """
         assert sample.region is not None
         generated, draft = torch.ones_like(sample.region), None
@@ -273,7 +273,7 @@ class LatentDraws:
 
 
 def box_of_cells(shape: Sequence[int], random: np.random.Generator) -> torch.Tensor:
-    """bool (d, h, w): a box of a quarter to three quarters of each side along y and x, in all slices."""
+    """A random box, bool (d, h, w): a quarter to three quarters of each side along y and x, in all slices."""
     cells = torch.zeros(tuple(shape), dtype=torch.bool)
     sides = []
     for size in shape[1:]:
@@ -285,7 +285,7 @@ def box_of_cells(shape: Sequence[int], random: np.random.Generator) -> torch.Ten
 
 
 def _places(record: dict[str, Any], stage: int) -> dict[bool, list[Place]]:
-    """The latent slices (stage 1) or windows (stage 2) of a case without lesion and with it."""
+    """The latent slices (stage 1) or windows (stage 2) of a case, without lesion (False) and with lesion (True)."""
     if stage == 2:
         windows = record["windows"]
         return {
@@ -299,7 +299,7 @@ def _places(record: dict[str, Any], stage: int) -> dict[bool, list[Place]]:
 
 
 def _crop_range(size: int, crop: int, cell: int | None, random: np.random.Generator) -> slice:
-    """A run of ``crop`` of ``size`` cells, uniform among all or among those that hold the cell."""
+    """A random range of ``crop`` of ``size`` cells, uniform among all ranges or among those with the cell."""
     length = min(crop, size)
     low, high = 0, size - length
     if cell is not None:

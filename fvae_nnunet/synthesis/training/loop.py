@@ -1,7 +1,7 @@
-"""Training of the latent denoiser: stage 1 over latent slices alone, stage 2 of the consistency along the slices.
+"""Train the latent denoiser: stage 1 on single latent slices, stage 2 the consistency along the slices on windows.
 
-All processes of a training run this together; accelerate connects them. With the same batch their number and the number
-of passes change a step by rounding only.
+All processes of a training run this code together, connected by accelerate. For the same batch, the number of processes
+and of accumulation passes changes a step only by rounding.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LARGEST_GRADIENT_NORM = 1.0
-"""Gradients are scaled down to it, as in diffusers' training scripts."""
+"""Maximum norm to which gradients are clipped, as in diffusers' training scripts."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, and what is left behind on the way.
+    """The configuration of a training run.
 
     Attributes:
         output: folder of the training.
-        settings: of the training.
-        model: settings of the model that it makes.
-        process: of the noise; kept in the model.
-        record: of JSON values, kept in the model; see ``save_model``.
-        save_every: steps between checkpoints; each stage ends with one in any case.
-        samples_every: steps between pictures; 0 for none.
-        gradient_checkpointing: less memory, more time.
-        tensorboard: events beside the table.
+        settings: settings of the training.
+        model: settings of the resulting model.
+        process: noise process, stored in the model.
+        record: JSON values stored in the model, see ``save_model``.
+        save_every: number of steps between checkpoints; each stage ends with one.
+        samples_every: number of steps between pictures; 0: none.
+        gradient_checkpointing: use less memory and more time.
+        tensorboard: also write TensorBoard events.
     """
 
     output: Path
@@ -62,16 +62,18 @@ class Plan:
 
 
 ShowSamples = Callable[[LatentDenoiser, int], object]
-"""Draws a picture of what the averaged weights make at a step; called in the main process only."""
+"""Function that draws sample pictures with the averaged weights at a step; called in the main process only."""
 
 
 class _Stage:
     """Network, optimizer and moving average of one stage.
 
     Args:
-        denoiser: with the averaged weights of the checkpoint, or those to start from.
+        plan: configuration of the training.
+        accelerator: accelerator of this process.
+        denoiser: network with the averaged weights of the checkpoint, or the initial ones.
         stage: 1 or 2.
-        checkpoint: to go on from; None at the start of the stage.
+        checkpoint: checkpoint to resume from; None at the start of the stage.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class _Stage:
 
     @contextmanager
     def averaged(self) -> Iterator[LatentDenoiser]:
-        """The network with the averaged weights, for as long as the block lasts."""
+        """The network with the averaged weights, within a ``with`` block."""
         self.average.store(self.parameters)
         self.average.copy_to(self.parameters)
         try:
@@ -119,14 +121,14 @@ class _Stage:
             self.average.restore(self.parameters)
 
     def release(self) -> LatentDenoiser:
-        """End the stage; the network with the averaged weights."""
+        """End the stage and return the network with the averaged weights."""
         self.average.copy_to(self.parameters)
         self.accelerator.free_memory(self.network, self.optimizer)
         return self.denoiser
 
 
 def first_denoiser(plan: Plan) -> LatentDenoiser:
-    """The network before its first step; its weights follow from the seed."""
+    """The initial network; its weights depend on the seed."""
     model = plan.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.settings.seed)
@@ -150,21 +152,21 @@ def denoising_loss(
     loss: str = "mse",
     generated: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The error of a prediction, and what of it stands in lesion.
+    """The loss of a prediction, and its error in lesions.
 
-    A cell weighs ``1 + (lesion_weight - 1) * share of lesion``, and the weights of each sample have mean 1, so that a
-    sample with lesion counts as much as one without. With ``mse`` and ``lesion_weight`` 1 it is the paper's loss.
+    The weight of a cell is ``1 + (lesion_weight - 1) * share of lesion``, normalised to mean 1 in each sample, so that
+    samples with and without lesion count equally. With ``mse`` and ``lesion_weight`` 1 this is the paper's loss.
 
     Args:
         prediction, target: (B, C, d, h, w).
-        lesion: (B, d, h, w), in [0, 1].
+        lesion: (B, d, h, w), share of lesion in [0, 1].
         lesion_weight: see above.
         loss: ``mse`` or ``l1``.
-        generated: bool (B, d, h, w): only these cells count, at least one of each sample; None: all.
+        generated: bool (B, d, h, w), the cells that count, at least one per sample; None: all.
 
     Returns:
-        The loss, and (2,): the sum of the error (mean over channels) weighted by lesion, and the sum of lesion; without
-        gradients.
+        The loss, and a tensor (2,) without gradients: the sum of the error (mean over channels) weighted by lesion, and
+        the sum of lesion.
     """
     difference = prediction.float() - target.float()
     error = (difference.abs() if loss == "l1" else difference.square()).mean(dim=1)
@@ -179,20 +181,20 @@ def denoising_loss(
 
 
 def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples: ShowSamples | None = None) -> None:
-    """Train to the end, from the last checkpoint if there is one, and write the model into ``plan.output``.
+    """Train to the end, resuming from the last checkpoint if there is one, and write the model into ``plan.output``.
 
-    On the CPU, in one process and in float32, an interrupted training that goes on gives the same model to the bit as
-    one that was not. On a GPU the order in which sums are formed is not fixed.
+    On the CPU, in one process and in float32, a resumed training gives exactly the same model as an uninterrupted one.
+    On a GPU the order of summation is not deterministic.
 
     Args:
-        plan: what to do; equal in all processes.
-        draws: what the network is shown.
-        accelerator: of this process.
+        plan: configuration, the same in all processes.
+        draws: training samples.
+        accelerator: accelerator of this process.
         show_samples: see ``ShowSamples``.
 
     Raises:
-        UserError: the checkpoints belong to other numbers of steps, a step's samples cannot be shared out evenly, or
-            the loss is not finite.
+        UserError: the checkpoints do not fit the numbers of steps, the samples of a step cannot be divided evenly among
+            processes and passes, or the loss is not finite.
     """
     settings, total = plan.settings, sum(plan.settings.steps)
     settings.check_shares(accelerator.num_processes)
@@ -201,7 +203,7 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
     checkpoint = choose_checkpoint(plan.output, settings.steps, say)
     done = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
-        say(f"goes on from step {done}")
+        say(f"resuming from step {done}")
     accelerator.wait_for_everyone()
     progress = None
     if accelerator.is_main_process:
@@ -231,17 +233,17 @@ def train(plan: Plan, draws: LatentDraws, accelerator: Accelerator, show_samples
 
 
 _LACK = (
-    "the device's memory does not suffice; use a larger `accumulate`, `gradient_checkpointing=True`, a smaller "
-    "`inplane_pixels`, or `mixed_precision='bf16'`, and run this again: it goes on from the last checkpoint"
+    "the device is out of memory; use a larger `accumulate`, `gradient_checkpointing=True`, a smaller "
+    "`inplane_pixels`, or `mixed_precision='bf16'`, and run this again: it resumes from the last checkpoint"
 )
 
 
 def _say_nothing(text: str) -> None:
-    """In the other processes than the main one."""
+    """Print nothing, in all processes except the main one."""
 
 
 _RECORD_EVERY = 10
-"""Steps: so often the processes bring their figures together."""
+"""Number of steps after which the processes combine their figures."""
 
 
 def _run_stage(
@@ -311,7 +313,7 @@ def _run_stage(
 def _batches(
     plan: Plan, draws: LatentDraws, stage: int, steps: range, process: NoiseProcess, accelerator: Accelerator
 ) -> Iterator[Batch]:
-    """The batches of this process, pass by pass; one is made ahead while the network works."""
+    """The batches of this process, pass by pass; the next one is prepared while the network works."""
     settings = plan.settings
     share = settings.share(stage, accelerator.num_processes)
 
@@ -339,13 +341,13 @@ def _batches(
 def _record(
     pending: list[tuple[int, torch.Tensor, torch.Tensor, float]], stage: _Stage, progress: Progress | None
 ) -> None:
-    """Bring the figures of the last steps together from all processes, and write them down."""
+    """Combine the figures of the last steps from all processes, and record them."""
     figures = stage.accelerator.reduce(torch.stack([figures for _, figures, _, _ in pending]), reduction="mean")
     for (step, _, norm, learning_rate), (loss, error, lesion) in zip(pending, figures.tolist(), strict=True):
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
                 f"the loss of step {step} is not finite; use a lower `learning_rate`, or `mixed_precision='bf16'` or "
-                "no, and run this again: it goes on from the last checkpoint"
+                "'no', and run this again: it resumes from the last checkpoint"
             )
         if progress is not None:
             progress.add(

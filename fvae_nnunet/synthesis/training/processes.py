@@ -1,4 +1,4 @@
-"""The processes of a training, connected by accelerate."""
+"""Connect the processes of a training with accelerate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def connect(*, device: str | None, mixed_precision: str | None) -> Accelerator:
-    """This process' part in the training, alone or started by ``accelerate launch``.
+    """Create the accelerator of this process, alone or started by ``accelerate launch``.
 
     Args:
-        device: ``cuda``, ``cpu`` or ``mps``; None: CUDA if there is a GPU, else the CPU.
-        mixed_precision: ``no``, ``bf16`` or ``fp16``; None: bf16 where the GPU has it, else none.
+        device: ``cuda``, ``cpu`` or ``mps``; None: CUDA if there is a GPU, otherwise the CPU.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``; None: bf16 if the GPU supports it, otherwise ``no``.
 
     Raises:
-        UserError: accelerate is not installed or configured for more than plain data parallelism, there is no such
-            device, or it cannot compute so.
+        UserError: accelerate is not installed or is configured for more than plain data parallelism, or the device does
+            not exist or does not support the precision.
     """
     with needed_for("training"):
         from accelerate import Accelerator, InitProcessGroupKwargs
@@ -36,7 +36,7 @@ def connect(*, device: str | None, mixed_precision: str | None) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         cpu=device == "cpu",
-        # processes wait for the one that encodes the last case
+        # the other processes wait for the one that encodes the last case
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     plain = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)

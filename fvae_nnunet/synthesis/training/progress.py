@@ -1,12 +1,12 @@
-"""What a training tells its user: a bar with an estimate, a table of all steps, TensorBoard on request.
+"""Report the progress of a training: a bar with the remaining time, a table of all steps, and optionally TensorBoard.
 
 ``progress.csv`` has a row for each step::
 
     step, stage, loss, lesion_loss, gradient_norm, learning_rate, seconds
 
-``loss`` is what is minimised, ``lesion_loss`` the mean error in lesion (squared, or with ``l1`` absolute; each cell
-weighted with its share of lesion; empty where the step had none), ``seconds`` since this run began. At each checkpoint
-``progress.png`` is drawn from it.
+``loss`` is the minimised loss; ``lesion_loss`` is the mean error in lesions (squared, or with ``l1`` absolute; each
+cell weighted by its share of lesion; empty for a step without lesions); ``seconds`` count from the start of this run.
+At each checkpoint ``progress.png`` is drawn from the table.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _SMOOTHING = 0.95
 
 
 class Progress:
-    """The bar and the records of the process that keeps them; rows of steps behind ``done`` are dropped.
+    """Progress bar and records, kept by the main process; rows of steps after ``done`` are dropped.
 
     Args:
         output: folder of the training.
-        done, total: steps.
-        tensorboard: write events to ``<output>/tensorboard`` too.
+        done, total: number of steps done, and in total.
+        tensorboard: also write events to ``<output>/tensorboard``.
 
     Raises:
-        UserError: TensorBoard is wanted and not installed.
+        UserError: TensorBoard is requested but not installed.
     """
 
     def __init__(self, output: Path, *, done: int, total: int, tensorboard: bool) -> None:
@@ -53,7 +53,7 @@ class Progress:
         self.bar = progress_bar(total=total, initial=done, unit="step")
 
     def add(self, step: int, stage: int, **values: float | None) -> None:
-        """Record a step: ``loss``, ``lesion_loss``, ``gradient_norm``, ``learning_rate``; None: not known."""
+        """Record ``loss``, ``lesion_loss``, ``gradient_norm`` and ``learning_rate`` of a step; None: unknown."""
         figures = [values.get(name) for name in COLUMNS[2:-1]]
         shown = ["" if figure is None else f"{figure:.6g}" for figure in figures]
         self._file.write(csv_line([step, stage, *shown, f"{time.perf_counter() - self._began:.2f}"]))
@@ -68,7 +68,7 @@ class Progress:
         self.bar.update(step - self.bar.n)
 
     def flush(self) -> None:
-        """Make sure that what was added is on disk."""
+        """Write buffered rows and events to disk."""
         self._file.flush()
         if self._writer is not None:
             self._writer.flush()
@@ -81,7 +81,7 @@ class Progress:
 
 
 def read_progress(output: Path) -> list[dict[str, str]]:
-    """The rows of a training's table; none where it has not begun. A row cut short by a crash is left out."""
+    """Read the rows of a training's table; empty if it has not started. A row truncated by a crash is left out."""
     path = output / FILE
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""How lesions are learnt and sampled: choices that belong together. Each can be set alone, too."""
+"""Recipes: combinations of training and sampling choices, each of which can also be set separately."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Choices of a training; without others those of the recipe ``lesion``.
+    """Choices of a training; the defaults are those of the recipe ``lesion``.
 
     Attributes:
         prediction: see ``noise_process``.
         loss: ``l1`` or ``mse``.
         mask_encoding: see ``conditions``.
-        context: what the network sees of the latent, see ``denoiser``.
+        context: additional input of the network, see ``denoiser``.
         lesion_share: share of samples with lesion.
-        lesion_weight: of a latent cell that is all lesion in the loss; others weigh 1.
-        decay_share: last part of each stage over which the learning rate falls to 0.
-        sampling_steps, sampling_eta: of the sampler, see ``noise_process``.
+        lesion_weight: weight in the loss of a latent cell full of lesion; cells without lesion have 1.
+        decay_share: final share of each stage over which the learning rate falls to 0.
+        sampling_steps, sampling_eta: parameters of the sampler, see ``noise_process``.
     """
 
     prediction: str = "sample"
@@ -45,6 +45,6 @@ RECIPES = {
         sampling_eta=1.0,
     ),
 }
-"""``lesion``, the default: what came out best on phantoms (docs/synthesis_training.md); after DiffTumor, which predicts
-the latent, takes the L1 loss and four steps, and MAISI, which reads the mask at full resolution. ``paper``: as released
-with Foundation-VAE (share and spread of lesions are ours, the paper states none)."""
+"""``lesion``, the default: the best combination on phantoms (docs/synthesis_training.md); based on DiffTumor, which
+predicts the latent with the L1 loss and four steps, and on MAISI, which uses the mask at full resolution. ``paper``: as
+released with Foundation-VAE (share and distribution of lesions are ours, because the paper does not state them)."""

@@ -1,5 +1,5 @@
-"""Pictures of what a model makes while it is trained: real lesions, and lesions generated from their masks, sampled as
-``fvae-synthesize`` samples."""
+"""Draw pictures during training: real lesions, and lesions generated from their masks with the sampler of
+``fvae-synthesize``."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from fvae_nnunet.vae.base import FrozenVAE
 ROWS = 3
 LESION_OUTLINE, ORGAN_OUTLINE = Outline(ORANGE, 1.2), Outline(SKY_BLUE, 1.0)
 ORGAN_SHARE = 0.25
-"""A latent cell is as wide as a thin organ, so that half would lose it."""
+"""Smallest share of organ in a latent cell that is drawn as organ; a half would lose thin organs, as wide as a cell."""
 
 AROUND_CELLS = 1
-"""Latent cells around the lesion that are generated with it."""
+"""Number of latent cells around the lesion that are generated with it."""
 
 
 @dataclass(frozen=True)
 class SamplePictures:
-    """Draws the pictures of a training.
+    """Draw the pictures of a training.
 
     Attributes:
-        folder: where they go, ``step_<step>.png``.
-        draws: where windows with lesion come from.
-        settings: of the model.
-        process: says how to sample.
-        vae: decodes.
+        folder: folder for the pictures, ``step_<step>.png``.
+        draws: source of windows with lesions.
+        settings: settings of the model.
+        process: noise process with its sampling defaults.
+        vae: the frozen VAE.
         direction_of: case -> ``ct.geometry.Geometry.axial_direction`` of its image.
-        seed: of the windows and of the noise; the same for every picture, so that they can be compared.
+        seed: seed of the windows and the noise, the same for every picture so that pictures are comparable.
     """
 
     folder: Path
@@ -57,12 +57,11 @@ class SamplePictures:
     seed: int
 
     def __call__(self, denoiser: LatentDenoiser, step: int) -> Path:
-        """Write a picture of ``ROWS`` lesions: real, with the lesion generated anew, and all generated, with the case's
-        report as their text; all three as the VAE decodes them.
+        """Write a picture of ``ROWS`` lesions: real, with only the lesion generated, and with everything generated.
 
-        The slices are those with most lesion, its outline in orange, that of the organ (where the model knows one) in
-        blue; the headlines give mean and standard deviation of HU in the lesion's core, as quality control measures
-        them (``lesions.measures``).
+        All three are decoded by the VAE; the report of the case is the text. Shown are the slices with the most lesion,
+        outlined in orange, and the organ (if the model has a single one) in blue. The titles give mean and standard
+        deviation of HU in the core of the lesion, measured as in quality control (``lesions.measures``).
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -99,7 +98,7 @@ class SamplePictures:
 
     @torch.no_grad()
     def _volumes(self, denoiser: LatentDenoiser, sample: Sample, generator: torch.Generator) -> list[np.ndarray]:
-        """HU (d, y, x), a slice for each latent slice."""
+        """The three volumes in HU (d, y, x), with one slice per latent slice."""
         from fvae_nnunet.synthesis.model.sampling import Known, LatentWindows, sample_latent
 
         device = denoiser.device
@@ -117,19 +116,19 @@ class SamplePictures:
         return [self._decoded(one) for one in made]
 
     def _lesion_pixels(self, sample: Sample) -> np.ndarray:
-        """The lesion in the slices that are shown, bool (d, y, x): its outline where the model is told it, else its
-        cells."""
+        """The lesion in the shown slices, bool (d, y, x): exact if the model has its outline as condition, otherwise in
+        latent cells."""
         stride = self.vae.spec.inplane_stride
         if self.settings.mask_encoding != "outline":
             return _in_pixels(sample.lesion.numpy() > 0, stride)
         first = len(self.settings.class_names) + 1
         voxels = sample.condition[first : first + outline_channels(self.vae.spec)]
-        # the last slice of those that a latent slice codes
+        # the last of the slices coded by a latent slice
         pixels = voxels[-(stride**2) :].unflatten(0, (stride, stride)).permute(2, 3, 0, 4, 1)
         return (pixels.flatten(3, 4).flatten(1, 2) > 0).numpy()
 
     def _organ_pixels(self, sample: Sample) -> np.ndarray:
-        """Cells of which at least `ORGAN_SHARE` is organ or lesion, bool (d, y, x); none unless the model knows one
+        """Cells with at least ``ORGAN_SHARE`` organ or lesion, bool (d, y, x); none unless the model has a single
         organ."""
         organs = len(self.settings.class_names) - self.settings.lesions
         shares = torch.zeros_like(sample.lesion)
@@ -142,30 +141,30 @@ class SamplePictures:
 
         raw = unstandardise(latent, self.settings.latent_mean, self.settings.latent_std)
         volume = model_to_hu(self.vae.decode(raw.to(self.vae.device)), self.settings.hu_window)[0, 0].cpu().numpy()
-        # the last slice of those that a latent slice codes
+        # the last of the slices coded by a latent slice
         stride, offset = self.vae.spec.slice_stride, self.vae.spec.slice_offset
         return volume[(offset or stride) - 1 :: stride]
 
 
 def _around(lesion: torch.Tensor) -> torch.Tensor:
-    """Lesion cells (d, h, w) and those around them along y and x: bool (1, 1, d, h, w)."""
+    """Lesion cells (d, h, w) and their neighbours along y and x: bool (1, 1, d, h, w)."""
     sides = 2 * AROUND_CELLS + 1
     held = (lesion > 0).float()[None, None]
     return torch.nn.functional.max_pool3d(held, (1, sides, sides), 1, (0, AROUND_CELLS, AROUND_CELLS)) > 0
 
 
 def _in_pixels(cells: np.ndarray, stride: int) -> np.ndarray:
-    """Values of latent cells (d, h, w) for each pixel (d, y, x)."""
+    """Repeat the values of latent cells (d, h, w) for each pixel (d, y, x)."""
     return cells.repeat(stride, axis=1).repeat(stride, axis=2)
 
 
 def _extent_mm(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> Extent:
-    """Of a slice of an axial volume."""
+    """Extent in mm of a slice of an axial volume."""
     return 0.0, shape[2] * spacing_mm[2], shape[1] * spacing_mm[1], 0.0
 
 
 def _core_of(volume_hu: np.ndarray, lesion: np.ndarray, spacing_mm: tuple[float, float, float]) -> str:
-    """A line on the core of a lesion, bool (d, y, x); nothing without one."""
+    """A line of text on the core of a lesion, bool (d, y, x); empty without a lesion."""
     if not lesion.any():
         return ""
     core_hu = volume_hu[lesion_core(lesion, spacing_mm)]

@@ -1,4 +1,4 @@
-"""What decides the result of a training, and the values that go with a size of the network."""
+"""Settings that determine the result of a training, and their defaults for each size of the network."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from fvae_nnunet.errors import UserError
 LOSSES = ("l1", "mse")
 
 WARMUP_STEPS = 50
-"""Of each stage, in which the learning rate rises linearly: Adam's first steps are the least certain."""
+"""Steps at the start of each stage in which the learning rate rises linearly, as Adam's first steps are unreliable."""
 
 
 @dataclass(frozen=True)
 class SizeDefaults:
-    """Values that suit a size of the network; every one can be set.
+    """Defaults for a size of the network; each can be overridden.
 
     Attributes:
-        inplane_pixels: of the squares that it is trained on.
-        steps: of stage 1 and of stage 2.
-        batch, window_batch: latent slices of a step of stage 1, windows of a step of stage 2.
-        learning_rate: of both stages.
-        passes: over which one process gathers its step; several processes share them.
-        gradient_checkpointing: less memory, more time.
+        inplane_pixels: side of the training squares.
+        steps: number of steps of stage 1 and stage 2.
+        batch, window_batch: latent slices per step in stage 1, windows per step in stage 2.
+        learning_rate: learning rate of both stages.
+        passes: number of passes over which a single process accumulates a step; several processes share them.
+        gradient_checkpointing: use less memory and more time.
     """
 
     inplane_pixels: int
@@ -44,26 +44,26 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Every field but ``steps`` and ``accumulate`` changes what a step does.
+    """Settings of a training; all except ``steps`` and ``accumulate`` change the result of a step.
 
     Attributes:
-        size: of the network.
+        size: size of the network.
         prediction: see ``noise_process``.
-        loss: ``l1`` or ``mse``, of the prediction.
-        context: what the network sees of the latent, see ``denoiser``.
+        loss: loss of the prediction, ``l1`` or ``mse``.
+        context: additional input of the network, see ``denoiser``.
         consistency: ``conv`` or ``attention``, inserted for stage 2.
-        steps: of stage 1 and of stage 2; stage 2 may have none.
-        batch: latent slices of a step of stage 1, over all processes and passes.
-        window_batch: windows of a step of stage 2, likewise.
-        accumulate: passes over which a step gathers its batch.
-        learning_rate: of AdamW, see ``learning_rate_at``.
-        decay_share: last part of each stage over which it falls to 0.
-        ema_decay: of the moving average of the weights, which is the model.
-        condition_dropout: share of samples without condition.
+        steps: number of steps of stage 1 and stage 2; stage 2 may have none.
+        batch: latent slices per step in stage 1, over all processes and passes.
+        window_batch: windows per step in stage 2, over all processes and passes.
+        accumulate: number of passes over which a batch is accumulated.
+        learning_rate: learning rate of AdamW, see ``learning_rate_at``.
+        decay_share: final share of each stage over which the learning rate falls to 0.
+        ema_decay: decay of the moving average of the weights, which becomes the model.
+        condition_dropout: share of samples with dropped conditions.
         lesion_share: share of samples with lesion.
-        lesion_weight: of a latent cell that is all lesion in the loss; others weigh 1.
+        lesion_weight: weight in the loss of a latent cell full of lesion; cells without lesion have 1.
         mixed_precision: ``no``, ``bf16`` or ``fp16``.
-        seed: of everything random.
+        seed: seed of all random draws.
     """
 
     size: str
@@ -88,58 +88,61 @@ class TrainingSettings:
         if self.context == "draft" and self.prediction != "sample":
             raise UserError(f"`context='draft'` needs `prediction='sample'`, got {self.prediction}")
         if self.loss not in LOSSES:
-            raise UserError(f"`loss` is {' or '.join(LOSSES)}, got {self.loss}")
+            raise UserError(f"`loss` must be {' or '.join(LOSSES)}, got {self.loss}")
         if self.steps[0] < 1 or self.steps[1] < 0:
-            raise UserError(f"stage 1 needs at least one step and stage 2 not less than none, got {self.steps}")
+            raise UserError(
+                f"stage 1 needs at least one step, and stage 2 must not have fewer than 0, got {self.steps}"
+            )
         for name in ("condition_dropout", "lesion_share", "decay_share"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UserError(f"`{name}` lies between 0 and 1, got {value:g}")
+                raise UserError(f"`{name}` must be between 0 and 1, got {value:g}")
         if not 0 <= self.ema_decay < 1:
-            raise UserError(f"`ema_decay` is at least 0 and below 1, got {self.ema_decay:g}")
+            raise UserError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay:g}")
         if self.lesion_weight <= 0 or self.learning_rate <= 0:
-            raise UserError("`lesion_weight` and `learning_rate` are above 0")
+            raise UserError("`lesion_weight` and `learning_rate` must be above 0")
         if self.seed < 0:
             raise UserError(f"`seed` must not be negative, got {self.seed}")
         if min(self.batch, self.window_batch, self.accumulate) < 1:
-            raise UserError("`batch`, `window_batch` and `accumulate` are at least 1")
+            raise UserError("`batch`, `window_batch` and `accumulate` must be at least 1")
 
     def learning_rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step (from 1) of a stage of so many steps.
+        """The learning rate of a step (from 1) in a stage with ``steps`` steps.
 
-        It rises linearly over ``WARMUP_STEPS``, stays, and falls linearly to 0 over the last ``decay_share`` of the
-        stage. So it does not depend on the length of the stage until then, and a stage can be made longer.
+        It rises linearly over ``WARMUP_STEPS``, stays constant, and falls linearly to 0 over the last ``decay_share``
+        of the stage. Until then it does not depend on the length of the stage, so a stage can be extended.
         """
         rising = min(1.0, step / WARMUP_STEPS)
         falling = (steps + 1 - step) / (self.decay_share * steps) if self.decay_share else 1.0
         return self.learning_rate * min(rising, falling, 1.0)
 
     def samples(self, stage: int) -> int:
-        """Samples of a step, over all processes and passes."""
+        """Number of samples in a step, over all processes and passes."""
         return self.batch if stage == 1 else self.window_batch
 
     def share(self, stage: int, processes: int) -> int:
-        """Samples of one pass of one process.
+        """Number of samples in one pass of one process.
 
         Raises:
-            UserError: the step's samples cannot be shared out evenly.
+            UserError: the samples of a step cannot be divided evenly.
         """
         parts = processes * self.accumulate
         if self.samples(stage) % parts:
             name = "batch" if stage == 1 else "window_batch"
             raise UserError(
-                f"`{name}={self.samples(stage)}` cannot be shared out over {processes} processes with "
-                f"{self.accumulate} passes each; make it a multiple of {parts}"
+                f"`{name}={self.samples(stage)}` cannot be divided among {processes} "
+                f"{'process' if processes == 1 else 'processes'} with {self.accumulate} "
+                f"{'pass' if self.accumulate == 1 else 'passes'} each; make it a multiple of {parts}"
             )
         return self.samples(stage) // parts
 
     def check_shares(self, processes: int) -> None:
-        """Raise UserError where the samples of a stage that has steps cannot be shared out, see ``share``."""
+        """Raise UserError if the samples of a stage that has steps cannot be divided evenly, see ``share``."""
         for stage, steps in enumerate(self.steps, start=1):
             if steps:
                 self.share(stage, processes)
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What must be equal for a training to be continued, as JSON values."""
+        """The settings that must be equal to resume a training, as JSON values."""
         return {name: value for name, value in asdict(self).items() if name not in ("steps", "accumulate")}

@@ -97,7 +97,7 @@ def test_limits_of_brightness_are_those_that_were_asked_for():
     allowed = alone.of_size(20.0, 9.0).recorded()
     quality = dict.fromkeys(measures, 50.0) | {"inside_fraction": 1.0, "found_share": None, "limits": allowed}
     assert reasons_against([quality], alone) == [
-        "the lesion has a core with a mean of 50.0 HU; what was asked for allows 32.0 to 48.0"
+        "the lesion has a core with a mean of 50.0 HU; the requested range allows 32.0 to 48.0"
     ]
     assert reasons_against([quality | {"core_mean_hu": 44.0}], alone) == []
 
@@ -142,7 +142,7 @@ def test_lesions_are_accepted_that_are_what_was_asked_for(paints, tmp_path):
     (reason,) = read_synthetic_cases(tmp_path / "faint", accepted=False)[0].record["reasons"]
     assert re.fullmatch(
         r"the lesion has a contrast of [45]\d\.\d HU to its surroundings; "
-        r"what was asked for allows −\d+\.\d to −?\d+\.\d",
+        r"the requested range allows −\d+\.\d to −?\d+\.\d",
         reason,
     )
 

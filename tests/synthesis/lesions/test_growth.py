@@ -154,7 +154,7 @@ def test_what_grows_keeps_clear_of_others_and_of_what_is_to_avoid(dataset):
         assert lesion.replaces.shape.sum() == 18
     everywhere = np.ones((16, 40, 40), bool)
     with pytest.raises(
-        NothingFits, match=r"case_1: none of its 2 lesions can change as asked; .* too near to a lesion"
+        NothingFits, match=r"case_1: none of its 2 lesions can change as requested; .* too close to a lesion"
     ):
         planned(dataset, growth=(1.2, 1.3), avoid=everywhere)
     # what is there already may stay, and get less
@@ -162,7 +162,7 @@ def test_what_grows_keeps_clear_of_others_and_of_what_is_to_avoid(dataset):
 
 
 def test_what_grows_stays_in_the_volume(dataset):
-    with pytest.raises(NothingFits, match=r"with [\d.]+ mm it would reach beyond the volume"):
+    with pytest.raises(NothingFits, match=r"with a diameter of [\d.]+ mm it would extend beyond the volume"):
         planned(dataset, growth=(6.0, 7.0))
 
 
@@ -173,7 +173,7 @@ def test_what_grows_stays_in_the_organ(dataset):
         return labels
 
     rewrite_image(dataset.raw / "labelsTr" / "case_1.nii.gz", thin)
-    with pytest.raises(NothingFits, match=r"0\.\d\d of it would lie in the organ \(needed: 0\.95\)"):
+    with pytest.raises(NothingFits, match=r"0\.\d\d of it would be in the organ \(required: 0\.95\)"):
         planned(dataset, growth=(2.5, 2.5), inside_fraction=0.95)
     assert planned(dataset, growth=(2.5, 2.5), inside_fraction=0.5)[3][0].placement.inside_fraction < 0.95
 

@@ -70,16 +70,16 @@ def test_at_is_the_only_place_that_is_tried():
     new = np.zeros_like(organ)
     new[placement.box] = shape
     assert np.abs(np.argwhere(new).mean(axis=0) - (9.0, 30.25, 40.0)).max() <= 0.5
-    with pytest.raises(NothingFits, match=r"in 1 tries: at most 0\.\d\d of it lay in the organ \(needed: 0\.8\)"):
+    with pytest.raises(NothingFits, match=r"tried: 1\): at most 0\.\d\d of it was in the organ \(required: 0\.8\)"):
         place(rng, shape, organ, forbidden=free, inside_fraction=0.8, at=(9.0, 11.0, 22.0), tries=1)
-    with pytest.raises(NothingFits, match="1 reached beyond the volume"):
+    with pytest.raises(NothingFits, match="1 extended beyond the volume"):
         place(rng, shape, organ, forbidden=free, inside_fraction=0.0, at=(0.0, 0.0, 0.0), tries=1)
 
 
 def test_what_is_in_the_way_is_counted():
     rng = np.random.default_rng(3)
     organ = an_organ()
-    with pytest.raises(NothingFits, match=r"at most 1\.00 .* 50 places with enough were too near"):
+    with pytest.raises(NothingFits, match=r"at most 1\.00 .* 50 with enough in the organ were too close"):
         place(rng, np.ones((1, 1, 1), bool), organ, forbidden=organ.copy(), inside_fraction=0.8, tries=50)
 
 

@@ -121,8 +121,8 @@ def test_every_reason_is_said():
     assert reasons_against([good, bad], limits) == [
         "lesion 2 has a contrast of 5.0 HU to its surroundings; real ones allow −50.0 to −20.0",
         "lesion 2 has a core with a standard deviation of 1.0 HU; real ones of 9.6 to 14.2 mm allow 5.0 to 20.0",
-        "75 % of lesion 2 lies in the organ; at least 80 % are needed",
-        "50 % of lesion 2 is found by the segmenter; at least 70 % are needed",
+        "75 % of lesion 2 is in the organ; at least 80 % is required",
+        "50 % of lesion 2 is found by the segmenter; at least 70 % is required",
     ]
 
 

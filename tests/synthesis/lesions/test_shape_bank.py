@@ -88,10 +88,10 @@ def test_files_that_are_no_masks_are_all_named(folder):
     with pytest.raises(UserError) as caught:
         opened(folder)
     first, *failed, last = str(caught.value).splitlines()
-    assert first == f"2 files of the bank {folder} without a mask:"
-    assert failed[0] == f"  {folder / 'ct.nii.gz'} holds negative values or NaN, so it is an image and no mask"
+    assert first == f"2 files of the bank {folder} without a valid mask:"
+    assert failed[0] == f"  {folder / 'ct.nii.gz'} has negative values or NaN, so it is an image and not a mask"
     assert str(folder / "two.nii.gz") in failed[1]
-    assert last == "Repair them or move them away"
+    assert last == "Repair them or move them elsewhere"
 
 
 def test_a_bank_without_lesions_or_that_changes_is_refused(folder):

@@ -565,7 +565,7 @@ def test_a_model_half_replaced_is_no_model(image_model, tmp_path, monkeypatch):
     monkeypatch.setattr("fvae_nnunet.synthesis.model.folder.write_json", fail_at_the_manifest)
     with pytest.raises(KeyboardInterrupt):
         save_model(tmp_path, network(image_model.settings, seed=1), image_model.settings)
-    with pytest.raises(UserError, match="no latent diffusion model"):
+    with pytest.raises(UserError, match="is not a latent diffusion model"):
         LatentDiffusion.load(tmp_path)
 
 
@@ -581,15 +581,15 @@ def test_vae_of_a_local_folder_is_found_by_weights(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_channels": 4}, "tiny has 16 latent channels, the model was trained with tiny and 4"),
+        ({"latent_channels": 4}, "tiny has 16 latent channels, but the model was trained with tiny, which has 4"),
         (
             {"weights_sha256": "1" * 64},
             r"weights of tiny \(embedded\) are not those .* another version of fvae_nnunet: make it anew",
         ),
         ({"inplane_pixels": 30}, r"30 pixels in-plane.*multiples of 8"),
-        ({"mask_encoding": "vae"}, "denoiser has mask_encoding onehot, the model's settings say vae"),
-        ({"class_names": ("tumour",)}, "denoiser has classes 2, the model's settings say 1"),
-        ({"text_width": 16}, "denoiser has text_width None, the model's settings say 16"),
+        ({"mask_encoding": "vae"}, "denoiser has mask_encoding onehot, but the model's settings say vae"),
+        ({"class_names": ("tumour",)}, "denoiser has classes 2, but the model's settings say 1"),
+        ({"text_width": 16}, "denoiser has text_width None, but the model's settings say 16"),
         ({"latent_std": (1.0,)}, "latent_std for each of 16"),
     ],
 )
@@ -602,21 +602,21 @@ def test_another_vae_or_network_is_refused(options, message, image_model, tmp_pa
 
 def test_a_window_that_the_vae_does_not_take_is_refused(wan):
     settings = settings_for(wan, window_slices=8)
-    with pytest.raises(UserError, match=r"windows of 8 slices, which wan2.1 does not take \(1 \+ k \* 4\)"):
+    with pytest.raises(UserError, match=r"windows of 8 slices, which wan2.1 does not accept \(1 \+ k \* 4\)"):
         LatentDiffusion(network(settings), settings, NoiseProcess(), wan)
 
 
 def test_folders_that_are_no_model_are_refused(image_model, tmp_path):
-    with pytest.raises(UserError, match="no latent diffusion model; fvae-train-ldm makes one"):
+    with pytest.raises(UserError, match="is not a latent diffusion model; train one with fvae-train-ldm"):
         LatentDiffusion.load(tmp_path)
     save_model(tmp_path, image_model.denoiser, image_model.settings)
     path = tmp_path / "manifest.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"kind": "view"}))
-    with pytest.raises(UserError, match="no latent diffusion model"):
+    with pytest.raises(UserError, match="is not a latent diffusion model"):
         LatentDiffusion.load(tmp_path)
     path.write_text(json.dumps(content | {"settings": {**content["settings"], "colour": 1}}))
-    with pytest.raises(UserError, match="do not know colour"):
+    with pytest.raises(UserError, match="colour is missing or unknown"):
         LatentDiffusion.load(tmp_path)
     path.write_text(json.dumps(content | {"settings": {**content["settings"], "prediction": "flow"}}))
     with pytest.raises(UserError, match=r"manifest.json says flow, the schedule epsilon"):
@@ -651,11 +651,11 @@ def test_wrong_volumes_are_refused(image_model):
         inpaint(classes=classes[:, :8])
     with pytest.raises(UserError, match="region has shape"):
         inpaint(region=region[:, :8])
-    with pytest.raises(UserError, match="holds 3; this model knows 0 background, 1 liver, 2 tumour"):
+    with pytest.raises(UserError, match="has class 3; this model knows 0 background, 1 liver, 2 tumour"):
         inpaint(classes=classes + 1)
     with pytest.raises(UserError, match="at least one voxel"):
         image_model.generate(laid_out(classes[:0]), generator=seeded())
     with pytest.raises(UserError, match="at least one voxel"):
         image_model.reconstruct(volume[0])
-    with pytest.raises(ValueError, match="class maps are uint8"):
+    with pytest.raises(ValueError, match="class maps must be uint8"):
         inpaint(classes=classes.astype(np.float32))

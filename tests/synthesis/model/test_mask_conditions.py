@@ -85,7 +85,7 @@ def test_cells_with_a_voxel_in_the_region():
         (torch.zeros(1, 2, 2, dtype=torch.uint8), "uint8"),
         (torch.zeros(1, 4, 2, 2, dtype=torch.uint8), "4 x 2 x 2"),
         (torch.zeros(1, 5, 3, 2, dtype=torch.uint8), "5 x 3 x 2"),
-        (torch.full((1, 5, 2, 2), 3, dtype=torch.uint8), "holds 3"),
+        (torch.full((1, 5, 2, 2), 3, dtype=torch.uint8), "has class 3"),
     ],
 )
 def test_wrong_class_maps_are_refused(class_map, message):

@@ -165,7 +165,7 @@ def test_a_schedule_of_version_0_1_0_is_read(tmp_path):
 
 
 def test_another_schedule_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no noise schedule"):
+    with pytest.raises(UserError, match="is not a noise schedule"):
         NoiseProcess.load(tmp_path)
     NoiseProcess().save(tmp_path)
     path = tmp_path / "scheduler_config.json"
@@ -175,7 +175,7 @@ def test_another_schedule_is_refused(tmp_path):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(UserError, match="known are sample, epsilon, v_prediction, flow"):
+    with pytest.raises(UserError, match="choose from sample, epsilon, v_prediction, flow"):
         NoiseProcess("x0")
     for process, steps, most in (
         (NoiseProcess(), 0, 999),
@@ -198,7 +198,7 @@ def test_sampling_begins_near_pure_noise():
                 process.check_steps(steps)
                 assert ALPHA_BAR[timestep] ** 0.5 < 0.25
             else:
-                with pytest.raises(UserError, match=f"`steps={steps}`: DDIM would not begin near pure noise"):
+                with pytest.raises(UserError, match=f"`steps={steps}`: DDIM would not start near pure noise"):
                     process.check_steps(steps)
         with pytest.raises(UserError, match="1 to 999 steps"):
             process.check_steps(1000)

@@ -59,7 +59,7 @@ def test_embeddings_are_kept_by_text_and_weights(bert, tmp_path, monkeypatch):
 def test_long_text_is_cut_with_a_warning(bert):
     encoder = ReportEncoder(bert)
     assert encoder.max_tokens == 8
-    with pytest.warns(UserWarning, match="11 tokens is cut to 8"):
+    with pytest.warns(UserWarning, match="11 tokens is truncated to 8"):
         cut = encoder.encode("no mass in the left lobe in the liver")
     assert len(cut) == 8
     torch.testing.assert_close(cut, encoder.encode("no mass in the left lobe"))
@@ -132,7 +132,7 @@ def test_a_tokenizer_without_its_packages_names_them(bert, monkeypatch):
 
 
 def test_unusable_encoders_are_refused(bert, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="neither a folder here nor a hub id"):
+    with pytest.raises(UserError, match="neither an existing folder nor a hub id"):
         ReportEncoder(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="cannot be loaded"):

@@ -123,7 +123,7 @@ def test_a_label_that_dataset_json_does_not_declare_is_refused():
     labels = read(label_file(dataset, "phantom_000"))
     labels[0, 0, 0] = 7
     rewrite(label_file(dataset, "phantom_000"), labels)
-    with pytest.raises(UserError, match=r"phantom_000\.nii\.gz holds the labels 7, .*it has 0, 1, 2"):
+    with pytest.raises(UserError, match=r"phantom_000\.nii\.gz has the labels 7, .*it has 0, 1, 2"):
         open_source_dataset(dataset.name).read("phantom_000")
 
 
@@ -150,7 +150,7 @@ def test_an_empty_organ_is_refused_and_named():
     rewrite(label_file(dataset, "phantom_000"), np.zeros(SHAPE, np.uint8))
     with pytest.raises(
         UserError,
-        match=r"phantom_000: the organ \(label:pancreas\) has no voxel.*\(`leave_out`; of a list: its rows\)",
+        match=r"phantom_000: the organ \(label:pancreas\) has no voxel.*\(`leave_out`; in a list: its rows\)",
     ):
         open_source_dataset(dataset.name).read("phantom_000")
 

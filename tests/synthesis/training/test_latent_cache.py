@@ -179,7 +179,7 @@ def test_a_complete_cache_is_left_alone_and_what_is_missing_is_made(tiny):
     rewrite(label_file(dataset, "phantom_002"), labels)
     assert fill(dataset, tiny, settings_of())[1] == ["phantom_002"]
     assert load_file(latents_path(folder, "phantom_002"))["lesion"][0, 5, 0, 0] > 0
-    with pytest.raises(UserError, match=r"does not hold the latents of phantom_7"):
+    with pytest.raises(UserError, match=r"does not contain the latents of phantom_7"):
         read_records(folder, ["phantom_7"])
     remove_cache(folder)
     assert not folder.exists()
@@ -459,7 +459,7 @@ def test_a_dataset_without_lesions_is_refused_and_one_with_nothing_else_is_said(
     for case, value in (("phantom_000", 1), ("phantom_001", 2)):
         rewrite(label_file(dataset, case), np.full(SHAPE, value, np.uint8))
     folder, _ = fill(dataset, tiny, settings_of())
-    with pytest.raises(UserError, match="none of the 1 cases has a voxel of the lesion's label"):
+    with pytest.raises(UserError, match=r"no voxel has the label of the lesion \(1 case searched\)"):
         draws_from(folder, cases=["phantom_000"])
     assert draws_from(folder, cases=["phantom_001"]).share == {1: 1.0, 2: 1.0}
     assert draws_from(folder, cases=["phantom_000"], lesion_share=0).share == {1: 0.0, 2: 0.0}
