@@ -122,7 +122,7 @@ def test_on_mps_a_vae_is_held_against_the_cpu():
     self_check.check_device(Somewhere("mps"), lambda: Somewhere("cpu"))
     self_check.check_device(Somewhere("mps", torch.bfloat16), lambda: Somewhere("cpu"))
     with pytest.raises(
-        UserError, match=r"identity on mps in float32 gives other values than on the CPU .*`device=cpu`"
+        UserError, match=r"identity on mps in float32 gives different values than on the CPU .*`device=cpu`"
     ):
         self_check.check_device(Somewhere("mps", wrong=0.05), lambda: Somewhere("cpu"))
     with pytest.raises(UserError, match="relative error nan"):
