@@ -45,7 +45,7 @@ from fvae_nnunet.evaluation.generation.similarity import (
 )
 from fvae_nnunet.evaluation.statistics import check_resampling
 from fvae_nnunet.nnunet.segmenter import open_segmenter
-from fvae_nnunet.numbers_as_text import counted, percent
+from fvae_nnunet.numbers_as_text import counted, listed, percent
 
 SCHEMA = 1
 
@@ -288,13 +288,11 @@ def _warnings(
                 f"{entry['metric']}, {entry['network']}: interval, chance and p are based on "
                 f"{percent(entry['resampled_variance'])} of the variance"
             )
-    unsure = ["intervals and p values"] if found else []
+    unsure = ["intervals", "p values"] if found else []
     unsure += ["the memorisation check"] if memorisation is not None else []
     for name, images in (("real", evaluation.real), ("generated", evaluation.fake)):
         if unsure and len(images.cases) < FEW_CASES:
-            warnings.append(
-                f"only {counted(len(images.cases), f'{name} case')}: {' and '.join(unsure)} are not reliable"
-            )
+            warnings.append(f"only {counted(len(images.cases), f'{name} case')}: too few to trust {listed(unsure)}")
     if memorisation is not None and memorisation["real_in_training"]:
         count = len(memorisation["real_in_training"])
         warnings.append(

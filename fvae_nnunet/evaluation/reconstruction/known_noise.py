@@ -43,7 +43,7 @@ class KnownNoise:
         kernel_pixels = self.kernel_pixels or 0.0
         if not 0 < self.sd_hu < math.inf or not 0 <= kernel_pixels < math.inf or not self.softened_pixels >= 0:
             raise UserError(
-                f"the standard deviation of the noise must be above 0 HU and Gaussians at least 0 pixels, got "
+                "the standard deviation of the noise must be above 0 HU, and Gaussians at least 0 pixels; got "
                 f"{self.sd_hu:g} HU, {kernel_pixels:g} and {self.softened_pixels:g} pixels"
             )
 

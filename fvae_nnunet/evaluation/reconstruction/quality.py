@@ -168,7 +168,7 @@ def _check(
         shapes["segmentation"] = segmentation.shape
     if raw_hu.ndim != 3 or 0 in raw_hu.shape or len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise UserError(f"volumes (z, y, x) must have the same shape, got {found}")
+        raise UserError(f"volumes of equal shape (z, y, x) are needed, got {found}")
     if len(spacing_mm) != 3 or not all(math.isfinite(edge) and edge > 0 for edge in spacing_mm):
         raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
     for name, volume in (("raw volume", raw_hu), ("view", view_hu)):
