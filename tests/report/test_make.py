@@ -471,7 +471,7 @@ def test_a_view_made_from_another_image_is_refused(project, capsys):
     assert "not made from the images in --images: case_0001;" in capsys.readouterr().err
     shutil.rmtree(project / "view" / MANIFEST_FOLDER)
     page = page_of("--views", "second=view")
-    assert any("second has no manifest: how it was made is not recorded" in p for p in page.texts["p"])
+    assert any("second has no manifest, so its settings are not recorded" in p for p in page.texts["p"])
 
 
 def test_a_quality_of_another_view_is_refused(project, capsys):

@@ -315,9 +315,9 @@ def test_files_that_are_no_torchscript_are_refused(tmp_path):
     for name in ("weights.pt", "text.pt"):
         with pytest.raises(UserError, match="not a TorchScript file"):
             load_feature_networks(ct_clip=tmp_path / name, trust_weights=True)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="no such file"):
         load_feature_networks(ct_clip=tmp_path / "none.pt", trust_weights=True)
-    with pytest.raises(UserError, match="the name CT-CLIP is taken"):
+    with pytest.raises(UserError, match="the name CT-CLIP is already used"):
         load_feature_networks(
             ct_clip=tmp_path / "net.pt", features={"CT-CLIP": tmp_path / "net.pt"}, trust_weights=True
         )

@@ -55,7 +55,7 @@ def test_folders_of_images_with_and_without_channels(tmp_path):
     (tmp_path / "raw" / "imagesTr" / "a_0000.nii.gz").unlink()
     with pytest.raises(UserError, match=r"channel 0000 \(the CT\) is missing for a$"):
         read_image_set(tmp_path / "raw")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         read_image_set(tmp_path / "none")
 
 
@@ -384,7 +384,7 @@ def test_structures_are_the_masks_where_labels_name_none(tmp_path, named):
     assert masks["mask_folder"] == str(fake / "structuresTr")
     assert {name: figures["dice"] for name, figures in masks["structures"].items()} == {"liver": 1.0, "heart": 1.0}
     (fake / "structuresTr" / "s1.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"only masks in .*labelsTr, where nothing but the background has a name"):
+    with pytest.raises(UserError, match=r"only masks in .*labelsTr, where only the background has a name"):
         adherence_by_default(fake, tmp_path / "found")
 
 
@@ -394,8 +394,8 @@ def test_masks_that_cannot_be_compared_are_named(mask_folders):
         mask_adherence(["a", "c"], masks, found)
     write_image(found / "a.nii.gz", boxes(), spacing_mm=(3.0, 1.0, 1.0))
     write_image(found / "b.nii.gz", np.full((4, 6, 6), -5))
-    with pytest.raises(UserError, match=r"(?s)a: mask and segmentation differ in spacing.*b: .*no label map"):
+    with pytest.raises(UserError, match=r"(?s)a: mask and segmentation differ in spacing.*b: .*not a label map"):
         mask_adherence(["a", "b"], masks, found)
     shutil.rmtree(found)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         mask_adherence(["a"], masks, found)
