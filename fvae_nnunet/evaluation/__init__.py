@@ -1,1 +1,1 @@
-"""Evaluation of segmentations, reconstructions and generated CT, and its statistics."""
+"""Evaluation of segmentations, reconstructions and generated CT, with statistics."""

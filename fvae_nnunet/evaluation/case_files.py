@@ -1,4 +1,4 @@
-"""The files of a case: volumes that lie alike, and label maps with known labels."""
+"""Read and check the files of a case: volumes with the same geometry, and label maps with known labels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from fvae_nnunet.errors import UserError
 def read_alike(
     files: Mapping[str, Path], reader: str | None = None
 ) -> tuple[dict[str, tuple[np.ndarray, Geometry]], list[str]]:
-    """The volumes of a case, and what is wrong with them.
+    """Read the volumes of a case and check that they have the same geometry.
 
     Args:
-        files: by what they are called in messages.
+        files: paths by the name used in messages.
         reader: see `read_volume`.
 
     Returns:
-        Those that can be read, by name, and a sentence for each other one, and for each that does not lie as the first.
+        The readable volumes by name; and a sentence for each unreadable one, and for each difference in geometry from
+        the first one.
     """
     volumes, problems = {}, []
     for name, path in files.items():
@@ -37,10 +38,10 @@ def read_alike(
 
 
 def unknown_labels(path: Path, segmentation: np.ndarray, known_labels: Sequence[int]) -> list[str]:
-    """A sentence on the values of a label map that dataset.json does not know; empty if it knows all."""
+    """A sentence about values of a label map that are not in dataset.json; empty if all are."""
     unknown = np.unique(segmentation[~np.isin(segmentation, known_labels)])
     if not unknown.size:
         return []
     values = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if unknown.size > 10 else "")
     known = ", ".join(map(str, known_labels))
-    return [f"{path} holds labels that dataset.json does not know: {values}; known are {known}"]
+    return [f"{path} holds labels that are not in dataset.json: {values}; known labels are {known}"]

@@ -1,9 +1,9 @@
-"""The area under the ROC curve of several models on the same cases, with its covariance: DeLong, for clusters too.
+"""Areas under the ROC curve of several models on the same cases, with covariance by DeLong, also for clustered cases.
 
 DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845, by midranks as in Sun and Xu, IEEE Signal Processing
-Letters 21 (2014) 1389-1393: O(n log n) for n cases. Cases of one patient are not independent; Obuchowski, Biometrics
-53 (1997) 567-578, sums the structural components of each cluster, and is DeLong's method exactly where every cluster
-is one case.
+Letters 21 (2014) 1389-1393: O(n log n) for n cases. Cases of one patient are not independent; the method of Obuchowski,
+Biometrics 53 (1997) 567-578, sums the structural components of each cluster, and equals DeLong's if every cluster is
+one case.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class AUCs:
     """Areas under the ROC curve of K models for one finding.
 
     Attributes:
-        values: (K,) in [0, 1]; NaN where there are no positive or no negative cases.
-        covariance: (K, K); NaN where fewer than two clusters hold positive, or negative, cases.
+        values: (K,) in [0, 1]; NaN if there are no positive or no negative cases.
+        covariance: (K, K); NaN if fewer than two clusters hold positive, or negative, cases.
     """
 
     values: np.ndarray
@@ -32,13 +32,13 @@ class AUCs:
 def aucs(scores: np.ndarray, positive: np.ndarray, clusters: Sequence[str] | np.ndarray | None = None) -> AUCs:
     """AUC of each model and their covariance.
 
-    The AUC is the chance that a positive case has a higher score than a negative one, ties counting half.
+    The AUC is the probability that a positive case has a higher score than a negative one; ties count half.
 
     Args:
         scores: (K, n) finite; only their order matters.
         positive: (n,) bool.
-        clusters: (n,) names; cases of equal name, such as the scans of one patient, are not independent. Default: each
-            case for itself.
+        clusters: (n,) names; cases with equal names, such as the scans of one patient, are not independent. Default:
+            each case is its own cluster.
     """
     scores, positive = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
     models, m, n = len(scores), int(positive.sum()), int((~positive).sum())
@@ -66,8 +66,8 @@ def aucs(scores: np.ndarray, positive: np.ndarray, clusters: Sequence[str] | np.
 
 
 def structural_components(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """(n,) for a positive case the share of negative ones that score lower, for a negative case the share of positive
-    ones that score higher, ties counting half. ``scores`` (n,), ``positive`` (n,) bool with both values."""
+    """(n,) for a positive case the fraction of negative ones that score lower, for a negative case the fraction of
+    positive ones that score higher; ties count half. ``scores`` (n,), ``positive`` (n,) bool with both values."""
     from scipy.stats import rankdata
 
     m, n = positive.sum(), (~positive).sum()
@@ -79,9 +79,9 @@ def structural_components(scores: np.ndarray, positive: np.ndarray) -> np.ndarra
 
 
 def auc_interval(found: AUCs, model: int) -> Interval:
-    """95 % interval of one model's AUC from its normal approximation, cut to [0, 1].
+    """95 % interval of one model's AUC from the normal approximation, clipped to [0, 1].
 
-    Method "none" and NaN where the variance is unknown or zero (a perfect AUC knows nothing of its spread).
+    Method "none" and NaN if the variance is unknown or zero (a perfect AUC gives no estimate of its spread).
     """
     variance = found.covariance[model, model]
     low, high = _normal_ends(found.values[model], variance)
@@ -89,9 +89,9 @@ def auc_interval(found: AUCs, model: int) -> Interval:
 
 
 def auc_difference(found: AUCs, first: int, second: int) -> Difference:
-    """The AUC of one model minus that of another, on the same cases, with interval and test by the normal law.
+    """AUC of model ``second`` minus that of ``first``, on the same cases, with normal-theory interval and test.
 
-    The interval is "none" where the covariance is not known or the models agree in every case; p is NaN and 1 there.
+    The interval is "none" if the covariance is unknown (p is NaN), or if the models agree in every case (p is 1).
     """
     from scipy.stats import norm
 
@@ -101,7 +101,7 @@ def auc_difference(found: AUCs, first: int, second: int) -> Difference:
     if not np.isfinite(variance):
         return Difference(value, NO_INTERVAL, float("nan"))
     if not _is_known(variance):
-        # no spread: the models order all cases alike, or differ by the same in each
+        # no spread: the models rank all cases alike, or differ equally in each
         return Difference(value, NO_INTERVAL, 1.0 if abs(value) < 10.0**-ROUNDING_DECIMALS else float("nan"))
     low, high = _normal_ends(value, variance)
     p = 2 * float(norm.sf(abs(value) / np.sqrt(variance)))
@@ -109,7 +109,7 @@ def auc_difference(found: AUCs, first: int, second: int) -> Difference:
 
 
 def _cluster_sums(deviations: np.ndarray, cases: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """(K, clusters) the sums of those cases' deviations (K, n) in each cluster."""
+    """Sums (K, clusters) of the deviations (K, n) of these cases in each cluster."""
     size = place.max() + 1
     return np.stack([np.bincount(place[cases], weights=row[cases], minlength=size) for row in deviations])
 

@@ -1,4 +1,4 @@
-"""The cases of an evaluation, each in one of several processes."""
+"""Run the cases of an evaluation in several processes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
 OnProgress = Callable[[int, int], object]
-"""Called with the number of what is done, and of all there is to do: before the first, and after each."""
+"""Called with the number of finished tasks and of all tasks: before the first, and after each."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """An `OnProgress` that says nothing."""
+    """An `OnProgress` that does nothing."""
 
 
 def run_each(
     function: Callable[[Task], Outcome], tasks: Sequence[Task], processes: int, on_done: OnProgress = no_progress
 ) -> list[Outcome]:
-    """The outcome of each task, in their order.
+    """The outcome of each task, in the order of the tasks.
 
     Args:
-        function: of a module, so that other processes find it.
-        tasks: what it is called with.
-        processes: how many work beside this one; 0: this one does the work.
+        function: function of one task, defined at module level so that other processes find it.
+        tasks: arguments of the function.
+        processes: number of worker processes; 0: this process does the work.
         on_done: see `OnProgress`.
 
     Raises:
@@ -42,8 +42,7 @@ def run_each(
         return _collected(pool.map(function, tasks), len(tasks), on_done)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process was killed, for lack of memory or by a library (what it said stands above); set `processes` "
-            "lower"
+            "a process was killed, for lack of memory or by a library (see its output above); use fewer `processes`"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
-"""The mean AUC over findings, resampled patient by patient.
+"""The mean AUC over findings, with bootstrap resampling of patients.
 
-An AUC with every case counted w times is a weighted sum over the cases in the order of their scores, so that all
-resamples of a finding need one sort: cumulative weights do the rest.
+An AUC in which each case counts w times is a weighted sum over the cases in the order of their scores, so that all
+resamples of a finding need only one sort and cumulative weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from fvae_nnunet.evaluation.statistics import CONFIDENCE, NO_INTERVAL, ROUNDING_DECIMALS, Difference, Interval
 
 _CHUNK_VALUES = 2_000_000
-"""Weights that are held at once."""
+"""Maximum number of weights in memory."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class MeanAUCs:
     """Mean AUC of K models over the findings that have one.
 
     Attributes:
-        values: (K,); NaN where no finding has an AUC.
-        resampled: (resamples, K) the same of resampled patients. A finding without positive or without negative cases
-            in a resample is left out of the mean of that resample, for all models alike.
-        incomplete: share of the resamples in which a finding was left out.
-        patients: that were resampled.
+        values: mean AUCs (K,); NaN if no finding has an AUC.
+        resampled: mean AUCs (resamples, K) of resampled patients. A finding without positive or without negative cases
+            in a resample is left out of its mean, for all models alike.
+        incomplete: fraction of the resamples in which a finding was left out.
+        patients: number of patients.
     """
 
     values: np.ndarray
@@ -39,9 +39,9 @@ class MeanAUCs:
         return _percentile(self.resampled[:, model])
 
     def difference(self, first: int, second: int) -> Difference:
-        """Paired: both models have the same resamples.
+        """Paired difference of model ``second`` minus ``first``, on the same resamples.
 
-        The p value is the smallest 1 - confidence at which the percentile interval leaves out 0 (Efron and Tibshirani,
+        The p value is the smallest 1 - confidence at which the percentile interval excludes 0 (Efron and Tibshirani,
         An Introduction to the Bootstrap, chapter 15.4), never below 2 / (resamples + 1).
         """
         value = float(self.values[second] - self.values[first])
@@ -63,13 +63,13 @@ def mean_aucs(
     seed: int,
     resamples: int = 9999,
 ) -> MeanAUCs:
-    """Mean AUC of each model, and of the same patients drawn with replacement.
+    """Mean AUC of each model, for all patients and for patients drawn with replacement.
 
     Args:
-        scores: (K, n, F) of each model, case and finding; finite.
-        labels: (n, F) 0 or 1, NaN where unknown.
-        patients: (n,) whose scan it is; a patient is drawn with all of them.
-        seed: of ``np.random.default_rng``.
+        scores: (K, n, F) scores of each model, case and finding; finite.
+        labels: (n, F) 0 or 1, NaN if unknown.
+        patients: (n,) patient of each case; a patient is drawn with all their cases.
+        seed: seed of ``np.random.default_rng``.
         resamples: number of resamples.
     """
     names, place = np.unique(np.asarray(patients), return_inverse=True)
@@ -103,15 +103,15 @@ def mean_aucs(
 
 
 def weighted_aucs(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """AUC of one model and finding where each case counts so many times, for R sets of counts.
+    """AUC of one model and finding with weighted cases, for R sets of weights.
 
     Args:
         scores: (n,).
-        labels: (n,) 0 or 1, NaN where unknown; such cases do not count.
-        times: (R, n) not negative.
+        labels: (n,) 0 or 1, NaN if unknown; such cases are ignored.
+        times: (R, n) non-negative counts of each case.
 
     Returns:
-        (R,); NaN where no positive or no negative case counts.
+        AUCs (R,); NaN if no positive or no negative case counts.
     """
     known = np.flatnonzero(~np.isnan(labels))
     order = known[np.argsort(scores[known], kind="stable")]

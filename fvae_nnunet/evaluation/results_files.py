@@ -1,4 +1,4 @@
-"""The files of an evaluation's results."""
+"""Write the result files of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fvae_nnunet.jobs.manifest import write_json
 def write_results(
     results: Mapping[str, Any], path: Path, tables: Mapping[Path, Iterable[Mapping[str, object]]]
 ) -> None:
-    """Write results as JSON and their tables as CSV; all appear when all are complete, or none.
+    """Write results as JSON and their tables as CSV; files appear only when all are complete.
 
     Raises:
         UserError: one of them cannot be written.
@@ -27,4 +27,4 @@ def write_results(
                 written.enter_context(atomic_write(table)).write_bytes(csv_bytes(rows))
             write_json(path, dict(results))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder") from error

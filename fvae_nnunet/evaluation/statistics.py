@@ -1,6 +1,6 @@
-"""How sure a mean over cases is and whether paired differences are chance: bootstrap, Wilcoxon signed-rank, Holm.
+"""Statistics of means over cases and of paired differences: bootstrap, Wilcoxon signed-rank, Holm.
 
-The mathematics are scipy's; here is decided which method is used when, and what too few cases give.
+scipy does the computation; this module selects the method and handles too few cases.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 from fvae_nnunet.errors import UserError
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of all intervals."""
 
 ROUNDING_DECIMALS = 12
-"""Differences that agree to so many decimals are ties: 2/3 - 1/3 and 1/3 - 0 differ in floats alone."""
+"""Differences that agree to this many decimals are ties: 2/3 - 1/3 and 1/3 - 0 differ only by rounding."""
 
 EXACT_UP_TO = 50
-"""Most pairs for which the exact distribution of the signed ranks is used, as in scipy's ``method="auto"``."""
+"""Maximum number of pairs for the exact distribution of the signed ranks, as in scipy's ``method="auto"``."""
 
 PERMUTATION_UP_TO = 13
-"""Most pairs for which all 2**n signs are tried where ranks are tied, as in scipy's ``method="auto"``."""
+"""Maximum number of pairs for trying all 2**n signs if ranks are tied, as in scipy's ``method="auto"``."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ NO_INTERVAL = Interval(float("nan"), float("nan"), "none")
 
 @dataclass(frozen=True)
 class Difference:
-    """Second model minus first, with a two-sided p, NaN where it is not known."""
+    """Second model minus first, with a two-sided p, NaN if unknown."""
 
     value: float
     interval: Interval
@@ -56,9 +56,9 @@ class SignedRankTest:
 
 
 def check_resampling(seed: int, resamples: int) -> None:
-    """UserError if `bootstrap_interval` cannot work with these."""
+    """Raise UserError if seed or number of resamples is invalid."""
     if seed < 0 or resamples < 1:
-        raise UserError(f"`seed` must not be negative and `resamples` positive, got {seed} and {resamples}")
+        raise UserError(f"`seed` must not be negative and `resamples` must be positive, got {seed} and {resamples}")
 
 
 def bootstrap_interval(
@@ -68,23 +68,23 @@ def bootstrap_interval(
     seed: int,
     resamples: int = 9999,
 ) -> Interval:
-    """95 % bootstrap interval of a mean, cases being what is resampled.
+    """95 % bootstrap interval of a mean, by resampling cases.
 
-    A case may hold several things that are averaged, such as its lesions: their mean is the sum over all cases by the
-    count over all cases, and a case is drawn with everything it holds (cluster bootstrap). BCa, Efron and Tibshirani,
-    An Introduction to the Bootstrap, chapter 14.3, by `scipy.stats.bootstrap`; where it is not defined, the percentile
-    interval of the same resamples.
+    A case may hold several items that are averaged, such as its lesions: their mean is the sum over all cases divided
+    by the count over all cases, and a case is drawn with all its items (cluster bootstrap). The method is BCa (Efron
+    and Tibshirani, An Introduction to the Bootstrap, chapter 14.3) from `scipy.stats.bootstrap`; if it is undefined,
+    the percentile interval of the same resamples.
 
     Args:
-        sums: (n,) for each case the sum of what it holds, finite. For a paired difference: of the differences.
-        counts: (n,) for each case how many things it holds, at least 1; default: one each, the sums are the values.
-        seed: of ``np.random.default_rng``. Every interval starts from it anew, so that none depends on which others are
-            asked for, and the same cases give the same resamples for every model.
+        sums: (n,) sum of the items of each case, finite. For a paired difference: sum of the differences.
+        counts: (n,) number of items of each case, at least 1; default: one each, so that sums are the values.
+        seed: seed of ``np.random.default_rng``. Every interval starts from it, so that none depends on other intervals,
+            and the same cases give the same resamples for every model.
         resamples: number of resamples.
 
     Returns:
-        NaN to NaN, method "none", if there are fewer than two cases or all cases have the same mean: without spread
-        a bootstrap knows nothing.
+        The interval; NaN to NaN, method "none", if there are fewer than two cases or all have the same mean, as a
+        bootstrap needs spread.
     """
     from scipy.stats import bootstrap
 
@@ -97,7 +97,7 @@ def bootstrap_interval(
         return sums.sum(axis=axis) / counts.sum(axis=axis)
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of BCa without a result: then the percentile interval follows
+        warnings.simplefilter("ignore", RuntimeWarning)  # BCa without a result is replaced by the percentile interval
         options = {"paired": True, "vectorized": True, "confidence_level": CONFIDENCE}
         result = bootstrap(
             (sums, counts), mean, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed), **options
@@ -115,7 +115,7 @@ def bootstrap_interval(
 def mean_and_interval(
     values: Sequence[float] | np.ndarray, *, seed: int, resamples: int = 9999
 ) -> tuple[float, Interval]:
-    """Mean of the values (n,) that are not NaN, one for each case, and its `bootstrap_interval`; NaN of none."""
+    """Mean of the values (n,), one per case, without NaN, and its `bootstrap_interval`; NaN if there are none."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
     mean = float(known.mean()) if known.size else float("nan")
@@ -125,10 +125,10 @@ def mean_and_interval(
 def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTest:
     """Two-sided Wilcoxon signed-rank test of paired differences (n,), finite, by `scipy.stats.wilcoxon`.
 
-    Differences of zero are left out before ranking (Wilcoxon's own rule, scipy's ``zero_method="wilcox"``): the test is
-    then one among the cases in which the models differ, and stays exact for few cases. Exact up to 50 such cases if
-    no two differences have the same size, and up to 13 in any case; otherwise the normal approximation, corrected for
-    ties. With n cases p cannot fall below 2**(1 - n): fewer than 6 never reach 0.05.
+    Zero differences are left out before ranking (Wilcoxon's own rule, scipy's ``zero_method="wilcox"``): the test then
+    uses only cases in which the models differ, and stays exact for few cases. It is exact up to 50 such cases if no two
+    differences have the same size, and up to 13 in any case; otherwise it uses the normal approximation, corrected for
+    ties. With n cases, p is at least 2**(1 - n): fewer than 6 never reach 0.05.
 
     Returns:
         p = 1, method "none", if no difference is left.
@@ -149,12 +149,12 @@ def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTes
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values of one family, corrected for their number; Holm, Scandinavian Journal of Statistics 6 (1979) 65-70.
+    """Correct the p values of one family for their number; Holm, Scandinavian Journal of Statistics 6 (1979) 65-70.
 
-    The k-th smallest of m is multiplied by m - k + 1; none is made smaller than one before it, nor larger than 1.
+    The k-th smallest of m is multiplied by m - k + 1; none becomes smaller than the previous one or larger than 1.
 
     Returns:
-        In the order of the input; empty for none.
+        Corrected values in the order of the input; empty if there are none.
     """
     ordered = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Sequence
 
 COLUMNS = 80
-"""Of a terminal; what is printed is no wider where that can be."""
+"""Maximum width of printed text, where possible."""
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Lines of equal columns, the first so many of them flush left and the others flush right."""
+    """Lines of aligned columns, the first ``left`` of them left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])]).rstrip()
@@ -19,5 +19,5 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
 
 
 def wrapped(text: str, *, hanging: int = 2) -> list[str]:
-    """A text in lines of at most `COLUMNS`, all but the first indented; only a word that is longer, as a path, is."""
+    """Lines of at most `COLUMNS` characters, indented after the first; only long words such as paths are not broken."""
     return textwrap.wrap(text, COLUMNS, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False)

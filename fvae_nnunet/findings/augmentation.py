@@ -1,4 +1,4 @@
-"""Modest augmentation of volumes for a classifier: a little turned, scaled, moved, and changed in grey."""
+"""Moderate augmentation of volumes for a classifier: small rotations, scalings, shifts and changes of grey values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROBABILITY = 0.5
 _TURN = math.radians(10)
 _SCALE = 0.1
 _MOVE = 0.05
-"""Of the volume's side."""
+"""Fraction of the volume's side."""
 _GREY = 0.1
 _NOISE_SD = 0.05
 _NOISE_PROBABILITY = 0.15
@@ -20,13 +20,13 @@ _NOISE_PROBABILITY = 0.15
 class Augmentation:
     """MONAI's random transforms for volumes in [-1, 1].
 
-    Each with probability 0.5: a turn by up to 10 degrees around each axis, scaling by up to 10 % and a shift by up to
-    5 % of the side, together; values times 0.9 to 1.1; plus -0.1 to 0.1. With probability 0.15 noise whose standard
-    deviation is up to 0.05. No mirroring: a chest has sides.
+    Each of the following has probability 0.5: an affine transform (rotation by up to 10 degrees around each axis,
+    scaling by up to 10 %, shift by up to 5 % of the side); values times 0.9 to 1.1; values plus -0.1 to 0.1. Noise
+    with a standard deviation of up to 0.05 has probability 0.15. There is no mirroring, as a chest is not symmetric.
 
     Args:
-        shape: of the volumes, (D, H, W).
-        device: of torch, on which they are.
+        shape: shape of the volumes (D, H, W).
+        device: torch device of the volumes.
     """
 
     def __init__(self, shape: tuple[int, int, int], device: str) -> None:
@@ -51,7 +51,7 @@ class Augmentation:
         )
 
     def __call__(self, volume: torch.Tensor, seed: int) -> torch.Tensor:
-        """A changed copy of a volume (1, D, H, W) on its device; equal seeds change it alike."""
+        """Return an augmented copy of a volume (1, D, H, W) on its device; equal seeds give equal results."""
         self._transforms.set_random_state(seed=seed)
         changed = self._transforms(volume)
         plain: torch.Tensor = changed.as_tensor() if hasattr(changed, "as_tensor") else changed

@@ -15,8 +15,8 @@
      "mean": {"findings": 18, "resamples_with_fewer_findings": 0.01, "models": [...], "comparisons": [...]},
      "paper": {...}}
 
-AUC and differences (second minus first) are in [0, 1] and [-1, 1]. ``reason`` says why a finding has no AUC (NaN, as
-Python writes it); it then counts in no mean. ``p_holm`` is corrected over the findings of one comparison. The entries
+AUC and differences (second minus first) are in [0, 1] and [-1, 1]. ``reason`` explains why a finding has no AUC (NaN,
+as written by Python); it is then in no mean. ``p_holm`` is corrected over the findings of one comparison. The entries
 of ``mean`` have the same keys, without ``p_holm``.
 """
 
@@ -61,24 +61,24 @@ def compare_findings(
     seed: int = 0,
     resamples: int = 9999,
 ) -> dict[str, Any]:
-    """AUC of each model, and each compared with the first, or each with each.
+    """Compute the AUC of each model and compare each with the first, or all pairs.
 
     Args:
         scored: scores of K models and the truth.
-        names: (K,) of the models, all different.
-        files: (K,) that their scores are from.
-        all_pairs: compare every pair, not only with the first.
-        seed, resamples: of the bootstrap of the mean.
+        names: (K,) names of the models, all different.
+        files: (K,) files of their scores.
+        all_pairs: compare every pair instead of only with the first.
+        seed, resamples: seed and number of resamples of the bootstrap of the mean.
 
     Returns:
         The content of ``findings_comparison.json``, see the module's docstring.
 
     Raises:
-        UserError: an impossible seed or number of resamples, or two names are equal.
+        UserError: an invalid seed or number of resamples, or two names are equal.
     """
     check_resampling(seed, resamples)
     if len(set(names)) < len(names):
-        raise UserError(f"`names` must differ from each other, got {', '.join(names)}")
+        raise UserError(f"`names` must be unique, got {', '.join(names)}")
     pairs = [pair for pair in combinations(range(len(names)), 2) if all_pairs or pair[0] == 0]
     of_findings = [_finding(scored, place, names, pairs) for place in range(len(scored.findings))]
     for number in range(len(pairs)):
@@ -138,7 +138,7 @@ def _entries(
     interval: Callable[[int], Interval],
     difference: Callable[[int, int], Difference],
 ) -> dict[str, Any]:
-    """``models`` and ``comparisons`` of a finding or of the mean; ``interval`` and ``difference`` take places."""
+    """``models`` and ``comparisons`` of a finding or of the mean; ``interval`` and ``difference`` take indices."""
     of_pairs = [(names[a], names[b], difference(a, b)) for a, b in pairs]
     return {
         "models": [

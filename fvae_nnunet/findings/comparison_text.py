@@ -10,15 +10,15 @@ from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval_of, numbe
 from fvae_nnunet.short_names import short_names
 
 FEW_POSITIVE = 10
-"""Below so many positive (or negative) cases the reader is told that the normal law is a guess."""
+"""With fewer positive (or negative) cases, a note warns that the normal approximation is uncertain."""
 
 
 LONGEST_NAME = 22
-"""Of a model, so that a table fits; longer names become shorter ones, or letters."""
+"""Longest model name that fits a table; longer names are shortened or become letters."""
 
 
 def format_findings(comparison: Mapping[str, Any]) -> str:
-    """A table of AUCs, one for each comparison, the paper's numbers, and what it all is; 80 columns wide."""
+    """A table of AUCs, one table per comparison, the paper's numbers, and notes; 80 columns wide."""
     shown = short_names([model["name"] for model in comparison["models"]], LONGEST_NAME)
     lines = [line for name, short in shown.items() if name != short for line in wrapped(f"{short}  {name}", hanging=3)]
     lines += [*text_table(list(_auc_rows(comparison, shown)), left=2), ""]
@@ -70,20 +70,20 @@ def _notes(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]
     ]
     if mean["resamples_with_fewer_findings"]:
         lines.append(
-            f"in {percent(mean['resamples_with_fewer_findings'])} of the resamples a finding without positive or "
+            f"in {percent(mean['resamples_with_fewer_findings'])} of the resamples, a finding without positive or "
             "negative cases was left out of the mean"
         )
     lines += [f"{one['name']}: {one['reason']}; no AUC, not in the mean" for one in findings if one["reason"]]
     if few := [one["name"] for one in findings if min(one["positive"], one["negative"]) < FEW_POSITIVE]:
-        lines.append(f"fewer than {FEW_POSITIVE} positive or negative cases, read with care: {', '.join(few)}")
+        lines.append(f"fewer than {FEW_POSITIVE} positive or negative cases, interpret with care: {', '.join(few)}")
     if any(entry["interval_method"] == "none" for one in findings if not one["reason"] for entry in one["models"]):
         lines.append(
-            f"{NOT_DEFINED}: fewer than two patients on a side, or an AUC of 0 or 1, which knows nothing of its spread"
+            f"{NOT_DEFINED}: fewer than two positive or negative patients, or an AUC of 0 or 1, whose spread is unknown"
         )
     for model in comparison["models"]:
         if model["missing"]:
             missing = counted(len(model["missing"]), "case")
-            lines.append(f"{shown[model['name']]}: {missing} without a prediction, left out for all models")
+            lines.append(f"{shown[model['name']]}: {missing} without prediction, left out for all models")
     if unknown := comparison["without_findings"]:
         lines.append(
             f"{counted(len(unknown), 'case')} without findings in the reports, left out: {', '.join(unknown[:5])}"

@@ -1,4 +1,4 @@
-"""A comparison of findings classifiers as a picture: AUCs with intervals, and their differences beside them."""
+"""Picture of a comparison of findings classifiers: AUCs with intervals, and their differences."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _WIDE_INCHES, _NARROW_INCHES = 11.0, 6.5
 def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
     """Write a PNG with a row for each finding and one for their mean.
 
-    Left the AUC of each model with its 95 % interval, right the differences of the comparisons, in the colour of the
-    second model; rings where p (of findings: Holm's) is not below 0.05. One legend names the models, with a key of
-    shortened names. A finding without AUC has an empty row that says why. With one model there is no right side.
+    On the left is the AUC of each model with its 95 % interval; on the right are the differences of the comparisons in
+    the colour of the second model, as rings unless p (for findings: Holm's) is below 0.05. A legend names the models,
+    with a key of shortened names. A finding without AUC has a row with the reason. With one model there is no right
+    side.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,7 +69,7 @@ def _difference(one: Mapping[str, Any], colours: Mapping[str, str]) -> Estimate:
 
 
 def _order_of(pairs: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> str:
-    """What is subtracted from what, from the top of a row."""
+    """Label of the order of the differences, from the top of a row."""
     if len({pair["first"] for pair in pairs}) == 1:
         return f"from {shown[pairs[0]['first']]}"
     return "from the top: " + ", ".join(f"{shown[pair['second']]} − {shown[pair['first']]}" for pair in pairs)

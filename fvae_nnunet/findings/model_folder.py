@@ -4,14 +4,14 @@
 
     manifest.json               {"schema": 1, "kind": "findings_classifier", "settings": {...}, "made_with": {...}}
     network.safetensors         the trained network
-    checkpoint_<step>.pt        until then: the last two checkpoints, from which the training goes on
+    checkpoint_<step>.pt        until then: the last two checkpoints, from which the training resumes
     cases/                      records of these files with their digests, see ``manifest``
     progress.csv, progress.png  see ``training``
     predictions_validation.csv  see ``predictions``
     predictions_test.csv
 
-``settings`` hold everything that decides the network: settings, dataset, fold, and a digest of the training cases with
-their images and labels. ``made_with`` names the cases.
+``settings`` hold everything that determines the network: settings, dataset, fold, and a digest of the training cases
+with their images and labels. ``made_with`` names the cases.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FILES = (
 
 
 def check_is_ours(output: Path) -> None:
-    """Raise UserError where a folder holds what a training writes, and ``fvae-train-classifier`` has not made it."""
+    """Raise UserError if a folder holds output files of a training but was not made by ``fvae-train-classifier``."""
     names = (*_FILES, RECORDS, *(path.name for path in output.glob(CHECKPOINTS)))
     Manifest(output).refuse_foreign(output, names, kind=KIND, command="fvae-train-classifier")
 
@@ -55,10 +55,10 @@ def begin_model(
     synthetic: SyntheticCases | None,
     cache: VolumeCache,
 ) -> None:
-    """Write the manifest, or check that the folder was begun with the same settings on the same cases.
+    """Write the manifest, or check that the folder was begun with the same settings and cases.
 
     Raises:
-        UserError: it was not; each difference is named.
+        UserError: it was begun with others; each difference is named.
     """
     recorded = settings.recorded | {
         "dataset": dataset,
@@ -78,14 +78,14 @@ def begin_model(
 
 
 def remove_model(output: Path) -> None:
-    """Delete what a training has left in its folder."""
+    """Delete the files of a training from its folder."""
     shutil.rmtree(output / RECORDS, ignore_errors=True)
     for path in (*output.glob(CHECKPOINTS), *(output / name for name in _FILES)):
         path.unlink(missing_ok=True)
 
 
 def _digest(cases: Sequence[Case], findings: Sequence[str], cache: VolumeCache) -> str:
-    """Of the cases in order: name, digest of the image, and labels."""
+    """Digest of the cases in order: name, digest of the image, and labels."""
     digest = hashlib.sha256()
     for case in cases:
         labels = " ".join(str(case.findings.get(name, "?")) for name in findings)

@@ -1,4 +1,4 @@
-"""The 3D networks of MONAI that classify findings."""
+"""MONAI's 3D networks for the classification of findings."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 NETWORKS = ("densenet121", "densenet169", "resnet10", "resnet18", "resnet34", "resnet50", "tiny")
-"""By name; ``tiny`` (about 50,000 parameters) is for trying out and tests."""
+"""Names of networks; ``tiny`` (about 50,000 parameters) is for first tries and tests."""
 
 _SMALLEST = {"tiny": 16}
 _SMALLEST_OTHERS = 32
 
 
 def check_network(name: str, shape: tuple[int, int, int]) -> None:
-    """UserError where there is no network of this name, or it has too many halvings for volumes of this shape."""
+    """Raise UserError if there is no network of this name, or volumes of this shape are too small for it."""
     if name not in NETWORKS:
-        raise UserError(f"`network` knows {', '.join(NETWORKS)}, got {name}")
+        raise UserError(f"`network` must be one of {', '.join(NETWORKS)}, got {name}")
     if min(shape) < (smallest := _SMALLEST.get(name, _SMALLEST_OTHERS)):
         raise UserError(f"`network={name}` needs at least {smallest} voxels along each axis, got `shape` {shape}")
 
 
 def build_network(name: str, *, findings: int, shape: tuple[int, int, int]) -> nn.Module:
-    """A network (B, 1, D, H, W) -> (B, findings) logits, freshly initialised from torch's generator.
+    """Build a network (B, 1, D, H, W) -> (B, findings) logits, initialised from torch's generator.
 
-    The ResNets have stride 2 in their first convolution, as the 2D ones of He et al. (2016) have; without it, MONAI's
-    default, a CT does not fit into a GPU.
+    The ResNets have stride 2 in their first convolution, like the 2D ones of He et al. (2016); without it, as in
+    MONAI's default, a CT does not fit into the memory of a GPU.
 
     Args:
-        name: of `NETWORKS`.
-        findings: outputs.
-        shape: of the volumes.
+        name: one of `NETWORKS`.
+        findings: number of outputs.
+        shape: shape of the volumes.
 
     Raises:
         UserError: as ``check_network``.

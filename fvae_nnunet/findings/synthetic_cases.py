@@ -1,7 +1,7 @@
-"""Synthetic cases for the training of a classifier, without those that know what it is validated or tested on.
+"""Synthetic cases for the training of a classifier, without those that depend on patients held out for evaluation.
 
-A synthetic case knows the patient whose case it was made from, the donors of its lesions' shapes, and, through the
-weights of the diffusion model, those that the model was trained on.
+A synthetic case depends on the patient of its source case, on the donors of its lesions' shapes, and, through the
+weights of the diffusion model, on the patients that the model was trained on.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fvae_nnunet.numbers_as_text import counted
 
 @dataclass(frozen=True)
 class SyntheticCases:
-    """What a training takes of folders of synthetic cases.
+    """Synthetic cases selected for a training.
 
     Attributes:
-        used: by key.
+        used: selected cases.
         left_out: reason -> number of cases.
-        seen: names of used cases of which it is not sure that they know no held-out patient; empty unless allowed.
+        seen: keys of used cases that may depend on a held-out patient; empty unless allowed.
     """
 
     used: tuple[Case, ...]
@@ -43,7 +43,7 @@ class _Patients:
         self._of_dataset = {dataset: {case: report.patient for case, report in reports.cases.items()}}
 
     def of(self, dataset: str, case: str) -> str | None:
-        """None where it is not known."""
+        """The patient of a case; None if unknown."""
         if dataset not in self._of_dataset:
             path = nnunet_folder("nnUNet_raw") / dataset / FILE_NAME
             cases = read_case_reports(path).cases if path.is_file() else {}
@@ -61,23 +61,24 @@ def gather_synthetic(
     ct_channel: int = 0,
     allow_seen: bool = False,
 ) -> SyntheticCases:
-    """The accepted synthetic cases of some folders that may be trained on.
+    """Select the accepted synthetic cases that may be used for training.
 
-    Left out are cases without findings, cases whose source or donor of a shape is of a held-out patient, and, unless
-    ``allow_seen``, those whose diffusion model was trained on held-out patients or of which one of these is not known.
+    Cases without findings are left out, as are those whose source or shape donor belongs to a held-out patient. Unless
+    ``allow_seen``, cases are also left out if their diffusion model was trained on held-out patients, or if one of
+    these patients is unknown.
 
     Args:
-        folders: that ``fvae-synthesize`` wrote.
-        dataset: name of the dataset that is trained on.
-        reports: of that dataset.
-        held_out_patients: that no training case may know.
+        folders: output folders of ``fvae-synthesize``.
+        dataset: name of the training dataset.
+        reports: reports of that dataset.
+        held_out_patients: patients on whom no training case may depend.
         findings: names that the classifier learns; a case needs at least one of them.
-        ct_channel: the channel that is read.
+        ct_channel: channel that is read.
         allow_seen: see above.
 
     Raises:
-        UserError: a folder is given twice or is none of synthetic cases, a finding is none of the dataset's or not 0
-            or 1, or no case is left.
+        UserError: a folder is given twice or does not hold synthetic cases, a finding is not in the dataset or not 0 or
+            1, or no case is left.
     """
     places = [folder.resolve() for folder in folders]
     if len(set(places)) < len(places):
@@ -105,9 +106,10 @@ def gather_synthetic(
     if not used:
         reasons = "\n  ".join(f"{counted(number, 'case')}: {reason}" for reason, number in left_out.items())
         raise UserError(
-            f"no synthetic case in {', '.join(map(str, folders))} may be trained on:\n  {reasons or 'there is none'}\n"
-            "Make some for this fold (fvae-train-ldm and fvae-synthesize with `fold`, findings by a list), or accept "
-            "scores that may be too good: `allow_seen=True` takes those whose model or source is in doubt"
+            f"no synthetic case in {', '.join(map(str, folders))} can be used for training:\n  "
+            f"{reasons or 'there is none'}\n"
+            "Create some for this fold (fvae-train-ldm and fvae-synthesize with `fold`, findings from a list), or "
+            "accept scores that may be too good: `allow_seen=True` uses those with doubtful model or source"
         )
     return SyntheticCases(tuple(used), dict(left_out), tuple(seen))
 
@@ -124,14 +126,14 @@ def _findings(record: Mapping[str, Any], known: Sequence[str], folder: Path) -> 
 
 
 def _origins(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(dataset, case) of the source case and of each donor of a shape, as far as they are recorded."""
+    """(dataset, case) of the source case and of each shape donor, as far as recorded."""
     cases = [record["source_case"], *shape_donors(record)]
     return [(record["dataset"], case) for case in cases if case]
 
 
 def _forbidden(record: Mapping[str, Any], patients: _Patients, held_out: frozenset[str]) -> str | None:
     if any(patients.of(*origin) in held_out for origin in _origins(record)):
-        return "made from a case of a patient that is held out for validation or test"
+        return "made from a case of a patient who is held out for validation or test"
     return None
 
 
@@ -139,9 +141,9 @@ def _doubtful(record: Mapping[str, Any], patients: _Patients, held_out: frozense
     model = record["model"]
     trained_on = [patients.of(record["dataset"], case) for case in model.get("training_cases") or ()]
     if held_out.intersection(trained_on):
-        return "its diffusion model was trained on patients that are held out for validation or test"
+        return "its diffusion model was trained on patients who are held out for validation or test"
     if not record["source_case"] or None in [patients.of(*origin) for origin in _origins(record)]:
-        return "the patient that it was made from is not known"
+        return "the patient from whom it was made is unknown"
     if not trained_on or None in trained_on:
-        return "the patients that its diffusion model was trained on are not known"
+        return "the patients on whom its diffusion model was trained are unknown"
     return None

@@ -1,4 +1,4 @@
-"""The training of a findings classifier, which goes on where it was interrupted as if nothing had happened.
+"""Training of a findings classifier; an interrupted training resumes where it stopped, with the same result.
 
 ``progress.csv`` in the model folder has a row for each step: step (from 1), loss, learning_rate; ``progress.png``
 beside it shows them. Both are written with each checkpoint.
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoint*.pt"
 KEPT = 2
-"""Checkpoints that stay until the training is at its end."""
+"""Number of checkpoints that are kept until the end of the training."""
 
 NETWORK = "network.safetensors"
 PROGRESS, PROGRESS_PICTURE = "progress.csv", "progress.png"
 RECORDS = "cases"
-"""Folder of the manifest's records, here of checkpoints and network."""
+"""Folder of the manifest's records, here those of checkpoints and network."""
 
 _TRAINED = "network"
 WEIGHT_DECAY = 0.01
@@ -47,12 +47,12 @@ Load = Callable[[str], np.ndarray]
 
 
 def masked_loss(logits: torch.Tensor, labels: torch.Tensor, positive_weight: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy, mean over the labels that are known; 0 where none is.
+    """Binary cross entropy, mean over known labels; 0 if there are none.
 
     Args:
         logits: (B, F).
-        labels: (B, F) 0 or 1, NaN where unknown.
-        positive_weight: (F,).
+        labels: (B, F) 0 or 1, NaN if unknown.
+        positive_weight: weights of positive labels (F,).
     """
     known = ~torch.isnan(labels)
     targets = torch.where(known, labels, torch.zeros_like(labels))
@@ -72,27 +72,27 @@ def train(
     on_step: Callable[[int, float], object] = lambda step, loss: None,
     say: Callable[[str], object] = print,
 ) -> nn.Module:
-    """Train a network, or go on with the one that is in the folder, and write ``network.safetensors``.
+    """Train a network, or resume the training in the folder, and write ``network.safetensors``.
 
-    On the CPU an interrupted training ends with the same bytes as an undisturbed one; on a GPU as nearly as its
-    convolutions repeat themselves.
+    On the CPU, an interrupted training ends with the same bytes as an uninterrupted one; on a GPU, up to the
+    reproducibility of its convolutions.
 
     Args:
-        settings: of the training; the caller makes sure that those of the folder are equal.
-        keys: of the training cases.
-        labels: (n, F) of these: 0 or 1, NaN where unknown.
-        load: gives their volumes.
+        settings: settings of the training; the caller ensures that they equal those of the folder.
+        keys: keys of the training cases.
+        labels: labels (n, F) of these cases: 0 or 1, NaN if unknown.
+        load: function that loads a volume by key.
         output: model folder.
-        device: of torch.
+        device: torch device name.
         save_every: steps between checkpoints.
-        on_step: called with the number of steps done and the loss of the last, nan for those before this run.
-        say: gets a sentence for each checkpoint that is damaged and left aside.
+        on_step: called with the number of completed steps and the last loss, NaN for steps before this run.
+        say: receives a sentence for each damaged checkpoint, which is ignored.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
-        UserError: the loss is not finite, the device's memory does not suffice, or no checkpoint is whole.
+        UserError: the loss is not finite, the device has too little memory, or all checkpoints are damaged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -144,14 +144,14 @@ def train(
 
 
 def load_network(output: Path, settings: TrainingSettings, device: str) -> nn.Module:
-    """The trained network of a model folder, in evaluation mode; UserError where its file is damaged.
+    """The trained network of a model folder, in evaluation mode; UserError if its file is damaged.
 
-    Networks of an older version have no record and cannot be checked.
+    Networks from older versions have no record and cannot be checked.
     """
     from safetensors.torch import load_file
 
     for path, what in Manifest(output).damage(_TRAINED).items():
-        raise UserError(f"{path} {what}; copy it again, or train anew with `overwrite=True`")
+        raise UserError(f"{path} {what}; copy it again, or train again with `overwrite=True`")
     network = build_network(settings.network, findings=len(settings.findings), shape=settings.grid.shape)
     network.load_state_dict(load_file(output / NETWORK))
     return network.to(device).eval()
@@ -179,11 +179,11 @@ def predict(
 
 def _lack(settings: TrainingSettings, smaller: str) -> str:
     precision = ", or `precision='bfloat16'`" if settings.precision == "float32" else ""
-    return f"the device's memory does not suffice; use a smaller {smaller}{precision}"
+    return f"the device has too little memory; use a smaller {smaller}{precision}"
 
 
 def window(volumes_hu: Sequence[np.ndarray], settings: TrainingSettings, device: str) -> torch.Tensor:
-    """Volumes (z, y, x) in HU as the network takes them: (B, 1, z, y, x) float32 in [-1, 1]."""
+    """Convert volumes (z, y, x) in HU to the network's input: (B, 1, z, y, x), float32, in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(volumes_hu)).to(device)
     return hu_to_model(stacked, settings.hu_window)[:, None]
 
@@ -195,7 +195,7 @@ def _autocast(settings: TrainingSettings, device: str) -> torch.autocast:
 def _batches(
     settings: TrainingSettings, keys: Sequence[str], load: Load, *, first: int
 ) -> Generator[tuple[list[int], list[np.ndarray]], None, None]:
-    """Places and volumes of each batch from the first step; the next one is read meanwhile."""
+    """Yield indices and volumes of each batch from step ``first``; the next batch is read in the background."""
 
     def read(step: int) -> tuple[list[int], list[np.ndarray]]:
         drawn = settings.drawn(step, len(keys))
@@ -211,7 +211,7 @@ def _batches(
 
 
 def forget_damaged_network(output: Path) -> list[str]:
-    """Delete a network that is not as it was written, so that it is trained anew; what was wrong with it."""
+    """Delete a damaged network, so that it is trained again; returns descriptions of the damage."""
     damaged = Manifest(output).damage(_TRAINED)
     if damaged:
         (output / NETWORK).unlink(missing_ok=True)
@@ -220,14 +220,14 @@ def forget_damaged_network(output: Path) -> list[str]:
 
 
 def _checkpoints(output: Path) -> list[str]:
-    """Names of the checkpoints of a folder, in order of their steps."""
+    """Names of the checkpoints of a folder, sorted by step."""
     return [name for name in Manifest(output).cases if name != _TRAINED]
 
 
 def _resume(
     output: Path, network: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], object]
 ) -> list[float]:
-    """Put the state of the last whole checkpoint into place; the losses of its steps, none without a checkpoint."""
+    """Restore the last intact checkpoint; returns the losses of its steps, empty without a checkpoint."""
     found = _checkpoints(output)
     for name in reversed(found):
         damaged = Manifest(output).damage(name)
@@ -237,10 +237,10 @@ def _resume(
             optimizer.load_state_dict(content["optimizer"])
             losses: list[float] = content["losses"]
             return losses
-        say(f"damaged checkpoint, left aside: {'; '.join(f'{path} {what}' for path, what in damaged.items())}")
+        say(f"damaged checkpoint, ignored: {'; '.join(f'{path} {what}' for path, what in damaged.items())}")
     if found:
         raise UserError(
-            f"no checkpoint in {output} is whole any more, so the training cannot go on; `overwrite=True` trains anew"
+            f"all checkpoints in {output} are damaged, so the training cannot resume; `overwrite=True` trains again"
         )
     return []
 

@@ -1,4 +1,4 @@
-"""What predictions are compared with: the findings of the cases that all of some models have scored."""
+"""Match predictions with the truth: the findings of the cases scored by all models."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fvae_nnunet.numbers_as_text import counted
 
 @dataclass(frozen=True)
 class ScoredCases:
-    """Scores of K models beside the truth.
+    """Scores of K models, with the truth.
 
     Attributes:
-        findings: F names.
-        cases: n names.
-        patients: (n,) whose they are.
+        findings: names of F findings.
+        cases: names of n cases.
+        patients: (n,) patient of each case.
         labels: (n, F) 0 or 1.
         scores: (K, n, F).
-        missing: of each model the cases that it has not scored and that were left out for all.
-        without_findings: scored cases of which nothing is known; left out.
+        missing: for each model, the cases without a score, which were left out for all models.
+        without_findings: scored cases without known findings, which were left out.
     """
 
     findings: tuple[str, ...]
@@ -44,18 +44,18 @@ def scored_cases(
     findings: Sequence[str] | None = None,
     allow_missing: bool = False,
 ) -> ScoredCases:
-    """Put scores and truth side by side.
+    """Match scores with the truth.
 
-    The cases are those that any model has scored; if all of them are test cases, all test cases that have findings.
+    The cases are those scored by any model; if all of them are test cases, all test cases with findings.
 
     Args:
-        reports: of the dataset.
-        predictions: of each model.
-        findings: to compare; default: those that every model has scored, in the dataset's order.
-        allow_missing: leave a case that a model has not scored out for all models, instead of refusing.
+        reports: reports of the dataset.
+        predictions: predictions of each model.
+        findings: findings to compare; default: those scored by every model, in the dataset's order.
+        allow_missing: leave out a case not scored by some model for all models, instead of raising an error.
 
     Raises:
-        UserError: a case or finding is unknown, cases are missing, or nothing is left; all that is wrong with a file is
+        UserError: a case or finding is unknown, cases are missing, or nothing is left; all problems of a file are
             named.
     """
     shared = [name for name in reports.findings if all(name in of.findings for of in predictions)]
@@ -63,11 +63,11 @@ def scored_cases(
     problems = []
     for of in predictions:
         if unknown := set(of.findings) - set(reports.findings):
-            problems.append(f"{of.path} has the findings {named(unknown)}, which the reports do not know")
+            problems.append(f"{of.path} has findings that are not in the reports: {named(unknown)}")
         if lacking := set(wanted) - set(of.findings):
             problems.append(f"{of.path} has no column {named(lacking)}")
         if unknown := set(of.cases) - set(reports.cases):
-            problems.append(f"{of.path} has {counted(len(unknown), 'case')} unknown to the reports: {named(unknown)}")
+            problems.append(f"{of.path} has {counted(len(unknown), 'case')} not in the reports: {named(unknown)}")
     if problems:
         raise UserError("\n".join(problems))
     if not wanted:
@@ -84,7 +84,7 @@ def scored_cases(
         )
     cases = sorted(known.difference(*missing))
     if not cases:
-        raise UserError("no case has both findings and a prediction of every model")
+        raise UserError("no case has both findings and a prediction from every model")
     scores = [
         of.scores[np.ix_([of.cases.index(case) for case in cases], [of.findings.index(name) for name in wanted])]
         for of in predictions

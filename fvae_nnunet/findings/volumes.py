@@ -1,8 +1,9 @@
-"""CT volumes on one small grid for a classifier, made once and kept.
+"""CT volumes on a small common grid for a classifier, with a cache.
 
-A cache holds ``<key>.npy``, int16 HU (z, y, x) with z rising to the head, y to the back and x to the patient's left,
-and a manifest (see ``manifest``). Windowing comes later, so that one cache serves every HU window. The record of a case
-holds size and time of its image besides the digest: where these are as they were, the image is not read again.
+A cache holds ``<key>.npy``, int16 HU (z, y, x) with z increasing towards the head, y towards the back and x towards the
+patient's left, and a manifest (see ``manifest``). Windowing is applied later, so that one cache serves all HU windows.
+The record of a case holds size and modification time of its image besides the digest: if they are unchanged, the image
+is not read again.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.jobs.manifest import Manifest
 
 OUTSIDE_HU = -1024
-"""Of what lies outside the image: air, as scanners write it."""
+"""Value outside the image: air, as scanners write it."""
 
 _FWHM_OF_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The voxels that a classifier sees, around the middle of the image; (z, y, x).
+    """The grid of a classifier's input, around the centre of the image.
 
     Attributes:
-        shape: voxels.
-        spacing_mm: between them.
+        shape: number of voxels (z, y, x).
+        spacing_mm: spacing (z, y, x).
     """
 
     shape: tuple[int, int, int]
@@ -44,7 +45,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing_mm):
-            raise UserError(f"`shape` and `spacing_mm` take three positive numbers each, got {self}")
+            raise UserError(f"`shape` and `spacing_mm` need three positive numbers each, got {self}")
 
     @property
     def extent_mm(self) -> tuple[float, ...]:
@@ -52,27 +53,27 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """For a folder: ``128x192x192_3x2x2mm``."""
+        """Name for a folder: ``128x192x192_3x2x2mm``."""
         return f"{'x'.join(map(str, self.shape))}_{'x'.join(f'{mm:g}' for mm in self.spacing_mm)}mm"
 
 
 def read_on_grid(path: Path, grid: Grid) -> np.ndarray:
-    """A CT image on the grid, int16 HU (z, y, x), patient axes as the module says.
+    """Read a CT image on the grid, int16 HU (z, y, x), with the patient axes of the module.
 
-    The middle of the grid is the middle of the image; oblique images keep their axes, turned and mirrored to the
-    nearest patient axes. Linear interpolation, after a Gaussian along each axis on which the grid is coarser, so that
-    noise does not alias: its width makes a voxel of the image as wide as one of the grid (full widths at half maximum
-    add in squares; Cardoso et al., MICCAI 2015). What lies outside the image is air.
+    The centre of the grid is the centre of the image; oblique images keep their axes, permuted and mirrored to the
+    nearest patient axes. Interpolation is linear, after a Gaussian along each axis on which the grid is coarser, so
+    that noise does not alias: it widens a voxel of the image to one of the grid (full widths at half maximum add in
+    squares; Cardoso et al., MICCAI 2015). Outside the image is air.
 
     Raises:
-        UserError: the file cannot be read, is no single grey volume, or holds what is no HU.
+        UserError: the file cannot be read, is not a single grey volume, or holds values that are not HU.
     """
     import SimpleITK as sitk
 
     image = sitk.DICOMOrient(sitk.Cast(read_image(path), sitk.sitkFloat32), "LPS")
     spacing_mm, size = grid.spacing_mm[::-1], grid.shape[::-1]
     for axis, (own, wanted) in enumerate(zip(image.GetSpacing(), spacing_mm, strict=True)):
-        # the filter needs four voxels; of thinner images there is nothing to blur
+        # the filter needs four voxels; thinner images are not blurred
         if wanted > own and image.GetSize()[axis] >= 4:
             sigma_mm = math.sqrt(wanted**2 - own**2) / _FWHM_OF_SIGMA
             image = sitk.RecursiveGaussian(image, sigma_mm, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
@@ -89,11 +90,11 @@ def read_on_grid(path: Path, grid: Grid) -> np.ndarray:
 
 
 class VolumeCache:
-    """Volumes of one grid in a folder.
+    """Volumes on one grid in a folder.
 
     Args:
-        folder: of the cache.
-        grid: of the volumes.
+        folder: folder of the cache.
+        grid: grid of the volumes.
     """
 
     def __init__(self, folder: Path, grid: Grid) -> None:
@@ -102,16 +103,16 @@ class VolumeCache:
         self._manifest = Manifest(folder)
 
     def complete(self, cases: Sequence[Case], *, workers: int, on_case: Callable[[], object] = lambda: None) -> None:
-        """Make what is missing or older than its image.
+        """Create volumes that are missing or whose image has changed.
 
         Args:
-            cases: that must be there afterwards.
-            workers: processes.
+            cases: cases that must be in the cache afterwards.
+            workers: number of processes.
             on_case: called after each case.
 
         Raises:
-            UserError: the folder holds volumes of another grid, or images cannot be read (all are named; the others are
-                done).
+            UserError: the folder holds volumes on another grid, or images cannot be read (all are named; the others are
+                finished).
         """
         from fvae_nnunet.jobs.locks import CaseLocks
         from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
@@ -134,17 +135,17 @@ class VolumeCache:
                 on_case()
         if failed:
             raise UserError(
-                f"{len(failed)} of {len(images)} images cannot be used; repair them, or take their cases out of the "
+                f"{len(failed)} of {len(images)} images cannot be used; repair them, or remove their cases from the "
                 "dataset's reports:\n  " + "\n  ".join(f"{case}: {reason}" for case, reason in sorted(failed.items()))
             )
 
     def load(self, key: str) -> np.ndarray:
-        """The volume of a case, int16 HU (z, y, x); it must be complete."""
+        """Load the volume of a completed case, int16 HU (z, y, x)."""
         volume_hu: np.ndarray = np.load(self.folder / f"{key}.npy")
         return volume_hu
 
     def digest(self, key: str) -> str:
-        """sha256 of the image that a complete volume was made from."""
+        """sha256 of the image from which a completed volume was made."""
         record = self._manifest.read_case(key)
         assert record is not None, key
         (digest,) = record["inputs"].values()
@@ -164,7 +165,7 @@ def _state(path: Path) -> list[int]:
 
 
 def _read(folder: Path, images: Mapping[str, Path], grid: Grid, case: str) -> _Made | None:
-    """None: nothing to do; without volume: the image was touched, but is the same."""
+    """Read a case; None: nothing to do; without volume: the image was touched, but is unchanged."""
     manifest, path, state = Manifest(folder), images[case], _state(images[case])
     record = manifest.read_case(case, {"state": [int]})
     outputs = [folder / f"{case}.npy"]

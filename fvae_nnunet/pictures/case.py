@@ -1,4 +1,4 @@
-"""One case in one picture: raw image, its views, their differences, and the segmentations."""
+"""Picture of one case: raw image, views, their differences, and segmentations."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARGIN_MM = 15.0
-"""Room around the labels in the close-up of the segmentations."""
+"""Margin around the labels in the close-up of the segmentations."""
 
 LESION_MARGIN_MM = 25.0
-"""Room around the lesion in the close-ups that compare models."""
+"""Margin around the lesion in the close-ups that compare models."""
 
 
 def case_picture(
@@ -49,24 +49,24 @@ def case_picture(
 ) -> Path:
     """Write a PNG with an axial and a coronal slice of raw image, view, difference and segmentations.
 
-    The slices are those where the last of ``labels`` (in nnU-Net's tumour datasets the tumour) has its largest
-    cross-section in the reference; where it is absent, in the prediction; then all labels together; then the middle
-    slices. Radiological orientation: axial with the front up, coronal with the head up, the patient's right on the
-    left. The last panel is a close-up, framed in the first; lesions of the reference that the prediction misses, and
-    predicted ones that are not there, are called so.
+    The slices have the largest cross-section of the last of ``labels`` (in nnU-Net's tumour datasets the tumour) in the
+    reference; if it is absent, in the prediction; otherwise of all labels together; otherwise they are the middle
+    slices. The orientation is radiological: axial with the front up, coronal with the head up, the patient's right on
+    the left. The last panel is a close-up, framed in the first one; missed lesions of the reference and false positives
+    of the prediction are marked.
 
     Args:
-        raw_hu, view_hu: volumes (z, y, x) in HU, z rising to the head, y to the back, x to the patient's left (what
-            SimpleITK's ``DICOMOrient(image, "LPS")`` gives).
+        raw_hu, view_hu: volumes (z, y, x) in HU, z increasing towards the head, y towards the back, x towards the
+            patient's left (as from SimpleITK's ``DICOMOrient(image, "LPS")``).
         spacing_mm: voxel size (z, y, x).
         reference, prediction: label maps (z, y, x).
-        labels: what to draw.
-        detection_overlap: share of a lesion's voxels that must be predicted, or it is missed.
+        labels: labels to draw.
+        detection_overlap: fraction of a lesion's voxels that must be predicted; otherwise it is missed.
         title: headline of the picture.
         path: file to write.
 
     Returns:
-        The path. The HU window is that of `hu_window_around` the largest lesion.
+        The path. The HU window is that of `hu_window_around` for the largest lesion.
 
     Raises:
         UserError: shapes differ.
@@ -111,24 +111,24 @@ def comparison_picture(
     detection_overlap: float,
     remarks: Mapping[str, str],
 ) -> Figure:
-    """An axial, a coronal and a sagittal slice through a lesion: raw image, each view, and each model's segmentation.
+    """Draw axial, coronal and sagittal slices through a lesion: raw image, all views, and segmentations of all models.
 
-    The slices are the largest cross-sections of the largest lesion of the reference; where it has none, of the
-    predictions, the first that has one; then of all labels together; then the middle slices. Orientation as in
-    `case_picture`; sagittal with the front on the left. All panels but the first are close-ups of the lesion in
-    these slices, framed in the first; a view and its difference to the raw image stand side by side. What a model
-    misses, and what it finds that is not there, is called so.
+    The slices are the largest cross-sections of the largest lesion in the reference; if it has none, in the first
+    prediction that has one; otherwise of all labels together; otherwise the middle slices. Orientation as in
+    `case_picture`; sagittal with the front on the left. All panels but the first are close-ups of the lesion, framed in
+    the first one; a view and its difference from the raw image are side by side. Missed lesions and false positives of
+    the models are marked.
 
     Args:
         raw_hu: volume (z, y, x) in HU, as for `case_picture`.
         views: name -> volume (z, y, x) in HU; may be empty.
         spacing_mm: voxel size (z, y, x).
         reference: label map (z, y, x).
-        predictions: model -> label map (z, y, x); empty: the reference alone is drawn.
-        labels: what to draw.
-        lesion: the one of them that the slices go through.
+        predictions: model -> label map (z, y, x); empty: only the reference is drawn.
+        labels: labels to draw.
+        lesion: name of the label through which the slices go.
         detection_overlap: as for `case_picture`.
-        remarks: model -> what is said below its name.
+        remarks: model -> text below its name.
 
     Returns:
         The figure, with an Agg canvas; its HU window is that of `hu_window_around`.
@@ -138,7 +138,7 @@ def comparison_picture(
     """
     check_shapes(raw_hu, {"reference": reference, **views, **predictions})
     values = drawn_values(labels)
-    # the last has no dashes
+    # the last label is drawn without dashes
     values[lesion] = values.pop(lesion)
     maps = [reference, *predictions.values()]
     target = _target(maps, values[lesion])
@@ -167,7 +167,7 @@ def comparison_picture(
 
 
 def _target(maps: list[np.ndarray], values: np.ndarray) -> np.ndarray:
-    """The largest lesion of the first label map that has one; an empty mask where none has."""
+    """The largest lesion of the first label map that has one; an empty mask if none has."""
     lesions = [np.isin(array, values) for array in maps]
     return largest_lesion(next((mask for mask in lesions if mask.any()), lesions[0]))
 
@@ -179,7 +179,7 @@ def _notes(
     detection_overlap: float,
     planes: tuple[Plane, ...],
 ) -> dict[str, list[np.ndarray]]:
-    """What is said of single lesions, with the lesions' slices."""
+    """Notes on single lesions, with the slices of these lesions."""
     true, found = np.isin(reference, values), np.isin(prediction, values)
     named = {
         "missed": missed_lesions(true, found, detection_overlap),

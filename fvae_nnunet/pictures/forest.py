@@ -1,4 +1,4 @@
-"""Forest plots: estimates with intervals in rows, those of one row in several colours below one another."""
+"""Forest plots: rows of estimates with intervals; the estimates of a row are below one another in several colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 GREY = "#8b9099"
 
 ROW_INCHES, ESTIMATE_INCHES = 0.16, 0.14
-"""Of a row, and of each estimate in it."""
+"""Height of a row, and of each estimate in it."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Estimate:
     """One dot with its line.
 
     Attributes:
-        value: NaN: nothing is drawn.
-        interval: its two ends, NaN where there are none.
-        colour: of both.
-        is_sure: a filled dot, else a ring.
-        gid: of the dot, for who draws tips.
+        value: estimate; with NaN, nothing is drawn.
+        interval: both ends, NaN if there is no interval.
+        colour: colour of dot and line.
+        is_sure: whether the dot is filled; otherwise it is a ring.
+        gid: id of the dot in an SVG, for tooltips.
     """
 
     value: float
@@ -36,17 +36,17 @@ class Estimate:
 
 
 def forest_height_inches(rows: int, estimates: int) -> float:
-    """Of the rows alone, without axis and legend."""
+    """Height of the rows, without axis and legend."""
     return rows * (ROW_INCHES + ESTIMATE_INCHES * estimates)
 
 
 def draw_forest(axes: Axes, rows: Sequence[Sequence[Estimate]], *, reference: float) -> None:
-    """Draw rows from the top, y = 0, 1, 2 and so on, around the line of no effect.
+    """Draw rows from the top, at y = 0, 1, 2 and so on, and the line of no effect.
 
     Args:
-        axes: their y axis is set, their x axis has room for all intervals.
-        rows: of equal lengths, or empty ones.
-        reference: the value of no effect.
+        axes: axes to draw in; the limits of x (with room for all intervals) and y are set.
+        rows: rows of equal length, or empty ones.
+        reference: value of no effect.
     """
     axes.axvline(reference, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     for y, row in enumerate(rows):

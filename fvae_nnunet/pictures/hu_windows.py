@@ -1,4 +1,4 @@
-"""Which HU are black and white in a picture: one choice for all pictures, by the tissue around the lesion."""
+"""The HU window of pictures, chosen for all pictures by the tissue around the lesion."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LUNG_HU_WINDOW = (-1350.0, 150.0)
 """The windows in which radiologists read abdomen and lung."""
 
 LUNG_SHARE = 0.25
-"""From this share of lung on, the lung window is chosen. A nodule at the pleura has a quarter to a half around it; its
-margin to the lung cannot be seen in the soft tissue window."""
+"""Minimum fraction of lung for the lung window. Around a nodule at the pleura it is a quarter to a half; its margin to
+the lung is not visible in the soft tissue window."""
 
 AROUND_LESION_MM = 10.0
-"""How far from a lesion its surroundings reach."""
+"""Extent of the surroundings of a lesion."""
 
 
 def hu_window_around(raw_hu: np.ndarray, lesion: np.ndarray, spacing_mm: Sequence[float]) -> HUWindow:
-    """`hu_window_of` what lies within `AROUND_LESION_MM` of a lesion.
+    """`hu_window_of` the voxels within `AROUND_LESION_MM` of a lesion.
 
     Args:
-        raw_hu: (z, y, x) in HU.
-        lesion: bool, same shape; empty: the whole image decides.
+        raw_hu: volume (z, y, x) in HU.
+        lesion: mask, bool, same shape; if empty, the whole image is used.
         spacing_mm: voxel size (z, y, x).
     """
     from scipy import ndimage
@@ -40,9 +40,9 @@ def hu_window_around(raw_hu: np.ndarray, lesion: np.ndarray, spacing_mm: Sequenc
 
 
 def hu_window_of(hu: np.ndarray) -> HUWindow:
-    """`LUNG_HU_WINDOW` where at least `LUNG_SHARE` of these voxels is lung, else `SOFT_TISSUE_HU_WINDOW`.
+    """`LUNG_HU_WINDOW` if at least `LUNG_SHARE` of these voxels is lung, else `SOFT_TISSUE_HU_WINDOW`.
 
-    Lung is what `ct.places.TISSUES_HU` calls so. Air does not count: around a limb it is most of the image.
+    Lung is defined by `ct.places.TISSUES_HU`. Air is not counted, as it is most of the image around a limb.
     """
     lower, upper = TISSUES_HU["lung"]
     body = hu[hu >= lower]

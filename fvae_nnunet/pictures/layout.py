@@ -1,4 +1,4 @@
-"""Where panels, colour bars and legend of a picture lie."""
+"""Layout of panels, colour bars and legend of a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Layout:
-    """Places for panels, colour bars and legend; all lengths in inches, so that a panel's size is that of its slice.
+    """Positions of panels, colour bars and legend; lengths are in inches, so that panels keep the slices' proportions.
 
     ``font_size`` is in points.
     """
@@ -28,17 +28,17 @@ class Layout:
         self.columns, self.panel_width, self.font_size, self.plain = columns, panel_width, font_size, plain
         scale = font_size / 11
         self.bar_label, self.legend_line = 0.5 * scale, 0.25 * scale
-        # plain: no title above the panels, and the planes' names inside them
+        # plain: no title above the panels, and names of planes inside them
         self.left, self.top = (0.15 * scale, 0.32 * scale) if plain else (0.3 * scale, 0.75 * scale)
         self.width = self.left + columns * (panel_width + self.GAP)
 
     @classmethod
     def for_page(cls, columns: int) -> Layout:
-        """For a picture that is shown about 11 inches wide, whatever its number of columns: the same size of text."""
+        """A layout for pictures shown about 11 inches wide, with the same text size for any number of columns."""
         return cls(columns, panel_width=2.8, font_size=max(8.0, 0.75 * columns * 2.92), plain=True)
 
     def begin(self, proportions: Sequence[float], *, entries: int, legend_columns: int, heading_lines: int) -> Figure:
-        """The empty figure, for rows of panels with such heights by widths and a legend of so many entries."""
+        """Create the empty figure, for rows of panels with these ratios of height to width, and a legend."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ class Layout:
         return self._axes(column, from_top, self.row_inches[row])
 
     def say_plane(self, panel: Axes, name: str) -> None:
-        """Which slice a row shows."""
+        """Label a row with its slice."""
         if self.plain:
             text = name.replace("slice ", "").replace(" of ", "/")
             write_on(panel, 0.02, 0.1, text, font_size=10 / 11 * self.font_size, ha="left", va="bottom")
@@ -70,14 +70,14 @@ class Layout:
             panel.set_ylabel(name, fontsize=self.font_size)
 
     def colour_bar(self, panel: Axes, column: int, label: str, *, columns: int = 1, extend: str = "neither") -> None:
-        """The scale of a panel's image, below some columns."""
+        """Draw the colour bar of a panel's image below ``columns`` columns."""
         place = self._axes(column, self.below, self.BAR, columns=columns)
         bar = self.figure.colorbar(panel.images[0], cax=place, orientation="horizontal", extend=extend)
         bar.set_label(label, fontsize=10 / 11 * self.font_size)
         place.tick_params(labelsize=10 / 11 * self.font_size)
 
     def legend(self, column: int, entries: Sequence[tuple[str, Outline]]) -> None:
-        """Names and lines, from a column to the last."""
+        """Draw the legend of names and lines, from this column to the last."""
         place = self._axes(column, self.below, self.legend_inches, columns=self.columns - column)
         place.set_axis_off()
         if entries:

@@ -1,4 +1,4 @@
-"""Lesions one by one, as pictures name them: which are missed, and which are not there."""
+"""Single lesions for pictures: missed lesions and false positives."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fvae_nnunet.ct.boxes import bounding_box
 
 
 def lesions_of(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """The connected components of a mask (z, y, x), neighbours sharing a face, edge or corner: numbered from 1 in a
-    volume of 0, and their number."""
+    """Connected components of a mask (z, y, x), with neighbours sharing a face, edge or corner: a volume of components,
+    numbered from 1 on a background of 0, and their number."""
     from scipy import ndimage
 
     numbered = np.zeros(mask.shape, np.int32)
@@ -21,20 +21,20 @@ def lesions_of(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def largest_lesion(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask (z, y, x) as bool; of an empty one the mask."""
+    """The largest component of a mask (z, y, x) as bool; an empty mask is returned unchanged."""
     numbered, number = lesions_of(mask)
     return numbered == np.bincount(numbered[mask]).argmax() if number else mask
 
 
 def missed_lesions(reference: np.ndarray, prediction: np.ndarray, detection_overlap: float) -> np.ndarray:
-    """The lesions of the reference of which less than this share of their voxels is predicted.
+    """The lesions of the reference with less than this fraction of their voxels predicted.
 
     Args:
-        reference, prediction: bool (z, y, x).
-        detection_overlap: in (0, 1], see ``evaluation.segmentation.lesions``.
+        reference, prediction: bool masks (z, y, x).
+        detection_overlap: fraction in (0, 1], see ``evaluation.segmentation.lesions``.
 
     Returns:
-        bool (z, y, x), those lesions whole.
+        Mask of the complete missed lesions, bool (z, y, x).
     """
     numbered, number = lesions_of(reference)
     voxels, shared = (np.bincount(numbered[mask], minlength=number + 1) for mask in (reference, prediction))

@@ -1,4 +1,4 @@
-"""What every CT picture says of itself: which side of the patient is where, and how long a centimetre is."""
+"""Marks on every CT picture: sides of the patient, and a scale bar."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ if TYPE_CHECKING:
 
 BAR_LENGTHS_MM = (20.0, 10.0, 5.0, 2.0, 1.0)
 LONGEST_BAR_SHARE = 0.4
-"""Of a panel's width."""
+"""Maximum length of the scale bar, as a fraction of a panel's width."""
 
 _BEHIND: dict[str, Any] = {"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 1.5}
 
 
 def write_on(panel: Axes, x: float, y: float, text: str, *, font_size: float, **options: Any) -> None:
-    """White letters on a dark ground, at shares of the panel's width and height (from the bottom)."""
+    """Write white text on a dark background, at fractions of the panel's width and height (from the bottom)."""
     usual: dict[str, Any] = {"color": "white", "ha": "center", "va": "center", "transform": panel.transAxes}
     panel.text(x, y, text, fontsize=font_size, bbox=_BEHIND, zorder=5, **(usual | options))
 
 
 def bar_length_mm(width_mm: float) -> float:
-    """The longest of `BAR_LENGTHS_MM` that takes at most `LONGEST_BAR_SHARE` of a panel's width; else the shortest."""
+    """The longest of `BAR_LENGTHS_MM` within `LONGEST_BAR_SHARE` of a panel's width; otherwise the shortest."""
     fitting = (length for length in BAR_LENGTHS_MM if length <= LONGEST_BAR_SHARE * width_mm)
     return next(fitting, BAR_LENGTHS_MM[-1])
 
 
 def mark_panel(panel: Axes, sides: Sides, *, font_size: float, bar: bool = True) -> None:
-    """Letters at the four sides, and a bar with its length in the lower right corner.
+    """Draw letters at the four sides, and a scale bar with its length in the lower right corner.
 
     Args:
-        panel: its x axis is in mm and will not change any more.
-        sides: what lies to the left, right, top and bottom, from `planes`.
-        font_size: in points.
-        bar: whether to draw it.
+        panel: panel with an x axis in mm, whose limits are final.
+        sides: letters for left, right, top and bottom, from `planes`.
+        font_size: size of the letters in points.
+        bar: whether to draw the scale bar.
     """
     for text, x, y in zip(sides, (0.035, 0.965, 0.5, 0.5), (0.5, 0.5, 0.955, 0.045), strict=True):
         write_on(panel, x, y, text, font_size=font_size)

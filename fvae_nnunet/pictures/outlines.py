@@ -1,4 +1,4 @@
-"""Outlines of masks along the edges of their pixels, with a dark casing, so that they can be seen on any tissue."""
+"""Outlines of masks along pixel edges, with a dark casing that makes them visible on any tissue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 CASING_COLOUR, CASING_WIDTH = "black", 0.9
-"""Of the casing to either side of a line; the width in points."""
+"""Colour of the casing, and its width in points on either side of a line."""
 
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 
 @dataclass(frozen=True)
 class Outline:
-    """How an outline is drawn: colour, width in points, and dashes as matplotlib takes them."""
+    """Style of an outline: colour, width in points, and dashes in matplotlib's format."""
 
     colour: str
     width: float = 1.4
@@ -44,22 +44,22 @@ class Outline:
             panel.add_collection(collection, autolim=False)
 
     def in_legend(self, name: str) -> Line2D:
-        """What stands for it in a legend."""
+        """Legend handle for the outline."""
         from matplotlib.lines import Line2D
 
         return Line2D([], [], color=self.colour, linewidth=self.width, linestyle=self.dashes, label=name)
 
 
 def pixel_edges(mask: np.ndarray) -> list[np.ndarray]:
-    """The closed lines along pixel edges that part a mask from its background, also where it meets the image's border.
+    """Closed lines along pixel edges that separate a mask from its background, also at the border of the image.
 
     Args:
         mask: bool (rows, columns).
 
     Returns:
-        For each line its corners (n, 2) as row and column, the first again at the end; pixel (r, c) reaches from
-        (r, c) to (r + 1, c + 1). Clockwise on the screen around the mask, counter-clockwise around holes, so that the
-        areas that the lines enclose add up to the number of pixels. None of an empty mask.
+        Corners (n, 2) of each line as row and column, with the first one repeated at the end; pixel (r, c) extends from
+        (r, c) to (r + 1, c + 1). Lines are clockwise on the screen around the mask and counter-clockwise around holes,
+        so that the enclosed areas add up to the number of pixels. Empty for an empty mask.
     """
     inside = np.pad(mask.astype(bool), 1)
     core = inside[1:-1, 1:-1]

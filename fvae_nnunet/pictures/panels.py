@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DIFFERENCE_HU = 50.0
-"""The difference panels show -50 to 50 HU in every picture, so that pictures of different VAEs can be compared."""
+"""Range of difference panels, -50 to 50 HU in every picture, so that pictures of different VAEs are comparable."""
 
 REFERENCE, PREDICTION = "reference", "prediction"
 REFERENCE_WIDTH, PREDICTION_WIDTH = 3.0, 1.2
-"""Of outlines, in points: where both run along the same pixels, both can be seen."""
+"""Widths of outlines in points, so that both are visible along the same pixels."""
 
 MOST_NOTES = 3
-"""Pieces of a mask beside which a note stands."""
+"""Maximum number of pieces of a mask with a note."""
 
 Labels = Mapping[str, int | Sequence[int]]
 """Name -> value, or values of a region, as in dataset.json; background (0) is not drawn."""
@@ -35,11 +35,13 @@ Labels = Mapping[str, int | Sequence[int]]
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and below it a panel for each plane.
+    """A heading with a panel for each plane below it.
 
     Attributes:
-        maps: ``REFERENCE`` or ``PREDICTION`` -> label maps whose outlines are drawn, a slice for each plane.
-        notes: text -> masks, a slice for each plane: what the text stands beside.
+        heading: text above the panels.
+        cuts: images, a slice for each plane.
+        maps: ``REFERENCE`` or ``PREDICTION`` -> label maps to outline, a slice for each plane.
+        notes: text -> masks beside which it is written, a slice for each plane.
     """
 
     heading: str
@@ -54,11 +56,11 @@ class Column:
 def check_shapes(raw_hu: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
     for name, array in others.items():
         if array.shape != raw_hu.shape:
-            raise UserError(f"{name} has shape {array.shape}, raw_hu {raw_hu.shape}; a picture needs equal shapes")
+            raise UserError(f"{name} has shape {array.shape}, raw_hu {raw_hu.shape}; the shapes must be equal")
 
 
 def drawn_values(labels: Labels) -> dict[str, np.ndarray]:
-    """The values of each label that is drawn."""
+    """The values of each label to draw."""
     return {name: np.atleast_1d(value) for name, value in labels.items() if np.any(np.atleast_1d(value))}
 
 
@@ -67,15 +69,15 @@ def differences(raw: Sequence[np.ndarray], view: Sequence[np.ndarray]) -> list[n
 
 
 def any_label(maps: Sequence[Sequence[np.ndarray]] | Any, values: np.ndarray) -> list[np.ndarray]:
-    """For each plane where any of the label maps has one of the values; empty if there are no maps."""
+    """Mask for each plane of the pixels where any label map has one of the values; empty if there are no maps."""
     return [np.logical_or.reduce([np.isin(cut, values) for cut in cuts]) for cuts in zip(*maps, strict=True)]
 
 
 def outlines_of(names: Sequence[str], kinds: Sequence[str]) -> dict[tuple[str, str], Outline]:
-    """How each label of each kind of segmentation is drawn.
+    """Style of each label of each kind of segmentation.
 
-    With a prediction the hue says whose an outline is, and the dashes of which label: none for the last, in nnU-Net's
-    datasets the lesion. Without one the hue says of which label it is.
+    With a prediction, the hue distinguishes reference and prediction, and the dashes distinguish labels; the last label
+    (in nnU-Net's datasets the lesion) is solid. Without one, the hue distinguishes labels.
     """
     if PREDICTION not in kinds:
         colours = colours_of(names, LABEL_COLOURS)
@@ -89,13 +91,13 @@ def outlines_of(names: Sequence[str], kinds: Sequence[str]) -> dict[tuple[str, s
 
 
 def show_slice(panel: Axes, image: np.ndarray, grey: tuple[float, float], extent_mm: Extent) -> None:
-    """A slice of CT in a panel without ticks."""
+    """Show a CT slice in a panel without ticks."""
     panel.imshow(image, cmap="gray", vmin=grey[0], vmax=grey[1], extent=extent_mm)
     panel.set(xticks=[], yticks=[], facecolor="black")
 
 
 def show_difference(panel: Axes, image: np.ndarray, reach: float, extent_mm: Extent) -> None:
-    """A difference in a panel without ticks: blue below 0, red above."""
+    """Show a difference in a panel without ticks: blue below 0, red above."""
     panel.imshow(image, cmap="RdBu_r", vmin=-reach, vmax=reach, extent=extent_mm)
     panel.set(xticks=[], yticks=[])
 
@@ -107,7 +109,7 @@ def zoom(panel: Axes, frame_mm: Extent) -> None:
 
 
 def draw_frame(panel: Axes, frame_mm: Extent) -> None:
-    """The part that close-ups show, in the panel of the whole slice."""
+    """Draw the frame of the close-ups in the panel of the whole slice."""
     from matplotlib.patches import Rectangle
 
     left, right, bottom, top = frame_mm
@@ -116,9 +118,9 @@ def draw_frame(panel: Axes, frame_mm: Extent) -> None:
 
 
 def write_beside(panel: Axes, mask: np.ndarray, text: str, extent_mm: Extent, *, font_size: float) -> None:
-    """A text above each of the `MOST_NOTES` largest pieces of a mask (rows, columns) of a panel's slice; below a piece
-    at the panel's upper edge, and inwards of one at its sides. Where texts would cover each other the larger piece has
-    it."""
+    """Write a text above each of the `MOST_NOTES` largest pieces of a mask (rows, columns) of a panel's slice; below a
+    piece at the panel's upper edge, and shifted inwards at its sides. If texts would overlap, only the larger piece has
+    one."""
     from scipy import ndimage
 
     left, right = panel.get_xlim()
@@ -156,7 +158,7 @@ def figure_of(
     hu_window: tuple[float, float],
     layout: Layout,
 ) -> Figure:
-    """All panels, colour bars and legend; ``close_up`` has for each plane the mask around which close-ups are."""
+    """Draw all panels, colour bars and the legend; ``close_up`` holds the mask for close-ups of each plane."""
     import matplotlib
 
     all_maps = [cut for column in columns for cuts in column.maps.values() for cut in cuts]
@@ -206,7 +208,7 @@ def figure_of(
 def _legend_entries(
     drawn: Sequence[str], kinds: Sequence[str], outlines: Mapping[tuple[str, str], Outline]
 ) -> list[tuple[str, Outline]]:
-    """Text and line: the labels in their colours, or reference and prediction in theirs and the labels' dashes."""
+    """Text and line of the legend: labels by colour, or reference and prediction by colour and labels by dashes."""
     if PREDICTION not in kinds:
         return [(name, outlines[name, kind]) for name in drawn for kind in kinds]
     whose = {kind: Outline(outline.colour, outline.width) for (_, kind), outline in outlines.items()}

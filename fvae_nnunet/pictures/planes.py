@@ -1,4 +1,4 @@
-"""Which slices of a volume are shown, and which side of the patient is where in them."""
+"""Slices of a volume to show, and the patient's sides in them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from fvae_nnunet.ct.boxes import bounding_box
 
 Sides = tuple[str, str, str, str]
-"""What lies to the left, right, top and bottom of a slice as shown: R, L, A, P, S or I."""
+"""Letters for left, right, top and bottom of a slice as shown: R, L, A, P, S or I."""
 
 Extent = tuple[float, float, float, float]
-"""Left, right, bottom and top edge in mm, downwards positive."""
+"""Left, right, bottom and top edge in mm; downwards is positive."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Plane:
 
     @property
     def sides(self) -> Sides:
-        """Of an upright volume: z rises to the head, y to the back, x to the patient's left."""
+        """Sides of an upright volume: z increases towards the head, y towards the back, x towards the left."""
         left, back, head = np.eye(3)
         down = back if self.axis == 0 else -head
         return sides_of(down, back if self.axis == 2 else left)
@@ -43,18 +43,18 @@ class Plane:
         return volume[self.index] if self.axis == 0 else volume[::-1].take(self.index, axis=self.axis)
 
     def extent_mm(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> Extent:
-        """Of the slice, from its upper left corner."""
+        """Extent of the slice, from its upper left corner."""
         rows, columns = (axis for axis in range(3) if axis != self.axis)
         return 0.0, shape[columns] * spacing_mm[columns], shape[rows] * spacing_mm[rows], 0.0
 
 
 def sides_of(down: np.ndarray, right: np.ndarray) -> Sides:
-    """The letters of a slice whose rows and columns run in these directions.
+    """The letters of a slice with these directions of its columns and rows.
 
     Args:
-        down, right: direction of the columns' and of the rows' course in the patient (x to the left, y to the back, z
-            to the head), as the columns of SimpleITK's direction matrix state them; any length. An oblique one has the
-            letter of its largest part.
+        down, right: directions of the columns (down) and rows (right) in the patient (x to the left, y to the back, z
+            to the head), as in the columns of SimpleITK's direction matrix; any length. An oblique direction gets the
+            letter of its largest component.
     """
 
     def ends(direction: np.ndarray) -> tuple[str, str]:
@@ -68,9 +68,9 @@ def sides_of(down: np.ndarray, right: np.ndarray) -> Sides:
 def largest_cross_sections(
     shape: Sequence[int], segmentations: Sequence[np.ndarray], axes: Sequence[int] = (0, 1)
 ) -> tuple[Plane, ...]:
-    """The planes, one across each of the axes, where the first of the masks that is not empty has most voxels.
+    """The plane across each axis with most voxels of the first mask that is not empty.
 
-    The masks are (z, y, x). All empty or none given: the middle planes.
+    The masks are (z, y, x). If all are empty or none is given, the middle planes are returned.
     """
     mask = next((mask for mask in segmentations if mask.any()), None)
     if mask is None:
@@ -80,9 +80,9 @@ def largest_cross_sections(
 
 
 def frame_around(mask: np.ndarray, extent_mm: Extent, margin_mm: float) -> Extent:
-    """The smallest part of a slice with the slice's own proportions that holds a mask (rows, columns) with a margin.
+    """The smallest part of a slice with the slice's proportions that contains a mask (rows, columns) with a margin.
 
-    It lies within the slice; the whole slice where the mask is empty.
+    It is inside the slice; for an empty mask it is the whole slice.
     """
     left, right, bottom, top = extent_mm
     if not mask.any():

@@ -1,4 +1,4 @@
-"""Models and views as the series of a plot: their names and colours."""
+"""Colours of models and views as series of a plot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fvae_nnunet.pictures.colours import (
 )
 
 SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY_BLUE, VERMILION, LIGHT_GREY)
-"""One for each model or view, in order, repeated where they do not suffice; on white and on black."""
+"""Colours for models or views, in order, repeated if there are too few; for white and black backgrounds."""
 
 Colours = Mapping[str, str]
-"""Name of a series -> its colour."""
+"""Name of a series -> colour."""
 
 
 def series_colours(names: Sequence[str]) -> Colours:
-    """A colour for each different name, in order; a report has one for all its plots."""
+    """A colour for each different name, in order; a report uses one mapping for all its plots."""
     return colours_of(names, SERIES_COLOURS)

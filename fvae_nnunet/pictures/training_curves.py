@@ -1,4 +1,4 @@
-"""The curves of a training beside its table: losses and learning rate over steps."""
+"""Picture of the curves of a training: losses and learning rate over steps."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.pictures.colours import BLUE, GREEN, VERMILION
 
 MOST_POINTS = 200
-"""Of a curve: more steps are brought together, so that a long training costs no more than a short one to draw."""
+"""Maximum number of points of a curve; more steps are averaged, so that long trainings are as fast to draw."""
 
 LOSSES = {"loss": ("loss", BLUE), "lesion_loss": ("loss in lesions", VERMILION)}
-"""Column of the table -> its name and colour."""
+"""Column of the table -> name and colour."""
 
 
 def draw_training_curves(table: Path, *, title: str) -> Path | None:
-    """Draw a table as PNG beside it, of the same name.
+    """Draw a table as a PNG of the same name beside it.
 
-    Lines are means over neighbouring steps, the band around each reaches from their 10th to their 90th percentile.
+    Lines are means over neighbouring steps; the band around each extends from their 10th to their 90th percentile.
 
     Args:
-        table: CSV with the columns ``step``, ``loss`` and ``learning_rate``, and perhaps ``lesion_loss`` (empty where a
-            step has none) and ``stage``, whose changes are marked. A row cut short at its end is left out.
+        table: CSV with the columns ``step``, ``loss`` and ``learning_rate``, and optionally ``lesion_loss`` (empty if a
+            step has none) and ``stage``, whose changes are marked. Truncated rows are left out.
         title: headline.
 
     Returns:
-        The picture; None where there is no table or no row in it.
+        The picture; None if there is no table or it has no rows.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def draw_training_curves(table: Path, *, title: str) -> Path | None:
 
 
 def read_columns(table: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV of numbers by name, float (n,); NaN where a value is empty, without a row cut short."""
+    """The columns of a CSV of numbers by name, float (n,), without truncated rows; empty values are NaN."""
     with table.open(newline="") as file:
         head, *rows = csv.reader(file)
     numbers = [[float(value) if value else np.nan for value in row] for row in rows if len(row) == len(head)]
@@ -73,8 +73,8 @@ def read_columns(table: Path) -> dict[str, np.ndarray]:
 
 
 def brought_together(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Means of neighbouring steps and of their values, and the values' 10th and 90th percentiles; (m,), at most
-    `MOST_POINTS`. Values that are not finite do not count."""
+    """Means of neighbouring steps and of their values, and the 10th and 90th percentiles of the values; each (m,), at
+    most `MOST_POINTS`. Values that are not finite are ignored."""
     finite = np.isfinite(values)
     parts = [
         (part, of_part)

@@ -1,4 +1,4 @@
-"""What a report consists of. Texts are plain: whoever renders a block escapes them."""
+"""The blocks of a report. Texts are plain; the renderer escapes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heading:
-    """Level 2 begins a chapter; 3 lies below, and both are in the contents; 4 lies below that."""
+    """A heading. Level 2 begins a chapter, 3 is a section; both are in the contents. Level 4 is a subsection."""
 
     text: str
     level: Literal[2, 3, 4] = 2
@@ -31,14 +31,14 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Facts:
-    """Short terms, each with what there is to say about it."""
+    """Short terms, each with a text."""
 
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: neighbours of one ``group`` stand below its name; ``code`` is for hashes and paths."""
+    """A column of a table. Neighbours of the same ``group`` share a heading; ``code`` is for hashes and paths."""
 
     name: str
     kind: Literal["text", "number", "code"] = "number"
@@ -47,7 +47,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts, one for each column. A row whose first cell is empty belongs to the one above."""
+    """A table of texts. A row whose first cell is empty belongs to the row above."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
@@ -56,21 +56,21 @@ class Table:
 
     @property
     def column_groups(self) -> list[tuple[str, int]]:
-        """Names of groups of neighbouring columns, with the number of their columns."""
+        """Names of the groups of neighbouring columns, with their numbers of columns."""
         return [(group, len(list(columns))) for group, columns in groupby(self.columns, lambda column: column.group)]
 
     @property
     def row_groups(self) -> list[Sequence[Sequence[str]]]:
-        """The rows that share a first cell, together."""
+        """The rows, grouped by their first cell."""
         starts = [number for number, row in enumerate(self.rows) if number == 0 or row[0]]
         return [self.rows[start:stop] for start, stop in zip(starts, [*starts[1:], len(self.rows)], strict=True)]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot of matplotlib, drawn as SVG or PNG by who renders it.
+    """A matplotlib plot, which the renderer draws as SVG or PNG.
 
-    ``tips`` gives for the ``gid`` of an artist what is said where the pointer rests on it.
+    ``tips`` maps the ``gid`` of an artist to its tooltip.
     """
 
     figure: figure.Figure
@@ -86,10 +86,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figure:
-    """An image with what stands below it, and what it shows in a few words for who cannot see it.
-
-    One with a ``name`` is in the contents.
-    """
+    """An image with a caption and an alternative text. With a ``name`` it is in the contents."""
 
     image: Drawing | Picture
     caption: str
@@ -99,7 +96,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are shown on demand."""
+    """Blocks that are collapsed until opened."""
 
     summary: str
     blocks: Sequence[Block]
@@ -110,7 +107,7 @@ Block = Heading | Paragraph | Bullets | Facts | Table | Figure | Details
 
 @dataclass(frozen=True)
 class Report:
-    """A title, a sentence below it (or none), the blocks, and who made it."""
+    """A report: title, a sentence below it (may be empty), blocks, and a footer that names the program."""
 
     title: str
     lead: str

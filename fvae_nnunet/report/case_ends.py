@@ -1,4 +1,4 @@
-"""What the cases at the two ends of the range are called: by the sign of their change, never by their end alone."""
+"""Headings for the cases at both ends of the range, according to the sign of their change."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fvae_nnunet.report.results import Results
 
 
 def headed_cases(results: Results, best: Sequence[str], worst: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The cases of both ends under their headings, from the best to the worst; no heading without a case.
+    """The cases of both ends under their headings, from best to worst; headings without cases are omitted.
 
-    Of a comparison: a case at the best end that lost is among the smallest losses, one at the worst end that gained
-    among the smallest gains.
+    In a comparison, a case at the best end with a loss is among the smallest losses, and one at the worst end with a
+    gain is among the smallest gains.
 
     Args:
-        results: with the deciding measure that put the cases in order.
-        best: from the best end, the best first.
-        worst: from the other end, the worst first.
+        results: results with the deciding measure that determined the order.
+        best: cases from the best end, the best first.
+        worst: cases from the other end, the worst first.
     """
     measure = results.deciding_measure
     if not results.is_comparison:

@@ -1,4 +1,4 @@
-"""The image folders that a report is given: raw images and views by case, and which of them belong to which results."""
+"""The image folders of a report: raw images and views by case, and their assignment to results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class View:
     """A folder of reconstructions.
 
     Attributes:
-        name, folder: as given.
-        manifest: the content of its ``manifest.json``, or None where it has none.
-        records: case -> what the manifest keeps of it.
-        images: its files in HU by name; empty for a view of preprocessed data, which holds none.
-        channel: the number in the names of images that belongs to CT.
-        of_results: places of the results that it is shown with; none for preprocessed data.
+        name, folder: name and folder as given.
+        manifest: content of its ``manifest.json``, or None if there is none.
+        records: case -> record in the manifest.
+        images: image files in HU by name; empty for a view of preprocessed data.
+        channel: number of the CT channel in the names of images.
+        of_results: indices of the results with which it is shown; empty for preprocessed data.
     """
 
     name: str
@@ -44,7 +44,7 @@ class View:
         return image_of_case(self.images, case, self.channel)
 
     def is_made_from(self, case: str, raw: Path, raw_sha256: str) -> bool:
-        """Whether its manifest says that this case is complete and was made from this image; True without manifest."""
+        """Whether this case is complete and was made from this image, by the manifest; True without manifest."""
         image = self.image_of(case)
         if self.manifest is None or image is None:
             return self.manifest is None
@@ -54,23 +54,23 @@ class View:
 
 
 def image_of_case(images: Mapping[str, Path], case: str, channel: int) -> Path | None:
-    """``case_0000`` (with the channel's number) or ``case`` of images by name."""
+    """The image named ``case_0000`` (with the channel's number) or ``case``, if any."""
     return images.get(f"{case}_{channel:04d}", images.get(case))
 
 
 def images_of_results(folders: Sequence[Path], results: Sequence[Results]) -> list[dict[str, Path]]:
-    """For each results file its cases with their raw CT image.
+    """Raw CT images of the cases of each results file.
 
     Args:
-        folders: one for all results, or one for each in their order.
-        results: whose cases are wanted.
+        folders: one folder for all results, or one for each in their order.
+        results: results whose cases are needed.
 
     Raises:
-        UserError: another number of folders, no images in one, or cases that it lacks.
+        UserError: another number of folders, a folder without images, or missing cases.
     """
     if len(folders) not in (1, len(results)):
         raise UserError(
-            f"`images` names one folder for all `results`, or one for each of the {len(results)} in their order, "
+            f"`images` needs one folder for all `results`, or one for each of the {len(results)} in their order, "
             f"got {len(folders)}"
         )
     problems, found = [], []
@@ -85,19 +85,20 @@ def images_of_results(folders: Sequence[Path], results: Sequence[Results]) -> li
 
 
 def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], channel: int) -> list[View]:
-    """Views by name and folder.
+    """Load views by name and folder.
 
-    A name that is given as often as there are results belongs to them in their order, a name given once to the results
-    of which it holds cases. A view of preprocessed data (a manifest directly in its folder) belongs to none.
+    If a name is given once for each of the results, its folders are assigned in their order; if it is given once, the
+    folder is assigned to the results whose cases it holds. A view of preprocessed data (a manifest directly in its
+    folder) is assigned to none.
 
     Args:
-        given: name and folder.
-        results: what they are to be shown with.
+        given: name and folder of each view.
+        results: results with which views are shown.
         channel: number of the CT channel in the names of images.
 
     Raises:
-        UserError: everything that is wrong, a line for each problem: no folder, no view, cases that one lacks, a name
-            that is given another number of times.
+        UserError: all problems, one line each: no such folder, no view, missing cases, a name that is given another
+            number of times.
     """
     problems: list[str] = []
     views: list[View] = []
@@ -125,7 +126,7 @@ def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], ch
 
 
 def ct_channel(folder: Path) -> int:
-    """The first channel that dataset.json above or in a folder of images calls CT; 0 where none says so."""
+    """The first channel named CT in dataset.json above or in a folder of images; 0 if there is none."""
     for place in (folder.resolve().parent, folder):
         if (place / "dataset.json").is_file():
             names = channel_names(read_dataset_json(place / "dataset.json"))
@@ -134,14 +135,14 @@ def ct_channel(folder: Path) -> int:
 
 
 def unique_names(given: Sequence[tuple[str, Path]]) -> list[str]:
-    """The names, with the path behind those that occur more than once."""
+    """The names, with the path appended to those that occur more than once."""
     names = [name for name, _ in given]
     return [name if names.count(name) == 1 else f"{name} ({path})" for name, path in given]
 
 
 def _view(name: str, folder: Path, channel: int) -> View:
     if not folder.is_dir():
-        raise UserError(f"{folder} (`views={name}`) is no folder")
+        raise UserError(f"{folder} (`views={name}`) is not a folder")
     preprocessed = Manifest(folder)
     if preprocessed.path.is_file():
         return View(name, folder, preprocessed.read(), _records(folder), {}, channel)

@@ -1,4 +1,4 @@
-"""The best and the worst cases as pictures."""
+"""Pictures of the best and worst cases."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from fvae_nnunet.short_names import short_names
 DPI = 120
 
 SHEET = "dark_background"
-"""matplotlib's style of what surrounds CT: black, as on a light box, also on a dark page."""
+"""matplotlib style around CT images: black, also on a light page."""
 
 MOST_BYTES = 500_000
-"""Of one picture."""
+"""Maximum size of a picture."""
 
 MOST_BYTES_OF_ALL = 9_500_000
-"""Of all pictures of a report: as base64 a third more, which leaves room for the rest in 15 MB."""
+"""Maximum size of all pictures of a report: base64 adds a third, which leaves room for the rest in 15 MB."""
 
 _QUALITIES = ((1.0, 88), (1.0, 78), (0.85, 75), (0.7, 72), (0.6, 68), (0.5, 62), (0.4, 55))
-"""Scale and JPEG quality, tried one after the other until the bytes suffice."""
+"""Scale and JPEG quality, tried in this order until the picture is small enough."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The cases of one results file that are shown, by the change of the deciding measure, or its value."""
+    """The cases of one results file to show, selected by the change of the deciding measure, or its value."""
 
     best: Sequence[str]
     worst: Sequence[str]
@@ -66,9 +66,9 @@ class _Task:
 
 
 def choose_cases(results: Results, number: int) -> Chosen:
-    """The so many best and worst cases; of fewer cases the better and the worse half, so that none is there twice.
+    """Choose ``number`` best and worst cases, or the better and worse half if there are fewer, without repetition.
 
-    Beside them as many cases whose reference has no lesion, those with most false positives first.
+    In addition, choose up to ``number`` cases with false positives but no lesion in the reference, most first.
     """
     measure = results.deciding_measure
     what = f"{name_of(measure)} of {measure['label_name']}"
@@ -86,7 +86,7 @@ def choose_cases(results: Results, number: int) -> Chosen:
     best = order[: min(number, len(order) - half)]
     worst = order[::-1][: min(number, half)]
     explanation = (
-        f"{counted(len(order), 'case')} in order {by}: {len(best)} from the best and {len(worst)} from the worst end. "
+        f"{counted(len(order), 'case')}, ordered {by}: {len(best)} from the best and {len(worst)} from the worst end. "
         "They are the ends of the range, not typical cases."
     )
     others = [case for case in only_false if case not in (*best, *worst)]
@@ -94,7 +94,7 @@ def choose_cases(results: Results, number: int) -> Chosen:
 
 
 def _only_false_positives(results: Results) -> list[str]:
-    """Cases without a lesion in the reference in which a model finds some, those with most of any model first."""
+    """Cases with false positives but no lesion in the reference, sorted by the largest number from any model."""
     label = results.deciding_measure["label"]
     counts: dict[str, int] = {}
     for of_model in results.content["lesions"].get(label, {}).values():
@@ -114,12 +114,12 @@ def draw_cases(
     processes: int = 0,
     on_picture: OnProgress = no_progress,
 ) -> list[dict[str, Picture]]:
-    """For each results file the pictures of its chosen cases.
+    """Draw the chosen cases of each results file.
 
     Args:
-        results, chosen: belong together.
-        images: for each results file case -> raw image.
-        views: shown with the results they belong to.
+        results, chosen: results files and their chosen cases, in the same order.
+        images: case -> raw image, for each results file.
+        views: views, shown with the results to which they are assigned.
         processes, on_picture: see `each_case.run_each`.
 
     Raises:
@@ -140,25 +140,26 @@ def draw_cases(
 
 
 def _detection_overlap(results: Results) -> float:
-    """That of the results; the usual one where no label was evaluated lesion by lesion."""
+    """The detection overlap of the results; the default if no label was evaluated by lesion."""
     return results.content["settings"]["lesions"]["detection_overlap"] or DETECTION_OVERLAP
 
 
 def case_blocks(
     results: Results, chosen: Chosen, pictures: Mapping[str, Picture], views: Sequence[str]
 ) -> Iterator[Block]:
-    """The section of one results file."""
+    """Yield the section of one results file."""
     yield Heading("Cases", 3)
     yield Paragraph(chosen.explanation)
     if not pictures:
         return
     shown = listed([f"the view {view}" for view in views])
     yield Paragraph(
-        "From above: axial, coronal and sagittal, each at the largest cross-section of the reference's largest lesion. "
-        f"From the left: the raw image, its framed part, {f'{shown} with what it changed, ' if views else ''}then each "
-        "model's prediction (orange, thin) over the reference (blue, broad), along the edges of voxels. Missed: a "
-        f"lesion of which less than {percent(_detection_overlap(results))} of the voxels are predicted."
-        + (f" Differences have the scale −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in every picture." if views else "")
+        "From top to bottom: axial, coronal and sagittal slices at the largest cross-section of the largest lesion in "
+        "the reference. From left to right: the raw image, its framed part, "
+        f"{f'{shown} with changes, ' if views else ''}then each model's prediction (orange, thin) over the reference "
+        f"(blue, thick), along voxel edges. Missed: a lesion with less than {percent(_detection_overlap(results))} of "
+        "its voxels predicted."
+        + (f" Differences range from −{DIFFERENCE_HU:g} to {DIFFERENCE_HU:g} HU in all pictures." if views else "")
     )
     ends = headed_cases(results, chosen.best, chosen.worst)
     only_false = [("Only false positives", chosen.false_positives)] if chosen.false_positives else []
@@ -171,7 +172,7 @@ def case_blocks(
 
 
 def _values(results: Results, case: str) -> str:
-    """The deciding measure of a case by every model, and its change."""
+    """The deciding measure of a case for every model, and its change."""
     measure = results.deciding_measure
     values = [
         f"{entry['model']} {number(entry['values'][case], measure['unit'])}" if case in entry["values"] else
@@ -234,9 +235,9 @@ def _draw(task: _Task) -> bytes:
 
 
 def jpeg_within(image: BytesIO, most_bytes: int) -> bytes:
-    """An image file as a JPEG of at most so many bytes, as large and good as that allows.
+    """Convert an image file to a JPEG of at most ``most_bytes``, in the best size and quality that this allows.
 
-    Where even the smallest and poorest is larger, that one.
+    If even the smallest version is larger, that one is returned.
     """
     from PIL import Image
 

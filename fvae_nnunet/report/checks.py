@@ -1,4 +1,4 @@
-"""Whether the files that a report speaks of are still those that were evaluated, and fit each other."""
+"""Check that the files of a report are those that were evaluated, and that they match each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fvae_nnunet.jobs.manifest import sha256_of_files
 from fvae_nnunet.report.case_images import View
 from fvae_nnunet.report.results import Results
 
-AGAIN = "run fvae-evaluate again on the folders as they are now"
+AGAIN = "run fvae-evaluate again on the current folders"
 
 
 def check_files(
@@ -25,20 +25,20 @@ def check_files(
     processes: int = 0,
     on_file: OnProgress = no_progress,
 ) -> None:
-    """Check that nothing changed since the evaluation, and that images and views are of these cases.
+    """Check that nothing changed since the evaluation, and that images and views belong to these cases.
 
-    References and predictions must exist and have the sha256 that ``comparison.json`` records (``summary.json``
-    records none). Predictions, images and views must have the reference's geometry, by the headers of the files. A view
-    with a manifest must be complete and made from the images.
+    References and predictions must exist and have the sha256 recorded in ``comparison.json`` (``summary.json`` records
+    none). Predictions, images and views must have the reference's geometry, by the headers of the files. A view with a
+    manifest must be complete and made from the images.
 
     Args:
-        results: with their folders.
-        images: for each of them case -> raw image; empty without images.
+        results: results with their folders.
+        images: case -> raw image for each of them; empty without images.
         views: see `case_images.load_views`.
         processes, on_file: see `each_case.run_each`.
 
     Raises:
-        UserError: everything that is wrong, a line for each problem.
+        UserError: all problems, one line each.
     """
     problems = [problem for of in results for problem in _gone(of)]
     if problems:
@@ -70,7 +70,7 @@ def check_files(
 
 
 def _folders(results: Results) -> list[tuple[str, Path, str | None, list[Path]]]:
-    """What the results name: reference and predictions, each with folder, recorded sha256, and files in order."""
+    """References and predictions of the results: name, folder, recorded sha256, and files in order."""
     predicted = [results.prediction_files(case) for case in results.cases]
     content = results.content
     return [
@@ -97,7 +97,7 @@ def _gone(results: Results) -> list[str]:
     for name, folder, _, paths in _folders(results):
         missing = [path.name for path in paths if not path.is_file()]
         if not folder.is_dir():
-            problems.append(f"{folder} with {name} of {results.path} is gone; {AGAIN}")
+            problems.append(f"{folder} with {name} of {results.path} no longer exists; {AGAIN}")
         elif missing:
             problems.append(f"{folder} ({name} of {results.path}) lacks {', '.join(missing)}; {AGAIN}")
     return problems
@@ -124,15 +124,15 @@ def _made_from_others(
     if not others:
         return []
     return [
-        f"{view.folder} (`views={view.name}`): by its manifest not complete, or not made from the images of `images`: "
-        f"{', '.join(others)}; run fvae-reconstruct on these images"
+        f"{view.folder} (`views={view.name}`): according to its manifest, not complete or not made from the images in "
+        f"`images`: {', '.join(others)}; run fvae-reconstruct on these images"
     ]
 
 
 def _files_of_cases(
     results: Sequence[Results], images: Sequence[Mapping[str, Path]], views: Sequence[View]
 ) -> list[dict[str, Path]]:
-    """For each case of each results file what its files are called in messages; the reference first."""
+    """Files of each case of each results file by the name used in messages; the reference is first."""
     sets = []
     for at, of in enumerate(results):
         for case in of.cases:

@@ -1,4 +1,4 @@
-"""What was compared: cases, models, settings, how the views were made, versions."""
+"""The chapter on what was compared: cases, models, settings, creation of the views, versions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fvae_nnunet.report.results import Results
 from fvae_nnunet.report.setting_text import setting_text
 
 _EMPTY_MASKS = {
-    "nan": "a label that neither reference nor prediction holds has no value and is left out of means; one that only "
-    "one of them holds scores 0 in DSC and NSD and has no HD95",
-    "flare": "a label that neither reference nor prediction holds scores 1 in DSC and NSD; one that only one of them "
-    "holds scores 0; neither has an HD95",
+    "nan": "a label missing from both reference and prediction has no value and is left out of means; one missing from "
+    "only one of them scores 0 in DSC and NSD and has no HD95",
+    "flare": "a label missing from both reference and prediction scores 1 in DSC and NSD; one missing from only one of "
+    "them scores 0; neither has an HD95",
 }
 
 _SETTING_NAMES = {
@@ -37,11 +37,11 @@ _SETTING_NAMES = {
     "truncate": "int16 by truncation",
     "posterior_seed": "latent",
 }
-"""Settings of a manifest, in this order; others follow under their own names."""
+"""Names of the settings of a manifest, in this order; others follow under their own names."""
 
 
 def compared_blocks(results: Sequence[Results], views: Sequence[View], *, with_images: bool) -> Iterator[Block]:
-    """The chapter; nothing without results and views."""
+    """Yield the chapter; nothing without results and views."""
     if not results and not views:
         return
     yield Heading("What was compared")
@@ -51,7 +51,7 @@ def compared_blocks(results: Sequence[Results], views: Sequence[View], *, with_i
         yield from _results_blocks(of)
     if results:
         yield Paragraph(
-            "When this report was made, all files were there"
+            "When this report was made, all files existed"
             + (" with these sha256" if any(of.content["kind"] == "comparison" for of in results) else "")
             + ("; images and views had the geometry of the references." if with_images or views else ".")
         )
@@ -124,7 +124,7 @@ def _statistics_facts(settings: Mapping[str, Any], results: Results) -> list[tup
 
 
 def _view_table(views: Sequence[View]) -> Table:
-    """A column for each view, a row for each setting that any of them has."""
+    """A table with a column for each view and a row for each setting of any of them."""
     names = unique_names([(view.name, view.folder) for view in views])
     columns = {name: _settings_of(view) for name, view in zip(names, views, strict=True)}
     rows = [
@@ -134,9 +134,9 @@ def _view_table(views: Sequence[View]) -> Table:
     notes = []
     for name, view in zip(names, views, strict=True):
         if view.manifest is None:
-            notes.append(f"{name} has no manifest: how it was made is not recorded")
+            notes.append(f"{name} has no manifest, so its settings are not recorded")
         if view.is_preprocessed:
-            notes.append(f"{name} is a view of nnU-Net's preprocessed data and holds no HU; no picture is made of it")
+            notes.append(f"{name} is a view of nnU-Net's preprocessed data and holds no HU, so there are no pictures")
     return Table([Column("", "text"), *(Column(name, "text") for name in names)], rows, notes=notes)
 
 

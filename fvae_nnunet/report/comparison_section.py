@@ -1,4 +1,4 @@
-"""The results of one file, label by label: means, differences, lesions, plots, every case."""
+"""The results of one file by label: means, differences, lesions, plots, all cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fvae_nnunet.report.results import Results, is_of_lesions
 
 
 def label_blocks(results: Results, label: str, colours: Colours) -> Iterator[Block]:
-    """Everything on one label (its key) but the pictures of cases."""
+    """Yield everything on one label (its key) except the pictures of cases."""
     name = results.label_names[label]
     of_label = results.measures_of(label)
     of_cases = [measure for measure in of_label if not is_of_lesions(measure)]
@@ -36,8 +36,8 @@ def label_blocks(results: Results, label: str, colours: Colours) -> Iterator[Blo
     if drawing is not None:
         yield Figure(
             drawing,
-            f"{name}: mean NSD at the tolerances that were measured, with 95 % intervals, and the DSC of each "
-            "lesion of the reference over its equivalent diameter; ×: not detected.",
+            f"{name}: mean NSD at the measured tolerances, with 95 % intervals, and the DSC of each lesion of the "
+            "reference over its equivalent diameter; ×: not detected.",
             f"NSD of {name} over tolerance, and DSC of its lesions over diameter, by model",
         )
     yield _dots_figure(of_cases, results, name, colours)
@@ -62,7 +62,7 @@ def _dots_figure(measures: Sequence[Measure], results: Results, label_name: str,
         )
         for measure in measures
     ]
-    joined = ", those of one case joined by a line" if results.is_comparison else ""
+    joined = "; a line joins the dots of a case" if results.is_comparison else ""
     return Figure(
         paired_dots(panels, colours),
         f"{label_name}: each dot is a case{joined}; diamonds: mean and 95 % interval. Lower is better in "
@@ -88,7 +88,7 @@ def _differences_figure(measures: Sequence[Measure], results: Results, label_nam
     pairs_named = [f"{entry['second']} − {entry['first']}" for entry in measures[0]["comparisons"]]
     return Figure(
         difference_plots(panels, columns=len(measures)),
-        f"{label_name}: difference of each case over the mean of both models (Bland and Altman). Coloured line: mean "
-        "difference, band: its 95 % interval; dashed: limits of agreement, bias ± 1.96 sd.",
+        f"{label_name}: difference in each case over the mean of both models (Bland and Altman). Coloured line: mean "
+        "difference; band: its 95 % interval; dashed: limits of agreement, bias ± 1.96 sd.",
         f"Difference plots of {label_name}: {listed(pairs_named)}",
     )

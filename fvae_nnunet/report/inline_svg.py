@@ -1,4 +1,4 @@
-"""A plot of matplotlib as SVG inside an HTML page, several of them in one page, in light and in dark."""
+"""Convert matplotlib plots to SVG inside an HTML page, for several plots per page and for light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fvae_nnunet.report.blocks import Drawing
 
 INK = "#1f2328"
-"""Drawn in this colour, lines and letters take the colour of the page's text. Not to be used for anything else."""
+"""Lines and text in this colour take the colour of the page's text. Do not use it for anything else."""
 
 PNG_DPI = 160
 
@@ -23,14 +23,14 @@ _COORDINATES = ("d", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "point
 def inline_svg(drawing: Drawing, prefix: str, description: str) -> str:
     """The drawing as an ``svg`` element.
 
-    Letters stay letters, in the page's font. What is drawn in `INK` gets the text's colour. Identifiers that something
-    refers to begin with ``prefix``, all others are left out, so that several drawings of one page do not clash. It has
-    no namespace, metadata or other address. Equal drawings give equal text.
+    Text stays text, in the page's font, and `INK` becomes the text's colour. Identifiers that are referenced get the
+    ``prefix``, and all others are removed, so that several drawings on a page do not clash. There are no namespaces,
+    metadata or external addresses. Equal drawings give equal text.
 
     Args:
-        drawing: its artists with a tip get a ``title`` element, which browsers show at the pointer.
-        prefix: letters and digits, another one for each drawing of a page.
-        description: what it shows, for who cannot see it.
+        drawing: drawing; artists with a tip get a ``title`` element, which browsers show as a tooltip.
+        prefix: letters and digits, different for each drawing of a page.
+        description: alternative text.
     """
     import matplotlib
 
@@ -59,7 +59,7 @@ def inline_svg(drawing: Drawing, prefix: str, description: str) -> str:
 
 
 def png(drawing: Drawing) -> bytes:
-    """The drawing as a PNG on white."""
+    """The drawing as a PNG with a white background."""
     buffer = BytesIO()
     drawing.figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

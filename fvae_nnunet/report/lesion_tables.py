@@ -1,4 +1,4 @@
-"""Lesions of one label: by size class, and case by case."""
+"""Tables of the lesions of one label, by size class and by case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROUPS = ("detection rate", "DSC of detected", "false positives per case")
 
 
 def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
-    """The table by size class, and the differences between models on demand."""
+    """Yield the table by size class, and the collapsed differences between models."""
     name = results.label_names[label]
     measures = {measure["key"]: measure for measure in results.measures_of(label)}
     rows = []
@@ -41,7 +41,7 @@ def lesion_blocks(results: Results, label: str) -> Iterator[Block]:
 
 
 def lesions_of_cases(results: Results, label: str) -> Table:
-    """For each case its lesions, how many of them each model detects, and each model's false positives."""
+    """Table of the number of lesions, lesions detected by each model, and false positives of each model, by case."""
     of_label: Mapping[str, Mapping[str, Mapping[str, Any]]] = results.content["lesions"][label]
     rows = []
     for case in results.cases:

@@ -1,4 +1,4 @@
-"""From files of results to a report, and to its file."""
+"""Build a report from result files, and write it."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from fvae_nnunet.report.synthetic_section import synthetic_blocks
 from fvae_nnunet.report.training_section import load_trainings, training_blocks
 
 MADE_BY = "Made by fvae-report of fvae_nnunet"
-"""In every report, by which it is known again."""
+"""Text in every report, by which reports are recognised."""
 
 _OUR_IMAGE = re.compile(r"figure_\d+\.(png|jpg)")
 
 
 @dataclass(frozen=True)
 class ReportContents:
-    """What a report is made of.
+    """Inputs and options of a report.
 
     Attributes:
         results: ``comparison.json`` or ``summary.json`` files.
-        images: folders of raw images, none, one for all results or one for each.
-        views, quality: name and folder of views, name and file of ``reconstruction_quality.json``.
-        training: name of a model and its folder, or that of one fold, for the training curves.
+        images: folders of raw images: none, one for all results, or one for each.
+        views, quality: name and folder of views; name and file of ``reconstruction_quality.json``.
+        training: name and folder of models (or of one fold), for the training curves.
         paper: tasks of the paper's tables, empty for all; None: no such tables.
-        synthetic: folders of ``fvae-synthesize``.
-        cases: so many best and so many worst cases are drawn.
-        gallery: of each folder of synthetic cases so many are drawn.
-        title: of the report; None: one that names the models.
+        synthetic: output folders of ``fvae-synthesize``.
+        cases: number of best and of worst cases to draw.
+        gallery: number of cases to draw from each folder of synthetic cases.
+        title: title of the report; None: a title that names the models.
     """
 
     results: Sequence[Path] = ()
@@ -78,18 +78,18 @@ def make_report(
     """Read and check everything, and build the report; nothing is written.
 
     Args:
-        contents: what of.
+        contents: inputs and options.
         processes: see `each_case.run_each`.
-        on_file, on_picture, on_sheet: of files that are checked, pictures of cases, and sheets of the galleries.
+        on_file, on_picture, on_sheet: progress of checked files, pictures of cases, and sheets of the galleries.
 
     Raises:
-        UserError: nothing to report on; files that are wrong, have changed, or do not belong together.
+        UserError: nothing to report on; files are invalid, have changed, or do not belong together.
     """
     has_figures = any((contents.results, contents.quality, contents.views, contents.synthetic, contents.training))
     if not has_figures and contents.paper is None:
-        raise UserError("nothing to report on; name a comparison.json or summary.json, or give `synthetic` or `paper`")
+        raise UserError("nothing to report on; give a comparison.json or summary.json, or `synthetic` or `paper`")
     if contents.images and not contents.results:
-        raise UserError("`images` are for the pictures of `results`; name a comparison.json or summary.json")
+        raise UserError("`images` are for the pictures of `results`; also give a comparison.json or summary.json")
     if min(contents.cases, contents.gallery, processes) < 0:
         raise UserError(
             f"`cases`, `gallery` and `processes` must not be negative, got {contents.cases}, {contents.gallery} and "
@@ -130,7 +130,7 @@ def make_report(
 
 
 def write_html(report: Report, path: Path) -> int:
-    """Write the page; it appears whole or not at all.
+    """Write the page atomically.
 
     Returns:
         Its size in bytes.
@@ -145,14 +145,13 @@ def write_html(report: Report, path: Path) -> int:
 
 
 def write_markdown(report: Report, path: Path) -> Path | None:
-    """Write the text, and its images to the folder ``<stem>_files`` beside; both appear when they are complete.
+    """Write the text, and its images to the folder ``<stem>_files`` beside it; both appear only when complete.
 
     Returns:
-        The folder; None where there are no images.
+        The folder; None if there are no images.
 
     Raises:
-        UserError: they cannot be written, or the folder exists and holds something else than the images of an earlier
-            report.
+        UserError: they cannot be written, or the folder exists and holds anything but images of an earlier report.
     """
     folder = path.with_name(f"{path.stem}_files")
     unfinished = folder.with_name(f".{folder.name}.partial")
@@ -161,7 +160,7 @@ def write_markdown(report: Report, path: Path) -> Path | None:
         if folder.exists():
             strangers = [image.name for image in folder.iterdir() if not _OUR_IMAGE.fullmatch(image.name)]
             if strangers:
-                raise UserError(f"{folder} holds {strangers[0]}, which is not ours; choose another file")
+                raise UserError(f"{folder} holds {strangers[0]}, which is not from a report; choose another file")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
@@ -194,7 +193,7 @@ def _results_blocks(
     processes: int,
     on_picture: OnProgress,
 ) -> list[Block]:
-    """A chapter for each file of results."""
+    """The chapters of all results files."""
     chosen = [choose_cases(of, cases) for of in results]
     pictures = (
         draw_cases(results, chosen, images, views, processes=processes, on_picture=on_picture)
@@ -210,7 +209,7 @@ def _results_blocks(
             names = [view.name for view in views if at in view.of_results]
             blocks += case_blocks(of, cases_of, pictures_of, names)
         if not images:
-            blocks.append(Paragraph("No pictures of cases, because no raw images were given."))
+            blocks.append(Paragraph("There are no pictures of cases, because no raw images were given."))
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""Tables of the measures of one label: means of models, differences between models, values of every case."""
+"""Tables of the measures of one label: means of models, differences between models, values of all cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Measure = Mapping[str, Any]
 
 
 def means_table(measures: Sequence[Measure]) -> Table:
-    """A row for each measure and model."""
+    """Table of means, with a row for each measure and model."""
     rows = []
     for measure in measures:
         name = name_of(measure)
@@ -35,7 +35,7 @@ def means_table(measures: Sequence[Measure]) -> Table:
 
 
 def differences_table(measures: Sequence[Measure], caption: str = "") -> Table:
-    """A row for each measure and comparison."""
+    """Table of differences, with a row for each measure and comparison."""
     rows = []
     for measure in measures:
         name = name_of(measure)
@@ -60,14 +60,14 @@ def differences_table(measures: Sequence[Measure], caption: str = "") -> Table:
 
 
 def cases_table(measures: Sequence[Measure], results: Results) -> Table:
-    """A row for each case, a column for each measure and model."""
+    """Table of values, with a row for each case and a column for each measure and model."""
     columns = [Column("case", "text")]
     columns += [Column(model, group=name_of(measure)) for measure in measures for model in results.models]
     rows = [
         [case, *(_value_of_case(measure, entry, case) for measure in measures for entry in measure["models"])]
         for case in results.cases
     ]
-    return Table(columns, rows, "Values of every case", ["“missing”: the model has no prediction of this case"])
+    return Table(columns, rows, "Values of every case", ["“missing”: the model has no prediction for this case"])
 
 
 def _value_of_case(measure: Measure, entry: Mapping[str, Any], case: str) -> str:
@@ -78,12 +78,12 @@ def _notes(measures: Sequence[Measure], kind: str) -> list[str]:
     entries = [entry for measure in measures for entry in measure[kind]]
     notes = []
     if any(entry["interval_method"] == "percentile" for entry in entries):
-        notes.append(f"{PERCENTILE_MARK} percentile interval, because BCa is not defined there")
+        notes.append(f"{PERCENTILE_MARK} percentile interval, because BCa is undefined there")
     if any(entry["interval_method"] != "none" and entry["n"] < FEW_CASES for entry in entries):
-        notes.append(f"with n below {FEW_CASES} the intervals are too narrow")
+        notes.append(f"with n below {FEW_CASES}, the intervals are too narrow")
     if any(entry.get("one_empty") for measure in measures if measure["key"] == HD95_KEY for entry in measure[kind]):
         notes.append(
-            "one empty: of the cases without HD95, those in which only the reference or only the prediction lacks the "
-            "label; a label that a model misses altogether does not count in its HD95"
+            "one empty: cases without HD95 in which only the reference or only the prediction lacks the label; a label "
+            "that a model misses completely does not count in its HD95"
         )
     return notes

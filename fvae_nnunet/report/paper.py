@@ -1,9 +1,9 @@
-"""The tables of the paper as data, and as a chapter of their own.
+"""The tables of the paper, as data and as a chapter.
 
-``paper_tables.json``: for each task (``lung``, ``pancreas``, ``lits``, ``kits19``) the rows of Table 1
+``paper_tables.json`` holds, for each task (``lung``, ``pancreas``, ``lits``, ``kits19``), the rows of Table 1
 (``reconstruction``: PSNR in dB with its standard deviation, SSIM, MSE) and of Table 2 (``segmentation``: DSC and NSD of
-each label in %), as the paper gives them. null: the paper has no such number, or it was not at hand when the file was
-made. The paper has a standard deviation in every cell; those of the PSNR of Wan were at hand.
+each label in %), as in the paper. null: the paper has no such number, or it was not available when the file was made.
+The paper has a standard deviation in every cell; only those of the PSNR of Wan were available.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ TASKS = ("lung", "pancreas", "lits", "kits19")
 CITATION = "Chen et al., ICML 2026"
 
 _NOT_STATED = (
-    "The tolerance of the NSD is not stated; the paper defines it “in voxels or millimetres”. It need not be one of "
-    "those used elsewhere in this report.",
-    "Which cases were for training and which for testing is not stated. Numbers of other splits hardly compare.",
+    "The tolerance of the NSD is not stated; the paper defines it “in voxels or millimetres”. It may differ from those "
+    "used elsewhere in this report.",
+    "The split into training and test cases is not stated. Numbers from other splits are hardly comparable.",
     "There are no intervals of differences, no tests and no repeated trainings. The paper gives a standard deviation "
-    "in every cell of both tables; but for the PSNR of Wan they were not at hand.",
-    "The data range behind PSNR and MSE is not stated. They fit grey values of 0 to 255: with that peak every PSNR is "
-    "that of the MSE beside it, and a little more, as a mean of logarithms is. A PSNR whose peak is the width of the "
-    "HU window compares with it, if the same window was scaled; an MSE in HU² must be multiplied by (255 / width)².",
-    "A dash: no such number here.",
+    "in every cell of both tables; except for the PSNR of Wan, they were not available.",
+    "The data range of PSNR and MSE is not stated. They fit grey values of 0 to 255: with that peak, every PSNR agrees "
+    "with the MSE beside it, and is slightly larger, as a mean of logarithms is. A PSNR whose peak is the width of the "
+    "HU window is comparable if the same window was scaled; an MSE in HU² must be multiplied by (255 / width)².",
+    "A dash means that there is no such number.",
 )
 
 
@@ -40,10 +40,10 @@ def paper_tables() -> dict[str, Any]:
 
 
 def paper_blocks(tasks: Sequence[str]) -> Iterator[Block]:
-    """The chapter.
+    """Yield the chapter.
 
     Args:
-        tasks: of `TASKS`; empty: all.
+        tasks: subset of `TASKS`; empty: all.
 
     Raises:
         UserError: an unknown task.
@@ -51,15 +51,15 @@ def paper_blocks(tasks: Sequence[str]) -> Iterator[Block]:
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise UserError(
-            f"`paper` knows the tasks {', '.join(TASKS)}, got {', '.join(unknown)}; if that is a file of results, name "
-            "it before `paper`"
+            f"`paper` takes the tasks {', '.join(TASKS)}, got {', '.join(unknown)}; if that is a results file, give it "
+            "before `paper`"
         )
     tables = paper_tables()
     source = tables["source"]
     yield Heading(f"The paper's tables ({CITATION})")
     yield Paragraph(
-        f"These numbers are the paper's own: {source['authors']}, “{source['title']}”, {source['venue']}, arXiv "
-        f"{source['arxiv']}. Nothing in them was computed from files of this report. DSC and NSD are in %."
+        f"These numbers are from the paper: {source['authors']}, “{source['title']}”, {source['venue']}, arXiv "
+        f"{source['arxiv']}. None of them was computed from files of this report. DSC and NSD are in %."
     )
     yield Bullets(_NOT_STATED)
     for task in dict.fromkeys(tasks or TASKS):

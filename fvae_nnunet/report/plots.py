@@ -24,7 +24,7 @@ WIDTH_INCHES = 11.5
 MOST_PANELS_IN_A_ROW = 5
 
 ROOM_FOR_NAMES = 30
-"""Characters of names side by side below a panel; where they are more, a legend has them."""
+"""Maximum number of characters of the names below a panel; with more, a legend is used."""
 
 STYLE: Any = {
     "text.parse_math": False,
@@ -48,9 +48,9 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Values:
-    """One panel of `paired_dots`: what each series (model or view) has in each case, NaN where nothing.
+    """One panel of `paired_dots`: values of each series (model or view) by case, NaN if undefined.
 
-    ``means`` and ``intervals`` of series that have them are drawn beside the dots.
+    ``means`` and ``intervals`` are drawn beside the dots of the series that have them.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Differences:
-    """One panel of `difference_plots`: a comparison of ``comparison.json`` by one measure."""
+    """One panel of `difference_plots`: a comparison of ``comparison.json`` in one measure."""
 
     title: str
     name: str
@@ -72,7 +72,7 @@ class Differences:
 
 
 def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
-    """A dot for each case and series, the dots of one case joined by a line, and mean and interval beside them."""
+    """Draw a dot for each case and series, a line joining the dots of a case, and mean and interval beside them."""
     import matplotlib
 
     tips: dict[str, str] = {}
@@ -83,7 +83,7 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
         for number_of_panel, (place, panel) in enumerate(zip(places, panels, strict=True)):
             names = list(panel.series)
             cases = sorted({case for values in panel.series.values() for case in values})
-            # a case keeps its place beside the middle in every series: dots of equal height stay apart
+            # a case has the same horizontal offset in every series, which separates dots of equal height
             spread = dict(zip(cases, np.linspace(-0.13, 0.13, len(cases)) if len(cases) > 1 else [0.0], strict=True))
             for number_of_case, case in enumerate(cases):
                 found = [
@@ -120,11 +120,11 @@ def paired_dots(panels: Sequence[Values], colours: Colours) -> Drawing:
 
 
 def difference_plots(panels: Sequence[Differences], columns: int) -> Drawing:
-    """For each comparison the difference over the mean of each case, with bias, its interval, and limits of agreement.
+    """Draw difference over mean of each case for each comparison, with bias, its interval and limits of agreement.
 
     Args:
-        panels: row by row.
-        columns: panels in a row.
+        panels: panels, row by row.
+        columns: number of panels in a row.
     """
     import matplotlib
 
@@ -159,13 +159,13 @@ def difference_plots(panels: Sequence[Differences], columns: int) -> Drawing:
 
 
 def panels_in_a_row(count: int) -> int:
-    """How many of so many panels stand side by side, so that all rows are about as long."""
+    """Number of panels per row that makes all rows about equally long."""
     rows = -(-count // MOST_PANELS_IN_A_ROW)
     return -(-count // max(1, rows))
 
 
 def _panels(count: int, *, height_inches: float, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, row by row; wide panels where there are few, but not as wide as the page."""
+    """Create a figure with ``count`` panels, row by row; few panels are wide, but not as wide as the page."""
     from matplotlib.figure import Figure
 
     columns = columns or panels_in_a_row(count)
@@ -179,7 +179,7 @@ def _panels(count: int, *, height_inches: float, columns: int | None = None) -> 
 
 
 def legend(figure: Figure, colours: Colours) -> None:
-    """Names with their colours, below all panels."""
+    """Draw a legend of names with their colours, below all panels."""
     from matplotlib.lines import Line2D
 
     dots = [Line2D([], [], linestyle="", marker="o", markersize=5, color=colours[name], label=name) for name in colours]

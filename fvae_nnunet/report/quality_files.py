@@ -1,4 +1,4 @@
-"""``reconstruction_quality.json`` files, and whether they are of the views and cases that a report shows."""
+"""Read ``reconstruction_quality.json`` files and check that they match the views and cases of a report."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _QUALITY = {
     ],
     "summary": {"volume": _SUMMARY, "tissues": {"*": _SUMMARY}, "labels": {"*": _SUMMARY}},
 }
-"""What a report uses of the file; a shape of ``files.checked_json``."""
+"""The parts of the file that a report uses; a shape of ``files.checked_json``."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The content of a file and what its view is called."""
+    """The content of a file, with the name of its view."""
 
     name: str
     path: Path
@@ -49,30 +49,29 @@ class Quality:
 
 
 def load_quality(given: Sequence[tuple[str, Path]], views: Sequence[View], results: Sequence[Results]) -> list[Quality]:
-    """Read the files. One that has the name of a view must be of this view, and of the cases it is shown with.
+    """Read the files. A file with the name of a view must match this view and the cases with which it is shown.
 
     Args:
-        given: name and file.
-        views: see `case_images.load_views`. If several have the name, the file must be of one of them.
-        results: with references that exist.
+        given: name and path of each file.
+        views: see `case_images.load_views`. If several have the name, the file must match one of them.
+        results: results whose references exist.
 
     Raises:
-        UserError: everything that is wrong, a line for each problem: no such file, another kind or schema; other
-            settings than the view's manifest, cases that are lacking, or of another shape or spacing than the
-            reference.
+        UserError: all problems, one line each: no such file, another kind or schema, settings other than in the view's
+            manifest, missing cases, or a shape or spacing other than the reference's.
     """
     problems: list[str] = []
     found: list[Quality] = []
     for name, path in given:
         called = f"{path} (`quality={name}`)"
         if not path.is_file():
-            problems.append(f"{called} is no file; fvae-evaluate-reconstruction writes it")
+            problems.append(f"{called} does not exist; create it with fvae-evaluate-reconstruction")
             continue
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != "reconstruction_quality":
-            problems.append(f"{called} is no reconstruction_quality.json")
+            problems.append(f"{called} is not a reconstruction_quality.json")
         elif content.get("schema") != SCHEMA:
-            problems.append(f"{called} has not schema {SCHEMA}; run fvae-evaluate-reconstruction of this version again")
+            problems.append(f"{called} does not have schema {SCHEMA}; run this version of fvae-evaluate-reconstruction")
         else:
             check_shape(path, content, _QUALITY, remedy="Run fvae-evaluate-reconstruction again")
             of_each_view = [_misfits(called, content, view, results) for view in views if view.name == name]
@@ -85,14 +84,14 @@ def load_quality(given: Sequence[tuple[str, Path]], views: Sequence[View], resul
 
 
 def _misfits(called: str, content: Mapping[str, Any], view: View, results: Sequence[Results]) -> list[str]:
-    """What speaks against the file being of this view."""
+    """Reasons why the file does not match this view."""
     problems = []
     settings = content["view_settings"] or {}
     if settings and view.manifest is not None:
         of_view = {key: view.manifest["settings"].get(key) for key in settings}
         changed = differences(of_view, settings)
         if changed:
-            problems.append(f"{called} is of a view with other settings than {view.folder}: {'; '.join(changed)}")
+            problems.append(f"{called} is from a view with other settings than {view.folder}: {'; '.join(changed)}")
     cases = {case["case"]: case for case in content["cases"]}
     for at in view.of_results:
         missing = [case for case in results[at].cases if case not in cases]

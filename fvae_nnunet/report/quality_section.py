@@ -1,4 +1,4 @@
-"""The quality of the views, case by case: from ``reconstruction_quality.json`` and from the views' own records."""
+"""The chapter on the quality of views, from ``reconstruction_quality.json`` and from the records of the views."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RECORDED = {
     "noise_coarse_raw_hu": ("coarse noise of image (HU)", "HU"),
     "noise_coarse_view_hu": ("coarse noise of view (HU)", "HU"),
 }
-"""What a manifest keeps of a case: its name and quantity in tables."""
+"""Values in a manifest's record of a case: name and quantity in tables."""
 
 _IN_PLOT = ("psnr_db", "ssim", "mae_hu", "noise_ratio", "seam_score")
 
 
 def quality_blocks(qualities: Sequence[Quality], views: Sequence[View], colours: Colours) -> Iterator[Block]:
-    """The chapter; nothing without any quality."""
+    """Yield the chapter; nothing without any quality."""
     recorded = [view for view in views if view.records]
     if not qualities and not recorded:
         return
@@ -43,8 +43,8 @@ def _measured_blocks(qualities: Sequence[Quality], colours: Colours) -> Iterator
     of_series = {name: colours[quality.name] for name, quality in zip(names, qualities, strict=True)}
     of_names = dict(zip(names, (quality.content for quality in qualities), strict=True))
     yield Paragraph(
-        "Errors and shifts are view minus image, shifts outwards positive; PSNR and SSIM refer to the HU window. "
-        "docs/reconstruction_quality.md defines each figure."
+        "Errors and shifts are view minus image, with outward shifts positive; PSNR and SSIM refer to the HU window. "
+        "For definitions, see docs/reconstruction_quality.md."
     )
     yield _summary_table(of_names, ("volume", "labels"))
     yield Details("By tissue", [_summary_table(of_names, ("tissues",))])
@@ -81,7 +81,7 @@ def _recorded_blocks(views: Sequence[View], colours: Colours) -> Iterator[Block]
 def _dots(
     of_names: Mapping[str, Mapping[str, Mapping[str, Any]]], figures: Mapping[str, tuple[str, str]], colours: Colours
 ) -> Iterator[Block]:
-    """A panel for each figure that any case of any view has; nothing if none has any."""
+    """Yield a plot with a panel for each figure that any case has; nothing if there are none."""
     panels = [
         Values(
             heading,
@@ -96,7 +96,7 @@ def _dots(
     ]
     if not panels:
         return
-    several = ", those of one case joined by a line" if len(of_names) > 1 else ""
+    several = "; a line joins the dots of a case" if len(of_names) > 1 else ""
     yield Figure(
         paired_dots(panels, colours),
         f"Each dot is a case{several}.",
@@ -121,7 +121,7 @@ def _cases_table(content: Mapping[str, Any]) -> Table:
 
 
 def _summary_table(of_names: Mapping[str, Mapping[str, Any]], groups: Sequence[str]) -> Table:
-    """A row for each figure that any view has, mean, spread and number of cases for each view."""
+    """Table with a row for each figure of any view, and mean, spread and number of cases for each view."""
     summaries = {name: dict(_parts(content, groups)) for name, content in of_names.items()}
     rows = []
     for part in dict.fromkeys(part for of_parts in summaries.values() for part in of_parts):
@@ -138,7 +138,7 @@ def _summary_table(of_names: Mapping[str, Mapping[str, Any]], groups: Sequence[s
 
 
 def _parts(content: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What figures are of, in words, and the summary of each figure."""
+    """Yield the parts of a volume by name, with the summary of each figure."""
     names = {label["key"]: label["name"] for label in content["labels"]}
     summary = content["summary"]
     if "volume" in groups:

@@ -1,4 +1,4 @@
-"""A report as an HTML page or as Markdown, by the templates ``templates/page.html`` and ``templates/page.md``."""
+"""Render a report as an HTML page or as Markdown, with ``templates/page.html`` and ``templates/page.md``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from fvae_nnunet.report.blocks import Block, Drawing, Figure, Heading, Picture, 
 from fvae_nnunet.report.inline_svg import inline_svg, png
 
 MOST_SVG_CHARACTERS = 1_500_000
-"""A plot that is longer as SVG, of several thousand dots, becomes a PNG."""
+"""Plots with a longer SVG, from several thousand dots, become a PNG."""
 
 MANY_COLUMNS = 12
-"""Of a table whose columns stand closer together."""
+"""Tables with more columns are set narrower."""
 
 LONG_TEXT = 40
-"""A text of more characters in a table may be broken into lines."""
+"""Longer texts in a table may be wrapped."""
 
 _SPECIAL = re.compile(r"([\\`*\[\]|~$])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _AT_THE_START = re.compile(r"^(\s*)([-+#>=]|\d+[.)])(?=\s|$)")
 
 
 def render_html(report: Report) -> str:
-    """One page with all its images; it has no script and needs no other file or address."""
+    """Render a page with all its images; it has no script and needs no other file or address."""
     numbers, places = count(1), count(1)
     anchors = {id(block): f"part-{next(places)}" for block in report.blocks if _name_in_contents(block)}
 
@@ -58,7 +58,7 @@ def render_html(report: Report) -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the contents, with what lies below it."""
+    """A line of the contents, with its subordinate lines."""
 
     name: str
     anchor: str
@@ -66,7 +66,7 @@ class _Entry:
 
 
 def _contents(report: Report, anchors: Mapping[int, str]) -> list[_Entry]:
-    """Chapters, their sections (labels, cases), and named figures below."""
+    """The contents: chapters, their sections (labels, cases), and named figures."""
     chapters: list[_Entry] = []
     for block in report.blocks:
         name = _name_in_contents(block)
@@ -89,11 +89,11 @@ def _name_in_contents(block: Block) -> str:
 
 
 def render_markdown(report: Report, folder: str) -> tuple[str, dict[str, bytes]]:
-    """The text, and its images by name.
+    """Render the text, and its images by name.
 
     Args:
-        report: plots become PNG files, pictures JPEG files.
-        folder: where the images will be, from where the text will be.
+        report: report; plots become PNG files, pictures JPEG files.
+        folder: folder of the images, relative to the text.
     """
     images: dict[str, bytes] = {}
 
@@ -107,7 +107,7 @@ def render_markdown(report: Report, folder: str) -> tuple[str, dict[str, bytes]]
 
 
 def escaped(text: str) -> str:
-    """A text that Markdown shows as it is, in one line."""
+    """Escape a text for Markdown, in one line."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _SPECIAL.sub(lambda found: "\\" + found[0], text)
@@ -115,7 +115,7 @@ def escaped(text: str) -> str:
 
 
 def _environment(finalize: Callable[[Any], Any] | None = None) -> Environment:
-    """Templates in which ``block is table`` and the like can be asked."""
+    """The template environment, with tests such as ``block is table``."""
     environment = Environment(
         loader=PackageLoader("fvae_nnunet.report"),
         autoescape=select_autoescape(["html", "md"]),

@@ -1,4 +1,4 @@
-"""Plots that answer the question: differences as a forest, NSD over tolerance, DSC against lesion size."""
+"""Plots of the main results: forest plot of differences, NSD over tolerance, DSC over lesion size."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 WIDTH_INCHES = 9.0
 
 IN_FOREST = ("Dice", "NSD_", HD95_KEY, "detection_rate", "dice_of_detected")
-"""Beginnings of the measures' keys; of lesions those of all sizes."""
+"""Prefixes of the keys of measures in the forest plot; for lesions, only those of all sizes."""
 
 
 MOST_LABELS_IN_FULL = 6
-"""Of more labels the forest has the deciding measures alone."""
+"""With more labels, the forest plot has only the deciding measures."""
 
 
 def in_forest(measure: Measure) -> bool:
@@ -36,11 +36,11 @@ def in_forest(measure: Measure) -> bool:
 
 
 def difference_forest(labels: Mapping[str, Sequence[Measure]], colours: Colours) -> Drawing:
-    """A row for each label and measure (of many labels for each deciding one), better always to the right.
+    """Draw a row for each label and measure (with many labels only the deciding one), with better to the right.
 
     Args:
-        labels: name -> its measures, with one or more comparisons.
-        colours: of the second models.
+        labels: name -> measures, with at least one comparison.
+        colours: colours of the second models.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -96,12 +96,12 @@ def _row_name(name: str, measure: Measure, labels: Mapping[str, Sequence[Measure
 
 
 def curves(measures: Sequence[Measure], lesions: Mapping[str, Mapping[str, Any]], colours: Colours) -> Drawing | None:
-    """NSD over tolerance, and the DSC of every lesion over its diameter; None where there is nothing to draw.
+    """Draw NSD over tolerance, and the DSC of every lesion over its diameter; None if there is nothing to draw.
 
     Args:
-        measures: of one label; NSD at two or more tolerances are drawn, means with intervals.
-        lesions: model -> case -> attributes of ``lesions.CaseLesions``; one that is not detected is a cross at 0.
-        colours: of the models.
+        measures: measures of one label; NSD is drawn if it has at least two tolerances, as means with intervals.
+        lesions: model -> case -> attributes of ``lesions.CaseLesions``; a lesion not detected is a cross at 0.
+        colours: colours of the models.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def _draw_nsd(nsds: Sequence[tuple[float, Measure]], axes: Axes, colours: Colour
     models = [entry["model"] for entry in nsds[0][1]["models"]]
     step_mm = min(after[0] - before[0] for before, after in pairwise(nsds))
     for place, model in enumerate(models):
-        # beside each other, so that intervals can be told apart
+        # side by side, so that intervals are distinguishable
         shift_mm = 0.06 * step_mm * (place - (len(models) - 1) / 2)
         xs_mm = [tolerance_mm + shift_mm for tolerance_mm, _ in nsds]
         entries = [measure["models"][place] for _, measure in nsds]

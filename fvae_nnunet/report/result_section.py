@@ -1,4 +1,4 @@
-"""The result, before everything else: for each label which model is better, by how much, and how sure that is."""
+"""The first chapter, the result: which model is better for each label, by how much, and with what certainty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fvae_nnunet.report.results import Results
 
 
 def result_blocks(results: Sequence[Results], colours: Colours) -> Iterator[Block]:
-    """The chapter; nothing without results."""
+    """Yield the chapter; nothing without results."""
     if not results:
         return
     yield Heading("Result")
@@ -37,7 +37,7 @@ def result_blocks(results: Sequence[Results], colours: Colours) -> Iterator[Bloc
 def _blocks_of(of: Results, colours: Colours) -> Iterator[Block]:
     labels = {name: of.measures_of(key) for key, name in of.label_names.items()}
     yield Facts([(name, _sentence(measures, of)) for name, measures in labels.items()])
-    few = f" With fewer than {FEW_CASES} cases intervals are too narrow." if len(of.cases) < FEW_CASES else ""
+    few = f" With fewer than {FEW_CASES} cases, intervals are too narrow." if len(of.cases) < FEW_CASES else ""
     if not of.is_comparison:
         yield Paragraph(f"Intervals are bootstrapped over cases.{few}")
         return
@@ -57,7 +57,7 @@ def _sentence(measures: Sequence[Measure], of: Results) -> str:
         return model_sentence(measures)
     decides = deciding(measures)
     sentences = [comparison_sentence(decides, entry) for entry in decides["comparisons"]]
-    # names of models keep their small letter
+    # names of models stay in lower case
     return "\n".join(re.sub("^(no|too) ", lambda word: word[0].capitalize(), sentence) for sentence in sentences)
 
 

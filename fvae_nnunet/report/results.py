@@ -1,4 +1,4 @@
-"""Results of ``fvae-evaluate`` as a report reads them: one shape for a comparison and for a single model."""
+"""Read results of ``fvae-evaluate`` for a report, in one format for a comparison and for a single model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _COMPARISON = {
         }
     },
 }
-"""What a report uses of ``comparison.json``; a shape of ``files.checked_json``."""
+"""The parts of ``comparison.json`` that a report uses; a shape of ``files.checked_json``."""
 _REMEDY = "Run fvae-evaluate again"
 
 
@@ -86,10 +86,10 @@ class Results:
 
     Attributes:
         path: the file.
-        title: what a reader calls it: the file's name, or that of its folder where the file has the default name.
-        content: as in ``comparison.json``, of a single model see `single_model.as_comparison`; models by short names.
+        title: name for readers: the file's name, or that of its folder if the file has the default name.
+        content: as in ``comparison.json`` (single model: see `single_model.as_comparison`), with short model names.
         full_names: short name of a model -> its name in the file.
-        reference_folder, prediction_folders: where they are now; where they are gone, where they were.
+        reference_folder, prediction_folders: current folders; the recorded ones if they no longer exist.
     """
 
     path: Path
@@ -123,7 +123,7 @@ class Results:
 
     @property
     def lesion_labels(self) -> list[str]:
-        """Keys of the labels that are evaluated lesion by lesion."""
+        """Keys of the labels that are evaluated by lesion."""
         return self.content["settings"]["lesions"]["labels"]
 
     def measures_of(self, label: str) -> list[Mapping[str, Any]]:
@@ -132,15 +132,15 @@ class Results:
 
     @property
     def deciding_measure(self) -> Mapping[str, Any]:
-        """By which cases are put in order: `verdict.deciding` of the first label that is evaluated lesion by lesion
-        (of the first label, if none is)."""
+        """The measure that orders cases: `verdict.deciding` for the first label evaluated by lesion, else for the first
+        label."""
         return deciding(self.measures_of((self.lesion_labels or list(self.label_names))[0]))
 
     def reference_file(self, case: str) -> Path:
         return self.reference_folder / f"{case}{self.content['settings']['file_ending']}"
 
     def prediction_files(self, case: str) -> dict[str, Path]:
-        """Model -> its prediction; without the models that have none."""
+        """Model -> prediction, for models that have one."""
         ending = self.content["settings"]["file_ending"]
         return {
             model["name"]: folder / f"{case}{ending}"
@@ -150,17 +150,17 @@ class Results:
 
 
 def is_of_lesions(measure: Mapping[str, Any]) -> bool:
-    """Whether one of the ``measures`` is of lesions, not of whole cases."""
+    """Whether one of the ``measures`` is a measure of lesions instead of whole cases."""
     return measure["key"].startswith(tuple(LESION_METRICS))
 
 
 def load_results(paths: Sequence[Path]) -> list[Results]:
     """Read ``comparison.json`` or ``summary.json`` files.
 
-    A folder that a file names with a relative path is looked for in the working directory, then beside the file.
+    Folders with a relative path are searched in the working directory, then beside the file.
 
     Raises:
-        UserError: everything that is wrong with the files, a line for each.
+        UserError: all problems with the files, one line each.
     """
     problems, found = [], []
     for path in paths:
@@ -190,16 +190,16 @@ def load_results(paths: Sequence[Path]) -> list[Results]:
 
 def _content(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} is no file; fvae-evaluate writes comparison.json and summary.json")
+        raise UserError(f"no such file: {path}; fvae-evaluate writes comparison.json and summary.json")
     content = read_json(path, {}, remedy=_REMEDY)
     if content.get("kind") == "comparison":
         if content.get("schema") != SCHEMA:
-            raise UserError(f"{path} has not schema {SCHEMA}; run fvae-evaluate of this version again")
+            raise UserError(f"{path} does not have schema {SCHEMA}; run this version of fvae-evaluate")
         check_shape(path, content, _COMPARISON, remedy=_REMEDY)
         models = [model["name"] for model in content["models"]]
         for number, measure in enumerate(content["measures"]):
             if [entry["model"] for entry in measure["models"]] != models or not measure["comparisons"]:
-                what = f"measures[{number}] is not of the models that are compared"
+                what = f"measures[{number}] does not match the compared models"
                 raise UserError(f"{path} is damaged or incomplete: {what}. {_REMEDY}")
         of_models = dict.fromkeys(models, dict)
         of_labels = dict.fromkeys(content["settings"]["lesions"]["labels"], of_models)
@@ -215,11 +215,11 @@ def _content(path: Path) -> Mapping[str, Any]:
         check_shape(path, of_one, {key: _COMPARISON[key] for key in ("measures", "lesions", "labels")}, remedy=_REMEDY)
         return of_one
     kind = f", but {content['kind']!r}" if "kind" in content else ""
-    raise UserError(f"{path} is no comparison.json or summary.json of fvae-evaluate{kind}")
+    raise UserError(f"{path} is not a comparison.json or summary.json of fvae-evaluate{kind}")
 
 
 def _renamed(content: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
-    """The content with other names of its models."""
+    """The content with short names of its models."""
 
     def entries(measure: Mapping[str, Any], kind: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         return [entry | {key: short[entry[key]] for key in keys} for entry in measure[kind]]

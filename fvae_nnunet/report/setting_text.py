@@ -1,4 +1,4 @@
-"""The value of a setting, as a reader sees it."""
+"""Values of settings as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def setting_text(value: Any) -> str:
-    """A JSON value without its syntax: yes and no, none for null, lists with commas, a true minus."""
+    """A JSON value as text: yes and no, none for null, lists with commas, a typographic minus."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):

@@ -1,4 +1,4 @@
-"""The summary of one model in the shape of a comparison, so that a report reads both alike."""
+"""Convert the summary of one model to the format of a comparison, so that a report handles both alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS
 def as_comparison(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``summary.json`` of fvae-evaluate with the keys of ``comparison.json``.
 
-    One model, named after its folder; ``comparisons`` are empty, sha256 are None, and ``settings`` lack the test.
+    There is one model, named after its folder; ``comparisons`` are empty, sha256 are None, and ``settings`` have no
+    test.
     """
     facts = summary["fvae"]
     scored = summary["metric_per_case"]

@@ -1,4 +1,4 @@
-"""The folders of synthetic cases that a report is given, with the files of their source cases."""
+"""Load the folders of synthetic cases of a report, with the files of their source cases."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SyntheticSet:
     """A folder of synthetic cases.
 
     Attributes:
-        folder: as given.
-        accepted, rejected: its cases by name.
-        shown: those of which there are pictures: the accepted ones, or the rejected ones where none was accepted.
-        sources: of the shown cases' source cases, by name.
+        folder: folder as given.
+        accepted, rejected: its cases.
+        shown: cases in pictures: the accepted ones, or the rejected ones if none was accepted.
+        sources: files of the source cases of shown cases, by name.
         channel: number of the CT channel.
     """
 
@@ -50,13 +50,13 @@ def load_synthetic(folders: Sequence[Path]) -> list[SyntheticSet]:
     """Read the records of folders of ``fvae-synthesize``, and find the source cases in ``nnUNet_raw``.
 
     Raises:
-        UserError: a folder is none of synthetic cases or holds none, or a source case is not in ``nnUNet_raw``.
+        UserError: a folder does not hold synthetic cases, or a source case is not in ``nnUNet_raw``.
     """
     return [_load(folder) for folder in folders]
 
 
 def lesions_of(case: SyntheticCase) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each lesion of a case what it is called and its figures: of its record and of its quality."""
+    """Yield the name of each lesion of a case, with the figures from its record and its quality control."""
     lesions = case.record["lesions"]
     qualities = case.record.get("quality", {}).get("lesions", [])
     for at, lesion in enumerate(lesions):
@@ -71,7 +71,7 @@ def largest_diameter_mm(case: SyntheticCase) -> float:
 def _load(folder: Path) -> SyntheticSet:
     accepted, rejected = (read_synthetic_cases(folder, accepted=side) for side in (True, False))
     if not accepted and not rejected:
-        raise UserError(f"{folder} (`synthetic`) holds no synthetic case; fvae-synthesize makes some")
+        raise UserError(f"{folder} (`synthetic`) holds no synthetic case; create some with fvae-synthesize")
     shown = accepted or rejected
     datasets = sorted({case.record["dataset"] for case in shown})
     files = {dataset: _training_files(dataset, folder) for dataset in datasets}
@@ -82,8 +82,8 @@ def _load(folder: Path) -> SyntheticSet:
         found = files[case.record["dataset"]].get(source)
         if found is None:
             raise UserError(
-                f"{case.name} in {folder} was made from {source}, which is no training case of "
-                f"{case.record['dataset']} in nnUNet_raw; its picture needs it"
+                f"{case.name} in {folder} was made from {source}, which is not a training case of "
+                f"{case.record['dataset']} in nnUNet_raw but is needed for its picture"
             )
         sources[source] = SourceFiles(Path(found["images"][channel]), Path(found["label"]))
     return SyntheticSet(folder, accepted, rejected, shown, sources, channel)

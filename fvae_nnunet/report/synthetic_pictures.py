@@ -1,4 +1,4 @@
-"""Synthetic lesions as pictures: before, after, and the new lesion's outline."""
+"""Pictures of synthetic lesions: before, after, and with the outline of the new lesion."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ LESION_OUTLINE = Outline(ORANGE, 1.2)
 FONT_SIZE = 7
 
 MARGIN_MM = 20.0
-"""Room around the lesion in the close-ups."""
+"""Margin around the lesion in the close-ups."""
 
 MOST_BYTES_OF_GALLERY = 1_200_000
-"""Of all sheets of a report, beside the pictures of cases."""
+"""Maximum size of all sheets of a report, besides the pictures of cases."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a lesion is drawn from."""
+    """The files from which a lesion is drawn."""
 
     heading: str
     before: Path
@@ -76,7 +76,7 @@ class _Cut:
 
 
 def choose_for_gallery(cases: Sequence[SyntheticCase], number: int) -> list[SyntheticCase]:
-    """So many cases, evenly over their order by size, smallest first; all of them where there are no more."""
+    """Choose up to ``number`` cases, evenly spaced in their order by size, smallest first."""
     order = sorted(cases, key=lambda case: (largest_diameter_mm(case), case.name))
     if number < len(order):
         order = [order[round(place)] for place in np.linspace(0, len(order) - 1, number)]
@@ -90,11 +90,11 @@ def draw_gallery(
     processes: int = 0,
     on_sheet: OnProgress = no_progress,
 ) -> list[list[Figure]]:
-    """For each folder sheets of pictures of its cases (``SyntheticSet.shown``).
+    """Draw sheets of pictures of the cases of each folder (``SyntheticSet.shown``).
 
     Args:
         sets: the folders.
-        number: so many cases of each are drawn, see ``choose_for_gallery``.
+        number: number of cases to draw from each, see ``choose_for_gallery``.
         processes, on_sheet: see `each_case.run_each`.
 
     Raises:
@@ -161,15 +161,15 @@ def _draw_entry(panels: Sequence[Axes], cut: _Cut, heading: str) -> None:
 
 
 def _cut(entry: _Entry) -> _Cut:
-    """The axial slice in which the largest of the new lesions has its largest cross-section."""
+    """The axial slice with the largest cross-section of the largest new lesion."""
     before_hu, spacing_mm = read_upright(entry.before)
     after_hu = read_upright(entry.after)[0]
     labels = [read_upright(path)[0] == entry.lesion_value for path in (entry.label_before, entry.label_after)]
     for path, array in ((entry.after, after_hu), (entry.label_before, labels[0]), (entry.label_after, labels[1])):
         if array.shape != before_hu.shape:
             raise UserError(
-                f"{path} has shape {array.shape} and {entry.before} {before_hu.shape} (z, y, x); a synthetic case has "
-                "the geometry of its source: run fvae-synthesize again"
+                f"{path} has shape {array.shape} and {entry.before} {before_hu.shape} (z, y, x); a synthetic case must "
+                "have the geometry of its source: run fvae-synthesize again"
             )
     lesion = largest_lesion(labels[1] & ~labels[0])
     plane: Plane = largest_cross_sections(before_hu.shape, [lesion], axes=(0,))[0]

@@ -1,4 +1,4 @@
-"""Synthetic lesions: how they were made, a gallery, their quality, and why others were rejected."""
+"""The chapter on synthetic lesions: settings, gallery, quality, and reasons for rejection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FIGURES = {
     "contrast_hu": ("contrast (HU)", "HU"),
     "rim_hu": ("rim (HU)", "HU"),
     "slice_change_hu": ("change between slices (HU)", "HU"),
-    "inside_fraction": ("share in the organ", "share"),
-    "found_share": ("share found by the segmenter", "share"),
+    "inside_fraction": ("fraction in the organ", "share"),
+    "found_share": ("fraction found by the segmenter", "share"),
 }
-"""What is shown of each lesion: its name and quantity."""
+"""Figures shown for each lesion: name and quantity."""
 
 ACCEPTED_COLOUR, REJECTED_COLOUR = SERIES_COLOURS[2], SERIES_COLOURS[5]
 
@@ -36,11 +36,11 @@ _LESION_IN_REASON = re.compile(r"\blesion \d+\b")
 
 
 def synthetic_blocks(sets: Sequence[SyntheticSet], galleries: Sequence[Sequence[Figure]]) -> Iterator[Block]:
-    """The chapter; nothing without any folder.
+    """Yield the chapter; nothing without any folder.
 
     Args:
         sets: the folders.
-        galleries: the sheets of each, from ``synthetic_pictures.draw_gallery``.
+        galleries: sheets of each folder, from ``synthetic_pictures.draw_gallery``.
     """
     if not sets:
         return
@@ -69,7 +69,7 @@ def _facts(of: SyntheticSet) -> Iterator[tuple[str, str]]:
         yield term, listed(sorted({str(case.record.get(key, "not recorded")) for case in cases}))
     for model in _different([case.record["model"] for case in cases]):
         trained = model.get("training_cases")
-        on = "not recorded on which cases it was trained" if trained is None else (
+        on = "training cases not recorded" if trained is None else (
             f"trained on {counted(len(trained), 'case')}"
         )  # fmt: skip
         yield (
@@ -82,7 +82,7 @@ def _facts(of: SyntheticSet) -> Iterator[tuple[str, str]]:
 
 
 def _settings_blocks(of: SyntheticSet) -> Iterator[Block]:
-    """A row for each setting, a column for each different set of them."""
+    """Yield a table with a row for each setting and a column for each different set of settings."""
     columns = [dict(_flat(settings)) for settings in _different([case.record.get("settings", {}) for case in of.cases])]
     names = sorted({name for column in columns for name in column})
     if not names:
@@ -94,7 +94,7 @@ def _settings_blocks(of: SyntheticSet) -> Iterator[Block]:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by name, those inside of others behind the name of these."""
+    """Yield settings by name; nested ones are prefixed with the name of their parent."""
     for key, value in settings.items():
         name = f"{before}{key.replace('_', ' ')}"
         if isinstance(value, dict) and value:
@@ -117,8 +117,8 @@ def _gallery_blocks(of: SyntheticSet, gallery: Sequence[Figure], level: Literal[
     yield Heading("Gallery", level)
     which = "Accepted cases" if of.accepted else "No case was accepted; these are rejected ones"
     yield Paragraph(
-        f"{which}, evenly over their sizes, smallest first. Of each the axial slice with the largest "
-        "cross-section of its (largest) new lesion: the slice of the source case with a frame, then its framed part "
+        f"{which}, evenly spaced by size, smallest first. Each is shown in the axial slice with the largest "
+        "cross-section of its (largest) new lesion: the slice of the source case with a frame, then the framed part "
         "before and after, and after with the outline of the new lesion. Black to white is −160 to 240 HU, or −1350 to "
         "150 HU for a lesion in the lung."
     )
@@ -136,11 +136,11 @@ def _quality_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
         return
     yield Heading("Quality", level)
     yield Paragraph(
-        "The core of a lesion is what lies 4 mm inside it or deeper (in small ones two thirds of the greatest depth). "
-        "Contrast is the core's mean minus that of the surroundings in the organ, rim the mean of the outer 2 mm "
-        "minus the core's, and the change between slices that of its inside. What lies outside the limits is "
-        "rejected. Those in HU come from the dataset's real lesions, of texture and rim from those nearest in size; "
-        "where they are not the same for all lesions, the lowest and the highest are in brackets."
+        "The core of a lesion is at least 4 mm inside it (in small lesions, at two thirds of the greatest depth). "
+        "Contrast is the mean of the core minus that of the surroundings in the organ; rim is the mean of the outer "
+        "2 mm minus that of the core; the change between slices is measured inside the lesion. Lesions outside the "
+        "limits are rejected. Limits in HU come from the dataset's real lesions, those of texture and rim from the "
+        "lesions nearest in size; if they differ between lesions, the lowest and highest are in brackets."
     )
     sides = [side for side, found in lesions.items() if found]
     columns = [Column("of each lesion", "text")]
@@ -177,8 +177,8 @@ def _lesions(cases: Sequence[SyntheticCase]) -> dict[str, dict[str, Any]]:
 
 
 def _limits(of: SyntheticSet, key: str, quantity: str) -> str:
-    """What quality control asks of a figure: nothing where it asks nothing or not the same of every case; limits in HU
-    that differ with the size from lesion to lesion, as ranges of their ends."""
+    """Limits of quality control for a figure, as text; empty if there are none or they differ between cases. Limits in
+    HU that differ between lesions are given as ranges of their ends."""
     asked = [case.record.get("quality", {}).get("limits", {}).get(key) for case in of.cases]
     if asked[0] is not None and all(other == asked[0] for other in asked):
         return f"at least {number(asked[0], quantity)}"
@@ -222,7 +222,7 @@ def _rejected_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
         [Column("reason", "text"), Column("cases")],
         [[kind, str(cases)] for kind, cases in sorted(reasons.items(), key=lambda found: (-found[1], found[0]))],
         f"Why {len(of.rejected)} of {len(of.cases)} cases were rejected",
-        ["A case can have several reasons; … stands for the figure of each case."],
+        ["A case can have several reasons; … replaces the figure of each case."],
     )
     rows = []
     for case in of.rejected:
@@ -233,5 +233,5 @@ def _rejected_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
 
 
 def kind_of_reason(reason: str) -> str:
-    """A reason without its figures, so that cases with the same one can be counted."""
+    """A reason without its figures, so that cases with the same reason can be counted."""
     return _FIGURE_IN_REASON.sub("…", _LESION_IN_REASON.sub("the lesion", reason))

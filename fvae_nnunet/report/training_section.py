@@ -1,4 +1,4 @@
-"""How the models were trained: pseudo-Dice and losses by epoch, from nnU-Net's logs."""
+"""The chapter on training: pseudo-Dice and losses by epoch, from nnU-Net's logs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fvae_nnunet.report.plots import STYLE, legend
 from fvae_nnunet.report.results import Results
 
 Trainings = Mapping[str, Mapping[str, TrainingCurves]]
-"""Model -> fold -> its curves."""
+"""Model -> fold -> curves."""
 
 SMOOTHING = 0.9
-"""Share of the smoothed value before in the next one, as nnU-Net smooths its pseudo-Dice."""
+"""Weight of the previous smoothed value in the next one, as in nnU-Net's smoothing of the pseudo-Dice."""
 
 
 def load_trainings(given: Sequence[tuple[str, Path]], results: Sequence[Results]) -> Trainings:
-    """The curves of the models whose folders are known: that are given, or whose predictions lie in a fold's folder.
+    """Load the curves of models whose folders are given, or whose predictions are in the folder of a fold.
 
     Args:
-        given: name of a model and its folder, or that of one fold.
-        results: whose folders of predictions are looked at, such as ``fold_0/validation``.
+        given: name and folder of models, or of one fold.
+        results: results whose prediction folders are checked, such as ``fold_0/validation``.
 
     Raises:
-        UserError: a folder that is given holds no log, or a log no epoch.
+        UserError: a given folder holds no log, or a log no epoch.
     """
     beside = [
         (of.full_names[model["name"]], folder.resolve().parent)
@@ -47,21 +47,21 @@ def load_trainings(given: Sequence[tuple[str, Path]], results: Sequence[Results]
 
 
 def training_blocks(trainings: Trainings, colours: Colours) -> Iterator[Block]:
-    """The chapter; nothing without any."""
+    """Yield the chapter; nothing without any training."""
     if not trainings:
         return
     yield Heading("Training")
     yield Figure(
         training_curves(trainings, colours),
-        "Left: pseudo-Dice of the validation patches, mean of the labels, smoothed over epochs as nnU-Net does. Right: "
-        "loss of training (dashed) and validation. A line for each fold. Pseudo-Dice is of patches, on what the model "
-        "is validated with (image or view); it chooses no winner.",
+        "Left: pseudo-Dice of the validation patches, mean over labels, smoothed over epochs as in nnU-Net. Right: "
+        "training loss (dashed) and validation loss. One line per fold. Pseudo-Dice is measured on patches of the "
+        "validation data (image or view); it does not determine which model is better.",
         f"Training curves of {', '.join(trainings)}",
     )
 
 
 def training_curves(trainings: Trainings, colours: Colours) -> Drawing:
-    """Two panels over epochs; the pointer on a line tells model and fold."""
+    """Draw two panels over epochs; the tooltip of a line names model and fold."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 

@@ -1,4 +1,4 @@
-"""Frozen VAEs behind one small interface, by name."""
+"""Frozen VAEs, loaded by name, behind one small interface."""
 
 from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.known import KnownVAE, known_vaes

@@ -1,8 +1,7 @@
-"""Plain denoisers behind the interface of a VAE, for the ablation: does it need a VAE, or would any denoiser do?
+"""Plain denoisers behind the interface of a VAE, for the ablation: is a VAE needed, or would any denoiser do?
 
-Each filters every axial slice by itself, in the plane, between the same clipping to the HU window and the same rounding
-as the reconstruction of a VAE, so that windows, views, manifests and trainers are the same. ``identity`` does nothing:
-what is left is the clipping.
+Each filters every axial slice independently, with the same clipping to the HU window and the same rounding as the
+reconstruction of a VAE, so that windows, views, manifests and trainers are the same. ``identity`` only clips.
 
 Filters see the HU window mapped linearly to [-1, 1]. Strengths that are a difference of grey values are in halves of
 the window: with -1000 to 1000 HU, 0.02 is 20 HU.
@@ -30,21 +29,21 @@ from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 from fvae_nnunet.vae.known import CONTROL_PREFIX
 
 CURVATURE_FLOW_STEP = 0.0625
-"""Longest time step, in square pixels; ITK's examples take 0.125 in 2D and 0.0625 in 3D."""
+"""Longest time step, in square pixels; ITK's examples use 0.125 in 2D and 0.0625 in 3D."""
 
 BILATERAL_SPATIAL_SD_PIXELS, BILATERAL_RANGE_SAMPLES = 2.0, 1000
-"""A Gaussian of this size is what the bilateral filter becomes with a large range. ITK tables the range; with its own
-100 samples the errors reach half a HU."""
+"""With a large range, the bilateral filter becomes a Gaussian of this size. ITK tabulates the range; with its default
+of 100 samples, errors reach half a HU."""
 
 TV_RELATIVE_CHANGE, TV_ITERATIONS = 1e-5, 200
-"""Where Chambolle's iteration ends. scikit-image's own 2e-4 ends it after a few steps, so that the result would jump
-with the strength."""
+"""Stopping criteria of Chambolle's iteration. scikit-image's default of 2e-4 stops it after a few steps, so that the
+result would jump with the strength."""
 
 AUTO = "auto"
-"""As a strength: what suits the noise of each volume."""
+"""Strength that is set from the noise of each volume."""
 
 NLM_PATCH_PIXELS, NLM_DISTANCE_PIXELS = 5, 6
-"""Edge of the patches that are compared, and how far away they are sought: 13 x 13 pixels."""
+"""Edge length of the compared patches, and the search distance: 13 x 13 pixels."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,18 @@ class Denoiser:
     """A filter of one slice.
 
     Attributes:
-        description: what it is, in a few words.
-        strength: what its strength is, with the unit unless that is of grey values.
-        package: the distribution that it comes from; None for none.
-        filtered: slice (y, x), float32, and strength above 0 to the filtered slice, same shape, any float.
-        usual_strength: where a search for a strength begins.
-        largest_strength: where it ends; little is left of the image there. 0 where there is no strength.
-        parameters: what is fixed, for the record.
-        of_grey_values: the strength is a difference of grey values, in halves of the HU window.
-        of_noise: the strength for the least error, in standard deviations of the noise; None: not known. Found on two
+        description: short description of the filter.
+        strength: meaning of the strength, with its unit unless that is grey values.
+        package: distribution that implements the filter; None if there is none.
+        filtered: function of a slice (y, x), float32, and a strength above 0 that returns the filtered slice, same
+            shape, any float.
+        usual_strength: strength at which a search begins.
+        largest_strength: upper end of a search, where little of the image is left; 0 if there is no strength.
+        parameters: fixed parameters, for the record.
+        of_grey_values: whether the strength is a difference of grey values, in halves of the HU window.
+        of_noise: strength with the smallest error, in standard deviations of the noise; None if unknown. Found on two
             phantoms and two CTs with noise of 10, 25 and 40 HU and kernels of 0, 0.6 and 1 pixel: errors at edges and
-            in flat tissue are within a tenth of the least anywhere.
+            in flat tissue are within a tenth of the smallest in every case.
     """
 
     description: str
@@ -81,7 +81,7 @@ class Denoiser:
 
     @property
     def unit(self) -> str:
-        """What the strength is, with the unit."""
+        """Meaning of the strength, with its unit."""
         grey = " in halves of the HU window (0.01: 10 HU with -1000 to 1000)" if self.of_grey_values else ""
         return f"{self.strength}{grey}"
 
@@ -96,7 +96,7 @@ def _gaussian(plane: np.ndarray, sd_pixels: float) -> np.ndarray:
 
 
 def _median(plane: np.ndarray, radius_pixels: float) -> np.ndarray:
-    """Between whole radii, the two neighbouring windows' medians are mixed linearly; radius 0 is the slice itself."""
+    """Median filter; between whole radii, the medians of the two neighbouring radii are interpolated; 0: no filter."""
     radius = math.floor(radius_pixels)
     share = radius_pixels - radius
     inner = ndimage.median_filter(plane, 2 * radius + 1, mode="nearest") if radius else plane
@@ -143,7 +143,7 @@ def _tv(plane: np.ndarray, weight: float) -> np.ndarray:
 def _nlm(plane: np.ndarray, h: float) -> np.ndarray:
     from skimage import restoration
 
-    # its fast mode sums over the whole slice, for which float32 is too coarse
+    # the fast mode sums over the whole slice, for which float32 is too coarse
     return restoration.denoise_nl_means(
         plane.astype(np.float64), patch_size=NLM_PATCH_PIXELS, patch_distance=NLM_DISTANCE_PIXELS, h=h, fast_mode=True
     )
@@ -177,19 +177,19 @@ CONTROLS: dict[str, Denoiser] = {
         ),
     }.items()
 }  # fmt: skip
-"""By the name that ``load_vae`` takes."""
+"""Denoisers by the name that ``load_vae`` takes."""
 
 
 class Control(FrozenVAE):
-    """A denoiser seen as a VAE: its latent is the volume, decoding filters each slice. On the CPU, in float32.
+    """A denoiser as a VAE: its latent is the volume, and decoding filters each slice. On the CPU, in float32.
 
     Args:
         name: a key of ``CONTROLS``.
-        strength: from 0, which leaves every value as it is, to ``Denoiser.largest_strength``, in ``Denoiser.unit``; or
-            `AUTO`: then ``for_volume`` gives the control of a volume.
+        strength: from 0, which changes nothing, to ``Denoiser.largest_strength``, in ``Denoiser.unit``; or `AUTO`, with
+            which ``for_volume`` returns the control for a volume.
 
     Attributes:
-        weights_sha256: there are no weights: the digest of the filter's name, strength and fixed parameters.
+        weights_sha256: digest of the filter's name, strength and fixed parameters, as there are no weights.
 
     Raises:
         UserError: unknown name, or a strength out of range.
@@ -200,10 +200,10 @@ class Control(FrozenVAE):
         if strength == AUTO:
             if denoiser.of_noise is None:
                 known = ", ".join(other for other, one in CONTROLS.items() if one.of_noise is not None)
-                raise UserError(f"{name}: which strength suits a noise is known for {known} alone; give `strength=S`")
+                raise UserError(f"{name}: an automatic strength is available only for {known}; give `strength=S`")
         elif isinstance(strength, str) or not 0 <= strength <= denoiser.largest_strength:
             raise UserError(
-                f"{name}: the strength ({denoiser.unit}) must lie between 0 and {denoiser.largest_strength:g}, "
+                f"{name}: the strength ({denoiser.unit}) must be between 0 and {denoiser.largest_strength:g}, "
                 f"got {strength}"
             )
         self.spec = VAESpec(name=name, inplane_stride=1, latent_channels=1, window_slices=32)
@@ -224,7 +224,7 @@ class Control(FrozenVAE):
         return torch.float32
 
     def for_volume(self, axial_hu: np.ndarray, hu_window: tuple[float, float]) -> Control:
-        """This control, or with the strength `AUTO` the one for the noise of a volume (z, y, x) in HU.
+        """This control; with the strength `AUTO`, the control for the noise of a volume (z, y, x) in HU.
 
         Raises:
             UserError: there is no soft tissue to measure its noise in.
@@ -247,7 +247,7 @@ class Control(FrozenVAE):
         volume = latent.detach().to(self.device, self.dtype)
         if isinstance(self.strength, str):
             raise UserError(
-                f"{self.spec.name} with the strength {AUTO} needs the whole image, to measure its noise; make a view "
+                f"{self.spec.name} with the strength {AUTO} needs the whole image to measure its noise; create a view "
                 "before training (fvae-preprocess), or give a strength"
             )
         if self.strength == 0:
@@ -259,17 +259,17 @@ class Control(FrozenVAE):
 
 
 def find_control(name: str) -> Denoiser:
-    """The denoiser with this name; UserError naming all of them where there is none."""
+    """The denoiser with this name; UserError that lists all names if there is none."""
     if name not in CONTROLS:
         raise UserError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}")
     return CONTROLS[name]
 
 
 def load_control(name: str, strength: float | str | None) -> Control:
-    """The control with this name and strength; the identity has none but 0, all others need one.
+    """The control with this name and strength; all controls but the identity need a strength.
 
     Raises:
-        UserError: as ``Control``, or the strength is missing or one too many.
+        UserError: as ``Control``, or a strength is missing, or the identity is given one.
     """
     denoiser = find_control(name)
     if strength and not denoiser.has_strength:

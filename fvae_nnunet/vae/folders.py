@@ -1,4 +1,4 @@
-"""Models in diffusers' format, found in a local folder or on the Hugging Face hub."""
+"""Models in diffusers' format, from a local folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelFolder:
     Attributes:
         path: the folder that holds both files.
         config: the parsed ``config.json``.
-        weights_file: the weights in it.
+        weights_file: the weights file in the folder.
     """
 
     path: Path
@@ -47,7 +47,7 @@ def has_model(folder: Path) -> bool:
 
 
 def _with_model(folder: Path, subfolders: Sequence[str]) -> Path | None:
-    """The first of the subfolders (an empty string: the folder) with a configuration and weights."""
+    """The first of the subfolders (empty string: the folder itself) with a configuration and weights."""
     for place in (folder / subfolder for subfolder in subfolders):
         if (place / CONFIG_FILE).is_file() and any((place / name).is_file() for name in WEIGHTS_FILES):
             return place
@@ -65,12 +65,12 @@ def open_folder(folder: Path) -> ModelFolder:
     path = folder / VAE_SUBFOLDER if (folder / VAE_SUBFOLDER / CONFIG_FILE).is_file() else folder
     if not (path / CONFIG_FILE).is_file():
         raise UserError(
-            f"weights: {folder} has no {CONFIG_FILE}, nor has a subfolder {VAE_SUBFOLDER}{_other_weights(folder)}"
+            f"weights: {folder} has no {CONFIG_FILE}, nor does a subfolder {VAE_SUBFOLDER}{_other_weights(folder)}"
         )
     weights_file = next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None)
     if weights_file is None:
         raise UserError(f"weights: {path} has {CONFIG_FILE} but no {WEIGHTS_FILES[0]}{_other_weights(path)}")
-    config = read_json(path / CONFIG_FILE, {}, remedy="Download the model's folder again")
+    config = read_json(path / CONFIG_FILE, {}, remedy="Download the folder of the model again")
     return ModelFolder(path, config, weights_file)
 
 
@@ -85,8 +85,8 @@ class HubModel:
 
     Attributes:
         hub_id: ``owner/name``.
-        subfolders: where its files may be, in this order; an empty string is the top of the repository.
-        size_mb: of the download, for messages; None if not known.
+        subfolders: where to look for its files, in this order; an empty string is the top of the repository.
+        size_mb: size of the download, for messages; None if unknown.
     """
 
     hub_id: str
@@ -95,10 +95,10 @@ class HubModel:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]*/\w[\w.-]*", self.hub_id):
-            raise UserError(f"{self.hub_id!r} is neither a folder here nor a hub id of the form owner/name")
+            raise UserError(f"{self.hub_id!r} is neither a local folder nor a hub id of the form owner/name")
 
     def wanted_files(self) -> str:
-        """The files in words, for messages."""
+        """Names of the files, for messages."""
         places = [
             f"{_in(folder, CONFIG_FILE)} and {_in(folder, WEIGHTS_FILES[0])}" for folder in reversed(self.subfolders)
         ]
@@ -106,7 +106,7 @@ class HubModel:
         return " (or ".join(places) + ")" * (len(places) - 1) + size
 
     def cached(self) -> Path | None:
-        """Its folder in the hub's local cache if the files are there; asks nobody."""
+        """Folder in the local cache of the hub, or None if the files are not there; never connects."""
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
@@ -115,7 +115,7 @@ class HubModel:
             return None
 
     def fetch(self, vae_name: str) -> Path:
-        """Its folder in the hub's local cache, downloaded if need be. What is in the cache is not looked up again.
+        """Folder in the local cache of the hub, downloaded if necessary. Cached files are not checked for updates.
 
         Raises:
             UserError: not in the cache and the hub cannot be reached, no such repository, or no access to it.
@@ -130,24 +130,24 @@ class HubModel:
             folder = self._snapshot()
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, HubUnreachable) as error:
             raise UserError(
-                f"{vae_name}: its weights are not on this machine and the hub cannot be reached "
-                f"({error.__cause__ or error}). Wanted from {self.hub_id}: {self.wanted_files()}. Connect and run this "
-                "again, or copy these files from elsewhere into one folder and give it as `weights`; to try things "
-                "out without a download use `vae=tiny`."
+                f"{vae_name}: the weights are not on this machine and the hub cannot be reached "
+                f"({error.__cause__ or error}). Needed from {self.hub_id}: {self.wanted_files()}. Connect and run this "
+                "again, or copy these files from another machine into one folder and give it as `weights`; to try "
+                "things out without a download, use `vae=tiny`."
             ) from error
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"{vae_name}: the hub has no repository {self.hub_id} that you may read. Check the name; if it is "
-                "private or asks for its terms to be accepted, accept them on its page and run `hf auth login`."
+                f"{vae_name}: the hub has no repository {self.hub_id} that you can access. Check the name; if it is "
+                "private or gated, accept the terms on its page and run `hf auth login`."
             ) from error
         if folder is None:
             raise UserError(
-                f"{vae_name}: {self.hub_id} is no VAE in diffusers' format: it has no {self.wanted_files()}"
+                f"{vae_name}: {self.hub_id} is not a VAE in diffusers' format: it has no {self.wanted_files()}"
             )
         return folder
 
     def _snapshot(self, *, local_files_only: bool = False) -> Path | None:
-        """The folder of the first of the wanted files that the repository has, or the cache."""
+        """Folder of the first of the wanted files that the repository (or the cache) has; None if it has none."""
         from huggingface_hub import snapshot_download
 
         for subfolder, weights in product(self.subfolders, WEIGHTS_FILES):
@@ -160,7 +160,7 @@ class HubModel:
 
 
 class HubUnreachable(Exception):
-    """No connection to the hub of weights, or none is wanted; the message is the reason."""
+    """The hub cannot be reached, or must not be; the message is the reason."""
 
 
 def _in(subfolder: str, name: str) -> str:
@@ -168,9 +168,9 @@ def _in(subfolder: str, name: str) -> str:
 
 
 def reach_hub() -> None:
-    """Raise HubUnreachable within seconds where the hub's own client would try again for half a minute.
+    """Raise HubUnreachable within seconds; the hub's own client would retry for half a minute.
 
-    Goes through the proxies of the environment. Any answer counts, and so does a failed TLS handshake, which the
+    Uses the proxies of the environment. Any response counts as reachable, and so does a failed TLS handshake, which the
     client explains better.
     """
     from huggingface_hub import constants

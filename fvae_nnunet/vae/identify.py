@@ -1,4 +1,4 @@
-"""Which of the known VAEs a file of weights belongs to, for error messages."""
+"""Identify the known VAE that a weights file belongs to, for error messages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _State = Mapping[str, torch.Tensor]
 
 
 def _has(*starts: str) -> Callable[[_State], bool]:
-    """Whether for each of the beginnings there is a parameter."""
+    """Test whether there is a parameter with each of these prefixes."""
     return lambda state: all(any(key.startswith(start) for key in state) for start in starts)
 
 
 def _of_volumes(key: str) -> Callable[[_State], bool]:
-    """Whether the parameter is there, a kernel for volumes."""
+    """Test whether there is a parameter with this name that is a 3D kernel."""
     return lambda state: key in state and state[key].ndim == 5
 
 
@@ -40,13 +40,13 @@ _SIGNS: tuple[tuple[str, Callable[[_State], bool]], ...] = (
 
 
 def model_of_state(state: _State) -> str | None:
-    """The name of the VAE whose parameters these are, or None."""
+    """The name of the VAE that has these parameters, or None."""
     wan = looks_like(to_diffusers_keys(state) if is_original(state) else state)
     return wan or next((name for name, fits in _SIGNS if fits(state)), None)
 
 
 def model_of_file(path: Path) -> str | None:
-    """The name of the VAE that a file, or a folder in diffusers' format, holds; None if it is none that is known."""
+    """The name of the VAE in a file or in a folder in diffusers' format; None if it is not a known one."""
     try:
         file = open_folder(path).weights_file if path.is_dir() and has_model(path) else path
         return model_of_state(read_state_dict(file))

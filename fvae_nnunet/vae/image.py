@@ -1,4 +1,4 @@
-"""Image VAEs of diffusers (AutoencoderKL, AutoencoderTiny); each slice is an image, the slices are the batch."""
+"""Image VAEs of diffusers (AutoencoderKL, AutoencoderTiny); each slice is an image, and the slices form the batch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from typing_extensions import Unpack
 
-WINDOW_SLICES = 8  # slices of one call; they do not see each other, so it bounds the memory only
+WINDOW_SLICES = 8  # slices per call; they are independent, so this only bounds the memory
 
 
 class ImageVAE(ModuleVAE):
     """An AutoencoderKL (Stable Diffusion, SDXL, SD3, FLUX.1) or AutoencoderTiny (TAESD family).
 
-    Both take and give images in [-1, 1] (AutoencoderTiny shifts to TAESD's [0, 1] inside). Models with one channel get
-    the grey slice, those with three get it three times and the mean of their output is taken.
+    Both take and return images in [-1, 1] (AutoencoderTiny converts to TAESD's [0, 1] internally). Models with one
+    channel get the grey slice; models with three get it three times, and their outputs are averaged.
 
-    A model whose configuration says ``force_upcast`` overflows in float16 and computes in float32 instead, with a
+    A model whose configuration says ``force_upcast`` overflows in float16; it computes in float32 instead, with a
     warning, as in diffusers' pipelines.
     """
 
@@ -39,7 +39,7 @@ class ImageVAE(ModuleVAE):
         else:
             stride = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
         if placement.get("dtype") == torch.float16 and config.force_upcast:
-            warnings.warn(f"{name} overflows in float16 (force_upcast); it computes in float32", stacklevel=2)
+            warnings.warn(f"{name} overflows in float16 (force_upcast); it computes in float32 instead", stacklevel=2)
             placement["dtype"] = torch.float32
         spec = VAESpec(
             name=name,
@@ -62,7 +62,7 @@ class ImageVAE(ModuleVAE):
         return batch_as_slices(latent, volume.shape[0])
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, C, H, W) to latents, or to what a posterior is made of."""
+        """(n, C, H, W) to latents, or to the parameters of a posterior."""
         encoded: Any = self._model.encode(images)
         latent: torch.Tensor = encoded.latent_dist.parameters if self._has_posterior else encoded.latents
         return latent
@@ -77,17 +77,18 @@ class ImageVAE(ModuleVAE):
 
 
 def _widest_at_full_size(config: Any) -> int:
-    """Channels of the widest feature map with a value for every pixel: the decoder's last block takes the width of the
-    level below."""
+    """Channels of the widest feature map at full resolution: the decoder's last block takes the width of the level
+    below."""
     widths = config.block_out_channels if hasattr(config, "block_out_channels") else config.decoder_block_out_channels
     return max(widths[:2])
 
 
 def _latent_statistics(config: Any, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Mean and standard deviation per channel.
+    """Mean and standard deviation per channel, or None.
 
     diffusers normalises a latent z as ``(z - shift_factor) * scaling_factor`` (Rombach et al. 2022, appendix G: unit
-    variance), so the mean is shift_factor and the deviation its inverse scale. Factors of 1 and 0 state nothing.
+    variance), so the mean is shift_factor and the deviation 1 / scaling_factor. A scale of 1 with a shift of 0 is no
+    information.
     """
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
@@ -102,22 +103,22 @@ def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> Image
     """The image VAE of a folder in diffusers' format.
 
     Args:
-        wanted: its name, and where and in what precision to compute.
+        wanted: name, device and precision.
         folder: the folder.
-        source: where it came from, in words a user understands.
+        source: origin of the weights, readable for users.
 
     Raises:
-        UserError: another kind of model, other numbers of channels than 1 or 3, or weights that do not fit.
+        UserError: another kind of model, channels other than 1 or 3, or weights that do not fit.
     """
     import diffusers
 
     name = wanted.name
     if folder.class_name == "AutoencoderKLWan":
-        raise UserError(f"{name}: {folder.path} holds a Wan VAE; it is for `vae=wan2.1` or wan2.2, as their `weights`")
+        raise UserError(f"{name}: {folder.path} holds a Wan VAE; give it as `weights` of `vae=wan2.1` or wan2.2")
     if folder.class_name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise UserError(
             f"{name}: {folder.path} holds a {folder.class_name or 'model of no named class'}; "
-            "known are AutoencoderKL and AutoencoderTiny"
+            "supported are AutoencoderKL and AutoencoderTiny"
         )
     try:
         model, loading = getattr(diffusers, folder.class_name).from_pretrained(
@@ -137,6 +138,6 @@ def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> Image
     channels = (model.config.in_channels, model.config.out_channels)
     if channels not in ((1, 1), (3, 3)):
         raise UserError(
-            f"{name}: the model takes {channels[0]} channels and gives {channels[1]}; it must be 1 or 3, in and out"
+            f"{name}: the model takes {channels[0]} channels and returns {channels[1]}; both must be 1, or both 3"
         )
     return ImageVAE(model, name=name, **wanted.placement(source))

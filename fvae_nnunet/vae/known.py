@@ -1,4 +1,4 @@
-"""What is known of each VAE that has a name: strides, windows, values, weights, licences."""
+"""Facts about each named VAE: strides, windows, value ranges, weights, licences."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from fvae_nnunet.vae.folders import VAE_SUBFOLDER, HubModel
 
 DIFFUSERS_PREFIX = "diffusers:"
 CONTROL_PREFIX = "control:"
-"""Of plain denoisers, which are no VAEs; see ``vae.denoisers``."""
+"""Prefix of plain denoisers, which are not VAEs; see ``vae.denoisers``."""
 
 
 @dataclass(frozen=True)
 class KnownVAE:
-    """A VAE that has a name here.
+    """A VAE with a name of its own.
 
     Attributes:
-        name: for ``load_vae``.
+        name: name for ``load_vae``.
         description: one line: kind, compression in-plane (and along the slices), latent channels.
-        window: slices that it sees at once, and which numbers it admits.
-        values: range of grey values of the model itself; to the outside every VAE takes [-1, 1].
-        weights: what the ``weights`` of ``load_vae`` may be, in words.
-        licence: of the weights, and of the code where that differs.
+        window: slices that it sees at once, and admissible numbers of slices.
+        values: range of grey values of the model itself; through ``FrozenVAE`` every VAE takes [-1, 1].
+        weights: accepted values of ``weights`` in ``load_vae``, in words.
+        licence: licence of the weights, and of the code if different.
         download_mb: approximate size of the weights; 0 for embedded ones.
-        loader: module below ``fvae_nnunet.vae`` and its function that makes the VAE of a ``Wanted``, such as
-            ``taef2.load_taef2``; None where the registry loads it (embedded, of diffusers, from a checkout).
-        hub_id: the repository on the Hugging Face hub that is used without weights of one's own; None if there is none.
-        hub_subfolders: where its files may be there, see ``HubModel``.
-        code: the repository from whose checkout the VAE runs, because its licence forbids more; None elsewhere.
+        loader: module below ``fvae_nnunet.vae`` and its function that loads the VAE for a ``Wanted``, such as
+            ``taef2.load_taef2``; None if the registry loads it (embedded, from diffusers, from a checkout).
+        hub_id: repository on the Hugging Face hub that is used if no weights are given; None if there is none.
+        hub_subfolders: where to look for its files there, see ``HubModel``.
+        code: repository from whose checkout the VAE runs, as its licence does not let us ship it; None for others.
     """
 
     name: str
@@ -44,7 +44,7 @@ class KnownVAE:
 
     @property
     def hub(self) -> HubModel | None:
-        """Where its weights are on the hub."""
+        """Location of its weights on the hub; None if they are not there."""
         return None if self.hub_id is None else HubModel(self.hub_id, self.hub_subfolders, self.download_mb)
 
 
@@ -55,7 +55,7 @@ _DIFFUSERS_FOLDER = "diffusers folder"
 
 KNOWN = (
     KnownVAE(
-        name="tiny", description="embedded image VAE, 8x8, 16 channels; for trying out and tests",
+        name="tiny", description="embedded image VAE, 8x8, 16 channels; for first tries and tests",
         window=_SLICES_ALONE, values="[-1, 1]", weights="embedded", licence="Apache-2.0", download_mb=0,
     ),
     KnownVAE(
@@ -130,10 +130,10 @@ KNOWN = (
 
 
 def hub_of(name: str) -> HubModel | None:
-    """Where the weights of a VAE are on the hub; None where they are not there, or the name is not known."""
+    """Location of the weights of a VAE on the hub; None if they are not there or the name is unknown."""
     return next((vae.hub for vae in KNOWN if vae.name == name), None)
 
 
 def known_vaes() -> list[KnownVAE]:
-    """All VAEs with a name of their own, and examples of ``diffusers:``, which takes any image VAE of diffusers."""
+    """All named VAEs, and examples of ``diffusers:``, which takes any image VAE of diffusers."""
     return list(KNOWN)

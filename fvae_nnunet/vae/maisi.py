@@ -1,4 +1,4 @@
-"""The VAE of MAISI (arXiv:2409.11169), MONAI's AutoencoderKlMaisi: CT and MR volumes, every axis compressed by 4."""
+"""The VAE of MAISI (arXiv:2409.11169), MONAI's AutoencoderKlMaisi, for CT and MR; every axis is compressed by 4."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 HUB_ID = "nvidia/NV-Generate-CT"
 HUB_FILE = "models/autoencoder_v1.pt"
-WINDOW_SLICES = 32  # 512 x 512 x 32 voxels in 128 channels are 2^30 values; torch's 3D kernels end below 2^31
+WINDOW_SLICES = 32  # 512 x 512 x 32 voxels with 128 channels are 2^30 values; torch's 3D kernels need less than 2^31
 
 _FIRST = "encoder.blocks.0.conv.conv.weight"
 _MEAN = "quant_conv_mu.conv.weight"
 
 
 class MaisiVAE(VolumeVAE):
-    """Over grey values from 0 (-1000 HU) to 1 (1000 HU).
+    """MAISI's VAE, for grey values from 0 (-1000 HU) to 1 (1000 HU).
 
-    Its authors turned and flipped the training crops about every axis, so that other orders and directions of axes
-    than theirs are not foreign to it.
+    The authors rotated and flipped training crops about every axis, so the order and direction of axes may differ from
+    theirs.
     """
 
     def __init__(self, model: AutoencoderKlMaisi, *, name: str, **placement: Unpack[Placement]) -> None:
@@ -51,15 +51,15 @@ class MaisiVAE(VolumeVAE):
 
 
 def load_maisi(wanted: Wanted) -> MaisiVAE:
-    """MAISI's VAE from the file that NVIDIA releases.
+    """Load MAISI's VAE from the file released by NVIDIA.
 
     Args:
-        wanted: weights: ``autoencoder_v1.pt`` (``autoencoder_epoch273.pt`` in MONAI's bundle ``maisi_ct_generative``),
-            for CT and MR, or ``autoencoder_v2.pt``, for MR; also a checkpoint that holds the state dict as
-            ``unet_state_dict`` or ``state_dict``.
+        wanted: request whose weights are ``autoencoder_v1.pt`` (``autoencoder_epoch273.pt`` in MONAI's bundle
+            ``maisi_ct_generative``), for CT and MR, or ``autoencoder_v2.pt``, for MR; also a checkpoint that holds the
+            state dict as ``unet_state_dict`` or ``state_dict``.
 
     Raises:
-        UserError: not given, not found, not readable, or the weights of another model.
+        UserError: the weights are not given, not found, not readable, or those of another model.
     """
     name = wanted.name
     weights = wanted.downloaded_file(HUB_ID, HUB_FILE, "84 MB, NVIDIA Open Model License")
@@ -73,20 +73,21 @@ def _state_of(content: dict, name: str, path: Path) -> StateDict:
     state = next((content[key] for key in ("unet_state_dict", "state_dict") if key in content), content)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(
-            f"{name}: {path} is not a state dict (names to tensors), nor holds one as 'unet_state_dict' or 'state_dict'"
+            f"{name}: {path} is not a state dict (names to tensors) and does not hold one as 'unet_state_dict' or "
+            "'state_dict'"
         )
     return state
 
 
 def _build(width: int, latent_channels: int) -> AutoencoderKlMaisi:
-    """The network of the bundle's ``autoencoder_def`` (there of width 64, with 4 latent channels).
+    """The network of the bundle's ``autoencoder_def`` (which has width 64 and 4 latent channels).
 
-    The bundle's ``norm_float16`` and ``num_splits`` save memory at the price of precision and of sizes that the splits
+    The bundle's ``norm_float16`` and ``num_splits`` save memory at the cost of precision and of sizes that the splits
     must divide; they stay off, and so does ``save_mem``, which empties the device's cache after every layer.
 
-    MONAI's group norm gives way to torch's, the same function of the same parameters: MONAI's takes the groups one by
-    one, joins them on the CPU and collects garbage after each where an axis has 500 voxels or more, and returns
-    float32, which the next convolution of a bfloat16 model refuses.
+    MONAI's group norm is replaced by torch's, the same function of the same parameters. If an axis has 500 voxels or
+    more, MONAI's computes one group at a time, joins them on the CPU and collects garbage after each; and it returns
+    float32, which the next convolution of a bfloat16 model rejects.
     """
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
 

@@ -1,9 +1,9 @@
-"""MedVAE (arXiv:2502.14753; github.com/StanfordMIMI/MedVAE, MIT), its model ``medvae_4_1_3d`` for CT and MR volumes.
+"""MedVAE (arXiv:2502.14753; github.com/StanfordMIMI/MedVAE, MIT): the model ``medvae_4_1_3d`` for CT and MR volumes.
 
-The autoencoder of latent diffusion (arXiv:2112.10752) with convolutions in 3D: every axis is compressed by 4 into one
-latent channel. It is written anew here under the parameter names of the released file. The authors' package ``medvae``
-asks for some forty others, downloads in the constructor of its inference class, and holds all pairs of latent voxels
-at once in its attention.
+The autoencoder of latent diffusion (arXiv:2112.10752) with 3D convolutions: every axis is compressed by 4 into one
+latent channel. It is reimplemented here with the parameter names of the released file. The authors' package ``medvae``
+requires about forty others, downloads in the constructor of its inference class, and computes attention over all pairs
+of latent voxels at once.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 HUB_ID = "stanfordmimi/MedVAE"
 HUB_FILE = "model_weights/vae_4x_1c_3D.ckpt"
 WINDOW_SLICES = 16
-"""512 x 512 x 16 voxels are as many as the authors' largest tile has (160^3, which bounds what the norms and the
-attention see at once), and 256 channels of them 2^30 values; torch's 3D kernels end below 2^31."""
+"""512 x 512 x 16 voxels are as many as in the authors' largest tile (160^3, which bounds what the norms and the
+attention see at once); with 256 channels they are 2^30 values, and torch's 3D kernels need less than 2^31."""
 
 QUERIES_AT_ONCE = 4096
-UNUSED = ("channel_ds.", "channel_proj.")  # a second latent of the training, for classifiers; decoding does not use it
+UNUSED = ("channel_ds.", "channel_proj.")  # a second latent from training, for classifiers; decoding does not use it
 
 _FIRST = "encoder.conv_in.weight"
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:
-    """The modules one after the other, under these names."""
+    """A sequence of modules with these names."""
     return nn.Sequential(OrderedDict(modules))
 
 
@@ -67,7 +67,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head over all latent voxels of the window, a few queries at a time."""
+    """Single-head attention over all latent voxels of the window, ``QUERIES_AT_ONCE`` queries at a time."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def _middle(channels: int) -> nn.Sequential:
 
 
 def _level(channels_in: int, channels: int, blocks: int, **way_on: nn.Module) -> nn.Sequential:
-    """Residual blocks at one resolution, and the way to the next."""
+    """Residual blocks at one resolution, and the change to the next one."""
     residuals = (_Residual(channels if index else channels_in, channels) for index in range(blocks))
     return _named(block=nn.Sequential(*residuals), **way_on)
 
@@ -120,7 +120,7 @@ def _encoder(width: int, latent_channels: int) -> nn.Sequential:
 
 
 def _decoder(width: int, latent_channels: int) -> nn.Sequential:
-    up = {  # numbered from the highest resolution on
+    up = {  # numbered from the highest resolution
         "2": _level(4 * width, 4 * width, 3, upsample=_doubling(4 * width)),
         "1": _level(4 * width, 2 * width, 3, upsample=_doubling(2 * width)),
         "0": _level(2 * width, width, 3),
@@ -136,7 +136,7 @@ def _decoder(width: int, latent_channels: int) -> nn.Sequential:
 
 
 class MedVAENetwork(nn.Module):
-    """Grey volumes (B, 1, x, y, z) in [-1, 1] and latents (B, latent_channels, x / 4, y / 4, z / 4).
+    """Maps grey volumes (B, 1, x, y, z) in [-1, 1] to latents (B, latent_channels, x / 4, y / 4, z / 4) and back.
 
     Args:
         width: channels at full resolution, a multiple of 32 (the groups of the norms); 128 in the released model.
@@ -160,7 +160,7 @@ class MedVAENetwork(nn.Module):
 
 
 class MedVAE(VolumeVAE):
-    """Its authors' CT, like ours, is -1000 to 1000 HU as [-1, 1]."""
+    """MedVAE; the authors map -1000 to 1000 HU to [-1, 1], as we do."""
 
     def __init__(self, network: MedVAENetwork, *, name: str, **placement: Unpack[Placement]) -> None:
         super().__init__(
@@ -174,13 +174,13 @@ class MedVAE(VolumeVAE):
 
 
 def load_medvae(wanted: Wanted) -> MedVAE:
-    """MedVAE from its authors' file.
+    """Load MedVAE from the authors' file.
 
     Args:
-        wanted: weights: ``vae_4x_1c_3D.ckpt``.
+        wanted: request whose weights are ``vae_4x_1c_3D.ckpt``.
 
     Raises:
-        UserError: not given, not found, not readable, or the weights of another model.
+        UserError: the weights are not given, not found, not readable, or those of another model.
     """
     name = wanted.name
     weights = wanted.downloaded_file(HUB_ID, HUB_FILE, "644 MB, MIT")

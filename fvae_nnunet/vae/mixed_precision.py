@@ -12,7 +12,7 @@ DECODER_DTYPE = torch.bfloat16
 
 
 class MixedPrecisionVAE(FrozenVAE):
-    """The encoder of one copy of a VAE and the decoder of another.
+    """A VAE that combines the encoder of one copy with the decoder of another.
 
     Args:
         encoder: the VAE in float32.
@@ -35,7 +35,7 @@ class MixedPrecisionVAE(FrozenVAE):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the latents."""
+        """Precision of the latents."""
         return self.encoder.dtype
 
     @property

@@ -1,4 +1,4 @@
-"""What all VAEs that are a torch module have in common: frozen weights, precision, checks of the input."""
+"""Base of all VAEs that are a torch module: frozen weights, precision, input checks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired
 
 CPU_CALL_VOXELS = 512 * 512
-"""Of image VAEs on a CPU: with more, half of the time goes into asking the system for memory and giving it back."""
+"""Voxels per call of image VAEs on a CPU: with more, half of the time goes into allocating and freeing memory."""
 
 
 class Placement(TypedDict):
-    """Where weights came from, in words a user understands, and where and in what precision to compute.
+    """Origin of the weights, readable for users, and device and precision for computing.
 
-    The device is the CPU and the precision float32 unless given.
+    The defaults are the CPU and float32.
     """
 
     source: str
@@ -38,15 +38,15 @@ class Placement(TypedDict):
 class ModuleVAE(FrozenVAE):
     """A frozen VAE around one module.
 
-    Subclasses code tensors that are already checked, on the device and in the precision of the module; gradients and
-    autocast are off there. Where memory is too little for all volumes of a batch at once (of image VAEs: for all
-    slices), fewer go through the module in one call, see ``CallSize``; values do not depend on it but for rounding.
+    Subclasses receive tensors that are checked and already on the device and in the precision of the module, with
+    gradients and autocast off. If there is not enough memory for all volumes of a batch at once (for image VAEs: all
+    slices), calls take fewer of them, see ``CallSize``; this affects values only by rounding.
 
     Args:
         module: the model with its weights in the precision of their source; it is hashed, frozen and then cast.
         spec: strides, latent channels and admissible sizes.
         source, device, dtype: see ``Placement``.
-        features_per_voxel: values per voxel in the widest feature map; 0 where it is not known.
+        features_per_voxel: values per voxel in the widest feature map; 0 if unknown.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ModuleVAE(FrozenVAE):
         self.check_volume(volume)
         with self._computing(*volume.shape[2:]):
             volume = volume.to(self.device, self.dtype)
-            if generator is not None or self.spec.independent_slices:  # a draw is one for all
+            if generator is not None or self.spec.independent_slices:  # one draw covers the whole batch
                 return self._encode(volume, generator)
             return self._encoding.over(lambda volumes: self._encode(volumes, None), volume)
 
@@ -105,9 +105,9 @@ class ModuleVAE(FrozenVAE):
 
     @contextmanager
     def _computing(self, slices: int, rows: int, columns: int) -> Iterator[None]:
-        """In the module's precision and no other, on a window of this size.
+        """Compute in the module's precision, on a window of this size.
 
-        Lack of memory becomes ``TooLittleMemory``, which names the smallest call and the way out.
+        Lack of memory becomes ``TooLittleMemory``, which reports the smallest call and the remedies.
         """
         dtype = str(self.dtype).removeprefix("torch.")
         least = self._least_slices(slices)
@@ -121,7 +121,7 @@ class ModuleVAE(FrozenVAE):
             yield
 
     def _least_slices(self, slices: int) -> int:
-        """Of a window of so many slices, how many one call must take."""
+        """Smallest number of slices that one call must take of a window with ``slices`` slices."""
         return 1 if self.spec.independent_slices else slices
 
     @abstractmethod
@@ -134,8 +134,8 @@ class ModuleVAE(FrozenVAE):
 
 
 def place(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module on its device, its weights laid out as the device needs them."""
-    # not diffusers' own `to`, which warns about modules to keep in float32 even where there are none
+    """Move the module to its device, with weights in the memory layout that the device needs."""
+    # not diffusers' own `to`, which warns about modules to keep in float32 even if there are none
     nn.Module.to(module, device, dtype)
     if torch.device(device).type == "mps":
         lay_out_plainly(module)
@@ -143,19 +143,19 @@ def place(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> 
 
 
 def lay_out_plainly(module: nn.Module) -> None:
-    """Make all weights contiguous, but for those of ``depth_outermost``: MPS reads others wrongly, in silence."""
+    """Make all weights contiguous except those of ``depth_outermost``: MPS silently misreads other layouts."""
     for weight in (*module.parameters(), *module.buffers()):
         if weight.ndim < 5 or not weight[:, :, 0].is_contiguous():
             weight.data = weight.data.contiguous()
 
 
 def depth_outermost(weight: torch.Tensor) -> torch.Tensor:
-    """A 3D kernel (C_out, C_in, d, h, w), each ``[:, :, i]`` of which is contiguous, for convolutions in plane."""
+    """A 3D kernel (C_out, C_in, d, h, w) with contiguous ``[:, :, i]``, for planar convolutions."""
     return weight.movedim(2, 0).contiguous().movedim(0, 2)
 
 
 def drawn(mean: torch.Tensor, std: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """The mode of a normal distribution, or a draw from it if there is a generator."""
+    """The mode of a normal distribution, or a sample from it if a generator is given."""
     if generator is None:
         return mean
     noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=mean.dtype)
@@ -163,7 +163,7 @@ def drawn(mean: torch.Tensor, std: torch.Tensor, generator: torch.Generator | No
 
 
 def slices_as_batch(volume: torch.Tensor, channels: int) -> torch.Tensor:
-    """(B, 1, D, H, W) to (B * D, channels, H, W), the channels all equal."""
+    """(B, 1, D, H, W) to (B * D, channels, H, W) with equal channels."""
     batch, _, slices, height, width = volume.shape
     return volume.reshape(batch * slices, 1, height, width).expand(-1, channels, -1, -1)
 
@@ -181,7 +181,7 @@ def grey(images: torch.Tensor, *, dim: int = 1) -> torch.Tensor:
 def silu_into(x: torch.Tensor, out: torch.Tensor) -> None:
     """Write SiLU of ``x`` to ``out``, which may be a part of a tensor.
 
-    torch.compile ends its graph at an ``out`` that is not contiguous; a copy it joins to the operation before.
+    torch.compile breaks its graph at an ``out`` that is not contiguous, but fuses a copy with the previous operation.
     """
     if torch.compiler.is_compiling():
         out.copy_(functional.silu(x))
@@ -190,7 +190,7 @@ def silu_into(x: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def lerp_into(start: torch.Tensor, end: torch.Tensor, weight: float, out: torch.Tensor) -> None:
-    """``torch.lerp`` to ``out``, as ``silu_into``."""
+    """Write ``torch.lerp`` to ``out``, as in ``silu_into``."""
     if torch.compiler.is_compiling():
         out.copy_(torch.lerp(start, end, weight))
     else:

@@ -1,4 +1,4 @@
-"""Loading a VAE by its name."""
+"""Load a VAE by its name."""
 
 from __future__ import annotations
 
@@ -36,26 +36,25 @@ def load_vae(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["mixed"] = torch.float32,
 ) -> FrozenVAE:
-    """The frozen VAE with this name.
+    """Load the frozen VAE with this name.
 
     Args:
-        name: one of ``known_vaes``, or ``diffusers:`` and the hub id or the local folder of an AutoencoderKL or
-            AutoencoderTiny. Where a folder or repository has a subfolder ``vae`` (a pipeline), the VAE is taken from
-            there. Or one of ``vae.denoisers.CONTROLS``, which compute on the CPU whatever the device.
-        weights: where the weights are, instead of the hub; ``KnownVAE.weights`` says what it may be. A leading ``~``
-            is the home folder.
-        code: checkout of the VAE's own repository, whose modules are imported and run; needed where it has a
-            ``KnownVAE.code``, elsewhere not used, with a warning.
+        name: one of ``known_vaes``; or ``diffusers:`` followed by the hub id or local folder of an AutoencoderKL or
+            AutoencoderTiny, whose subfolder ``vae`` is used if there is one (a pipeline); or one of
+            ``vae.denoisers.CONTROLS``, which always compute on the CPU.
+        weights: weights to use instead of the hub's, see ``KnownVAE.weights``. A leading ``~`` is the home folder.
+        code: checkout of the VAE's own repository, whose modules are imported and run; required if ``KnownVAE.code``
+            is set, otherwise ignored with a warning.
         trust_weights: read a pickled file even if it holds more than tensors and plain values.
-        strength: of a control, a number or ``auto``; not for others.
-        device: where to compute.
-        dtype: precision, or ``mixed`` to encode in float32 and decode in bfloat16; the digest in ``weights_sha256`` is
-            that of the weights before they are cast to it.
+        strength: strength of a control, a number or ``auto``; only for controls.
+        device: device to compute on.
+        dtype: precision, or ``mixed`` to encode in float32 and decode in bfloat16; ``weights_sha256`` is the digest of
+            the weights before they are cast to it.
 
     Raises:
-        UserError: unknown name, weights or code that cannot be had, weights of another model, a control without
-            strength or with options that only a VAE has, or a device that computes other values than the CPU (where
-            ``self_check.check_device`` looks).
+        UserError: unknown name, weights or code not available, weights of another model, a control without strength or
+            with options for VAEs, or a device whose values differ from the CPU's (if ``self_check.check_device``
+            tests it).
     """
     if is_control(name):
         return _load_control(name, strength, weights=weights, vae_code=code, trust_weights=trust_weights, dtype=dtype)
@@ -85,7 +84,7 @@ def load_vae(
 
 
 def is_control(name: str) -> bool:
-    """Whether the name is one of a plain denoiser (``vae.denoisers``), known or not."""
+    """Whether the name has the prefix of plain denoisers (``vae.denoisers``), known or not."""
     return name.startswith(CONTROL_PREFIX)
 
 
@@ -120,7 +119,7 @@ def _loader(name: str, code: Path | None) -> _Loader:
         return partial(load_checkout_vae, code=code)
     if code is not None:
         with_code = ", ".join(vae.name for vae in KNOWN if vae.code)
-        warnings.warn(f"{name} needs no checkout, so {code} is not used; {with_code} need one", stacklevel=3)
+        warnings.warn(f"{name} needs no checkout, so {code} is ignored; {with_code} need one", stacklevel=3)
     if known is None or known.loader is None:
         return _load_tiny if name == "tiny" else _load_diffusers
     module, _, function = known.loader.rpartition(".")
@@ -129,9 +128,9 @@ def _loader(name: str, code: Path | None) -> _Loader:
 
 
 def is_available_offline(name: str) -> bool:
-    """Whether ``load_vae(name)`` would find its weights on this machine; a control has none.
+    """Whether ``load_vae(name)`` needs no download: the weights are on this machine, or it is a control.
 
-    Looks at files only, never at the network.
+    Checks only local files and never connects.
 
     Raises:
         UserError: unknown name.
@@ -158,7 +157,7 @@ def _load_tiny(wanted: Wanted) -> FrozenVAE:
     if wanted.weights is not None:
         raise UserError("tiny: its weights are embedded; for others use `vae=diffusers:FOLDER`")
     if not has_model(TINY_FOLDER):
-        raise UserError(f"tiny: the embedded weights are missing in {TINY_FOLDER}; install the package again")
+        raise UserError(f"tiny: the embedded weights are missing in {TINY_FOLDER}; reinstall fvae_nnunet")
     return load_image_vae(wanted, open_folder(TINY_FOLDER), source=EMBEDDED)
 
 
@@ -169,7 +168,7 @@ def _load_diffusers(wanted: Wanted) -> FrozenVAE:
     folder = Path(place).expanduser()
     if place and folder.is_dir():
         if wanted.weights is not None:
-            raise UserError(f"{wanted.name} names a folder already; leave `weights` out")
+            raise UserError(f"{wanted.name} already names a folder; leave `weights` out")
         found = open_folder(folder)
         path = found.path.resolve()
         name = DIFFUSERS_PREFIX + (path.parent.name if path.name == VAE_SUBFOLDER else path.name)

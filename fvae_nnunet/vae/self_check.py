@@ -1,4 +1,4 @@
-"""A VAE held against itself on the CPU, where the device or its libraries are known to give wrong values in silence."""
+"""Compare a VAE with itself on the CPU, on devices known to silently return wrong values."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import FrozenVAE
 
 LARGEST_ERROR = {torch.float32: 0.005, torch.float16: 0.1, torch.bfloat16: 0.1}
-"""Root mean square of the difference to the CPU's float32, relative to its own: rounding stays far below, and a kernel
-that reads its weights wrongly is off by about 1."""
+"""Allowed relative root mean square difference from float32 on the CPU: rounding stays far below, and a kernel that
+misreads its weights has an error of about 1."""
 
 
 def check_device(vae: FrozenVAE, on_cpu: Callable[[], FrozenVAE]) -> None:
-    """Nothing on the CPU and on sound CUDA devices; else a small window is coded here and on the CPU.
+    """Code a small window on the device and on the CPU, if the device is known to be at risk; otherwise do nothing.
 
-    On MPS always: its convolutions have given wrong values without an error for some layouts of weights and inputs
-    (github.com/pytorch/pytorch issues 192212, 180984 and 197114). On CUDA in bfloat16 where ``conv3d_fault`` knows of
-    one; that is also warned of, for a fault of large windows does not show in a small one.
+    MPS is always tested: its convolutions have silently returned wrong values for some layouts of weights and inputs
+    (github.com/pytorch/pytorch issues 192212, 180984 and 197114). CUDA is tested in bfloat16 if ``conv3d_fault`` knows
+    of a fault, with a warning, because a fault with large windows does not show in a small one.
 
     Args:
-        vae: on its device.
-        on_cpu: makes the same in float32 on the CPU.
+        vae: the VAE on its device.
+        on_cpu: loads the same VAE in float32 on the CPU.
 
     Raises:
-        UserError: the values are not the CPU's.
+        UserError: the values differ from the CPU's.
     """
     fault = None
     if vae.device.type == "cuda" and vae.dtype == torch.bfloat16 and vae.spec.slice_stride > 1:
@@ -40,21 +40,21 @@ def check_device(vae: FrozenVAE, on_cpu: Callable[[], FrozenVAE]) -> None:
     error = difference(vae, on_cpu())
     if not error <= LARGEST_ERROR[vae.dtype]:
         raise UserError(
-            f"{vae.spec.name} on {vae.device} in {vae.precision} gives other values than on "
+            f"{vae.spec.name} on {vae.device} in {vae.precision} gives different values than on "
             f"the CPU (relative error {error:.2g}, torch {torch.__version__}); "
             f"{fault or 'use `device=cpu`, or another version of torch'}"
         )
 
 
 def difference(vae: FrozenVAE, reference: FrozenVAE) -> float:
-    """Relative root mean square of what differs in the reconstruction of a small window, against the reference's."""
+    """Relative root mean square difference between the reconstructions of a small window by both VAEs."""
     return relative_error(reconstructed_waves(vae), reconstructed_waves(reference))
 
 
 def reconstructed_waves(vae: FrozenVAE) -> torch.Tensor:
-    """The reconstruction of a small window of waves, always the same: (1, 1, D, H, W) in [-1, 1], on the VAE's device.
+    """Reconstruction of a small fixed window of waves: (1, 1, D, H, W), on the VAE's device.
 
-    D are 5 slices, H and W 4 times the in-plane stride, each padded as the VAE needs it.
+    The input is in [-1, 1]. D is 5 slices, padded as the VAE needs; H and W are 4 times the in-plane stride.
     """
     side = 4 * vae.spec.inplane_stride
     z, y, x = torch.meshgrid(
@@ -67,6 +67,6 @@ def reconstructed_waves(vae: FrozenVAE) -> torch.Tensor:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of what differs, relative to that of ``expected``."""
+    """Root mean square difference, relative to the root mean square of ``expected``."""
     expected = expected.cpu().double()
     return float((found.cpu().double() - expected).norm() / expected.norm())

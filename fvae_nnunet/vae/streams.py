@@ -1,4 +1,4 @@
-"""VAEs that code a volume piece by piece, each with what their layers keep of the slices before."""
+"""VAEs that code a volume piece by piece, with layers that keep state from earlier slices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fvae_nnunet.vae.module_vae import ModuleVAE
 
 
 class StreamingVAE(ModuleVAE):
-    """A causal VAE, of which a pass over a volume can be opened.
+    """A causal VAE that can code a volume in one pass of several calls.
 
-    What its layers keep is None before the first slice, and afterwards whatever the subclass makes of it.
+    The state of its layers is None before the first slice, and an object of the subclass's choice afterwards.
     """
 
     def open_stream(self) -> VAEStream:
@@ -22,18 +22,18 @@ class StreamingVAE(ModuleVAE):
 
     @abstractmethod
     def _encode_next(self, volume: torch.Tensor, before: Any, generator: torch.Generator | None) -> tuple[Any, Any]:
-        """As ``_encode``, of the next slices; the latent and what is kept."""
+        """``_encode`` for the next slices, with the state before; returns the latent and the new state."""
 
     @abstractmethod
     def _decode_next(self, latent: torch.Tensor, before: Any) -> tuple[Any, Any]:
-        """As ``_decode``, of the next latent slices; the volume and what is kept."""
+        """``_decode`` for the next latent slices, with the state before; returns the volume and the new state."""
 
 
 class OnePass(VAEStream):
-    """Its values are those of the whole volume at once.
+    """A pass whose values equal those of coding the whole volume at once.
 
     Args:
-        encoder, decoder: one VAE, or the same in two precisions.
+        encoder, decoder: one VAE, or the same VAE in two precisions.
     """
 
     def __init__(self, encoder: StreamingVAE, decoder: StreamingVAE) -> None:

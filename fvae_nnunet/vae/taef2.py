@@ -1,4 +1,4 @@
-"""TAEF2: tiny autoencoder for FLUX.2's latent space (github.com/madebyollin/taesd, MIT); the slices are the batch."""
+"""TAEF2: tiny autoencoder for FLUX.2's latent space (github.com/madebyollin/taesd, MIT); slices form the batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WINDOW_SLICES = 8
 
 
 class _Block(nn.Module):
-    """Three convolutions and the identity; at the lowest resolution, a branch normalised over the image comes first."""
+    """Three convolutions plus the identity, preceded at the lowest resolution by a branch normalised over the image."""
 
     def __init__(self, width: int, *, pool: bool = False) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Block(nn.Module):
 
 
 class _Clamp(nn.Module):
-    """Squeezes the latent smoothly into (-3, 3)."""
+    """Limits the latent smoothly to (-3, 3)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 3 * torch.tanh(x / 3)
@@ -97,13 +97,14 @@ class TAEF2(ModuleVAE):
 
 
 def load_taef2(wanted: Wanted) -> TAEF2:
-    """TAEF2 from the authors' two state dicts.
+    """Load TAEF2 from the authors' two state dicts.
 
     Args:
-        wanted: weights: the folder with ``taef2_encoder.pth`` and ``taef2_decoder.pth``, or either of the files.
+        wanted: request whose weights are the folder with ``taef2_encoder.pth`` and ``taef2_decoder.pth``, or either
+            file.
 
     Raises:
-        UserError: not given, not found, or other weights.
+        UserError: the weights are not given, not found, or those of another model.
     """
     name = wanted.name
     weights = wanted.file(
@@ -118,7 +119,7 @@ def load_taef2(wanted: Wanted) -> TAEF2:
     ):
         path = folder / file
         if not path.is_file():
-            raise UserError(f"{name}: {folder} has no {file}; {ENCODER_FILE} and {DECODER_FILE} must lie together")
+            raise UserError(f"{name}: {folder} has no {file}; {ENCODER_FILE} and {DECODER_FILE} must be in one folder")
         state = wanted.read_state_dict(path)
         if first not in state or last not in state:
             raise UserError(f"{name}: {path} is not one of its files: {first} or {last} is missing")

@@ -1,4 +1,4 @@
-"""What MedVAE and MAISI have in common: all slices of a window are seen at once, every axis is compressed by 4."""
+"""Common base of MedVAE and MAISI: all slices of a window are seen at once, and every axis is compressed by 4."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NORM_GROUPS = 32
 
 
 class VolumeVAE(ModuleVAE):
-    """A network whose ``encode`` gives mean and standard deviation of the posterior, and ``decode`` the grey volume.
+    """A VAE around a network whose ``encode`` returns posterior mean and standard deviation, ``decode`` a grey volume.
 
-    Its authors feed the axes as (x, y, z), and so does this wrapper.
+    The authors pass axes as (x, y, z), and so does this wrapper.
 
     Args:
-        network: with its weights.
-        name: in the registry.
+        network: the network with its weights.
+        name: name in the registry.
         width: channels at full resolution.
         latent_channels, window_slices: as in ``VAESpec``.
         placement: as for ``ModuleVAE``.
@@ -64,21 +64,21 @@ class VolumeVAE(ModuleVAE):
 def network_of_width(
     build: Callable[[int, int], Network], state: StateDict, *, first: str, latent: tuple[str, int], misfit: str
 ) -> Network:
-    """The network of a state dict, with its weights.
+    """Build the network for a state dict and load the weights.
 
     Args:
-        build: makes it of its width and its latent channels.
+        build: function of the width and the number of latent channels that returns the network.
         state: the weights.
-        first: the convolution at full resolution, whose outputs are the width.
-        latent: a convolution, and which of its dimensions the latent channels are.
-        misfit: what to say, before the reason, where these are other weights.
+        first: name of the convolution at full resolution, whose number of outputs is the width.
+        latent: name of a convolution, and the dimension of its kernel that is the number of latent channels.
+        misfit: beginning of the message, before the reason, if the weights do not fit.
 
     Raises:
-        UserError: they are.
+        UserError: the weights do not fit.
     """
     for key in (first, latent[0]):
         if key not in state or state[key].ndim != 5:
-            raise UserError(f"{misfit}: it has no {key} of five dimensions")
+            raise UserError(f"{misfit}: it has no {key} with five dimensions")
     width, latent_channels = len(state[first]), state[latent[0]].shape[latent[1]]
     if width % NORM_GROUPS:
         raise UserError(f"{misfit}: {first} has {width} channels, not a multiple of {NORM_GROUPS}")

@@ -1,4 +1,4 @@
-"""What a loader of a VAE is asked for."""
+"""Request for a VAE, passed to the loaders."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fvae_nnunet.vae.weights import StateDict, read_checkpoint, read_state_dict
 
 @dataclass(frozen=True)
 class Wanted:
-    """A VAE's name, its weights, and where and in what precision it shall compute.
+    """Name and weights of a VAE, and device and precision for computing.
 
     Attributes:
-        name: in the registry, for messages.
-        weights: file or folder; None for the VAE's own place on the hub.
+        name: name in the registry, for messages.
+        weights: file or folder; None for the VAE's repository on the hub.
         trust: read a pickled file that holds more than tensors; it can then run code.
-        device, dtype: where and in what precision to compute.
+        device, dtype: device and precision for computing.
     """
 
     name: str
@@ -33,20 +33,20 @@ class Wanted:
     dtype: torch.dtype = torch.float32
 
     def placement(self, source: object) -> Placement:
-        """What ``ModuleVAE`` takes; ``source`` says where the weights came from."""
+        """Arguments for ``ModuleVAE``; ``source`` is the origin of the weights."""
         return {"source": str(source), "device": self.device, "dtype": self.dtype}
 
     def file(self, where_to_get_it: str) -> Path:
-        """The weights; UserError that says where to get them where they are not given."""
+        """The weights; UserError that says where to get them if they are not given."""
         if self.weights is None:
             raise UserError(f"{self.name}: {where_to_get_it}")
         return self.weights
 
     def folder(self, hub: HubModel | None) -> tuple[ModelFolder, str]:
-        """The folder of the weights, the hub's where they are not given, and where it came from, in words.
+        """The folder of the weights (from the hub if not given), and its origin in words.
 
         Raises:
-            UserError: it is none in diffusers' format, or cannot be had.
+            UserError: it is not in diffusers' format, or not available.
         """
         if self.weights is None:
             assert hub is not None
@@ -55,24 +55,24 @@ class Wanted:
         return found, str(found.path)
 
     def downloaded_file(self, hub_id: str, file: str, terms: str) -> Path:
-        """The weights, where they are one file on the hub that the user downloads.
+        """The weights, if they are one file that the user downloads from the hub.
 
         Args:
-            hub_id, file: where.
-            terms: size and licence.
+            hub_id, file: repository on the hub, and path of the file in it.
+            terms: size and licence, in words.
 
         Raises:
-            UserError: they are not given.
+            UserError: the weights are not given.
         """
         download = f"hf download {hub_id} {file} --local-dir ."
         return self.file(f"get its weights ({terms}) with `{download}` and give the file as `weights`")
 
     @contextmanager
     def sizes_in(self, misfit: str) -> Iterator[None]:
-        """Around reading sizes from tensors: a KeyError, which names one that is missing, becomes a UserError.
+        """Context for reading sizes from tensors: turns a KeyError with the name of a missing one into a UserError.
 
         Args:
-            misfit: what to say before the name.
+            misfit: beginning of the message, before the name.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""Reading state dicts from files, comparing them with a model, and one digest for the same weights in any file."""
+"""Read state dicts from files, compare them with a model, and compute a digest independent of the file format."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
-    """What a ``.safetensors`` file or a file of ``torch.save`` holds, on the CPU.
+    """Read a ``.safetensors`` file or a file written by ``torch.save``, to the CPU.
 
-    Pickled files are read with ``weights_only=True`` (tensors, plain Python values and ``argparse.Namespace``): they
-    cannot run code.
+    Pickled files are read with ``weights_only=True`` (tensors, plain Python values and ``argparse.Namespace``), so that
+    they cannot run code.
 
     Args:
         path: the file.
-        trust: read a pickled file without that guard. It can then do whatever its author wished.
+        trust: read a pickled file without this protection; it can then run any code.
 
     Raises:
         UserError: the file is missing, of another kind, damaged, or holds more than plain values.
@@ -51,8 +51,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"weights: {path} is damaged or holds more than tensors: {first_line}. If you trust where it comes from, "
-            "`trust_weights=True` reads it all the same; it can then run code of its author's"
+            f"weights: {path} is damaged or holds more than tensors: {first_line}. If you trust its source, "
+            "`trust_weights=True` reads it anyway; it can then run its author's code"
         ) from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"weights: {path} holds objects whose class is not installed: {error}") from error
@@ -65,17 +65,17 @@ def read_state_dict(path: Path, *, trust: bool = False) -> StateDict:
     """The tensors of a checkpoint: of the file itself, or of its entry ``state_dict``; see ``read_checkpoint``.
 
     Raises:
-        UserError: as ``read_checkpoint``, or there is anything but named tensors.
+        UserError: as ``read_checkpoint``, or it holds anything but named tensors.
     """
     content = read_checkpoint(path, trust=trust)
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"weights: {path} is not a state dict (names to tensors), nor holds one as 'state_dict'")
+        raise UserError(f"weights: {path} is not a state dict (names to tensors) and does not hold one as 'state_dict'")
     return state
 
 
 def first_difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str | None:
-    """What keeps ``state`` from being loaded into a model with the state dict ``expected``; None if nothing."""
+    """First reason why ``state`` does not fit a model with the state dict ``expected``; None if it fits."""
     for key, tensor in expected.items():
         if key not in state:
             return f"{key} is missing"
@@ -85,15 +85,15 @@ def first_difference(expected: Mapping[str, torch.Tensor], state: Mapping[str, t
 
 
 def filled(build: Callable[[], Network], state: Mapping[str, torch.Tensor], misfit: str) -> Network:
-    """The network that ``build`` makes, with these weights in float32.
+    """The network built by ``build``, with these weights in float32.
 
     Args:
-        build: called while torch's device is ``meta``, so that no memory is taken for weights that are replaced.
+        build: called with torch's device set to ``meta``, so that the replaced weights take no memory.
         state: the weights.
-        misfit: what to say, before the difference, where they are not exactly those of the network.
+        misfit: beginning of the message, before the difference, if the weights do not exactly fit the network.
 
     Raises:
-        UserError: they are not.
+        UserError: the weights do not fit.
     """
     with torch.device("meta"):
         network = build()
@@ -105,10 +105,10 @@ def filled(build: Callable[[], Network], state: Mapping[str, torch.Tensor], misf
 
 
 def state_dict_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """Hex digest over the sorted keys, the shapes and the values as float32 (little endian).
+    """Hex digest of the sorted keys, the shapes and the values as float32 (little endian).
 
-    Weights stored as float16 or bfloat16 have the digest of the same values in float32; weights rounded when they were
-    converted to a lower precision have another one, so hash before casting.
+    Weights stored as float16 or bfloat16 have the same digest as these values in float32. Rounding in a conversion to
+    lower precision changes the digest, so hash before casting.
     """
     digest = hashlib.sha256()
     for key in sorted(state):

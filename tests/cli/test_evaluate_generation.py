@@ -104,7 +104,7 @@ def test_everything_at_once(folders, capsys):
     assert memorisation["cases"][0]["case"] == "s0" and memorisation["cases"][0]["training_case"] == "t0"
     assert memorisation["cases"][0]["cosine"] == pytest.approx(1.0) and memorisation["n_real"] == 6
     assert content["networks"]["CT-CLIP"]["shape"] == [4, 6, 6] and len(content["networks"]["text"]["sha256"]) == 64
-    assert any("are few" in warning for warning in content["warnings"])
+    assert any("too few to trust" in warning for warning in content["warnings"])
 
     for words in (
         "FVD, CT-CLIP",
@@ -148,7 +148,7 @@ def test_real_images_that_were_trained_on_are_told(folders, capsys):
     options = ["--ct-clip", folders / "ct_clip.pt", "--train", folders / "train", "--metrics", "memorisation"]
     assert run(folders, *options) == 0
     assert results(folders)["memorisation"]["real_in_training"] == ["again"]
-    assert "1 of 7 real images are training images" in capsys.readouterr().out
+    assert "1 of 7 real images are also training images" in capsys.readouterr().out
 
 
 def test_a_model_of_nnunet_segments_what_was_generated(folders, planned, capsys):
@@ -177,8 +177,8 @@ def test_a_model_of_nnunet_segments_what_was_generated(folders, planned, capsys)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing to evaluate with: fvd needs --ct-clip"),
-        (["--metrics", "fvd", "masks"], "fvd needs --ct-clip, or --features with a network of volumes; masks needs"),
+        ([], "no metric can be computed: fvd needs --ct-clip"),
+        (["--metrics", "fvd", "masks"], "fvd needs --ct-clip, or --features with a network for volumes; masks needs"),
         (["--metrics", "fid2.5d", "--ct-clip", "ct_clip.pt"], "fid2.5d needs --radimagenet"),
         (["--ct-clip", "ct_clip.pt", "--metrics", "memorisation"], "memorisation needs --train"),
         (["--features", "ct_clip.pt"], "takes NAME=PATH"),
@@ -186,11 +186,11 @@ def test_a_model_of_nnunet_segments_what_was_generated(folders, planned, capsys)
         (["--tokenizer", "folder"], "requires --text-encoder"),
         (["--text-encoder", "text.pt"], "requires --ct-clip"),
         (["--groups", "groups.json"], "--groups requires"),
-        (["--ct-clip", "none.pt"], "none.pt is no file"),
+        (["--ct-clip", "none.pt"], "no such file: none.pt"),
         (["--segmentations", "found", "--segmenter", "model"], "exclude each other"),
         (["--segmenter", "real"], "has no fold_"),
         (["--segmentations", "none"], "none is no folder"),
-        (["--ct-clip", "ct_clip.pt", "--resamples", "0"], "--resamples positive"),
+        (["--ct-clip", "ct_clip.pt", "--resamples", "0"], "--resamples must be positive"),
         (["--ct-clip", "ct_clip.pt", "-np", "-1"], "-np must not be negative"),
         (["--ct-clip", "ct_clip.pt", "--reports", "vocab.txt"], "must end in .json or .csv"),
     ],
@@ -217,7 +217,7 @@ def test_torchscript_needs_consent(folders, capsys):
 
 def test_real_and_generated_must_be_two_folders(folders, capsys):
     assert run(folders, "--ct-clip", folders / "ct_clip.pt", fake="real") == 1
-    assert "name two folders" in capsys.readouterr().err
+    assert "give two folders" in capsys.readouterr().err
 
 
 def test_the_picture_shows_the_leading_components_of_all_sets_together():

@@ -122,7 +122,7 @@ def test_on_mps_a_vae_is_held_against_the_cpu():
     self_check.check_device(Somewhere("mps"), lambda: Somewhere("cpu"))
     self_check.check_device(Somewhere("mps", torch.bfloat16), lambda: Somewhere("cpu"))
     with pytest.raises(
-        UserError, match=r"identity on mps in float32 gives other values than on the CPU .*`device=cpu`"
+        UserError, match=r"identity on mps in float32 gives different values than on the CPU .*`device=cpu`"
     ):
         self_check.check_device(Somewhere("mps", wrong=0.05), lambda: Somewhere("cpu"))
     with pytest.raises(UserError, match="relative error nan"):
@@ -140,7 +140,7 @@ def test_on_cuda_only_where_a_fault_is_known(monkeypatch):
     self_check.check_device(Somewhere("cuda", torch.float32, wrong=1), unneeded)
     with pytest.warns(UserWarning, match="identity: convolutions can be wrong"):
         self_check.check_device(Somewhere("cuda", torch.bfloat16), lambda: Somewhere("cpu"))
-    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"other values .*; convolutions can be wrong"):
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"different values .*; convolutions can be wrong"):
         self_check.check_device(Somewhere("cuda", torch.bfloat16, wrong=0.5), lambda: Somewhere("cpu"))
 
 

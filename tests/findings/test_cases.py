@@ -71,7 +71,7 @@ def test_nnunets_split_counts_where_there_is_one(reports, folders):
 def test_a_fold_that_cannot_be_trained_is_refused_with_its_number_and_reason(reports, folders):
     training = sorted(case for case, report in reports.cases.items() if report.split == "train")
     clean = {"train": training[2:], "val": training[:2]}
-    advice = "put all cases of a patient on one side"
+    advice = "put all cases of a patient into one of them"
     # p000 has two scans
     write_splits(folders, [clean, {"train": training[1:], "val": training[:1]}])
     with pytest.raises(UserError, match=rf"validation of fold 1: 1 patient in both: p000 \(p000_0, .*{advice}"):
@@ -79,7 +79,7 @@ def test_a_fold_that_cannot_be_trained_is_refused_with_its_number_and_reason(rep
     assert split_cases(NAME, reports, fold=0).validation
     for strange in ("elsewhere", "p010_0"):  # the second is a test case
         write_splits(folders, [clean, {"train": [*training[2:], strange], "val": training[:2]}])
-        with pytest.raises(UserError, match=rf"fold 1 has 1 case outside of the training cases .*: {strange}") as error:
+        with pytest.raises(UserError, match=rf"fold 1 has 1 case not among the training cases .*: {strange}") as error:
             split_cases(NAME, reports, fold=1)
         assert advice not in str(error.value)
 
@@ -118,13 +118,13 @@ def gathered(folder, reports, **options):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"source_case": "p000_1"}, "made from a case of a patient that is held out"),
-        ({"lesions": [{"borrowed_from": None}, {"borrowed_from": "p000_0"}]}, "made from a case of a patient that is"),
-        ({"model": {"training_cases": ["p001_0", "p000_0"]}}, "diffusion model was trained on patients that are held"),
-        ({"model": {"training_cases": None}}, "that its diffusion model was trained on are not known"),
-        ({"model": {"training_cases": ["p001_0", "other"]}}, "that its diffusion model was trained on are not known"),
-        ({"source_case": None}, "the patient that it was made from is not known"),
-        ({"dataset": "Dataset041_OTHER"}, "the patient that it was made from is not known"),
+        ({"source_case": "p000_1"}, "made from a case of a patient who is held out"),
+        ({"lesions": [{"borrowed_from": None}, {"borrowed_from": "p000_0"}]}, "made from a case of a patient who is"),
+        ({"model": {"training_cases": ["p001_0", "p000_0"]}}, "diffusion model was trained on patients who are held"),
+        ({"model": {"training_cases": None}}, "on whom its diffusion model was trained are unknown"),
+        ({"model": {"training_cases": ["p001_0", "other"]}}, "on whom its diffusion model was trained are unknown"),
+        ({"source_case": None}, "the patient from whom it was made is unknown"),
+        ({"dataset": "Dataset041_OTHER"}, "the patient from whom it was made is unknown"),
         ({"findings": None}, "its record names no finding"),
         ({"findings": {FINDINGS[2]: 1}}, "its record names no finding"),
     ],

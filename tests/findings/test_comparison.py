@@ -100,7 +100,7 @@ def test_a_missing_test_case_is_an_error_unless_allowed(study, tmp_path, capsys)
     capsys.readouterr()
     found = evaluate("real.csv", "mixed.csv", "--allow-missing", "--resamples", "50")
     assert found["cases"] == 58 and found["models"][1]["missing"] == ["case_00", "case_01"]
-    assert "mixed: 2 cases without a prediction, left out for all models" in capsys.readouterr().out
+    assert "mixed: 2 cases without prediction, left out for all models" in capsys.readouterr().out
 
 
 def test_some_findings_and_all_pairs(study, tmp_path):
@@ -117,13 +117,13 @@ def test_some_findings_and_all_pairs(study, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["real.csv", "nowhere.csv"], "nowhere.csv is no file of predictions"),
+        (["real.csv", "nowhere.csv"], "no such file: nowhere.csv; expected a CSV of predictions"),
         (["real.csv", "--findings", "Nodul"], "has no column Nodul"),
-        (["real.csv", "mixed.csv", "--names", "a", "a"], "differ"),
+        (["real.csv", "mixed.csv", "--names", "a", "a"], "must be unique"),
         (["real.csv", "--cases", "test"], "--cases applies to model folders"),
         (["real.csv", "-o", "out.txt"], "ends in .json"),
         (["."], "hold predictions of the same cases"),
-        (["real.csv", "--resamples", "0"], "--resamples positive"),
+        (["real.csv", "--resamples", "0"], "--resamples must be positive"),
     ],
 )
 def test_impossible_options_are_one_clear_error(study, capsys, options, message):
@@ -135,7 +135,7 @@ def test_cases_and_findings_that_the_reports_do_not_know_are_named(study, tmp_pa
     write_predictions(tmp_path / "other.csv", ("Nodul",), {"case_x": np.array([0.5])})
     assert evaluate_classifier.main(["reports.json", "other.csv"]) == 1
     error = capsys.readouterr().err
-    assert "the findings Nodul, which the reports do not know" in error and "1 case unknown to the reports" in error
+    assert "has findings that are not in the reports: Nodul" in error and "1 case not in the reports" in error
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_cases_and_findings_that_the_reports_do_not_know_are_named(study, tmp_pa
         ("name,A\nx,1\n", "the first line must name the columns"),
         ("case\nx\n", "the first line must name the columns"),
         ("case,A,A\nx,1,1\n", "each finding once"),
-        ("case,A\nx,high\n", "line 2, x: 'high' is no score"),
-        ("case,A\nx,0.5\n\ny,nan\n", "line 4, y: 'nan' is no score"),
+        ("case,A\nx,high\n", "line 2, x: 'high' is not a score"),
+        ("case,A\nx,0.5\n\ny,nan\n", "line 4, y: 'nan' is not a score"),
         ("case,A\nx,0.5,0.6\n", "line 2: 3 values for 2 columns"),
-        ("case,A\nx,0.5\nx,0.6\n", "line 3: x is there twice"),
+        ("case,A\nx,0.5\nx,0.6\n", "line 3: x occurs twice"),
     ],
 )
 def test_wrong_files_of_predictions_are_refused(tmp_path, text, message):

@@ -73,7 +73,7 @@ def test_learning_rate_rises_and_falls_to_nearly_nothing():
         ({"batch": 1}, "`batch` at least 2"),
         ({"learning_rate": 0.0}, "`learning_rate`"),
         ({"network": "resnet18"}, "needs at least 32 voxels"),
-        ({"network": "vgg"}, "`network` knows densenet121"),
+        ({"network": "vgg"}, "`network` must be one of densenet121"),
         ({"hu_window": (0.0, 0.0)}, "lower < upper"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, caps
     assert [path.name for path in checkpoints] == ["checkpoint_0000002.pt", "checkpoint_0000004.pt"]
     _flip_a_bit(checkpoints[1])
     trained(tmp_path / "damaged")
-    assert f"damaged checkpoint, left aside: {checkpoints[1]} has changed" in capsys.readouterr().out
+    assert f"damaged checkpoint, ignored: {checkpoints[1]} has changed" in capsys.readouterr().out
     network = [tmp_path / folder / "network.safetensors" for folder in ("damaged", "undisturbed")]
     assert network[0].read_bytes() == network[1].read_bytes()
     assert not list((tmp_path / "damaged").glob("checkpoint*"))
@@ -175,7 +175,7 @@ def test_without_a_whole_checkpoint_the_training_stops(tmp_path):
         trained(tmp_path / "damaged", stop_after=5)
     for path in (tmp_path / "damaged").glob("checkpoint*.pt"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole any more"):
+    with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
         trained(tmp_path / "damaged")
 
 
@@ -271,7 +271,7 @@ def test_a_fold_is_validated_and_leaves_its_synthetic_cases_out(dataset, tmp_pat
     )
     options = [*TINY, "--steps", "2", "--fold", str(held)]
     assert train_classifier.main(["40", *options, "--synthetic", "synthetic", "--allow-seen"]) == 1
-    assert "6 cases: made from a case of a patient that is held out" in capsys.readouterr().err
+    assert "6 cases: made from a case of a patient who is held out" in capsys.readouterr().err
     assert train_classifier.main(["40", *options]) == 0
     output = capsys.readouterr().out
     assert "validation: mean AUC" in output and "of 2 findings" in output

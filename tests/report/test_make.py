@@ -162,7 +162,7 @@ def test_best_and_worst_cases_are_those_that_change_most(full_page):
     # by construction, see report_for_tests.SHIFTS
     assert [caption.split(":")[0] for caption in pictures] == ["case_0002", "case_0003"]
     assert "NSD 1 mm of tumour" in pictures[0] and "change +" in pictures[0] and "change −" in pictures[1]
-    order = f"5 cases in order by the change of the NSD 1 mm of tumour from {HOSTILE} to second: 1 from the best"
+    order = f"5 cases, ordered by the change of the NSD 1 mm of tumour from {HOSTILE} to second: 1 from the best"
     assert any(order in paragraph for paragraph in full_page.texts["p"])
     assert sum(address.startswith("data:image/jpeg") for address in full_page.addresses) == 2
 
@@ -261,7 +261,7 @@ def test_missing_predictions_are_counted(project):
     command = ["labelsTs", "first", "second", "--allow-missing", "--resamples", "200", "-np", "0"]
     assert evaluate.main(command) == 0
     page = page_of("comparison.json")
-    assert any("No pictures of cases, because no raw images were given" in p for p in page.texts["p"])
+    assert any("There are no pictures of cases, because no raw images were given" in p for p in page.texts["p"])
     assert page.table("folder", "cases", "missing")[2][-2:] == ["4", "1"]
     assert [row[4:7] for row in page.table("model", "mean", "one empty")[:2]] == [["5", "0", "0"], ["4", "0", "1"]]
     assert any("second lacks predictions of case_0001" in p for p in page.texts["p"])
@@ -360,7 +360,7 @@ def test_a_view_of_preprocessed_data_shows_its_records_and_no_picture(project):
     assert page.texts["h1"] == ["Quality of reconstructions"]
     assert page.table("case", "PSNR (dB)", "MAE (HU)") == [["train_0001", "33.25", "7.5"]]
     assert ["spacing of the data, z y x (mm)", "3, 0.8, 0.8"] in page.table("", "train")
-    assert any("holds no HU; no picture is made of it" in p for p in page.texts["p"])
+    assert any("holds no HU, so there are no pictures" in p for p in page.texts["p"])
     results = load_results([Path("comparison.json")])
     (view,) = load_views([("train", manifest.folder)], results, channel=0)
     assert view.is_preprocessed and not view.of_results, "other cases are no error, and no picture is made of it"
@@ -434,9 +434,9 @@ def test_changed_or_lost_files_are_named_with_what_to_do(project, capsys):
     shutil.rmtree(project / "labelsTs")
     assert report("comparison.json", "summary.json") == 1
     err = capsys.readouterr().err
-    assert "labelsTs with the references of comparison.json is gone; run fvae-evaluate again" in err
+    assert "labelsTs with the references of comparison.json no longer exists; run fvae-evaluate again" in err
     assert "second (the predictions of second of comparison.json) lacks case_0002.nii.gz" in err
-    assert "labelsTs with the references of summary.json is gone" in err
+    assert "labelsTs with the references of summary.json no longer exists" in err
     assert not list(project.glob("report*"))
 
 
@@ -457,7 +457,10 @@ def test_images_and_views_of_other_cases_or_geometry_are_one_error(project, caps
     err = capsys.readouterr().err
     assert "case_0004: reference and image (--images) differ in shape;" in err
     assert "case_0000: reference and view second differ in spacing;" in err
-    assert "view (--views second): by its manifest not complete, or not made from the images of --images: " in err
+    assert (
+        "view (--views second): according to its manifest, not complete or not made from the images in --images: "
+        in err
+    )
     assert "case_0000, case_0004" in err and not list(project.glob("report*"))
 
 
@@ -465,10 +468,10 @@ def test_a_view_made_from_another_image_is_refused(project, capsys):
     image, geometry = read_volume(project / "imagesTs" / "case_0001_0000.nii.gz")
     write_volume(project / "imagesTs" / "case_0001_0000.nii.gz", image + 1, geometry)
     assert report("comparison.json", "--images", "imagesTs", "--views", "second=view") == 1
-    assert "not made from the images of --images: case_0001;" in capsys.readouterr().err
+    assert "not made from the images in --images: case_0001;" in capsys.readouterr().err
     shutil.rmtree(project / "view" / MANIFEST_FOLDER)
     page = page_of("--views", "second=view")
-    assert any("second has no manifest: how it was made is not recorded" in p for p in page.texts["p"])
+    assert any("second has no manifest, so its settings are not recorded" in p for p in page.texts["p"])
 
 
 def test_a_quality_of_another_view_is_refused(project, capsys):
@@ -479,7 +482,7 @@ def test_a_quality_of_another_view_is_refused(project, capsys):
     write_json(project / "other.json", quality)
     assert report("comparison.json", "--views", "second=view", "--quality", "second=other.json") == 1
     err = capsys.readouterr().err
-    assert 'of a view with other settings than view: precision: "float32", now "bfloat16"' in err
+    assert 'from a view with other settings than view: precision: "float32", now "bfloat16"' in err
     assert "lacks 1 of the 5 cases of comparison.json: case_0003" in err
     assert "case_0001 was measured with shape [12, 24, 27]" in err
 
@@ -488,18 +491,18 @@ def test_a_quality_of_another_view_is_refused(project, capsys):
     "arguments, message",
     [
         ([], "nothing to report on"),
-        (["none.json"], "none.json is no file"),
-        (["dataset.json"], "dataset.json is no comparison.json or summary.json of fvae-evaluate"),
+        (["none.json"], "no such file: none.json"),
+        (["dataset.json"], "dataset.json is not a comparison.json or summary.json of fvae-evaluate"),
         (["quality.json"], "of fvae-evaluate, but 'reconstruction_quality'"),
         (["comparison.json", "./comparison.json"], "is given twice"),
         (["comparison.json", "-o", "report.txt"], "ends in .html, got report.txt"),
         (["comparison.json", "-o", "report.md"], "add --format markdown"),
         (["comparison.json", "--cases", "-1"], "must not be negative"),
         (["comparison.json", "--views", "view"], "--views takes NAME=PATH, got view"),
-        (["comparison.json", "--views", "a=nowhere"], "nowhere (--views a) is no folder"),
+        (["comparison.json", "--views", "a=nowhere"], "nowhere (--views a) is not a folder"),
         (["comparison.json", "--views", "a=view", "a=view"], "--views a is given 2 times"),
         (["comparison.json", "--images", "imagesTs", "--images", "imagesTs"], "one for each of the 1 in their order"),
-        (["comparison.json", "--quality", "a=comparison.json"], "is no reconstruction_quality.json"),
+        (["comparison.json", "--quality", "a=comparison.json"], "is not a reconstruction_quality.json"),
         (["--images", "imagesTs", "--paper"], "--images are for the pictures of RESULTS"),
     ],
 )
@@ -517,7 +520,7 @@ def test_results_of_another_tool_or_version_are_refused(project, capsys):
     assert report("nnunet.json", "future.json") == 1
     err = capsys.readouterr().err
     assert "nnunet.json is nnU-Net's own summary.json, without NSD; run fvae-evaluate" in err
-    assert "future.json has not schema 1" in err
+    assert "future.json does not have schema 1" in err
 
 
 @pytest.mark.slow
@@ -556,7 +559,10 @@ def test_a_comparison_of_other_models_lacks_something_too(project, capsys):
         del content["measures"][1][of][0]
         write_json(project / "damaged.json", content)
         assert report("damaged.json") == 1
-        assert "damaged.json is damaged or incomplete: measures[1] is not of the models" in capsys.readouterr().err
+        assert (
+            "damaged.json is damaged or incomplete: measures[1] does not match the compared models"
+            in capsys.readouterr().err
+        )
 
 
 def test_a_summary_that_lacks_something_is_named(project, capsys):

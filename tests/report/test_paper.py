@@ -69,7 +69,7 @@ def test_the_tables_alone_need_neither_results_nor_matplotlib(tmp_path, monkeypa
     rows = page.table("trained on", "DSC", "NSD")
     assert ["Wan 2.1", "71.9", "75.3"] in rows
     assert ["Wan 2.1", "30.93", "4.06", "0.76", "77.97"] in page.table("VAE", "PSNR (dB)")
-    assert any("the paper's own" in paragraph for paragraph in page.texts["p"])
+    assert any("These numbers are from the paper" in paragraph for paragraph in page.texts["p"])
     assert "tolerance of the NSD is not stated" in text and "no intervals" in text
     assert "standard deviation in every cell" in text and "0 to 255" in text
     # LiTS has no NSD here, so no column for it
@@ -85,4 +85,4 @@ def test_tasks_can_be_chosen_and_unknown_ones_are_refused(tmp_path, capsys):
     assert "| real CT | 82.2 | 79.2 | 42.8 | 39.8 |" in text
     assert list(tmp_path.iterdir()) == [path], "no folder of images without images"
     assert main(["--paper", "lung", "comparison.json"]) == 1
-    assert "knows the tasks lung, pancreas, lits, kits19, got comparison.json" in capsys.readouterr().err
+    assert "takes the tasks lung, pancreas, lits, kits19, got comparison.json" in capsys.readouterr().err

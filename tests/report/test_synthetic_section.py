@@ -81,8 +81,8 @@ def test_quality_is_summed_up_for_accepted_and_rejected_lesions_beside_the_limit
     assert rows["mean (HU)"] == ["3", "400.0", "401.0", "402.0", "2", "403.0", "403.5", "404.0", ""]
     assert rows["core's SD (HU)"] == ["2", "10.0", "11.0", "12.0", "2", "10.0", "10.0", "10.0", "(4.0 … 8.0) to 20.0"]
     assert rows["contrast (HU)"][-1] == "−80.0 to 350.0"
-    assert rows["share in the organ"][-1] == "at least 0.80"
-    assert "share found by the segmenter" not in rows, "no segmenter was asked"
+    assert rows["fraction in the organ"][-1] == "at least 0.80"
+    assert "fraction found by the segmenter" not in rows, "no segmenter was asked"
     cases = page.table("case", "source case", "shape")
     assert [row[:3] for row in cases] == [
         ["synthetic_0000", "phantom_000", f"borrowed from {HOSTILE}"],
@@ -220,7 +220,7 @@ def test_where_none_was_accepted_the_rejected_ones_are_shown(dataset, tmp_path, 
         == 0
     )
     text = path.read_text()
-    assert "No case was accepted; these are rejected ones, evenly over their sizes" in text
+    assert "No case was accepted; these are rejected ones, evenly spaced by size" in text
     assert "Every rejected case, 2" in text
     assert "Every accepted case" not in text
 
@@ -245,4 +245,4 @@ def test_mistakes_are_one_message(made, dataset, tmp_path, capsys):
     write_json(record, content)
     label = folder / "labelsTr" / "synthetic_0001.nii.gz"
     sitk.WriteImage(sitk.ReadImage(str(label))[:, :, :-1], str(label))
-    assert "has the geometry of its source: run fvae-synthesize again" in message("--synthetic", folder)
+    assert "must have the geometry of its source: run fvae-synthesize again" in message("--synthetic", folder)

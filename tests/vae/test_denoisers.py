@@ -215,7 +215,7 @@ def test_the_record_tells_filter_and_strength_apart() -> None:
         ("control:tv", {"strength": float("inf")}, "between 0 and 1, got inf"),
         ("control:identity", {"strength": 0.1}, "has no strength; leave `strength` out"),
         ("control:nlm", {}, "`strength=auto` for the noise of each image, or `match"),
-        ("control:gaussian", {"strength": "auto"}, "is known for control:tv, control:nlm alone"),
+        ("control:gaussian", {"strength": "auto"}, "is available only for control:tv, control:nlm"),
         ("control:tv", {"strength": "much"}, "between 0 and 1, got much"),
         ("control:sharpen", {"strength": 1}, "unknown control 'control:sharpen'; there are control:identity, "),
         ("control:median", {"strength": 1, "weights": "w.pth"}, "no weights and no code of its own; leave `weights`"),

@@ -207,7 +207,7 @@ def test_names_what_keeps_a_file_from_being_this_medvae(state: StateDict, tmp_pa
             load_medvae(Wanted("medvae", weights=saved(tmp_path, content)))
 
     flat = {key: value[..., 0] if value.ndim == 5 else value for key, value in state.items()}  # vae_4x_1c_2D.ckpt
-    refused(flat, r"it has no encoder\.conv_in\.weight of five dimensions")
+    refused(flat, r"it has no encoder\.conv_in\.weight with five dimensions")
     refused({"conv.weight": torch.zeros(3)}, r"it has no encoder\.conv_in\.weight")
     deeper = {"encoder.down.2.downsample.conv.weight": torch.zeros(128, 128, 3, 3, 3)}  # vae_8x_1c_3D.ckpt
     refused(state | deeper, r"is not the MedVAE for volumes .* is not part of the model")

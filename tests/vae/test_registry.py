@@ -66,7 +66,7 @@ def test_unknown_name_lists_the_known_ones_and_close_matches() -> None:
     with pytest.raises(UserError, match="Did you mean diffusers:stabilityai/sdxl-vae"):
         load_vae("stabilityai/sdxl-vae")
     for place in ("", "one", "/no/such/folder", "a/b/c", "./absent", "../absent", "a/b--c"):
-        with pytest.raises(UserError, match="neither a folder here nor a hub id"):
+        with pytest.raises(UserError, match="neither a local folder nor a hub id"):
             load_vae(f"diffusers:{place}")
 
 
@@ -211,7 +211,7 @@ for name in sys.argv[1:]:
 
 
 def test_a_checkout_that_is_not_needed_is_not_used(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"tiny needs no checkout, so .* is not used; videovae\+, cv-vae need one"):
+    with pytest.warns(UserWarning, match=r"tiny needs no checkout, so .* is ignored; videovae\+, cv-vae need one"):
         assert load_vae("tiny", code=tmp_path).spec.name == "tiny"
 
 
@@ -237,8 +237,8 @@ def test_downloads_from_the_hub_then_needs_it_no_more(hub: tuple[str, Path], tmp
         name = "wan2.1" if "Wan" in place else f"diffusers:{root / place}"
         weights = root / place if "Wan" in place else None
         assert loaded == [False, load_vae(name, weights=weights).weights_sha256, True]
-    assert "lab/empty is no VAE in diffusers' format" in first[3]
-    assert "the hub has no repository lab/absent that you may read" in first[4]
+    assert "lab/empty is not a VAE in diffusers' format" in first[3]
+    assert "the hub has no repository lab/absent that you can access" in first[4]
 
     second = load("http://127.0.0.1:9")
     assert [(loaded[0], loaded[1]) for loaded in second[:3]] == [(True, loaded[1]) for loaded in first[:3]]

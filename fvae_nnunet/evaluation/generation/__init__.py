@@ -1,1 +1,1 @@
-"""How good generated CT are: distances of features, agreement with texts and masks, and copies of training cases."""
+"""Quality of generated CT: feature distances, agreement with texts and masks, and copies of training cases."""

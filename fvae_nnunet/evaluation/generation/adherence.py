@@ -1,7 +1,7 @@
-"""Whether generated images show what their masks asked for: Dice and IoU of the masks and a segmentation of the image.
+"""Agreement of generated images with their masks: Dice and IoU of the masks and a segmentation of the image.
 
-The segmentation comes from a model that knows real images. What it gets wrong on real images it gets wrong here, too:
-the level to compare with is what it reaches on real images and their reference masks.
+The segmentation comes from a model trained on real images, whose errors count here, too: compare with its scores on
+real images and their reference masks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from fvae_nnunet.evaluation.generation.compared_structures import (
 from fvae_nnunet.evaluation.statistics import mean_and_interval
 
 CaseScores = dict[str, dict[str, float]]
-"""Structure -> ``dice``, ``iou``, ``mask_voxels``, ``segmented_voxels``, of one case."""
+"""Scores of one case: structure -> ``dice``, ``iou``, ``mask_voxels``, ``segmented_voxels``."""
 
 
 def overlap(mask: np.ndarray, segmentation: np.ndarray, structures: Mapping[str, tuple[Values, Values]]) -> CaseScores:
-    """Dice and IoU of each structure of one case; label maps (z, y, x) of one shape with values from 0 to 65535.
+    """Dice and IoU of each structure of one case; label maps (z, y, x) of equal shape with values from 0 to 65535.
 
     Returns:
-        ``dice``, ``iou``, and ``mask_voxels``, ``segmented_voxels``. Neither holds it: NaN; only one of them: 0.
+        ``dice``, ``iou``, ``mask_voxels`` and ``segmented_voxels`` of each structure. Dice and IoU are NaN if neither
+        map holds the structure, and 0 if only one does.
     """
     first, second = np.unique(mask), np.unique(segmentation)
     pairs = np.searchsorted(first, mask.ravel()) * len(second) + np.searchsorted(second, segmentation.ravel())
@@ -64,7 +65,7 @@ def _run(task: _Task) -> tuple[CaseScores, list[str]]:
     volumes, problems = read_alike(files)
     for name, (array, _) in volumes.items():
         if not (np.issubdtype(array.dtype, np.integer) or np.equal(array, np.rint(array)).all()) or array.min() < 0:
-            problems.append(f"{files[name]} is no label map: it holds values that are no whole numbers from 0")
+            problems.append(f"{files[name]} is not a label map: it holds values other than whole numbers from 0")
     if problems:
         return {}, problems
     mask, segmentation = (volumes[name][0].astype(np.uint16) for name in files)
@@ -78,7 +79,7 @@ def _every_value(mask: np.ndarray, segmentation: np.ndarray) -> dict[str, tuple[
 
 
 def _of_masks(scores: Mapping[str, CaseScores]) -> dict[str, CaseScores]:
-    """The scores of every value that a mask of any case holds, in all cases."""
+    """The scores, in all cases, of every value that occurs in any mask."""
     asked = {name for of_case in scores.values() for name, figures in of_case.items() if figures["mask_voxels"]}
     nowhere = {"dice": float("nan"), "iou": float("nan"), "mask_voxels": 0, "segmented_voxels": 0}
     return {
@@ -97,29 +98,29 @@ def mask_adherence(
     resamples: int = 9999,
     on_case: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Dice and IoU of masks and segmentations of some cases.
+    """Dice and IoU of the masks and segmentations of the given cases.
 
     Args:
-        cases: all must have both.
-        mask_folder, segmentation_folder: label maps ``CASE.nii.gz`` on one grid.
+        cases: names; each needs a mask and a segmentation.
+        mask_folder, segmentation_folder: folders of label maps ``CASE.nii.gz`` on the same grid.
         groups: see `compared_structures.common_structures`.
         processes: see `each_case.run_each`.
-        seed, resamples: of the bootstrap over cases.
-        on_case: called after each.
+        seed, resamples: seed and number of resamples of the bootstrap over cases.
+        on_case: called after each case.
 
     Returns:
         ``structures``: name -> mean ``dice`` and ``iou``, ``low`` and ``high`` of each, and the number ``n`` of cases
         that hold it; ``mean``: means over structures; ``not_segmented``; ``cases``: name -> structure -> figures.
 
     Raises:
-        UserError: files that are missing, cannot be read, are no label maps or lie on different grids, a line each; no
-            mask holds a structure.
+        UserError: files are missing, unreadable, not label maps or on different grids, one line each; or no mask holds
+            a structure.
     """
     names = read_names(mask_folder), read_names(segmentation_folder)
     structures = common_structures(*names, groups)
     files = [find_images(folder) for folder in (mask_folder, segmentation_folder)]
     problems = [
-        f"{case}: {folder} has no label map of it"
+        f"{case}: no label map in {folder}"
         for case in cases
         for folder, found in zip((mask_folder, segmentation_folder), files, strict=True)
         if case not in found
@@ -137,8 +138,8 @@ def mask_adherence(
     if not any(figures["mask_voxels"] for of_case in scores.values() for figures in of_case.values()):
         what = "no structure" if structures is None else f"none of {', '.join(list(structures.values)[:10])}"
         raise UserError(
-            f"the masks in {mask_folder} hold {what}; name the folder of the masks that the images were generated "
-            "from with `masks`"
+            f"the masks in {mask_folder} hold {what}; give the folder of the masks from which the images were "
+            "generated as `masks`"
         )
     summary = {name: _over_cases(scores, name, seed, resamples) for name in scores[cases[0]]}
     scored = [figures for figures in summary.values() if figures["n"]]

@@ -1,4 +1,4 @@
-"""Which structures of the masks and of the segmentations of generated images are compared."""
+"""Select the structures to compare between masks and segmentations of generated images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Names = dict[str, Values]
 
 @dataclass(frozen=True)
 class ComparedStructures:
-    """What is compared: structure -> its values in the masks and in the segmentations.
+    """The structures to compare.
 
     Attributes:
-        values: of every structure that both know.
-        only_in_masks: structures that the segmentations do not know; they are not scored.
+        values: structure -> its values in the masks and in the segmentations, for all structures known to both.
+        only_in_masks: structures that the segmentations lack; they are not scored.
     """
 
     values: dict[str, tuple[Values, Values]]
@@ -31,9 +31,10 @@ class ComparedStructures:
 
 
 def read_names(folder: Path) -> Names | None:
-    """Structures of the label maps in a folder; None where nothing there names them, empty if only background is named.
+    """Structures of the label maps in a folder; None if no file names them, empty if only background is named.
 
-    ``structures.json`` in the folder, else ``dataset.json`` in it, or above it if it is called labels....
+    They are read from ``structures.json`` in the folder, else from ``dataset.json`` in it, or above it if the name of
+    the folder begins with ``labels``.
 
     Raises:
         UserError: the file is damaged.
@@ -46,7 +47,7 @@ def read_names(folder: Path) -> Names | None:
         try:
             names = {str(name): _values(value) for name, value in labels.items()}
         except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{path} names no labels: {error}") from error
+            raise UserError(f"{path} does not name labels: {error}") from error
         return {name: values for name, values in names.items() if values != (0,) and name != "ignore"}
     return None
 
@@ -54,14 +55,15 @@ def read_names(folder: Path) -> Names | None:
 def common_structures(
     masks: Names | None, segmentations: Names | None, groups: Mapping[str, Sequence[str | int]] | None
 ) -> ComparedStructures | None:
-    """Which structures are compared.
+    """The structures to compare.
 
     Args:
-        masks, segmentations: what their folders name. If only one is known, it holds for both.
-        groups: name -> structures (names) or values that are one structure, such as ribs; these are compared instead.
+        masks, segmentations: structures named in each folder. If only one is known, it is used for both.
+        groups: name -> structures (names or values) that form one structure, such as ribs; if given, only these groups
+            are compared.
 
     Returns:
-        None where nothing is named and there are no groups: every value that a mask holds is a structure then.
+        None if nothing is named and there are no groups: then every value in a mask is a structure.
 
     Raises:
         UserError: a group names unknown structures, or masks and segmentations share no name.
@@ -79,29 +81,30 @@ def common_structures(
     shared = {name: (values, segmentations[name]) for name, values in masks.items() if name in segmentations}
     if not shared:
         raise UserError(
-            f"masks and segmentations have no structure of one name: {', '.join(list(masks)[:10]) or 'none'} and "
-            f"{', '.join(list(segmentations)[:10]) or 'none'}; name other masks with `masks`, name them alike, or say "
-            "with `groups` which belong together"
+            f"masks and segmentations share no structure name: {', '.join(list(masks)[:10]) or 'none'} and "
+            f"{', '.join(list(segmentations)[:10]) or 'none'}; give other `masks`, use the same names, or match them "
+            "with `groups`"
         )
     return ComparedStructures(shared, tuple(name for name in masks if name not in segmentations))
 
 
 def read_groups(path: Path) -> dict[str, list[str | int]]:
-    """``{"ribs": ["rib_left_1", 93, ...]}``: structures to be taken together, by name or value.
+    """Read groups of structures, by name or value, from JSON such as ``{"ribs": ["rib_left_1", 93, ...]}``.
 
     Raises:
-        UserError: another content.
+        UserError: the content is invalid.
     """
     content = read_json(path) if path.is_file() else None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} must be a JSON object of names and lists of structures")
+        raise UserError(f"{path} must be a JSON object that maps names to lists of structures")
     for name, members in content.items():
         if not isinstance(members, list) or not members:
-            raise UserError(f"{path}: {name}: a list of structures is expected")
+            raise UserError(f"{path}: {name}: expected a list of structures")
         wrong = [member for member in members if not isinstance(member, str | int) or isinstance(member, bool)]
         if wrong:
             raise UserError(
-                f"{path}: {name}: structures are names or whole numbers, not {', '.join(map(json.dumps, wrong[:10]))}"
+                f"{path}: {name}: structures must be names or whole numbers, not "
+                f"{', '.join(map(json.dumps, wrong[:10]))}"
             )
     return content
 
@@ -122,5 +125,5 @@ def _group(name: str, members: Sequence[str | int], known: Names | None) -> Valu
 def _values(value: Any) -> Values:
     values = tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
-        raise ValueError(f"{json.dumps(value)} is no whole number and no list of them")
+        raise ValueError(f"{json.dumps(value)} is neither a whole number nor a list of them")
     return values

@@ -1,21 +1,21 @@
-"""How far two sets of features are apart: Fréchet distance and kernel distance, with intervals and a chance level.
+"""Distances between two sets of features: Fréchet distance and kernel distance, with intervals and a chance level.
 
-Fréchet distance (FID and FVD, Heusel et al. 2017, arXiv:1706.08500) between Gaussians of the sets' means and unbiased
+Fréchet distance (FID and FVD, Heusel et al. 2017, arXiv:1706.08500) between Gaussians with the sets' means and unbiased
 covariances::
 
     |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))
 
 The last trace is the sum of the singular values of F1 F2', where F' F = C. MONAI and torchmetrics take the roots of the
-product C1 C2 instead, which loses half the digits where a covariance is singular, and with fewer rows than features it
-is. Where it is not, all three agree (tested).
+product C1 C2 instead, which loses half the digits if a covariance is singular, as it is with fewer rows than features.
+Otherwise all three agree (tested).
 
 Kernel distance (KID, Bińkowski et al. 2018, arXiv:1801.01401): the unbiased squared maximum mean discrepancy with
-torchmetrics' polynomial kernel ``(x'y / width + 1)³``, over all pairs instead of random subsets. Of rows of several
-cases the kernel of two cases is the mean over their pairs of rows, and a case is no pair with itself: slices of one
-patient are alike, and with their pairs the estimate would not be unbiased for new patients. With one row for each case
-it is the usual estimate. It can be below 0.
+torchmetrics' polynomial kernel ``(x'y / width + 1)³``, over all pairs instead of random subsets. If cases have several
+rows, the kernel of two cases is the mean over their pairs of rows, and a case is not paired with itself: slices of one
+patient are alike, and including their pairs would bias the estimate for new patients. With one row per case this is
+the usual estimate. It can be below 0.
 
-Cases are what is drawn, with all their rows. Everything is float64.
+Resampling draws cases with all their rows. Everything is float64.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from fvae_nnunet.evaluation.generation.features import CaseFeatures
 from fvae_nnunet.evaluation.statistics import CONFIDENCE
 
 COMPONENTS = 256
-"""Most principal components of both sets together in which the Fréchet distance of resamples is computed; the width of
-the others would cost hours. The distance itself is computed in all of them."""
+"""Maximum number of principal components of both sets in which the Fréchet distance of resamples is computed; the full
+width would take hours. The distance itself uses all features."""
 
 _NO_INTERVAL = (float("nan"), float("nan"))
 
 _KERNEL_ROWS = 4096
-"""Rows at once in the kernel's matrices: 128 MB."""
+"""Rows per block of the kernel matrices: 128 MB."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance and how sure it is.
+    """A distance with interval, chance level and p value.
 
     Attributes:
-        value: in all features.
-        low, high: 95 % bootstrap interval over cases; NaN with fewer than 3 cases. Of the Fréchet distance it says what
-            other draws of so many cases would give, and not where the distance of endless many lies: resamples repeat
-            cases and are always too far apart, so the interval is that of the resamples, moved by the difference of
-            their mean and the value.
-        by_chance: mean of the distances between random divisions, of the same sizes, of both sets together: about what
-            a perfect generator would get with so many cases.
-        p: share of these that are at least as large as the distance, (1 + n) / (1 + resamples).
-        resampled_variance: share of the variance that the components hold in which resamples were computed.
+        value: distance in all features.
+        low, high: 95 % bootstrap interval over cases; NaN with fewer than 3 cases. For the Fréchet distance it covers
+            other samples of the same size, not the distance of an infinite sample: resamples repeat cases and are
+            always too far apart, so the interval is that of the resamples, shifted by the difference of their mean
+            from the value.
+        by_chance: mean distance between random divisions of both sets together into the same sizes: about the score of
+            a perfect generator with as many cases.
+        p: fraction of these that are at least as large as the distance, (1 + n) / (1 + resamples).
+        resampled_variance: fraction of the variance in the components in which resamples were computed.
     """
 
     value: float
@@ -67,7 +67,7 @@ class Distance:
 def frechet_distance(
     mean_1: np.ndarray, covariance_1: np.ndarray, mean_2: np.ndarray, covariance_2: np.ndarray
 ) -> float:
-    """The squared distance of the module's docstring; means (width,), covariances (width, width), not below 0."""
+    """The squared Fréchet distance (see module), at least 0; means (width,), covariances (width, width)."""
     singular = np.linalg.svd(_factor(covariance_1) @ _factor(covariance_2).T, compute_uv=False)
     offset = mean_1 - mean_2
     return max(0.0, float(offset @ offset + np.trace(covariance_1) + np.trace(covariance_2) - 2 * singular.sum()))
@@ -91,17 +91,17 @@ def frechet(
     """Fréchet distance between two sets.
 
     Args:
-        real, fake: features of one width; two rows each at least.
-        seed: of `numpy.random.default_rng`.
-        resamples: for the interval and as many for the chance level.
-        on_resample: called after each.
+        real, fake: features of equal width, at least two rows each.
+        seed: seed of `numpy.random.default_rng`.
+        resamples: number of resamples for the interval, and again for the chance level.
+        on_resample: called after each resample.
 
     Raises:
         UserError: fewer than two rows.
     """
     if min(len(real.rows), len(fake.rows)) < 2:
         raise UserError(
-            f"a Fréchet distance needs two rows of features at least, got {len(real.rows)} and {len(fake.rows)}"
+            f"a Fréchet distance needs at least two rows of features, got {len(real.rows)} and {len(fake.rows)}"
         )
     moments = [(rows.mean(axis=0), np.atleast_2d(np.cov(rows, rowvar=False))) for rows in (real.rows, fake.rows)]
     value = frechet_distance(*moments[0], *moments[1])
@@ -130,7 +130,7 @@ def kernel(
         UserError: fewer than two cases.
     """
     if min(len(real.names), len(fake.names)) < 2:
-        raise UserError(f"a kernel distance needs two cases at least, got {len(real.names)} and {len(fake.names)}")
+        raise UserError(f"a kernel distance needs at least two cases, got {len(real.names)} and {len(fake.names)}")
     kernels = _centred(_case_kernels(real, fake))
 
     def distance(weights_1: np.ndarray, weights_2: np.ndarray) -> float:
@@ -145,24 +145,24 @@ def kernel(
 
 
 def _within(kernels: np.ndarray, weights: np.ndarray) -> float:
-    """Mean kernel of pairs of different cases of a set; NaN where only one case is in it."""
+    """Mean kernel over pairs of different cases of a set; NaN if it holds only one case."""
     pairs = weights.sum() ** 2 - (weights**2).sum()
     total = weights @ kernels @ weights - weights**2 @ np.diag(kernels)
     return float(total / pairs) if pairs > 0 else float("nan")
 
 
 def _centred(kernels: np.ndarray) -> np.ndarray:
-    """The kernel of features less their mean over all cases.
+    """The kernel of features minus their mean over all cases.
 
-    The distance of the sets is the same, for what is added to all pairs of a case cancels. In resamples it does not,
-    because the pairs of a case that is drawn twice are left out, and their spread would be far too large.
+    This does not change the distance of the sets, where a constant per case cancels. In resamples it would not cancel,
+    because the pairs of a case drawn twice are left out, and without centring their spread would be far too large.
     """
     means = kernels.mean(axis=0)
     return kernels - means[:, None] - means[None, :] + means.mean()
 
 
 def _case_kernels(real: CaseFeatures, fake: CaseFeatures) -> np.ndarray:
-    """Mean of the kernel over all pairs of rows of each pair of cases, real ones first, (cases, cases)."""
+    """Mean kernel over all pairs of rows for each pair of cases, real ones first, (cases, cases)."""
     import torch
     from torchmetrics.image.kid import poly_kernel
 
@@ -182,12 +182,13 @@ def _case_kernels(real: CaseFeatures, fake: CaseFeatures) -> np.ndarray:
 
 
 class _Moments:
-    """Mean and unbiased covariance of any weighted choice of the cases of two sets, real ones first.
+    """Mean and unbiased covariance of weighted cases of two sets, real ones first.
 
-    In the leading principal components of both sets together, at most `COMPONENTS`; without loss if there are no more.
+    They are computed in the leading principal components of both sets, at most `COMPONENTS`; without loss if there are
+    no more.
 
     Attributes:
-        variance: share of the variance that these components hold.
+        variance: fraction of the variance in these components.
     """
 
     def __init__(self, real: CaseFeatures, fake: CaseFeatures) -> None:
@@ -212,7 +213,7 @@ class _Moments:
             self._second = np.stack([of_case.T @ of_case for of_case in of_cases])
 
     def of(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From a weight for each case (cases,), whole numbers."""
+        """Mean and covariance for whole-number weights of the cases (cases,)."""
         n = weights @ self._counts
         mean = weights @ self._sums / n
         if self._second is None:
@@ -238,12 +239,12 @@ def _resample(
     resamples: int,
     on_resample: Callable[[], object],
 ) -> _Resampled:
-    """The distance of the sets, of bootstrap resamples of each, and of random divisions of both together.
+    """Distances of the sets, of bootstrap resamples of each, and of random divisions of both together.
 
     Args:
-        distance: of two weights (n_1 + n_2,), how often each case is in the one set and in the other.
-        n_1, n_2: cases of the sets.
-        seed, resamples, on_resample: see `frechet`. Resamples that have no distance (one case alone) are left out.
+        distance: function of two weights (n_1 + n_2,), the counts of each case in the two sets.
+        n_1, n_2: numbers of cases in the sets.
+        seed, resamples, on_resample: see `frechet`. Resamples without a distance (a single case) are left out.
     """
     first = np.r_[np.ones(n_1), np.zeros(n_2)]
     value = distance(first, 1 - first)
@@ -269,6 +270,6 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def _p(resampled: _Resampled) -> float:
-    # equal divisions differ by rounding
+    # identical divisions differ by rounding
     tolerance = 1e-9 * np.abs(resampled.permuted).max()
     return float((1 + (resampled.permuted >= resampled.value - tolerance).sum()) / (1 + len(resampled.permuted)))

@@ -1,4 +1,4 @@
-"""The evaluation of a folder of generated images: which metrics can be had from what is given, and all of them.
+"""Evaluate a folder of generated images with all metrics that the given inputs allow.
 
 The result is the content of ``generation.json``::
 
@@ -10,8 +10,8 @@ The result is the content of ``generation.json``::
      "cosines": {"image_image": {...}, "text_image": {...}, "text_real": {...}},
      "masks": {...}, "memorisation": {...}, "warnings": [...]}
 
-What was not asked for is null. NaN stands for what cannot be had. `similarity`, `adherence` and `memorisation` say what
-their parts hold, `distances` what the numbers of a distance are.
+Metrics that were not requested are null; NaN marks undefined values. `similarity`, `adherence` and `memorisation`
+describe their parts, `distances` the numbers of a distance.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ from fvae_nnunet.evaluation.generation.similarity import (
 )
 from fvae_nnunet.evaluation.statistics import check_resampling
 from fvae_nnunet.nnunet.segmenter import open_segmenter
-from fvae_nnunet.numbers_as_text import percent
+from fvae_nnunet.numbers_as_text import counted, listed, percent
 
 SCHEMA = 1
 
 FEW_CASES = 20
-"""With fewer cases than this in a set the report warns of its intervals and of the memorisation check."""
+"""With fewer cases in a set, the report warns about intervals and the memorisation check."""
 
 ENOUGH_VARIANCE = 0.99
-"""If resamples are computed in components that hold less of the variance than this, the report says so."""
+"""The report warns if resamples are computed in components with less than this fraction of the variance."""
 
 Progress = Callable[[str, int], Callable[[], object]]
-"""Begins a stage with so many steps; returns what is called after each."""
+"""Begins a stage with a name and a number of steps; returns a function to call after each step."""
 
 
 def evaluate_generation(evaluation: Evaluation, progress: Progress = lambda stage, steps: lambda: None) -> Evaluated:
-    """All metrics; writes nothing but the cache of features and, with a segmenter, its segmentations.
+    """Compute all metrics; writes only the feature cache and, with a segmenter, its segmentations.
 
     Raises:
         UserError: see `Evaluation.chosen_metrics`, `extract_features`, `distances`, `adherence`.
     """
     check_resampling(evaluation.seed, evaluation.resamples)
     if evaluation.real.folder.resolve() == evaluation.fake.folder.resolve():
-        raise UserError(f"{evaluation.real.folder} is given as real and as generated images; name two folders")
+        raise UserError(f"{evaluation.real.folder} is given as both real and generated images; give two folders")
     metrics = evaluation.chosen_metrics()
     if evaluation.segmenter is not None and evaluation.segmentations is not None:
         raise UserError("`segmentations` and `segmenter` exclude each other; give one of them")
-    # first, for what is wrong with masks should be said before hours of features
+    # first, so that problems with masks are reported before hours of feature extraction
     masks = _masks(evaluation, progress) if "masks" in metrics else None
     extracted = _extract(evaluation, metrics, progress)
     real, fake = extracted["real"], extracted["fake"]
@@ -101,14 +101,14 @@ def evaluate_generation(evaluation: Evaluation, progress: Progress = lambda stag
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The results and the features of the sets (``real``, ``fake``, ``train``) that they come from."""
+    """The results, and the features of the sets (``real``, ``fake``, ``train``) from which they were computed."""
 
     results: dict[str, Any]
     extracted: Mapping[str, Extracted]
 
 
 def case_vectors(extracted: Extracted, network: FeatureNetwork) -> CaseVectors:
-    """A vector for each case: the network's, or the means over the slices of each plane, each of length 1, in a row."""
+    """One vector per case: the network's, or the concatenated unit-length means over the slices of each plane."""
     parts = [features for (name, _), features in extracted.features.items() if name == network.name]
     vectors = [features.means() for features in parts]
     names = parts[0].names
@@ -211,7 +211,7 @@ def _cosines(evaluation: Evaluation, real: Extracted, fake: Extracted, progress:
         if encoded.shape[1] != len(next(iter(vectors.values()))):
             raise UserError(
                 f"{evaluation.text.path} returns {encoded.shape[1]} values and CT-CLIP's vision part "
-                f"{len(next(iter(vectors.values())))}; both must be projected to one space"
+                f"{len(next(iter(vectors.values())))}; both must project to the same space"
             )
         matched, others = matched_cosines(
             np.stack([vectors[case] for case in texts]), encoded, [distinct.index(text) for text in texts.values()]
@@ -279,32 +279,30 @@ def _warnings(
         if entry["metric"] != "kid" and min(entry["rank_real"], entry["rank_fake"]) < entry["width"]:
             warnings.append(
                 f"{entry['metric']}, {entry['network']}: {entry['rows_real']} real and {entry['rows_fake']} generated "
-                f"rows do not fill {entry['width']} features (ranks {entry['rank_real']}, {entry['rank_fake']}): the "
-                "distance is far above that of more cases. Compare it with the one by chance, and only with distances "
-                "from as many cases; KID has no such bias"
+                f"rows are too few for {entry['width']} features (ranks {entry['rank_real']}, {entry['rank_fake']}): "
+                "the distance is far larger than with more cases. Compare it with the distance by chance, and only "
+                "with distances from as many cases; KID has no such bias"
             )
         if entry["resampled_variance"] < ENOUGH_VARIANCE:
             warnings.append(
-                f"{entry['metric']}, {entry['network']}: interval, chance and p are from "
+                f"{entry['metric']}, {entry['network']}: interval, chance and p are based on "
                 f"{percent(entry['resampled_variance'])} of the variance"
             )
-    unsure = ["intervals and p values"] if found else []
+    unsure = ["intervals", "p values"] if found else []
     unsure += ["the memorisation check"] if memorisation is not None else []
     for name, images in (("real", evaluation.real), ("generated", evaluation.fake)):
         if unsure and len(images.cases) < FEW_CASES:
-            warnings.append(
-                f"{len(images.cases)} {name} cases are few: little can be read from {' and from '.join(unsure)}"
-            )
+            warnings.append(f"only {counted(len(images.cases), f'{name} case')}: too few to trust {listed(unsure)}")
     if memorisation is not None and memorisation["real_in_training"]:
         count = len(memorisation["real_in_training"])
         warnings.append(
-            f"{count} of {len(evaluation.real.cases)} real images are training images, too: the generator has seen "
-            "what it is compared with; take real images that it has not seen"
+            f"{count} of {len(evaluation.real.cases)} real images are also training images: the generator has seen "
+            "the images it is compared with; use real images that it has not seen"
         )
     if cosines is not None and cosines["image_image"] is None:
         warnings.append(
-            "no generated case has a source or a name among the real ones, so there is no image-image cosine"
+            "no generated case has a source or a name among the real cases, so there is no image-image cosine"
         )
     if evaluation.text is not None and cosines is not None and cosines["text_image"] is None:
-        warnings.append("no generated case has a text, so there is no text-image cosine; give their reports")
+        warnings.append("no generated case has a text, so there is no text-image cosine; give reports for them")
     return warnings

@@ -1,4 +1,4 @@
-"""What is evaluated, by which networks, and which metrics can be had from that."""
+"""Inputs and networks of an evaluation, and the metrics that they allow."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated and by which networks.
+    """Inputs, networks and settings of an evaluation.
 
     Attributes:
-        real, fake: images; real ones that the generator was not trained on.
-        train: images it was trained on; None: no memorisation check.
-        networks: of features; see `feature_networks`.
+        real, fake: real images that the generator was not trained on, and generated images.
+        train: images that the generator was trained on; None: no memorisation check.
+        networks: feature networks; see `feature_networks`.
         text: CT-CLIP's text part; None: no text-image cosine.
-        masks: folder of the masks that the images were generated from; None: see `mask_folder`.
+        masks: folder of the masks from which the images were generated; None: see `mask_folder`.
         segmentations: folder of segmentations of the generated images.
-        segmenter: folder of an nnU-Net model that makes them.
-        groups: JSON of structures that are taken together, see `compared_structures.read_groups`.
-        metrics: of `METRICS`; None: all that can be had from what is given.
-        output: folder of what is kept between runs.
-        cache: folder of features; None: ``features`` in ``output``.
-        seed, resamples: of bootstrap and permutations.
-        processes: that read images, or compare masks.
-        device: torch's name.
+        segmenter: folder of an nnU-Net model that creates segmentations.
+        groups: JSON file of structures to merge, see `compared_structures.read_groups`.
+        metrics: subset of `METRICS`; None: all that the inputs allow.
+        output: folder for files that are kept between runs.
+        cache: folder of cached features; None: ``features`` in ``output``.
+        seed, resamples: seed and number of resamples of bootstrap and permutations.
+        processes: number of processes that read images or compare masks.
+        device: torch device name.
     """
 
     real: ImageSet
@@ -54,16 +54,16 @@ class Evaluation:
     device: str = "cpu"
 
     def chosen_metrics(self) -> tuple[str, ...]:
-        """The metrics that are to be computed, in the order of `METRICS`.
+        """The metrics to compute, in the order of `METRICS`.
 
         Raises:
-            UserError: one that was asked for needs something that was not given, or nothing can be had.
+            UserError: a requested metric lacks an input, or the inputs allow no metric.
         """
         volumes = any(network.sees_volumes for network in self.networks)
         slices = any(not network.sees_volumes for network in self.networks)
         lacking = {
-            "fvd": None if volumes else "`ct_clip`, or `features` with a network of volumes",
-            "fid2.5d": None if slices else "`radimagenet`, or `features` with a network of slices",
+            "fvd": None if volumes else "`ct_clip`, or `features` with a network for volumes",
+            "fid2.5d": None if slices else "`radimagenet`, or `features` with a network for slices",
             "kid": None if self.networks else "`ct_clip`, `radimagenet` or `features`",
             "ctclip": None if any(network.name == CT_CLIP for network in self.networks) else "`ct_clip`",
             "masks": None if self.segmentations or self.segmenter else "`segmentations` or `segmenter`",
@@ -75,12 +75,12 @@ class Evaluation:
             raise UserError("; ".join(missing))
         found = tuple(metric for metric in METRICS if metric in wanted and lacking[metric] is None)
         if not found:
-            raise UserError("nothing to evaluate with: " + "; ".join(missing))
+            raise UserError("no metric can be computed: " + "; ".join(missing))
         return found
 
     @property
     def comparison_network(self) -> FeatureNetwork:
-        """The network by which single cases are compared: the first that sees volumes, else the first."""
+        """The network that compares single cases: the first that sees volumes, else the first."""
         return next((network for network in self.networks if network.sees_volumes), self.networks[0])
 
     def used_networks(self, metrics: Sequence[str]) -> list[FeatureNetwork]:
@@ -95,10 +95,10 @@ class Evaluation:
         ]
 
     def mask_folder(self) -> Path:
-        """Where the masks are; if no folder was given, the generated images' labels or structures, whichever name one.
+        """Folder of the masks; by default the labels or the structures of the generated images, if only one names any.
 
         Raises:
-            UserError: neither does, or both do, and only the user knows which the segmentations show.
+            UserError: neither names a structure, or both do, so that the user must choose.
         """
         if self.masks is not None:
             return self.masks
@@ -108,9 +108,9 @@ class Evaluation:
         if len(naming) == 1:
             return naming[0]
         if naming:
-            what = f"the masks in {' and in '.join(map(str, naming))}; say which of them the segmentations show"
+            what = f"masks in {' and in '.join(map(str, naming))}; give the one that the segmentations show"
         elif folders:
-            what = f"only masks in {folders[0]}, where nothing but the background has a name; name others"
+            what = f"only masks in {folders[0]}, where only the background has a name; give others"
         else:
-            what = "no masks of all its images; name their folder"
-        raise UserError(f"{self.fake.folder} has {what} with `masks`")
+            what = "no masks for all its images; give their folder"
+        raise UserError(f"{self.fake.folder} has {what} as `masks`")

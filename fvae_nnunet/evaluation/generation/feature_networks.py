@@ -1,4 +1,4 @@
-"""Frozen feature networks from files that the user names: TorchScript, or RadImageNet's ResNet-50 as a state dict."""
+"""Frozen feature networks from user files: TorchScript, or RadImageNet's ResNet-50 as a state dict."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ CT_CLIP = "CT-CLIP"
 RADIMAGENET = "RadImageNet"
 
 SLICES_AT_ONCE = 16
-"""Slices in a batch; the features of one do not depend on the others."""
+"""Slices per batch; the features of a slice do not depend on the others."""
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network and what it gets to see.
+    """A frozen network and its input.
 
     Attributes:
-        name: in tables, such as CT-CLIP.
-        path: its file.
-        sha256: of the file.
-        input: how an image is prepared.
-        module: on ``device``.
-        device: torch's name of it.
-        calls: slices of a call, fewer where memory lacks.
+        name: name in tables, such as CT-CLIP.
+        path: file of the network.
+        sha256: digest of the file.
+        input: preparation of an image.
+        module: network on ``device``.
+        device: torch device name.
+        calls: number of slices per call, reduced if memory is short.
     """
 
     name: str
@@ -54,21 +54,21 @@ class FeatureNetwork:
 
     @property
     def sees_volumes(self) -> bool:
-        """Whether it has one vector for a case, and not one for each of its slices."""
+        """Whether it returns one vector per case instead of one per slice."""
         return isinstance(self.input, VolumeInput)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides its features, for records and cache keys."""
+        """All settings that determine its features, for records and cache keys."""
         return {"sha256": self.sha256, **self.input.settings}
 
     def features(self, prepared: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """Part of the input -> float32 (rows, width); one row for a volume, one for each slice of a plane.
+        """Part of the input -> float32 (rows, width); one row for a volume, or one for each slice of a plane.
 
-        What the network returns with more than two dimensions (B, width, ...) is averaged over the others.
+        Outputs with more than two dimensions (B, width, ...) are averaged over the others.
 
         Raises:
-            UserError: the network fails, or returns no finite tensor (B, width).
+            UserError: the network fails, or does not return a finite tensor (B, width).
         """
         return {part: self._rows(part, tensor) for part, tensor in prepared.items()}
 
@@ -85,16 +85,16 @@ class FeatureNetwork:
             rows = self.calls.run(of, len(tensor), tensor[0].numel(), most=SLICES_AT_ONCE)
         except RuntimeError as error:
             raise UserError(
-                f"{self.name} ({self.path}) fails on its {part} input {tuple(tensor.shape)}: {_last_line(error)}"
+                f"{self.name} ({self.path}) failed on its {part} input {tuple(tensor.shape)}: {_last_line(error)}"
             ) from error
         return np.concatenate(rows)
 
 
 def as_rows(output: Any, count: int, called: str) -> np.ndarray:
-    """A network's output as float32 (count, width); UserError where it is none."""
+    """A network's output as float32 (count, width); UserError if it has another shape or is not finite."""
     if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != count:
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UserError(f"{called} must return a tensor ({count}, width), or with more axes to average; got {got}")
+        raise UserError(f"{called} must return a tensor ({count}, width), or one with more axes to average; got {got}")
     rows = output.float().flatten(2).mean(2) if output.ndim > 2 else output.float()
     if not torch.isfinite(rows).all():
         raise UserError(f"{called} returns values that are not finite")
@@ -110,18 +110,18 @@ def load_feature_networks(
     trust_weights: bool = False,
     device: str = "cpu",
 ) -> list[FeatureNetwork]:
-    """The networks that are named, in this order.
+    """Load the given networks, in this order.
 
     Args:
         ct_clip: TorchScript of CT-CLIP's vision part, (1, 1, 240, 480, 480) -> (1, 512).
         radimagenet: state dict or TorchScript of RadImageNet's ResNet-50.
-        features: name -> TorchScript. `network_inputs.read_network_input` says what each gets; default: as CT-CLIP.
-        slice_step: in the place of ``SliceInput.step``.
+        features: name -> TorchScript. `network_inputs.read_network_input` determines the input; default: as CT-CLIP.
+        slice_step: replaces ``SliceInput.step``.
         trust_weights: run TorchScript, and read a pickled state dict that holds more than tensors.
-        device: where they compute.
+        device: device to compute on.
 
     Raises:
-        UserError: a file cannot be read or holds something else, or a name twice.
+        UserError: a file cannot be read or holds something else, or a name is used twice.
     """
     networks = []
     if ct_clip is not None:
@@ -138,7 +138,7 @@ def load_feature_networks(
     names = [network.name for network in networks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"`features`: the name {', '.join(twice)} is taken; choose another")
+        raise UserError(f"`features`: the name {', '.join(twice)} is already used; choose another")
     if slice_step is None:
         return networks
     return [
@@ -155,30 +155,30 @@ def _load(name: str, path: Path, default: NetworkInput, device: str, trust_weigh
 
 
 def load_torchscript(path: Path, device: str, *, trust_weights: bool) -> torch.nn.Module:
-    """A TorchScript module, frozen.
+    """Load a TorchScript module in evaluation mode.
 
     Args:
-        path: of the file.
-        device: torch's name of where it computes.
-        trust_weights: the user trusts its author: when it runs it can read and write files (``torch.save``).
+        path: the file.
+        device: torch device name.
+        trust_weights: the user trusts its author: when run, it can read and write files (``torch.save``).
 
     Raises:
-        UserError: no such file, it is no TorchScript, or is not trusted.
+        UserError: no such file, not TorchScript, or not trusted.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file")
+        raise UserError(f"no such file: {path}")
     if not is_torchscript(path):
         raise UserError(
-            f"{path} is no TorchScript file (torch.jit.save); docs/generation_quality.md says how to write one"
+            f"{path} is not a TorchScript file (torch.jit.save); docs/generation_quality.md describes how to write one"
         )
     if not trust_weights:
         raise UserError(
-            f"{path} is TorchScript, a program that can read and write your files when it runs. If you trust where it "
-            "comes from, `trust_weights=True` runs it"
+            f"{path} is TorchScript, a program that can read and write your files when it runs. If you trust its "
+            "source, `trust_weights=True` runs it"
         )
     try:
         with warnings.catch_warnings():
-            # torch 2.14 recommends torch.export for what is written from now on
+            # torch 2.14 recommends torch.export for new files
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(path), map_location=device)

@@ -1,8 +1,8 @@
-"""Features of all cases of a folder, computed once: a file for each network, its input and each image.
+"""Features of all cases of a folder, with a cache: one file per network, input and image.
 
 A cache file is ``<key>.safetensors`` with a float32 (rows, width) for each part of the input. The key is the sha256 of
-the network's file, of every setting of its input and of the image's bytes, so another network, input or image never
-meets an old entry, and a cache may be shared between runs.
+the network's file, all settings of its input and the image's bytes, so another network, input or image never matches an
+old entry, and runs can share a cache.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fvae_nnunet.files.recorded import sha256_of_file, write_shared
 from fvae_nnunet.files.tensors import load_tensors, save_tensors
 
 CACHE_VERSION = 1
-"""Part of every key; raised when an input is prepared differently."""
+"""Part of every key; increased when the preparation of inputs changes."""
 
 _MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
 class CaseFeatures:
-    """The features of some cases for one part of one network's input.
+    """Features of several cases for one part of one network's input.
 
     Attributes:
-        rows: float64 (rows, width).
-        case_of_row: int (rows,), index of the case, rising.
-        names: of the cases.
+        rows: features, float64 (rows, width).
+        case_of_row: index of the case, int (rows,), in ascending order.
+        names: names of the cases.
     """
 
     rows: np.ndarray
@@ -47,7 +47,7 @@ class CaseFeatures:
 
     @classmethod
     def of(cls, by_case: dict[str, np.ndarray]) -> CaseFeatures:
-        """From the rows of each case, at least one case with at least one row."""
+        """Join the rows of each case; at least one case with at least one row."""
         lengths = [len(rows) for rows in by_case.values()]
         return cls(
             np.concatenate(list(by_case.values())).astype(np.float64),
@@ -68,12 +68,12 @@ SetFeatures = dict[tuple[str, str], CaseFeatures]
 
 @dataclass(frozen=True)
 class Extracted:
-    """What `extract_features` found.
+    """Result of `extract_features`.
 
     Attributes:
-        features: of every network.
+        features: features from every network.
         image_sha256: case -> digest of its image.
-        computed: cases that had not all been in the cache.
+        computed: number of cases that were not complete in the cache.
     """
 
     features: SetFeatures
@@ -89,20 +89,19 @@ def extract_features(
     readers: int = 2,
     on_case: Callable[[], object] = lambda: None,
 ) -> Extracted:
-    """Features of all cases by all networks, from the cache where they are there.
+    """Features of all cases from all networks, from the cache if available.
 
-    A file of the cache that is damaged is made again: each holds a digest of its features, which is always checked.
+    Damaged cache files are recomputed: each holds a digest of its features, which is always checked.
 
     Args:
         images: the cases.
-        networks: may be none; then only the digests are found.
-        cache: folder of the cache; made if needed.
-        readers: images that are read ahead, each by a thread; 0: one after the other. So many volumes are in memory.
+        networks: feature networks; if empty, only digests are computed.
+        cache: cache folder, created if necessary.
+        readers: number of images read ahead, each by a thread, and held in memory; 0: one at a time.
         on_case: called after each case.
 
     Raises:
-        UserError: images that cannot be read or used, a line for each; the others are in the cache then. Or a network
-            fails.
+        UserError: images cannot be read or used, one line each (the others are then in the cache), or a network fails.
     """
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     digests: dict[str, str] = {}
@@ -121,7 +120,7 @@ def extract_features(
         on_case()
     if problems:
         more = [f"and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
-        raise UserError(f"{images.folder}: no features of\n  " + "\n  ".join(problems[:_MOST_NAMED] + more))
+        raise UserError(f"{images.folder}: no features for\n  " + "\n  ".join(problems[:_MOST_NAMED] + more))
     _check_widths(found)
     return Extracted({key: CaseFeatures.of(rows) for key, rows in found.items()}, digests, computed)
 
@@ -135,7 +134,7 @@ def _check_widths(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """A case with what the cache has of it, and its volume where something is missing."""
+    """A case with its cached features, and its volume if any are missing."""
 
     path: Path
     sha256: str
@@ -157,7 +156,7 @@ class _Task:
 
 
 def cache_key(network: FeatureNetwork, image_sha256: str) -> str:
-    """Name of the cache's file for an image, without its ending."""
+    """Name of the cache file for an image, without its ending."""
     content = {"version": CACHE_VERSION, "network": network.settings, "image": image_sha256}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -171,14 +170,14 @@ def _read(case: ImageCase, networks: Sequence[FeatureNetwork], cache: Path) -> _
         return _Task(path, sha256, cached, None, (1.0, 1.0, 1.0))
     volume, spacing_mm = read_upright(path)
     if volume.ndim != 3:
-        raise UserError(f"{path} is no single grey volume: its array has the shape {volume.shape}")
+        raise UserError(f"{path} is not a single grey volume: its array has the shape {volume.shape}")
     return _Task(path, sha256, cached, volume, spacing_mm)
 
 
 def _ahead(
     cases: Sequence[ImageCase], read: Callable[[ImageCase], _Task], readers: int
 ) -> Iterator[tuple[ImageCase, Callable[[], _Task]]]:
-    """Each case with a function that gives what was read of it, in order."""
+    """Yield each case with a function that returns the read task, in order."""
     waiting: deque[tuple[ImageCase, Future[_Task]]] = deque()
     with ThreadPoolExecutor(max(1, readers)) as pool:
         try:
@@ -202,5 +201,5 @@ def _cached(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, rows: dict[str, np.ndarray]) -> None:
-    """Written whole, also where several processes write the same features."""
+    """Write atomically, also if several processes write the same features."""
     write_shared(path, save_tensors({part: torch.from_numpy(values) for part, values in rows.items()}))

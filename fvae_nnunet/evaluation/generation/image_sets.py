@@ -1,4 +1,4 @@
-"""Which images a folder stands for: those of fvae-synthesize, of a raw dataset of nnU-Net, or of a plain folder."""
+"""Find the images of a folder: output of fvae-synthesize, a raw dataset of nnU-Net, or a plain folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ class ImageCase:
     """One CT.
 
     Attributes:
-        name: of the case.
-        images: its channels in order; the first one is the CT that is evaluated.
-        source: the case that it was generated from, where a record says so.
-        text: the report or prompt; None where there is none.
-        label: its label map; None where there is none.
-        structures: its map of anatomical structures, such as ``fvae-synthesize`` and ``fvae-convert`` write;
-            None where there is none.
+        name: name of the case.
+        images: channels in order; the first one is the CT to evaluate.
+        source: case from which it was generated, if recorded.
+        text: report or prompt, if any.
+        label: label map, if any.
+        structures: map of anatomical structures, as written by ``fvae-synthesize`` and ``fvae-convert``, if any.
     """
 
     name: str
@@ -47,9 +46,9 @@ class ImageSet:
     """The cases of a folder, by name.
 
     Attributes:
-        folder: absolute.
+        folder: absolute path.
         kind: ``synthetic`` (fvae-synthesize), ``dataset`` (imagesTr of a raw dataset) or ``images``.
-        cases: at least one.
+        cases: at least one case.
     """
 
     folder: Path
@@ -60,20 +59,20 @@ class ImageSet:
 def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
     """The images of a folder.
 
-    ``fvae-synthesize``'s accepted cases, else ``imagesTr`` of a raw dataset, else the images in the folder itself. Of
-    names that all end in a channel's number only channel 0000 is an image of its own.
+    These are the accepted cases of ``fvae-synthesize``, else ``imagesTr`` of a raw dataset, else the images in the
+    folder itself. If all names end in a channel number, they are grouped by case.
 
     Args:
-        folder: to look into.
-        reports: texts of the cases, ``reports.json`` of a dataset or what `report_texts.read_reports` reads; default:
-            those of the records of synthetic cases, or ``reports.json`` of the dataset.
+        folder: folder of the images.
+        reports: texts of the cases, ``reports.json`` of a dataset or a file for `report_texts.read_reports`; default:
+            the records of synthetic cases, or ``reports.json`` of the dataset.
 
     Raises:
         UserError: no such folder or images, damaged records or reports, or reports that name none of the cases.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
-    folder = folder.absolute()  # "." has no name, by which what lies beside images... is found
+        raise UserError(f"no such folder: {folder}")
+    folder = folder.absolute()  # "." has no name, which is needed to find files beside images...
     if (folder / "records").is_dir():
         kind = "synthetic"
         cases = [
@@ -84,7 +83,7 @@ def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
             for case in read_synthetic_cases(folder)
         ]  # fmt: skip
         if not cases:
-            raise UserError(f"{folder} holds no accepted synthetic case; fvae-synthesize makes them")
+            raise UserError(f"{folder} holds no accepted synthetic case; create some with fvae-synthesize")
     else:
         kind = "dataset" if (folder / IMAGES_TR).is_dir() else "images"
         images = folder / IMAGES_TR if kind == "dataset" else folder
@@ -97,7 +96,7 @@ def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
         ]  # fmt: skip
     texts = _texts(reports) if reports is not None else _texts_of_dataset(folder) if kind != "synthetic" else {}
     if reports is not None and not any(case.name in texts for case in cases):
-        raise UserError(f"{reports} has a text for none of the cases of {folder} ({cases[0].name}, ...)")
+        raise UserError(f"{reports} has no text for any of the cases in {folder} ({cases[0].name}, ...)")
     with_texts = [ImageCase(**vars(case) | {"text": texts.get(case.name, case.text)}) for case in cases]
     return ImageSet(folder, kind, tuple(with_texts))
 
@@ -112,12 +111,12 @@ def _channels(folder: Path) -> dict[str, tuple[Path, ...]]:
         channels.setdefault(name[:-5], {})[name[-4:]] = path
     lacking = [name for name, found in channels.items() if "0000" not in found]
     if lacking:
-        raise UserError(f"{folder}: {', '.join(lacking[:10])} lack channel 0000, the CT")
+        raise UserError(f"{folder}: channel 0000 (the CT) is missing for {', '.join(lacking[:10])}")
     return {name: tuple(found[number] for number in sorted(found)) for name, found in channels.items()}
 
 
 def _mask(kind: str, case: str, image: Path) -> Path | None:
-    """The case's mask in the folder of a kind beside that of the images: of imagesTr labelsTr or structuresTr."""
+    """The case's mask in the folder of this kind beside that of the images: labelsTr or structuresTr for imagesTr."""
     images = image.parent
     if "images" not in images.name:
         return None

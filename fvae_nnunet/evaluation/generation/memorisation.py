@@ -1,11 +1,11 @@
-"""Whether generated images are copies of training cases: each one's nearest training case in feature space.
+"""Detect copies of training cases among generated images, by the nearest training case in feature space.
 
-How near is near is answered by n real images that were not trained on: of the cosines with their nearest training cases
-the limit is the m-th largest, m = (n + 1) / 20 rounded down. An image that is one more draw of the same distribution
-lies above it with probability m / (n + 1), whatever the distribution, for it is as likely as each of them to be among
-the m nearest of all n + 1. That is at most 5 %; the empirical 95 % quantile would let more than that through, a quarter
-with three images. With fewer than 19 there is no limit. Where real images were trained on themselves, their own file is
-left out, and the limit is that of the training cases among each other.
+The limit comes from n real images that were not used for training: it is the m-th largest cosine with their nearest
+training cases, m = (n + 1) / 20 rounded down. One more image from the same distribution is above the limit with
+probability m / (n + 1), for any distribution, because each of the n + 1 images is equally likely to be among the m
+nearest. That is at most 5 %; the empirical 95 % quantile would let more pass, a quarter with three images. With fewer
+than 19 images there is no limit. If real images were used for training, their own file is left out, and the limit is
+that of the training cases among themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from fvae_nnunet.evaluation.generation.similarity import unit
 
 ONE_ABOVE_IN = 20
-"""At most one in so many images lies above the limit if nothing is copied."""
+"""At most one in this many images is above the limit if nothing is copied."""
 
 LEAST_REAL = ONE_ABOVE_IN - 1
 """With fewer real images there is no limit."""
@@ -30,10 +30,10 @@ class Nearest:
     """The nearest training case of an image.
 
     Attributes:
-        case: of the image.
-        training_case: the nearest one.
-        cosine: of their features.
-        identical: their files are equal, byte for byte.
+        case: case of the image.
+        training_case: nearest training case.
+        cosine: cosine of their features.
+        identical: whether their files are equal, byte for byte.
     """
 
     case: str
@@ -44,12 +44,12 @@ class Nearest:
 
 @dataclass(frozen=True)
 class CaseVectors:
-    """Images by one vector each.
+    """One feature vector per image.
 
     Attributes:
         cases: names (n,).
         vectors: features (n, width).
-        digests: of the images' files (n,).
+        digests: digests of the image files (n,).
     """
 
     cases: Sequence[str]
@@ -58,10 +58,10 @@ class CaseVectors:
 
 
 def nearest_training_cases(images: CaseVectors, training: CaseVectors, *, leave_out_identical: bool) -> list[Nearest]:
-    """The nearest training case of each image; with ``leave_out_identical`` equal files are no neighbours.
+    """The nearest training case of each image; ``leave_out_identical`` ignores training cases with the same file.
 
     Returns:
-        In the order of the images; without those that have no training case but themselves.
+        Nearest cases in the order of the images, without images whose only training case is themselves.
     """
     cosines = unit(images.vectors) @ unit(training.vectors).T
     equal = np.array(images.digests)[:, None] == np.array(training.digests)[None, :]
@@ -78,15 +78,15 @@ def nearest_training_cases(images: CaseVectors, training: CaseVectors, *, leave_
 def summarise_memorisation(
     fake: Sequence[Nearest], real: Sequence[Nearest], sources: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """The limit, and which generated images lie above it, nearest first.
+    """The limit, and the generated images with their nearest training case, largest cosine first.
 
     Args:
         fake, real: from `nearest_training_cases`.
-        sources: generated case -> the case it was generated from.
+        sources: generated case -> case from which it was generated.
 
     Returns:
-        ``limit``, ``above`` (share) and ``expected_above`` (share if nothing is copied) are NaN with fewer than
-        `LEAST_REAL` real images. ``cases``: of those above, or identical to a training case, ``above`` is true.
+        ``limit``, ``above`` (fraction) and ``expected_above`` (fraction if nothing is copied) are NaN with fewer than
+        `LEAST_REAL` real images. In ``cases``, ``above`` is true if above the limit or identical to a training case.
     """
     of_real = sorted((one.cosine for one in real), reverse=True)
     allowed = (len(real) + 1) // ONE_ABOVE_IN

@@ -1,7 +1,7 @@
-"""What feature networks get of a CT: a volume on a fixed grid, or slices in three planes, from fixed HU ranges.
+"""Inputs of feature networks: a volume on a fixed grid, or slices in three planes, scaled from fixed HU ranges.
 
-No value of an image decides how it is scaled: a range taken from the image (minimum to maximum) would make the features
-depend on its extremes, a metal clip for instance.
+Scaling does not depend on the image: with a range from the image (minimum to maximum), features would depend on its
+extremes, for instance a metal clip.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fvae_nnunet.files.checked_json import read_json
 PLANES = ("axial", "coronal", "sagittal")
 
 VOLUME = "volume"
-"""Name of the one part of features of a volume."""
+"""Name of the single part of a volume input."""
 
 ORDERS = ("zyx", "zxy")
 
 SCALES = {
-    "caffe": "blue, green, red from 0 to 1, less 0.406, 0.456 and 0.485 (ImageNet's means)",
+    "caffe": "blue, green, red from 0 to 1, minus 0.406, 0.456 and 0.485 (ImageNet's means)",
     "signed": "three equal channels from -1 to 1",
     "unit": "three equal channels from 0 to 1",
 }
@@ -35,17 +35,17 @@ SCALES = {
 _CAFFE_MEANS = (0.406, 0.456, 0.485)
 
 _ROUNDING = 1e-6
-"""Added before a number of voxels is cut to a whole one: 30 * 0.7 / 0.7 must not lose one."""
+"""Added before a number of voxels is truncated: 30 * 0.7 / 0.7 must not lose one."""
 
 
 @dataclass(frozen=True)
 class _OnGrid:
-    """What both kinds of input have: a grid around the middle of the image, and the HU that are mapped to [-1, 1].
+    """Common base of both inputs: a grid around the centre of the image, and a HU window mapped to [-1, 1].
 
     Attributes:
-        shape: (z, y, x) voxels, cropped or padded around the middle.
-        spacing_mm: (z, y, x), trilinear.
-        hu_window: clipped to; what is outside the image has its lower end.
+        shape: size (z, y, x) in voxels, cropped or padded around the centre.
+        spacing_mm: spacing (z, y, x), by trilinear interpolation.
+        hu_window: HU window for clipping; outside the image, values are its lower end.
     """
 
     kind: ClassVar[str]
@@ -62,21 +62,21 @@ class _OnGrid:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For records and cache keys."""
+        """Settings for records and cache keys."""
         return {"input": self.kind} | asdict(self)
 
 
 @dataclass(frozen=True)
 class VolumeInput(_OnGrid):
-    """A volume for a network: float32 (1, 1, *shape), HU window mapped to [-1, 1], what is outside the image -1.
+    """A volume for a network: float32 (1, 1, *shape), HU window mapped to [-1, 1], -1 outside the image.
 
     The defaults are CT-CLIP's: HU clipped to [-1000, 1000] and divided by 1000, 1.5 x 0.75 x 0.75 mm (trilinear),
-    cropped or padded around the middle to 240 x 480 x 480, axes in the order z, x, y (its published inference script
+    cropped or padded around the centre to 240 x 480 x 480, axes in the order z, x, y (the published inference script
     transposes nibabel's (x, y, z) that way).
 
     Attributes:
-        order: of the axes that the network gets, ``zyx`` or ``zxy``, whatever the order of ``shape``. z rises to the
-            head, y to the back, x to the patient's left.
+        order: axis order of the network's input, ``zyx`` or ``zxy``; ``shape`` stays (z, y, x). z increases towards the
+            head, y towards the back, x towards the patient's left.
     """
 
     kind = "volume"
@@ -91,7 +91,7 @@ class VolumeInput(_OnGrid):
             raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
 
     def prepare(self, volume_hu: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, torch.Tensor]:
-        """``{"volume": tensor}`` from HU (z, y, x) as `ct.files.read_upright` gives them."""
+        """``{"volume": tensor}`` from HU (z, y, x) as returned by `ct.files.read_upright`."""
         volume = on_grid(volume_hu, spacing_mm, self.shape, self.spacing_mm, self.hu_window)
         return {VOLUME: (volume if self.order == "zyx" else volume.transpose(1, 2))[None, None].contiguous()}
 
@@ -100,13 +100,13 @@ class VolumeInput(_OnGrid):
 class SliceInput(_OnGrid):
     """Slices in three planes for a 2D network: float32 (slices, 3, rows, columns) for each plane.
 
-    The defaults are those of the published FID 2.5D of MAISI (spacing, field, share of slices), with the HU window
-    in the place of its minimum and maximum over each stack. As a radiologist sees them: axial slices with the front up,
-    coronal and sagittal ones with the head up.
+    The defaults are those of the published FID 2.5D of MAISI (spacing, field, fraction of slices), with the HU window
+    instead of its minimum and maximum over each stack. Slices are in radiological orientation: axial ones with the
+    front up, coronal and sagittal ones with the head up.
 
     Attributes:
-        share: of the slices of each plane that are used, those in the middle.
-        step: every so many-th of these.
+        share: fraction of the slices of each plane that is used, from the middle.
+        step: only every ``step``-th of these is used.
         scale: a key of `SCALES`.
     """
 
@@ -128,9 +128,9 @@ class SliceInput(_OnGrid):
             raise UserError(f"scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
 
     def prepare(self, volume_hu: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, torch.Tensor]:
-        """Plane -> grey slices (slices, rows, columns) in [0, 1], from HU (z, y, x) as `read_upright` gives them.
+        """Plane -> grey slices (slices, rows, columns) in [0, 1], from HU (z, y, x) as returned by `read_upright`.
 
-        Grey: the three channels are made by `channels`, slice by slice, for they take three times the memory.
+        `channels` adds the three channels later, as they take three times the memory.
         """
         unit = (on_grid(volume_hu, spacing_mm, self.shape, self.spacing_mm, self.hu_window) + 1) / 2
         upright = unit.flip(0)
@@ -154,11 +154,11 @@ NetworkInput = VolumeInput | SliceInput
 
 
 def read_network_input(path: Path, default: NetworkInput) -> NetworkInput:
-    """The input that a network's own settings file asks for: ``FILE.json`` beside ``FILE.pt``.
+    """The input described in a network's settings file, ``FILE.json`` beside ``FILE.pt``.
 
     Args:
-        path: of the network.
-        default: where there is no such file, and for the keys that it leaves out if it names the same kind of input.
+        path: file of the network.
+        default: input if there is no such file; also provides missing keys if it is of the same kind.
 
     Raises:
         UserError: unknown keys or impossible values.
@@ -174,7 +174,7 @@ def read_network_input(path: Path, default: NetworkInput) -> NetworkInput:
     known = [field.name for field in fields(kinds[kind])]
     unknown = sorted(set(content) - set(known))
     if unknown:
-        raise UserError(f"{settings_path}: unknown: {', '.join(unknown)}; known for {kind}: {', '.join(known)}")
+        raise UserError(f"{settings_path}: unknown keys: {', '.join(unknown)}; known for {kind}: {', '.join(known)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     base = asdict(default) if isinstance(default, kinds[kind]) else {}
     try:
@@ -190,13 +190,13 @@ def on_grid(
     grid_mm: Sequence[float],
     hu_window: tuple[float, float],
 ) -> torch.Tensor:
-    """HU (z, y, x) as float32 in [-1, 1] with another spacing, cropped or padded with -1 around the middle.
+    """HU (z, y, x) resampled to float32 in [-1, 1], cropped or padded with -1 around the centre.
 
-    Trilinear (``align_corners=False``), without smoothing first. Of an odd number of voxels too many or too few, the
-    one more is at the end.
+    Trilinear (``align_corners=False``), without prior smoothing. If the number of voxels to crop or pad is odd, the
+    extra one is at the end.
 
     Raises:
-        UserError: values that are not finite.
+        UserError: values are not finite.
     """
     if volume_hu.dtype.kind == "f" and not np.isfinite(volume_hu).all():
         raise UserError("the image holds values that are not finite (NaN or infinite)")

@@ -1,4 +1,4 @@
-"""Two pictures of an evaluation in one PNG: where real and generated cases lie, and the most suspicious copies."""
+"""Picture of an evaluation: real and generated cases in feature space, and the most likely copies."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ COLOURS = {"train": LIGHT_GREY, "real": BLUE, "fake": ORANGE}
 NAMES = {"train": "training", "real": "real", "fake": "generated"}
 MARKERS = {"train": "s", "real": "o", "fake": "^"}
 PAIRS = 3
-"""Generated images that are shown beside their nearest training case."""
+"""Number of generated images shown beside their nearest training case."""
 
 THUMBNAIL_PIXELS = (48, 48)
-"""In which slices of a pair are compared."""
+"""Size at which slices of a pair are compared."""
 
 _PANEL_INCHES = 3.6
 _COLUMNS = 4
@@ -40,12 +40,13 @@ _COLUMNS = 4
 def generation_picture(evaluated: Evaluated, path: Path, *, title: str) -> Path | None:
     """Write the PNG.
 
-    A panel for each network and part of its input: the two leading principal components of the cases' features (of all
-    sets together; means over slices), with their share of the variance, and above it the network's distances. Below, if
-    there was a memorisation check, the generated images that are nearest to a training case, beside it: see `pair_of`.
+    One panel for each network and part of its input shows the two leading principal components of the cases' features
+    (of all sets together; means over slices) with their fraction of the variance; the title holds the network's
+    distances. Below, if there was a memorisation check, are the generated images nearest to a training case, beside it:
+    see `pair_of`.
 
     Returns:
-        The path; None where there are no features to draw.
+        The path; None if there are no features to draw.
 
     Raises:
         UserError: an image cannot be read.
@@ -85,10 +86,10 @@ def components(vectors: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndar
     """The two leading principal components of several sets together.
 
     Args:
-        vectors: for each set (cases, width).
+        vectors: features (cases, width) of each set.
 
     Returns:
-        For each set (cases, 2), the second 0 if there is none; and the shares of the variance (2,).
+        Scores (cases, 2) of each set, 0 for a missing second component; and the fractions of the variance (2,).
     """
     together = np.concatenate(vectors)
     centred = together - together.mean(axis=0)
@@ -134,8 +135,7 @@ def _features(extracted: Mapping[str, Extracted], name: str) -> Mapping[tuple[st
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated image and a training image: volumes (z, y, x) in HU, upright, with their spacing and the axial slice
-    of each that is shown."""
+    """A generated and a training image: upright volumes (z, y, x) in HU, with spacing and the axial slices to show."""
 
     volumes: tuple[np.ndarray, np.ndarray]
     spacing_mm: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -144,14 +144,14 @@ class Pair:
 
 
 def pair_of(fake: Mapping[str, Any], train: Mapping[str, Any]) -> Pair:
-    """The slices in which a copy would be seen.
+    """Choose the slices in which a copy would be visible.
 
-    Of the generated image that with the largest cross-section of the highest value of its label map, in nnU-Net's
-    tumour datasets the tumour (without label map the middle one); of the training image the one that correlates most
-    with it.
+    For the generated image, it is the slice with the largest cross-section of the highest label, which is the tumour in
+    nnU-Net's tumour datasets (the middle slice without a label map); for the training image, the slice that correlates
+    most with it.
 
     Args:
-        fake, train: their entries in ``results``: ``image`` and ``label``.
+        fake, train: entries of the cases in ``results``, with ``image`` and ``label``.
 
     Raises:
         UserError: a file cannot be read.
@@ -167,7 +167,7 @@ def pair_of(fake: Mapping[str, Any], train: Mapping[str, Any]) -> Pair:
 
 
 def _thumbnail(slice_hu: np.ndarray, hu_window: HUWindow) -> np.ndarray:
-    """A slice with `THUMBNAIL_PIXELS` along its edges, of mean 0 and length 1, so that products are correlations."""
+    """A slice resized to `THUMBNAIL_PIXELS`, with mean 0 and norm 1, so that products are correlations."""
     from skimage.transform import resize
 
     small = resize(np.clip(slice_hu.astype(np.float32), *hu_window), THUMBNAIL_PIXELS, anti_aliasing=True)

@@ -1,4 +1,4 @@
-"""RadImageNet's ResNet-50 from the files that are in circulation, whose names, layers and intensities differ.
+"""Load RadImageNet's ResNet-50 from the available files, which differ in names, layers and intensities.
 
 =========================================  ============================  =====================================
 file                                       network                       intensities (`network_inputs.SCALES`)
@@ -14,8 +14,8 @@ the authors' (``ResNet50.pt``)             torchvision's; names          signed,
 any with torchvision's names, no bias      torchvision's                 signed
 =========================================  ============================  =====================================
 
-MAISI's FID 2.5D uses the first one. Which one a file is, is seen from its tensors. A classifier head (``fc``) is left
-out; features are the 2048 means over the last feature map.
+MAISI's FID 2.5D uses the first one. The kind of file is detected from its tensors. A classifier head (``fc``) is
+dropped; features are the 2048 means over the last feature map.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from torchvision.models import ResNet
 
 KERAS_BATCHNORM_EPS = 1.001e-5
-"""Of `tf.keras.applications.ResNet50`."""
+"""BatchNorm eps of `tf.keras.applications.ResNet50`."""
 
 PREFIXES = ("module.", "model.", "resnet.", "encoder.", "backbone.", "model_state_dict.")
-"""What wrappers put before the names of a network; taken off."""
+"""Prefixes that wrappers add to parameter names; they are removed."""
 
 _CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
-"""Of torchvision's ResNet in order: what the numbers in a Sequential of them stand for."""
+"""Children of torchvision's ResNet in order, for names with their index in a Sequential."""
 
 
 def load_radimagenet(path: Path, *, trust: bool = False) -> tuple[torch.nn.Module, str]:
-    """The network, frozen, float32, on the CPU: (B, 3, H, W) -> (B, 2048); and the scale of its input.
+    """Load the frozen network (B, 3, H, W) -> (B, 2048), float32, on the CPU; and the scale of its input.
 
     Raises:
         UserError: the file cannot be read or holds another network, or torchvision is not installed.
@@ -59,18 +59,18 @@ def load_radimagenet(path: Path, *, trust: bool = False) -> tuple[torch.nn.Modul
     network.fc = torch.nn.Identity()
     expected = network.state_dict()
     for name, value in expected.items():
-        # not in every file, and of no use for a frozen network
+        # not in every file, and not used by a frozen network
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
     difference = first_difference(expected, state)
     if difference is not None:
-        raise UserError(f"{path} is no ResNet-50 of RadImageNet: {difference}; a TorchScript file can be given instead")
+        raise UserError(f"{path} is not RadImageNet's ResNet-50: {difference}; a TorchScript file can be given instead")
     network.load_state_dict(state)
     return network.eval().requires_grad_(False), "caffe" if from_keras else "signed"
 
 
 def torchvision_names(state: StateDict) -> StateDict:
-    """The tensors under torchvision's names, without prefixes of wrappers and without the head."""
+    """The tensors under torchvision's names, without wrapper prefixes and classifier head."""
     while prefix := _common_prefix(state):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     if all(re.match(r"\d+\.", name) for name in state):

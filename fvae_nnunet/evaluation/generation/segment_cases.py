@@ -1,4 +1,4 @@
-"""Segmentations of generated images by a model that nnU-Net has trained on real ones, kept in a folder."""
+"""Segment generated images with an nnU-Net model trained on real images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 from fvae_nnunet.nnunet.predictor import Predictor
 from fvae_nnunet.nnunet.structures import NAMES_FILE
 from fvae_nnunet.nnunet.trained_model import TrainedModel
+from fvae_nnunet.numbers_as_text import counted
 
 
 def segment_cases(
@@ -23,15 +24,17 @@ def segment_cases(
 ) -> None:
     """Write a label map ``CASE.ending`` for each image, and ``structures.json`` with the model's labels.
 
-    A case that is there from the same image and model is not done again.
+    Cases that already exist from the same image and model are skipped.
 
     Raises:
-        UserError: images that the model cannot take, the folder is of another model, or cases that failed, a line each.
+        UserError: the model does not accept the images, the folder belongs to another model, or cases failed, one line
+            each.
     """
     wrong = [case.name for case in images.cases if len(case.images) != model.channels]
     if wrong:
         raise UserError(
-            f"{images.folder}: the segmenter takes {model.channels} channels, {', '.join(wrong[:10])} have not so many"
+            f"{images.folder}: the segmenter needs {counted(model.channels, 'channel')}, but {', '.join(wrong[:10])} "
+            "have another number"
         )
     others = sorted({image_ending(path) for case in images.cases for path in case.images} - {model.file_ending})
     if others:
@@ -60,7 +63,7 @@ def segment_cases(
     predictor = Predictor(model, how, ["generated"])
     failed: dict[str, Exception] = {}
     for case_name, (paths, inputs) in todo.items():
-        # a line or two for each case, in the middle of a progress bar
+        # nnU-Net prints lines for each case, which would break the progress bar
         with redirect_stdout(io.StringIO()):
             failed |= predictor.predict({"generated": {case_name: paths}}, output, scratch=output)
         if case_name not in failed:

@@ -1,8 +1,8 @@
 """Cosines between CT-CLIP's vectors of generated images, their real counterparts and their texts.
 
-Published scores of text-conditioned CT generation: the cosine between a generated volume and the real one that belongs
-to the same report (image-image), and between a generated volume and its report (text-image). Both are given beside what
-unrelated pairs have, because cosines of CT are high whatever is shown.
+Published scores of text-conditioned CT generation: the cosine between a generated volume and the real one with the same
+report (image-image), and between a generated volume and its report (text-image). Both are reported with the value for
+unrelated pairs, because cosines of any two CTs are high.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from fvae_nnunet.nnunet.report_texts import DEFAULT_TEXT_ENCODER
 from fvae_nnunet.optional_packages import needed_for
 
 TOKENS = 512
-"""CT-CLIP's length of a text; shorter ones are padded, longer ones cut."""
+"""CT-CLIP's text length; shorter texts are padded, longer ones truncated."""
 
 _DROPPED = str.maketrans("", "", "\"'()")
-"""Left out of texts, as CT-CLIP's published scripts do."""
+"""Characters removed from texts, as in CT-CLIP's published scripts."""
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows (n, width) of length 1.
+    """Rows (n, width) scaled to unit length.
 
     Raises:
-        UserError: a row is zero, it has no direction.
+        UserError: a row is zero.
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (lengths > 0).all():
-        raise UserError("features of an image or text are all zero, so there is no cosine; is it the right network?")
+        raise UserError("features of an image or text are all zero, so there is no cosine; check the network")
     return vectors / lengths
 
 
 def pair_with_real(real: ImageSet, fake: ImageSet) -> dict[str, str]:
-    """Generated case -> the real case that it was generated from, or that has its name; only those that have one."""
+    """Generated case -> real case that is its source or has its name; only for cases that have one."""
     names = {case.name for case in real.cases}
     found = {case.name: case.source if case.source in names else case.name for case in fake.cases}
     return {name: partner for name, partner in found.items() if partner in names}
@@ -50,16 +50,16 @@ def pair_with_real(real: ImageSet, fake: ImageSet) -> dict[str, str]:
 def matched_cosines(
     ours: np.ndarray, theirs: np.ndarray, partner: Sequence[int], groups: Sequence[Any] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine of each row with its partner, and its mean cosine with all that are not like its partner.
+    """Cosine of each row with its partner, and its mean cosine with all rows of other groups.
 
     Args:
-        ours: (n, width).
-        theirs: (m, width).
+        ours: vectors (n, width).
+        theirs: vectors (m, width).
         partner: (n,) indices of rows of ``theirs``.
-        groups: (m,) what makes rows of ``theirs`` alike, such as equal texts; default: each is alone.
+        groups: (m,) group of each row of ``theirs``, such as its text; default: each row is its own group.
 
     Returns:
-        Both (n,); NaN for a row that has no other than its partner's.
+        Both (n,); the mean is NaN if there is no other group.
     """
     cosines = unit(ours) @ unit(theirs).T
     alike = np.arange(len(theirs)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
@@ -72,7 +72,7 @@ def matched_cosines(
 def summarise_cosines(
     matched: Mapping[str, float], unrelated: np.ndarray, *, seed: int, resamples: int
 ) -> dict[str, Any]:
-    """Mean with its 95 % bootstrap interval over cases, the mean of unrelated pairs, and every case."""
+    """Mean with its 95 % bootstrap interval over cases, mean of unrelated pairs, and values of all cases."""
     mean, interval = mean_and_interval(list(matched.values()), seed=seed, resamples=resamples)
     known = unrelated[np.isfinite(unrelated)]
     return {
@@ -89,16 +89,16 @@ class TextNetwork:
     """CT-CLIP's text part as TorchScript: (input_ids, attention_mask), both int64 (1, 512) -> (1, width).
 
     Args:
-        path: of the TorchScript.
+        path: TorchScript file.
         tokenizer: hub id or folder of a BERT tokenizer (``vocab.txt``); default: the one CT-CLIP was trained with.
         trust_weights: see ``load_torchscript``.
-        device: where to compute.
+        device: device to compute on.
 
     Attributes:
-        sha256: of the file.
+        sha256: digest of the file.
 
     Raises:
-        UserError: the network is not trusted, or it or the tokenizer cannot be had.
+        UserError: the network is not trusted, or it or the tokenizer cannot be loaded.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TextNetwork:
         self._device = device
 
     def encode(self, texts: Sequence[str], on_text: Callable[[], object] = lambda: None) -> np.ndarray:
-        """float64 (texts, width); ``on_text`` is called after each.
+        """Encode texts to float64 (texts, width); ``on_text`` is called after each.
 
         Raises:
             UserError: the network fails or returns something else.
@@ -130,7 +130,7 @@ class TextNetwork:
                     )
             except RuntimeError as error:
                 lines = str(error).strip().splitlines() or [repr(error)]
-                raise UserError(f"the text encoder {self.path} fails on {TOKENS} tokens: {lines[-1]}") from error
+                raise UserError(f"the text encoder {self.path} failed on {TOKENS} tokens: {lines[-1]}") from error
             rows.append(as_rows(output, 1, f"the text encoder {self.path}"))
             on_text()
         return np.concatenate(rows).astype(np.float64)
@@ -145,5 +145,5 @@ def _load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer {name} cannot be loaded: {' '.join(str(error).split())[:300]}. Copy its vocab.txt and "
-            "tokenizer_config.json into a folder and give that with `tokenizer`"
+            "tokenizer_config.json into a folder and give it as `tokenizer`"
         ) from error

@@ -1,4 +1,4 @@
-"""The results of `evaluate` as text for the terminal, and as the rows of a CSV."""
+"""Results of `evaluate` as text for the terminal and as rows of a CSV."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEAREST_SHOWN = 5
 
 
 def case_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each generated case, for the CSV."""
+    """Yield one row per generated case, for the CSV."""
     cosines, masks, memorisation = results["cosines"] or {}, results["masks"], results["memorisation"]
     nearest = {entry["case"]: entry for entry in memorisation["cases"]} if memorisation else {}
     for case, described in results["fake"]["cases"].items():
@@ -79,12 +79,12 @@ def _distances(results: Mapping[str, Any]) -> list[str]:
             )
     return [
         *text_table(rows),
-        "by chance: mean distance between random divisions of both sets together; p: how often it is as large",
+        "by chance: mean distance between random divisions of both sets together; p: how often one is as large",
     ]
 
 
 def _plane_means(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(metric, network, means over the planes of value, by_chance) of networks that see slices."""
+    """Yield metric, network, and the means of value and by_chance over the planes, for networks that see slices."""
     for metric, network in dict.fromkeys((entry["metric"], entry["network"]) for entry in found):
         planes = [entry for entry in found if (entry["metric"], entry["network"]) == (metric, network)]
         if {entry["part"] for entry in planes} == set(PLANES):
@@ -124,7 +124,7 @@ def _masks(masks: Mapping[str, Any] | None) -> list[str]:
         ])  # fmt: skip
     rows.append(["mean over masks", number(masks["mean"]["dice"]), "", number(masks["mean"]["iou"]), "", ""])
     left_out = masks["not_segmented"]
-    note = [f"not scored, for the segmentations do not know them: {', '.join(left_out)}"] if left_out else []
+    note = [f"not scored, as the segmentations lack them: {', '.join(left_out)}"] if left_out else []
     return [*text_table(rows), *note]
 
 
@@ -133,10 +133,10 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
         return []
     found = memorisation
     if math.isnan(found["limit"]):
-        limit = f"no limit for copies, that takes at least {LEAST_REAL} real images"
+        limit = f"no limit for copies, which needs at least {LEAST_REAL} real images"
     else:
         limit = (
-            f"{percent(found['above'])} of {found['n']} generated images lie above the real images' limit of "
+            f"{percent(found['above'])} of {found['n']} generated images are above the real images' limit of "
             f"{number(found['limit'])} ({percent(found['expected_above'])} expected without copying)"
         )
     lines = [
@@ -147,7 +147,7 @@ def _memorisation(memorisation: Mapping[str, Any] | None) -> list[str]:
         lines.append(f"files that equal a training image: {', '.join(found['identical'])}")
     if found["nearest_is_source"]:
         lines.append(
-            f"in {counted(found['nearest_is_source'], 'case')} the nearest is the case that they were generated from"
+            f"in {counted(found['nearest_is_source'], 'case')} the nearest training case is the source of generation"
         )
     rows = [["nearest", "training case", "cosine", ""]]
     for entry in found["cases"][:_NEAREST_SHOWN]:

@@ -1,1 +1,1 @@
-"""What reconstruction changed in CT images."""
+"""Effects of reconstruction on CT images."""

@@ -1,18 +1,18 @@
-"""Whether a view keeps boundaries in place and sharp: edges of raw volume and view along the normals of a label.
+"""Position and sharpness of boundaries in a view: edges of raw volume and view along the normals of a label.
 
-Along each normal of the label's surface the edge is where the slope of the HU, the derivative in the direction of the
-normal, is steepest: the edge model of Canny (IEEE TPAMI 8:679, 1986), in three dimensions and with sub-voxel
-positions. Raw volume and view are smoothed alike before, with a Gaussian of ``SMOOTHING_VOXELS`` along each axis, or
-the noise of the raw volume would move its own edges. The label says only where to look: an edge need not lie on its
-surface. It also says which of two edges is meant: at each point of the surface edges of one sense count, rising or
-falling outwards, that of the profile's slope smoothed around the surface. The far side of a thin structure and the near
-side of a neighbour have the other sense.
+Along each normal of the label's surface, the edge is where the slope of the HU (the derivative along the normal) is
+steepest: the edge model of Canny (IEEE TPAMI 8:679, 1986), in three dimensions and with sub-voxel positions. Raw volume
+and view are first smoothed with the same Gaussian of ``SMOOTHING_VOXELS`` along each axis, because noise in the raw
+volume would move its edges. The label only says where to look: an edge need not be on its surface. It also selects
+between two edges: at each point of the surface, only edges of one direction count, rising or falling outwards, that of
+the profile's slope smoothed around the surface. The far side of a thin structure and the near side of a neighbour have
+the other direction.
 
-In a structure that is hardly thicker than its blur the slopes of both sides add up: growth makes it brighter rather
-than wider, and the shift comes out too small, with the right sign. Let s be the standard deviation of all that blurs an
-edge, the image's own blur and ``SMOOTHING_VOXELS``: 0.9 mm at pixels of 0.7 mm with a blur of 0.6 mm. From a thickness
-of 4.5 s (4 mm; balls 6.5 s) the shift is right within a tenth of a voxel; at 3 s two thirds of it are left, at 2 s less
-than half, at 1 s nothing. Across slices of 5 mm s is above 5 mm: what is thin and lies flat in them tells nothing.
+If a structure is hardly thicker than its blur, the slopes of both sides add up: growth makes it brighter rather than
+wider, and the shift is too small, with the right sign. Let s be the standard deviation of the total blur of an edge,
+from the image and ``SMOOTHING_VOXELS``: 0.9 mm at pixels of 0.7 mm with a blur of 0.6 mm. From a thickness of 4.5 s
+(4 mm; balls 6.5 s), the shift is right within a tenth of a voxel; at 3 s two thirds of it are left, at 2 s less than
+half, at 1 s nothing. Across slices of 5 mm, s is above 5 mm: thin structures parallel to them give no information.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from scipy import ndimage
 from fvae_nnunet.ct.noise import MAD_TO_SD
 
 SMOOTHING_VOXELS = 1.0
-"""Standard deviation of the Gaussian before slopes are taken. An edge that is itself blurred by s voxels has after it a
-slope of contrast / sqrt(2 pi (s^2 + SMOOTHING_VOXELS^2)) per voxel: sharpness ratios are those of these slopes."""
+"""Standard deviation of the Gaussian applied before slopes are computed. An edge with a blur of s voxels then has a
+slope of contrast / sqrt(2 pi (s^2 + SMOOTHING_VOXELS^2)) per voxel; sharpness ratios are ratios of these slopes."""
 
 REACH_MM = 3.0
 REACH_VOXELS = 2.0
-"""How far from the label's surface the raw volume's edge is looked for, and how far from that the view's: the larger of
-the two. Contours by hand are some 2 mm off; thick slices need a voxel to either side."""
+"""Search distance of the raw volume's edge from the label's surface, and of the view's edge from that one: the larger
+of the two. Manual contours are about 2 mm off; thick slices need a voxel on either side."""
 
 SENSE_REACHES = 0.5
-"""Standard deviation, in reaches, of the Gaussian around the label's surface that weighs the slopes whose sum decides
-the sense of its edges."""
+"""Standard deviation, in search distances, of the Gaussian around the label's surface that weights the slopes whose sum
+determines the direction of its edges."""
 
 STEP_VOXELS = 0.25
-"""Distance of samples along a normal, at most; a parabola through three of them gives the place of the maximum."""
+"""Maximum distance of samples along a normal; a parabola through three of them gives the position of the maximum."""
 
 CLEAR_EDGE_SDS = 5.0
-"""A clear edge of the raw volume has a slope of so many standard deviations of the slope in flat soft tissue."""
+"""Minimum slope of a clear edge of the raw volume, in standard deviations of the slope in flat soft tissue."""
 
 SLOPE_NOISE_PART = 0.5
-"""Part of the soft tissue, the flattest, from which that standard deviation is taken. More than for the noise level:
-the very flattest places have less noise at the coarseness of these slopes than others."""
+"""Fraction of the soft tissue, the flattest, used for that standard deviation. More than for the noise level: the very
+flattest places have less noise than others at the scale of these slopes."""
 
 CLEAR_EDGE_HU_PER_MM = 1.0
-"""And at least this slope, where there is no flat soft tissue or no noise."""
+"""Minimum slope of a clear edge in any case, also without flat soft tissue or noise."""
 
 LOST_BELOW = 0.2
-"""An edge is lost in the view where nothing of at least this part of its slope is left: its place means nothing."""
+"""An edge is lost in the view if less than this fraction of its slope remains: its position is then meaningless."""
 
 MAX_POINTS = 20_000
-"""Points of a surface that are measured, at most."""
+"""Maximum number of points measured on a surface."""
 
 SETTINGS = {
     "smoothing_voxels": SMOOTHING_VOXELS,
@@ -68,18 +68,18 @@ SETTINGS = {
     "lost_below": LOST_BELOW,
     "max_points": MAX_POINTS,
 }
-"""For the record of an evaluation."""
+"""Settings for the record of an evaluation."""
 
 
 @dataclass(frozen=True)
 class BoundaryShift:
-    """How the edges at a label's surface moved from raw volume to view; NaN where there is no edge to say it.
+    """Shift of the edges at a label's surface from raw volume to view; NaN if there is no edge.
 
     Attributes:
-        surface_points: points of the surface that were looked at, spread evenly over its area.
+        surface_points: points of the surface that were examined, evenly spread over its area.
         edge_points: those of them with a clear edge in the raw volume.
-        lost_points: those of the latter whose edge is lost in the view; they enter ``sharpness_ratio`` alone.
-        shift_median_mm: median of the signed shift, positive where the view's edge lies further outside the label.
+        lost_points: those of the latter whose edge is lost in the view; they count only for ``sharpness_ratio``.
+        shift_median_mm: median of the signed shift, positive if the view's edge is further outside the label.
         shift_abs_median_mm, shift_abs_p95_mm: median and 95th percentile of its absolute value.
         sharpness_ratio: median of the view's slope divided by the raw volume's; 0 for a lost edge without slope.
     """
@@ -98,13 +98,13 @@ NO_SURFACE = BoundaryShift(0, 0, 0, *[float("nan")] * 4)
 
 
 class EdgePair:
-    """A raw volume and its view, ready for ``shift_at`` any number of labels.
+    """A raw volume and its view, prepared for ``shift_at`` any number of labels.
 
     Args:
-        raw_hu, view_hu: (z, y, x) in HU, any real dtype, one shape.
+        raw_hu, view_hu: volumes (z, y, x) in HU, any real dtype, of equal shape.
         spacing_mm: voxel size (z, y, x).
         region: bool (z, y, x), flat soft tissue of the raw volume (``noise.homogeneous_region`` with
-            ``flattest_part=SLOPE_NOISE_PART``), from which the noise of its slopes is taken.
+            ``flattest_part=SLOPE_NOISE_PART``), used to measure the noise of its slopes.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class EdgePair:
             for volume in (raw_hu, view_hu)
         )
         self.slope_noise = np.array([self._slope_noise(axis, region) for axis in range(3)])
-        """Standard deviation of the raw volume's slope along z, y and x in HU per mm; 0 where there is no region."""
+        """Standard deviation of the raw volume's slope along z, y and x in HU per mm; 0 if there is no region."""
 
     def _slope_noise(self, axis: int, region: np.ndarray) -> float:
         if not region.any() or self.raw.shape[axis] < 2:
@@ -128,7 +128,7 @@ class EdgePair:
         """Shift and sharpness of the edges at the surface of a label.
 
         Args:
-            mask: bool, the volumes' shape. Where it meets the border of the volume it has no surface.
+            mask: bool, of the volumes' shape. It has no surface where it touches the border of the volume.
         """
         box = self._box(mask)
         points, normals = _surface(mask[box], self.spacing_mm) if box else (np.empty((0, 3)), np.empty((0, 3)))
@@ -137,7 +137,7 @@ class EdgePair:
         voxel_mm = 1 / np.sqrt(np.square(normals / self.spacing_mm).sum(1))
         reach_mm = np.maximum(REACH_MM, REACH_VOXELS * voxel_mm)
         steps = int(np.ceil((reach_mm / voxel_mm).max() / STEP_VOXELS))
-        # profiles reach twice as far as the raw volume's edge may lie; u counts reaches, outwards
+        # profiles are twice as long as the search for the raw edge; u is in search distances, outwards
         edges_u = np.arange(-2 * steps, 2 * steps + 1) / steps
         at_u = (edges_u[1:] + edges_u[:-1]) / 2
         raw_slopes, view_slopes = (
@@ -177,7 +177,7 @@ class EdgePair:
 
 
 def _surface(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points spread evenly over a mask's surface, in mm from the first voxel's centre, and outward normals: (n, 3)."""
+    """Points spread evenly over a mask's surface, in mm from the first voxel's centre, and outward normals (n, 3)."""
     from skimage.measure import marching_cubes
 
     if mask.all() or min(mask.shape) < 2:
@@ -199,7 +199,7 @@ def _surface(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.n
         axis=1,
     )
     length = np.linalg.norm(normals, axis=1)
-    # in the middle of a sheet of one voxel the two sides' normals cancel
+    # in the middle of a sheet of one voxel the normals of both sides cancel
     usable = length > 0.1
     return points[usable], normals[usable] / length[usable, None]
 
@@ -217,12 +217,12 @@ def _slopes(
 
 
 def _steepest(slopes: np.ndarray, allowed: np.ndarray, at_u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Place and height of the highest local maximum in the allowed part of each row; NaN and -inf without one.
+    """Position and height of the highest local maximum in the allowed part of each row; NaN and -inf without one.
 
     Args:
         slopes: (n, samples), with peaks upwards.
-        allowed: bool, broadcastable to it.
-        at_u: evenly spaced places of the samples.
+        allowed: bool, broadcastable to ``slopes``.
+        at_u: evenly spaced positions of the samples.
     """
     before, here, after = slopes[:, :-2], slopes[:, 1:-1], slopes[:, 2:]
     is_peak = (here >= before) & (here > after) & allowed[:, 1:-1]

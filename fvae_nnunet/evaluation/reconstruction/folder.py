@@ -1,4 +1,4 @@
-"""A folder of reconstructed images against the folder of the raw ones: which files belong together, and all cases."""
+"""Evaluate a folder of reconstructed images against the folder of raw images: match the files and measure all cases."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from fvae_nnunet.evaluation.reconstruction.quality import (
 from fvae_nnunet.evaluation.reconstruction.summary import SCHEMA, summarise
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
-from fvae_nnunet.numbers_as_text import interval, number
+from fvae_nnunet.numbers_as_text import counted, interval, number
 from fvae_nnunet.reconstruction.windows import slice_windows
 
 CHANNEL = "_0000"
-"""What nnU-Net's raw format puts between case and file ending of the first channel."""
+"""Suffix of the first channel in nnU-Net's raw format, between case and file ending."""
 
 MOST_LABELS = 1000
-"""More values than this in a label map without dataset.json: it is an image."""
+"""Without dataset.json, a file with more values than this is an image, not a label map."""
 
 Windows = tuple[int, int]
-"""Slices in a window of the VAE, and slices that neighbours share."""
+"""Slices in a window of the VAE, and slices shared by neighbouring windows."""
 
 
 def evaluate_view_folder(
@@ -57,28 +57,28 @@ def evaluate_view_folder(
     """Measure every case of a folder; nothing is written.
 
     Args:
-        raw_folder, view_folder: the same cases with the same geometry; ``case_0000.nii.gz`` (if all names of a folder
-            end so) or plain names.
+        raw_folder, view_folder: folders with the same cases in the same geometry; ``case_0000.nii.gz`` (if all names of
+            a folder end so) or plain names.
         label_folder: label maps of all cases, for errors and boundaries by label.
-        dataset_json: names the labels; default: in or above ``label_folder``, and where there is none each value that
+        dataset_json: file that names the labels; default: in or above ``label_folder``; without any, each value that
             occurs is a label.
         hu_window: see `reconstruction.quality.evaluate_view`; default: that of the view's manifest, else the paper's.
-        windows: where the seams are; default: those of the view's manifest, else no seam score.
+        windows: windows that determine the seams; default: those of the view's manifest, else no seam score.
         processes, on_case: see `each_case.run_each`.
 
     Returns:
         The content of the JSON file, see `reconstruction.summary`.
 
     Raises:
-        UserError: everything that is wrong with the folders and their cases, a line for each problem: files that have
-            no counterpart or cannot be read, other geometry than the raw image's, labels that dataset.json lacks.
+        UserError: all problems with the folders and their cases, one line each: files without counterpart or that
+            cannot be read, geometry other than the raw image's, labels that are not in dataset.json.
     """
     if processes < 0:
         raise UserError(f"`processes` must not be negative, got {processes}")
     if raw_folder.resolve() == view_folder.resolve():
-        raise UserError(f"{raw_folder} is given as raw images and as their view; name two folders")
+        raise UserError(f"{raw_folder} is given as both raw images and view; give two folders")
     if dataset_json is not None and label_folder is None:
-        raise UserError("dataset.json names labels; give their folder too, with `label_folder`")
+        raise UserError("dataset.json names labels; also give their folder as `label_folder`")
     view_settings = _settings_of(view_folder)
     hu_window = check_hu_window(hu_window or view_settings.get("hu_window") or PAPER_HU_WINDOW)
     windows = windows or _windows_of(view_settings)
@@ -91,10 +91,10 @@ def evaluate_view_folder(
     for name in list(folders)[1:]:
         missing = sorted(files["raw image"].keys() - files[name].keys())
         if missing:
-            problems.append(f"{folders[name]} ({name}) lacks {len(missing)} of the raw cases: {', '.join(missing)}")
+            problems.append(f"{folders[name]} ({name}) lacks {counted(len(missing), 'raw case')}: {', '.join(missing)}")
     strangers = sorted(files["view"].keys() - files["raw image"].keys())
     if strangers:
-        problems.append(f"{view_folder} (view) holds cases that {raw_folder} lacks: {', '.join(strangers)}")
+        problems.append(f"{view_folder} (view) holds cases that are not in {raw_folder}: {', '.join(strangers)}")
     tasks = [
         _Task(
             case, {name: found[case] for name, found in files.items() if case in found}, scheme, hu_window, windows,
@@ -145,16 +145,16 @@ def evaluate_view_folder(
 def write_pictures(
     results: Mapping[str, Any], folder: Path, *, count: int, on_picture: OnProgress = no_progress
 ) -> list[Path]:
-    """A PNG for some cases, see `picture.reconstruction_picture`.
+    """Write a PNG for selected cases, see `picture.reconstruction_picture`.
 
     Args:
-        results: from `evaluate_view_folder`; the files that it names are read again.
-        folder: to write to; made if needed.
-        count: how many cases, evenly spread from the smallest to the largest mean absolute error.
-        on_picture: called after each.
+        results: from `evaluate_view_folder`; the files named there are read again.
+        folder: output folder, created if necessary.
+        count: number of cases, evenly spread from the smallest to the largest mean absolute error.
+        on_picture: called after each picture.
 
     Returns:
-        Their paths, smallest error first.
+        Paths of the pictures, smallest error first.
 
     Raises:
         UserError: a file cannot be read.
@@ -193,7 +193,7 @@ class _Task:
     check_only: bool
 
     def borders(self, slices: int, geometry: Geometry) -> list[int]:
-        """Axial slices at which a window begins; none where the paper's scheme cut along another axis."""
+        """Axial slices at which a window begins; none if the paper's scheme cut along another axis."""
         if self.windows is None or (self.windows_along_file and geometry.axial_order[0] != 0):
             return []
         return [start for start, _ in slice_windows(slices, *self.windows)][1:]
@@ -206,7 +206,7 @@ class _Outcome:
 
 
 def _run_task(task: _Task) -> _Outcome:
-    """Read and check the files of a case; measure if nothing is wrong here or elsewhere."""
+    """Read and check the files of a case; measure unless there are problems here or in the folders."""
     volumes, problems = read_alike(task.files)
     for name, (array, _) in volumes.items():
         if name == "labels":
@@ -247,20 +247,20 @@ def _run_task(task: _Task) -> _Outcome:
 
 
 def _settings_of(view_folder: Path) -> dict[str, Any]:
-    """The settings in the manifest beside the view; empty where there is none."""
+    """The settings in the manifest beside the view; empty if there is none."""
     needs = {"settings": {"hu_window": object, "window_slices": object, "overlap_slices": object}}
     return (Manifest(view_folder / MANIFEST_FOLDER).read(needs) or {}).get("settings", {})
 
 
 def _windows_of(view_settings: dict[str, Any]) -> Windows | None:
-    """The windows that a view was made in; None if it was made in one pass or does not say."""
+    """The windows in which a view was made; None if it was made in one pass or they are not recorded."""
     if view_settings.get("scheme") not in ("windows", "paper"):
         return None
     return view_settings["window_slices"], view_settings["overlap_slices"]
 
 
 def _scheme(label_folder: Path, dataset_json: Path | None) -> LabelScheme | None:
-    """What dataset.json says of the labels; None where none is named and none is found."""
+    """The labels in dataset.json; None if no file is given and none is found."""
     if dataset_json is None:
         try:
             dataset_json = find_dataset_json(label_folder, label_folder)
@@ -270,7 +270,7 @@ def _scheme(label_folder: Path, dataset_json: Path | None) -> LabelScheme | None
 
 
 def cases_of(folder: Path) -> dict[str, Path]:
-    """The images of a folder by case."""
+    """Images of a folder, by case."""
     images = find_images(folder)
     in_channels = all(name.endswith(CHANNEL) for name in images)
     return {name.removesuffix(CHANNEL): path for name, path in images.items()} if in_channels else images
@@ -281,11 +281,13 @@ def _label_problems(path: Path, segmentation: np.ndarray, scheme: LabelScheme | 
         return unknown_labels(path, segmentation, scheme.known_labels)
     values = np.unique(segmentation)
     if len(values) > MOST_LABELS or values[0] < 0 or not np.array_equal(values, np.rint(values)):
-        return [f"{path} is no label map: it holds {len(values)} values from {values[0]:g} to {values[-1]:g}"]
+        return [
+            f"{path} is not a label map: it holds {counted(len(values), 'value')} from {values[0]:g} to {values[-1]:g}"
+        ]
     return []
 
 
 def _names_of_values(outcomes: Iterable[_Outcome]) -> dict[Label, str]:
-    """Without dataset.json a label is called by its value."""
+    """Labels named by their values, for use without dataset.json."""
     values = sorted({int(key) for outcome in outcomes for key in outcome.case["labels"]})
     return {value: str(value) for value in values}

@@ -1,4 +1,4 @@
-"""The front of denoisers: error at edges against error in flat tissue, of filters at every strength and of views."""
+"""The front of denoisers: error at edges against error in flat tissue, for filters at all strengths and for views."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ FILTER_STRENGTHS = {
     "tv": (0.004, 0.008, 0.012, 0.018, 0.027, 0.04),
     "nlm": (0.012, 0.016, 0.02, 0.025, 0.032, 0.045),
 }
-"""Of the plain filters in the HU window of -1000 to 1000, for noise of 25 HU; for other noise the strengths that are
-grey values go with the noise."""
+"""Strengths of the plain filters in the HU window of -1000 to 1000, for noise of 25 HU; strengths that are grey values
+are scaled with the noise."""
 
 Method = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
-"""Noisy HU (z, y, x), axial, and voxel size in mm to the view."""
+"""Function of noisy axial HU (z, y, x) and the voxel size in mm that returns the view."""
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a method at a strength leaves of the error.
+    """Errors that remain after a method at one strength.
 
     Attributes:
-        method: its name; ``noisy`` for the noisy image itself.
-        strength: of a filter; None for views.
-        errors: root mean square errors in HU by place (`known_noise.PLACES`), one for each case; NaN where it has none.
+        method: name of the method; ``noisy`` for the noisy image itself.
+        strength: strength of a filter; None for views.
+        errors: root mean square errors in HU by place (`known_noise.PLACES`), one per case; NaN if a case lacks it.
     """
 
     method: str
@@ -49,18 +49,18 @@ class Denoised:
     errors: dict[str, list[float]]
 
     def mean(self, place: str) -> float:
-        """Over the cases that have such a place; NaN if none has."""
+        """Mean error over the cases that have such a place; NaN if none has."""
         known = [error for error in self.errors[place] if not math.isnan(error)]
         return float(np.mean(known)) if known else math.nan
 
 
 def middle(volume: np.ndarray, *most: int) -> np.ndarray:
-    """At most so many slices, rows and columns from the middle of a volume (z, y, x); of axes not given all."""
+    """The middle of a volume (z, y, x), at most ``most`` slices, rows and columns; axes not given are kept whole."""
     return volume[tuple(slice(max(0, (n - m) // 2), (n + m) // 2) for n, m in zip(volume.shape, most, strict=False))]
 
 
 def filter_methods(noise: KnownNoise) -> Iterator[tuple[str, float, Method]]:
-    """Plain filters at their strengths."""
+    """Yield name, strength and method of the plain filters at all their strengths."""
     settings = {name: ReconstructionSettings.for_vae(Control(f"control:{name}", 0).spec) for name in FILTER_STRENGTHS}
     for name, strengths in FILTER_STRENGTHS.items():
         for strength in strengths:
@@ -82,17 +82,17 @@ def measure_front(
     seed: int = 0,
     on_step: Callable[[], object] | None = None,
 ) -> list[Denoised]:
-    """Every filter and view on every case.
+    """Measure every filter and view on every case.
 
     Args:
         cases: axial volumes (z, y, x) in HU with their voxel sizes (z, y, x) in mm.
-        views: by name.
-        noise: what is added.
-        seed: of the noise; every case has its own.
-        on_step: called when a method has done a case.
+        views: methods by name.
+        noise: noise to add.
+        seed: seed of the noise, which differs between cases.
+        on_step: called after each method on each case.
 
     Returns:
-        The noisy images first, then filters, then views.
+        Errors of the noisy images, then of filters, then of views.
     """
     methods: list[tuple[str, float | None, Method]] = [(NOISY, None, lambda noisy_hu, _: noisy_hu)]
     methods += [*filter_methods(noise), *((name, None, view) for name, view in views.items())]
@@ -110,12 +110,12 @@ def measure_front(
 
 
 def methods_count(views: int) -> int:
-    """How often ``measure_front`` calls ``on_step`` in each case."""
+    """Number of calls of ``on_step`` by ``measure_front`` per case."""
     return 1 + sum(map(len, FILTER_STRENGTHS.values())) + views
 
 
 def best_of(found: Sequence[Denoised]) -> list[Denoised]:
-    """Of each method the strength with the smallest mean of both errors, in the order of the methods."""
+    """Each method at the strength with the smallest mean of both errors, in the order of the methods."""
     best: dict[str, Denoised] = {}
     for denoised in found:
         before = best.get(denoised.method)
@@ -129,7 +129,7 @@ def _both(denoised: Denoised) -> float:
 
 
 def front_rows(found: Sequence[Denoised], places: Sequence[str] = PLACES) -> list[list[str]]:
-    """A table: a head, and each method at its best strength with mean errors and their 95 % intervals over cases."""
+    """Table rows: a header, and each method at its best strength with mean errors and 95 % intervals over cases."""
     return [
         ["", "strength", *places],
         *(
@@ -152,13 +152,13 @@ def _with_interval(errors: Sequence[float]) -> str:
 def write_front(
     found: Sequence[Denoised], noise: KnownNoise, cases: Sequence[str], path: Path, made_with: Mapping[str, Any]
 ) -> Path:
-    """Write what was measured as JSON, and beside it a picture.
+    """Write the measurements as JSON, and a picture beside it.
 
     Args:
-        found: of ``measure_front``.
-        noise: that was added.
-        cases: their names.
-        path: of the JSON: noise, cases, of each method its errors in each case, and ``made_with``.
+        found: result of ``measure_front``.
+        noise: noise that was added.
+        cases: names of the cases.
+        path: JSON file to write: noise, cases, errors of each method in each case, and ``made_with``.
         made_with: further values, such as the options of the views.
 
     Returns:
@@ -175,7 +175,7 @@ def write_front(
     results = {"schema": 1, "kind": KIND, "noise": asdict(noise), "cases": list(cases), "methods": methods}
     write_json(path, results | dict(made_with))
     picture = path.with_suffix(".png")
-    write_front_picture(found, picture, title=f"{noise} in {counted(len(cases), 'image')}: what is left")
+    write_front_picture(found, picture, title=f"{noise} in {counted(len(cases), 'image')}: remaining error")
     return picture
 
 
@@ -184,7 +184,7 @@ def _rounded(errors: Sequence[float]) -> list[float | None]:
 
 
 def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) -> None:
-    """A PNG: filters as curves, views as numbered points with the 95 % intervals of both errors over cases."""
+    """Write a PNG: filters as curves, views as numbered points with the 95 % intervals of both errors over cases."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 6), dpi=120, layout="constrained")
@@ -217,7 +217,7 @@ def write_front_picture(found: Sequence[Denoised], path: Path, *, title: str) ->
 
 
 def _reach(errors: Sequence[float]) -> list[list[float]] | None:
-    """How far the interval of the mean reaches down and up, as matplotlib takes it."""
+    """Distance of the interval's ends below and above the mean, as matplotlib takes it; None without interval."""
     mean, found = mean_and_interval(errors, seed=0)
     return None if found.method == "none" else [[mean - found.low], [found.high - mean]]
 

@@ -1,7 +1,7 @@
-"""Denoising against a known truth: noise is added to a CT, and what a view makes of it is compared with the CT itself.
+"""Denoising against a known truth: noise is added to a CT, and the view of the noisy image is compared with the CT.
 
-An error against a noisy image rewards whatever leaves its noise. Here the image, softened so that little of its own
-noise is left, is the truth; known noise is added, and the view is made of that.
+An error against a noisy image rewards methods that keep its noise. Here the truth is the image, softened so that little
+of its own noise remains; known noise is added, and the view is made from the result.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.scanner.photons import photon_noise_hu, photons_for_noise
 
 PLACES = ("edges", "flat", *TISSUES_HU)
-"""Where errors are measured; tissues are those of the truth."""
+"""Regions in which errors are measured; tissues are those of the truth."""
 
 
 @dataclass(frozen=True)
 class KnownNoise:
-    """The noise that is added, and how the truth is made.
+    """The noise to add, and the creation of the truth.
 
     Attributes:
-        sd_hu: standard deviation of the noise; of a scanner's, that in flat soft tissue.
-        kernel_pixels: of the in-plane Gaussian that white noise passes through before it is scaled; 0: white; None:
-            the noise of few photons in a scanner (``scanner.photons``), which grows towards the middle of the body.
-        softened_pixels: in-plane Gaussian that makes the truth of an image; 0 for images without noise.
-        hu_window: the truth is clipped to it.
+        sd_hu: standard deviation of the noise; for scanner noise, that in flat soft tissue.
+        kernel_pixels: in-plane Gaussian applied to white noise before it is scaled; 0: white noise; None: the noise of
+            few photons in a scanner (``scanner.photons``), which increases towards the middle of the body.
+        softened_pixels: in-plane Gaussian that turns an image into the truth; 0 for images without noise.
+        hu_window: HU window to which the truth is clipped.
     """
 
     sd_hu: float
@@ -43,27 +43,27 @@ class KnownNoise:
         kernel_pixels = self.kernel_pixels or 0.0
         if not 0 < self.sd_hu < math.inf or not 0 <= kernel_pixels < math.inf or not self.softened_pixels >= 0:
             raise UserError(
-                f"noise has a standard deviation above 0 HU and Gaussians of 0 pixels or more, got {self.sd_hu:g} HU, "
-                f"{kernel_pixels:g} and {self.softened_pixels:g} pixels"
+                "the standard deviation of the noise must be above 0 HU, and Gaussians at least 0 pixels; got "
+                f"{self.sd_hu:g} HU, {kernel_pixels:g} and {self.softened_pixels:g} pixels"
             )
 
     def __str__(self) -> str:
         return f"{self.sd_hu:g} HU of {'scanner ' if self.kernel_pixels is None else ''}noise"
 
     def truth_of(self, axial_hu: np.ndarray) -> np.ndarray:
-        """(z, y, x) in HU to float32."""
+        """The truth, float32, of an image (z, y, x) in HU."""
         clipped_hu = np.clip(axial_hu.astype(np.float32), *self.hu_window)
         if self.softened_pixels == 0:
             return clipped_hu
         return ndimage.gaussian_filter(clipped_hu, (0, self.softened_pixels, self.softened_pixels), mode="nearest")
 
     def drawn(self, truth_hu: np.ndarray, pixel_mm: float, rng: np.random.Generator) -> np.ndarray:
-        """Noise for a truth (z, y, x) with pixels of this size: float32, same shape, every slice for itself.
+        """Draw noise for a truth (z, y, x) with this pixel size: float32, same shape, independent slices.
 
         Gaussian noise has exactly ``sd_hu`` in every slice.
 
         Raises:
-            UserError: a scanner's noise in an image without soft tissue.
+            UserError: scanner noise is requested for an image without soft tissue.
         """
         if self.kernel_pixels is None:
             photons = photons_for_noise(truth_hu, pixel_mm, self.sd_hu)
@@ -75,13 +75,13 @@ class KnownNoise:
 
 
 def places_of(truth_hu: np.ndarray) -> dict[str, np.ndarray]:
-    """Where errors are measured, by name (`PLACES`): bool, same shape as the truth (z, y, x)."""
+    """Masks of the regions by name (`PLACES`): bool, same shape as the truth (z, y, x)."""
     soft, slope = soft_tissue(truth_hu), slopes(truth_hu)
     places = {"edges": soft & (slope >= EDGE_HU_PER_PIXEL), "flat": soft & (slope <= FLAT_HU_PER_PIXEL)}
     return places | tissue_masks(truth_hu)
 
 
 def errors_hu(view_hu: np.ndarray, truth_hu: np.ndarray, places: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Root mean square error by place, in HU; NaN where there is no such place."""
+    """Root mean square error by region, in HU; NaN if the region is empty."""
     squared = np.square(view_hu.astype(np.float64) - truth_hu)
     return {name: math.sqrt(squared[place].mean()) if place.any() else math.nan for name, place in places.items()}

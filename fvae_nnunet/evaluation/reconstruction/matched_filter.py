@@ -1,4 +1,4 @@
-"""The plain filter that removes as much noise as a view, of one case."""
+"""The plain filter that removes as much noise as a view, for one case."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FILTER = "control:gaussian"
 
 
 def matched_filter(raw_hu: np.ndarray, view_hu: np.ndarray) -> np.ndarray | None:
-    """The raw slices after the plain filter that leaves as much noise as the view; None where the view removes none.
+    """The raw slices, filtered to the noise level of the view; None if the view removes none, or too much to match.
 
     Args:
-        raw_hu, view_hu: (z, y, x) in HU, a few axial slices.
+        raw_hu, view_hu: a few axial slices (z, y, x) in HU.
     """
     settings = ReconstructionSettings.for_vae(Control(FILTER, 0).spec)
     clipped = [np.clip(hu.astype(np.float32), *settings.hu_window) for hu in (raw_hu, view_hu)]
@@ -29,6 +29,6 @@ def matched_filter(raw_hu: np.ndarray, view_hu: np.ndarray) -> np.ndarray | None
     try:
         sample = NoiseSample({"": raw}, lambda _: [raw_hu], settings)
         strength = match_strength(FILTER, view / raw, sample).strength
-    except UserError:  # the view removes more than any strength
+    except UserError:  # the view removes more noise than any strength
         return None
     return reconstruct_to_int16(Control(FILTER, strength), raw_hu, settings) if strength else None

@@ -1,7 +1,7 @@
-"""What a view did to one case, to be seen: raw image and view side by side, a boundary, and the noise.
+"""Picture of the effects of a view on one case: raw image and view side by side, a boundary, and the noise.
 
-Beside the view stands the plain filter that removes as much noise (``control:gaussian`` of the strength that
-``reconstruction.noise_matching`` finds): what it does to the boundary is what any smoothing would do.
+The view is compared with the plain filter that removes as much noise (``control:gaussian`` with the strength found by
+``reconstruction.noise_matching``): its effect on the boundary is that of any smoothing.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 WIDTH_INCHES, PANEL_INCHES = 14.0, 3.3
 STRIP_SLICES = 7
 MARGIN_MM = 20.0
-"""Room around the lesion in close-ups, or around the line where there is no lesion."""
+"""Margin around the lesion in close-ups, or around the line if there is no lesion."""
 
 NEAR_SLICES = 8
-"""So many slices to either side of the one that is shown: where noise is measured and the filter is matched."""
+"""Number of slices on either side of the shown one in which noise is measured and the filter is matched."""
 
 FLATTER_PART = 0.5
-"""Part of the soft tissue, the flattest, in which the noise power spectrum is taken."""
+"""Fraction of the soft tissue, the flattest, in which the noise power spectrum is measured."""
 
 NO_FILTER = "no Gaussian filter leaves as much noise as the view"
 
@@ -63,9 +63,9 @@ FILTER_STYLE: dict[str, Any] = {"color": GREEN, "linewidth": 1.4, "linestyle": (
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is drawn of a case; slices (y, x), volumes (z, y, x).
+    """The parts of a case to draw; slices (y, x), volumes (z, y, x).
 
-    ``near`` are the slices around ``plane``, of raw volume, view and, where there is one, the filtered raw volume.
+    ``near`` holds the slices around ``plane`` of raw volume, view and, if there is one, the filtered raw volume.
     """
 
     volumes: dict[str, np.ndarray]
@@ -100,17 +100,17 @@ def reconstruction_picture(
 ) -> None:
     """Write the PNG of a case.
 
-    From above: an axial and a coronal slice through the largest lesion (without one the middle ones) with the labels'
-    outlines, and close-ups of raw image, view and difference; axial slices through the lesion, raw over view; the HU
-    along a line across the lesion's boundary (`profile.line_across`), the histogram of HU in the grey range, and the
-    noise power spectrum in flat soft tissue, each of raw image and view, and of a plain filter that leaves as much
-    noise as the view, where the view removes some.
+    From top to bottom: an axial and a coronal slice through the largest lesion (otherwise the middle slices) with the
+    outlines of labels, and close-ups of raw image, view and difference; axial slices through the lesion, raw above
+    view; the HU along a line across the lesion's boundary (`profile.line_across`), the histogram of HU in the grey
+    range, and the noise power spectrum in flat soft tissue, each for raw image and view. The line and the spectrum also
+    show a plain filter that leaves as much noise as the view, if the view removes noise.
 
     Args:
-        raw_hu, view_hu: (z, y, x) in HU, upright as ``ct.files.read_upright`` reads them.
+        raw_hu, view_hu: volumes (z, y, x) in HU, upright as read by ``ct.files.read_upright``.
         spacing_mm: voxel size (z, y, x).
         reference: label map (z, y, x), or None.
-        labels: what to draw; the lesion is the first that is named as one (`LESION_NAME`), else the last.
+        labels: labels to draw; the lesion is the first one named as such (`LESION_NAME`), else the last one.
         title: headline.
         path: file to write.
 
@@ -288,6 +288,6 @@ def _draw_spectrum(panel: Axes, shown: _Shown) -> None:
 
 
 def _series(shown: _Shown) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, text of the legend and style of what is plotted."""
+    """Name, legend text and style of each plotted series."""
     series = [("raw", "raw", RAW_STYLE), ("view", "view", VIEW_STYLE)]
     return [*series, ("filter", "Gaussian, same noise left", FILTER_STYLE)] if "filter" in shown.near else series

@@ -1,4 +1,4 @@
-"""A line across a boundary, chosen on the raw image alone, and the HU along it."""
+"""A line across a boundary, chosen on the raw image only, and the HU along it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from scipy import ndimage
 
 SMOOTHING_PIXELS = 2.0
-"""In-plane Gaussian before slopes are taken, or noise would choose the place."""
+"""In-plane Gaussian applied before slopes are computed, so that noise does not determine the place."""
 
 ACROSS_MM = 4.0
-"""So far on both sides of the boundary the raw image must lie within the HU window."""
+"""Distance on both sides of the boundary at which the raw image must be within the HU window."""
 
 HALF_LENGTH_MM = 15.0
 SAMPLES = 241
 
 BAND_MM, BAND_LINES = 4.0, 9
-"""The HU are means over parallel lines that lie so far apart in all: of one line the noise hides the edge."""
+"""Total width and number of the parallel lines over which HU are averaged: on a single line, noise hides the edge."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Line:
     """A line in a slice.
 
     Attributes:
-        centre_mm: (y, x) from the slice's upper left corner.
-        direction: (y, x), of length 1; out of the lesion, or up the slope of the HU.
+        centre_mm: centre (y, x) from the slice's upper left corner.
+        direction: unit vector (y, x), out of the lesion, or up the slope of the HU.
     """
 
     centre_mm: np.ndarray
@@ -35,12 +35,12 @@ class Line:
 
     @property
     def along_mm(self) -> np.ndarray:
-        """Places of the samples, 0 at the boundary."""
+        """Positions of the samples, 0 at the boundary."""
         return np.linspace(-HALF_LENGTH_MM, HALF_LENGTH_MM, SAMPLES)
 
     @property
     def ends_mm(self) -> np.ndarray:
-        """(2, 2): y and x of both."""
+        """Both ends (2, 2), each (y, x)."""
         return self.centre_mm + np.outer([-HALF_LENGTH_MM, HALF_LENGTH_MM], self.direction)
 
     def values(self, slice_hu: np.ndarray, pixel_mm: Sequence[float]) -> np.ndarray:
@@ -56,14 +56,14 @@ def line_across(
 ) -> Line:
     """The line across a lesion's boundary where the raw image is steepest, perpendicular to the outline.
 
-    Places with something outside the HU window on one side (air, metal) are left out, unless there are no others.
-    Without lesion, the line up the steepest slope of the slice by the same rule.
+    Places with values outside the HU window on one side (air, metal) are used only if there are no others. Without a
+    lesion, the line goes up the steepest slope of the slice, by the same rule.
 
     Args:
         raw_hu: slice (y, x) in HU.
-        lesion: bool, same shape.
+        lesion: mask, bool, same shape.
         pixel_mm: distance of rows and of columns.
-        hu_window: that the slice is shown in.
+        hu_window: HU window in which the slice is shown.
     """
     smooth_hu = ndimage.gaussian_filter(raw_hu.astype(np.float64), SMOOTHING_PIXELS, mode="nearest")
     slope = np.stack(np.gradient(smooth_hu, *pixel_mm), axis=-1)
@@ -79,7 +79,7 @@ def line_across(
     steepness = np.abs((slope[tuple(places.T)] * directions).sum(axis=1))
     for side in (-ACROSS_MM, ACROSS_MM):
         beside = ndimage.map_coordinates(smooth_hu, (places + side * directions / pixel_mm).T, order=1, cval=np.inf)
-        # below all others, but still in their order
+        # below all others, but in the same order
         steepness = np.where((beside >= hu_window[0]) & (beside <= hu_window[1]), steepness, steepness - 1e6)
     best = int(steepness.argmax())
     return Line((places[best] + 0.5) * np.asarray(pixel_mm), directions[best])

@@ -1,7 +1,7 @@
-"""What a view changed in one CT volume: fidelity, errors by tissue and label, noise, boundaries, seams.
+"""Effects of a view on one CT volume: fidelity, errors by tissue and label, noise, boundaries, seams.
 
-Raw volume and view are both clipped to the HU window before anything is measured, so that the window is no error of the
-view. Definitions with their reasons: docs/reconstruction_quality.md.
+Raw volume and view are both clipped to the HU window before measuring, so that the window does not count as an error of
+the view. For definitions and their reasons, see docs/reconstruction_quality.md.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fvae_nnunet.evaluation.reconstruction.seams import seam_score
 from fvae_nnunet.nnunet.labels import Label
 
 COARSE_PIXELS = 3.0
-"""In-plane Gaussian behind which noise and edges hardly count: what is left of an error is a change of brightness."""
+"""In-plane Gaussian that suppresses noise and edges: the remaining error is a change of brightness."""
 
 SSIM_WINDOW_VOXELS = 7
-"""Edge of the cube, uniformly weighted, in which SSIM compares: scikit-image's default."""
+"""Edge length of the uniformly weighted cube for SSIM, scikit-image's default."""
 
 _SLAB_SLICES = 32
 
 
 @dataclass(frozen=True)
 class Errors:
-    """HU errors of the view, view minus raw, over some voxels; NaN over none."""
+    """HU errors of the view, view minus raw, over a set of voxels; NaN if it is empty."""
 
     voxels: int
     mae_hu: float
@@ -42,7 +42,7 @@ class Errors:
 NO_ERRORS = Errors(0, math.nan, math.nan)
 
 LABEL_IN_NO_VOXEL = asdict(NO_ERRORS) | asdict(NO_SURFACE)
-"""The figures of a label that a case does not hold."""
+"""The figures of a label that is absent from a case."""
 
 
 def evaluate_view(
@@ -55,23 +55,22 @@ def evaluate_view(
     labels: Sequence[Label] = (),
     borders: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Everything that is measured in one case.
+    """All measurements in one case.
 
     Args:
-        raw_hu, view_hu: (z, y, x) in HU, any real dtype, axial slices first.
+        raw_hu, view_hu: volumes (z, y, x) in HU, any real dtype, axial slices first.
         spacing_mm: voxel size (z, y, x).
-        hu_window: both are clipped to it; its width is the peak of PSNR and the data range of SSIM.
+        hu_window: HU window for clipping; its width is the peak of PSNR and the data range of SSIM.
         segmentation: label map (z, y, x), or None.
         labels: values, or tuples of values (regions), to measure in.
-        borders: slices at which a window of the VAE begins, for the seam score; none: no score.
+        borders: slices at which a window of the VAE begins, for the seam score; empty: no score.
 
     Returns:
-        ``volume``, ``tissues`` and ``labels`` of a case as `reconstruction.summary` describes them; the labels' keys
+        ``volume``, ``tissues`` and ``labels`` of a case as described in `reconstruction.summary`; the keys of labels
         are ``str(label)``.
 
     Raises:
-        UserError: shapes that differ or are not 3-dimensional, a spacing or window that cannot be, values that are not
-            finite.
+        UserError: shapes differ or are not 3-dimensional, spacing or window is invalid, or values are not finite.
     """
     _check(raw_hu, view_hu, spacing_mm, segmentation)
     lower, upper = check_hu_window(hu_window)
@@ -109,7 +108,7 @@ def evaluate_view(
 
 
 def _soft_tissue_errors(raw_hu: np.ndarray, difference_hu: np.ndarray) -> dict[str, float]:
-    """Mean absolute errors in `places.SOFT_HU`: of all of it, at its edges, and of what is coarse."""
+    """Mean absolute errors in `places.SOFT_HU`: in all of it, at its edges, and of the smoothed error."""
     from scipy import ndimage
 
     soft = soft_tissue(raw_hu)
@@ -120,17 +119,17 @@ def _soft_tissue_errors(raw_hu: np.ndarray, difference_hu: np.ndarray) -> dict[s
 
 
 def ssim_3d(raw: np.ndarray, view: np.ndarray, *, data_range: float) -> float:
-    """Mean structural similarity (Wang et al., IEEE TIP 13:600, 2004) of two volumes in cubes.
+    """Mean structural similarity (Wang et al., IEEE TIP 13:600, 2004) of two volumes, over cubes.
 
-    Exactly `skimage.metrics.structural_similarity(raw, view, data_range=data_range)` of the whole volume, a slab at a
-    time, because its intermediate arrays are a dozen volumes.
+    Equals `skimage.metrics.structural_similarity(raw, view, data_range=data_range)` of the whole volume, but is
+    computed in slabs, because that function holds a dozen arrays of the volume's size.
 
     Args:
-        raw, view: (z, y, x), floating point.
+        raw, view: volumes (z, y, x), floating point.
         data_range: range of possible values.
 
     Returns:
-        At most 1; the mean over all cubes of ``SSIM_WINDOW_VOXELS`` inside the volume, NaN if there is none.
+        Mean over all cubes of ``SSIM_WINDOW_VOXELS`` inside the volume, at most 1; NaN if there is none.
     """
     from skimage.metrics import structural_similarity
 
@@ -169,7 +168,7 @@ def _check(
         shapes["segmentation"] = segmentation.shape
     if raw_hu.ndim != 3 or 0 in raw_hu.shape or len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise UserError(f"volumes (z, y, x) of one shape are needed, got {found}")
+        raise UserError(f"volumes of equal shape (z, y, x) are needed, got {found}")
     if len(spacing_mm) != 3 or not all(math.isfinite(edge) and edge > 0 for edge in spacing_mm):
         raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
     for name, volume in (("raw volume", raw_hu), ("view", view_hu)):

@@ -1,4 +1,4 @@
-"""How visible the borders of windows are in a reconstruction."""
+"""Visibility of window borders in a reconstruction."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 
 
 def seam_score(volume_hu: np.ndarray, reconstruction_hu: np.ndarray, borders: Sequence[int]) -> float:
-    """How much more the error of a reconstruction changes over the borders of windows than between other slices.
+    """Change of the error of a reconstruction across window borders, relative to that between other slices.
 
     The error is reconstruction minus raw volume; its change from slice k - 1 to slice k is the mean absolute difference
-    over the slice. The anatomy, which changes from slice to slice as well, cancels.
+    over the slice. The change of anatomy between slices cancels.
 
     Args:
-        volume_hu, reconstruction_hu: (z, y, x) in HU, any real dtype, one shape.
-        borders: slices k at which a window begins; those outside 1 to z - 1 are none.
+        volume_hu, reconstruction_hu: volumes (z, y, x) in HU, any real dtype, of equal shape.
+        borders: slices k at which a window begins; values outside 1 to z - 1 are ignored.
 
     Returns:
-        Mean change over the borders, divided by the mean change between all other neighbours. 1: the borders cannot be
-        told from other slices; 10: the error jumps ten times as far there. NaN where nothing changes at all, without
-        any border, and where every slice is one.
+        Mean change across borders, divided by the mean change between all other neighbours. 1: borders are
+        indistinguishable from other slices; 10: the error jumps ten times as far there. Infinite if it changes only at
+        borders. NaN if nothing changes, there is no border, or every slice is one.
     """
     slices = len(volume_hu)
     is_border = np.isin(np.arange(slices), borders)

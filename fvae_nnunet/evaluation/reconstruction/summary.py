@@ -1,4 +1,4 @@
-"""The outcome of ``fvae-evaluate-reconstruction``: a JSON file, a CSV with a row for each case, a table.
+"""Results of ``fvae-evaluate-reconstruction``: a JSON file, a CSV with a row for each case, and a table.
 
 The JSON file::
 
@@ -25,12 +25,12 @@ The JSON file::
                                         "n": 24}, ...},
                  "tissues": {"air": {"mae_hu": {...}, ...}, ...}, "labels": {"1": {...}, ...}}}
 
-Shapes and spacings are (z, y, x) with axial slices first. A limit of a tissue is null where it has none.
-``view_settings`` are those of the manifest beside the view. A figure that is not defined in a case is NaN there (in the
-file ``NaN``, as in nnU-Net's summary.json) and left out of the summary; ``n`` cases have a value; ``low`` and
-``high`` are the ends of the mean's 95 % interval (``statistics.bootstrap_interval``), ``sd`` is that of a sample
-(n - 1); for fewer than two they are NaN. PSNR of equal volumes is ``Infinity``. In the CSV a column is called
-``mae_hu``, ``tissue fat mae_hu`` or ``label tumour mae_hu``.
+Shapes and spacings are (z, y, x) with axial slices first. A limit of a tissue is null if there is none.
+``view_settings`` are those of the manifest beside the view. A figure that is undefined in a case is NaN there (in the
+file ``NaN``, as in nnU-Net's summary.json) and left out of the summary; ``n`` cases have a value; ``low`` and ``high``
+are the ends of the mean's 95 % interval (``statistics.bootstrap_interval``), ``sd`` is the sample standard deviation
+(n - 1); for fewer than two cases they are NaN. PSNR of equal volumes is ``Infinity``. Columns of the CSV have names
+such as ``mae_hu``, ``tissue fat mae_hu`` or ``label tumour mae_hu``.
 """
 
 from __future__ import annotations
@@ -70,22 +70,22 @@ IN_TABLE = {
     "shift_abs_p95_mm": ("shift, 95 % of |.| (mm)", "mm of a shift"),
     "sharpness_ratio": ("edge sharpness, view/image", ""),
 }
-"""Figures of tables: what they are called, and their quantity, see ``numbers_as_text.FORMATS``."""
+"""Figures in tables: name, and quantity for ``numbers_as_text.FORMATS``."""
 
 SIGNED = ("bias_hu", "shift_median_mm")
-"""Figures that show their sign."""
+"""Figures shown with their sign."""
 
 Figures = Mapping[str, float]
 
 STATISTICS = ("mean", "low", "high", "sd", "min", "max")
-"""Over the cases that have a value."""
+"""Statistics over the cases that have a value."""
 
 STATISTICS_SHOWN = ("mean", "95 % interval", "sd", "min", "max", "n")
 """Columns of tables."""
 
 
 def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``summary`` of the module's docstring, from its ``cases`` (at least one)."""
+    """The entry ``summary`` (see module) for ``cases`` (at least one)."""
     first = cases[0]
     return {"volume": _over([case["volume"] for case in cases])} | {
         group: {key: _over([case[group][key] for case in cases]) for key in first[group]}
@@ -94,14 +94,14 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def case_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each case, for the CSV."""
+    """Rows of the CSV, one per case."""
     names = {label["key"]: label["name"] for label in results["labels"]}
     return [{"case": case["case"]} | dict(_columns(case, names)) for case in results["cases"]]
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """A summary as text: a line for each figure with mean, its 95 % interval, standard deviation, smallest and largest
-    over the cases."""
+    """A summary as text: one line per figure with mean, 95 % interval, standard deviation, minimum and maximum over
+    cases."""
     summary, cases = results["summary"], results["cases"]
     names = {label["key"]: label["name"] for label in results["labels"]}
     parts = [("whole volume", summary["volume"])]
@@ -149,7 +149,7 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
     if not found.size:
         return dict.fromkeys(STATISTICS, math.nan) | {"n": 0}
     low = high = sd = math.nan
-    # an infinite PSNR has neither
+    # with an infinite PSNR they are undefined
     if found.size > 1 and np.isfinite(found).all():
         interval = bootstrap_interval(found, seed=0)
         low, high, sd = interval.low, interval.high, float(found.std(ddof=1))

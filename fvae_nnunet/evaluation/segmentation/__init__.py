@@ -1,1 +1,1 @@
-"""How good predicted segmentations are: DSC, NSD, HD95, lesions, and comparison of models."""
+"""Quality of predicted segmentations: DSC, NSD, HD95, lesions, and comparison of models."""

@@ -1,6 +1,6 @@
 """Paired comparison of models on the same cases; the content of ``comparison.json``.
 
-``comparison.json``, complete so that a report computes no statistics (NaN as in nnU-Net's summary.json)::
+``comparison.json`` holds all statistics, so that a report need not compute any (NaN as in nnU-Net's summary.json)::
 
     {"schema": 1, "kind": "comparison", "made_with": {"scipy": "1.17.1", ...},
      "settings": {"confidence": 0.95, "bootstrap": "BCa", "resamples": 9999, "seed": 0,
@@ -26,14 +26,14 @@
                                                      "limits": [-0.05, 0.11]}}, ...]}, ...],
      "lesions": {"2": {"raw": {"case_001": {"diameters_mm": [...], ...}}, ...}}}
 
-``sha256`` is of a text with a line "<sha256 of the file>  <its name>" for each case in order. Differences are second
-minus first, in the unit of the measure; a win is a case in which the second model is better. Of the cases in
-``reference``, ``n`` enter, ``nan`` have no value (of a comparison: with one model or both), and ``missing`` have no
-prediction (of one model or both). ``items`` is the number that the mean is over, of cases or of lesions as
-``mean_over`` says; if of lesions, the values and differences of cases are means over their lesions, and wins, ties,
-losses, test and ``bland_altman`` count each case once. The HD95 of a model has ``one_empty`` besides: the cases among
-``nan`` that are so because either reference or prediction lacks the label. ``limits`` are bias -/+ 1.96 sd. ``lesions``
-has for each label, model and case the attributes of `lesions.CaseLesions`.
+``sha256`` is the digest of a text with a line "<sha256 of the file>  <its name>" for each case in order. Differences
+are second minus first, in the unit of the measure; a win is a case in which the second model is better. Of the cases in
+``reference``, ``n`` are included, ``nan`` have no value (in a comparison: with one model or both), and ``missing`` have
+no prediction (from one model or both). ``items`` is the number of cases or lesions, according to ``mean_over``, in the
+mean; for lesions, the values and differences of cases are means over their lesions, and wins, ties, losses, test and
+``bland_altman`` count each case once. The HD95 of a model also has ``one_empty``: the cases among ``nan`` in which only
+the reference or only the prediction lacks the label. ``limits`` are bias -/+ 1.96 sd. ``lesions`` holds the attributes
+of `lesions.CaseLesions` for each label, model and case.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ from fvae_nnunet.jobs.manifest import sha256_of_files, versions
 SCHEMA = 1
 
 LIMITS_OF_AGREEMENT_SD = 1.96
-"""Bland and Altman, Lancet 327 (1986) 307-310: within so many sd of the bias lie 95 % of normal differences."""
+"""Bland and Altman, Lancet 327 (1986) 307-310: 95 % of normal differences are within this many sd of the bias."""
 
 
 def model_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
-    """Names for folders of predictions; default: the folders' own, with their paths where they are equal.
+    """Names for folders of predictions; default: the folder names, or the paths if these are not unique.
 
     Raises:
-        UserError: the number of names is another, or two are equal.
+        UserError: the number of names differs from that of folders, or two names are equal.
     """
     if names is None:
         own = [folder.resolve().name for folder in folders]
@@ -88,7 +88,7 @@ def model_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[st
     if len(names) != len(folders):
         raise UserError(f"`names` needs a name for each of the {len(folders)} folders, got {len(names)}")
     if len(set(names)) < len(names):
-        raise UserError(f"`names` must differ from each other, got {', '.join(names)}")
+        raise UserError(f"`names` must be unique, got {', '.join(names)}")
     return list(names)
 
 
@@ -100,22 +100,22 @@ def compare(
     seed: int = 0,
     resamples: int = 9999,
 ) -> dict[str, Any]:
-    """Compare the folders of some scores, each with the first, or each with each.
+    """Compare scored folders, each with the first one, or all pairs.
 
     Args:
-        scores: of at least two folders.
-        names: of the models, see `model_names`.
-        all_pairs: compare every pair, not only with the first.
-        seed, resamples: of every bootstrap, see `statistics.bootstrap_interval`.
+        scores: scores of at least two folders.
+        names: names of the models, see `model_names`.
+        all_pairs: compare every pair instead of only with the first.
+        seed, resamples: seed and number of resamples of every bootstrap, see `statistics.bootstrap_interval`.
 
     Returns:
         The content of ``comparison.json``, see the module's docstring.
 
     Raises:
-        UserError: fewer than two folders, impossible names, seed or number of resamples.
+        UserError: fewer than two folders, or invalid names, seed or number of resamples.
     """
     if len(scores.folders) < 2:
-        raise UserError("a comparison needs two or more folders of predictions")
+        raise UserError("a comparison needs at least two folders of predictions")
     check_resampling(seed, resamples)
     models = model_names([folder.folder for folder in scores.folders], names)
     pairs = [pair for pair in combinations(range(len(models)), 2) if all_pairs or pair[0] == 0]
@@ -201,10 +201,10 @@ def _comparison(
     seed: int,
     resamples: int,
 ) -> dict[str, Any]:
-    """One model with another by one measure; ``p_holm`` is still to come."""
+    """Comparison of two models by one measure, without ``p_holm``, which is added later."""
     both = [case for case in cases if case in before and case in after]
     differences = without_nan({case: after[case] - before[case] for case in both})
-    # of the same items for both: a lesion that one model has not detected has no DSC to compare
+    # only items with a value from both: a lesion not detected by one model has no DSC to compare
     kept = {case: ~np.isnan(after[case] - before[case]) for case in differences}
     first_values, second_values = ({case: of[case][kept[case]] for case in kept} for of in (before, after))
     of_cases = {case: round(value, ROUNDING_DECIMALS) for case, value in means_of_cases(differences).items()}

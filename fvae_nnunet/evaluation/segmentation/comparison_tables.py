@@ -1,4 +1,4 @@
-"""A comparison as the rows of three CSVs."""
+"""A comparison as rows of three CSVs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def comparison_csvs(path: Path) -> list[Path]:
-    """The CSVs beside a ``comparison.json``: of comparisons, models and cases."""
+    """Paths of the CSVs beside a ``comparison.json``: comparisons, models and cases."""
     return [path.with_suffix(".csv"), *(path.with_name(f"{path.stem}_{of}.csv") for of in ("models", "cases"))]
 
 
@@ -37,7 +37,7 @@ def _measure_columns(measure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(comparison: Mapping[str, Any], kind: str) -> Iterator[dict[str, Any]]:
-    """The models or comparisons of all measures as rows: what is a single value, and the ends of intervals."""
+    """The models or comparisons of all measures as rows, with single values and the ends of intervals."""
     for measure in comparison["measures"]:
         for entry in measure[kind]:
             row = _measure_columns(measure)

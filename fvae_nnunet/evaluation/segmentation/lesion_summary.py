@@ -1,4 +1,4 @@
-"""Lesions of all cases by size: how many there are, how many are detected, how many are predicted where none is."""
+"""Counts of lesions, detected lesions and false positives in all cases, by size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fvae_nnunet.evaluation.segmentation.scores import ScoredCase
 ALL_SIZES = "all"
 
 SIZES = {ALL_SIZES: "all sizes"} | {size: size.replace("_", " ").replace("mm", " mm") for size in SIZE_CLASSES}
-"""All sizes and each class -> its name in tables."""
+"""Names in tables of all sizes together and of each size class."""
 
 
 def is_of_size(diameters_mm: Sequence[float], size: str) -> np.ndarray:
@@ -29,9 +29,9 @@ def summarise_lesions(cases: Sequence[CaseLesions]) -> dict[str, dict[str, float
         cases: at least one.
 
     Returns:
-        For each key of `SIZES`: ``lesions`` of the reference, how many are ``detected``, ``detection_rate`` (NaN
+        For each key of `SIZES`: number of ``lesions`` in the reference, number ``detected``, ``detection_rate`` (NaN
         without lesions), ``false_positives`` by their own size, ``false_positives_per_case`` over all cases, and
-        ``dice_of_detected``, the mean over detected lesions (NaN without).
+        ``dice_of_detected``, the mean over detected lesions (NaN without any).
     """
     summary = {}
     for size in SIZES:

@@ -1,10 +1,10 @@
-"""Lesions one by one: which of the reference are detected, and which predicted ones are not there, by size.
+"""Evaluation of single lesions: detected lesions of the reference, and false positives, by size.
 
 A lesion is a connected component of a label; voxels that share a face, an edge or a corner are connected (26). Its
 size is the diameter of the ball of equal volume. A lesion of the reference is detected if at least
-`DETECTION_OVERLAP` of its voxels are predicted, by however many predicted components. A predicted component that shares
-no voxel with any lesion of the reference is a false positive. One that overlaps a lesion too little to detect it is
-neither.
+`DETECTION_OVERLAP` of its voxels are predicted, by any number of predicted components. A predicted component that
+shares no voxel with any lesion of the reference is a false positive. One that overlaps a lesion too little to detect it
+is neither.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from fvae_nnunet.nnunet.labels import Label
 from fvae_nnunet.nnunet.lesion_labels import LESION_NAME
 
 CONNECTIVITY = 26
-"""Neighbours of a voxel."""
+"""Number of neighbours of a voxel."""
 
 DETECTION_OVERLAP = 0.1
-"""Share of a lesion's voxels that must be predicted: any overlap at all would count what merely grazes it."""
+"""Fraction of a lesion's voxels that must be predicted, so that a minimal overlap does not count as detection."""
 
 SIZE_CLASSES = ("below_10mm", "10_to_20mm", "above_20mm")
-"""By equivalent diameter; 10 mm and 20 mm themselves belong to the middle class."""
+"""Size classes by equivalent diameter; 10 mm and 20 mm themselves belong to the middle class."""
 
 
 @dataclass(frozen=True)
 class LesionRule:
-    """Which labels are evaluated lesion by lesion, and from which overlap on a lesion counts as detected."""
+    """The labels that are evaluated by lesion, and the minimum overlap of a detected lesion."""
 
     labels: tuple[Label, ...]
     detection_overlap: float = DETECTION_OVERLAP
 
     def __post_init__(self) -> None:
         if not 0 < self.detection_overlap <= 1:
-            raise UserError(f"the overlap of a detection is above 0 and at most 1, got {self.detection_overlap:g}")
+            raise UserError(f"`detection_overlap` must be above 0 and at most 1, got {self.detection_overlap:g}")
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class CaseLesions:
 
     Attributes:
         diameters_mm: equivalent diameters.
-        overlaps: share of the lesion's voxels that are predicted, in [0, 1].
-        detected: whether that is enough.
-        dice: of the lesion with all predicted components that overlap it, each taken whole: a prediction that merges
-            two lesions is too large for both. NaN where the lesion is not detected.
+        overlaps: fraction of the lesion's voxels that are predicted, in [0, 1].
+        detected: whether the overlap suffices for a detection.
+        dice: DSC of the lesion with all predicted components that overlap it, each taken whole: a prediction that
+            merges two lesions is too large for both. NaN if the lesion is not detected.
         false_positive_diameters_mm: equivalent diameters of the false positives.
     """
 
@@ -62,26 +62,26 @@ class CaseLesions:
 
 
 def choose_lesion_labels(names: Mapping[Label, str], wanted: Sequence[str] | None = None) -> tuple[Label, ...]:
-    """The labels to evaluate lesion by lesion.
+    """The labels to evaluate by lesion.
 
     Args:
-        names: label or region -> its name.
-        wanted: names; empty: none. Default: the names that `LESION_NAME` finds, else the only label, else none.
+        names: label or region -> name.
+        wanted: names; empty: none. Default: names that match `LESION_NAME`, else the only label, else none.
 
     Raises:
-        UserError: there is no label of a wanted name.
+        UserError: there is no label with a wanted name.
     """
     if wanted is not None:
         unknown = sorted(set(wanted) - set(names.values()))
         if unknown:
-            raise UserError(f"no label is called {', '.join(unknown)}; dataset.json has {', '.join(names.values())}")
+            raise UserError(f"no label is named {', '.join(unknown)}; dataset.json has {', '.join(names.values())}")
         return tuple(label for label, name in names.items() if name in wanted)
     named = tuple(label for label, name in names.items() if LESION_NAME.search(name))
     return named or (tuple(names) if len(names) == 1 else ())
 
 
 def size_class(diameter_mm: float) -> str:
-    """One of `SIZE_CLASSES`."""
+    """The size class, one of `SIZE_CLASSES`."""
     return SIZE_CLASSES[0] if diameter_mm < 10 else SIZE_CLASSES[1] if diameter_mm <= 20 else SIZE_CLASSES[2]
 
 
@@ -91,12 +91,12 @@ def match_lesions(
     """Find the lesions of two masks and match them, see the module's docstring.
 
     Args:
-        reference, prediction: bool masks (z, y, x) of one shape.
+        reference, prediction: bool masks (z, y, x) of equal shape.
         spacing_mm: voxel size (z, y, x).
-        detection_overlap: in (0, 1].
+        detection_overlap: fraction in (0, 1].
 
     Returns:
-        No entries for a mask that is empty.
+        The lesions; an empty mask has no entries.
     """
     either = reference | prediction
     if not either.any():
@@ -113,7 +113,7 @@ def match_lesions(
     shared_voxels = np.bincount(true_of_pair, weights=pair_voxels, minlength=len(true_voxels))
     overlapping_voxels = np.bincount(true_of_pair, weights=found_voxels[found_of_pair], minlength=len(true_voxels))
     overlaps = shared_voxels / true_voxels
-    # in voxels, so that 1 of 10 is 10 % whatever the rounding
+    # compared in voxels with a margin, so that rounding does not matter for 1 of 10 at 10 %
     detected = shared_voxels >= detection_overlap * true_voxels * (1 - 1e-12)
     dice = np.where(detected, 2 * shared_voxels / (true_voxels + overlapping_voxels), np.nan)
     is_false = np.ones(len(found_voxels), dtype=bool)
@@ -128,7 +128,7 @@ def match_lesions(
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The components, numbered from 1 in a volume of 0, and the number of voxels of each (n,)."""
+    """The components, numbered from 1 on a background of 0, and the number of voxels of each (n,)."""
     from scipy import ndimage
 
     numbered, n = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))

@@ -1,4 +1,4 @@
-"""What models are compared by: for each label DSC, NSD, HD95, and detection, DSC and false positives of lesions."""
+"""Measures to compare models: DSC, NSD and HD95 of each label, and detection, DSC and false positives of lesions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LESION_METRICS = {
     "dice_of_detected": ("DSC of detected", "", True, "lesions"),
     "false_positives_per_case": ("false positives", "per case", False, "cases"),
 }
-"""Metrics of lesions, each of all sizes and of every size class: what they are called in tables, their unit, whether
-higher is better, and what their mean is over."""
+"""Metrics of lesions, each for all sizes and for every size class: name in tables, unit, whether higher is better, and
+the items of the mean."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Measure:
 
     Attributes:
         label, label_name: key and name of the label.
-        metric: its key in a case's scores, or one of `LESION_METRICS`.
-        metric_name: in tables.
+        metric: key in the scores of a case, or one of `LESION_METRICS`.
+        metric_name: name in tables.
         unit: "", "mm" or "per case".
-        higher_is_better: whether a larger value is the better one.
-        mean_over: "cases" or "lesions".
-        size: of the lesions that count, a key of `SIZES`; None: not a measure of lesions.
+        higher_is_better: whether a larger value is better.
+        mean_over: items of the mean, "cases" or "lesions".
+        size: size of the lesions that count, a key of `SIZES`; None: not a measure of lesions.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Measure:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What ``comparison.json`` says of the measure itself."""
+        """Description of the measure in ``comparison.json``."""
         of_class = self.size not in (None, ALL_SIZES)
         return {
             "label": self.label,
@@ -60,7 +60,7 @@ class Measure:
         }
 
     def values(self, label: Label, case: ScoredCase) -> np.ndarray:
-        """Of one case, (n,), NaN where there is none: one value, or one for each of its lesions of the size."""
+        """Values of one case (n,): one value, or one for each of its lesions of the size; NaN if undefined."""
         if self.size is None:
             return np.array([case.metrics[label][self.metric]])
         lesions = case.lesions[label]
@@ -71,10 +71,10 @@ class Measure:
 
 
 def sizes_with_lesions(of_label: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The size classes of which there are lesions; none where all lesions are of one, which says nothing new.
+    """The size classes that have lesions; empty if all lesions are in one class, which adds no information.
 
     Args:
-        of_label: key -> one of the ``measures`` of ``comparison.json``, all of one label.
+        of_label: key -> one of the ``measures`` of ``comparison.json``, all of the same label.
     """
     rates = {size: of_label.get(f"detection_rate_{size}", {"models": []}) for size in SIZES if size != ALL_SIZES}
     found = [size for size, rate in rates.items() if any(entry["items"] for entry in rate["models"])]
@@ -82,7 +82,7 @@ def sizes_with_lesions(of_label: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def measures(label: str, name: str, tolerances_mm: Sequence[float], *, has_lesions: bool) -> Iterator[Measure]:
-    """Every measure of a label, by its key and name."""
+    """Yield all measures of a label, given its key and name."""
     overlaps = [("Dice", "DSC"), *((nsd_key(mm), nsd_name(mm)) for mm in tolerances_mm)]
     yield from (Measure(label, name, metric, shown, "", True, "cases") for metric, shown in overlaps)
     yield Measure(label, name, HD95_KEY, "HD95", "mm", False, "cases")

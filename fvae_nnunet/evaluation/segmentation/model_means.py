@@ -1,4 +1,4 @@
-"""One model by one measure: the mean over its cases, with its interval, and every value."""
+"""Results of one model in one measure: mean over cases with interval, and all values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fvae_nnunet.evaluation.statistics import Interval, bootstrap_interval
 from fvae_nnunet.nnunet.labels import Label
 
 Values = Mapping[str, np.ndarray]
-"""Case -> its values (n,): one, or one for each of its lesions; NaN where there is none."""
+"""Case -> values (n,): one, or one for each of its lesions; NaN if undefined."""
 
 
 def values_of(measure: Measure, label: Label, folder: ScoredFolder) -> Values:
-    """Of every case that has a prediction."""
+    """Values of all cases that have a prediction."""
     return {case.case: measure.values(label, case) for case in folder.cases}
 
 
@@ -46,12 +46,12 @@ def model_entry(
 
 
 def holds_alone(case: ScoredCase, label: Label) -> bool:
-    """Whether reference or prediction holds the label, and the other does not."""
+    """Whether exactly one of reference and prediction holds the label."""
     return (case.metrics[label]["n_ref"] == 0) != (case.metrics[label]["n_pred"] == 0)
 
 
 def without_nan(values: Values) -> dict[str, np.ndarray]:
-    """The values that there are, of the cases that have one."""
+    """Values without NaN, of the cases that have any."""
     valid = {case: of_case[~np.isnan(of_case)] for case, of_case in values.items()}
     return {case: of_case for case, of_case in valid.items() if of_case.size}
 
@@ -61,12 +61,12 @@ def means_of_cases(values: Values) -> dict[str, float]:
 
 
 def mean_of(values: Values) -> float:
-    """Over all items of all cases; NaN for none."""
+    """Mean over all items of all cases; NaN if there are none."""
     return float(np.concatenate(list(values.values())).mean()) if values else float("nan")
 
 
 def mean_and_interval_of(values: Values, seed: int, resamples: int) -> tuple[float, Interval]:
-    """The mean over all items, and its interval if cases are drawn with all they hold."""
+    """Mean over all items, with an interval from resampling cases with all their items."""
     sums, counts = [of_case.sum() for of_case in values.values()], [len(of_case) for of_case in values.values()]
     return mean_of(values), bootstrap_interval(sums, counts, seed=seed, resamples=resamples)
 

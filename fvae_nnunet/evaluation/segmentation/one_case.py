@@ -1,4 +1,4 @@
-"""The scores of one segmentation, from files, images or arrays."""
+"""Score a single segmentation from files or arrays."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def score(
     labels: Mapping[str, int | Sequence[int]] | None = None,
     spacing_mm: Sequence[float] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """DSC, NSD and HD95 of a predicted label map, as ``fvae-evaluate`` has them.
+    """DSC, NSD and HD95 of a predicted label map, as computed by ``fvae-evaluate``.
 
     Args:
         reference, prediction: label maps (z, y, x), or their files.
-        tolerance_mm: of the NSD, one or several.
-        labels: name -> value, or values of a region; None: those of the dataset.json of nnU-Net beside the files, else
-            every value but 0 that one of the two holds, named by itself.
-        spacing_mm: voxel size (z, y, x) of arrays; of files that of the reference.
+        tolerance_mm: one or several tolerances of the NSD.
+        labels: name -> value, or values of a region; None: those of nnU-Net's dataset.json beside the files, else all
+            values except 0 in either map, each as its own name.
+        spacing_mm: voxel size (z, y, x) of arrays; default for files: that of the reference.
 
     Returns:
-        For each name ``Dice``, ``NSD_<tolerance>mm``, ``HD95_mm`` and more, see ``scoring.evaluate_case``. NaN where
-        neither holds the label.
+        For each name ``Dice``, ``NSD_<tolerance>mm``, ``HD95_mm`` and more, see ``scoring.evaluate_case``. NaN if
+        neither map holds the label.
 
     Raises:
-        UserError: the two do not lie alike, hold labels that dataset.json does not know, cannot be read, or arrays
-            come without spacing.
+        UserError: the two differ in geometry, hold labels that are not in dataset.json, or cannot be read, or arrays
+            are given without spacing.
     """
     paths = [Path(one) for one in (reference, prediction) if isinstance(one, str | os.PathLike)]
     (expected, geometry), (found, other) = (_read(one) for one in (reference, prediction))
@@ -55,7 +55,7 @@ def score(
     place = geometry or other
     if spacing_mm is None:
         if place is None:
-            raise UserError("arrays have no spacing: give spacing_mm (z, y, x)")
+            raise UserError("arrays have no spacing; give spacing_mm (z, y, x)")
         spacing_mm = place.spacing_mm[::-1]
     names: dict[Label, str]
     ignored = None

@@ -1,6 +1,6 @@
-"""Segmentation results for the terminal: for each label a verdict in a sentence and a table, then what the numbers are.
+"""Segmentation results for the terminal: for each label a verdict and a table, followed by notes on the numbers.
 
-Nothing is wider than 80 columns but names of files: long names of models become letters, which a key explains.
+Lines have at most 80 columns except for file names: long model names are shortened or become letters, with a key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fvae_nnunet.numbers_as_text import (
 from fvae_nnunet.short_names import short_names
 
 LONGEST_NAME = 6
-"""Of a model, so that a table fits; longer names become shorter ones, or letters."""
+"""Longest model name that fits a table; longer names are shortened or become letters."""
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
@@ -82,7 +82,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines += [*wrapped(f"mean of labels: {', '.join(means)}"), ""]
     notes = [f"interval: 95 %, bootstrap over cases, {_bootstrap(facts['statistics'])}"]
     empty = "scores 1" if facts["empty_masks"] == "flare" else "has no value"
-    notes.append(f"a label that reference and prediction both lack {empty}; one that only one of them lacks scores 0")
+    notes.append(f"a label missing from both reference and prediction {empty}; one missing from only one scores 0")
     settings = {"lesions": facts.get("lesions", {"labels": []})}
     content = {"reference": {"cases": range(facts["cases"]["reference"])}, "measures": facts["measures"]}
     missing = [{"name": "predictions", "missing": facts["cases"]["missing_names"]}]
@@ -94,7 +94,7 @@ def _of_label(measures: Sequence[Measure], label: str) -> list[Measure]:
 
 
 def _rows(measures: Sequence[Measure]) -> Iterator[tuple[str, Measure]]:
-    """What a table of a label shows: each measure, and below those of lesions the sizes of which there are any."""
+    """Yield the rows of a label's table: each measure, followed for lesions by the size classes that have any."""
     named = {measure["key"]: measure for measure in measures}
     sizes = sizes_with_lesions(named)
     for measure in measures:
@@ -132,13 +132,13 @@ def _bootstrap(settings: Mapping[str, Any]) -> str:
 def _notes(
     content: Mapping[str, Any], kind: str, settings: Mapping[str, Any], shown: Mapping[str, str]
 ) -> Iterator[str]:
-    """What holds for models and comparisons alike; ``kind`` is the key of the entries."""
+    """Yield notes for models or comparisons; ``kind`` is the key of the entries."""
     measures, cases = content["measures"], len(content["reference"]["cases"])
     entries = [entry for measure in measures for entry in measure[kind]]
     if any(entry["interval_method"] != "none" and entry["n"] < FEW_CASES for entry in entries):
-        yield f"with fewer than {FEW_CASES} cases intervals are too narrow"
+        yield f"with fewer than {FEW_CASES} cases, intervals are too narrow"
     if any(entry["interval_method"] == "percentile" for entry in entries):
-        yield f"{PERCENTILE_MARK} percentile interval, because BCa is not defined there"
+        yield f"{PERCENTILE_MARK} percentile interval, because BCa is undefined there"
     for measure in measures:
         if measure["mean_over"] == "lesions" or not any(entry["n"] < cases for entry in measure[kind]):
             continue
@@ -148,7 +148,7 @@ def _notes(
             alone = ", ".join(
                 (f"{shown[entry['model']]} " if shown else "") + str(entry["one_empty"]) for entry in measure["models"]
             )
-            one_empty = f"; cases that only the reference or only the prediction lacks: {alone}"
+            one_empty = f"; cases in which only the reference or only the prediction lacks it: {alone}"
         yield f"{measure['name']} of {measure['label_name']}: {counts} of {counted(cases, 'case')}{one_empty}"
     lesions = settings["lesions"]
     if lesions["labels"]:
@@ -163,7 +163,7 @@ def _notes(
 
 
 def _counts(entries: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> str:
-    """How many cases enter: one number, or one for each comparison where they differ."""
+    """Number of included cases: one number, or one for each comparison if they differ."""
     counts = {entry["n"] for entry in entries}
     if len(counts) == 1:
         return str(counts.pop())

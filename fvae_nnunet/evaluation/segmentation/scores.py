@@ -1,4 +1,4 @@
-"""What scoring folders of predictions gives: for each folder and case the metrics of each label, and the lesions."""
+"""Scores of folders of predictions: metrics of each label and lesions, for each folder and case."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ CaseMetrics = Mapping[Label, Mapping[str, float]]
 """Label or region -> metric -> value."""
 
 HD95_KEY = "HD95_mm"
-"""The key of the 95 % Hausdorff distance in a summary."""
+"""Key of the 95 % Hausdorff distance in a summary."""
 
 
 def nsd_key(tolerance_mm: float) -> str:
-    """The key of the NSD in a summary: ``NSD_2mm``, ``NSD_0.5mm``."""
+    """Key of the NSD in a summary: ``NSD_2mm``, ``NSD_0.5mm``."""
     return f"NSD_{tolerance_mm:g}mm"
 
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """One case with the files that were compared, its metrics, and the lesions of the labels that have them."""
+    """One case with the compared files, its metrics, and its lesions for labels evaluated by lesion."""
 
     case: str
     reference: Path
@@ -34,7 +34,7 @@ class ScoredCase:
 
 @dataclass(frozen=True)
 class ScoredFolder:
-    """The cases of one folder of predictions, in the order of their names, and the cases that it lacks."""
+    """The cases of one folder of predictions, sorted by name, and the missing cases."""
 
     folder: Path
     cases: list[ScoredCase]
@@ -43,14 +43,14 @@ class ScoredFolder:
 
 @dataclass(frozen=True)
 class Scores:
-    """The folders that were scored against one folder of references, and the rules by which.
+    """Folders scored against one folder of references, with the scoring rules.
 
     Attributes:
-        reference_folder: where the references are.
+        reference_folder: folder of the references.
         scheme: the labels.
         tolerances_mm, empty_masks: see `segmentation.scoring.evaluate_case`.
-        lesion_rule: which labels have lesions, and when one is detected.
-        folders: at least one, each with at least one case.
+        lesion_rule: labels with lesions, and the rule for detection.
+        folders: at least one scored folder, each with at least one case.
     """
 
     reference_folder: Path

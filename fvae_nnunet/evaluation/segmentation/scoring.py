@@ -1,4 +1,4 @@
-"""Predicted against reference segmentations: DSC, NSD, HD95 and lesions for each case and label."""
+"""Score predicted segmentations against references: DSC, NSD, HD95 and lesions for each case and label."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fvae_nnunet.nnunet.image_readers import reader_beside
 from fvae_nnunet.nnunet.labels import Label, LabelScheme, find_dataset_json
 
 EMPTY_MASKS = ("nan", "flare")
-"""What a label scores that neither reference nor prediction holds: NaN, left out of the mean (nnU-Net's), or 1."""
+"""Score of a label that neither reference nor prediction holds: NaN, left out of the mean (nnU-Net's), or 1."""
 
 
 def evaluate_case(
@@ -41,27 +41,27 @@ def evaluate_case(
     """Score one predicted label map.
 
     Args:
-        reference, prediction: label maps (z, y, x) of one shape.
+        reference, prediction: label maps (z, y, x) of equal shape.
         spacing_mm: voxel size (z, y, x).
         labels: values, or tuples of values (regions), to score.
         tolerances_mm: tolerances of the NSD, see `segmentation.surface_distance`.
-        ignore_label: voxels with this value in the reference are left out. For DSC they count nowhere, as in nnU-Net.
-            For NSD both masks are background there: no surface lies inside, and where both masks reach the ignored
-            area, its edge is a surface on which they agree. In the prediction the value is background.
-        empty_masks: what a label scores in DSC, IoU and NSD that neither reference nor prediction holds outside ignored
-            voxels: "nan" (nnU-Net's) or "flare" (1). A label that only one of them holds scores 0 in both policies.
+        ignore_label: voxels with this value in the reference are left out. For DSC they are not counted, as in nnU-Net.
+            For NSD both masks are background there: there is no surface inside, and if both masks reach the ignored
+            area, its edge is a surface on which they agree. In the prediction this value is background.
+        empty_masks: score in DSC, IoU and NSD of a label that neither reference nor prediction holds outside ignored
+            voxels: "nan" (nnU-Net's) or "flare" (1). A label that only one of them holds scores 0 with both policies.
 
     Returns:
         For each label ``Dice``, ``IoU``, ``NSD_<tolerance>mm``, ``HD95_mm`` (see `SurfaceDistances.hausdorff_mm`; NaN
-        in both policies unless reference and prediction both hold the label), and ``FP``, ``TP``, ``FN``, ``TN``,
-        ``n_pred``, ``n_ref`` in voxels, as `nnunetv2.evaluation.evaluate_predictions.compute_metrics` counts them.
+        with both policies unless reference and prediction both hold the label), and ``FP``, ``TP``, ``FN``, ``TN``,
+        ``n_pred``, ``n_ref`` in voxels, counted as in `nnunetv2.evaluation.evaluate_predictions.compute_metrics`.
 
     Raises:
-        UserError: the shapes differ or are not 3-dimensional, or an option has an impossible value.
+        UserError: the shapes differ or are not 3-dimensional, or an option has an invalid value.
     """
     if reference.shape != prediction.shape or reference.ndim != 3:
         raise UserError(
-            f"reference and prediction must be two volumes of one shape, got {reference.shape} and {prediction.shape}"
+            f"reference and prediction must be volumes of equal shape, got {reference.shape} and {prediction.shape}"
         )
     _check_options(tolerances_mm, empty_masks)
     counted = None if ignore_label is None else reference != ignore_label
@@ -103,26 +103,26 @@ def score_folders(
     """Score every case of one or more folders of predictions; nothing is written.
 
     Args:
-        reference_folder, prediction_folders: files of equal names, with the ending that dataset.json states.
+        reference_folder, prediction_folders: folders of files with equal names and the file ending of dataset.json.
         dataset_json: its path; default: for each folder beside the predictions, then above or beside the references.
         tolerances_mm, empty_masks: see `evaluate_case`.
-        lesion_labels: names of the labels that are evaluated lesion by lesion, see `choose_lesion_labels`.
+        lesion_labels: names of the labels to evaluate by lesion, see `choose_lesion_labels`.
         detection_overlap: see `lesions`.
-        allow_missing: references without a prediction are counted and left out instead of being an error.
-        processes, on_case: see `each_case.run_each`; every prediction counts.
+        allow_missing: references without a prediction are counted and left out instead of raising an error.
+        processes, on_case: see `each_case.run_each`; one task per prediction.
 
     Raises:
-        UserError: everything that is wrong with the folders and their cases, a line for each problem: files that have
-            no counterpart or cannot be read, other geometry than the reference's, labels that dataset.json lacks.
+        UserError: all problems with the folders and their cases, one line each: files without counterpart or that
+            cannot be read, geometry other than the reference's, labels that are not in dataset.json.
     """
     _check_options(tolerances_mm, empty_masks)
     if processes < 0:
         raise UserError(f"`processes` must not be negative, got {processes}")
     if len(set(prediction_folders)) < len(prediction_folders):
-        raise UserError(f"each folder may be given once, got {', '.join(map(str, prediction_folders))}")
+        raise UserError(f"each folder may be given only once, got {', '.join(map(str, prediction_folders))}")
     absent = [folder for folder in (reference_folder, *prediction_folders) if not folder.is_dir()]
     if absent:
-        raise UserError("\n  ".join(f"{folder} is no folder" for folder in absent))
+        raise UserError("\n  ".join(f"no such folder: {folder}" for folder in absent))
     scheme = _common_scheme(reference_folder, prediction_folders, dataset_json)
     lesion_rule = LesionRule(choose_lesion_labels(scheme.names, lesion_labels), detection_overlap)
     references = find_files(reference_folder, scheme.file_ending).keys()
@@ -131,7 +131,8 @@ def score_folders(
     if empty:
         raise UserError(
             "\n  ".join(
-                f"{folder} holds no file that ends in {scheme.file_ending}, as dataset.json demands" for folder in empty
+                f"{folder} holds no file that ends in {scheme.file_ending}, as required by dataset.json"
+                for folder in empty
             )
         )
     problems = []
@@ -140,11 +141,11 @@ def score_folders(
         if missing and not allow_missing:
             problems.append(
                 f"{folder} lacks {len(missing)} of {len(references)} predictions: {', '.join(missing)}; "
-                "predict them, or use `allow_missing=True` to score the others"
+                "predict them, or use `allow_missing=True` to score only the others"
             )
         if strangers:
             problems.append(
-                f"{folder} holds predictions that have no reference in {reference_folder}: "
+                f"{folder} holds predictions without reference in {reference_folder}: "
                 f"{', '.join(strangers)}; move them away or add their references"
             )
     readers = {
@@ -164,7 +165,7 @@ def score_folders(
     all_tasks = [task for of_folder in tasks.values() for task in of_folder]
     found = run_each(_run_task, all_tasks, processes, on_case)
     outcomes = {task.prediction: outcome for task, outcome in zip(all_tasks, found, strict=True)}
-    # a damaged reference is found once for each folder
+    # a damaged reference is found for each folder, but reported once
     problems += dict.fromkeys(
         f"{task.case}: {problem}" for task in all_tasks for problem in outcomes[task.prediction].problems
     )
@@ -191,8 +192,8 @@ def _common_scheme(
     others = [path for path, scheme in schemes.items() if scheme != first]
     if others:
         raise UserError(
-            f"{', '.join(map(str, others))} states other labels or another file ending than {paths[0]}; "
-            "compare predictions of one dataset, or name the dataset.json that holds for all with `dataset_json`"
+            f"{', '.join(map(str, others))} has other labels or another file ending than {paths[0]}; "
+            "compare predictions of one dataset, or give the dataset.json for all as `dataset_json`"
         )
     return first
 
@@ -203,7 +204,7 @@ def _check_options(tolerances_mm: Sequence[float], empty_masks: str) -> None:
     if not all(np.isfinite(tolerance_mm) and tolerance_mm >= 0 for tolerance_mm in tolerances_mm):
         raise UserError(f"tolerances must be finite and not negative, in mm, got {list(tolerances_mm)}")
     if len(set(map(nsd_key, tolerances_mm))) < len(tolerances_mm):
-        raise UserError(f"each tolerance may be given once, got {list(tolerances_mm)}")
+        raise UserError(f"each tolerance may be given only once, got {list(tolerances_mm)}")
 
 
 def _mask(segmentation: np.ndarray, label: Label, counted: np.ndarray | None) -> np.ndarray:
@@ -240,7 +241,7 @@ def _scored(task: _Task, outcome: _Outcome) -> ScoredCase:
 
 
 def _run_task(task: _Task) -> _Outcome:
-    """Read and check the two files of a case; score them if nothing is wrong here or elsewhere."""
+    """Read and check the two files of a case; score them unless there are problems here or in the folders."""
     files = {"reference": task.reference, task.called: task.prediction}
     volumes, problems = read_alike(files, task.reader)
     for name, (segmentation, _) in volumes.items():

@@ -1,8 +1,8 @@
-"""The outcome of an evaluation of segmentations: nnU-Net's ``summary.json`` with NSD, HD95 and lesions, and a CSV.
+"""Results of an evaluation of segmentations: nnU-Net's ``summary.json`` with NSD, HD95 and lesions, and a CSV.
 
-``summary.json`` is nnU-Net's (``foreground_mean``, ``mean``, ``metric_per_case``; the same keys and values, labels and
-regions as nnU-Net writes them: ``"1"``, ``"(1, 2)"``), with ``NSD_2mm`` and the like and ``HD95_mm`` beside ``Dice``,
-and a further entry::
+``summary.json`` is nnU-Net's (``foreground_mean``, ``mean``, ``metric_per_case``, with the same keys and values; labels
+and regions as written by nnU-Net: ``"1"``, ``"(1, 2)"``), with ``NSD_2mm`` etc. and ``HD95_mm`` beside ``Dice``, and
+one more entry::
 
     "fvae": {"version": "0.1.0", "tolerances_mm": [2.0], "empty_masks": "nan",
              "cases": {"reference": 20, "scored": 19, "missing": 1, "missing_names": ["case_007"]},
@@ -13,10 +13,10 @@ and a further entry::
                          "labels": [{"key": "2", "name": "tumour", "sizes": {"all": {...}, "below_10mm": {...}, ...}}],
                          "cases": {"case_001": {"2": {"diameters_mm": [14.2], "detected": [true], ...}}, ...}}}
 
-For each label ``n`` cases enter the mean, ``nan`` have no value, ``missing`` have no prediction. In ``one_empty`` of
-the ``n``, either reference or prediction lacks the label: Dice and NSD are 0 there, HD95 is NaN and not in its mean.
-``lesions`` is there if a label is evaluated lesion by lesion; a size has the keys of `summarise_lesions`, a case those
-of `CaseLesions`. ``measures`` are those of ``comparison.json`` (`comparison`), of one model and without comparisons.
+For each label, ``n`` cases are in the mean, ``nan`` have no value, ``missing`` have no prediction. In ``one_empty`` of
+the ``n``, only the reference or only the prediction lacks the label: Dice and NSD are 0, HD95 is NaN and not in its
+mean. ``lesions`` exists if a label is evaluated by lesion; a size has the keys of `summarise_lesions`, a case those of
+`CaseLesions`. ``measures`` are as in ``comparison.json`` (`comparison`), for one model and without comparisons.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from fvae_nnunet.nnunet.labels import VOLUME_ENDINGS
 
 
 def summarise(scores: Scores, *, seed: int = 0, resamples: int = 9999) -> dict[str, Any]:
-    """The content of ``summary.json`` for the first folder of some scores.
+    """The content of ``summary.json`` for the first scored folder.
 
     Args:
-        scores: of one folder; of several the first one is taken.
-        seed, resamples: of every bootstrap, see `statistics.bootstrap_interval`.
+        scores: scores; only the first folder is used.
+        seed, resamples: seed and number of resamples of every bootstrap, see `statistics.bootstrap_interval`.
 
     Returns:
         See the module's docstring. ``mean`` is over cases, without NaN (NaN if no case has a value);
-        ``foreground_mean`` is the mean of the labels' means, and NaN if one of them is, as in nnU-Net.
+        ``foreground_mean`` is the mean of the labels' means, and NaN if one of them is NaN, as in nnU-Net.
     """
     names, scored, missing = scores.scheme.names, scores.folders[0].cases, scores.folders[0].missing
     metrics = list(scored[0].metrics[next(iter(names))])
@@ -119,7 +119,7 @@ def summarise(scores: Scores, *, seed: int = 0, resamples: int = 9999) -> dict[s
 
 
 def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each case and label, for the CSV."""
+    """Rows of the CSV, one per case and label."""
     names = {label["key"]: label["name"] for label in summary["fvae"]["labels"]}
     return [
         {"case": _case_name(case["prediction_file"]), "label": key, "name": name, **case["metrics"][key]}

@@ -1,10 +1,10 @@
-"""Normalised surface dice (NSD) and 95 % Hausdorff distance (HD95) of two masks, as google-deepmind/surface-distance.
+"""Normalised surface dice (NSD) and 95 % Hausdorff distance (HD95), as in google-deepmind/surface-distance.
 
-A surface runs between voxels: its elements sit at the corners of voxels, one for each 2 x 2 x 2 neighbourhood that is
+A surface runs between voxels: its elements are at the corners of voxels, one for each 2 x 2 x 2 neighbourhood that is
 neither empty nor full, with the area of the marching-cubes triangles there (MONAI's table, which is that of
-surface-distance). A mask that touches the border of the volume has a surface there too. Method: Nikolov et al.,
-arXiv:1809.04430. MONAI's own `compute_surface_dice` is not used, because it rounds distances to float32: where a
-distance meets the tolerance (spacing 0.4 mm from a NIfTI header, tolerance 2 mm) its result is off by up to 0.03.
+surface-distance). A mask that touches the border of the volume has a surface there, too. Method: Nikolov et al.,
+arXiv:1809.04430. MONAI's own `compute_surface_dice` is not used, because it rounds distances to float32: if a distance
+equals the tolerance (spacing 0.4 mm from a NIfTI header, tolerance 2 mm), its result is off by up to 0.03.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.errors import UserError
 
 _INSIDE = 255
-"""The code of a 2 x 2 x 2 neighbourhood that lies wholly in the mask."""
+"""Code of a 2 x 2 x 2 neighbourhood entirely inside the mask."""
 
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """How far each element of two surfaces is from the other surface.
+    """Distance of each element of two surfaces from the other surface.
 
     Attributes:
-        distances_mm: of the reference's elements (n,), then of the prediction's (m,).
-        areas_mm2: of the same elements.
+        distances_mm: distances of the reference's elements (n,) and of the prediction's (m,).
+        areas_mm2: areas of the same elements.
     """
 
     distances_mm: tuple[np.ndarray, np.ndarray]
     areas_mm2: tuple[np.ndarray, np.ndarray]
 
     def dice(self, tolerance_mm: float) -> float:
-        """NSD: the share of the two surfaces, by area, that lies up to and including a tolerance from the other."""
+        """NSD: the fraction of both surfaces, by area, within the tolerance (inclusive) of the other."""
         within_mm2 = sum(
             areas_mm2[distances_mm <= tolerance_mm].sum()
             for distances_mm, areas_mm2 in zip(self.distances_mm, self.areas_mm2, strict=True)
@@ -43,11 +43,11 @@ class SurfaceDistances:
         return float(within_mm2 / sum(areas_mm2.sum() for areas_mm2 in self.areas_mm2))
 
     def hausdorff_mm(self, percent: float = 95) -> float:
-        """The smallest distance within which so many percent of each surface, by area, lie from the other.
+        """The smallest distance within which ``percent`` of each surface, by area, is from the other.
 
-        The larger of the two directions' percentiles, `compute_robust_hausdorff` of surface-distance. At this tolerance
-        the NSD is at least ``percent / 100``. MONAI takes the percentiles over border voxels, not by area; medpy takes
-        one percentile of both directions together, in which an error of one mask counts half.
+        It is the larger of the percentiles of both directions, `compute_robust_hausdorff` of surface-distance. At this
+        tolerance the NSD is at least ``percent / 100``. MONAI computes percentiles over border voxels, not by area;
+        medpy uses one percentile of both directions together, in which an error of one mask counts half.
         """
         percentiles_mm = []
         for distances_mm, areas_mm2 in zip(self.distances_mm, self.areas_mm2, strict=True):
@@ -64,19 +64,19 @@ def surface_distances(
     """Compare the surfaces of two masks.
 
     Args:
-        reference, prediction: bool masks (z, y, x) of one shape.
+        reference, prediction: bool masks (z, y, x) of equal shape.
         spacing_mm: voxel size (z, y, x).
 
     Returns:
-        None if one mask or both are empty: there is no distance to a surface that is not there.
+        None if one or both masks are empty, so that distances are undefined.
 
     Raises:
-        UserError: the masks have not one shape of three axes, or the spacing is not three positive numbers.
+        UserError: the shapes differ or are not 3-dimensional, or the spacing is not three positive numbers.
     """
     if reference.shape != prediction.shape or reference.ndim != 3:
         raise UserError(
-            f"surfaces are compared of two masks of one shape (z, y, x), got {reference.shape} and {prediction.shape}; "
-            "give a single slice an axis more: mask[None]"
+            f"two masks of equal shape (z, y, x) are needed, got {reference.shape} and {prediction.shape}; "
+            "add an axis to a single slice: mask[None]"
         )
     if len(spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
         raise UserError(f"the spacing must be three positive numbers in mm (z, y, x), got {tuple(spacing_mm)}")
@@ -95,7 +95,7 @@ def surface_distances(
 
 
 def _surface_elements(spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Area in mm² by the code of a 2 x 2 x 2 neighbourhood (256,), and the weights (2, 2, 2) that make the code."""
+    """Area in mm² by the code of a 2 x 2 x 2 neighbourhood (256,), and the weights (2, 2, 2) of the code."""
     from monai.metrics.utils import get_code_to_measure_table
 
     table, kernel = get_code_to_measure_table([float(edge) for edge in spacing_mm])
@@ -116,8 +116,8 @@ def _surface(mask: np.ndarray, table: np.ndarray, kernel: np.ndarray) -> tuple[n
 def _distances_mm(points: np.ndarray, others: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     """Distance (n,) of each point (n, 3) to the nearest of the others.
 
-    Computed from the difference of indices, in the order of operations of a distance transform: a distance that equals
-    the tolerance is then counted as surface-distance counts it.
+    Computed from the difference of indices, in the order of operations of a distance transform, so that a distance
+    equal to the tolerance is counted as in surface-distance.
     """
     from scipy.spatial import KDTree
 

@@ -1,4 +1,4 @@
-"""What a comparison, or the measures of one model, say in a word and in a sentence."""
+"""Verdicts and sentences for a comparison, or for the measures of one model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Measure = Mapping[str, Any]
 SIGNIFICANT_P = 0.05
 
 LEAST_CASES = 6
-"""Below so many cases no two-sided signed-rank test reaches `SIGNIFICANT_P`: with 5 the smallest p is 2 / 2^5."""
+"""With fewer cases, no two-sided signed-rank test reaches `SIGNIFICANT_P`: with 5 the smallest p is 2 / 2^5."""
 
 FEW_CASES = 10
-"""Below so many cases the reader is told that a bootstrap cannot show all of the spread."""
+"""With fewer cases, a note warns that bootstrap intervals are too narrow."""
 
 _SENTENCES = {
     "better": "{second} is better than {first}",
@@ -36,15 +36,14 @@ EXPLANATION = (
 
 
 def deciding(measures: Sequence[Measure]) -> Measure:
-    """Of the measures of one label the one that its verdict goes by: NSD at the first tolerance; without any, DSC."""
+    """The measure of a label that determines its verdict: NSD at the first tolerance; without any, DSC."""
     return next((measure for measure in measures if measure["key"].startswith("NSD_")), measures[0])
 
 
 def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
-    """The second model beside the first: better, worse, unclear, equal, too few; with ``?`` where interval and test
-    disagree.
+    """Verdict on the second model relative to the first: better, worse, unclear, equal or too few.
 
-    `NOT_DEFINED` where no case can be compared.
+    It ends in ``?`` if interval and test disagree, and is `NOT_DEFINED` if no case can be compared.
     """
     if not entry["n"]:
         return NOT_DEFINED
@@ -61,10 +60,10 @@ def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
 
 
 def comparison_sentence(measure: Measure, entry: Mapping[str, Any]) -> str:
-    """Which model is better by a measure, by how much, and how sure that is."""
+    """Sentence on which model is better in a measure, by how much, and with what certainty."""
     first, second, word = entry["first"], entry["second"], verdict(measure, entry)
     if word == NOT_DEFINED:
-        return f"{second} and {first} cannot be compared by {measure['name']}: no case has it with both."
+        return f"{second} and {first} cannot be compared in {measure['name']}: no case has a value from both."
     said = _SENTENCES[word].format(first=first, second=second)
     sure = [counted(entry["n"], "case")]
     if word != "equal":
@@ -76,7 +75,7 @@ def comparison_sentence(measure: Measure, entry: Mapping[str, Any]) -> str:
 
 
 def model_sentence(measures: Sequence[Measure]) -> str:
-    """What one model reaches in a label: the deciding measure with its interval, DSC, and detected lesions."""
+    """Sentence on one model in a label: the deciding measure with its interval, DSC, and detected lesions."""
     decides = deciding(measures)
     (entry,) = decides["models"]
     sure = [*_interval(decides, entry), counted(entry["n"], "case")]

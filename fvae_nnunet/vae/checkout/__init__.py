@@ -1,1 +1,1 @@
-"""VAEs that run from a checkout of their authors' code."""
+"""VAEs that run from a checkout of the authors' code."""

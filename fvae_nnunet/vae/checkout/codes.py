@@ -1,10 +1,10 @@
-"""CV-VAE and VideoVAE+, run from a checkout of their authors' code, whose licences do not let us ship their networks.
+"""CV-VAE and VideoVAE+, run from a checkout of the authors' code: their licences do not let us ship the networks.
 
-The user names a checkout and, where they are not on the hub, the weights. Loading runs the code of that folder with the
-rights of the user; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
+The user gives a checkout and, unless they are on the hub, the weights. Loading runs the code of that folder with the
+user's permissions; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
 
-Both compress 8 x 8 pixels and 4 slices into one latent pixel. How each is called follows the reconstruction scripts
-released with the paper (github.com/qic999/Foundation-VAE, folder ReconstructionSettings).
+Both compress 8 x 8 pixels and 4 slices into one latent pixel. The calls follow the reconstruction scripts released with
+the paper (github.com/qic999/Foundation-VAE, folder ReconstructionSettings).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def _module(name: str, **content: Any) -> ModuleType:
 
 
 class CVVAE(CheckoutVAE):
-    """CV-VAE. Its own coding in pieces of 1 + 16 slices, and beyond 576 pixels in tiles, is kept: the script has it.
+    """CV-VAE. As in the paper's script, it codes pieces of 1 + 16 slices, and tiles beyond 576 pixels.
 
-    Within a piece the decoder sees later slices, and the norms all slices.
+    Within a piece the decoder sees later slices, and the norms see all slices.
     """
 
     code = ResearchCode(
@@ -81,7 +81,7 @@ class CVVAE(CheckoutVAE):
 
 
 class VideoVAEPlus(CheckoutVAE):
-    """VideoVAE+, the models without text. 16 slices are coded on their own, and each sees all others."""
+    """VideoVAE+, the models without text. Windows of 16 slices are coded independently; each slice sees the others."""
 
     code = ResearchCode(
         "VideoVerses/VideoVAEPlus",
@@ -105,7 +105,7 @@ class VideoVAEPlus(CheckoutVAE):
             raise UserError(f"videovae+: {weights.source} has {channels} channels, but there is no {config_file}")
         params = yaml.safe_load(config_file.read_text(encoding="utf-8"))["model"]["params"]
         sizes = {key: params[key] for key in ("ddconfig", "ppconfig", "embed_dim", "use_quant_conv") if key in params}
-        # the loss would be built, and needs a repository of its own
+        # otherwise the loss is built, which needs another repository
         return weights.fill(lambda: model_class(**sizes, lossconfig={"target": "torch.nn.Identity"}), state), channels
 
     def _encode(self, volume: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -123,14 +123,15 @@ RESEARCH_VAES: dict[str, type[CheckoutVAE]] = {"cv-vae": CVVAE, "videovae+": Vid
 
 
 def load_checkout_vae(wanted: Wanted, *, code: Path) -> FrozenVAE:
-    """A research VAE. This runs the code in ``code``.
+    """Load a research VAE. This runs the code in ``code``.
 
     Args:
-        wanted: ``cv-vae`` or ``videovae+``; weights: None for the hub (``cv-vae``).
-        code: checkout of its repository; nothing is written there.
+        wanted: request for ``cv-vae`` or ``videovae+``; weights None means the hub (``cv-vae``).
+        code: checkout of the VAE's repository; nothing is written there.
 
     Raises:
-        UserError: another repository, code that cannot be imported, or weights that are missing or do not fit.
+        UserError: the folder is not a checkout of that repository, its code cannot be imported, or weights are missing
+            or do not fit.
     """
     name, weights, trust = wanted.name, wanted.weights, wanted.trust
     adapter = RESEARCH_VAES[name]

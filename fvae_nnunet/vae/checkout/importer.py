@@ -1,12 +1,12 @@
-"""Importing the code of a research repository from a folder that the user names, invisibly to the rest of the process.
+"""Import the code of a research repository from a given folder, isolated from the rest of the process.
 
-Research codes share top-level names (``models``, ``src``, ``utils``), so no two of them could be imported from
-``sys.path``. Here a checkout has a table of modules of its own. Its modules run with builtins of their own, whose
-``__import__`` looks into that table and that folder first, also when a function imports something later. ``sys.path``
-and ``sys.meta_path`` are not touched; a module stands in ``sys.modules`` only while it runs, for ``dataclasses``.
+Research repositories share top-level names (``models``, ``src``, ``utils``), so no two of them could be imported from
+``sys.path``. Here each checkout has its own module table. Its modules run with their own builtins, whose ``__import__``
+looks in that table and that folder first, also when a function imports something later. ``sys.path`` and
+``sys.meta_path`` are not changed; a module is in ``sys.modules`` only while it runs, for ``dataclasses``.
 
-This runs the code of the folder with the rights of the user. Only Python sources are found, no compiled extensions, and
-nothing is written into the folder.
+This runs the code of the folder with the user's permissions. Only Python sources are found, no compiled extensions, and
+nothing is written to the folder.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 
 PIP_NAMES = {"bs4": "beautifulsoup4", "cv2": "opencv-python", "pytorch_lightning": "pytorch-lightning"}
-"""Packages that pip knows under another name than Python."""
+"""Packages whose name in pip differs from the name of the module."""
 
 
 class _Absent(type):
-    """The type of everything that a package has which is not installed: can be imported and inherited, not called."""
+    """Type of every attribute of a package that is not installed: can be imported and inherited, but not called."""
 
     def __getattr__(cls, name: str) -> _Absent:
         if name.startswith("__"):
@@ -49,14 +49,13 @@ class Checkout:
     """The modules of one folder.
 
     Args:
-        folder: where the repository was checked out.
+        folder: checkout of the repository.
         vae: name of the VAE, for messages.
         repository: ``owner/name`` on GitHub, for messages.
         expects: a file that the repository has, relative to the folder.
-        nominal: packages that its modules import but that are not needed for what is done with them: where they are
-            not installed, an empty stand-in takes their place.
-        replaced: modules that take the place of packages, installed or not, by the packages' names. Submodules are
-            their attributes.
+        nominal: packages that the modules import but do not need here; if one is not installed, an empty stand-in
+            replaces it.
+        replaced: modules that replace packages, installed or not, by package name. Submodules are their attributes.
 
     Raises:
         UserError: no such folder, or it lacks the expected file.
@@ -91,7 +90,7 @@ class Checkout:
         )
 
     def load(self, module: str, name: str) -> Any:
-        """What ``from module import name`` gives inside the checkout.
+        """Result of ``from module import name`` inside the checkout.
 
         Raises:
             UserError: a package is not installed, the code fails, or there is no such name.
@@ -110,7 +109,7 @@ class Checkout:
 
     @contextmanager
     def visible(self) -> Iterator[None]:
-        """Lets all of Python import the modules of the folder, for what finds classes by the name of their module.
+        """Make the modules of the folder importable everywhere, for code that finds classes by their module's name.
 
         That is ``pickle``, and ``inspect.getsource`` of a class. Meanwhile other threads see them too.
         """
@@ -151,14 +150,14 @@ class Checkout:
         return module
 
     def _import_module(self, name: str, package: str | None = None) -> Any:
-        """``importlib.import_module`` likewise."""
+        """``importlib.import_module`` as the modules of the checkout see it."""
         absolute = importlib.util.resolve_name(name, package)
         if absolute.partition(".")[0] in self._stand_ins:
             return self._stand_in(absolute)
         return self.module(absolute) if self.has(absolute) else importlib.import_module(absolute)
 
     def has(self, name: str) -> bool:
-        """Whether an import of this name means the folder."""
+        """Whether this name refers to a module of the folder."""
         top = name.partition(".")[0]
         return top in self._modules or self._find(top) is not None
 
@@ -172,7 +171,7 @@ class Checkout:
         return module
 
     def module(self, name: str) -> ModuleType:
-        """The module, loaded with the packages around it if it is not in the table."""
+        """The module; if it is not in the table, it is loaded with its parent packages."""
         with self._lock:
             if name in self._modules:
                 return self._modules[name]
@@ -197,7 +196,7 @@ class Checkout:
             return module
 
     def _find(self, name: str) -> ModuleSpec | None:
-        """Where the module is: a package, a file, or a folder without ``__init__`` that has Python files."""
+        """Spec of the module: a package, a file, or a folder with Python files but no ``__init__``; None if absent."""
         parent, _, tail = name.rpartition(".")
         places = getattr(self._modules[parent], "__path__", ()) if parent else (self.folder,)
         for place in map(Path, places):
@@ -219,7 +218,7 @@ class Checkout:
             return
         source = Path(spec.origin).read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler, about escapes in others' strings
+            warnings.simplefilter("ignore")  # compiler warnings about escapes in third-party strings
             code = compile(source, spec.origin, "exec", dont_inherit=True)
         with _shown({module.__name__: module}):
             exec(code, vars(module))
@@ -231,7 +230,7 @@ class Checkout:
         )
 
     def _line_of(self, error: Exception) -> str:
-        """The last line of the checkout's that ran, as ``file, line n``."""
+        """The last line of the checkout's code that ran, as ``file, line n``."""
         if isinstance(error, SyntaxError) and error.filename is not None:
             places = [(error.filename, error.lineno)]
         else:
@@ -241,7 +240,7 @@ class Checkout:
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Hands out the modules of a checkout."""
+    """Finds the modules of a checkout."""
 
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
@@ -253,12 +252,12 @@ class _Finder(MetaPathFinder, Loader):
         return self._checkout.module(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Has run when it was created."""
+        """Do nothing: the module already ran when it was created."""
 
 
 @contextmanager
 def _shown(modules: Mapping[str, ModuleType]) -> Iterator[None]:
-    """Puts modules into ``sys.modules`` and takes them out again, with those that came to ``modules`` meanwhile."""
+    """Put modules into ``sys.modules`` and remove them afterwards, with any added to ``modules`` meanwhile."""
     hidden = {name: sys.modules[name] for name in modules if name in sys.modules}
     sys.modules.update(modules)
     try:

@@ -1,4 +1,4 @@
-"""What the VAEs that run from a checkout of their authors' code have in common: code, weights, contract."""
+"""Common parts of the VAEs that run from a checkout of the authors' code: code, weights, interface."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 TRAINING_ONLY = ("loss.", "discriminator.", "gan_loss.", "perceptual_model.")
-"""What the parameters of losses start with; some checkpoints hold them beside those of the VAE."""
+"""Prefixes of loss parameters, which some checkpoints hold besides those of the VAE."""
 
 
 @dataclass(frozen=True)
 class ResearchCode:
-    """Where the code of a VAE is, and its weights.
+    """Location of the code of a VAE and of its weights.
 
     Attributes:
         repository: ``owner/name`` on GitHub.
-        module, class_name: the model in it.
-        weights: what the user gives as weights, in words.
+        module, class_name: module and class of the model in the repository.
+        weights: the file or folder that the user gives as weights, in words.
         nominal, replaced: see ``Checkout``.
     """
 
@@ -46,14 +46,14 @@ class ResearchCode:
 
 @dataclass(frozen=True)
 class CheckoutWeights:
-    """The weights that the user named, and the checkout that they are for.
+    """The weights that the user gave, and the checkout that they belong to.
 
     Attributes:
-        vae: its name, for messages.
-        path: file or folder.
-        source: where they came from, in words.
+        vae: name of the VAE, for messages.
+        path: file or folder of the weights.
+        source: origin of the weights, in words.
         trust: see ``read_checkpoint``.
-        checkout: whose classes a trusted pickle may name.
+        checkout: checkout whose classes a trusted pickle may name.
     """
 
     vae: str
@@ -66,11 +66,11 @@ class CheckoutWeights:
         """The tensors of a file."""
         if not self.trust:
             return read_state_dict(path)
-        with self.checkout.visible():  # pickled classes are found by the name of their module
+        with self.checkout.visible():  # pickle finds classes by the name of their module
             return read_state_dict(path, trust=True)
 
     def folder(self, class_name: str, subfolder: str = "") -> tuple[dict[str, Any], StateDict]:
-        """Configuration and tensors of a folder in diffusers' format, or of its file with the weights."""
+        """Configuration and tensors of a folder in diffusers' format, given as the folder or its weights file."""
         path = self.path.parent if self.path.name in WEIGHTS_FILES else self.path
         folder = open_folder(path / subfolder if (path / subfolder).is_dir() else path)
         if folder.class_name != class_name:
@@ -79,13 +79,13 @@ class CheckoutWeights:
         return folder.config, self.read(folder.weights_file)
 
     def size(self, state: Mapping[str, torch.Tensor], key: str, dim: int) -> int:
-        """A size of a tensor; raises UserError where these are the weights of something else."""
+        """Size of a tensor along ``dim``; UserError if these are the weights of another model."""
         if key not in state or state[key].ndim <= dim:
             raise UserError(f"{self.vae}: {self.source} does not fit {self.vae}: {key} is missing")
         return state[key].shape[dim]
 
     def fill(self, make: Callable[[], Any], state: Mapping[str, torch.Tensor]) -> Any:
-        """The model that ``make`` builds, with these weights in float32; what only training needs is left out.
+        """The model built by ``make``, with these weights in float32, without those that only training needs.
 
         Raises:
             UserError: the code fails, or the weights are not exactly those of the model.
@@ -109,10 +109,10 @@ class CheckoutWeights:
 
 
 class CheckoutVAE(ModuleVAE):
-    """A model of a checkout. Slices are its frames; the three channels are equal.
+    """A model from a checkout. Slices are its frames; the three colour channels are equal.
 
     Attributes:
-        code: of the model.
+        code: location of the model's code.
         slice_offset, window_slices: as in ``VAESpec``.
     """
 
@@ -135,9 +135,9 @@ class CheckoutVAE(ModuleVAE):
     @classmethod
     @abstractmethod
     def build(cls, model_class: Any, weights: CheckoutWeights) -> tuple[Any, int]:
-        """The model with its weights, and the channels of its latent."""
+        """The model with its weights, and the number of latent channels."""
 
 
 def colours(volume: torch.Tensor) -> torch.Tensor:
-    """(B, 1, D, H, W) to (B, 3, D, H, W), the channels all equal."""
+    """(B, 1, D, H, W) to (B, 3, D, H, W) with equal channels."""
     return volume.expand(-1, 3, -1, -1, -1)

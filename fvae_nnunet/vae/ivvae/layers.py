@@ -1,12 +1,12 @@
 """Layers of IV-VAE: two branches of channels, convolutions that are causal between groups of slices, resampling.
 
 A tensor holds the slices of a chunk, (B, D, 2 * width, H, W), stored channels last. The first half of the channels is
-the plane branch, of which one slice of each group is kept; the second is the space branch, which codes the whole group.
-Chunks follow each other from the first slice of a volume to the last. The very first one leads with slice 0, which is a
-group of its own at every resolution; all else are whole groups.
+the plane branch, which keeps one slice of each group; the second is the space branch, which codes the whole group.
+Chunks run from the first slice of a volume to the last. The first chunk starts with slice 0, which is a group of its
+own at every resolution; all other groups are complete.
 
-Layers work in place on their own intermediate results, so they run without gradients. Parameters have the names of the
-authors' checkpoints. Source: github.com/ali-vilab/iv-vae (MIT); Wu et al., Improved Video VAE for Latent Video
+Layers modify their own intermediate results in place, so they must run without gradients. Parameters have the names of
+the authors' checkpoints. Source: github.com/ali-vilab/iv-vae (MIT); Wu et al., Improved Video VAE for Latent Video
 Diffusion Model, CVPR 2025.
 """
 
@@ -24,22 +24,22 @@ _SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
 @dataclass
 class Past:
-    """What a pass over a volume keeps of the chunks before.
+    """State that a pass over a volume keeps from earlier chunks.
 
     Attributes:
-        leading: slices of the next chunk before its first whole group: 1 at the start of the volume, then 0.
-        held: what the last slice adds to the one behind it, for each convolution along the slices.
+        leading: slices of the next chunk before its first complete group: 1 at the start of the volume, then 0.
+        held: contribution of the last slice to the next one, for each convolution along the slices.
     """
 
     leading: int = 1
     held: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
 
     def copy(self) -> Past:
-        """Another one with the same tensors, which are never written to."""
+        """A copy that shares the tensors, which are never written to."""
         return Past(self.leading, dict(self.held))
 
     def restore(self, before: Past) -> None:
-        """Be again what ``copy`` gave."""
+        """Return to the state of an earlier ``copy``."""
         self.leading, self.held = before.leading, before.held
 
 
@@ -58,12 +58,12 @@ def empty_slices(x: torch.Tensor, slices: int, *sizes: int) -> torch.Tensor:
 
 
 def in_groups(x: torch.Tensor, leading: int, group: int) -> torch.Tensor:
-    """The slices behind the leading one as (B, groups, group, ...), a view."""
+    """The slices after the leading one as (B, groups, group, ...), a view."""
     return x[:, leading:].unflatten(1, ((x.shape[1] - leading) // group, group))
 
 
 def _normalised(x: torch.Tensor, gamma: torch.Tensor, dim: int) -> torch.Tensor:
-    """x over its root mean square along ``dim``, times ``gamma``."""
+    """x divided by its root mean square along ``dim``, times ``gamma``."""
     precision = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=precision).clamp_min_(_SMALLEST_NORM)
     factor = (x.shape[dim] ** 0.5 / norm).clamp_max_(torch.finfo(x.dtype).max).to(x.dtype)
@@ -71,7 +71,7 @@ def _normalised(x: torch.Tensor, gamma: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 class NormSiLU(nn.Module):
-    """SiLU of the channels of each branch over their root mean square, times gamma."""
+    """RMS norm over the channels of each branch, times gamma, followed by SiLU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class PlaneConv(nn.Module):
 
 
 class PointwiseConv(nn.Module):
-    """Linear map of the channels of each voxel; the branches have weights of their own and see each other."""
+    """Linear map of the channels of each voxel; each branch has its own weights and sees both branches."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -112,9 +112,9 @@ class PointwiseConv(nn.Module):
 class GroupCausalConv(nn.Module):
     """3x3 convolution to the plane branch and 3x3x3 convolution to the space branch, from the same channels.
 
-    Along the slices, what lies behind a group is zero and what lies before it is the last slice of the group before, or
-    slice 0 itself before slice 0. The kernel in space is the sum of three in the plane: of the slice itself, of the
-    slice before and of the slice behind, the last of which is left out where a group ends.
+    Along the slices, a group is padded with zeros after it and with the last slice of the previous group before it
+    (slice 0 is padded with itself). The 3D kernel is the sum of three planar ones: for the slice itself, the previous
+    slice and the next slice, the last of which is omitted at the end of a group.
     """
 
     def __init__(self, channels: int, width: int, group: int) -> None:
@@ -140,7 +140,7 @@ class GroupCausalConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Twice norm, SiLU and convolution; in the plane, or with groups of ``group`` slices."""
+    """Norm, SiLU and convolution, twice; in the plane, or with groups of ``group`` slices."""
 
     def __init__(self, width_in: int, width: int, group: int | None = None) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class ResidualBlock(nn.Module):
 
 
 class _BranchAttention(nn.Module):
-    """Self-attention of the pixels of a slice, one head."""
+    """Single-head self-attention among the pixels of a slice."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _BranchAttention(nn.Module):
         self.proj = nn.Conv2d(width, width, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(images, pixels, width) to the same."""
+        """Attend over pixels (images, pixels, width); returns the same shape."""
         normed = _normalised(pixels, self.norm["gamma"].flatten(), dim=2)
         joined = F.linear(normed, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
         queries, keys, values = joined.unsqueeze(1).chunk(3, dim=-1)
@@ -177,7 +177,7 @@ class _BranchAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each slice and each branch for itself."""
+    """Self-attention of each slice and each branch separately."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the pixels along y and x, and the slices of each group if asked.
+    """Halves y and x and, with ``slices``, the slices of each group.
 
     Of two slices, the plane branch keeps the first and the space branch a linear map of both.
     """
@@ -226,9 +226,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the pixels along y and x and halves the channels; doubles the slices of each group if asked.
+    """Doubles y and x and halves the channels; with ``slices``, doubles the slices of each group.
 
-    The plane branch repeats each slice, the space branch makes two slices of it by a linear map.
+    The plane branch repeats each slice; the space branch maps each slice linearly to two.
     """
 
     def __init__(self, width: int, *, slices: bool) -> None:
@@ -267,25 +267,25 @@ def _joined(plane: torch.Tensor | None, space: torch.Tensor | None) -> torch.Ten
 
 
 def _halved_inplane(x: torch.Tensor, conv: nn.Module) -> torch.Tensor:
-    """3x3 convolution with stride 2 and one row and one column of zeros behind the slice.
+    """3x3 convolution with stride 2, with one row and one column of zeros after the last ones.
 
-    With two rows and columns of zeros on every side it is the same from the second result on.
+    With two rows and columns of zeros on every side, the results are the same from the second one on.
     """
     assert isinstance(conv, nn.Conv2d)
     return conv_slices(x, conv.weight, conv.bias, stride=2, padding=2)[..., 1:, 1:]
 
 
 def _double_inplane(x: torch.Tensor, conv: nn.Module, target: torch.Tensor) -> None:
-    """Fill ``target`` with the 3x3 convolution of x, each pixel of which is repeated along y and x.
+    """Fill ``target`` with the 3x3 convolution of x after each pixel is repeated along y and x.
 
-    Of the three rows under the kernel two are the same row of x: the last two in even rows, the first two in odd rows.
-    So are the columns. The even and odd rows and columns are thus four 2x2 convolutions of x itself.
+    Of the three rows under the kernel, two are the same row of x: the last two in even rows, the first two in odd rows;
+    likewise for columns. The even and odd rows and columns are therefore four 2x2 convolutions of x itself.
     """
     assert isinstance(conv, nn.Conv2d)
     assert conv.bias is not None
     kernels = [by_column for by_row in _of_two(conv.weight, 2) for by_column in _of_two(by_row, 3)]
     height, length = x.shape[-2:]
-    # one row and one column more than there are pixels: even ones count from the first, odd ones from the second
+    # one more row and column than pixels: even ones start at the first, odd ones at the second
     results = conv_slices(x, torch.cat(kernels), conv.bias.repeat(4), padding=1).chunk(4, dim=2)
     for index, result in enumerate(results):
         row, column = divmod(index, 2)
@@ -293,6 +293,6 @@ def _double_inplane(x: torch.Tensor, conv: nn.Module, target: torch.Tensor) -> N
 
 
 def _of_two(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A kernel of three on repeated pixels as two kernels of two on the pixels, at the even and at the odd places."""
+    """A kernel of size 3 on repeated pixels as two kernels of size 2 on the pixels, for even and odd positions."""
     first, middle, last = weight.unbind(dim)
     return torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)

@@ -1,7 +1,7 @@
-"""IV-VAE (Improved Video VAE): the network, under the parameter names of the authors' checkpoints.
+"""The network of IV-VAE (Improved Video VAE), with the parameter names of the authors' checkpoints.
 
-The values are those of the authors' code, but for the order of sums. Slice 0 is coded alone, then four slices are one
-latent slice. The authors code one latent slice at a time; here a chunk is as many as fit into ``CHUNK_VOXELS``.
+Values equal those of the authors' code up to the order of sums. Slice 0 is coded alone, then four slices per latent
+slice. The authors code one latent slice at a time; here a chunk holds as many as fit into ``CHUNK_VOXELS``.
 Source: github.com/ali-vilab/iv-vae (MIT).
 """
 
@@ -34,7 +34,7 @@ _DILATIONS = (1, 3, 6, 9, 12)
 
 
 class PyramidHead(nn.ModuleDict):
-    """Convolutions of growing dilation side by side, and a linear map of all of them."""
+    """Parallel convolutions with increasing dilation, combined by a linear map."""
 
     def __init__(self, width_in: int, width: int) -> None:
         layers = {f"PAC_{dilation}": PlaneConv(width_in, width, dilation=dilation) for dilation in _DILATIONS}
@@ -127,7 +127,7 @@ class IVVAENetwork(nn.Module):
         self.decoder = Decoder(dim, width)
 
     def lay_out(self) -> IVVAENetwork:
-        """Itself, the kernels that are used slice by slice laid out for that."""
+        """Change the memory layout of kernels that are applied slice by slice. Returns itself."""
         for module in self.modules():
             if isinstance(module, GroupCausalConv):
                 module.conv_3d.weight.data = depth_outermost(module.conv_3d.weight.data)
@@ -139,12 +139,13 @@ class IVVAENetwork(nn.Module):
         """Mean and log variance of the latent.
 
         Args:
-            volume: (B, 3, D, H, W) in [-1, 1], H and W multiples of 8, D = 1 + 4k, or 4k where ``past`` has begun.
-            past: of the pass that this goes on with; None codes a whole volume. It is updated.
-            calls: what is known of the size of a call.
+            volume: (B, 3, D, H, W) in [-1, 1], H and W multiples of 8, D = 1 + 4k, or 4k after the first chunk of
+                ``past``.
+            past: state of the pass to continue, updated in place; None codes a whole volume.
+            calls: known limits on the size of a call.
 
         Returns:
-            twice (B, latent_channels, d, H / 8, W / 8), as the network makes it, neither shifted nor scaled.
+            two tensors (B, latent_channels, d, H / 8, W / 8), the network's output, neither shifted nor scaled.
         """
         past = past or Past()
         slices = volume.transpose(1, 2)
@@ -154,7 +155,7 @@ class IVVAENetwork(nn.Module):
         return mean.flatten(1, 2), log_variance.flatten(1, 2)
 
     def decode(self, latent: torch.Tensor, past: Past | None = None, *, calls: CallSize | None = None) -> torch.Tensor:
-        """(B, 3, D, H, W), not clamped, of a latent (B, latent_channels, d, h, w); the rest as in ``encode``."""
+        """Decode a latent (B, latent_channels, d, h, w) to (B, 3, D, H, W), not clamped; arguments as ``encode``."""
         past = past or Past()
         slices = self.conv2(latent.transpose(1, 2), past)
         pixels = latent[:, 0, 0].numel() * INPLANE_STRIDE**2
@@ -179,16 +180,16 @@ def _in_chunks(
     pixels: int,
     calls: CallSize | None,
 ) -> torch.Tensor:
-    """Slices (B, D, C, H, W) through ``code`` in whole groups; the leading slice goes with the first.
+    """Apply ``code`` to slices (B, D, C, H, W) in complete groups; the leading slice goes with the first group.
 
-    A call takes at most ``CHUNK_VOXELS``, or a group.
+    A call takes at most ``CHUNK_VOXELS``, or one group.
 
     Args:
         code: encoder or decoder.
-        slices: of the volume, or latent.
-        past: is updated.
-        group: of these slices.
-        pixels: of a slice of the volume, all volumes of the batch together.
+        slices: slices of the volume or of the latent.
+        past: state of the pass, updated in place.
+        group: number of slices in a group.
+        pixels: pixels of a slice of the volume, summed over the batch.
         calls: see ``IVVAENetwork.encode``.
     """
     leading, voxels = past.leading, pixels * GROUP_SLICES

@@ -1,4 +1,4 @@
-"""IV-VAE, a video VAE (github.com/ali-vilab/iv-vae, MIT); the slices of a CT are the frames."""
+"""IV-VAE, a video VAE (github.com/ali-vilab/iv-vae, MIT); the slices of a CT are its frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fvae_nnunet.vae.weights import StateDict, filled
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# By (latent channels, dim); upstream's models/vae3d.py: their latent is scale * (latent - shift)
+# By (latent channels, dim); from upstream's models/vae3d.py, where the latent is scale * (latent - shift)
 _SHIFT_AND_SCALE = {
     (4, 64): (0.1250, 1.3196),
     (8, 64): (-0.0322, 1.0940),
@@ -36,10 +36,10 @@ def published_statistics(latent_channels: int, dim: int) -> tuple[torch.Tensor, 
 
 
 class IVVAE(StreamingVAE):
-    """Latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k, which see each other and those before.
+    """Latent slice 0 codes slice 0; latent slice k codes slices 4k-3 to 4k, which see each other and earlier slices.
 
-    The latent is not the authors', but theirs without shift and scale, which they take back before they decode. Each
-    convolution along the slices keeps what the last slice adds to the next.
+    The latent is the authors' without shift and scale, which they undo before decoding. Each convolution along the
+    slices keeps the contribution of the last slice to the next.
     """
 
     def __init__(self, network: IVVAENetwork, *, name: str = "iv-vae", **placement: Unpack[Placement]) -> None:
@@ -73,17 +73,17 @@ class IVVAE(StreamingVAE):
 
 
 def load_ivvae(wanted: Wanted) -> IVVAE:
-    """IV-VAE of any width and number of latent channels, from the authors' file.
+    """Load IV-VAE of any width and number of latent channels from the authors' file.
 
     Args:
-        wanted: weights: a published ``ivvae_z*_dim*.pth``; the sizes are read from its tensors.
+        wanted: request whose weights are a published ``ivvae_z*_dim*.pth``; sizes are read from its tensors.
 
     Raises:
-        UserError: not given, not found, not readable, or the weights of another model.
+        UserError: the weights are not given, not found, not readable, or those of another model.
     """
     name = wanted.name
     weights = wanted.file(
-        "give its .pth file as `weights`; the readme of github.com/ali-vilab/iv-vae has the link (the paper used "
+        "give its .pth file as `weights`; the README of github.com/ali-vilab/iv-vae has the link (the paper used "
         "ivvae_z16_dim96.pth)"
     )
     state = wanted.read_state_dict(weights)
@@ -93,6 +93,6 @@ def load_ivvae(wanted: Wanted) -> IVVAE:
 
 
 def _network_of_sizes(state: StateDict) -> IVVAENetwork:
-    """Raises KeyError with the name of a parameter that tells a size and is missing."""
+    """The network for these tensors; KeyError with the name of a missing parameter that determines a size."""
     dim = state["encoder.conv1.conv_2d.weight"].shape[0]
     return IVVAENetwork(dim, latent_channels=2 * state["conv2.conv_2d.weight"].shape[0])

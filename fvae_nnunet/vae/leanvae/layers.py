@@ -1,6 +1,6 @@
-"""The layers of LeanVAE's network, between tokens that lie as (slices, B, rows, columns, channels).
+"""The layers of LeanVAE's network, on tokens (slices, B, rows, columns, channels).
 
-In this order every run of slices is one piece of memory, and neither convolutions nor matrix products need a copy.
+In this order every range of slices is contiguous in memory, and neither convolutions nor matrix products need a copy.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from fvae_nnunet.vae.module_vae import depth_outermost
 Memory = dict[nn.Module, torch.Tensor]
 """The last slices that each convolution saw; empty before the first slice of a volume."""
 
-_SEEN_BEFORE = 2  # slices before its own that a convolution sees
-_ALIGNED = 8  # channels; products in half precision are slow where rows do not begin at multiples of 16 bytes
-# Bound the hidden values, eight for each channel of a token; on CPUs they should stay in the cache
+_SEEN_BEFORE = 2  # earlier slices that a convolution sees
+_ALIGNED = 8  # channels; products in half precision are slow if rows do not start at multiples of 16 bytes
+# Bound the hidden values, eight per channel of a token; on CPUs they should stay in the cache
 _TOKENS_AT_ONCE_ON_CPU = 4096
 _TOKENS_AT_ONCE_ON_GPU = 16384
 
 
 class FeedForward(nn.Sequential):
-    """For each token alone."""
+    """Gated feed-forward layer of each token."""
 
     def __init__(self, width: int) -> None:
         inner = int(4 * (2 / 3) * width)
@@ -55,8 +55,8 @@ class _GatedGELU(nn.Module):
 class CausalDepthwise(nn.Module):
     """A depthwise 3 x 3 x 3 convolution over a slice and the two before it.
 
-    It is computed as planar convolutions, one for each distance between slices: on CPUs they are an order of magnitude
-    faster than the one in three dimensions.
+    It is computed as planar convolutions, one for each distance between slices: on CPUs, these are an order of
+    magnitude faster than the 3D convolution.
     """
 
     def __init__(self, width: int) -> None:
@@ -88,7 +88,7 @@ class CausalDepthwise(nn.Module):
 
 
 class Layers(nn.Module):
-    """Convolution and feed-forward layer by turns; each adds to its input (``residual``) or replaces it."""
+    """Alternating convolutions and feed-forward layers; each adds to its input (``residual``) or replaces it."""
 
     def __init__(self, layers: int, width: int, *, residual: bool) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Layers(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Tokens to latent (``phi``) and back: shrinkage and thresholding in a fixed number of learned steps (ISTA)."""
+    """Maps tokens to the latent (``phi``) and back, in a fixed number of learned shrinkage-thresholding steps."""
 
     def __init__(self, width: int, latent_channels: int, *, steps: int, layers: int) -> None:
         super().__init__()

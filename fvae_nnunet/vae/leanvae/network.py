@@ -1,8 +1,8 @@
 """The network of LeanVAE (github.com/westlake-repl/LeanVAE, MIT; arXiv:2503.14325), for grey volumes.
 
-The first slice of a volume is coded alone, the others four by four, in blocks of 8 x 8 pixels: one token each. A token
-is a linear map of the Haar wavelet coefficients of its block, so wavelet transform, map and the sum over equal colours
-are one matrix here, and likewise on the way out. Nothing else works at the resolution of pixels.
+The first slice of a volume is coded alone, the others in groups of four, in blocks of 8 x 8 pixels with one token each.
+A token is a linear map of the Haar wavelet coefficients of its block, so the wavelet transform, the map and the sum
+over equal colours are one matrix here; likewise in the decoder. Nothing else runs at pixel resolution.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from fvae_nnunet.vae.leanvae.layers import Bottleneck, CausalDepthwise, FeedForward, Layers, Memory, frozen
 
 BLOCK = 8  # pixels of a block along y and x
-SLICES = 4  # slices of a block; the first slice of a volume has blocks of its own
+SLICES = 4  # slices of a block; the first slice of a volume has its own blocks
 
 _COLOURS = 3
 _BAND_BLOCK = BLOCK // 2  # coefficients of a Haar band in a block, along y and x
@@ -29,9 +29,9 @@ class Sizes:
 
     Attributes:
         low, high: channels of a token for the lowest band of the wavelet transform and for the others.
-        latent_channels: of the latent.
-        separate_layers, fusion_layers: layers in which the two do not see each other, and of both together.
-        steps, step_layers: of the iteration that takes the latent back to tokens.
+        latent_channels: channels of the latent.
+        separate_layers, fusion_layers: number of layers on each of the two alone, and on both together.
+        steps, step_layers: steps, and layers per step, of the iteration that maps the latent back to tokens.
         posterior: whether the width of the posterior is known; its mean always is.
     """
 
@@ -46,7 +46,7 @@ class Sizes:
 
     @classmethod
     def of(cls, state: Mapping[str, torch.Tensor]) -> Sizes:
-        """The sizes of a state dict; KeyError where a tensor that decides one is missing."""
+        """The sizes of a state dict; KeyError if a tensor that determines one is missing."""
 
         def count(key: str) -> int:
             number = 0
@@ -67,7 +67,7 @@ class Sizes:
 
 
 class LeanVAENetwork(nn.Module):
-    """Has the parameter names of the authors' checkpoints until ``fold``, which must come before it computes."""
+    """Encoder and decoder, with the authors' parameter names until ``fold``, which must be called before use."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class LeanVAENetwork(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> LeanVAENetwork:
-        """Bring the loaded weights (float32) into the form that computes, once. Returns itself."""
+        """Convert the loaded weights (float32) to the form used for computing; call once. Returns itself."""
         self.encoder.fold()
         self.decoder.fold()
         for module in self.modules():
@@ -92,12 +92,13 @@ class LeanVAENetwork(nn.Module):
     def encode(
         self, volume: torch.Tensor, generator: torch.Generator | None = None, memory: Memory | None = None
     ) -> torch.Tensor:
-        """The latent (B, latent_channels, d, h, w) of grey values in [-1, 1].
+        """Encode grey values in [-1, 1] to a latent (B, latent_channels, d, h, w).
 
         Args:
             volume: (B, 1, D, H, W) in the network's precision, D = 1 + 4k; with a filled ``memory`` D = 4k.
-            generator: draws from the posterior if given and its width is known; otherwise the mean is returned.
-            memory: for volumes in pieces: empty for the first piece, and brought up to date by every call.
+            generator: if given and the width of the posterior is known, the latent is sampled; otherwise it is the
+                mean.
+            memory: state for volumes in pieces: empty for the first piece, and updated by every call.
         """
         tokens = self.encoder(volume, memory)
         latent = self.latent_bottleneck.compress(tokens)
@@ -107,11 +108,11 @@ class LeanVAENetwork(nn.Module):
         return latent.permute(1, 4, 0, 2, 3).contiguous()
 
     def decode(self, latent: torch.Tensor, memory: Memory | None = None) -> torch.Tensor:
-        """Grey values (B, 1, D, H, W), float32: the mean of three colours, each clamped to [-1, 1] before.
+        """Decode to grey values (B, 1, D, H, W), float32: the mean of three colours, each clamped to [-1, 1] first.
 
         Args:
-            latent: as ``encode`` returns it.
-            memory: as for ``encode``, but another one.
+            latent: as returned by ``encode``.
+            memory: as for ``encode``, but a separate one.
         """
         first = not memory
         tokens = self.latent_bottleneck.expand(latent.permute(2, 0, 3, 4, 1), memory)
@@ -119,7 +120,7 @@ class LeanVAENetwork(nn.Module):
 
 
 class _Coder(nn.Module):
-    """What encoder and decoder share: layers of the low band, of the high bands and of both, and maps of blocks."""
+    """Common base of encoder and decoder: layers of the low band, the high bands and both, and maps of blocks."""
 
     def __init__(self, sizes: Sizes, *, to_tokens: bool) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class _Coder(nn.Module):
         self.fusion_layer = Layers(sizes.fusion_layers, sizes.low + sizes.high, residual=True)
 
     def _maps(self, kind: str) -> tuple[nn.Linear, nn.Linear]:
-        """Of the low band and of the high bands."""
+        """Linear maps of the low band and of the high bands."""
         index = 1 if self._to_tokens else 0
         low, high = (self.get_submodule(f"{kind}_{band}_proj.{index}") for band in ("low", "high"))
         assert isinstance(low, nn.Linear)
@@ -151,7 +152,7 @@ class _Encoder(_Coder):
         super().__init__(sizes, to_tokens=True)
 
     def fold(self) -> None:
-        """From maps of the coefficients of three colours in [-0.5, 0.5] to maps of grey pixels in [-1, 1]."""
+        """Turn maps from coefficients of three colours in [-0.5, 0.5] into maps from grey pixels in [-1, 1]."""
         for kind, slices in _KINDS:
             analysis = _haar(slices).unflatten(1, (_COLOURS, -1)).sum(1) / 2
             bands = analysis.split([_coefficients(slices), len(analysis) - _coefficients(slices)])
@@ -175,7 +176,7 @@ class _Decoder(_Coder):
         super().__init__(sizes, to_tokens=False)
 
     def fold(self) -> None:
-        """From maps to coefficients of colours in [-0.5, 0.5] to maps to the colours' pixels in [-1, 1]."""
+        """Turn maps to coefficients of colours in [-0.5, 0.5] into maps to colour pixels in [-1, 1]."""
         for kind, slices in _KINDS:
             synthesis = 2 * _haar(slices) / (4 * slices)
             bands = synthesis.split([_coefficients(slices), len(synthesis) - _coefficients(slices)])
@@ -193,7 +194,7 @@ class _Decoder(_Coder):
         done = 0
         for kind, blocks in _blocks(volume, first=first):
             low_map, high_map = self._maps(kind)
-            for block in blocks:  # one latent slice: all colours at once would be three times the volume
+            for block in blocks:  # one latent slice at a time: all colours at once would take three volumes
                 colours = low_map(low[done]).add_(high_map(high[done])).clamp_(-1, 1)
                 block.copy_(colours.unflatten(-1, (_COLOURS, *block.shape[3:])).mean(3, dtype=torch.float32))
                 done += 1
@@ -201,7 +202,7 @@ class _Decoder(_Coder):
 
 
 def _blocks(volume: torch.Tensor, *, first: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views (latent slices, B, rows, columns, slices, y, x) of (B, 1, D, H, W), each with the kind of its blocks."""
+    """Yield the kind of blocks and a view (latent slices, B, rows, columns, slices, y, x) of (B, 1, D, H, W)."""
     alone = 1 if first else 0
     for kind, part, slices in (("image", volume[:, 0, :alone], 1), ("video", volume[:, 0, alone:], SLICES)):
         if part.shape[1]:
@@ -210,7 +211,7 @@ def _blocks(volume: torch.Tensor, *, first: bool) -> Iterator[tuple[str, torch.T
 
 
 def _coefficients(slices: int) -> int:
-    """Of one Haar band in a block, all colours."""
+    """Number of coefficients of one Haar band in a block, all colours."""
     return _COLOURS * slices * _BAND_BLOCK**2
 
 

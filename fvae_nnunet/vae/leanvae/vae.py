@@ -1,4 +1,4 @@
-"""LeanVAE, a small video VAE (github.com/westlake-repl/LeanVAE, MIT); the slices of a CT are the frames."""
+"""LeanVAE, a small video VAE (github.com/westlake-repl/LeanVAE, MIT); the slices of a CT are its frames."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PREFIX_IN_TRAINING = "autoencoder."
 
 
 class LeanVAE(StreamingVAE):
-    """Causal along the slices: latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
+    """LeanVAE, causal along the slices: latent slice 0 codes slice 0, latent slice k codes slices 4k-3 to 4k.
 
-    Its three colours are equal on the way in. On the way out each is clamped to [-1, 1] before their mean is taken, as
-    in the script released with the paper. What is kept are the last two latent slices before each convolution.
+    The three input colours are equal. Each output colour is clamped to [-1, 1] before averaging, as in the script
+    released with the paper. A pass keeps the last two latent slices before each convolution.
 
     Args:
         state: weights under the authors' names, without those of other models.
 
     Raises:
-        KeyError: with the name of a parameter that tells a size and is missing.
-        UserError: the weights of another model.
+        KeyError: a parameter that determines a size is missing; the error holds its name.
+        UserError: the weights belong to another model.
     """
 
     def __init__(self, state: StateDict, *, name: str = "leanvae", **placement: Unpack[Placement]) -> None:
@@ -63,15 +63,15 @@ class LeanVAE(StreamingVAE):
 
 
 def load_leanvae(wanted: Wanted) -> LeanVAE:
-    """LeanVAE from the authors' checkpoint.
+    """Load LeanVAE from the authors' checkpoint.
 
     Args:
-        wanted: weights: the published ``.ckpt`` (``args`` and ``state_dict``; 4 or 16 latent channels), one written in
-            training (the names begin with ``autoencoder.``; discriminator and perceptual loss are left out), or a file
-            with nothing but the state dict. The sizes are read from the tensors.
+        wanted: request whose weights are the published ``.ckpt`` (``args`` and ``state_dict``; 4 or 16 latent
+            channels), one written in training (names begin with ``autoencoder.``; discriminator and perceptual loss
+            are ignored), or a file with only the state dict. Sizes are read from the tensors.
 
     Raises:
-        UserError: not given, not found, not readable, or the weights of another model.
+        UserError: the weights are not given, not found, not readable, or those of another model.
     """
     name = wanted.name
     weights = wanted.file(
@@ -85,7 +85,7 @@ def load_leanvae(wanted: Wanted) -> LeanVAE:
 
 
 def _own_weights(content: dict) -> StateDict:
-    """The tensors of the VAE itself under the authors' names; empty where there are none."""
+    """The tensors of the VAE itself under the authors' names; empty if there are none."""
     state = content.get("state_dict", content)
     if not isinstance(state, dict):
         return {}

@@ -1,7 +1,7 @@
-"""Checkpoints of the Wan VAEs: the authors' parameter names, and the architecture read from the sizes.
+"""Checkpoints of the Wan VAEs: conversion of the authors' parameter names, and architecture from tensor sizes.
 
-Both versions are one diffusers class, ``AutoencoderKLWan``; 2.2 is the one with ``is_residual`` and patches of 2x2.
-The correspondence of names is that of diffusers' ``scripts/convert_wan_to_diffusers.py``.
+Both versions are one diffusers class, ``AutoencoderKLWan``; 2.2 has ``is_residual`` and patches of 2x2. The names
+correspond as in diffusers' ``scripts/convert_wan_to_diffusers.py``.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ WAN22_LATENTS_STD = (
 
 
 def is_original(state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the names are the authors' and not diffusers'."""
+    """Whether the names are the authors' rather than diffusers'."""
     return "encoder.middle.0.residual.0.gamma" in state
 
 
 def to_diffusers_keys(state: Mapping[str, torch.Tensor]) -> StateDict:
-    """The authors' checkpoint under diffusers' names; names that no rule knows stay as they are."""
+    """The authors' checkpoint under diffusers' names; unknown names are kept."""
     resampler = re.compile(r"decoder\.upsamples\.(\d+)\.resample\.")
     resamplers = [int(match[1]) for match in map(resampler.match, state) if match]
-    blocks_per_level = min(resamplers, default=0) + 1  # 2.1: residual blocks and the resampler behind them
+    blocks_per_level = min(resamplers, default=0) + 1  # 2.1: residual blocks and the resampler after them
     return {_diffusers_key(key, blocks_per_level): value for key, value in state.items()}
 
 
@@ -108,7 +108,7 @@ def config_from_sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Arguments of ``AutoencoderKLWan`` for a checkpoint under diffusers' names.
 
     Raises:
-        KeyError: a parameter that tells a size is missing.
+        KeyError: a parameter that determines a size is missing.
     """
     residual = looks_like(state) == "wan2.2"
     levels = _residual_levels(state) if residual else _plain_levels(state)
@@ -138,7 +138,7 @@ def config_from_sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-_Level = tuple[int, int, bool]  # channels, residual blocks, halves the slices behind them
+_Level = tuple[int, int, bool]  # channels, residual blocks, whether the slices are halved after them
 
 
 def _indices(state: Mapping[str, torch.Tensor], pattern: str) -> list[int]:

@@ -1,7 +1,7 @@
-"""Wan's decoder by the package fastvae (MIT, github.com/Occipital-Labs/fastvae), whose kernels join norm and SiLU.
+"""Wan's decoder from the package fastvae (MIT, github.com/Occipital-Labs/fastvae), whose kernels fuse norm and SiLU.
 
-It needs CUDA and Triton; ``pip install 'fvae_nnunet[fast]'`` gets it. Its authors decode with it 2.4 times as fast as
-diffusers does (RTX PRO 6000, bfloat16, Wan 2.1).
+It needs CUDA and Triton; install it with ``pip install 'fvae_nnunet[fast]'``. Its authors report decoding 2.4 times as
+fast as diffusers (RTX PRO 6000, bfloat16, Wan 2.1).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Decode = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[Any]]]
 
 
 class FastDecoder:
-    """Decodes the chunks of a pass as ``WanNetwork.decode`` does; what it hands on is fastvae's own.
+    """Decodes the chunks of a pass as ``WanNetwork.decode`` does; the state passed on is fastvae's own.
 
     Args:
         state: weights of the decoder under diffusers' names, float.
-        config: of diffusers' ``AutoencoderKLWan``.
-        device, dtype: where and in what precision to compute.
+        config: configuration of diffusers' ``AutoencoderKLWan``.
+        device, dtype: device and precision for computing.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ def grey_squares(colours: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def decoder_weights(state: Mapping[str, torch.Tensor]) -> StateDict:
-    """Those that decoding needs."""
+    """The weights that decoding needs."""
     return {key: value for key, value in state.items() if key.startswith(("decoder.", "post_quant_conv."))}
 
 
 def can_decode_fast(device: torch.device) -> bool:
-    """Whether fastvae is there and the device is for it."""
+    """Whether fastvae is installed and supports the device."""
     return device.type == "cuda" and find_spec("fastvae") is not None and find_spec("triton") is not None
 
 
@@ -83,20 +83,20 @@ def fast_decoder(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Decode | None:
-    """fastvae's decoder where it gives the values of ``own``, else None; for where ``can_decode_fast``.
+    """fastvae's decoder if its values match those of ``own``, else None; requires ``can_decode_fast``.
 
-    Two chunks of a small latent are decoded by both. Where they differ by more than rounding, a warning says so.
+    Both decode two chunks of a small latent. If they differ by more than rounding, a warning is issued.
     """
     try:
         found = FastDecoder(state, config, device, dtype)
         with torch.no_grad(), tf32(False):
             error = _difference(found, own, state["post_quant_conv.weight"].shape[0], device, dtype)
         reason = None if error <= LARGEST_ERROR[dtype] else f"its values differ (relative error {error:.2g})"
-    except Exception as problem:  # of another package's kernels: anything, and our own decoder does the same
+    except Exception as problem:  # third-party kernels may raise anything; our own decoder can replace them
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
     if reason is None:
         return found
-    warnings.warn(f"{name}: fastvae is installed and not used: {reason}", stacklevel=2)
+    warnings.warn(f"{name}: fastvae is installed but not used: {reason}", stacklevel=2)
     return None
 
 

@@ -1,8 +1,8 @@
-"""The layers of the Wan VAEs, for chunks of slices whose past is handed in and out.
+"""The layers of the Wan VAEs, for chunks of slices with state passed from chunk to chunk.
 
-Features are (B, D, H, W, C): the channels lie last in memory from the first layer to the last, so that reshaping is
-free, normalisation reads neighbours, and convolutions take their fastest path. Parameters have the names and shapes of
-diffusers' ``AutoencoderKLWan`` (Apache-2.0), whose results these layers give to rounding.
+Features are (B, D, H, W, C): the channels are last in memory in all layers, so that reshaping is free, normalisation
+reads contiguous values, and convolutions take their fastest path. Parameters have the names and shapes of diffusers'
+``AutoencoderKLWan`` (Apache-2.0), whose results these layers reproduce up to rounding.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from torch import nn
 
 from fvae_nnunet.vae.module_vae import silu_into
 
-CONVOLVED_BEFORE = 2  # slices before the present one that a causal kernel of three slices covers
+CONVOLVED_BEFORE = 2  # earlier slices that a causal kernel of three slices covers
 
 
 class Past:
     """The last inputs of every causal layer, in the order in which the layers run.
 
-    One object serves one chunk: each layer takes what the chunk before left for it and leaves its own for the next.
+    One object serves one chunk: each layer takes the slices kept from the previous chunk and keeps its own for the
+    next.
 
     Args:
-        before: what the chunk before left in ``after``; None at the first chunk, where zeros stand before slice 0.
+        before: ``after`` of the previous chunk; None for the first chunk, where zeros precede slice 0.
     """
 
     def __init__(self, before: Sequence[torch.Tensor] | None) -> None:
@@ -35,7 +36,7 @@ class Past:
     def extend(
         self, x: torch.Tensor, *, slices: int = CONVOLVED_BEFORE, activation: RMSNorm | None = None
     ) -> torch.Tensor:
-        """``x``, or SiLU of its norm, behind the ``slices`` slices before it."""
+        """``x``, or SiLU of its norm, preceded by the ``slices`` slices before it."""
         extended = x.new_empty(x.shape[0], slices + x.shape[1], *x.shape[2:])
         extended[:, :slices] = 0 if self.is_first else next(self._before)
         if activation is None:
@@ -46,14 +47,14 @@ class Past:
         return extended
 
     def keep(self, x: torch.Tensor, slices: int) -> None:
-        """Leave the last ``slices`` slices of ``x`` to the next chunk."""
+        """Keep the last ``slices`` slices of ``x`` for the next chunk."""
         self.after.append(x[:, -slices:].clone())
 
 
 class RMSNorm(nn.Module):
     """Division by the root mean square over the channels, times ``gamma``.
 
-    diffusers divides by ``max(norm, 1e-12)``; the same bound stands here.
+    The norm is at least 1e-12, as in diffusers.
     """
 
     def __init__(self, channels: int, *, dimensions: int = 3) -> None:
@@ -69,7 +70,7 @@ class RMSNorm(nn.Module):
         if x.is_cuda or torch.compiler.is_compiling():
             silu_into(self(x), out)
             return
-        # torch has no kernel of this norm for the CPU: slice by slice, in the cache
+        # torch has no CPU kernel for this norm: compute slice by slice, within the cache
         gamma = self.gamma.flatten()
         for x_slice, out_slice in zip(x.flatten(0, 1), (item for volume in out for item in volume), strict=True):
             norm = torch.linalg.vector_norm(x_slice, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12)
@@ -78,10 +79,10 @@ class RMSNorm(nn.Module):
 
 
 class CausalConv(nn.Conv3d):
-    """A 3x3x3 convolution that pads in the plane only; ``Past.extend`` puts two slices in front.
+    """A 3x3x3 convolution that pads only in the plane; ``Past.extend`` prepends two slices.
 
     Two neighbouring slices share two of the three slices under the kernel. With ``fold(pairs=True)`` they are computed
-    together by four convolutions in the plane instead of six (Winograd's F(2, 3) along the slices).
+    together by four planar convolutions instead of six (Winograd's F(2, 3) along the slices).
     """
 
     sum_weight: torch.Tensor | None
@@ -93,7 +94,7 @@ class CausalConv(nn.Conv3d):
         self.register_buffer("difference_weight", None, persistent=False)
 
     def fold(self, *, pairs: bool) -> None:
-        """Give the weight the layout that its use likes and, for pairs, derive two more (C_out, C_in, 3, 3)."""
+        """Change the memory layout of the weight and, for pairs, derive two more (C_out, C_in, 3, 3)."""
         if not pairs:
             self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
             return
@@ -104,9 +105,9 @@ class CausalConv(nn.Conv3d):
             self.register_buffer(f"{name}_weight", halved, persistent=False)
 
     def forward(self, x: torch.Tensor, *, is_first: bool = False) -> torch.Tensor:
-        """(B, 2 + D, H, W, C_in) to (B, D, H, W, C_out); ``is_first``: the two slices in front are zeros."""
+        """(B, 2 + D, H, W, C_in) to (B, D, H, W, C_out); ``is_first``: the two prepended slices are zeros."""
         depth = x.shape[1] - CONVOLVED_BEFORE
-        # slice 0 meets a third of the kernel, the rest meets zeros; on a GPU they are cheaper than a copy of the result
+        # slice 0 needs a third of the kernel, the rest is zeros; on a GPU those are cheaper than a copy of the result
         alone = 1 if is_first and x.device.type == "cpu" else 0
         pairs = 0 if self.sum_weight is None else (depth - alone) // 2
         done = alone + 2 * pairs
@@ -122,7 +123,7 @@ class CausalConv(nn.Conv3d):
         return y
 
     def _convolve_pairs(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Write the slices to ``y`` (B, pairs, 2, H, W, C_out)."""
+        """Write the convolved slices to ``y`` (B, pairs, 2, H, W, C_out)."""
         first, second, third, fourth = (x[:, start::2][:, : y.shape[1]] for start in range(4))
         assert self.sum_weight is not None and self.difference_weight is not None
         total = self._convolve_plane(second + third, self.sum_weight, self.bias)
@@ -139,12 +140,12 @@ class CausalConv(nn.Conv3d):
 
 
 def convolve(conv: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """``conv`` on channels that lie last in memory, in ``x`` and in the result."""
+    """Apply ``conv`` to ``x``, with channels last in memory, also in the result."""
     return conv(x.movedim(-1, 1)).movedim(1, -1).contiguous()
 
 
 def convolve_slices(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-    """A convolution of kernel size (3, 1, 1), as one over slices and pixels, for which torch has faster kernels."""
+    """A convolution with kernel (3, 1, 1), computed in 2D over slices and pixels, where torch has faster kernels."""
     pixels = x.flatten(2, 3).movedim(-1, 1)  # (B, C, D, H * W)
     y = F.conv2d(pixels, conv.weight.flatten(3), conv.bias, stride=(conv.stride[0], 1))
     return y.movedim(1, -1).unflatten(2, x.shape[2:4]).contiguous()
@@ -167,13 +168,13 @@ class ResidualBlock(nn.Module):
     def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
         y = x
         for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
-            y = past.extend(y, activation=norm)  # a step a line: what ``y`` was is freed at once
+            y = past.extend(y, activation=norm)  # one step per line, so that the previous ``y`` is freed at once
             y = conv(y, is_first=past.is_first)
         return y.add_(x if self.conv_shortcut is None else mix_channels(self.conv_shortcut, x))
 
 
 class SliceAttention(nn.Module):
-    """Each pixel of a slice attends to all pixels of that slice; one head."""
+    """Single-head attention among the pixels of each slice."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -201,7 +202,7 @@ class MiddleBlock(nn.Module):
 
 
 def _plane_conv(resample: nn.ModuleDict) -> nn.Conv2d:
-    conv = resample["1"]  # the place it has in the published models
+    conv = resample["1"]  # its index in the published models
     assert isinstance(conv, nn.Conv2d)
     return conv
 
@@ -228,8 +229,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Doubles the plane and, with ``slices``, all slices but slice 0, which no later slice sees here.
 
-    In the plane, nearest neighbours and a 3x3 convolution are four 2x2 convolutions of the small image, one for each
-    pixel of a 2x2 square: taps that would meet the same pixel are added (``fold``). 16 products instead of 36.
+    In the plane, nearest-neighbour upsampling and a 3x3 convolution equal four 2x2 convolutions of the small image, one
+    for each pixel of a 2x2 square: kernel values for the same pixel are added (``fold``). 16 products instead of 36.
     """
 
     subpixel_weight: torch.Tensor

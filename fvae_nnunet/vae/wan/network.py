@@ -1,7 +1,7 @@
-"""Encoder and decoder of the Wan 2.1 and 2.2 VAEs as maps between grey volumes and latents, chunk by chunk.
+"""Encoder and decoder of the Wan 2.1 and 2.2 VAEs between grey volumes and latents, chunk by chunk.
 
-The architecture is that of diffusers' ``AutoencoderKLWan`` (Apache-2.0), with its parameter names; see ``wan.layers``
-for how the layers differ.
+Architecture and parameter names are those of diffusers' ``AutoencoderKLWan`` (Apache-2.0); see ``wan.layers`` for
+differences in the layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Before = Sequence[torch.Tensor] | None
 
 @dataclass(frozen=True)
 class WanSizes:
-    """The entries of ``config.json`` that decide the architecture; names and defaults are diffusers'."""
+    """The entries of ``config.json`` that determine the architecture, with diffusers' names and defaults."""
 
     base_dim: int = 96
     decoder_base_dim: int | None = None
@@ -49,7 +49,7 @@ class WanSizes:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanSizes:
-        """Ignores what is not about the architecture.
+        """The sizes in a configuration; other entries are ignored.
 
         Raises:
             ValueError: an architecture that no published Wan VAE has.
@@ -57,7 +57,7 @@ class WanSizes:
         names = {field.name for field in fields(cls)}
         sizes = cls(**{name: value for name, value in config.items() if name in names})
         if sizes.attn_scales:
-            raise ValueError(f"attn_scales {list(sizes.attn_scales)}; attention stands in the middle block only")
+            raise ValueError(f"attn_scales {list(sizes.attn_scales)}; attention is supported only in the middle block")
         for name in ("in_channels", "out_channels"):
             channels = getattr(sizes, name)
             if channels != COLOURS * sizes.patch**2:
@@ -71,10 +71,10 @@ class WanSizes:
 
     @property
     def live_values_per_pixel(self) -> int:
-        """Values per pixel of a slice that are alive at the decoder's peak, which is above the encoder's.
+        """Values in memory per pixel of a slice at the decoder's peak, which is above the encoder's.
 
-        Counted (``tests/device/test_memory.py``): five feature maps of full size in Wan 2.1; in Wan 2.2 three of the
-        last upsampling, which has the width of the level below.
+        Counted (``tests/device/test_memory.py``): five feature maps at full resolution in Wan 2.1; in Wan 2.2 three of
+        the last upsampling, which has the width of the level below.
         """
         base = self.decoder_base_dim or self.base_dim
         if self.is_residual:
@@ -91,7 +91,7 @@ class WanSizes:
 
 
 class _Up(nn.Module):
-    """A level of the decoder of 2.1."""
+    """A level of the decoder of Wan 2.1."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, *, plane: bool, slices: bool) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Up(nn.Module):
 
 
 class _ResidualDown(nn.Module):
-    """A level of the encoder of 2.2: what it takes in is averaged and added to what it gives out."""
+    """A level of the encoder of Wan 2.2: the averaged input is added to the output."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, *, plane: bool, slices: bool) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _ResidualDown(nn.Module):
         if self.downsampler is not None:
             y = self.downsampler(y, past)
             x = F.avg_pool2d(x.flatten(0, 1).movedim(-1, 1), 2).movedim(1, -1).unflatten(0, x.shape[:2])
-        # the slices to be joined become channels; before slice 0 stands an empty one
+        # the slices to be joined become channels; an empty slice precedes slice 0
         if x.shape[1] % self.slice_factor:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))
         joined = x.unflatten(1, (-1, self.slice_factor)).movedim(2, -1).flatten(-2)
@@ -130,7 +130,7 @@ class _ResidualDown(nn.Module):
 
 
 class _ResidualUp(nn.Module):
-    """A level of the decoder of 2.2: what it takes in is repeated and added to what it gives out."""
+    """A level of the decoder of Wan 2.2: the repeated input is added to the output."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, *, plane: bool, slices: bool) -> None:
         super().__init__()
@@ -149,10 +149,10 @@ class _ResidualUp(nn.Module):
         return y
 
     def _add_repeated(self, y: torch.Tensor, x: torch.Tensor, past: Past) -> None:
-        """Add ``x`` to ``y``, which has twice its rows and columns, and twice its slices where they double.
+        """Add ``x`` to ``y``, which has twice its rows and columns, and twice its slices if they are doubled.
 
-        Where ``x`` has more channels than ``y``, those that one channel of ``y`` stands for take turns over the voxels
-        of the small cube, with the column running fastest. Slice 0 is not doubled: it is the last of its pair.
+        If ``x`` has more channels than ``y``, the channels for one channel of ``y`` alternate over the voxels of the
+        small cube, with the column index changing fastest. Slice 0 is not doubled: it is the last of its pair.
         """
         sources = x.unflatten(-1, (y.shape[-1], -1)).unbind(-1)
         cube = list(product(range(self.slice_factor), range(2), range(2)))
@@ -166,7 +166,7 @@ class _ResidualUp(nn.Module):
 
 
 class WanEncoder(nn.Module):
-    """Grey slices to the features from which ``quant_conv`` makes mean and log variance."""
+    """Maps grey slices to the features from which ``quant_conv`` computes mean and log variance."""
 
     grey_weight: torch.Tensor
 
@@ -210,7 +210,7 @@ class WanEncoder(nn.Module):
 
 
 class WanDecoder(nn.Module):
-    """What ``post_quant_conv`` makes of a latent to grey slices."""
+    """Maps the output of ``post_quant_conv`` to grey slices."""
 
     def __init__(self, sizes: WanSizes) -> None:
         super().__init__()
@@ -245,12 +245,12 @@ class WanDecoder(nn.Module):
 
 
 class WanNetwork(nn.Module):
-    """Both halves; state dict as diffusers' ``AutoencoderKLWan``.
+    """Encoder and decoder; state dict as diffusers' ``AutoencoderKLWan``.
 
-    A pass over a volume is a chain of calls, each with the next slices and with what the call before returned as its
-    second value (None at the first call). The first call of ``encode`` takes 1 + k * slice_stride slices, later ones
-    k * slice_stride; ``decode`` likewise takes 1 + k and k latent slices. How the slices are parted into calls changes
-    nothing but the order of sums.
+    A pass over a volume is a chain of calls, each with the next slices and the second value returned by the previous
+    call (None for the first). The first call of ``encode`` takes 1 + k * slice_stride slices, later ones
+    k * slice_stride; ``decode`` likewise takes 1 + k and k latent slices. The division into calls changes only the
+    order of sums.
     """
 
     def __init__(self, sizes: WanSizes) -> None:
@@ -261,11 +261,11 @@ class WanNetwork(nn.Module):
         self.decoder = WanDecoder(sizes)
 
     def fold(self, *, pairs: bool) -> WanNetwork:
-        """Derive the kernels that no checkpoint holds, in float64; call once the weights are there, before a cast.
+        """Derive the kernels that no checkpoint holds, in float64; call after loading the weights, before a cast.
 
         Args:
-            pairs: see ``CausalConv``; takes two thirds of the weights' memory more. For float32 on the CPU, where
-                arithmetic is what takes the time: in half precision it would add rounding, on a GPU traffic.
+            pairs: see ``CausalConv``; adds two thirds to the memory of the weights. For float32 on the CPU, where
+                arithmetic dominates: in half precision it would add rounding errors, on a GPU memory traffic.
         """
         for module in self.modules():
             if isinstance(module, CausalConv):

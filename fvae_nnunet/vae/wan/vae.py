@@ -1,4 +1,4 @@
-"""The Wan 2.1 and 2.2 video VAEs; the slices of a CT are the frames. Values as diffusers' AutoencoderKLWan."""
+"""The Wan 2.1 and 2.2 video VAEs; the slices of a CT are their frames. Values as in diffusers' AutoencoderKLWan."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 CPU_CHUNK_SLICES = 8
-"""Short chunks stay in the cache and reuse memory; shorter ones leave the deepest layers single slices."""
+"""Short chunks stay in the cache and reuse memory; even shorter ones leave single slices to the deepest layers."""
 
 GPU_CHUNK_VOXELS = 32 * 512 * 512
-"""At most, more if a single step of slices has them: enough for any GPU, and at most 2^30 values in a tensor."""
+"""Upper limit, unless a single step of slices has more: enough for any GPU, and at most 2^30 values in a tensor."""
 
 NORM_UPCASTS = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
-"""Whether torch normalises half precision by way of float32 tensors, which doubles what is alive."""
+"""Whether torch normalises half precision through float32 tensors, which doubles the memory needed."""
 
 _Coder = Callable[[torch.Tensor, Before], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 class WanVAE(StreamingVAE):
-    """Causal along the slices: latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
+    """Wan, causal along the slices: latent slice 0 codes slice 0, latent slice k codes slices 4k-3 to 4k.
 
-    A volume is coded in chunks, each with what the one before left, so that memory does not grow with the slices.
-    Values do not depend on the chunks, but for the order of sums.
+    A volume is coded in chunks, each with the state left by the previous one, so that memory does not grow with the
+    number of slices. Values depend on the chunks only through the order of sums.
 
     Args:
         state: weights under diffusers' names, any float dtype.
-        config: the entries of diffusers' ``config.json``; what it leaves out is as in Wan 2.1.
+        config: the entries of diffusers' ``config.json``; missing ones are as in Wan 2.1.
 
     Raises:
-        ValueError: the configuration is of no published Wan.
-        UserError: the weights of another model.
+        ValueError: the configuration is not that of a published Wan VAE.
+        UserError: the weights belong to another model.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class WanVAE(StreamingVAE):
 
     @cached_property
     def _fast_decoder(self) -> _Coder | None:
-        """Made, and compared with our own, when it is first needed: compiled training never does."""
+        """fastvae's decoder, built and compared with our own on first use; compiled training never uses it."""
         make, self._make_fast_decoder = self._make_fast_decoder, None
         return None if make is None else make()
 
@@ -114,9 +114,9 @@ class WanVAE(StreamingVAE):
         return self.spec.slice_stride
 
     def _steps_of_a_chunk(self, pixels: int) -> int:
-        """How many latent slices are coded at once where a slice (of all volumes of the batch) has so many pixels.
+        """Number of latent slices to code at once if a slice (summed over the batch) has ``pixels`` pixels.
 
-        On a GPU found out once for each size: it stays, so that the windows of a dataset are coded alike.
+        On a GPU it is determined once per size and then kept, so that all windows of a dataset are coded alike.
         """
         if self.device.type == "cpu":
             return CPU_CHUNK_SLICES // self.spec.slice_stride
@@ -124,7 +124,7 @@ class WanVAE(StreamingVAE):
             slices = GPU_CHUNK_VOXELS // pixels
             if self.device.type == "cuda":
                 values = available_bytes(self.device) / MARGIN / self.dtype.itemsize
-                kept = 2 * self._kept_values_per_pixel  # of the chunk before and of this one
+                kept = 2 * self._kept_values_per_pixel  # for the previous chunk and this one
                 alive = self._sizes.live_values_per_pixel
                 if NORM_UPCASTS and self.dtype.itemsize < torch.float32.itemsize:
                     alive *= 2
@@ -139,7 +139,7 @@ class WanVAE(StreamingVAE):
     def _in_chunks(
         self, code: _Coder, calls: CallSize, x: torch.Tensor, before: Before, stride: int, pixels: int
     ) -> tuple[torch.Tensor, Before]:
-        """``code`` over steps of ``stride`` slices of ``x``; slice 0 of a pass counts for a whole step."""
+        """Apply ``code`` to ``x`` in steps of ``stride`` slices; slice 0 of a pass counts as a whole step."""
         lacking = stride - 1 if before is None else 0
 
         def chunk(first: int, last: int) -> torch.Tensor:
@@ -154,15 +154,15 @@ class WanVAE(StreamingVAE):
 
 
 def load_wan(wanted: Wanted) -> WanVAE:
-    """Wan 2.1 or 2.2.
+    """Load Wan 2.1 or 2.2.
 
     Args:
-        wanted: ``wan2.1`` or ``wan2.2``; weights: None for the hub, or a folder in diffusers' format (also a pipeline
-            with a subfolder ``vae``), or a ``.safetensors`` or ``.pth`` file under diffusers' or the authors' parameter
-            names. The sizes of a lone file are read from its tensors.
+        wanted: request for ``wan2.1`` or ``wan2.2``; weights may be None for the hub, a folder in diffusers' format
+            (also a pipeline with a subfolder ``vae``), or a ``.safetensors`` or ``.pth`` file with diffusers' or the
+            authors' parameter names. Sizes of a single file are read from its tensors.
 
     Raises:
-        UserError: not found, not readable, or the weights of another model.
+        UserError: the weights are not found, not readable, or those of another model.
     """
     name, weights = wanted.name, wanted.weights
     if weights is not None and weights.is_file():
@@ -179,7 +179,7 @@ def load_wan(wanted: Wanted) -> WanVAE:
         if folder.class_name != "AutoencoderKLWan":
             raise UserError(
                 f"{name}: {where} holds a {folder.class_name or 'model of no named class'}, not an "
-                "AutoencoderKLWan; name the folder of the VAE (in diffusers' pipelines: vae) or its file"
+                "AutoencoderKLWan; give the folder of the VAE (in diffusers' pipelines: vae) or its file"
             )
         state, config = wanted.read_state_dict(folder.weights_file), folder.config
         _check_version(name, state, where)
@@ -199,7 +199,7 @@ def _check_version(name: str, state: StateDict, where: str) -> None:
         reason = (
             "it has no encoder.conv_in.weight (the authors: encoder.conv1.weight)"
             if first is None
-            else f"encoder.conv_in.weight has size {tuple(first.shape)}, a Wan VAE has five dimensions"
+            else f"encoder.conv_in.weight has size {tuple(first.shape)}, expected five dimensions"
             if first.ndim != 5
             else "it has no encoder.mid_block.resnets.0.norm1.gamma (the authors: encoder.middle.0.residual.0.gamma)"
         )

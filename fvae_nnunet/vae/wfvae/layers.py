@@ -1,8 +1,8 @@
-"""The layers of WF-VAE but for its wavelets (see ``wfvae/network.py``), each equal to upstream's to rounding.
+"""The layers of WF-VAE except its wavelets (see ``wfvae/network.py``), each equal to upstream's up to rounding.
 
-Tensors are (B, C, D, H, W), their channels last in memory, so that norms and linear layers take them as they are and
-``as_slices`` is a view. A causal kernel needs two slices before the first, its lead: copies of the first. An activation
-before a convolution is written behind its lead at once.
+Tensors are (B, C, D, H, W) with channels last in memory, so that norms and linear layers need no copy and ``as_slices``
+is a view. A causal kernel needs two slices before the first, its lead: copies of the first. An activation before a
+convolution is written directly after the lead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SliceConv(nn.Conv2d):
 
 
 class CausalConv(nn.Module):
-    """A 3x3x3 convolution that sees its slice and the two before it; it takes a volume behind its lead."""
+    """A 3x3x3 convolution that sees its slice and the two before it; its input is a volume after its lead."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _VoxelLinear(nn.Module):
 
 
 class SliceBlock(nn.Module):
-    """A residual block of convolutions in plane."""
+    """A residual block of planar convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class SliceAttention(nn.Module):
-    """Attention of one head among the pixels of each slice."""
+    """Single-head attention among the pixels of each slice."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class SliceAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm(x)
-        # (B * D, 1, H * W, C): the fused kernels ask for an axis of heads
+        # (B * D, 1, H * W, C): the fused kernels need a head axis
         query, key, value = (
             as_slices(part(h)).flatten(2).transpose(1, 2).unsqueeze(1) for part in (self.q, self.k, self.v)
         )
@@ -109,7 +109,7 @@ class SliceAttention(nn.Module):
 
 
 class SliceDownsample(nn.Module):
-    """Halves y and x; the kernel of pixel i begins at 2i, with zeros behind the last row and column."""
+    """Halves y and x; the kernel for pixel i begins at 2i, with zeros after the last row and column."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class SliceDownsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves y and x as ``SliceDownsample`` does, and the slices, of which the kernel of i ends at 2i."""
+    """Halves y and x as ``SliceDownsample`` does, and the slices; the kernel for slice i ends at 2i."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Downsample(nn.Module):
 
 
 class SliceUpsample(nn.Module):
-    """Doubles y and x by repetition and convolves with 3x3: in one step, a transposed convolution with 4x4."""
+    """Doubles y and x by repetition and convolves with 3x3, computed as one transposed 4x4 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Upsample(nn.Module):
 
 
 def as_slices(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, D, H, W) to (B * D, C, H, W), a view where the channels are last in memory."""
+    """(B, C, D, H, W) to (B * D, C, H, W), a view if the channels are last in memory."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -180,12 +180,12 @@ def _empty_volume(like: torch.Tensor, slices: int) -> torch.Tensor:
 
 
 def with_lead(x: torch.Tensor) -> torch.Tensor:
-    """``x`` behind two copies of its first slice."""
+    """``x`` preceded by two copies of its first slice."""
     return torch.cat([x[:, :, :1]] * LEAD_SLICES + [x], dim=2)
 
 
 def activated_with_lead(x: torch.Tensor) -> torch.Tensor:
-    """``with_lead(silu(x))``, without the copy of the whole volume."""
+    """``with_lead(silu(x))`` without copying the whole volume."""
     led = _empty_volume(x, LEAD_SLICES + x.shape[2])
     silu_into(x, led[:, :, LEAD_SLICES:])
     led[:, :, :LEAD_SLICES] = led[:, :, LEAD_SLICES : LEAD_SLICES + 1]

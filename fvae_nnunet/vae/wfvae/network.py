@@ -2,8 +2,8 @@
 
 Li et al., WF-VAE: Enhancing Video VAE by Wavelet-Driven Energy Flow for Latent Video Diffusion Model, CVPR 2025
 (arXiv:2411.17459; github.com/PKU-YuanGroup/WF-VAE, class ``WFVAEModel``, Apache-2.0). Parameters have the names of the
-published checkpoints. Tensors are (B, C, D, H, W), their channels last in memory. Inference only: some results are
-written in place.
+published checkpoints. Tensors are (B, C, D, H, W) with channels last in memory. Inference only: some operations are in
+place.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from fvae_nnunet.vae.wfvae.wavelets import COLOURS, HAAR_2D, HAAR_3D, Haar2d, Ha
 
 @dataclass(frozen=True)
 class WFVAESizes:
-    """The sizes that tell one WF-VAE from another; the defaults are those of WF-VAE-L with 16 latent channels.
+    """The sizes in which WF-VAEs differ; the defaults are those of WF-VAE-L with 16 latent channels.
 
     Attributes:
+        latent_channels: channels of the latent.
         base_channels: width of the first level; the lower ones have twice and four times as many.
-        encoder_flow, decoder_flow: channels in which the wavelet coefficients enter or leave a level.
-        encoder_blocks, decoder_blocks: residual blocks of a level.
+        encoder_flow, decoder_flow: channels through which wavelet coefficients enter or leave a level.
+        encoder_blocks, decoder_blocks: residual blocks per level.
         connect_blocks: residual blocks between the decoder and the coefficients it predicts.
     """
 
@@ -52,7 +53,7 @@ class WFVAESizes:
 
 
 class WFVAENetwork(nn.Module):
-    """Encoder and decoder; strides of 8 in plane and 4 along the slices, of which the first is coded alone."""
+    """Encoder and decoder, with strides of 8 in the plane and 4 along the slices; the first slice is coded alone."""
 
     def __init__(self, sizes: WFVAESizes) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class WFVAENetwork(nn.Module):
         self.decoder = _Decoder(sizes)
 
     def channels_last(self) -> WFVAENetwork:
-        """Itself, its kernels laid out for volumes whose channels are last in memory."""
+        """Change the memory layout of the kernels for volumes with channels last. Returns itself."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 module.to(memory_format=torch.channels_last_3d)
@@ -78,7 +79,7 @@ class WFVAENetwork(nn.Module):
         return mean, log_variance.clamp(-30, 20)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """The colours (B, 3, 1 + 4 * k, H, W) of a latent (B, latent_channels, 1 + k, H / 8, W / 8)."""
+        """Decode a latent (B, latent_channels, 1 + k, H / 8, W / 8) to colours (B, 3, 1 + 4 * k, H, W)."""
         return self.decoder(latent)
 
 

@@ -1,4 +1,4 @@
-"""WF-VAE, a video VAE with a wavelet branch (github.com/PKU-YuanGroup/WF-VAE); the slices of a CT are the frames."""
+"""WF-VAE, a video VAE with a wavelet branch (github.com/PKU-YuanGroup/WF-VAE); the slices of a CT are its frames."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ _PUBLISHED = _DEFAULTS | {"norm_type": "layernorm", "t_interpolation": "trilinea
 
 
 class WFVAE(ModuleVAE):
-    """Latent slice 0 codes slice 0 alone, latent slice k the slices 4k-3 to 4k.
+    """WF-VAE: latent slice 0 codes slice 0, latent slice k codes slices 4k-3 to 4k.
 
-    The encoder is causal, but the decoder interpolates between a latent slice and the next: slices 4k-1 and 4k of
-    the volume depend on the four behind them, so a stream, which returns what it is given, could not equal one pass.
+    The encoder is causal, but the decoder interpolates between a latent slice and the next: slices 4k-1 and 4k of the
+    volume depend on the four after them, so a stream, which returns each piece at once, could not equal a single pass.
     """
 
     def __init__(self, network: WFVAENetwork, sizes: WFVAESizes, **placement: Unpack[Placement]) -> None:
@@ -69,15 +69,15 @@ class WFVAE(ModuleVAE):
 
 
 def load_wfvae(wanted: Wanted) -> WFVAE:
-    """WF-VAE with layer norm and linear interpolation, as the authors publish it, of any width.
+    """Load WF-VAE of any width, with layer norm and linear interpolation as in the published weights.
 
     Args:
-        wanted: weights: None for the hub (WF-VAE-L with 16 latent channels), or a folder as upstream saves a model
-            (``config.json`` and weights), or a lone file, whose sizes are read from its tensors: a state dict or a
-            checkpoint of upstream's training, from which the averaged weights are taken if it has them.
+        wanted: request whose weights are None for the hub (WF-VAE-L with 16 latent channels), a folder saved by
+            upstream (``config.json`` and weights), or a single file, whose sizes are read from its tensors: a state
+            dict, or a checkpoint of upstream's training, whose averaged weights are used if it has them.
 
     Raises:
-        UserError: not found, not readable, the weights of another model, or a variant that is not supported.
+        UserError: the weights are not found, not readable, those of another model, or of an unsupported variant.
     """
     name, weights = wanted.name, wanted.weights
     if weights is not None and weights.is_file():
@@ -98,11 +98,11 @@ def load_wfvae(wanted: Wanted) -> WFVAE:
 
 
 def _read_network(content: dict, path: Path) -> StateDict:
-    """The state dict of a file of the network alone, or of a training checkpoint (upstream's ``init_from_ckpt``)."""
+    """The state dict of a file with the network alone, or of a training checkpoint (upstream's ``init_from_ckpt``)."""
     state = content.get("state_dict", content)
     if isinstance(state, dict):
         state = state.get("gen_model", state)
-    averaged = content.get("ema_state_dict") or {}  # of the trained parameters, not of the fixed wavelets
+    averaged = content.get("ema_state_dict") or {}  # trained parameters only, without the fixed wavelets
     parts = (state, averaged)
     if not all(
         isinstance(part, dict) and all(isinstance(value, torch.Tensor) for value in part.values()) for part in parts
@@ -121,7 +121,7 @@ def _check_config(name: str, config: Mapping[str, Any], where: str) -> None:
         found = config.get(key, _DEFAULTS[key])
         if found != published:
             raise UserError(
-                f"{name}: {where} is a variant of WF-VAE that is not supported: {key} is {found!r}, not {published!r}"
+                f"{name}: {where} is an unsupported variant of WF-VAE: {key} is {found!r}, not {published!r}"
             )
 
 
@@ -140,7 +140,7 @@ def _check_kind(name: str, state: StateDict, where: str) -> None:
 
 
 def _sizes_from_tensors(state: StateDict) -> WFVAESizes:
-    """Raises KeyError with the name of a parameter that tells a size and is missing."""
+    """The sizes from tensors; KeyError with the name of a missing parameter that determines a size."""
 
     def layers(prefix: str) -> int:
         pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
@@ -152,7 +152,7 @@ def _sizes_from_tensors(state: StateDict) -> WFVAESizes:
         base_channels=state["encoder.down1.0.weight"].shape[0],
         encoder_flow=state["encoder.connect_l1.weight"].shape[0],
         decoder_flow=state[f"decoder.connect_l2.{connect_blocks}.weight"].shape[1],
-        encoder_blocks=layers("encoder.down1") - 2,  # a convolution before them, the downsampling behind
-        decoder_blocks=layers("decoder.up1") - 2,  # the upsampling and one block behind them
+        encoder_blocks=layers("encoder.down1") - 2,  # a convolution before them, the downsampling after
+        decoder_blocks=layers("decoder.up1") - 2,  # the upsampling and one block after them
         connect_blocks=connect_blocks,
     )

@@ -1,7 +1,7 @@
 """The Haar wavelets of WF-VAE, with the kernels of the checkpoint (see ``wfvae/network.py``).
 
-Coefficients lie on the channels, wavelet by wavelet, the three colours of each together, the low-pass first. Along the
-slices the first is paired with a copy of itself.
+Channels hold the coefficients, wavelet by wavelet, low-pass first, with the three colours of each together. Along the
+slices, the first slice is paired with a copy of itself.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_few_cases_have_no_interval_and_too_few_no_distance():
     for distance in (frechet, kernel):
         found = measure(distance, *two)
         assert np.isnan([found.low, found.high]).all() and np.isfinite([found.value, found.by_chance]).all()
-        with pytest.raises(UserError, match="needs two"):
+        with pytest.raises(UserError, match="needs at least two"):
             measure(distance, features(normal(17, 1, 3)), two[1])
 
 

@@ -118,7 +118,7 @@ def test_a_settings_file_beside_the_network_overrides_the_defaults(tmp_path):
     [
         ([], "must be an object"),
         ({"input": "audio"}, "must be an object"),
-        ({"colour": 1}, "unknown: colour"),
+        ({"colour": 1}, "unknown keys: colour"),
         ({"shape": [8, 8]}, "shape must be three"),
         ({"shape": 8}, "net.json"),
         ({"spacing_mm": [1, 0, 1]}, "spacing_mm must be three positive"),
@@ -233,7 +233,7 @@ def test_other_networks_are_named_by_what_they_lack(tmp_path):
     state = torchvision_resnet().state_dict()
     del state["layer3.0.conv2.weight"]
     torch.save(state, tmp_path / "net.pt")
-    with pytest.raises(UserError, match=r"no ResNet-50 of RadImageNet: layer3\.0\.conv2\.weight is missing"):
+    with pytest.raises(UserError, match=r"not RadImageNet's ResNet-50: layer3\.0\.conv2\.weight is missing"):
         load_radimagenet(tmp_path / "net.pt")
     assert torchvision_names({"backbone.8.x": torch.zeros(1), "backbone.9.weight": torch.ones(1)}) == {
         "avgpool.x": torch.zeros(1)
@@ -257,7 +257,7 @@ class Wrong(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("flat", "must return a tensor"), ("nan", "not finite"), ("breaks", "fails on its volume")]
+    ("kind", "message"), [("flat", "must return a tensor"), ("nan", "not finite"), ("breaks", "failed on its volume")]
 )
 def test_networks_that_give_no_features_are_named(tmp_path, kind, message):
     path = save_script(Wrong(kind), tmp_path / "net.pt", VOLUME)
@@ -313,11 +313,11 @@ def test_files_that_are_no_torchscript_are_refused(tmp_path):
     assert not is_torchscript(tmp_path / "weights.pt") and not is_torchscript(tmp_path / "text.pt")
     assert is_torchscript(save_script(MeanAndSpread(), tmp_path / "net.pt"))
     for name in ("weights.pt", "text.pt"):
-        with pytest.raises(UserError, match="no TorchScript file"):
+        with pytest.raises(UserError, match="not a TorchScript file"):
             load_feature_networks(ct_clip=tmp_path / name, trust_weights=True)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="no such file"):
         load_feature_networks(ct_clip=tmp_path / "none.pt", trust_weights=True)
-    with pytest.raises(UserError, match="the name CT-CLIP is taken"):
+    with pytest.raises(UserError, match="the name CT-CLIP is already used"):
         load_feature_networks(
             ct_clip=tmp_path / "net.pt", features={"CT-CLIP": tmp_path / "net.pt"}, trust_weights=True
         )

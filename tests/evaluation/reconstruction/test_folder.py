@@ -149,8 +149,8 @@ def test_the_seam_score_is_taken_where_windows_begin():
 def test_what_cannot_be_measured_is_refused():
     volume = np.zeros((3, 4, 5))
     for arguments, options, message in (
-        ((volume, volume[1:]), {}, "one shape"),
-        ((volume[0], volume[0]), {}, "one shape"),
+        ((volume, volume[1:]), {}, "equal shape"),
+        ((volume[0], volume[0]), {}, "equal shape"),
         ((volume, volume), {"segmentation": volume[1:]}, "segmentation"),
         ((volume, volume), {"spacing_mm": (1, 0, 1)}, "spacing"),
         ((volume, volume), {"hu_window": (1, 1)}, "window"),
@@ -270,7 +270,7 @@ def test_without_dataset_json_every_value_is_a_label(folders):
     assert [label["name"] for label in results["labels"]] == ["1", "7"]
     assert [case["labels"]["7"]["voxels"] > 0 for case in results["cases"]] == [False, True, False]
     write(folders / "labels" / "case_1.nii.gz", ball(1)[0])
-    with pytest.raises(UserError, match="is no label map"):
+    with pytest.raises(UserError, match="is not a label map"):
         evaluated_folders(folders, label_folder=folders / "labels")
 
 
@@ -285,12 +285,12 @@ def test_everything_that_is_wrong_is_one_error(folders):
         evaluated_folders(folders, label_folder=folders / "labels")
     lines = str(error.value).splitlines()
     assert len(lines) == 7
-    assert "(view) lacks 1 of the raw cases: case_0" in lines[1]
-    assert "(labels) lacks 1 of the raw cases: case_0" in lines[2]
+    assert "(view) lacks 1 raw case: case_0" in lines[1]
+    assert "(labels) lacks 1 raw case: case_0" in lines[2]
     assert "holds cases that" in lines[3] and lines[3].endswith("other")
     assert lines[4].startswith("  case_1: raw image and view differ in spacing")
     assert "case_2_0000.nii.gz cannot be read" in lines[5]
-    assert "does not know: 9" in lines[6]
+    assert "not in dataset.json: 9" in lines[6]
 
 
 @pytest.mark.parametrize(

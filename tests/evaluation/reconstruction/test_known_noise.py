@@ -99,7 +99,7 @@ def test_errors_are_root_mean_squares_by_place():
 
 @pytest.mark.parametrize("options", [{"sd_hu": 0}, {"sd_hu": 5, "kernel_pixels": -1}, {"sd_hu": math.nan}])
 def test_noise_that_cannot_be_is_refused(options):
-    with pytest.raises(UserError, match="standard deviation above 0 HU"):
+    with pytest.raises(UserError, match="standard deviation of the noise must be above 0 HU"):
         KnownNoise(**options)
 
 

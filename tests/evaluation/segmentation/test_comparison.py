@@ -127,7 +127,9 @@ def test_cases_without_value_and_without_prediction_are_counted_and_left_out(tmp
     assert comparison["reference"]["cases"] == [f"case_{number}" for number in range(6)]
     text = format_comparison(comparison)
     text = " ".join(text.split())
-    assert "only the reference or only the prediction lacks: raw 0, view 1" in text and "raw: 1 missing: case_3" in text
+    assert (
+        "only the reference or only the prediction lacks it: raw 0, view 1" in text and "raw: 1 missing: case_3" in text
+    )
 
 
 def test_holm_counts_the_comparisons_of_one_label_and_measure(tmp_path):
@@ -246,7 +248,7 @@ def test_names_of_models(tmp_path):
     assert model_names([Path("a"), Path("b")], ["one", "two"]) == ["one", "two"]
     with pytest.raises(UserError, match="each of the 2 folders, got 1"):
         model_names([Path("a"), Path("b")], ["one"])
-    with pytest.raises(UserError, match="differ from each other"):
+    with pytest.raises(UserError, match="must be unique"):
         model_names([Path("a"), Path("b")], ["one", "one"])
 
 
@@ -337,7 +339,7 @@ def test_everything_that_is_wrong_in_any_folder_is_named_at_once(project, capsys
     assert command() == 1
     out, err = capsys.readouterr()
     assert "good lacks 1 of 6 predictions: case_2;" in err and "poor lacks 1 of 6 predictions: case_3;" in err
-    assert "poor holds predictions that have no reference in labelsTs: case_9;" in err
+    assert "poor holds predictions without reference in labelsTs: case_9;" in err
     assert "case_1: reference and prediction in fair differ in shape;" in err
     assert err.count("case_4.nii.gz cannot be read") == 1
     assert out == "" and not (project / "comparison.json").exists()
@@ -356,7 +358,7 @@ def test_folders_of_different_datasets_are_refused(project, capsys):
     (project / "fair" / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", **REGIONS}))
     assert command() == 1
     err = capsys.readouterr().err
-    assert "fair/dataset.json states other labels" in err and "-djfile" in err
+    assert "fair/dataset.json has other labels" in err and "-djfile" in err
     assert command("-djfile", "dataset.json") == 0
 
 
@@ -366,9 +368,9 @@ def test_folders_of_different_datasets_are_refused(project, capsys):
         (["good", "--names", "a", "--all-pairs"], "--names, --all-pairs: only valid with two or more folders"),
         (["good", "fair", "--names", "a"], "each of the 2 folders, got 1"),
         (["good", "fair", "--seed", "-1"], "must not be negative"),
-        (["good", "fair", "--resamples", "0"], "--resamples positive"),
-        (["good", "good"], "may be given once"),
-        (["good", "none", "nor"], "none is no folder\n  nor is no folder"),
+        (["good", "fair", "--resamples", "0"], "--resamples must be positive"),
+        (["good", "good"], "may be given only once"),
+        (["good", "none", "nor"], "no such folder: none\n  no such folder: nor"),
         (["good", "fair", "-o", "table.csv"], "ends in .json"),
     ],
 )

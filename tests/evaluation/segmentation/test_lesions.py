@@ -185,10 +185,10 @@ def test_labels_with_lesions_are_known_by_name_or_chosen(names, wanted, chosen):
 
 
 def test_impossible_choices_are_refused():
-    with pytest.raises(UserError, match=r"no label is called cyst; dataset\.json has pancreas, tumour"):
+    with pytest.raises(UserError, match=r"no label is named cyst; dataset\.json has pancreas, tumour"):
         choose_lesion_labels({1: "pancreas", 2: "tumour"}, ["cyst", "tumour"])
     for overlap in (0, -0.1, 1.1, math.nan):
-        with pytest.raises(UserError, match="overlap of a detection"):
+        with pytest.raises(UserError, match="`detection_overlap` must be above 0 and at most 1"):
             LesionRule((1,), overlap)
 
 
@@ -244,7 +244,7 @@ def test_command_takes_labels_and_overlap(tmp_path, capsys):
     assert folders.command("--lesion-labels") == 0
     assert "lesions" not in json.loads((folders.predictions / "summary.json").read_text())["fvae"]
     assert folders.command("--lesion-labels", "cyst") == 1
-    assert "no label is called cyst" in capsys.readouterr().err
+    assert "no label is named cyst" in capsys.readouterr().err
 
 
 def test_lesions_in_the_ignored_area_are_not_there(tmp_path):

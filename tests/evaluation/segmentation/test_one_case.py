@@ -56,10 +56,10 @@ def test_arrays_and_tensors_need_their_spacing_and_name_labels_by_value():
 
 def test_what_does_not_belong_together_is_refused(tmp_path):
     reference, prediction = write_folders(tmp_path, labels={"background": 0, "organ": 1})
-    with pytest.raises(UserError, match=r"holds labels that dataset\.json does not know: 2"):
+    with pytest.raises(UserError, match=r"holds labels that are not in dataset\.json: 2"):
         score(reference, prediction)
     write_image(prediction, PREDICTION, spacing_mm=SPACING_MM, origin_mm=(1.0, 0.0, 0.0))
     with pytest.raises(UserError, match="differ in origin"):
         score(reference, prediction)
-    with pytest.raises(UserError, match="must be two volumes of one shape"):
+    with pytest.raises(UserError, match="must be volumes of equal shape"):
         score(REFERENCE, PREDICTION[1:], spacing_mm=SPACING_MM)

@@ -207,7 +207,7 @@ def test_hd95_of_equal_masks_is_zero_and_has_no_value_without_both():
 @pytest.mark.parametrize("filled", [False, True])
 def test_surfaces_of_slices_and_of_two_shapes_are_refused_also_where_they_are_empty(shapes, filled):
     masks = [np.full(shape, filled) for shape in shapes]
-    with pytest.raises(UserError, match=r"two masks of one shape \(z, y, x\)") as refused:
+    with pytest.raises(UserError, match=r"two masks of equal shape \(z, y, x\)") as refused:
         surface_dice(*masks, spacing_mm=(3, 1, 1), tolerances_mm=(2,))
     assert str(shapes[0]) in str(refused.value)
     with pytest.raises(UserError, match="three positive numbers"):
@@ -366,7 +366,7 @@ def test_command_writes_summary_and_csv_and_prints_the_table(folders, capsys):
     assert measure["models"][0]["mean"] == pytest.approx(summary["mean"]["2"]["NSD_2mm"])
     assert " ".join(rows["NSD 2 mm"][1:4]) == "{:.3f} to {:.3f}".format(*measure["models"][0]["interval"])
     text = " ".join(out.split())
-    assert "cases that only the reference or only the prediction lacks: 1" in text
+    assert "cases in which only the reference or only the prediction lacks it: 1" in text
     assert f"mean of labels: DSC {summary['foreground_mean']['Dice']:.3f}," in text
 
     with (folders.predictions / "summary.csv").open(newline="") as file:
@@ -383,7 +383,7 @@ def test_flare_policy_reaches_the_mean(folders):
     assert cases[1] == 1 and cases[2] == 0
     assert summary["mean"]["2"]["Dice"] == pytest.approx(sum(cases) / 4)
     assert summary["fvae"]["labels"][1]["nan"] == 0
-    assert "both lack scores 1;" in format_summary(summary)
+    assert "both reference and prediction scores 1;" in format_summary(summary)
 
 
 def test_label_that_no_case_holds_has_no_mean_and_is_counted(folders):
@@ -435,9 +435,9 @@ def test_all_problems_are_named_at_once_and_an_old_summary_stays(folders, capsys
     assert folders.command() == 1
     _, err = capsys.readouterr()
     assert "lacks 1 of 4 predictions: case_0;" in err
-    assert "no reference" in err and ": case_9;" in err
+    assert "without reference in" in err and ": case_9;" in err
     assert "case_1: " in err and "case_1.nii.gz cannot be read" in err
-    assert "case_2: " in err and "does not know: 7, 9; known are 0, 1, 2" in err
+    assert "case_2: " in err and "not in dataset.json: 7, 9; known labels are 0, 1, 2" in err
     assert "case_3: reference and prediction differ in spacing;" in err
     assert "spacing (0.7, 0.9, 6) mm" in err and "spacing (0.75, 0.9, 6) mm" in err
     assert "Traceback" not in err
@@ -449,7 +449,7 @@ def test_unknown_label_in_the_reference_is_an_error(folders):
     reference = label_maps(0, (0, 1, 2))[0]
     reference[0, 0, 0] = 4
     write(folders.references / "case_0.nii.gz", reference)
-    with pytest.raises(UserError, match=r"labelsTs.case_0.*does not know: 4"):
+    with pytest.raises(UserError, match=r"labelsTs.case_0.*not in dataset.json: 4"):
         folders.evaluate()
 
 
@@ -488,7 +488,7 @@ def test_float_files_with_whole_labels_are_read_and_others_refused(folders):
     write(folders.predictions / "case_0.nii.gz", prediction.astype(np.float64))
     np.testing.assert_equal(folders.evaluate(), expected)
     write(folders.predictions / "case_0.nii.gz", prediction * np.float32(0.5))
-    with pytest.raises(UserError, match=r"does not know: 0\.5"):
+    with pytest.raises(UserError, match=r"not in dataset.json: 0\.5"):
         folders.evaluate()
 
 
@@ -572,7 +572,7 @@ def test_command_refuses_impossible_options(folders, capsys, options, message):
 
 def test_folder_that_is_not_there_is_named(tmp_path, capsys):
     assert main([str(tmp_path / "labels"), str(tmp_path)]) == 1
-    assert f"{tmp_path / 'labels'} is no folder" in capsys.readouterr().err
+    assert f"no such folder: {tmp_path / 'labels'}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

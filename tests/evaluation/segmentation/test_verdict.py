@@ -73,7 +73,7 @@ def test_a_sentence_says_which_by_how_much_and_how_sure():
     )
     none = measure(n=0)
     assert comparison_sentence(none, none["comparisons"][0]) == (
-        "view and raw cannot be compared by NSD 2 mm: no case has it with both."
+        "view and raw cannot be compared in NSD 2 mm: no case has a value from both."
     )
     equal = measure(wins=0, losses=0, mean_difference=-0.0, n=1)
     assert comparison_sentence(equal, equal["comparisons"][0]).endswith("by 0.000 (1 case).")

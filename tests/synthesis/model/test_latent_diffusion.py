@@ -584,7 +584,7 @@ def test_vae_of_a_local_folder_is_found_by_weights(tmp_path):
         ({"latent_channels": 4}, "tiny has 16 latent channels, but the model was trained with tiny, which has 4"),
         (
             {"weights_sha256": "1" * 64},
-            r"weights of tiny \(embedded\) are not those .* another version of fvae_nnunet: make it anew",
+            r"weights of tiny \(embedded\) are not those .* another version of fvae_nnunet: create it again",
         ),
         ({"inplane_pixels": 30}, r"30 pixels in-plane.*multiples of 8"),
         ({"mask_encoding": "vae"}, "denoiser has mask_encoding onehot, but the model's settings say vae"),

@@ -414,7 +414,7 @@ def test_file_of_weights_is_the_vae(vae: IVVAE, tmp_path: Path, monkeypatch: pyt
 
 
 def test_weights_must_be_given() -> None:
-    with pytest.raises(UserError, match=r"iv-vae: give its .pth file as `weights`; the readme of github.com/ali-vil"):
+    with pytest.raises(UserError, match=r"iv-vae: give its .pth file as `weights`; the README of github.com/ali-vil"):
         load_ivvae(Wanted("iv-vae", weights=None))
 
 
