@@ -44,7 +44,9 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
 def part_of(cases: list[str], arguments: argparse.Namespace) -> list[str]:
     """The cases of this call's part."""
     if arguments.num_parts < 1 or not 0 <= arguments.part_id < arguments.num_parts:
-        raise UserError(f"-part_id must be 0 to -num_parts - 1, got {arguments.part_id} of {arguments.num_parts} parts")
+        raise UserError(
+            f"-part_id must be at least 0 and below -num_parts, got {arguments.part_id} of {arguments.num_parts} parts"
+        )
     if arguments.overwrite and arguments.num_parts > 1:
         raise UserError("--overwrite deletes the output of the other parts; run it without -num_parts")
     if arguments.devices and arguments.device:

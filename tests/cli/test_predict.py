@@ -480,7 +480,7 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
     ("extra", "message"),
     [
         (["--vae", "tiny"], "the input is raw, so no VAE is used"),
-        (["-num_parts", "2", "-part_id", "2"], "-part_id must be 0 to"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id must be at least 0"),
         (["-npp", "0", "-nps", "1"], "-npp and -nps must be at least 1, or both 0"),
         (["-prev_stage_predictions", "x"], "-prev_stage_predictions is for the second stage"),
         (["-d", "7"], "leave out -d, -c, -tr and -p"),

@@ -146,7 +146,7 @@ def test_parts_together_make_what_one_call_makes(images, small_vae, tmp_path):
         (["--vae", "wan3"], "unknown VAE 'wan3'"),
         (["--hu-window", "240", "-160"], "lower < upper"),
         (["--overlap", "9", "--window-slices", "8"], "overlap must be between"),
-        (["-num_parts", "2", "-part_id", "2"], "-part_id must be 0 to"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id must be at least 0"),
         (["-np", "-1"], "-np must not be negative"),
         (["-num_parts", "2", "--overwrite"], "without -num_parts"),
     ],

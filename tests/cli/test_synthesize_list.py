@@ -305,7 +305,7 @@ def test_bad_voxels_fail_their_case_alone(paints, tmp_path, capsys):
         (["--text", "x"], "--text has no effect with --list"),
         (["--leave-out", "case_0"], "--leave-out has no effect with --list"),
         (["--seed", "-1"], "--seed must not be negative"),
-        (["-num_parts", "2", "-part_id", "2"], "-part_id must be 0 to"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id must be at least 0"),
     ],
 )
 def test_options_that_do_not_go_with_a_list(paints, tmp_path, capsys, arguments, message):
