@@ -235,6 +235,6 @@ def test_synthesis_refuses_images_and_fingerprints_that_are_no_hu(clone, capsys)
     assert train_ldm.main([clone.id, "--vae", "tiny", "-device", "cpu"]) == 1
     assert "channel 0 (CT) cannot be in HU" in capsys.readouterr().err
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"a": "CT", "b": "CT"}})
-    with pytest.raises(UserError, match=r"2 CT channels .* say which with `channels=0`"):
+    with pytest.raises(UserError, match=r"2 CT channels .* choose it with `channels=0`"):
         open_source_dataset(clone.id, hu_as_is=True)
     assert open_source_dataset(clone.id, hu_as_is=True, channels=[0]).ct_channel == 0
