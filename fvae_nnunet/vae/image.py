@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.vae.base import VAESpec
 from fvae_nnunet.vae.folders import ModelFolder
 from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, batch_as_slices, grey, slices_as_batch
@@ -134,7 +135,9 @@ def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> Image
         raise UserError(f"{name}: the weights in {folder.path} cannot be loaded: {first_lines}") from error
     for problem, keys in (("lacks", loading["missing_keys"]), ("has the unknown", loading["unexpected_keys"])):
         if keys:
-            raise UserError(f"{name}: {folder.weights_file} {problem} {sorted(keys)[0]} ({len(keys)} such keys)")
+            raise UserError(
+                f"{name}: {folder.weights_file} {problem} {sorted(keys)[0]} ({counted(len(keys), 'such key')})"
+            )
     channels = (model.config.in_channels, model.config.out_channels)
     if channels not in ((1, 1), (3, 3)):
         raise UserError(

@@ -398,7 +398,7 @@ def test_markdown_replaces_its_own_images_and_no_others(project, capsys):
     Path("out/r_files/notes.txt").write_text("mine")
     before = Path("out/r.md").read_bytes()
     assert report(*options, "--title", "another") == 1
-    assert "r_files holds notes.txt, which is not ours" in capsys.readouterr().err
+    assert "r_files holds notes.txt, which is not from a report" in capsys.readouterr().err
     assert Path("out/r.md").read_bytes() == before and Path("out/r_files/notes.txt").read_text() == "mine"
 
 

@@ -239,7 +239,7 @@ def test_mistakes_are_one_message(made, dataset, tmp_path, capsys):
     record = folder / "records" / "synthetic_0001.json"
     content = read_json(record)
     write_json(record, content | {"source_case": "phantom_009"})
-    assert f"made from phantom_009, which is no training case of {dataset.name}" in message("--synthetic", folder)
+    assert f"made from phantom_009, which is not a training case of {dataset.name}" in message("--synthetic", folder)
     write_json(record, content | {"dataset": f"../{dataset.name}"})
     assert "is neither a dataset id" in message("--synthetic", folder)
     write_json(record, content)

@@ -179,7 +179,7 @@ def test_weights_that_do_not_fit_are_refused_not_left_random(tmp_path: Path) -> 
     state = load_file(file)
     lacking = {key: value for key, value in state.items() if key != "decoder.conv_out.bias"}
     save_file(lacking, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks decoder.conv_out.bias \(1 such keys\)"):
+    with pytest.raises(UserError, match=r"lacks decoder.conv_out.bias \(1 such key\)"):
         load_vae(f"diffusers:{tmp_path}")
     save_file(state | {"decoder.extra": torch.zeros(1)}, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"has the unknown decoder.extra"):
