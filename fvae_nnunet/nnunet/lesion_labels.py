@@ -54,6 +54,10 @@ def lesion_labels(
 def _only_lesion(path: Path, names: list[str]) -> str:
     found = [name for name in names if LESION_NAME.search(name)] or (names if len(names) == 1 else [])
     if len(found) != 1:
-        which = f"all of {', '.join(found)} have" if found else f"none of {', '.join(names)} has"
-        raise UserError(f"{path}: {which} the name of a lesion; choose the label with `lesion`")
+        problem = (
+            f"several labels could be the lesion ({', '.join(found)})"
+            if found
+            else f"no label is named like a lesion ({', '.join(names)})"
+        )
+        raise UserError(f"{path}: {problem}; choose one with `lesion`")
     return found[0]

@@ -189,7 +189,7 @@ def test_a_model_of_nnunet_segments_what_was_generated(folders, planned, capsys)
         (["--ct-clip", "none.pt"], "no such file: none.pt"),
         (["--segmentations", "found", "--segmenter", "model"], "exclude each other"),
         (["--segmenter", "real"], "has no fold_"),
-        (["--segmentations", "none"], "none is no folder"),
+        (["--segmentations", "none"], "none is not a folder"),
         (["--ct-clip", "ct_clip.pt", "--resamples", "0"], "--resamples must be positive"),
         (["--ct-clip", "ct_clip.pt", "-np", "-1"], "-np must not be negative"),
         (["--ct-clip", "ct_clip.pt", "--reports", "vocab.txt"], "must end in .json or .csv"),

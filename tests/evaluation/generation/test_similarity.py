@@ -397,5 +397,5 @@ def test_masks_that_cannot_be_compared_are_named(mask_folders):
     with pytest.raises(UserError, match=r"(?s)a: mask and segmentation differ in spacing.*b: .*not a label map"):
         mask_adherence(["a", "b"], masks, found)
     shutil.rmtree(found)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="found is not a folder"):
         mask_adherence(["a"], masks, found)

@@ -626,7 +626,7 @@ def test_folders_that_are_no_model_are_refused(image_model, tmp_path):
     state = load_file(weights)
     state["other"] = state.pop("null_token")
     save_file(state, weights)
-    with pytest.raises(UserError, match=r"safetensors has \d+ bytes, \d+ were written; copy the model again"):
+    with pytest.raises(UserError, match=r"safetensors has \d+ bytes, but \d+ were written; copy the model again"):
         LatentDiffusion.load(tmp_path)
     del content["outputs"]  # as in version 0.1.0
     path.write_text(json.dumps(content))
