@@ -194,10 +194,8 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
 
     volume, header = read_volume(source.image)
     geometry, geometry_from = true_geometry(header, volume.shape, source.metadata, mode=conversion.geometry)
-    needs_rescale = source.metadata is not None and conversion.values != "hu"
-    volume_hu, rescaled = to_hu(
-        volume, source.metadata.rescale if needs_rescale and source.metadata else None, mode=conversion.values
-    )
+    rescale = source.metadata.rescale if source.metadata and conversion.values != "hu" else None
+    volume_hu, rescaled = to_hu(volume, rescale, mode=conversion.values)
     record: dict[str, Any] = {"rescaled": rescaled, "geometry": geometry_from, "split": source.split}
     record["hu"] = [float(volume_hu.min()), float(volume_hu.max())]
     where = (conversion.raw, source.split, case)

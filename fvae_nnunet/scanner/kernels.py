@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,9 @@ class Kernel:
     enhanced_mm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.softened_mm >= 0 and self.enhanced >= 0 and self.enhanced_mm > 0):
-            raise UserError(f"softened_mm and enhanced must be 0 or more, and enhanced_mm above 0, got {self}")
+        finite = all(map(math.isfinite, (self.softened_mm, self.enhanced, self.enhanced_mm)))
+        if not (finite and self.softened_mm >= 0 and self.enhanced >= 0 and self.enhanced_mm > 0):
+            raise UserError(f"softened_mm and enhanced must be 0 or more, enhanced_mm above 0, all finite, got {self}")
 
     def transfer(self, cycles_per_mm: np.ndarray) -> np.ndarray:
         """The factor at each frequency, same shape; 1 at frequency 0."""

@@ -50,3 +50,5 @@ def test_it_is_the_same_as_another_filter_of_the_back_projection(name):
 def test_what_no_kernel_is():
     with pytest.raises(UserError, match="0 or more"):
         Kernel(softened_mm=-1)
+    with pytest.raises(UserError, match="finite"):
+        Kernel(enhanced_mm=float("inf"))

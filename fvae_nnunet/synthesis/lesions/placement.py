@@ -85,7 +85,7 @@ def place(
             continue
         return Placement(box, inside)
     raise NothingFits(
-        f"no place for a lesion of {counted(voxels, 'voxel')} (places tried: {len(centres)}): at most "
+        f"no place for a lesion of {counted(int(voxels), 'voxel')} (places tried: {len(centres)}): at most "
         f"{number(best, 'share')} of it was in the organ (required: {inside_fraction:g}); {in_the_way} with enough in "
         f"the organ were too close to a lesion or in a structure to avoid, {beyond} extended beyond the volume"
     )

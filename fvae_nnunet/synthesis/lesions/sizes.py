@@ -109,6 +109,7 @@ class LesionSizes:
             smallest, largest = np.min(self.ranges_mm), np.max(self.ranges_mm)
             raise UserError(
                 f"lesions of {smallest:g} to {largest:g} mm have fewer than {MIN_VOXELS} voxels of "
-                f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; choose larger ones (`sizes`, `diameter_mm`)"
+                f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; choose larger ones (`sizes`, `diameter_mm` or "
+                "`growth`)"
             )
         return possible[rng.choice(len(shares), p=shares / shares.sum())]
