@@ -181,8 +181,8 @@ def _insert(
     if not grid.mask(lesion.mask(volume_hu.shape)).any():
         model_mm = " x ".join(f"{step:g}" for step in grid.model_spacing_mm or spacing_mm)
         raise UserError(
-            f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of {model_mm} mm; choose larger "
-            "lesions (`sizes`, `diameter_mm`)"
+            f"a lesion of {lesion.diameter_mm:.1f} mm has no voxel at the model's spacing of {model_mm} mm; choose "
+            "larger lesions (`sizes`, `diameter_mm`)"
         )
     seen = slices_seen(grid.region(box)[0], grid.shape[0], model.settings.window_slices)
     draft_hu = None
