@@ -138,7 +138,8 @@ def is_available_offline(name: str) -> bool:
     if is_control(name):
         from fvae_nnunet.vae.denoisers import find_control
 
-        return find_control(name) is not None
+        find_control(name)
+        return True
     if name == "tiny":
         return has_model(TINY_FOLDER)
     if name.startswith(DIFFUSERS_PREFIX):

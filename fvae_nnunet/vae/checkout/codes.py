@@ -4,7 +4,7 @@ The user gives a checkout and, unless they are on the hub, the weights. Loading 
 user's permissions; weights are read by ``fvae_nnunet.vae.weights``, not by that code.
 
 Both compress 8 x 8 pixels and 4 slices into one latent pixel. The calls follow the reconstruction scripts released with
-the paper (github.com/qic999/Foundation-VAE, folder ReconstructionSettings).
+the paper (github.com/qic999/Foundation-VAE, folder Reconstruction).
 """
 
 from __future__ import annotations
