@@ -3,9 +3,9 @@
     python scripts/experiment_overview.py WORK/*/results.json -o overview.png > overview.md
 
 Tests on the same scan belong together. Arms are compared with the raw arm, Holm-corrected over the arms of a scan.
-Predictions with options of their own (``predict`` of a test) are compared with predictions of the same models without
-options, Holm-corrected over these. A difference is bold, or a filled dot, if its interval excludes 0, its corrected p
-is below 0.05, and it is larger than that between two seeds of the raw arm.
+Predictions with options of their own (``predict`` of a test) are compared with those of the same models without options
+on the same scan, if these are given, Holm-corrected over these. A difference is bold, or a filled dot, if its interval
+excludes 0, its corrected p is below 0.05, and it is larger than that between two seeds of the raw arm.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Scan:
 
 
 def scans_of(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Scan]:
-    """By name of its plain test, the images as they are first.
+    """By name of its plain test, the images as they are first; scans without a plain test are left out.
 
     Raises:
-        UserError: a scan has been predicted without options twice, or never.
+        UserError: two plain tests of one scan.
     """
     plain: dict[str, tuple[str, Mapping[str, Any]]] = {}
     with_options = []
@@ -88,12 +88,13 @@ def scans_of(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Sc
             )
         else:
             plain[test["scan"]] = (test["name"], content)
-    found = {}
-    for scan, (name, content) in sorted(plain.items(), key=lambda item: (item[0] != "", item[1][0])):
-        found[name] = _scan(content, [(t["predict"], c) for t, c in with_options if t["scan"] == scan], measure)
-    if missing := [test["name"] for test, _ in with_options if test["scan"] not in plain]:
-        raise UserError(f"{', '.join(missing)}: no results of the same scan predicted without options are given")
-    return found
+    in_order = sorted(plain.items(), key=lambda item: (item[0] != "", item[1][0]))
+    return {
+        name: _scan(
+            content, [(test["predict"], other) for test, other in with_options if test["scan"] == scan], measure
+        )
+        for scan, (name, content) in in_order
+    }
 
 
 def _scan(plain: Mapping[str, Any], predicted: Sequence[tuple[str, Mapping[str, Any]]], measure: str) -> Scan:

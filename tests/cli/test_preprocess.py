@@ -246,8 +246,8 @@ def test_preprocess_says_that_the_window_clips_the_foreground(clone, small_vae, 
         (["Pancreas"], "neither a dataset id"),
         (["898"], "no dataset 898"),
         (["901", "-plans_name", "nnUNetPlansOther"], "existing plans: nnUNetPlans. Choose one with -p"),
-        (["901", "-c", "3d_lowres"], "there are: 2d, 3d_fullres"),
-        (["901", "--view", "a/b"], "view's name"),
+        (["901", "-c", "3d_lowres"], "configurations: 2d, 3d_fullres"),
+        (["901", "--view", "a/b"], "the name of a view must"),
     ],
 )
 def test_preprocess_refuses_wrong_names(planned, small_vae, capsys, arguments, message):

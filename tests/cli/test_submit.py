@@ -86,7 +86,7 @@ def test_latents_are_encoded_by_jobs(tmp_path, capsys):
     dataset = phantom_dataset()
     arguments = [dataset.id, "--vae", "tiny", "--size", "tiny", "--window-slices", "8", "-device", "cpu", "-np", "0"]
     assert train_ldm.main([*arguments, "--submit", "local"]) == 1
-    assert "--submit is for --encode-only" in capsys.readouterr().err
+    assert "--submit requires --encode-only" in capsys.readouterr().err
     assert train_ldm.main([*arguments, "--latents", "jobs", "--encode-only", "--submit", "local"]) == 0
     assert "3 of 3 cases complete" in capsys.readouterr().out
     assert train_ldm.main([*arguments, "--latents", "alone", "--encode-only"]) == 0

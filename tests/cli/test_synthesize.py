@@ -595,7 +595,7 @@ def test_a_model_that_needs_a_text_is_not_used_without(paints, tmp_path, capsys)
     painting_model.training["samples_without_text"] = False
     assert run(dataset, tmp_path / "out", *SIZE, n=1) == 1
     error = capsys.readouterr().err
-    assert "every case of the training of model had a report" in error
+    assert "every training case of model had a report" in error
     assert "give a report with --text" in error
     assert not (tmp_path / "out").exists()
     assert run(dataset, tmp_path / "out", *SIZE, "--text", "A nodule.", n=1) == 0

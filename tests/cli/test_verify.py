@@ -88,7 +88,7 @@ def test_a_damaged_view_is_found_when_a_training_opens_it_and_its_command_repair
     flip_a_bit(folder / f"{case}.b2nd", 0.9)
     with pytest.raises(UserError, match=rf"{case}\.b2nd has changed") as raised:
         trainer_of(nnUNetTrainerFVAE, clone).get_tr_and_val_datasets()
-    command = str(raised.value).partition("again with: fvae-preprocess ")[2].split()
+    command = str(raised.value).partition("again, use: fvae-preprocess ")[2].split()
     assert "--verify" in command
     assert preprocess.main(command) == 0
     assert f"DAMAGED, will be made again: {case}: " in capsys.readouterr().err

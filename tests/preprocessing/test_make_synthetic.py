@@ -259,7 +259,7 @@ def test_cases_of_other_datasets_sources_or_labels_are_refused(clone, folder):
 
     assert f"made from Dataset001_Other, not from {clone.name}" in error(dataset="Dataset001_Other")
     assert "made from phantom_099, which is not (or no longer) a case of" in error(source_case="phantom_099")
-    assert "'cyst'; the labels of" in error(label={"name": "cyst", "value": 2})
+    assert "'cyst', but the labels of" in error(label={"name": "cyst", "value": 2})
     assert "describes synthetic_0007" in error(case="synthetic_0007")
     path = folder / "records" / "synthetic_0001.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "label"})

@@ -159,7 +159,9 @@ def test_without_any_usable_case_training_stops(clone, tmp_path):
     held_out = trainer_of(nnUNetTrainer, clone).do_split()[1]
     write_synthetic_folder(tmp_path / "synthetic", clone, held_out)
     preprocess(clone, tmp_path / "synthetic", configurations=["3d_fullres"])
-    with pytest.raises(UserError, match=r"none of the 1 synthetic cases .* of fold 0 alone; .* --ldm .* --fold 0"):
+    with pytest.raises(
+        UserError, match=r"none of the 1 synthetic cases .* only from training cases of fold 0; .* --ldm .* --fold 0"
+    ):
         trainer_of(nnUNetTrainerFVAESynthRaw, clone).get_tr_and_val_datasets()
 
 

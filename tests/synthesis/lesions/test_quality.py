@@ -271,7 +271,7 @@ def test_segmenters_that_cannot_judge_are_refused(planned, nnunet_model, tmp_pat
         judge_of(tmp_path)
     with pytest.raises(UserError, match=r"takes 1 channel, but the dataset has 2"):
         judge_of(nnunet_model, channels=2)
-    with pytest.raises(UserError, match=r"no label 'nodule', it has background, pancreas, tumour"):
+    with pytest.raises(UserError, match=r"no label 'nodule', only background, pancreas, tumour"):
         judge_of(nnunet_model, lesion_name="nodule")
     with pytest.raises(UserError, match=r"folds with a checkpoint_final\.pth: 0"):
         judge_of(nnunet_model, fold=3)

@@ -98,7 +98,7 @@ def test_a_fold_is_that_of_nnunet(pancreas):
     splits.write_text(json.dumps([{"train": ["phantom_004", "phantom_001"], "val": ["phantom_000"]}]))
     try:
         assert open_source_dataset(pancreas.name, fold=0).cases == ["phantom_001", "phantom_004"]
-        with pytest.raises(UserError, match="has the folds 0 to 0"):
+        with pytest.raises(UserError, match="has folds 0 to 0"):
             open_source_dataset(pancreas.name, fold=1)
     finally:
         splits.unlink()
