@@ -18,41 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_table import MEASURES, REFERENCE, Values, arms_of, differences, mean_of_seeds
+from experiment_table import (
+    MEASURES,
+    REFERENCE,
+    Compared,
+    comparable_runs,
+    compared,
+    mean_and_interval_text,
+    mean_of_seeds,
+    runs_by_arm,
+)
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.verdict import SIGNIFICANT_P
-from fvae_nnunet.evaluation.statistics import Interval, bootstrap_interval, holm, signed_rank_test
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.files.recorded import atomic_write
-from fvae_nnunet.numbers_as_text import interval, number
-from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches
+from fvae_nnunet.numbers_as_text import number
+from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches, legend_dot
 from fvae_nnunet.pictures.series import series_colours
 
 CHANCE = "raw, another seed"
 AS_IT_IS = "as it is"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean over cases of an arm minus what it is compared with.
-
-    Attributes:
-        interval: 95 % bootstrap interval.
-        p: Holm-corrected.
-        exceeds_chance: whether it is larger than the difference between two seeds of the raw arm.
-    """
-
-    mean: float
-    interval: Interval
-    p: float
-    exceeds_chance: bool = True
-
-    @property
-    def is_sure(self) -> bool:
-        excludes_zero = self.interval.low > 0 or self.interval.high < 0
-        return excludes_zero and self.p < SIGNIFICANT_P and self.exceeds_chance
 
 
 @dataclass(frozen=True)
@@ -61,13 +48,21 @@ class Scan:
 
     Attributes:
         raw: mean over cases of the raw arm.
-        rows: the differences by arm, and by arm and options of prediction.
-        chance: between two seeds of the raw arm; None with one seed.
+        trained: each other arm, compared with the raw arm.
+        predicted: arm with options of prediction, compared with the same arm without.
+        chance: two seeds of the raw arm, under `CHANCE`; empty with one seed.
     """
 
     raw: float
-    rows: Mapping[str, Difference]
-    chance: Difference | None
+    trained: Mapping[str, Compared]
+    predicted: Mapping[str, Compared]
+    chance: Mapping[str, Compared]
+
+    def is_sure(self, one: Compared) -> bool:
+        """Whether the interval excludes 0, the corrected p is small, and the difference is larger than chance."""
+        is_significant = (one.interval.low > 0 or one.interval.high < 0) and one.p_holm < SIGNIFICANT_P
+        chance = self.chance.get(CHANCE)
+        return is_significant and (chance is None or one is chance or abs(one.mean) > abs(chance.mean))
 
 
 def scans_of(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Scan]:
@@ -98,55 +93,42 @@ def scans_of(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Sc
 
 
 def _scan(plain: Mapping[str, Any], predicted: Sequence[tuple[str, Mapping[str, Any]]], measure: str) -> Scan:
-    runs = {arm: list(of_arm.values()) for arm, of_arm in arms_of(plain).items()}
+    runs = {arm: list(of_arm.values()) for arm, of_arm in comparable_runs(plain).items()}
     arms = {arm: mean_of_seeds(of_arm) for arm, of_arm in runs.items()}
-    first, *others = runs[REFERENCE]
-    chance = _differences({CHANCE: (first, others[0])}, measure, chance=None)[CHANCE] if others else None
-    trained = {arm: (arms[REFERENCE], values) for arm, values in arms.items() if arm != REFERENCE}
-    at_prediction = {
+    raw = arms[REFERENCE]
+    with_options = {
         f"{arm} `{options}`": (arms[arm], mean_of_seeds(list(of_arm.values())))
         for options, content in predicted
-        for arm, of_arm in arms_of(content).items()
+        for arm, of_arm in runs_by_arm(content).items()
+        if arm in arms
     }
-    rows = {key: one for pairs in (trained, at_prediction) for key, one in _differences(pairs, measure, chance).items()}
-    return Scan(float(np.nanmean([of_case[measure] for of_case in arms[REFERENCE].values()])), rows, chance)
-
-
-def _differences(
-    pairs: Mapping[str, tuple[Values, Values]], measure: str, chance: Difference | None
-) -> dict[str, Difference]:
-    """Second minus first of each pair, corrected over all of them."""
-    found = {name: differences(*pair, measure) for name, pair in pairs.items()}
-    ps = holm([signed_rank_test(values).p for values in found.values()])
-    made = {}
-    for (name, values), p in zip(found.items(), ps, strict=True):
-        mean = float(np.mean(values))
-        made[name] = Difference(
-            mean, bootstrap_interval(values, seed=0), p, chance is None or abs(mean) > abs(chance.mean)
-        )
-    return made
+    first, *others = runs[REFERENCE]
+    return Scan(
+        float(np.nanmean([of_case[measure] for of_case in raw.values()])),
+        trained=compared({arm: (raw, values) for arm, values in arms.items() if arm != REFERENCE}, measure),
+        predicted=compared(with_options, measure),
+        chance=compared({CHANCE: (first, others[0])} if others else {}, measure),
+    )
 
 
 def overview(scans: Mapping[str, Scan], measure: str) -> list[str]:
     """Markdown: a row for each arm, a column for each scan; bold where the arm helps or harms."""
     name, quantity, _ = MEASURES[measure]
+    every = scans.values()
     lines = [f"| {name} | " + " | ".join(scans) + " |", "|---" * (len(scans) + 1) + "|"]
-    lines.append(f"| {REFERENCE} | " + " | ".join(number(scan.raw, quantity) for scan in scans.values()) + " |")
-    lines += [
-        f"| {row} | " + " | ".join(_cell(scan.rows.get(row), quantity) for scan in scans.values()) + " |"
-        for row in dict.fromkeys(row for scan in scans.values() for row in scan.rows)
-    ]
-    if any(scan.chance for scan in scans.values()):
-        lines.append(f"| {CHANCE} | " + " | ".join(_cell(scan.chance, quantity) for scan in scans.values()) + " |")
+    lines.append(f"| {REFERENCE} | " + " | ".join(number(scan.raw, quantity) for scan in every) + " |")
+    for kind in ("trained", "predicted", "chance"):
+        of_scan = [getattr(scan, kind) for scan in every]
+        for row in dict.fromkeys(row for found in of_scan for row in found):
+            cells = [_cell(scan, found.get(row), quantity) for scan, found in zip(every, of_scan, strict=True)]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(one: Difference | None, quantity: str) -> str:
+def _cell(scan: Scan, one: Compared | None, quantity: str) -> str:
     if one is None:
         return ""
-    mean = number(one.mean, quantity, signed=True)
-    ends = interval(one.interval.low, one.interval.high, quantity, signed=True)
-    return f"**{mean}** ({ends})" if one.is_sure else f"{mean} ({ends})"
+    return mean_and_interval_text(one.mean, one.interval, quantity, signed=True, bold=scan.is_sure(one))
 
 
 def picture(scans: Mapping[str, Scan], measure: str, path: Path) -> None:
@@ -154,9 +136,8 @@ def picture(scans: Mapping[str, Scan], measure: str, path: Path) -> None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    arms = [row for row in dict.fromkeys(row for scan in scans.values() for row in scan.rows) if "`" not in row]
+    arms = list(dict.fromkeys(arm for scan in scans.values() for arm in scan.trained))
     colours = dict(series_colours(arms)) | {CHANCE: GREY}
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
         height = 1.2 + forest_height_inches(len(scans), len(colours))
@@ -165,19 +146,19 @@ def picture(scans: Mapping[str, Scan], measure: str, path: Path) -> None:
         axes = figure.subplots()
         rows = []
         for scan in scans.values():
-            shown = {**scan.rows, CHANCE: scan.chance}
-            rows.append([_estimate(one, colour) for arm, colour in colours.items() if (one := shown.get(arm))])
+            shown = {**scan.trained, **scan.chance}
+            rows.append([_estimate(scan, one, colour) for arm, colour in colours.items() if (one := shown.get(arm))])
         draw_forest(axes, rows, reference=0)
         axes.set_yticks(range(len(scans)), list(scans))
         axes.set_xlabel(f"{MEASURES[measure][0]}: minus raw, 95 % interval; filled: larger than chance explains")
-        handles = [Line2D([], [], color=colour, marker="o", markersize=5, label=arm) for arm, colour in colours.items()]
+        handles = [legend_dot(colour, arm) for arm, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
 
-def _estimate(one: Difference, colour: str) -> Estimate:
-    return Estimate(one.mean, (one.interval.low, one.interval.high), colour, one.is_sure)
+def _estimate(scan: Scan, one: Compared, colour: str) -> Estimate:
+    return Estimate(one.mean, (one.interval.low, one.interval.high), colour, scan.is_sure(one))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

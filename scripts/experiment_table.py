@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.statistics import bootstrap_interval, holm, signed_rank_test
+from fvae_nnunet.evaluation.statistics import Interval, holm, mean_and_interval, signed_rank_test
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.numbers_as_text import NOT_DEFINED, interval, nsd_name, number, p_value
 
@@ -70,57 +71,93 @@ def arm_table(arms: Mapping[str, Values]) -> list[str]:
         for measure, (_, quantity, _) in MEASURES.items():
             numbers = [value for of_case in values.values() if math.isfinite(value := of_case[measure])]
             left_out = len(values) - len(numbers)
-            cells.append(_mean_and_interval(numbers, quantity) + (f"; {left_out} without" if left_out else ""))
+            cells.append(
+                mean_and_interval_text(*mean_and_interval(numbers, seed=0), quantity)
+                + (f"; {left_out} without" if left_out else "")
+            )
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Second minus first of each case that has the measure in both.
+
+    Attributes:
+        differences: of each case, in the order of the cases.
+        mean, interval: of them, with 95 %; NaN without any.
+        p, p_holm: Wilcoxon's signed-rank test, and the same after Holm's correction.
+    """
+
+    differences: Sequence[float]
+    mean: float
+    interval: Interval
+    p: float
+    p_holm: float
+
+
+def compared(pairs: Mapping[str, tuple[Values, Values]], measure: str) -> dict[str, Compared]:
+    """The comparison of each pair by one measure, corrected over all pairs."""
+    found = {name: _differences(*pair, measure) for name, pair in pairs.items()}
+    ps = [signed_rank_test(differences).p for differences in found.values()]
+    return {
+        name: Compared(differences, *mean_and_interval(differences, seed=0), p, p_holm)
+        for (name, differences), p, p_holm in zip(found.items(), ps, holm(ps), strict=True)
+    }
+
+
 def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
     """Markdown table of the mean paired difference of each arm from the reference arm, with interval and tests."""
-    others = [arm for arm in arms if arm != reference]
     lines = [
         f"| measure | arm | minus {reference} (95 % interval) | p | p Holm | better, equal, worse | cases |",
         "|---|---|---|---|---|---|---|",
     ]
+    pairs = {arm: (arms[reference], values) for arm, values in arms.items() if arm != reference}
     for measure, (name, quantity, higher_is_better) in MEASURES.items():
-        gained = {arm: differences(arms[reference], arms[arm], measure) for arm in others}
-        tests = {arm: signed_rank_test(gained[arm]).p for arm in others}
-        for arm, p_holm in zip(others, holm(list(tests.values())), strict=True):
-            gains = np.array(gained[arm]) * (1 if higher_is_better else -1)
+        for arm, one in compared(pairs, measure).items():
+            gains = np.array(one.differences) * (1 if higher_is_better else -1)
             counts = f"{(gains > 0).sum()}, {(gains == 0).sum()}, {(gains < 0).sum()}"
-            difference = _mean_and_interval(gained[arm], quantity, signed=True)
-            p = f"{p_value(tests[arm])} | {p_value(p_holm)}"
-            lines.append(f"| {name} | {arm} | {difference} | {p} | {counts} | {len(gains)} |")
+            difference = mean_and_interval_text(one.mean, one.interval, quantity, signed=True)
+            ps = f"{p_value(one.p)} | {p_value(one.p_holm)}"
+            lines.append(f"| {name} | {arm} | {difference} | {ps} | {counts} | {len(gains)} |")
     return lines
 
 
-def differences(before: Values, after: Values, measure: str) -> list[float]:
-    """After minus before in each case that has both."""
+def _differences(before: Values, after: Values, measure: str) -> list[float]:
     both = [after[case][measure] - before[case][measure] for case in before]
     return [difference for difference in both if math.isfinite(difference)]
 
 
-def _mean_and_interval(numbers: Sequence[float], quantity: str, *, signed: bool = False) -> str:
-    if not numbers:
+def mean_and_interval_text(
+    mean: float, found: Interval, quantity: str, *, signed: bool = False, bold: bool = False
+) -> str:
+    """``+0.012 (+0.003 to +0.020)``; Markdown's bold is for the mean."""
+    if math.isnan(mean):
         return NOT_DEFINED
-    found = bootstrap_interval(numbers, seed=0)
-    mean = number(float(np.mean(numbers)), quantity, signed=signed)
-    return f"{mean} ({interval(found.low, found.high, quantity, signed=signed)})"
+    mark = "**" if bold else ""
+    ends = interval(found.low, found.high, quantity, signed=signed)
+    return f"{mark}{number(mean, quantity, signed=signed)}{mark} ({ends})"
 
 
-def arms_of(results: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
+def runs_by_arm(results: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
     """For each arm, the raw one first, its complete runs by name (``raw seed 1``)."""
-    found: dict[str, dict[str, Values]] = {REFERENCE: {}}
-    for (arm, seed), values in sorted(complete_runs(results).items()):
+    found: dict[str, dict[str, Values]] = {}
+    for (arm, seed), values in sorted(complete_runs(results).items(), key=lambda run: (run[0][0] != REFERENCE, run[0])):
         found.setdefault(arm, {})[f"{arm} seed {seed}"] = values
-    if not found[REFERENCE]:
+    return found
+
+
+def comparable_runs(results: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
+    """The same; UserError without a complete run of the raw arm."""
+    found = runs_by_arm(results)
+    if REFERENCE not in found:
         raise UserError("no seed of the raw arm is complete yet")
     return found
 
 
 def report(results: Mapping[str, Any]) -> list[str]:
     """The lines of all tables."""
-    runs = arms_of(results)
+    runs = comparable_runs(results)
     arms = {_name(arm, of_arm): mean_of_seeds(list(of_arm.values())) for arm, of_arm in runs.items()}
     lines = [f"{sum(map(len, results['folds']))} cases, {len(results['folds'])} folds:", ""]
     lines += [*arm_table(arms), "", *difference_table(arms, next(iter(arms)))]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fvae_nnunet.cli.common_options import from_options
 from fvae_nnunet.cli.parsers import dataset_of
 from fvae_nnunet.cli.synthesis_options import OUTPUT_PARENT
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _model_and_dataset(arguments: argparse.Namespace) -> tuple[ModelSettings, di
     if structures is not None and structures.unknown:
         print(
             f"warning: {counted(len(structures.unknown), 'structure')} of {structures.folder} unknown to the model and "
-            f"used as background: {', '.join(structures.unknown[:5])}{' ...' if len(structures.unknown) > 5 else ''}",
+            f"used as background: {some_of(structures.unknown, 5)}",
             file=sys.stderr,
         )
     if arguments.fold is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.numbers_as_text import counted
-from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches
+from fvae_nnunet.pictures.forest import GREY, Estimate, draw_forest, forest_height_inches, legend_dot
 from fvae_nnunet.pictures.series import series_colours
 from fvae_nnunet.short_names import short_names
 
@@ -56,7 +56,7 @@ def forest_plot(comparison: Mapping[str, Any], path: Path) -> Path:
         figure.suptitle(
             f"{counted(comparison['cases'], 'case')} of {counted(comparison['patients'], 'patient')}", fontsize=10
         )
-        handles = [_dot(colours[name], shown[name]) for name in names]
+        handles = [legend_dot(colours[name], shown[name]) for name in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, title="\n".join(key) or None)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
@@ -73,12 +73,6 @@ def _order_of(pairs: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> s
     if len({pair["first"] for pair in pairs}) == 1:
         return f"from {shown[pairs[0]['first']]}"
     return "from the top: " + ", ".join(f"{shown[pair['second']]} − {shown[pair['first']]}" for pair in pairs)
-
-
-def _dot(colour: str, name: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, marker="o", markersize=5, linewidth=1.5, label=name)
 
 
 def _row_name(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 GREY = "#8b9099"
 
@@ -58,6 +59,13 @@ def draw_forest(axes: Axes, rows: Sequence[Sequence[Estimate]], *, reference: fl
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def legend_dot(colour: str, name: str) -> Line2D:
+    """Entry of a legend for the estimates of one colour."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, marker="o", markersize=5, linewidth=1.5, label=name)
 
 
 def _draw(axes: Axes, estimate: Estimate, y: float) -> None:

@@ -133,9 +133,11 @@ class Experiment(DatasetFolders):
         return self.model_folder(run, f"{self.arm(run).trainer}Seeded")
 
     def images_of(self, test: str) -> str:
-        """Folder with the images of a test."""
-        rescanned = test in self.tests and self.tests[test].scan
-        return f"scans/{test}" if rescanned else f"{self.raw}/imagesTr"
+        """Folder with the images of a test; tests of the same scan share that of the first."""
+        if test not in self.tests or not self.tests[test].scan:
+            return f"{self.raw}/imagesTr"
+        first = next(name for name, other in self.tests.items() if other.scan == self.tests[test].scan)
+        return f"scans/{first}"
 
     def prediction_options(self, test: str, run: str) -> str:
         """Options of ``fvae-predict``: those of the test, and those of the VAE if a model has seen only its view."""

@@ -134,6 +134,7 @@ def test_a_model_of_views_alone_is_tested_on_its_view_and_others_as_the_test_say
     tests = [
         {"name": "quarter", "scan": "--dose 0.25"},
         {"name": "tta", "predict": "--tta raw,view --vae tiny", "arms": ["raw"]},
+        {"name": "both", "scan": "--dose 0.25", "predict": "--tta raw,view --vae tiny", "arms": ["raw"]},
     ]
     views = ["--view tiny --vae tiny --average 8", "--view control-curvature-flow --vae control:curvature-flow"]
     experiment = read_experiment(config_of(dataset, arms=arms, tests=tests, views=views))
@@ -142,7 +143,7 @@ def test_a_model_of_views_alone_is_tested_on_its_view_and_others_as_the_test_say
     assert experiment.prediction_options("tta", "raw_seed0") == "--tta raw,view --vae tiny"
     assert experiment.arms["both"].views == ["tiny", "control-curvature-flow"]
     assert experiment.tested_runs("tta") == ["raw_seed0"] and len(experiment.tested_runs("validation")) == 3
-    assert experiment.images_of("quarter") == "scans/quarter"
+    assert experiment.images_of("quarter") == experiment.images_of("both") == "scans/quarter"
     assert experiment.images_of("tta") == experiment.images_of("validation") == f"{experiment.raw}/imagesTr"
 
 
@@ -267,29 +268,39 @@ def test_the_overview_compares_arms_on_each_scan_and_options_with_the_same_model
     contents = [results_of(both, raw=0.47), results_of(half, raw=0.4, view=0.42, raw_again=0.44), as_it_is]
     scans = overview.scans_of(contents, "NSD_2mm")
     assert list(scans) == ["as it is", "half"]
-    view = scans["as it is"].rows["view"]
+    view = scans["as it is"].trained["view"]
     of_raw = {case: 0.51 + 0.011 * number for number, case in enumerate(CASES)}
     of_view = {
         case: of["NSD_2mm"] for run in as_it_is["runs"] if run["arm"] == "view" for case, of in run["cases"].items()
     }
     gains = [of_view[case] - of_raw[case] for case in CASES]
-    assert view.mean == pytest.approx(np.mean(gains)) and view.p == pytest.approx(wilcoxon(gains).pvalue)
-    assert view.interval.low > 0 and view.is_sure
-    assert scans["as it is"].chance.mean == pytest.approx(0.02)
+    assert view.mean == pytest.approx(np.mean(gains)) and view.p_holm == pytest.approx(wilcoxon(gains).pvalue)
+    assert view.interval.low > 0 and scans["as it is"].is_sure(view)
+    assert scans["as it is"].chance[overview.CHANCE].mean == pytest.approx(0.02)
     assert scans["as it is"].raw == pytest.approx(0.51 + 0.0605)
-    assert scans["half"].rows["view"].mean == pytest.approx(0.0) and not scans["half"].rows["view"].is_sure
-    assert scans["half"].rows["raw `--tta raw,view`"].mean == pytest.approx(0.05)
+    assert scans["half"].trained["view"].mean == pytest.approx(0.0)
+    assert not scans["half"].is_sure(scans["half"].trained["view"])
+    assert scans["half"].predicted["raw `--tta raw,view`"].mean == pytest.approx(0.05)
     header, _, raw, *rows = overview.overview(scans, "NSD_2mm")
     assert header == "| NSD 2 mm | as it is | half |" and raw == "| raw | 0.571 | 0.481 |"
     assert rows[0].startswith(f"| view | **+{view.mean:.3f}** (+") and rows[1].startswith("| raw `--tta raw,view` |  |")
     assert rows[2].startswith("| raw, another seed | +0.020")
 
 
+def test_options_may_be_tested_without_the_raw_arm():
+    both = {"name": "both", "scan": "", "predict": "--tta raw,view"}
+    alone = {"test": both, "folds": FOLDS, "runs": runs_of("view", 0, 0.6) + runs_of("other", 0, 0.6)}
+    (scan,) = overview.scans_of([results_of(None, raw=0.5, view=0.55), alone], "NSD_2mm").values()
+    assert list(scan.predicted) == ["view `--tta raw,view`"]
+    assert scan.predicted["view `--tta raw,view`"].mean == pytest.approx(0.05)
+
+
 def test_a_gain_within_chance_is_not_sure():
     content = noisy(results_of(None, raw=0.5, raw_again=0.7, view=0.6), "view", seed=0)
-    view = overview.scans_of([content], "NSD_2mm")["as it is"].rows["view"]
-    assert view.interval.low > 0 and view.p < 0.05 and view.mean < 0.2
-    assert not view.is_sure
+    scan = overview.scans_of([content], "NSD_2mm")["as it is"]
+    view = scan.trained["view"]
+    assert view.interval.low > 0 and view.p_holm < 0.05 and view.mean < 0.2
+    assert not scan.is_sure(view)
 
 
 def test_the_overview_refuses_what_it_cannot_compare():
