@@ -6,6 +6,7 @@ import argparse
 
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.ct.hu_windows import NAMED_WINDOWS
+from fvae_nnunet.jobs.recorded_settings import PRECISIONS
 
 
 def add_vae_options(group: argparse._ActionsContainer) -> None:
@@ -44,7 +45,7 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     add_common(group, "window_slices", help="slices in a window; default: the VAE's own (Wan: 65)")
     add_common(group, "overlap_slices",
         help="slices shared by neighbouring windows; default 16 for video VAEs, 0 for image VAEs")
-    add_common(group, "precision", choices=("float32", "bfloat16", "float16", "mixed"),
+    add_common(group, "precision", choices=PRECISIONS,
         help="precision of the VAE; default float32 (--scheme paper: that of the script); float16 and bfloat16 are "
         "faster on a GPU and add 0.8 and 6 to 7 HU of rounding noise with Wan; mixed encodes in float32 and decodes in "
         "bfloat16 (4.6 HU)")

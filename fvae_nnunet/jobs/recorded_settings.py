@@ -7,6 +7,9 @@ from typing import Any
 
 from fvae_nnunet.files.checked_json import Rule
 
+PRECISIONS = ("float32", "bfloat16", "float16", "mixed")
+"""Precisions of a VAE, as options and manifests name them."""
+
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -40,7 +43,7 @@ def _one_of(*names: str) -> Rule:
 SETTINGS = {
     "vae?": str,
     "weights_sha256?": str,
-    "precision?": _one_of("float32", "bfloat16", "float16"),
+    "precision?": _one_of(*PRECISIONS),
     "tf32?": bool,
     "hu_window?": HU_WINDOW,
     "inner_windows?": [HU_WINDOW],

@@ -49,9 +49,11 @@ def test_the_command_records_it(tmp_path, capsys):
     assert reconstruct.main([*command, "--precision", "mixed"]) == 0
     manifest = json.loads((tmp_path / "out" / "fvae_manifest" / "manifest.json").read_text())
     assert manifest["settings"]["precision"] == "mixed" == manifest["made_with"]["parameters"]["precision"]
-    capsys.readouterr()
+    assert reconstruct.main([*command, "--precision", "mixed"]) == 0
+    assert "1 already complete" in capsys.readouterr().out
     assert reconstruct.main(command) == 1
-    assert "precision" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "precision" in error and "damaged" not in error
 
 
 def test_a_plain_denoiser_has_none():
