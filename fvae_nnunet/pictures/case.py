@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fvae_nnunet.ct.lesions import false_positives, largest_lesion, missed_lesions
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.pictures.hu_windows import hu_window_around
 from fvae_nnunet.pictures.layout import Layout
-from fvae_nnunet.pictures.lesions import false_positives, largest_lesion, missed_lesions
 from fvae_nnunet.pictures.panels import (
     PREDICTION,
     REFERENCE,

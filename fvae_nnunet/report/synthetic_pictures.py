@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.ct.files import read_upright
+from fvae_nnunet.ct.lesions import largest_lesion
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
 from fvae_nnunet.numbers_as_text import number
 from fvae_nnunet.pictures.colours import ORANGE
 from fvae_nnunet.pictures.hu_windows import hu_window_around
-from fvae_nnunet.pictures.lesions import largest_lesion
 from fvae_nnunet.pictures.marks import mark_panel, write_on
 from fvae_nnunet.pictures.outlines import Outline
 from fvae_nnunet.pictures.panels import draw_frame, show_slice, zoom

@@ -15,6 +15,7 @@ import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.hu_windows import HUWindow
+from fvae_nnunet.ct.lesions import largest_lesion
 from fvae_nnunet.ct.noise import homogeneous_region
 from fvae_nnunet.ct.noise_spectrum import flat_regions, noise_spectrum
 from fvae_nnunet.evaluation.reconstruction.matched_filter import matched_filter
@@ -23,7 +24,6 @@ from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.nnunet.lesion_labels import LESION_NAME
 from fvae_nnunet.pictures.colours import GREEN, LABEL_COLOURS, VERMILION, YELLOW, colours_of
 from fvae_nnunet.pictures.hu_windows import hu_window_around
-from fvae_nnunet.pictures.lesions import largest_lesion
 from fvae_nnunet.pictures.marks import mark_panel, write_on
 from fvae_nnunet.pictures.outlines import Outline
 from fvae_nnunet.pictures.panels import (

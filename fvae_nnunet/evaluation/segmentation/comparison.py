@@ -46,9 +46,10 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.lesions import CONNECTIVITY
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records
-from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY, SIZE_CLASSES
+from fvae_nnunet.evaluation.segmentation.lesions import SIZE_CLASSES
 from fvae_nnunet.evaluation.segmentation.measures import Measure, measures
 from fvae_nnunet.evaluation.segmentation.model_means import (
     interval_entries,

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.lesions import are_detected, numbered_lesions
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.labels import Label
 from fvae_nnunet.nnunet.lesion_labels import LESION_NAME
-
-CONNECTIVITY = 26
-"""Number of neighbours of a voxel."""
 
 DETECTION_OVERLAP = 0.1
 """Fraction of a lesion's voxels that must be predicted, so that a minimal overlap does not count as detection."""
@@ -113,8 +111,7 @@ def match_lesions(
     shared_voxels = np.bincount(true_of_pair, weights=pair_voxels, minlength=len(true_voxels))
     overlapping_voxels = np.bincount(true_of_pair, weights=found_voxels[found_of_pair], minlength=len(true_voxels))
     overlaps = shared_voxels / true_voxels
-    # compared in voxels with a margin, so that rounding does not matter for 1 of 10 at 10 %
-    detected = shared_voxels >= detection_overlap * true_voxels * (1 - 1e-12)
+    detected = are_detected(shared_voxels, true_voxels, detection_overlap)
     dice = np.where(detected, 2 * shared_voxels / (true_voxels + overlapping_voxels), np.nan)
     is_false = np.ones(len(found_voxels), dtype=bool)
     is_false[found_of_pair] = False
@@ -129,9 +126,7 @@ def match_lesions(
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The components, numbered from 1 on a background of 0, and the number of voxels of each (n,)."""
-    from scipy import ndimage
-
-    numbered, n = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
+    numbered, n = numbered_lesions(mask)
     return numbered, np.bincount(numbered[mask], minlength=n + 1)[1:]
 
 

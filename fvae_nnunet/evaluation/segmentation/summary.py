@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 import fvae_nnunet
+from fvae_nnunet.ct.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.segmentation.lesion_summary import lesion_records, summarise_lesions
-from fvae_nnunet.evaluation.segmentation.lesions import CONNECTIVITY
 from fvae_nnunet.evaluation.segmentation.measures import measures
 from fvae_nnunet.evaluation.segmentation.model_means import holds_alone, model_entry
 from fvae_nnunet.evaluation.segmentation.scores import Scores

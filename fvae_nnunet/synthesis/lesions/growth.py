@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.boxes import Box, grown
+from fvae_nnunet.ct.lesions import numbered_lesions
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.numbers_as_text import counted, number
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion, ReplacedLesion
@@ -22,7 +23,7 @@ from fvae_nnunet.synthesis.lesions.plan import (
     never_lesion,
     with_appearances,
 )
-from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, equivalent_diameter_mm, scaled_in_place
+from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, equivalent_diameter_mm, scaled_in_place
 from fvae_nnunet.synthesis.lesions.sizes import LesionSizes
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset
 
@@ -63,7 +64,7 @@ def plan_growth(
     own = [lesion for lesion in real if lesion["case"] == source.case]
     if not own:
         raise NothingFits(f"{source.case} has no lesion of {MIN_VOXELS} voxels or more that could grow or shrink")
-    numbered, _ = ndimage.label(source.lesion, structure=TOUCHING)
+    numbered, _ = numbered_lesions(source.lesion)
     boxes = ndimage.find_objects(numbered)
     organ, closed = home_of_lesions(dataset, source), never_lesion(dataset, source, avoid)
     lesions, said = source.any_lesion, ""

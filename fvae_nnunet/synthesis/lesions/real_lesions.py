@@ -24,12 +24,13 @@ import numpy as np
 from fvae_nnunet.ct.boxes import bounding_box, grown
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry
+from fvae_nnunet.ct.lesions import numbered_lesions
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.jobs.manifest import write_json
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.synthesis.lesions.measures import MEASURES, RING_MM, measure_lesion
-from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, RealLesion, equivalent_diameter_mm
+from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, RealLesion, equivalent_diameter_mm
 from fvae_nnunet.synthesis.sources.cases import SourceCase, SourceDataset, refuse_failed
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def lesions_of(source: SourceCase) -> list[dict[str, Any]]:
     """The real lesions of a case with at least ``MIN_VOXELS`` voxels, as in ``RealLesions``."""
     from scipy import ndimage
 
-    numbered, _ = ndimage.label(source.lesion, structure=TOUCHING)
+    numbered, _ = numbered_lesions(source.lesion)
     around = surroundings_of(source)
     lesions = []
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):
@@ -175,9 +176,8 @@ def piece_of(path: Path, mask: np.ndarray, geometry: Geometry, lesion: dict[str,
     Raises:
         UserError: there is no such component.
     """
-    from scipy import ndimage
 
-    numbered, n = ndimage.label(mask, structure=TOUCHING)
+    numbered, n = numbered_lesions(mask)
     piece = numbered == lesion["number"]
     if lesion["number"] > n or np.count_nonzero(piece) != lesion["voxels"]:
         raise UserError(f"{path} has changed while it was used; run the command again")

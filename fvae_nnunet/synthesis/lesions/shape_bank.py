@@ -19,12 +19,13 @@ import numpy as np
 from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.files import find_images, read_volume
 from fvae_nnunet.ct.geometry import Geometry
+from fvae_nnunet.ct.lesions import numbered_lesions
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.synthesis.lesions.real_lesions import piece_of
-from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, TOUCHING, RealLesion
+from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, RealLesion
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ class ShapeBank:
 
 
 def _measure(paths: dict[str, Path], name: str) -> tuple[str, list[dict[str, Any]]]:
-    from scipy import ndimage
 
-    numbered, _ = ndimage.label(_read(paths[name])[0], structure=TOUCHING)
+    numbered, _ = numbered_lesions(_read(paths[name])[0])
     voxels = np.bincount(numbered.ravel())
     numbers = np.flatnonzero(voxels >= MIN_VOXELS)
     lesions = [{"file": name, "number": int(n), "voxels": int(voxels[n])} for n in numbers if n > 0]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box
+from fvae_nnunet.ct.lesions import largest_lesion
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.numbers_as_text import counted, number
 
@@ -20,9 +21,6 @@ Field = Callable[[np.ndarray], np.ndarray]
 
 MIN_VOXELS = 8
 """Minimum number of voxels of a lesion. A smaller one has no shape, and a voxel is more than a tenth of its volume."""
-
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
-"""Connectivity of a lesion: voxels that share a face, an edge or a corner."""
 
 SIZE_TOLERANCE = 0.1
 """Relative tolerance of the equivalent diameter if a shape loses loose pieces."""
@@ -104,7 +102,7 @@ def draw_lesion_shape(
         strength = DEFORMATION * (1 - attempt / (_SHAPES_TRIED - 1))
         displacement = strength * rng.standard_normal((3, _LATTICE, _LATTICE, _LATTICE), np.float32)
         offset = rng.uniform(-0.5, 0.5, 3)
-        shape = _largest_piece(_lowest(field, displacement, offset, voxels, diameter_mm, np.asarray(spacing_mm)))
+        shape = largest_lesion(_lowest(field, displacement, offset, voxels, diameter_mm, np.asarray(spacing_mm)))
         reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
         if abs(reached - diameter_mm) <= SIZE_TOLERANCE * diameter_mm:
             return shape[bounding_box(shape)]
@@ -151,7 +149,7 @@ def scaled_in_place(
     lowest = np.lexsort((far.ravel(), depth.ravel()))[:voxels]
     shape = np.zeros(depth.shape, dtype=bool)
     shape.ravel()[lowest] = True
-    shape = _largest_piece(shape)
+    shape = largest_lesion(shape)
     reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
     if abs(reached - diameter_mm) > SIZE_TOLERANCE * diameter_mm:
         raise UserError("it falls into pieces")
@@ -231,10 +229,3 @@ def _rotation(rng: np.random.Generator) -> np.ndarray:
     from scipy.spatial.transform import Rotation
 
     return Rotation.from_quat(rng.standard_normal(4)).as_matrix()
-
-
-def _largest_piece(mask: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
-    numbered, n = ndimage.label(mask, structure=TOUCHING)
-    return mask if n == 1 else numbered == np.bincount(numbered[mask]).argmax()

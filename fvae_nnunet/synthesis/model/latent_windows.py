@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fvae_nnunet.ct.lesions import numbered_lesions
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.synthesis.lesions.shapes import TOUCHING
 from fvae_nnunet.vae.base import VAESpec
 
 IMAGE_VAE_WINDOW_SLICES = 16
@@ -80,5 +80,5 @@ def _lesion_ranges(lesion: np.ndarray) -> list[tuple[int, int]]:
     """Half-open range of slices of each lesion, in order."""
     from scipy import ndimage
 
-    numbered, _ = ndimage.label(lesion, structure=TOUCHING)
+    numbered, _ = numbered_lesions(lesion)
     return sorted((int(box[0].start), int(box[0].stop)) for box in ndimage.find_objects(numbered))

@@ -7,8 +7,8 @@ from dataclasses import astuple, dataclass, fields, replace
 import numpy as np
 
 from fvae_nnunet.ct.boxes import Box, grown
+from fvae_nnunet.ct.lesions import numbered_lesions
 from fvae_nnunet.synthesis.lesions.appearance import Appearance
-from fvae_nnunet.synthesis.lesions.shapes import TOUCHING
 from fvae_nnunet.synthesis.model.grid import padded_behind
 
 APPEARANCE = tuple(field.name for field in fields(Appearance))
@@ -49,7 +49,7 @@ class Layout:
         from fvae_nnunet.synthesis.lesions.measures import lesion_core
         from fvae_nnunet.synthesis.lesions.texture import core_texture
 
-        numbered, n = ndimage.label(class_map > organs, structure=TOUCHING)
+        numbered, n = numbered_lesions(class_map > organs)
         appearances_hu = np.full((n, len(APPEARANCE)), np.nan, dtype=np.float32)
         if volume_hu is not None:
             for number, box in enumerate(ndimage.find_objects(numbered), start=1):

@@ -1,12 +1,12 @@
-"""Lesions one by one, as pictures name them."""
+"""Single lesions of masks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from fvae_nnunet.ct.lesions import false_positives, largest_lesion, missed_lesions, numbered_lesions
 from fvae_nnunet.evaluation.segmentation.lesions import match_lesions
-from fvae_nnunet.pictures.lesions import false_positives, largest_lesion, lesions_of, missed_lesions
 
 SHAPE = (10, 20, 40)
 
@@ -31,8 +31,8 @@ def test_missed_and_false_lesions_are_those_of_the_evaluation(seed: int) -> None
             mask[z : z + 2, y : y + 3, x : x + 4] = True
     expected = match_lesions(reference, prediction, spacing_mm=(1, 1, 1), detection_overlap=0.3)
     missed, false = missed_lesions(reference, prediction, 0.3), false_positives(reference, prediction)
-    assert lesions_of(missed)[1] == expected.detected.count(False) and not (missed & ~reference).any()
-    assert lesions_of(false)[1] == len(expected.false_positive_diameters_mm) and not (false & ~prediction).any()
+    assert numbered_lesions(missed)[1] == expected.detected.count(False) and not (missed & ~reference).any()
+    assert numbered_lesions(false)[1] == len(expected.false_positive_diameters_mm) and not (false & ~prediction).any()
 
 
 def test_nothing_is_missed_where_nothing_is() -> None:
