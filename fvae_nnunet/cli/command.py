@@ -148,8 +148,6 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
 
     device = chosen_device(arguments.device)
     _check_control_options(arguments)
-    if arguments.match is not None:
-        raise UserError("--match works only with fvae-preprocess and fvae-reconstruct; use the --strength they print")
     script = PAPER_SCRIPTS.get(arguments.vae) if arguments.scheme == "paper" else None
     if script and script.samples and arguments.posterior_seed is None:
         print(
@@ -213,13 +211,12 @@ def hu_windows_of(arguments: argparse.Namespace) -> list[tuple[float, float]]:
 def _check_control_options(arguments: argparse.Namespace) -> None:
     from fvae_nnunet.vae.registry import is_control
 
-    if arguments.strength is not None and arguments.match is not None:
+    given = [f"--{name}" for name in ("strength", "match") if getattr(arguments, name, None) is not None]
+    if len(given) > 1:
         raise UserError("--strength and --match are mutually exclusive; give one of them")
     if not is_control(arguments.vae):
-        if arguments.strength is not None or arguments.match is not None:
-            raise UserError(
-                f"--strength and --match are for plain denoisers (--vae control:<name>); {arguments.vae} is a VAE"
-            )
+        if given:
+            raise UserError(f"{given[0]} is for plain denoisers (--vae control:<name>); {arguments.vae} is a VAE")
         return
     if arguments.scheme != "windows":
         raise UserError(f"{arguments.vae} filters each slice on its own; leave out --scheme {arguments.scheme}")

@@ -27,7 +27,7 @@ from fvae_nnunet.cli.cases import (
 from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common, given_options
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
-from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
+from fvae_nnunet.cli.reconstruction_options import add_match_option, add_reconstruction_options
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--view", metavar="NAME", help="name of the view; default: the VAE's name")
     add_common(parser, "channels")
-    add_reconstruction_options(parser)
+    add_match_option(add_reconstruction_options(parser), of="of the dataset")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from fvae_nnunet.cli.cases import ReconstructionProgress, add_work_options, do_c
 from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.cli.parsers import CommandParser
-from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
+from fvae_nnunet.cli.reconstruction_options import add_match_option, add_reconstruction_options
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
     add_common(parser, "images", help="folder of images")
     add_common(parser, "output", required=True, metavar="FOLDER", help="folder to write to")
-    add_reconstruction_options(parser)
+    add_match_option(add_reconstruction_options(parser), of="an earlier output folder")
     add_work_options(parser)
     return run_command(parser, run, argv)
 

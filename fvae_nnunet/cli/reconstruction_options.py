@@ -16,8 +16,8 @@ def add_vae_options(group: argparse._ActionsContainer) -> None:
     add_common(group, "weights", "vae_code", "trust_weights")
 
 
-def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the VAE and the reconstruction; ``command.load`` turns them into objects."""
+def add_reconstruction_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the group of options for the VAE and the reconstruction; ``command.load`` turns them into objects."""
     group = parser.add_argument_group("reconstruction")
     add_vae_options(group)
     # fmt: off
@@ -56,11 +56,15 @@ def add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strength", type=_strength, metavar="S",
         help="strength of a plain denoiser (--vae control:<name>); fvae-setup --vaes lists the units; 0 changes "
         "nothing; auto (nlm, tv): chosen from the noise of each image")
-    group.add_argument("--match", metavar="VIEW",
-        help="instead of --strength: find the strength that removes as much noise as this view: a view of the dataset "
-        "for fvae-preprocess, an earlier output folder for fvae-reconstruct")
     # fmt: on
     add_common(group, "device")
+    return group
+
+
+def add_match_option(group: argparse._ArgumentGroup, *, of: str) -> None:
+    """Add ``--match``; ``command.match_noise`` finds its strength. ``of`` says what is given, for the help."""
+    group.add_argument("--match", metavar="VIEW",
+        help=f"instead of --strength: find the strength that removes as much noise as this view, {of}")  # fmt: skip
 
 
 def _strength(text: str) -> float | str:

@@ -8,6 +8,7 @@ of this package and others. Nothing is trained. See docs/online.md for an exampl
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from fvae_nnunet.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(__doc__)
     # with -d, the first positional argument is the configuration
-    if not {"-d"} & set(sys.argv[1:] if argv is None else argv):
+    if not any(re.match("-d(?!ev)", argument) for argument in (sys.argv[1:] if argv is None else argv)):
         parser.add_argument("dataset", metavar="DATASET", help="id or name of the dataset")
     parser.add_argument("-d", nargs=1, metavar="DATASET", help="dataset, instead of the first positional argument")
     parser.add_argument("configuration", metavar="CONFIGURATION", help="configuration, such as 3d_fullres")

@@ -257,7 +257,8 @@ def test_mistakes_of_the_call_are_one_message(planned, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "ends in .png" in message(planned.id, "3d_fullres", "0", "-o", str(tmp_path / "a.jpg"))
-    assert "has no configuration '3d_lowres'; configurations: 2d, 3d_fullres" in message(planned.id, "3d_lowres", "0")
+    for dataset in ([planned.id], ["-d", planned.id], [f"-d={planned.id}"], [f"-d{planned.id}"]):
+        assert "has no configuration '3d_lowres'; configurations: 2d, 3d" in message(*dataset, "3d_lowres", "0")
     assert "existing plans: nnUNetPlans. Choose one with -p" in message(
         planned.id, "2d", "0", "-p", "nnUNetResEncUNetLPlans"
     )
