@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -12,7 +12,8 @@ class UserError(Exception):
     """
 
 
-def some_of(items: Sequence[str], most: int, separator: str = ", ") -> str:
+def some_of(items: Iterable[object], most: int = 10, separator: str = ", ") -> str:
     """Join the first ``most`` items for a message, and add the number of further items."""
-    more = [f"and {len(items) - most} more"] if len(items) > most else []
-    return separator.join([*items[:most], *more])
+    texts = [str(item) for item in items]
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return separator.join(texts[:most] + more)

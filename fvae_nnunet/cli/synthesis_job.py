@@ -228,7 +228,7 @@ def _sources(arguments: argparse.Namespace, dataset: SourceDataset) -> tuple[str
     unknown = [case for case in wanted if case not in dataset.image_files]
     if unknown:
         where = dataset.name if arguments.fold is None else f"the training cases of fold {arguments.fold}"
-        raise UserError(f"--cases: {where} has no {', '.join(unknown)}; it has {', '.join(dataset.cases[:5])} ...")
+        raise UserError(f"--cases: {where} has no {', '.join(unknown)}; it has {some_of(dataset.cases, 5)}")
     return tuple(wanted)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.ct.geometry import Geometry, geometry_differences
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 
 
 def read_alike(
@@ -42,6 +42,6 @@ def unknown_labels(path: Path, segmentation: np.ndarray, known_labels: Sequence[
     unknown = np.unique(segmentation[~np.isin(segmentation, known_labels)])
     if not unknown.size:
         return []
-    values = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if unknown.size > 10 else "")
+    values = some_of(f"{value:g}" for value in unknown)
     known = ", ".join(map(str, known_labels))
     return [f"{path} holds labels that are not in dataset.json: {values}; known labels are {known}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fvae_nnunet.errors import some_of
 from fvae_nnunet.evaluation.text_table import text_table, wrapped
 from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval_of, number, p_value, percent
 from fvae_nnunet.short_names import short_names
@@ -86,6 +87,6 @@ def _notes(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]
             lines.append(f"{shown[model['name']]}: {missing} without prediction, left out for all models")
     if unknown := comparison["without_findings"]:
         lines.append(
-            f"{counted(len(unknown), 'case')} without findings in the reports, left out: {', '.join(unknown[:5])}"
+            f"{counted(len(unknown), 'case')} without findings in the reports, left out: {some_of(unknown, 5)}"
         )
     return lines

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.checked_json import Rule, read_json
 from fvae_nnunet.nnunet.mask_files import find_masks
 
@@ -68,9 +68,7 @@ class Structures:
             UserError: no structure of the files is a class of the model.
         """
         if not set(names) & self.values.keys():
-            raise UserError(
-                f"none of the model's structures ({', '.join(names[:5])} ...) is in {self.folder / NAMES_FILE}"
-            )
+            raise UserError(f"none of the model's structures ({some_of(names, 5)}) is in {self.folder / NAMES_FILE}")
         return replace(self, names=tuple(names))
 
     def class_map(self, mask: np.ndarray, path: Path) -> np.ndarray:

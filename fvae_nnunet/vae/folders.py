@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.checked_json import read_json
 
 CONFIG_FILE = "config.json"
@@ -76,7 +76,7 @@ def open_folder(folder: Path) -> ModelFolder:
 
 def _other_weights(folder: Path) -> str:
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".pth"))
-    return f"; if one of these files holds the VAE, name it: {', '.join(others[:5])}" if others else ""
+    return f"; if one of these files holds the VAE, name it: {some_of(others, 5)}" if others else ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fvae_nnunet.ct.files import find_images
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.evaluation.case_files import read_alike
 from fvae_nnunet.evaluation.each_case import run_each
 from fvae_nnunet.evaluation.generation.compared_structures import (
@@ -131,12 +131,12 @@ def mask_adherence(
     outcomes = run_each(_run, tasks, processes, lambda done, total: on_case())
     problems = [f"{case}: {problem}" for case, (_, found) in zip(cases, outcomes, strict=True) for problem in found]
     if problems:
-        raise UserError("the masks cannot be compared:\n  " + "\n  ".join(sorted(problems)[:20]))
+        raise UserError("the masks cannot be compared:\n  " + some_of(sorted(problems), 20, "\n  "))
     scores = {case: of_case for case, (of_case, _) in zip(cases, outcomes, strict=True)}
     if structures is None:
         scores = _of_masks(scores)
     if not any(figures["mask_voxels"] for of_case in scores.values() for figures in of_case.values()):
-        what = "no structure" if structures is None else f"none of {', '.join(list(structures.values)[:10])}"
+        what = "no structure" if structures is None else f"none of {some_of(structures.values)}"
         raise UserError(
             f"the masks in {mask_folder} hold {what}; give the folder of the masks from which the images were "
             "generated as `masks`"

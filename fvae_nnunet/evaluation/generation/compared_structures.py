@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.structures import NAMES_FILE
 
@@ -81,8 +81,8 @@ def common_structures(
     shared = {name: (values, segmentations[name]) for name, values in masks.items() if name in segmentations}
     if not shared:
         raise UserError(
-            f"masks and segmentations share no structure name: {', '.join(list(masks)[:10]) or 'none'} and "
-            f"{', '.join(list(segmentations)[:10]) or 'none'}; give other `masks`, use the same names, or match them "
+            f"masks and segmentations share no structure name: {some_of(masks) or 'none'} and "
+            f"{some_of(segmentations) or 'none'}; give other `masks`, use the same names, or match them "
             "with `groups`"
         )
     return ComparedStructures(shared, tuple(name for name in masks if name not in segmentations))
@@ -103,8 +103,7 @@ def read_groups(path: Path) -> dict[str, list[str | int]]:
         wrong = [member for member in members if not isinstance(member, str | int) or isinstance(member, bool)]
         if wrong:
             raise UserError(
-                f"{path}: {name}: structures must be names or whole numbers, not "
-                f"{', '.join(map(json.dumps, wrong[:10]))}"
+                f"{path}: {name}: structures must be names or whole numbers, not {some_of(map(json.dumps, wrong))}"
             )
     return content
 
@@ -113,8 +112,8 @@ def _group(name: str, members: Sequence[str | int], known: Names | None) -> Valu
     unknown = [member for member in members if isinstance(member, str) and member not in (known or {})]
     if unknown:
         raise UserError(
-            f"group {name}: unknown structures: {', '.join(map(str, unknown[:10]))}; known: "
-            f"{', '.join(list(known or {})[:20]) or 'none, give values'}"
+            f"group {name}: unknown structures: {some_of(unknown)}; known: "
+            f"{some_of(known or (), 20) or 'none, give values'}"
         )
     values: list[int] = []
     for member in members:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.ct.files import find_images, image_ending
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.case_reports import FILE_NAME as REPORTS_FILE
 from fvae_nnunet.nnunet.case_reports import KIND as REPORTS_KIND
@@ -111,7 +111,7 @@ def _channels(folder: Path) -> dict[str, tuple[Path, ...]]:
         channels.setdefault(name[:-5], {})[name[-4:]] = path
     lacking = [name for name, found in channels.items() if "0000" not in found]
     if lacking:
-        raise UserError(f"{folder}: channel 0000 (the CT) is missing for {', '.join(lacking[:10])}")
+        raise UserError(f"{folder}: channel 0000 (the CT) is missing for {some_of(lacking)}")
     return {name: tuple(found[number] for number in sorted(found)) for name, found in channels.items()}
 
 

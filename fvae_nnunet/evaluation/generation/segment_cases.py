@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from fvae_nnunet.ct.files import image_ending
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
@@ -33,7 +33,7 @@ def segment_cases(
     wrong = [case.name for case in images.cases if len(case.images) != model.channels]
     if wrong:
         raise UserError(
-            f"{images.folder}: the segmenter needs {counted(model.channels, 'channel')}, but {', '.join(wrong[:10])} "
+            f"{images.folder}: the segmenter needs {counted(model.channels, 'channel')}, but {some_of(wrong)} "
             "have another number"
         )
     others = sorted({image_ending(path) for case in images.cases for path in case.images} - {model.file_ending})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fvae_nnunet.ct.intensity import round_to_int16
+from fvae_nnunet.ct.noise import MAD_TO_SD
 from fvae_nnunet.ct.places import slopes
 from fvae_nnunet.errors import UserError
 
@@ -106,7 +107,7 @@ def noise_of_residual(residual_hu: np.ndarray, vanished: np.ndarray, lesion: np.
     """
     middle = np.median(residual_hu[lesion])
     off = residual_hu - middle
-    sd = 1.4826 * np.median(np.abs(off[lesion]))
+    sd = MAD_TO_SD * np.median(np.abs(off[lesion]))
     if sd == 0:
         return residual_hu
     least, most = NOISE_SDS[0] * sd, NOISE_SDS[1] * sd
