@@ -37,8 +37,8 @@ class ModelFolder:
 
     @property
     def class_name(self) -> str:
-        """The diffusers class that the configuration names, or an empty string."""
-        return str(self.config.get("_class_name", ""))
+        """The diffusers class that the configuration names, or "model of no named class"."""
+        return str(self.config.get("_class_name") or "model of no named class")
 
 
 def has_model(folder: Path) -> bool:

@@ -118,8 +118,7 @@ def load_image_vae(wanted: Wanted, folder: ModelFolder, *, source: str) -> Image
         raise UserError(f"{name}: {folder.path} holds a Wan VAE; give it as `weights` of `vae=wan2.1` or wan2.2")
     if folder.class_name not in ("AutoencoderKL", "AutoencoderTiny"):
         raise UserError(
-            f"{name}: {folder.path} holds a {folder.class_name or 'model of no named class'}; "
-            "supported are AutoencoderKL and AutoencoderTiny"
+            f"{name}: {folder.path} holds a {folder.class_name}; supported are AutoencoderKL and AutoencoderTiny"
         )
     try:
         model, loading = getattr(diffusers, folder.class_name).from_pretrained(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.module_vae import Placement
 from fvae_nnunet.vae.volume_vae import NORM_GROUPS, VolumeVAE, network_of_width
 from fvae_nnunet.vae.wanted import Wanted
-from fvae_nnunet.vae.weights import StateDict
+from fvae_nnunet.vae.weights import state_dict_of
 
 if TYPE_CHECKING:
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
@@ -63,20 +61,10 @@ def load_maisi(wanted: Wanted) -> MaisiVAE:
     """
     name = wanted.name
     weights = wanted.downloaded_file(HUB_ID, HUB_FILE, "84 MB, NVIDIA Open Model License")
-    state = _state_of(wanted.read_checkpoint(weights), name, weights)
+    state = state_dict_of(wanted.read_checkpoint(weights), weights, ("unet_state_dict", "state_dict"))
     misfit = f"{name}: {weights} is not MAISI's VAE"
     model = network_of_width(_build, state, first=_FIRST, latent=(_MEAN, 0), misfit=misfit)
     return MaisiVAE(model, name=name, **wanted.placement(weights))
-
-
-def _state_of(content: dict, name: str, path: Path) -> StateDict:
-    state = next((content[key] for key in ("unet_state_dict", "state_dict") if key in content), content)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(
-            f"{name}: {path} is not a state dict (names to tensors) and does not hold one as 'unet_state_dict' or "
-            "'state_dict'"
-        )
-    return state
 
 
 def _build(width: int, latent_channels: int) -> AutoencoderKlMaisi:

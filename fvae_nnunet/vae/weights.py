@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,10 +67,19 @@ def read_state_dict(path: Path, *, trust: bool = False) -> StateDict:
     Raises:
         UserError: as ``read_checkpoint``, or it holds anything but named tensors.
     """
-    content = read_checkpoint(path, trust=trust)
-    state = content.get("state_dict", content)
+    return state_dict_of(read_checkpoint(path, trust=trust), path)
+
+
+def state_dict_of(content: dict[str, Any], path: Path, entries: Sequence[str] = ("state_dict",)) -> StateDict:
+    """The tensors of a file's content: of the first of these entries that it has, or of the content itself.
+
+    Raises:
+        UserError: there are no tensors, or other values.
+    """
+    state = next((content[entry] for entry in entries if entry in content), content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"weights: {path} is not a state dict (names to tensors) and does not hold one as 'state_dict'")
+        names = " or ".join(f"'{entry}'" for entry in entries)
+        raise UserError(f"weights: {path} is not a state dict (names to tensors) and does not hold one as {names}")
     return state
 
 

@@ -137,7 +137,7 @@ def test_names_what_keeps_a_file_from_being_maisis(model: Any, tmp_path: Path) -
     state = dict(model.state_dict())
 
     def refused(content: object, reason: str) -> None:
-        with pytest.raises(UserError, match=f"^maisi: {tmp_path / 'weights.pt'} is not .*{reason}"):
+        with pytest.raises(UserError, match=f"^(maisi|weights): {tmp_path / 'weights.pt'} is not .*{reason}"):
             load_maisi(Wanted("maisi", weights=saved(tmp_path, content)))
 
     refused({"conv.weight": torch.zeros(3)}, r"encoder\.blocks\.0\.conv\.conv\.weight")

@@ -74,8 +74,7 @@ class CheckoutWeights:
         path = self.path.parent if self.path.name in WEIGHTS_FILES else self.path
         folder = open_folder(path / subfolder if (path / subfolder).is_dir() else path)
         if folder.class_name != class_name:
-            found = folder.class_name or "model of no named class"
-            raise UserError(f"{self.vae}: {folder.path} holds a {found}, not a {class_name}")
+            raise UserError(f"{self.vae}: {folder.path} holds a {folder.class_name}, not a {class_name}")
         return folder.config, self.read(folder.weights_file)
 
     def size(self, state: Mapping[str, torch.Tensor], key: str, dim: int) -> int:

@@ -178,8 +178,8 @@ def load_wan(wanted: Wanted) -> WanVAE:
         where = str(folder.path)
         if folder.class_name != "AutoencoderKLWan":
             raise UserError(
-                f"{name}: {where} holds a {folder.class_name or 'model of no named class'}, not an "
-                "AutoencoderKLWan; give the folder of the VAE (in diffusers' pipelines: vae) or its file"
+                f"{name}: {where} holds a {folder.class_name}, not an AutoencoderKLWan; give the folder of the "
+                "VAE (in diffusers' pipelines: vae) or its file"
             )
         state, config = wanted.read_state_dict(folder.weights_file), folder.config
         _check_version(name, state, where)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.vae.base import VAESpec
+from fvae_nnunet.vae.folders import ModelFolder
 from fvae_nnunet.vae.known import hub_of
 from fvae_nnunet.vae.module_vae import ModuleVAE, Placement, drawn, grey
 from fvae_nnunet.vae.wanted import Wanted
@@ -89,7 +89,7 @@ def load_wfvae(wanted: Wanted) -> WFVAE:
     else:
         folder, source = wanted.folder(hub_of(name))
         where = str(folder.path)
-        _check_config(name, folder.config, where)
+        _check_config(name, folder)
         state = _read_network(wanted.read_checkpoint(folder.weights_file), folder.weights_file)
         _check_kind(name, state, where)
         sizes = WFVAESizes(**{ours: folder.config.get(*theirs) for ours, theirs in _SIZES.items()})
@@ -113,15 +113,14 @@ def _read_network(content: dict, path: Path) -> StateDict:
     return state | {key.removeprefix("module."): value for key, value in averaged.items()}
 
 
-def _check_config(name: str, config: Mapping[str, Any], where: str) -> None:
-    class_name = config.get("_class_name")
-    if class_name != "WFVAEModel":
-        raise UserError(f"{name}: {where} holds a {class_name or 'model of no named class'}, not a WFVAEModel")
+def _check_config(name: str, folder: ModelFolder) -> None:
+    if folder.class_name != "WFVAEModel":
+        raise UserError(f"{name}: {folder.path} holds a {folder.class_name}, not a WFVAEModel")
     for key, published in _PUBLISHED.items():
-        found = config.get(key, _DEFAULTS[key])
+        found = folder.config.get(key, _DEFAULTS[key])
         if found != published:
             raise UserError(
-                f"{name}: {where} is an unsupported variant of WF-VAE: {key} is {found!r}, not {published!r}"
+                f"{name}: {folder.path} is an unsupported variant of WF-VAE: {key} is {found!r}, not {published!r}"
             )
 
 
