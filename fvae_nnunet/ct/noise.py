@@ -184,11 +184,6 @@ def noise_figures(raw: Noise | None, view: Noise | None) -> dict[str, float | No
     }
 
 
-def noise_sd_hu(volume_hu: np.ndarray, region: np.ndarray) -> float:
-    """``measure_noise(volume_hu, region).total_hu``."""
-    return measure_noise(volume_hu, region).total_hu
-
-
 def measure_noise(volume_hu: np.ndarray, region: np.ndarray) -> Noise:
     """Measure the noise in a region.
 

@@ -21,7 +21,7 @@ from views_for_tests import make_view
 from fvae_nnunet.cli import preprocess, reconstruct
 from fvae_nnunet.command_lines import command_line, options_of
 from fvae_nnunet.ct.files import read_volume
-from fvae_nnunet.ct.noise import Noise, evenly_spread, homogeneous_region, measure_noise, noise_figures, noise_sd_hu
+from fvae_nnunet.ct.noise import Noise, evenly_spread, homogeneous_region, measure_noise, noise_figures
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
@@ -61,7 +61,7 @@ def measured_ratio(images: Path, output: Path) -> float:
     for path in images.iterdir():
         raw_hu, view_hu = (read_volume(folder / path.name)[0] for folder in (images, output))
         region = homogeneous_region(raw_hu)
-        ratios.append(noise_sd_hu(view_hu, region) / noise_sd_hu(raw_hu, region))
+        ratios.append(measure_noise(view_hu, region).total_hu / measure_noise(raw_hu, region).total_hu)
     return float(np.median(ratios))
 
 
@@ -91,8 +91,8 @@ def test_noise_is_recorded_of_both_volumes_on_at_most_32_axial_slices() -> None:
     found = fidelity(raw_hu, view_hu, HU_WINDOW)
     clipped_hu = np.clip(raw_hu[places].astype(np.float32), *HU_WINDOW)
     region = homogeneous_region(clipped_hu)
-    assert found.noise_raw_hu == noise_sd_hu(clipped_hu, region) == pytest.approx(20, rel=0.1)
-    assert found.noise_view_hu == noise_sd_hu(view_hu[places], region) == pytest.approx(5, rel=0.2)
+    assert found.noise_raw_hu == measure_noise(clipped_hu, region).total_hu == pytest.approx(20, rel=0.1)
+    assert found.noise_view_hu == measure_noise(view_hu[places], region).total_hu == pytest.approx(5, rel=0.2)
     assert np.hypot(found.noise_fine_view_hu, found.noise_coarse_view_hu) == pytest.approx(found.noise_view_hu)
     for order in ((1, 0, 2), (2, 1, 0)):
         turned = [volume.transpose(np.argsort(order)) for volume in (raw_hu, view_hu)]
@@ -109,8 +109,8 @@ def test_the_record_of_an_image_holds_its_noise_however_it_is_stored(images: Pat
     found = {case: json.loads(path.read_text()) for case, path in records(tmp_path / "view").items()}
     raw_hu, view_hu = (read_volume(folder / "a.nii.gz")[0] for folder in (images, tmp_path / "view"))
     region = homogeneous_region(raw_hu)
-    assert found["a"]["noise_raw_hu"] == pytest.approx(noise_sd_hu(raw_hu, region), rel=1e-5)
-    assert found["a"]["noise_view_hu"] == pytest.approx(noise_sd_hu(view_hu, region), rel=1e-5)
+    assert found["a"]["noise_raw_hu"] == pytest.approx(measure_noise(raw_hu, region).total_hu, rel=1e-5)
+    assert found["a"]["noise_view_hu"] == pytest.approx(measure_noise(view_hu, region).total_hu, rel=1e-5)
     assert found["a"]["noise_fine_view_hu"] == pytest.approx(measure_noise(view_hu, region).fine_hu, rel=1e-5)
     for figure in noise_figures(None, None):
         # the slices run the other way
@@ -171,7 +171,7 @@ def test_a_view_that_removes_no_noise_is_matched_by_the_identity(
 
 def sample_of(cases: dict[str, list[np.ndarray]]) -> NoiseSample:
     noise_hu = {
-        case: float(np.mean([noise_sd_hu(volume, homogeneous_region(volume)) for volume in channels]))
+        case: float(np.mean([measure_noise(volume, homogeneous_region(volume)).total_hu for volume in channels]))
         for case, channels in cases.items()
     }
     return NoiseSample(noise_hu, cases.__getitem__, SETTINGS)
@@ -289,7 +289,7 @@ def test_what_cannot_be_matched_is_one_message(
 
 
 def test_a_raw_image_that_changed_is_noticed(images: Path) -> None:
-    noise_hu = noise_sd_hu(noisy_hu("a"), homogeneous_region(noisy_hu("a")))
+    noise_hu = measure_noise(noisy_hu("a"), homogeneous_region(noisy_hu("a"))).total_hu
     with pytest.raises(UserError, match="the raw image of a has changed"):
         NoiseSample({"a": noise_hu * 1.01}, lambda case: [noisy_hu(case)], SETTINGS)
     with pytest.raises(UserError, match="the raw image of a has changed"):

@@ -18,7 +18,7 @@ from skimage import restoration
 
 from fvae_nnunet.cli import preprocess, reconstruct, setup
 from fvae_nnunet.command_lines import options_of
-from fvae_nnunet.ct.noise import homogeneous_region, noise_sd_hu
+from fvae_nnunet.ct.noise import homogeneous_region, measure_noise
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
@@ -126,7 +126,7 @@ def test_noise_falls_with_strength(name: str) -> None:
     raw_hu = noisy_hu()
     region = homogeneous_region(raw_hu)
     left_hu = [
-        noise_sd_hu(reconstruct_to_int16(load_vae(name, strength=share * STRENGTHS[name]), raw_hu), region)
+        measure_noise(reconstruct_to_int16(load_vae(name, strength=share * STRENGTHS[name]), raw_hu), region).total_hu
         for share in (0, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)
     ]
     assert left_hu[0] == pytest.approx(20, rel=0.1)
@@ -140,7 +140,7 @@ def test_the_noise_left_by_mixed_medians_dips_by_less_than_a_hundredth() -> None
     raw_hu = noisy_hu()
     region = homogeneous_region(raw_hu)
     ratios = [
-        noise_sd_hu(reconstruct_to_int16(load_vae("control:median", strength=radius), raw_hu), region) / 20
+        measure_noise(reconstruct_to_int16(load_vae("control:median", strength=radius), raw_hu), region).total_hu / 20
         for radius in np.arange(0.8, 2.3, 0.05)
     ]
     assert max(np.diff(ratios)) < 0.01

@@ -142,7 +142,7 @@ def _extract(evaluation: Evaluation, metrics: Sequence[str], progress: Progress)
         sets["train"] = evaluation.train
     used = evaluation.used_networks(metrics)
     if not used:
-        return {name: Extracted({}, {}, 0) for name in sets}
+        return {name: Extracted({}, {}) for name in sets}
     cache = evaluation.cache or evaluation.output / "features"
     only = [evaluation.comparison_network]
     return {

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fvae_nnunet.ct.files import read_upright
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.evaluation.generation.feature_networks import FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageCase, ImageSet
 from fvae_nnunet.files.recorded import sha256_of_file, write_shared
@@ -73,12 +73,10 @@ class Extracted:
     Attributes:
         features: features from every network.
         image_sha256: case -> digest of its image.
-        computed: number of cases that were not complete in the cache.
     """
 
     features: SetFeatures
     image_sha256: dict[str, str]
-    computed: int
 
 
 def extract_features(
@@ -106,12 +104,10 @@ def extract_features(
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     digests: dict[str, str] = {}
     problems = []
-    computed = 0
     for case, outcome in _ahead(images.cases, lambda case: _read(case, networks, cache), readers):
         try:
             task = outcome()
             digests[case.name] = task.sha256
-            computed += task.volume is not None
             for network in networks:
                 for part, rows in task.rows_of(network, cache).items():
                     found.setdefault((network.name, part), {})[case.name] = rows
@@ -119,10 +115,9 @@ def extract_features(
             problems.append(f"{case.name}: {error}")
         on_case()
     if problems:
-        more = [f"and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
-        raise UserError(f"{images.folder}: no features for\n  " + "\n  ".join(problems[:_MOST_NAMED] + more))
+        raise UserError(f"{images.folder}: no features for\n  " + some_of(problems, _MOST_NAMED, "\n  "))
     _check_widths(found)
-    return Extracted({key: CaseFeatures.of(rows) for key, rows in found.items()}, digests, computed)
+    return Extracted({key: CaseFeatures.of(rows) for key, rows in found.items()}, digests)
 
 
 def _check_widths(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:

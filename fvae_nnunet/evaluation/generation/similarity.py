@@ -47,26 +47,21 @@ def pair_with_real(real: ImageSet, fake: ImageSet) -> dict[str, str]:
     return {name: partner for name, partner in found.items() if partner in names}
 
 
-def matched_cosines(
-    ours: np.ndarray, theirs: np.ndarray, partner: Sequence[int], groups: Sequence[Any] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine of each row with its partner, and its mean cosine with all rows of other groups.
+def matched_cosines(ours: np.ndarray, theirs: np.ndarray, partner: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of each row with its partner, and its mean cosine with all other rows.
 
     Args:
         ours: vectors (n, width).
         theirs: vectors (m, width).
         partner: (n,) indices of rows of ``theirs``.
-        groups: (m,) group of each row of ``theirs``, such as its text; default: each row is its own group.
 
     Returns:
-        Both (n,); the mean is NaN if there is no other group.
+        Both (n,); the mean is NaN if there is no other row.
     """
     cosines = unit(ours) @ unit(theirs).T
-    alike = np.arange(len(theirs)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
-    other = alike[None, :] != alike[list(partner)][:, None]
-    count = other.sum(axis=1)
-    means = np.where(count > 0, (cosines * other).sum(axis=1) / np.maximum(count, 1), np.nan)
-    return cosines[np.arange(len(ours)), list(partner)], means
+    matched = cosines[np.arange(len(ours)), list(partner)]
+    others = len(theirs) - 1
+    return matched, (cosines.sum(axis=1) - matched) / others if others else np.full(len(ours), np.nan)
 
 
 def summarise_cosines(
