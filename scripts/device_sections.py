@@ -44,8 +44,8 @@ from fvae_nnunet.vae.wan.vae import WanVAE
 GIB = 2**30
 HU = 1000  # half of the widest window: 1 in the range of the model, in HU
 CARDS_GIB = (24, 16, 11, 8)
-MFLOP_PER_VOXEL = {"wan2.1": 13.5, "wan2.2": 22.0}
-"""MFLOP per voxel of encoding and decoding, as in docs/online.md."""
+MFLOP_PER_VOXEL = {"wan2.1": 13.7, "wan2.2": 22.2}
+"""MFLOP per voxel of encoding and decoding, as in docs/benchmarks.md."""
 
 LARGEST_RMS_HU = {"float32": 0.1, "tf32": 3.0, "float16": 4.0, "bfloat16": 30.0, MIXED: 30.0}
 """Largest difference that rounding can cause; faulty kernels cause hundreds of HU."""
