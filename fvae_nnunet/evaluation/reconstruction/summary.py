@@ -60,15 +60,15 @@ IN_TABLE = {
     "noise_raw_hu": ("noise of image (HU)", "HU"),
     "noise_view_hu": ("noise of view (HU)", "HU"),
     "noise_ratio": ("noise, view/image", ""),
-    "noise_fine_ratio": ("fine noise, view/image", ""),
-    "noise_coarse_ratio": ("coarse noise, view/image", ""),
+    "noise_fine_ratio": ("fine, view/image", ""),
+    "noise_coarse_ratio": ("coarse, view/image", ""),
     "seam_score": ("seam score", ""),
-    "edge_points": ("surface points with an edge", "count"),
-    "lost_points": ("of these lost in the view", "count"),
-    "shift_median_mm": ("boundary shift, median (mm)", "mm of a shift"),
-    "shift_abs_median_mm": ("shift, median of |.| (mm)", "mm of a shift"),
-    "shift_abs_p95_mm": ("shift, 95 % of |.| (mm)", "mm of a shift"),
-    "sharpness_ratio": ("edge sharpness, view/image", ""),
+    "edge_points": ("points at edges", "count"),
+    "lost_points": ("lost in the view", "count"),
+    "shift_median_mm": ("shift, median (mm)", "mm of a shift"),
+    "shift_abs_median_mm": ("|shift|, median (mm)", "mm of a shift"),
+    "shift_abs_p95_mm": ("|shift|, 95 % (mm)", "mm of a shift"),
+    "sharpness_ratio": ("sharpness, view/image", ""),
 }
 """Figures in tables: name, and quantity for ``numbers_as_text.FORMATS``."""
 
@@ -100,26 +100,27 @@ def case_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """A summary as text: one line per figure with mean, 95 % interval, standard deviation, minimum and maximum over
-    cases."""
+    """A summary as text: one line per figure with mean, 95 % interval, minimum and maximum over cases."""
     summary, cases = results["summary"], results["cases"]
     names = {label["key"]: label["name"] for label in results["labels"]}
     parts = [("whole volume", summary["volume"])]
     parts += [(name, of_tissue) for name, of_tissue in summary["tissues"].items()]
     parts += [(f"label {names[key]}", of_label) for key, of_label in summary["labels"].items()]
-    rows = [["", *STATISTICS_SHOWN]]
+    shown = [place for place, statistic in enumerate(STATISTICS_SHOWN) if statistic != "sd"]
+    rows = [["", *(STATISTICS_SHOWN[place] for place in shown)]]
     for name, figures in parts:
-        rows.append([name, *[""] * len(STATISTICS_SHOWN)])
+        rows.append([name, *[""] * len(shown)])
         for figure, (heading, _) in IN_TABLE.items():
             if figure in figures and (figures[figure]["n"] or name == "whole volume"):
-                rows.append([f"  {heading}", *statistics_as_text(figure, figures[figure])])
+                texts = statistics_as_text(figure, figures[figure])
+                rows.append([f"  {heading}", *(texts[place] for place in shown)])
         if len(rows[-1][-1]) == 0:
             rows[-1][1] = "in no case"
     lines = text_table(rows)
     lower, upper = results["settings"]["hu_window"]
     lines.append(
-        f"{counted(len(cases), 'case')}; HU window {lower:g} to {upper:g}; errors and shifts are view minus image,"
-        "\nshifts outwards positive; n: cases with a value"
+        f"{counted(len(cases), 'case')}; HU window {lower:g} to {upper:g}; errors and shifts are view minus image;"
+        "\nshifts outwards are positive; points: of the label's surface; n: cases with a value"
     )
     return "\n".join(lines)
 
