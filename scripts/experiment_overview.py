@@ -5,7 +5,8 @@
 Tests on the same scan belong together. Arms are compared with the raw arm, Holm-corrected over the arms of a scan.
 Predictions with options of their own (``predict`` of a test) are compared with those of the same models without options
 on the same scan, if these are given, Holm-corrected over these. A difference is bold, or a filled dot, if its interval
-excludes 0, its corrected p is below 0.05, and it is larger than that between two seeds of the raw arm.
+excludes 0, its corrected p is below 0.05 in the same direction, and it is larger than that between two seeds of the raw
+arm.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ class Scan:
     chance: Mapping[str, Compared]
 
     def is_sure(self, one: Compared) -> bool:
-        """Whether the interval excludes 0, the corrected p is small, and the difference is larger than chance."""
-        is_significant = (one.interval.low > 0 or one.interval.high < 0) and one.p_holm < SIGNIFICANT_P
+        """Whether the interval excludes 0, the corrected p is small in the same direction, and the difference is larger
+        than chance."""
+        is_significant = one.p_holm < SIGNIFICANT_P and (
+            one.interval.low > 0 < one.direction or one.interval.high < 0 > one.direction
+        )
         chance = self.chance.get(CHANCE)
         return is_significant and (chance is None or one is chance or abs(one.mean) > abs(chance.mean))
 

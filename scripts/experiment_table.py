@@ -21,7 +21,7 @@ import numpy as np
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.evaluation.statistics import Interval, holm, mean_and_interval, signed_rank_test
+from fvae_nnunet.evaluation.statistics import Interval, holm, mean_and_interval, signed_rank_direction, signed_rank_test
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.numbers_as_text import NOT_DEFINED, interval, nsd_name, number, p_value
 
@@ -87,6 +87,7 @@ class Compared:
         differences: of each case, in the order of the cases.
         mean, interval: of them, with 95 %; NaN without any.
         p, p_holm: Wilcoxon's signed-rank test, and the same after Holm's correction.
+        direction: of the test, see ``signed_rank_direction``.
     """
 
     differences: Sequence[float]
@@ -94,6 +95,7 @@ class Compared:
     interval: Interval
     p: float
     p_holm: float
+    direction: int
 
 
 def compared(pairs: Mapping[str, tuple[Values, Values]], measure: str) -> dict[str, Compared]:
@@ -101,7 +103,9 @@ def compared(pairs: Mapping[str, tuple[Values, Values]], measure: str) -> dict[s
     found = {name: _differences(*pair, measure) for name, pair in pairs.items()}
     ps = [signed_rank_test(differences).p for differences in found.values()]
     return {
-        name: Compared(differences, *mean_and_interval(differences, seed=0), p, p_holm)
+        name: Compared(
+            differences, *mean_and_interval(differences, seed=0), p, p_holm, signed_rank_direction(differences)
+        )
         for (name, differences), p, p_holm in zip(found.items(), ps, holm(ps), strict=True)
     }
 

@@ -148,6 +148,19 @@ def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTes
     return SignedRankTest(float(wilcoxon(unequal, method="asymptotic").pvalue), "normal")
 
 
+def signed_rank_direction(differences: Sequence[float] | np.ndarray) -> int:
+    """Direction of `signed_rank_test`: 1 if the ranks of positive differences have the larger sum, -1 if those of
+    negative ones have, 0 if both are equal.
+
+    It is not that of the mean if many small differences have one sign and a few large ones the other.
+    """
+    from scipy.stats import rankdata
+
+    rounded = np.round(np.asarray(differences, dtype=float), ROUNDING_DECIMALS)
+    unequal = rounded[rounded != 0]
+    return int(np.sign((rankdata(np.abs(unequal)) * np.sign(unequal)).sum()))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct the p values of one family for their number; Holm, Scandinavian Journal of Statistics 6 (1979) 65-70.
 

@@ -34,7 +34,8 @@ of the dataset.
 
 For a volume from a list (``case_list``), ``number`` is null, and ``source_case`` is null if it was made from a file of
 structures. ``lesions`` has an entry for each disease given in the row, with all its components together (``shape`` is
-``given``, and ``name`` is added), and ``label`` is that of the largest of them. All diseases in the label map are in::
+``given``, and ``name`` is added), and ``label`` is that of the largest of them; its name and value are null if there is
+none. All diseases in the label map are in::
 
      "disease_masks": [{"label": 1, "name": "nodule", "voxels": 830, "given": true}]
 """
@@ -60,7 +61,7 @@ NEEDED = {
     "dataset": str,
     "source_case": (str, None),
     "lesions": [{"diameter_mm?": float, "borrowed_from?": (str, None)}],
-    "label": ({"value?": int}, None),
+    "label": ({"value?": (int, None)}, None),
     "model": dict,
 }
 """Required content of every record; a shape of ``files.checked_json``."""

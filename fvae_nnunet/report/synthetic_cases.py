@@ -29,7 +29,8 @@ class SyntheticSet:
     Attributes:
         folder: folder as given.
         accepted, rejected: its cases.
-        shown: cases in pictures: the accepted ones, or the rejected ones if none was accepted.
+        shown: cases in pictures: the accepted ones, or the rejected ones if none was accepted; only those with a source
+            case.
         sources: files of the source cases of shown cases, by name.
         channel: number of the CT channel.
     """
@@ -72,7 +73,7 @@ def _load(folder: Path) -> SyntheticSet:
     accepted, rejected = (read_synthetic_cases(folder, accepted=side) for side in (True, False))
     if not accepted and not rejected:
         raise UserError(f"{folder} (`synthetic`) holds no synthetic case; create some with fvae-synthesize")
-    shown = accepted or rejected
+    shown = [case for case in accepted or rejected if case.record["source_case"] is not None]
     datasets = sorted({case.record["dataset"] for case in shown})
     files = {dataset: _training_files(dataset, folder) for dataset in datasets}
     channel = ct_channel(folder / "imagesTr")

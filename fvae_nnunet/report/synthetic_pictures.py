@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae_nnunet.ct.files import read_upright
-from fvae_nnunet.ct.lesions import largest_lesion
+from fvae_nnunet.ct.lesions import largest_lesion, numbered_lesions
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.each_case import OnProgress, no_progress, run_each
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase
@@ -45,14 +45,15 @@ MOST_BYTES_OF_GALLERY = 1_200_000
 
 @dataclass(frozen=True)
 class _Entry:
-    """The files from which a lesion is drawn."""
+    """The files from which a lesion is drawn; ``lesion_values`` is empty without lesions."""
 
     heading: str
     before: Path
     label_before: Path
     after: Path
     label_after: Path
-    lesion_value: int
+    lesion_values: tuple[int, ...]
+    is_replaced: bool
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,17 @@ def draw_gallery(
 def _entry(of: SyntheticSet, case: SyntheticCase) -> _Entry:
     source = of.sources[case.record["source_case"]]
     lesions = len(case.record["lesions"])
+    value = (case.record["label"] or {}).get("value")
     (name,) = short_names([case.name]).values()
-    heading = f"{name}, {number(largest_diameter_mm(case), 'mm')} mm" + (f" (1 of {lesions})" if lesions > 1 else "")
+    size = f", {number(largest_diameter_mm(case), 'mm')} mm" if lesions else ""
     return _Entry(
-        heading, source.image, source.label, case.images[of.channel], case.label, int(case.record["label"]["value"])
+        name + size + (f" (1 of {lesions})" if lesions > 1 else ""),
+        source.image,
+        source.label,
+        case.images[of.channel],
+        case.label,
+        () if value is None else (value,),
+        any(lesion.get("replaces") for lesion in case.record["lesions"]),
     )
 
 
@@ -161,17 +169,17 @@ def _draw_entry(panels: Sequence[Axes], cut: _Cut, heading: str) -> None:
 
 
 def _cut(entry: _Entry) -> _Cut:
-    """The axial slice with the largest cross-section of the largest new lesion."""
+    """The axial slice with the largest cross-section of the largest new lesion, or the middle one without lesions."""
     before_hu, spacing_mm = read_upright(entry.before)
     after_hu = read_upright(entry.after)[0]
-    labels = [read_upright(path)[0] == entry.lesion_value for path in (entry.label_before, entry.label_after)]
+    labels = [np.isin(read_upright(path)[0], entry.lesion_values) for path in (entry.label_before, entry.label_after)]
     for path, array in ((entry.after, after_hu), (entry.label_before, labels[0]), (entry.label_after, labels[1])):
         if array.shape != before_hu.shape:
             raise UserError(
                 f"{path} has shape {array.shape} and {entry.before} {before_hu.shape} (z, y, x); a synthetic case must "
                 "have the geometry of its source: run fvae-synthesize again"
             )
-    lesion = largest_lesion(labels[1] & ~labels[0])
+    lesion = _replaced_lesion(*labels) if entry.is_replaced else largest_lesion(labels[1] & ~labels[0])
     plane: Plane = largest_cross_sections(before_hu.shape, [lesion], axes=(0,))[0]
     extent_mm = plane.extent_mm(before_hu.shape, spacing_mm)
     return _Cut(
@@ -184,3 +192,12 @@ def _cut(entry: _Entry) -> _Cut:
         hu_window_around(before_hu, lesion, spacing_mm),
         f"slice {plane.index + 1}/{before_hu.shape[0]}",
     )
+
+
+def _replaced_lesion(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The largest lesion that was grown or shrunk: it touches voxels where the masks differ."""
+    from scipy import ndimage
+
+    numbered, _ = numbered_lesions(after)
+    touched = numbered[ndimage.binary_dilation(before != after, np.ones((3, 3, 3)))]
+    return largest_lesion(after & np.isin(numbered, touched))

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fvae_nnunet.evaluation.statistics import Interval, bootstrap_interval, holm, signed_rank_test
+from fvae_nnunet.evaluation.statistics import (
+    Interval,
+    bootstrap_interval,
+    holm,
+    signed_rank_direction,
+    signed_rank_test,
+)
 
 VALUES = np.array([0.12, 0.55, 0.31, 0.92, 0.77, 0.03, 0.64, 0.48, 0.81, 0.39, 0.71, 0.95])
 SKEWED = VALUES**6
@@ -150,6 +156,20 @@ def test_more_than_fifty_cases_are_approximated_and_fifty_are_not():
 def test_without_any_difference_p_is_one(differences):
     found = signed_rank_test(differences)
     assert found.p == 1 and found.method == "none"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_direction_is_that_in_which_a_one_sided_test_has_the_smaller_p(seed):
+    differences = np.random.default_rng(seed).normal(0.1, 1, 15)
+    less, greater = (scipy.stats.wilcoxon(differences, alternative=side).pvalue for side in ("less", "greater"))
+    assert signed_rank_direction(differences) == (1 if greater < less else -1)
+
+
+def test_many_small_losses_and_few_large_gains_have_a_positive_mean_and_a_negative_direction():
+    differences = [*np.linspace(-0.02, -0.005, 40), *np.linspace(0.3, 0.5, 5)]
+    assert np.mean(differences) > 0 and signed_rank_test(differences).p < 0.001
+    assert signed_rank_direction(differences) == -1
+    assert signed_rank_direction([-0.1, 0.1]) == signed_rank_direction([0.0]) == signed_rank_direction([]) == 0
 
 
 def test_a_single_difference_shows_nothing():

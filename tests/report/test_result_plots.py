@@ -11,6 +11,7 @@ def measure(key, name, change, *, unit="", p=0.01):
     entry = {
         "first": "raw", "second": "view", "mean_difference": change, "interval": [change - 0.1, change + 0.1],
         "interval_method": "BCa", "p_holm": p, "n": 10, "wins": 5, "losses": 0,
+        "differences": {"case": change},
     }  # fmt: skip
     models = [
         {"model": name_, "mean": mean, "interval": [mean - 0.1, mean + 0.1], "interval_method": "BCa"}

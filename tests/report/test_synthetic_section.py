@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from datasets_for_tests import Dataset, new_dataset
 from report_for_tests import HOSTILE, Page, markdown_tables
+from scipy import ndimage
 from synthetic_for_tests import LESION_HU, MODEL, RADIUS_MM, ball_in, plain_quality, write_synthetic_folder
 
 from fvae_nnunet.cli.report import main
@@ -138,6 +139,50 @@ def test_a_lesion_is_white_after_and_not_before_and_its_outline_is_round_it(made
     middle_mm = (20.5 * 2, 20.5 * 2)
     assert left < middle_mm[0] - RADIUS_MM < middle_mm[0] + RADIUS_MM < right and top < middle_mm[1] < bottom
     assert right - left == pytest.approx(bottom - top) and right - left <= 2 * (RADIUS_MM + 20) + 2
+
+
+def rewrite_record(path, **entries):
+    write_json(path, read_json(path) | entries)
+
+
+def cuts_of(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(synthetic_pictures, "_draw_entry", lambda panels, cut, heading: drawn.append((cut, heading)))
+    synthetic_pictures.draw_gallery(synthetic_pictures_sets(folder), 9)
+    return drawn
+
+
+def test_a_grown_or_shrunk_lesion_is_shown_whole(dataset, tmp_path, monkeypatch):
+    """The phantom's own tumour is shrunk to its core in one case, and grown by a voxel in the other."""
+    write_synthetic_folder(tmp_path / "grown", dataset, ["phantom_000", "phantom_000"])
+    before = sitk.ReadImage(str(dataset.raw / "labelsTr" / "phantom_000.nii.gz"))
+    tumour = sitk.GetArrayFromImage(before) == 2
+    masks = {"synthetic_0000": ndimage.binary_erosion(tumour), "synthetic_0001": ndimage.binary_dilation(tumour)}
+    for name, mask in masks.items():
+        label = sitk.GetImageFromArray((2 * mask).astype(np.uint8))
+        label.CopyInformation(before)
+        sitk.WriteImage(label, str(tmp_path / "grown" / "labelsTr" / f"{name}.nii.gz"))
+        path = tmp_path / "grown" / "records" / f"{name}.json"
+        lesion = read_json(path)["lesions"][0] | {"replaces": {"diameter_mm": 12.0, "voxels": int(tumour.sum())}}
+        rewrite_record(path, lesions=[lesion])
+    drawn = cuts_of(tmp_path / "grown", monkeypatch)
+    for (cut, _), mask in zip(drawn, masks.values(), strict=True):
+        largest = int(mask.sum(axis=(1, 2)).argmax())
+        assert cut.name == f"slice {largest + 1}/16" and np.array_equal(cut.lesion, mask[largest]) and mask.any()
+
+
+@pytest.mark.slow
+def test_volumes_without_lesions_and_without_source_case_have_a_report(dataset, tmp_path, monkeypatch):
+    """As from a list with a model of structures: the first has a source, the second was made from a file."""
+    folder = tmp_path / "volumes"
+    write_synthetic_folder(folder, dataset, ["phantom_000", "phantom_001"])
+    empty = {"lesions": [], "label": {"name": None, "value": None}, "quality": {"lesions": [], "limits": {}}}
+    rewrite_record(folder / "records" / "synthetic_0000.json", **empty)
+    rewrite_record(folder / "records" / "synthetic_0001.json", **empty, source_case=None)
+    assert main(["--synthetic", str(folder), "-o", str(tmp_path / "report.html"), "-np", "0"]) == 0
+    assert "2 accepted synthetic cases" in (tmp_path / "report.html").read_text()
+    ((cut, heading),) = cuts_of(folder, monkeypatch)
+    assert heading == "synthetic_0000" and cut.name == "slice 9/16" and not cut.lesion.any()
 
 
 def synthetic_pictures_sets(*folders):

@@ -142,7 +142,10 @@ def _columns(case: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tupl
 
 
 def _over(cases: Sequence[Figures]) -> dict[str, dict[str, float]]:
-    return {figure: _statistics([figures[figure] for figures in cases]) for figure in cases[0]}
+    """Statistics of each figure over the cases; a tissue or label without voxels in a case has no figures there."""
+    absent = dict.fromkeys(cases[0], math.nan)
+    found = [figures if figures.get("voxels", 1) else absent for figures in cases]
+    return {figure: _statistics([figures[figure] for figures in found]) for figure in cases[0]}
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fvae_nnunet.evaluation.statistics import signed_rank_direction
 from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval_of, number, p_value
 
 Measure = Mapping[str, Any]
@@ -24,14 +25,16 @@ _SENTENCES = {
     "worse": "{second} is worse than {first}",
     "worse?": "{second} may be worse than {first}",
     "equal": "{second} and {first} are equal in every case",
+    "mixed": "the mean and the test disagree on which of {second} and {first} is better",
     "unclear": "no clear difference between {second} and {first}",
     "too few": "too few cases to say which of {second} and {first} is better",
 }
 
 EXPLANATION = (
     f"better or worse: the interval of the difference excludes 0 and the corrected p is below {SIGNIFICANT_P:g}; “may "
-    "be” or “?”: only one of both; unclear: neither, which does not show that models are equal; too few: fewer than "
-    f"{LEAST_CASES} cases, with which no p can be below {SIGNIFICANT_P:g}"
+    "be” or “?”: only one of both; mixed: p is below it, but the test and the mean have different directions, as with "
+    "many small changes one way and a few large ones the other; unclear: neither, which does not show that models are "
+    f"equal; too few: fewer than {LEAST_CASES} cases, with which no p can be below {SIGNIFICANT_P:g}"
 )
 
 
@@ -41,9 +44,10 @@ def deciding(measures: Sequence[Measure]) -> Measure:
 
 
 def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
-    """Verdict on the second model relative to the first: better, worse, unclear, equal or too few.
+    """Verdict on the second model relative to the first: better, worse, mixed, unclear, equal or too few.
 
-    It ends in ``?`` if interval and test disagree, and is `NOT_DEFINED` if no case can be compared.
+    It ends in ``?`` if only one of interval and test shows a difference, and is `NOT_DEFINED` if no case can be
+    compared.
     """
     if not entry["n"]:
         return NOT_DEFINED
@@ -55,6 +59,8 @@ def verdict(measure: Measure, entry: Mapping[str, Any]) -> str:
     excludes_zero, is_significant = low > 0 or high < 0, entry["p_holm"] < SIGNIFICANT_P
     if not excludes_zero and not is_significant:
         return "unclear"
+    if is_significant and signed_rank_direction([*entry["differences"].values()]) * entry["mean_difference"] < 0:
+        return "mixed"
     word = "better" if (entry["mean_difference"] > 0) == measure["higher_is_better"] else "worse"
     return word if excludes_zero and is_significant else f"{word}?"
 

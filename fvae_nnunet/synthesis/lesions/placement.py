@@ -20,7 +20,7 @@ CLEARANCE_MM = 5.0
 
 
 class NothingFits(UserError):
-    """No place for a lesion was found; the message gives the reason."""
+    """No shape or no place for a lesion was found; the message gives the reason."""
 
 
 @dataclass(frozen=True)

@@ -255,8 +255,8 @@ def shaped_and_placed(
     """
     for attempt in range(SHAPES_TRIED):
         diameter_mm = float(rng.uniform(*range_mm))
-        shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, donor=donor)
         try:
+            shape = draw_lesion_shape(rng, diameter_mm, spacing_mm, donor=donor)
             placement = place(
                 rng, shape, organ, forbidden=forbidden, inside_fraction=inside_fraction, at=at, tries=PLACES_TRIED
             )

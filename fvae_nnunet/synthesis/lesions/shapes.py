@@ -15,6 +15,7 @@ from fvae_nnunet.ct.boxes import bounding_box
 from fvae_nnunet.ct.lesions import largest_lesion
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.numbers_as_text import counted, number
+from fvae_nnunet.synthesis.lesions.placement import NothingFits
 
 Field = Callable[[np.ndarray], np.ndarray]
 """Function from points around the lesion's centre, (3, n) in equivalent diameters, to depths (n,): lower is deeper."""
@@ -88,11 +89,11 @@ def draw_lesion_shape(
         deformed shape were dropped.
 
     Raises:
-        UserError: the lesion would have fewer than ``MIN_VOXELS`` voxels, or is in pieces in every attempt.
+        NothingFits: the lesion would have fewer than ``MIN_VOXELS`` voxels, or is in pieces in every attempt.
     """
     voxels = round(voxels_of_ball(diameter_mm, spacing_mm))
     if voxels < MIN_VOXELS:
-        raise UserError(
+        raise NothingFits(
             f"a lesion of {number(diameter_mm, 'mm')} mm has {counted(voxels, 'voxel')} of "
             f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; at least {MIN_VOXELS} are needed"
         )
@@ -107,7 +108,7 @@ def draw_lesion_shape(
         if abs(reached - diameter_mm) <= SIZE_TOLERANCE * diameter_mm:
             return shape[bounding_box(shape)]
     whose = "an ellipsoid" if donor is None else f"a lesion of {donor.case}"
-    raise UserError(
+    raise NothingFits(
         f"{whose} of {number(diameter_mm, 'mm')} mm falls into pieces on this grid in {_SHAPES_TRIED} attempts"
     )
 

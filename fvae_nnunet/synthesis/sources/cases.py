@@ -75,7 +75,7 @@ class SourceDataset:
         label_files: case -> its segmentation.
         ct_channel: index of the CT channel.
         organ: source of the organ.
-        lesions: name -> label value of each lesion, in the order of their classes; empty: segmentations are not read.
+        lesions: name -> label value of each lesion, in the order of their classes; empty: there are none.
         lesion_name: name of the lesion to insert; None if there is none, or if several and none was chosen.
         known_labels: all values that a voxel may have.
         hu_as_is: also read images that cannot be in HU.
@@ -100,6 +100,11 @@ class SourceDataset:
     @property
     def file_ending(self) -> str:
         return str(self.dataset_json["file_ending"])
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether segmentations are read: for lesions, or for an organ that is a label."""
+        return bool(self.lesions) or self.organ.kind == "label"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -207,7 +212,7 @@ class SourceDataset:
     def digests(self, case: str) -> dict[str, str]:
         """The sha256 of each file that ``read`` would read, by role and name; UserError if one is missing."""
         roles = [("image", self.image_files[case][self.ct_channel])]
-        roles += [("label", self.label_files[case])] if self.lesions else []
+        roles += [("label", self.label_files[case])] if self.reads_labels else []
         roles += [("organ", path) for path in self.organ.files_of(case)]
         for _, path in roles:
             if not path.is_file():
@@ -229,7 +234,7 @@ class SourceDataset:
         if case not in self.image_files:
             raise UserError(f"{self.name} has no case {case!r}; it has {some_of(self.cases, 5)}")
         image_path = self.image_files[case][self.ct_channel]
-        for path in (image_path, *([self.label_files[case]] if self.lesions else [])):
+        for path in (image_path, *([self.label_files[case]] if self.reads_labels else [])):
             if not path.is_file():
                 raise UserError(f"{case}: {path} is missing")
         raw, geometry = read_volume(image_path)
@@ -274,9 +279,9 @@ class SourceDataset:
         )
 
     def _read_labels(self, case: str, image_path: Path, shape: tuple[int, ...]) -> np.ndarray:
-        """The labels as stored in the file; all 0 if there are no lesions to read."""
+        """The labels as stored in the file; all 0 if they are not read."""
         dtype = np.min_scalar_type(max(self.known_labels))
-        if not self.lesions:
+        if not self.reads_labels:
             return np.zeros(shape, dtype=dtype)
         path = self.label_files[case]
         labels, _ = read_volume(path)

@@ -68,13 +68,13 @@ def open_source_dataset(
     files = training_files(raw, dataset_json)
     cases = sorted(files) if fold is None else training_cases(name, sorted(files), fold)
     label_files = {case: Path(files[case]["label"]) for case in cases}
+    source = OrganSource.parse(organ, label_values=label_values, lesion_names=chosen, cases=cases, raw_folder=raw)
     missing = [path for path in label_files.values() if not path.is_file()]
-    if missing and chosen:
+    if missing and (chosen or source.kind == "label"):
         raise UserError(
             f"{len(missing)} of {counted(len(cases), 'case')} of {raw} without segmentation (first: {missing[0]}); to "
-            f"work without lesions and segmentations, give `lesions='{NO_LESIONS}'`"
+            f"work without segmentations, give `lesions='{NO_LESIONS}'` and an `organ` that is no label"
         )
-    source = OrganSource.parse(organ, label_values=label_values, lesion_names=chosen, cases=cases, raw_folder=raw)
     both = set(source.class_names) & chosen.keys()
     if both or len(source.class_names) + len(chosen) > MOST_CLASSES:
         wrong = (

@@ -334,7 +334,7 @@ def test_command_writes_table_json_csv_and_pictures(folders, capsys):
     assert "label tumour" in printed
     interval = bootstrap_interval([0, 2, 4], seed=0)
     assert " ".join(next(line for line in printed.splitlines() if "MAE (HU)" in line).split()) == (
-        f"MAE (HU) 2.0 {interval.low:.1f} to {interval.high:.1f} 2.0 0.0 4.0 3"
+        f"MAE (HU) 2.0 {interval.low:.1f} to {interval.high:.1f} 0.0 4.0 3"
     )
 
 
@@ -357,6 +357,20 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "usage: fvae-evaluate-reconstruction" in done.stdout
     assert done.stdout.endswith("set()\n")
+
+
+def test_a_label_counts_only_in_cases_that_have_it():
+    def case(voxels, points, mae_hu):
+        return {
+            "volume": {"mae_hu": 1.0},
+            "tissues": {},
+            "labels": {"1": {"voxels": voxels, "mae_hu": mae_hu, "edge_points": points}},
+        }
+
+    found = summarise([case(100, 0, 2.0), case(200, 30, 4.0), case(0, 0, math.nan)])["labels"]["1"]
+    assert {figure: (of["mean"], of["min"], of["n"]) for figure, of in found.items()} == {
+        "voxels": (150, 100, 2), "mae_hu": (3, 2, 2), "edge_points": (15, 0, 2),
+    }  # fmt: skip
 
 
 def test_the_table_says_where_a_tissue_occurs_in_no_case():

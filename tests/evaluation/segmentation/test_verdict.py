@@ -26,6 +26,7 @@ def measure(key="NSD_2mm", name="NSD 2 mm", *, unit="", higher=True, label="1", 
         "interval": [0.05, 0.15], "interval_method": "BCa", "p": 0.01, "p_holm": 0.01, "wins": 8, "ties": 0,
         "losses": 2, "n": 10, "items": 10, "nan": 0, "missing": 0,
     } | entry  # fmt: skip
+    compared.setdefault("differences", {"case": compared["mean_difference"]})
     models = [
         {"model": compared[which], "mean": 0.5, "interval": [0.4, 0.6], "interval_method": "BCa", "n": 10, "items": 4,
          "nan": 0, "missing": 0, "one_empty": 0}
@@ -51,6 +52,9 @@ def measure(key="NSD_2mm", name="NSD 2 mm", *, unit="", higher=True, label="1", 
         (True, {"interval": [-0.01, 0.2], "p_holm": 0.3}, "unclear"),
         (True, {"wins": 0, "losses": 0, "ties": 10}, "equal"),
         (True, {"n": 0, "mean_difference": NAN}, "n/a"),
+        (True, {"differences": {"a": -0.01, "b": -0.02, "c": -0.03, "d": 0.16}}, "mixed"),
+        (False, {"differences": {"a": -0.01, "b": -0.02, "c": -0.03, "d": 0.16}, "interval": [-0.01, 0.2]}, "mixed"),
+        (True, {"differences": {"a": -0.01, "b": -0.02, "c": -0.03, "d": 0.16}, "p_holm": 0.06}, "better?"),
         (True, {"n": 5, "p_holm": 0.0625}, "too few"),
         (True, {"n": 6, "p_holm": 0.03125}, "better"),
     ],

@@ -80,6 +80,23 @@ def test_without_an_organ_the_lesion_is_the_only_class(pancreas):
     assert (case.class_map == case.lesion).all() and case.lesion.any()
 
 
+@pytest.mark.parametrize(("organ", "values"), [("label:pancreas", [1]), (None, [1, 2])])
+def test_without_lesions_an_organ_that_is_a_label_is_read(pancreas, organ, values):
+    source = open_source_dataset(pancreas.name, organ=organ, lesions=["none"])
+    case = source.read("phantom_000")
+    expected = np.isin(read(label_file(pancreas, "phantom_000")), values)
+    assert (case.class_map == expected).all() and (case.organ == expected).all() and not case.lesion.any()
+    assert sorted(case.digests) == ["image phantom_000_0000.nii.gz", "label phantom_000.nii.gz"]
+
+
+def test_without_lesions_segmentations_are_needed_only_for_the_organ():
+    dataset = phantom_dataset(cases=2)
+    label_file(dataset, "phantom_001").unlink()
+    assert not open_source_dataset(dataset.name, organ="body", lesions=["none"]).read("phantom_001").labels.any()
+    with pytest.raises(UserError, match="and an `organ` that is no label"):
+        open_source_dataset(dataset.name, organ="label:pancreas", lesions=["none"])
+
+
 def test_a_lesion_outside_the_organ_mask_belongs_to_the_organ():
     dataset = phantom_dataset("lung", cases=1)
     case = open_source_dataset(dataset.name, organ="lungs").read("phantom_000")
