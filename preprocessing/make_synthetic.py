@@ -83,8 +83,8 @@ def open_synthetic_data(
     folders = {name: synthetic_data_folder(data_folder) for name, data_folder in dataset.data_folders.items()}
     for name, folder in folders.items():
         manifest = Manifest(folder)
-        if overwrite and manifest.path.exists():
-            shutil.rmtree(folder)
+        if overwrite:
+            manifest.remove()
         settings = {
             "synthetic_folder": source,
             "preprocessing": synthetic_preprocessing_settings(

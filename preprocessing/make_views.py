@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -71,8 +70,8 @@ def open_views(
     folders = {configuration: view_folder(data, view) for configuration, data in dataset.data_folders.items()}
     for configuration, folder in folders.items():
         manifest = Manifest(folder)
-        if overwrite and manifest.path.exists():
-            shutil.rmtree(folder)
+        if overwrite:
+            manifest.remove()
         manifest.begin(
             "view",
             {

@@ -83,9 +83,9 @@ def do_cases(
     arguments.devices = available_devices(arguments.devices or [])
     folders = list(folders)
     verify_finished(arguments, folders, cases)
-    with CaseLocks(folders, wait=not arguments.no_wait, say=lambda line: progress.say(line)) as locks:
-        if arguments.overwrite:
-            locks.refuse_others()
+    with CaseLocks(
+        folders, wait=not arguments.no_wait, alone=arguments.overwrite, say=lambda line: progress.say(line)
+    ) as locks:
         loaded = None if arguments.devices else work.load(arguments.device)
         progress = progress_type(len(cases), devices=len(arguments.devices), verbose=arguments.verbose)
         how: dict[str, Any] = {"seconds": progress.seconds, "on_slices": progress.on_slices}

@@ -163,8 +163,7 @@ def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, 
     from fvae_nnunet.jobs.locks import CaseLocks
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
-    with CaseLocks([conversion.raw / MANIFEST_FOLDER]) as locks:
-        locks.refuse_others()
+    with CaseLocks([conversion.raw / MANIFEST_FOLDER], alone=True) as locks:
         check_plan(plan, conversion, preprocessed, arguments.folds, overwrite=arguments.overwrite)
         verify_finished(arguments, [conversion.manifest.folder], plan.sources)
         for removed in begin_dataset(conversion, plan.left_out, overwrite=arguments.overwrite):

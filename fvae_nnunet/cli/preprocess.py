@@ -120,9 +120,9 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
     if arguments.submit is not None:
         return submit_cases(arguments, cases=cases, folders=data_folders)
     verify_finished(arguments, data_folders, cases)
-    with CaseLocks(data_folders, wait=not arguments.no_wait, say=lambda line: progress.say(line)) as locks:
-        if arguments.overwrite:
-            locks.refuse_others()
+    with CaseLocks(
+        data_folders, wait=not arguments.no_wait, alone=arguments.overwrite, say=lambda line: progress.say(line)
+    ) as locks:
         folders = open_synthetic_data(dataset, arguments.synthetic, synthetic, overwrite=arguments.overwrite)
         progress = _SyntheticProgress(len(cases), verbose=arguments.verbose)
         outcomes = preprocess_synthetic(

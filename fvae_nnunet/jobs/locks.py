@@ -3,7 +3,8 @@
 While processes work in a folder, ``<folder>/locks`` holds::
 
     <case>.lock                       the case is taken
-    runs/<host>-<pid>-<random>.lock   this process works in the folder
+    runs/<host>-<pid>-<random>.lock   this process works in the folder; its name ends in .alone.lock until a process
+                                      that deletes what is there has begun again
 
 Each file is locked by its process (``filelock``), and the system releases the lock when the process ends for any
 reason. On a file system without such locks, the file itself is the lock. The file of a killed process then remains,
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -29,6 +31,7 @@ from fvae_nnunet.errors import UserError
 
 SUBFOLDER = "locks"
 RUNS = "runs"
+ALONE = ".alone"
 LOOK_AGAIN_S = 1.0
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -39,6 +42,7 @@ class CaseLocks:
     Args:
         folders: folders to which cases are written; a case is locked in all of them or in none.
         wait: whether ``each`` finally waits for cases that other processes hold.
+        alone: refuse other processes until the first case is taken, as needed to delete what is in the folders.
         say: called with a line when the waiting begins.
 
     Attributes:
@@ -46,18 +50,39 @@ class CaseLocks:
     """
 
     def __init__(
-        self, folders: Iterable[Path], *, wait: bool = True, say: Callable[[str], object] = lambda line: None
+        self,
+        folders: Iterable[Path],
+        *,
+        wait: bool = True,
+        alone: bool = False,
+        say: Callable[[str], object] = lambda line: None,
     ) -> None:
         self._folders = [folder / SUBFOLDER for folder in sorted(folders)]
         self._wait = wait
+        self._alone = alone
         self._say = say
-        self._run = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.lock"
+        self._run = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._runs: list[BaseFileLock] = []
         self._held: dict[str, list[BaseFileLock]] = {}
         self._closing = threading.Event()
+        self._new_folders: list[Path] = []
         self.missing: list[str] = []
 
     def __enter__(self) -> CaseLocks:
+        """Register this process in the folders, which are created if necessary, and removed at the end if still empty.
+
+        Raises:
+            UserError: another process works in one of the folders, and one of both must be alone.
+        """
+        for folder in self._folders:
+            missing = [path for path in folder.parents if not path.exists()]
+            self._new_folders += [path for path in missing if path not in self._new_folders]
+        self._runs = self._registered(ALONE if self._alone else "")
+        try:
+            self._refuse_others()
+        except UserError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,14 +97,24 @@ class CaseLocks:
             with suppress(OSError):  # other processes still work here
                 (folder / RUNS).rmdir()
                 folder.rmdir()
+        for new in sorted(self._new_folders, reverse=True):
+            with suppress(OSError):
+                new.rmdir()
 
-    def refuse_others(self) -> None:
-        """Raise UserError if another process works in one of the folders."""
+    def _registered(self, kind: str) -> list[BaseFileLock]:
+        runs = []
+        for folder in self._folders:
+            while (run := _locked(folder / RUNS / f"{self._run}{kind}.lock")) is None:
+                pass
+            runs.append(run)
+        return runs
+
+    def _refuse_others(self) -> None:
         others = self._other_runs()
-        if others:
+        for run in others if self._alone else [run for run in others if run.stem.endswith(ALONE)]:
             raise UserError(
-                f"{others[0].parents[2]} is being written by another process (host and process id: {others[0].stem}); "
-                "wait for it or stop it"
+                f"{run.parents[2]} is being written by another process (host and process id: "
+                f"{run.stem.removesuffix(ALONE)}); wait for it or stop it"
             )
 
     def each(self, cases: Iterable[str]) -> Iterator[str]:
@@ -109,10 +144,10 @@ class CaseLocks:
 
     def take(self, case: str) -> bool:
         """Lock a case; False if another process holds it."""
-        for folder in self._folders[len(self._runs) :]:
-            while (run := _locked(folder / RUNS / self._run)) is None:
-                pass
-            self._runs.append(run)
+        if self._alone:
+            alone, self._runs, self._alone = self._runs, self._registered(""), False
+            for run in alone:
+                _give_back(run)
         taken: list[BaseFileLock] = []
         for folder in self._folders:
             lock = _locked(folder / f"{case}.lock")
@@ -133,7 +168,7 @@ class CaseLocks:
         """Lock files of other running processes; removes those of processes that have ended."""
         alive = []
         for path in (path for folder in self._folders for path in (folder / RUNS).glob("*.lock")):
-            if path.name == self._run:
+            if path.stem.removesuffix(ALONE) == self._run:
                 continue
             lock = _locked(path)
             if lock is None:
@@ -141,6 +176,16 @@ class CaseLocks:
             else:
                 _give_back(lock)
         return alive
+
+
+def delete_all_but_locks(folder: Path) -> None:
+    """Delete the content of a folder in which this process is registered."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if path.name != SUBFOLDER:
+                shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _locked(path: Path) -> BaseFileLock | None:

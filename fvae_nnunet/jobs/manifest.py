@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from fvae_nnunet import __version__
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import check_shape, read_json
 from fvae_nnunet.files.recorded import RecordedFile, damage_of, flush, write_shared
+from fvae_nnunet.jobs.locks import delete_all_but_locks
 from fvae_nnunet.jobs.recorded_options import parameters_in
 from fvae_nnunet.jobs.recorded_settings import SETTINGS
 from fvae_nnunet.numbers_as_text import counted
@@ -180,9 +180,9 @@ class Manifest:
             )
 
     def remove(self) -> None:
-        """Delete the manifest and all records, so that every case is made again."""
+        """Delete the manifest, all records and whatever else is in its folder, so that every case is made again."""
         if self.path.exists():
-            shutil.rmtree(self.folder)
+            delete_all_but_locks(self.folder)
 
     @property
     def root(self) -> Path:

@@ -16,7 +16,7 @@ import pytest
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs import locks as locks_module
-from fvae_nnunet.jobs.locks import CaseLocks
+from fvae_nnunet.jobs.locks import CaseLocks, delete_all_but_locks
 
 CASES = ["a", "b.c", "d"]
 
@@ -158,14 +158,39 @@ def test_a_stopped_process_keeps_its_case(tmp_path, begin):
 
 def test_overwriting_under_a_process_at_work_is_refused(tmp_path, begin):
     other = begin("a", tmp_path)
-    with CaseLocks([tmp_path]) as locks:
-        with pytest.raises(UserError, match=rf"{tmp_path} is being written .*-{other.process.pid}-"):
-            locks.refuse_others()
-        other.kill()
-        locks.refuse_others()
+    with pytest.raises(UserError, match=rf"{tmp_path} is being written .*-{other.process.pid}-"):
+        CaseLocks([tmp_path], alone=True).__enter__()
+    other.kill()
+    with CaseLocks([tmp_path], alone=True) as locks:
         assert locks.take("a")
-        locks.refuse_others()  # ourselves
     assert list(tmp_path.iterdir()) == []
+
+
+def test_until_it_has_begun_again_a_process_that_overwrites_is_alone(tmp_path):
+    """It is alone while its VAE is loaded and while it deletes, and others may share its cases afterwards."""
+    folder = tmp_path / "a" / "view"
+    with CaseLocks([folder], alone=True) as alone:
+        for also in (False, True):
+            with pytest.raises(UserError, match=rf"{folder} is being written by another process"):
+                CaseLocks([folder], alone=also).__enter__()
+        (folder / "cases").mkdir()
+        (folder / "manifest.json").touch()
+        delete_all_but_locks(folder)
+        with pytest.raises(UserError, match="is being written"):
+            CaseLocks([folder]).__enter__()
+        assert alone.take("a")
+        with CaseLocks([folder], wait=False) as other:
+            assert not other.take("a") and other.take("b")
+        with pytest.raises(UserError, match="is being written"):
+            CaseLocks([folder], alone=True).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_there_stay_and_those_with_files_too(tmp_path):
+    (tmp_path / "before").mkdir()
+    with CaseLocks([tmp_path / "before", tmp_path / "new" / "view"]):
+        (tmp_path / "new" / "file").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["before", "file", "new"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
@@ -184,7 +209,7 @@ def test_a_file_system_without_locks_has_files_as_locks_and_that_is_said_once(tm
             ours.release("a")
             assert others.take("a")
             with pytest.raises(UserError, match="is being written"):
-                others.refuse_others()
+                CaseLocks([tmp_path], alone=True).__enter__()
     assert len(warned) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -172,12 +172,10 @@ def complete_cache(
 
 def remove_cache(folder: Path) -> None:
     """Delete a cache; UserError if a process is writing to it."""
-    import shutil
+    from fvae_nnunet.jobs.locks import CaseLocks, delete_all_but_locks
 
-    from fvae_nnunet.jobs.locks import CaseLocks
-
-    CaseLocks([folder]).refuse_others()
-    shutil.rmtree(folder, ignore_errors=True)
+    with CaseLocks([folder], alone=True):
+        delete_all_but_locks(folder)
 
 
 def read_records(folder: Path, cases: Iterable[str]) -> dict[str, dict[str, Any]]:
