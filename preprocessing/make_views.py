@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -148,7 +148,7 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], hu_as_is:
     for path in files:
         # before the digests, because the digest of a header does not change with the file that it points to
         check_image_file(path, voxels_too=False)
-    raw_digests = {path.name: sha256_of_file(path) for path in files}
+    raw_digests = {name: sha256_of_file(path) for name, path in files_by_name(files).items()}
     pending = [
         configuration
         for configuration, folder in folders.items()
@@ -165,6 +165,14 @@ def _read_case(dataset: PreprocessedDataset, folders: dict[str, Path], hu_as_is:
         for channel in dataset.ct_channels:
             check_volume_hu(channels[channel], files[channel])
     return _RawCase(channels, axis_order, spacing_mm, raw_digests, pending)
+
+
+def files_by_name(files: Sequence[Path]) -> dict[str, Path]:
+    """The files of the channels by name; if names are equal, as of files in several folders, with the channel."""
+    names = [path.name for path in files]
+    if len(set(names)) < len(names):
+        names = [f"channel {channel}: {name}" for channel, name in enumerate(names)]
+    return dict(zip(names, files, strict=True))
 
 
 def read_axial_ct(dataset: PreprocessedDataset, case: str) -> list[np.ndarray]:

@@ -86,11 +86,15 @@ class RecordingTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
         if saw_only_the_view(self.training_record()):
+            views = ", ".join(self.views_settings or ())
             self.print_to_log_file(
-                "fvae_nnunet: this model has seen only the view, but nnUNetv2_predict, which "
-                "nnUNetv2_find_best_configuration prints, would give it raw images. Reconstruct and predict them with:"
+                f"fvae_nnunet: this model has seen only {'views' if views else 'the view'}, but nnUNetv2_predict, "
+                "which nnUNetv2_find_best_configuration prints, would give it raw images. Reconstruct and predict them "
+                "with:"
             )
             self.print_to_log_file(self.predict_command(), add_timestamp=False)
+            if views:
+                self.print_to_log_file(f"and --vae and the options of one of its views ({views})", add_timestamp=False)
 
     def predict_command(self) -> str:
         """``fvae-predict`` command for this model, with all trained folds."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
@@ -181,7 +182,8 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
         average=arguments.average,
     )
     parameters = {
-        **{name: getattr(arguments, name) for name in ("vae", "weights", "vae_code", "trust_weights", "strength")},
+        **_vae_from_anywhere(arguments),
+        **{name: getattr(arguments, name) for name in ("trust_weights", "strength")},
         "scheme": settings.scheme,
         "hu_windows": [list(hu_window) for hu_window in settings.hu_windows],
         "enlarge": None if settings.enlarge == 1 else settings.enlarge,
@@ -196,6 +198,18 @@ def load(arguments: argparse.Namespace) -> LoadedVAE:
     }
     given = {name: value for name, value in parameters.items() if value is not None and value is not False}
     return LoadedVAE(vae, settings, given)
+
+
+def _vae_from_anywhere(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """The options that name the VAE and its files, with absolute paths."""
+    from fvae_nnunet.vae.known import DIFFUSERS_PREFIX
+
+    named = {name: getattr(arguments, name) for name in ("vae", "weights", "vae_code")}
+    folder = Path(named["vae"].removeprefix(DIFFUSERS_PREFIX)).expanduser()
+    if named["vae"].startswith(DIFFUSERS_PREFIX) and folder.is_dir():
+        named["vae"] = f"{DIFFUSERS_PREFIX}{folder.absolute()}"
+    paths = {name: str(Path(named[name]).expanduser().absolute()) for name in ("weights", "vae_code") if named[name]}
+    return named | paths
 
 
 def hu_windows_of(arguments: argparse.Namespace) -> list[tuple[float, float]]:

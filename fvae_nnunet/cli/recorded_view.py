@@ -41,14 +41,18 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
         UserError: options, weights or settings differ from the record; or there is neither a record nor ``--vae``.
     """
     from fvae_nnunet.jobs.manifest import differences
+    from fvae_nnunet.vae.known import DIFFUSERS_PREFIX
 
     defaults, given, record = _defaults(), given_reconstruction_options(arguments), model.reconstruction
     if record is None:
         if "vae" not in given:
-            raise UserError(
-                f"the checkpoints in {model.folder} do not record the view that the model was trained with; give --vae "
-                "and the other options with which the view was made"
+            what = (
+                f"the model in {model.folder} was trained on several views ({', '.join(model.views)})"
+                if model.views
+                else f"the checkpoints in {model.folder} do not record the view that the model was trained with"
             )
+            which = "one of them" if model.views else "the view"
+            raise UserError(f"{what}; give --vae and the other options with which {which} was made")
         return load(argparse.Namespace(**defaults | given | {"device": arguments.device}))
     # a record does not mention passes that its view does not have
     passes = {name: defaults[name] for name in ("enlarge", "pixel_mm", "average")}
@@ -58,10 +62,14 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
         given = {name: value for name, value in given.items() if name != "named_windows"}
         given["hu_windows"] = [list(hu_window) for hu_window in hu_windows_of(arguments)]
     asked = recorded | {name: value for name, value in given.items() if name in recorded}
+    if asked["vae"].startswith(DIFFUSERS_PREFIX):
+        asked["vae"] = recorded["vae"]  # the path of a folder is compared by its name, once loaded
     _refuse(model, differences(recorded, asked), "Leave out these options")
     options = defaults | recorded | given | {"device": arguments.device}
     loaded = load(argparse.Namespace(**options))
     made = json.loads(json.dumps(loaded.settings.recorded_with(loaded.vae)))
+    for of in (made, record):
+        of.pop("tf32", None)  # depends on the device, like the rounding of sums
     # a setting that is not recorded could not be chosen when the view was made
     expected = {name: options.get(name) for name in made} | record
     _refuse(model, differences(expected, made), "Give the weights with which the view was made: --weights")

@@ -23,7 +23,8 @@ RECORD_KEY = "fvae_nnunet"
 """Key of our record in a checkpoint, see ``trainers.recording_trainer``."""
 
 COMPARED = ("trainer", "view", "view_probability", "view_blend", "view_in_validation", "synthetic_probability")
-"""Entries of the record that must be equal in all folds of a model."""
+"""Entries of the record that must be equal in all folds of a model; for models of several views, also the views, their
+names and weights."""
 
 NOT_OF_THE_IMAGE = ("ct_channels", "preprocessing")
 """Entries of a view's settings that do not concern the reconstruction of a single image."""
@@ -42,6 +43,7 @@ class TrainedModel:
         view: settings of the view used in training, as in the view's manifest; None if the checkpoints have no such
             record (nnU-Net's own trainers, and ours if no sample came from a view).
         saw_only_the_view: whether it was trained only on the view; None if the checkpoints do not tell.
+        views: names of the views, if there are several; ``view`` is then None.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class TrainedModel:
     trainer: str
     view: dict[str, Any] | None
     saw_only_the_view: bool | None
+    views: tuple[str, ...] = ()
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -125,8 +128,10 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
     first, *others = folds
     for fold in others:
         # older versions recorded less
+        several = any(record.get("views") for record in (records[first], records[fold]))
+        compared = (*COMPARED, "views", "view_name") if several else COMPARED
         changed = differences(
-            {name: value for name, value in records[first].items() if name in COMPARED},
+            {name: value for name, value in records[first].items() if name in compared},
             records[fold],
             common_only=True,
         )
@@ -145,6 +150,7 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
         trainer=records[first]["trainer"],
         view=records[first]["view"],
         saw_only_the_view=saw_only_the_view(records[first]),
+        views=tuple(records[first].get("views") or ()),
     )
 
 

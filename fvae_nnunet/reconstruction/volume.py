@@ -13,6 +13,7 @@ import torch
 from fvae_nnunet.ct.intensity import POSSIBLE_HU, round_to_int16, truncate_to_int16
 from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices, noise_figures
 from fvae_nnunet.ct.orientation import AxisOrder
+from fvae_nnunet.ct.padding import zero_padding
 from fvae_nnunet.ct.volume import CT
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.shared_arrays import compact
@@ -38,6 +39,9 @@ def reconstruct_volume(
 ) -> np.ndarray:
     """Reconstruct a CT volume.
 
+    Zeros around the image (``padding.zero_padding``) remain 0, so that nnU-Net crops a view like the image; except with
+    the scheme ``paper``, which gives the values of the paper's scripts.
+
     Args:
         vae: the frozen VAE.
         volume_hu: (z, y, x) in HU, any real dtype; the axes may be in another order, see ``axis_order``.
@@ -51,7 +55,7 @@ def reconstruct_volume(
         dtype: float32, or int16: rounded (or truncated, by the settings), without a float32 volume in memory.
 
     Returns:
-        HU, same shape and axes as ``volume_hu``, inside the window.
+        HU, same shape and axes as ``volume_hu``, inside the window (padding: 0).
 
     Raises:
         UserError: the volume is not 3-dimensional, empty or not finite, or the VAE's output is not finite.
@@ -75,6 +79,9 @@ def reconstruct_volume(
         done += len(slices_hu)
         if on_slices is not None:
             on_slices(done, len(axial_hu))
+    padding = None if settings.scheme == "paper" else zero_padding(axial_hu)
+    if padding is not None:
+        result[padding] = 0
     return result.transpose(tuple(np.argsort(order)))
 
 

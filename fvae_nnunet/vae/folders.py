@@ -95,7 +95,10 @@ class HubModel:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]*/\w[\w.-]*", self.hub_id):
-            raise UserError(f"{self.hub_id!r} is neither a local folder nor a hub id of the form owner/name")
+            raise UserError(
+                f"{self.hub_id!r} is neither a local folder nor a hub id of the form owner/name; if it names a folder "
+                "elsewhere, give its path as `weights`"
+            )
 
     def wanted_files(self) -> str:
         """Names of the files, for messages."""

@@ -168,13 +168,13 @@ def _load_diffusers(wanted: Wanted) -> FrozenVAE:
     place = wanted.name.removeprefix(DIFFUSERS_PREFIX)
     folder = Path(place).expanduser()
     if place and folder.is_dir():
-        if wanted.weights is not None:
-            raise UserError(f"{wanted.name} already names a folder; leave `weights` out")
         found = open_folder(folder)
+        if wanted.weights is not None and open_folder(wanted.weights).path.resolve() != found.path.resolve():
+            raise UserError(f"{wanted.name} names another folder than `weights`; leave one of them out")
         path = found.path.resolve()
         name = DIFFUSERS_PREFIX + (path.parent.name if path.name == VAE_SUBFOLDER else path.name)
         return load_image_vae(replace(wanted, name=name), found, source=str(found.path))
-    found, source = wanted.folder(_image_vae_on_hub(wanted.name))
+    found, source = wanted.folder(None if wanted.weights is not None else _image_vae_on_hub(wanted.name))
     return load_image_vae(wanted, found, source=source)
 
 

@@ -35,6 +35,7 @@ from fvae_nnunet.trainers import (
     nnUNetTrainerFVAEReconOnly_5epochs,
 )
 from fvae_nnunet.vae import load_vae
+from fvae_nnunet.vae.registry import TINY_FOLDER
 
 HERE = ["-npp", "0", "-nps", "0", "-device", "cpu", "--disable_tta", "-f", "0"]
 ARGUMENTS = predictor.ARGUMENTS_FILE
@@ -413,6 +414,45 @@ def test_another_vae_or_setting_than_recorded_is_refused_with_its_name(recon_onl
 
 def test_options_that_confirm_the_record_are_taken(recon_only, images, tmp_path):
     assert run(recon_only, images, tmp_path / "out", "--vae", "tiny", "--hu-window", -1000, 1000) == 0
+
+
+def test_a_vae_from_a_folder_is_found_by_weights_or_by_its_path_from_any_folder(
+    recon_only, images, tmp_path, capsys, monkeypatch
+):
+    folder = TINY_FOLDER.absolute()
+    model = with_record(recon_only, tmp_path, vae=f"diffusers:{folder.name}")
+    monkeypatch.chdir(tmp_path)
+    err = error_of(capsys, model, images, tmp_path / "out")
+    assert f"{folder.name!r} is neither a local folder nor a hub id" in err and "as --weights" in err
+    options = [["--weights", folder], ["--vae", f"diffusers:{folder}"]]
+    for number, given in enumerate(options):
+        assert run(model, images, tmp_path / f"out{number}", *given) == 0
+    monkeypatch.chdir(folder.parent)
+    assert run(model, images, tmp_path / "beside", "--weights", folder) == 0
+    assert 'vae: "diffusers:tiny"' in error_of(capsys, model, images, tmp_path / "other", "--vae", "taef2")
+
+
+def test_a_view_made_in_tf32_is_predicted_from_on_any_device(recon_only, images, tmp_path):
+    assert run(with_record(recon_only, tmp_path, tf32=True), images, tmp_path / "out") == 0
+
+
+def test_of_several_views_one_is_to_be_named_and_all_folds_have_seen_the_same(recon_only, images, tmp_path, capsys):
+    model = with_record(recon_only, tmp_path, vae="tiny")
+    shutil.copytree(model / "fold_0", model / "fold_1")
+    for fold, weights in ((0, "a,b"), (1, "a:3,b")):
+        path = model / f"fold_{fold}" / "checkpoint_final.pth"
+        checkpoint = torch.load(path, weights_only=False)
+        settings = checkpoint["fvae_nnunet"]["view"]
+        checkpoint["fvae_nnunet"] |= {"view": None, "views": {"a": settings, "b": settings}, "view_name": weights}
+        torch.save(checkpoint, path)
+    err = error_of(capsys, model, images, tmp_path / "out")
+    assert (
+        "was trained on several views (a, b); give --vae and the other options with which one of them was made" in err
+    )
+    assert run(model, images, tmp_path / "out", "--vae", "tiny") == 0
+    arguments = ["-m", model, "-i", images, "-o", tmp_path / "both", "-device", "cpu", "-f", "0", "1"]
+    assert predict.main([str(argument) for argument in arguments]) == 1
+    assert 'view_name: "a,b", now "a:3,b"' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,13 +9,19 @@ import pytest
 import SimpleITK as sitk
 from datasets_for_tests import Dataset
 from identity_vae import IdentityVAE
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from preprocessing_for_tests import arrays, assert_view_is_nnunets_own
-from views_for_tests import BrighterVAE, make_view
+from views_for_tests import WIDE_HU_WINDOW, BrighterVAE, make_view
 
+from fvae_nnunet.ct.files import find_images
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.jobs.pipeline import StageSeconds
 from fvae_nnunet.nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.preprocessing.dataset import open_preprocessed_dataset
+from fvae_nnunet.preprocessing.make_views import files_by_name
+from fvae_nnunet.reconstruction.folder import reconstruct_folder
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 
 
 def test_an_identity_vae_gives_nnunets_own_arrays_for_every_configuration(clone):
@@ -42,6 +48,33 @@ def test_resampled_transposed_and_cropped_cases_too(clone):
     shape = next(iter(arrays(folders["3d_fullres"]).values())).shape
     assert shape == (1, round(39 * 2 / 1.7), round(20 * 3 / 3.5), round(48 * 2 / 2.2))
     assert_view_is_nnunets_own(folders, clone)
+
+
+@pytest.mark.slow
+def test_nnunet_preprocesses_reconstructed_images_to_the_view_also_if_zeros_are_cropped(clone, tmp_path):
+    for path in (clone.raw / "imagesTr").iterdir():
+        image = sitk.GetArrayFromImage(source := sitk.ReadImage(str(path)))
+        image[:4], image[:, -9:] = 0, 0
+        changed = sitk.GetImageFromArray(image)
+        changed.CopyInformation(source)
+        sitk.WriteImage(changed, str(path))
+    clone.preprocess("3d_fullres")
+    vae = BrighterVAE()
+    view = arrays(make_view(clone, vae, configurations=["3d_fullres"])["3d_fullres"])
+    settings = ReconstructionSettings.for_vae(vae.spec, hu_window=WIDE_HU_WINDOW)
+    images = find_images(clone.raw / "imagesTr")
+    outcomes = reconstruct_folder(
+        images, tmp_path, vae, settings=settings, workers=0, seconds=StageSeconds(), made_with={}
+    )
+    assert not [outcome.error for outcome in outcomes if outcome.error]
+    manager = PlansManager(clone.plans)
+    configuration = manager.get_configuration("3d_fullres")
+    for name, array in view.items():
+        file = str(tmp_path / f"{name.removesuffix('.b2nd')}_0000.nii.gz")
+        data, _, properties = configuration.preprocessor_class(verbose=False).run_case(
+            [file], None, manager, configuration, clone.dataset_json
+        )
+        assert np.array_equal(data, array) and properties["bbox_used_for_cropping"][0][0] == 4
 
 
 @pytest.mark.slow
@@ -148,6 +181,12 @@ def test_finished_cases_are_left_alone_and_damaged_or_changed_ones_made_again(cl
     assert untouched.stat().st_mtime_ns == stamp
     assert {cut.read_bytes(), gone.read_bytes()} == {whole[cut.name], whole[gone.name]}
     assert changed.read_bytes() != whole[changed.name]
+
+
+def test_channel_files_of_equal_names_are_told_apart(tmp_path):
+    ct, mr = tmp_path / "ct" / "a.nii.gz", tmp_path / "mr" / "a.nii.gz"
+    assert files_by_name([ct, mr]) == {"channel 0: a.nii.gz": ct, "channel 1: a.nii.gz": mr}
+    assert files_by_name([ct, mr.with_name("b.nii.gz")]) == {"a.nii.gz": ct, "b.nii.gz": mr.with_name("b.nii.gz")}
 
 
 @pytest.mark.slow

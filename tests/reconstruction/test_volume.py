@@ -3,6 +3,7 @@ import pytest
 import torch
 from identity_vae import IdentityVAE
 from painted_cases import write_image
+from views_for_tests import WIDE_HU_WINDOW, BrighterVAE
 
 from fvae_nnunet.cli.reconstruct import main as reconstruct_command
 from fvae_nnunet.ct.volume import CT, read_ct
@@ -111,6 +112,20 @@ def test_slices_run_along_the_body_axis_and_the_result_has_the_inputs_axes(order
 def test_metal_and_air_beyond_the_window_come_back_as_its_ends():
     volume = np.array([[[-3024, -1024, -1000, 0, 1000, 3071, 20000, 1]]], dtype=np.int16)
     assert reconstruct_to_int16(IdentityVAE(), volume).ravel().tolist() == [-1000, -1000, -1000, 0, 1000, 1000, 1000, 1]
+
+
+def test_zeros_around_the_image_stay_so_that_nnunet_crops_a_view_like_the_image():
+    volume = np.full((6, 16, 16), -900, np.int16)
+    volume[3:, 5:9, 5:9] = 0  # zeros inside the image are no padding
+    volume[:2], volume[:, -3:], volume[:, :, 0] = 0, 0, 0
+    padding = np.zeros(volume.shape, bool)
+    padding[:2], padding[:, -3:], padding[:, :, 0] = True, True, True
+    for order in ((0, 1, 2), (2, 0, 1)):
+        turned, expected = volume.transpose(order), padding.transpose(order)
+        vae = BrighterVAE()
+        settings = ReconstructionSettings.for_vae(vae.spec, hu_window=WIDE_HU_WINDOW)
+        view = reconstruct_to_int16(vae, turned, settings, axis_order=tuple(np.argsort(order)))
+        assert np.array_equal(view, np.where(expected, 0, turned + 60))
 
 
 def test_the_input_is_not_changed_and_any_real_dtype_is_taken():

@@ -124,8 +124,12 @@ def test_weights_folder_stands_for_the_hub(tmp_path: Path) -> None:
     tiny_kl().save_pretrained(tmp_path)
     vae = load_vae("diffusers:stabilityai/sdxl-vae", weights=tmp_path)
     assert vae.spec.name == "diffusers:stabilityai/sdxl-vae"
-    with pytest.raises(UserError, match="already names a folder"):
-        load_vae(f"diffusers:{tmp_path}", weights=tmp_path)
+    by_name = load_vae("diffusers:elsewhere", weights=tmp_path)
+    assert by_name.spec.name == "diffusers:elsewhere" and by_name.weights_sha256 == vae.weights_sha256
+    assert load_vae(f"diffusers:{tmp_path}", weights=tmp_path).weights_sha256 == vae.weights_sha256
+    tiny_kl(seed=2).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="names another folder than `weights`"):
+        load_vae(f"diffusers:{tmp_path}", weights=tmp_path / "other")
 
 
 def test_half_precision_files_have_the_digest_of_their_values(tmp_path: Path) -> None:
