@@ -79,6 +79,20 @@ def test_a_job_runs_the_command_without_what_submits_it():
     assert submitted_argv(submitting.split()) == ["7", "--vae", "tiny", "-np", "2", "--sizes", "-3"]
 
 
+@pytest.mark.parametrize(
+    "submitting",
+    [
+        "--submit local 7 --vae tiny",
+        "--vae tiny --submit local --jobs 2 7",
+        "--submit=local --jobs=8 7 --vae tiny",
+        "--slurm=mem=3 7 --submit slurm --vae tiny",
+        "--jobs -1 7 --vae tiny --submit slurm --slurm mem=3 time=5",
+    ],
+)
+def test_a_job_keeps_the_words_after_what_submits_it(submitting):
+    assert sorted(submitted_argv(submitting.split())) == ["--vae", "7", "tiny"]
+
+
 @pytest.mark.slow
 def test_latents_are_encoded_by_jobs(tmp_path, capsys):
     from synthesis_for_tests import phantom_dataset
