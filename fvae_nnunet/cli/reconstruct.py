@@ -110,8 +110,9 @@ class _Reconstruct:
 
 def _reader(images: Path) -> str | None:
     """Reader named in the dataset.json beside or above the images, as for imagesTs of a raw dataset."""
+    from fvae_nnunet.nnunet.folders import folders_above
     from fvae_nnunet.nnunet.image_readers import reader_beside
 
-    places = (images, images.resolve().parent)
+    places = (images, *folders_above(images))
     found = next((path / "dataset.json" for path in places if (path / "dataset.json").is_file()), None)
     return None if found is None else reader_beside(found)
