@@ -234,10 +234,9 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
 
 
 def _prediction(arguments: argparse.Namespace) -> PredictionSettings:
-    from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 
-    return from_options(PredictionSettings, arguments, device=chosen_device(arguments.device))
+    return from_options(PredictionSettings, arguments)
 
 
 def _reconstruct(

@@ -65,13 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
     check_is_ours(output)
-    accelerator = connect(device=arguments.device, mixed_precision=arguments.mixed_precision)
-    is_main = accelerator.is_main_process
     _complete(arguments, has_lesions=bool(dataset.lesions))
-    settings = _training_settings(arguments, accelerator)
-    process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
-    process.check_steps(process.steps)
-    texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
     if arguments.submit is not None:
         if not arguments.encode_only:
@@ -79,6 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
                 "`submit` requires `encode_only=True`; to train on several GPUs, use accelerate launch --multi_gpu"
             )
         return submit_cases(arguments, cases=dataset.cases, folders=[cache])
+    accelerator = connect(device=arguments.device, mixed_precision=arguments.mixed_precision)
+    is_main = accelerator.is_main_process
+    settings = _training_settings(arguments, accelerator)
+    process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
+    process.check_steps(process.steps)
+    texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
     if arguments.encode_only:

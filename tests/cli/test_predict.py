@@ -524,6 +524,15 @@ def test_an_image_that_is_no_hu_has_no_result_unless_it_is_taken_as_it_is(recon_
     assert len(labels(tmp_path / "out")) == 2
 
 
+def test_jobs_on_gpus_are_submitted_from_a_machine_without_one(mixed, images, tmp_path, monkeypatch, capsys):
+    submitted = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(predict, "submit", lambda arguments, **how: submitted.append(how["complete"]()) or 0)
+    assert run(mixed, images, tmp_path / "out", "-device", "cuda", "--submit", "slurm") == 0
+    assert submitted == [0]
+    assert "no CUDA GPU is visible" in error_of(capsys, mixed, images, tmp_path / "out", "-device", "cuda")
+
+
 @pytest.mark.slow
 def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, two_steps, capsys):
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"0": "PET", "1": "CT"}})
