@@ -99,16 +99,19 @@ def do_cases(
 
 def submit_cases(arguments: argparse.Namespace, *, cases: list[str], folders: Iterable[Path]) -> int:
     """Submit jobs that do the work of ``do_cases``; return the exit status."""
-    from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.jobs.submit import LOGS
 
-    manifests = [Manifest(folder) for folder in folders]
+    folders = list(folders)
     return submit(
-        arguments,
-        logs=manifests[0].folder / LOGS,
-        total=len(cases),
-        complete=lambda: len(set(cases).intersection(*(manifest.cases for manifest in manifests))),
+        arguments, logs=folders[0] / LOGS, total=len(cases), complete=lambda: len(complete_cases(cases, folders))
     )
+
+
+def complete_cases(cases: Iterable[str], folders: Iterable[Path]) -> set[str]:
+    """Those of the cases that are complete in all folders, which hold manifests."""
+    from fvae_nnunet.jobs.manifest import Manifest
+
+    return set(cases).intersection(*(Manifest(folder).cases for folder in folders))
 
 
 class CaseProgress:
