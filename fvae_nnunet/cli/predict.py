@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fvae_nnunet.cli.cases import ReconstructionProgress, failure_line, part_of
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option, dataset_of, fold_number
 from fvae_nnunet.cli.recorded_view import (
     add_recorded_reconstruction_options,
@@ -115,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.predictor import check_holds_predictions
     from fvae_nnunet.nnunet.trained_model import open_model
 
+    check_output_folder(arguments.output)
     check_holds_predictions(arguments.output)
     model = open_model(_model_folder(arguments), tuple(arguments.folds), arguments.checkpoint_name)
     inputs = _inputs_for(model, arguments)

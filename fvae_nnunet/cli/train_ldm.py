@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fvae_nnunet.cli.cases import submit_cases
 from fvae_nnunet.cli.command import LoadedVAE, load, run_command
 from fvae_nnunet.cli.common_options import from_options
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, dataset_of
 from fvae_nnunet.cli.training_options import add_ldm_options
 from fvae_nnunet.cli.verify import verify_finished
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.training.views import default_view_name
     from fvae_nnunet.vae.registry import is_control
 
+    check_output_folder(arguments.output)
     _check_counts(arguments)
     if is_control(arguments.vae):
         raise UserError(f"{arguments.vae} is a plain denoiser and has no latent space; name a VAE with --vae")
