@@ -21,6 +21,7 @@ from typing import Any
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.device.memory import release
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import FULL_DISK
 from fvae_nnunet.jobs.devices import chosen_device
 from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings, result_files
 from fvae_nnunet.nnunet.trained_model import TrainedModel
@@ -149,7 +150,7 @@ class Predictor:
             self._predict_together(inputs, cases, output, scratch)
         except Exception as error:
             release(error)  # the error stays referenced while the remaining cases are predicted
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
                 raise
             if shutil.disk_usage(output).free < FULL_DISK_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
