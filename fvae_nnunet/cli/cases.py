@@ -15,6 +15,7 @@ from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.statuses import INCOMPLETE
 from fvae_nnunet.numbers_as_text import counted, interval, number, percent
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.jobs.pipeline import Outcome
 
 Progress = TypeVar("Progress", bound="CaseProgress")
-
-INCOMPLETE = 75
-"""Exit status if other processes still work on cases (EX_TEMPFAIL of sysexits.h)."""
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:

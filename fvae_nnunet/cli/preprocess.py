@@ -32,6 +32,7 @@ from fvae_nnunet.cli.reconstruction_options import add_match_option, add_reconst
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.statuses import joint_status
 from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.submit is not None:
         dataset_of(arguments)
     do = _run_views if arguments.synthetic is None else _run_synthetic
-    return max(do(argparse.Namespace(**vars(arguments) | {"dataset": name})) for name in datasets_of(arguments))
+    of_each = [argparse.Namespace(**vars(arguments) | {"dataset": name}) for name in datasets_of(arguments)]
+    return joint_status(map(do, of_each))
 
 
 def _run_views(arguments: argparse.Namespace) -> int:
