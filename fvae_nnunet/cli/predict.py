@@ -270,7 +270,7 @@ def _reconstruct(
         folder,
         loaded.vae,
         settings=loaded.settings,
-        hu_as_is=bool(arguments.hu_as_is),
+        hu_as_is=loaded.parameters.get("hu_as_is", False),
         workers=arguments.preprocessing_processes,
         seconds=progress.seconds,
         made_with=loaded.made_with,

@@ -59,7 +59,7 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
         given["hu_windows"] = [list(hu_window) for hu_window in hu_windows_of(arguments)]
     asked = recorded | {name: value for name, value in given.items() if name in recorded}
     _refuse(model, differences(recorded, asked), "Leave out these options")
-    options = defaults | recorded | given | {"device": arguments.device}
+    options = defaults | recorded | {"hu_as_is": model.hu_as_is} | given | {"device": arguments.device}
     loaded = load(argparse.Namespace(**options))
     made = json.loads(json.dumps(loaded.settings.recorded_with(loaded.vae)))
     # a setting that is not recorded could not be chosen when the view was made

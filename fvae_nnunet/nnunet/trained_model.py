@@ -42,6 +42,7 @@ class TrainedModel:
         view: settings of the view used in training, as in the view's manifest; None if the checkpoints have no such
             record (nnU-Net's own trainers, and ours if no sample came from a view).
         saw_only_the_view: whether it was trained only on the view; None if the checkpoints do not tell.
+        hu_as_is: whether the view was made without the check that images are in HU; False also in older records.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class TrainedModel:
     trainer: str
     view: dict[str, Any] | None
     saw_only_the_view: bool | None
+    hu_as_is: bool = False
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -145,6 +147,7 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
         trainer=records[first]["trainer"],
         view=records[first]["view"],
         saw_only_the_view=saw_only_the_view(records[first]),
+        hu_as_is=any(record.get("view_hu_as_is", False) for record in records.values()),
     )
 
 

@@ -533,6 +533,26 @@ def test_jobs_on_gpus_are_submitted_from_a_machine_without_one(mixed, images, tm
     assert "no CUDA GPU is visible" in error_of(capsys, mixed, images, tmp_path / "out", "-device", "cuda")
 
 
+def test_a_model_whose_view_was_made_of_images_as_they_are_takes_them_too(clone, images, tmp_path, capsys):
+    (folder,) = make_view(clone, load_vae("tiny"), configurations=["3d_fullres"], hu_window=(-1000.0, 1000.0)).values()
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"view": "test"', '"hu_as_is": true, "view": "test"'))
+    model = save_model(nnUNetTrainerFVAEReconOnly, clone)
+    no_hu = str(sorted(images.iterdir())[0])
+    sitk.WriteImage(sitk.Cast(sitk.Clamp(sitk.ReadImage(no_hu) + 1024, lowerBound=0), sitk.sitkUInt16), no_hu)
+    assert run(model, images, tmp_path / "out") == 0
+    assert len(labels(tmp_path / "out")) == 2
+    record = json.loads((tmp_path / "out" / ARGUMENTS).read_text())["fvae_nnunet"]["view"]
+    assert record["made_with"]["parameters"]["hu_as_is"] is True
+
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint["fvae_nnunet"].pop("view_hu_as_is") is True
+    torch.save(checkpoint, path)
+    assert "cannot be in HU" in error_of(capsys, model, images, tmp_path / "old")
+    assert run(model, images, tmp_path / "old", "--hu-as-is") == 0
+
+
 @pytest.mark.slow
 def test_only_the_recorded_channels_are_reconstructed(clone, images, tmp_path, two_steps, capsys):
     clone.write_dataset_json(clone.dataset_json | {"channel_names": {"0": "PET", "1": "CT"}})
