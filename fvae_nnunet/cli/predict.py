@@ -7,11 +7,13 @@ temporary folder and predicts on them; the result is the same as with fvae-recon
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 INPUTS = ("raw", "view")
+
+WRITTEN_WITHIN_S, LOOK_AGAIN_S = 5.0, 0.05
+"""Time in which another part writes its record of a few kB, and time between looks at it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,17 +299,14 @@ def _reconstruct(
 
 def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[str, Any] | None) -> None:
     """Correct the folders and options of this call in nnU-Net's record of its arguments, and add the view if any."""
-    from batchgenerators.utilities.file_and_folder_operations import save_json
-
     from fvae_nnunet import __version__
-    from fvae_nnunet.files.checked_json import read_json
-    from fvae_nnunet.files.recorded import atomic_write
+    from fvae_nnunet.files.recorded import write_shared
     from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE
 
     path = arguments.output / ARGUMENTS_FILE
     if not path.is_file():
         return
-    content = read_json(path)
+    content = _read_while_written(path)
     ours = {
         "list_of_lists_or_source_folder": str(arguments.images),
         "output_folder_or_list_of_truncated_output_files": str(arguments.output),
@@ -316,5 +318,16 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
     content |= {name: value for name, value in ours.items() if name in content}
     if view is not None:
         content["fvae_nnunet"] = {"version": __version__, "inputs": list(inputs), "view": view}
-    with atomic_write(path) as temporary:
-        save_json(content, str(temporary))
+    write_shared(path, json.dumps(content, sort_keys=True, indent=4).encode())
+
+
+def _read_while_written(path: Path) -> dict[str, Any]:
+    """Read a JSON file that the nnU-Net of another part may be writing, which leaves it incomplete for a moment."""
+    from fvae_nnunet.files.checked_json import read_json
+
+    deadline = time.monotonic() + WRITTEN_WITHIN_S
+    while time.monotonic() < deadline:
+        with suppress(UserError):
+            return dict(read_json(path, dict))
+        time.sleep(LOOK_AGAIN_S)
+    return dict(read_json(path, dict))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -225,6 +226,27 @@ def test_parts_do_their_own_cases_as_nnunet_splits_them(recon_only, images, tmp_
         assert [case for case in cases if f"{case}_0000: PSNR" in out] == cases[part::2]
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "parts" / ARGUMENTS).read_text())["fvae_nnunet"]["inputs"] == ["view"]
+
+
+def test_a_record_that_another_part_is_writing_is_read_when_it_is_whole(mixed, images, tmp_path, monkeypatch, capsys):
+    output, whole = tmp_path / "out", []
+
+    def is_being_written(self, *arguments, **keywords):
+        errors = predict_of_ours(self, *arguments, **keywords)
+        whole.append((output / ARGUMENTS).read_text())
+        (output / ARGUMENTS).write_text("")
+        return errors
+
+    def looked_again(seconds):
+        (output / ARGUMENTS).write_text(whole[0])
+
+    predict_of_ours = predictor.Predictor.predict
+    monkeypatch.setattr(predictor.Predictor, "predict", is_being_written)
+    monkeypatch.setattr(predict, "time", SimpleNamespace(sleep=looked_again, monotonic=time.monotonic))
+    assert run(mixed, images, output) == 0
+    assert json.loads((output / ARGUMENTS).read_text())["list_of_lists_or_source_folder"] == str(images)
+    monkeypatch.setattr(predict, "WRITTEN_WITHIN_S", 0)
+    assert f"{output / ARGUMENTS} is not valid JSON" in error_of(capsys, mixed, images, output)
 
 
 @pytest.mark.slow
