@@ -108,12 +108,13 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             hu_window=self.hu_window,
             precision=self.vae_precision,
         )
+        hu_as_is = self.hu_as_is or loaded.hu_as_is
         patches = CTPatches.of_plans(
             self.plans_manager.plans,
             self.configuration_name,
             self.dataset_json,
             channels=self.ct_channels or loaded.ct_channels,
-            hu_as_is=self.hu_as_is or loaded.hu_as_is,
+            hu_as_is=hu_as_is,
         )
         vae = loaded.vae
         reconstruction = PatchReconstruction(vae, patches, loaded.settings)
@@ -140,7 +141,7 @@ class nnUNetTrainerFVAEOnline(RecordingTrainer):
             f"Use that VAE and these settings (the variables of docs/online.md, the class {type(self).__name__})",
         )
         if self.view_settings is None:
-            self.view_settings = made_with
+            self.view_settings, self.view_hu_as_is = made_with, hu_as_is
             self.online_settings = {
                 **drawn_with,
                 "vae_named_by": loaded.named_by,

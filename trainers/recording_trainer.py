@@ -35,6 +35,7 @@ class RecordingTrainer(nnUNetTrainer):
             images are used.
         view_settings: settings of the view, as in its manifest; None until it is opened, and with several views.
         views_settings: settings of several views, by name; None with one view.
+        view_hu_as_is: whether a view was made without the check that its images are in HU (``--hu-as-is``).
         view_name, view_cases: name of the view or views (``a:2,b:1``), and a digest of each of their cases.
         continued: record of the loaded checkpoint; None if none is loaded.
     """
@@ -46,6 +47,7 @@ class RecordingTrainer(nnUNetTrainer):
     synthetic_probability = 0.0
     view_settings: dict[str, Any] | None = None
     views_settings: dict[str, Any] | None = None
+    view_hu_as_is = False
     view_name: str | None = None
     view_cases: Mapping[str, str] = {}
     continued: dict[str, Any] | None = None
@@ -60,6 +62,7 @@ class RecordingTrainer(nnUNetTrainer):
             **self._shares(),
             "view": self.view_settings,
             "views": self.views_settings,
+            "view_hu_as_is": self.view_hu_as_is,
             "view_name": self.view_name,
             "view_cases": dict(self.view_cases),
         }

@@ -92,6 +92,9 @@ class nnUNetTrainerFVAE(RecordingTrainer):
         if self.view_name is None:
             self.view_name = record["view_name"]
             self.view_settings, self.views_settings = record["view"], record["views"]
+            self.view_hu_as_is = any(
+                content["made_with"]["parameters"].get("hu_as_is", False) for content in contents.values()
+            )
             for view, folder in folders.items():
                 repair = self.preprocess_command(**contents[view]["made_with"]["parameters"], verify=True)
                 checked = Manifest(folder).check_sample(cases, repair)

@@ -15,6 +15,7 @@ from fvae_nnunet.cli.said_as_options import said_as_options
 from fvae_nnunet.cli.submit import add_submit_options, submit
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.statuses import INCOMPLETE
 from fvae_nnunet.numbers_as_text import counted, interval, number, percent
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from fvae_nnunet.jobs.pipeline import Outcome
 
 Progress = TypeVar("Progress", bound="CaseProgress")
-
-INCOMPLETE = 75
-"""Exit status if other processes still work on cases (EX_TEMPFAIL of sysexits.h)."""
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
@@ -99,16 +97,19 @@ def do_cases(
 
 def submit_cases(arguments: argparse.Namespace, *, cases: list[str], folders: Iterable[Path]) -> int:
     """Submit jobs that do the work of ``do_cases``; return the exit status."""
-    from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.jobs.submit import LOGS
 
-    manifests = [Manifest(folder) for folder in folders]
+    folders = list(folders)
     return submit(
-        arguments,
-        logs=manifests[0].folder / LOGS,
-        total=len(cases),
-        complete=lambda: len(set(cases).intersection(*(manifest.cases for manifest in manifests))),
+        arguments, logs=folders[0] / LOGS, total=len(cases), complete=lambda: len(complete_cases(cases, folders))
     )
+
+
+def complete_cases(cases: Iterable[str], folders: Iterable[Path]) -> set[str]:
+    """Those of the cases that are complete in all folders, which hold manifests."""
+    from fvae_nnunet.jobs.manifest import Manifest
+
+    return set(cases).intersection(*(Manifest(folder).cases for folder in folders))
 
 
 class CaseProgress:

@@ -19,6 +19,7 @@ from fvae_nnunet.cli.reconstruction_options import add_reconstruction_options
 from fvae_nnunet.cli.said_as_options import said_as_options, speak_for
 from fvae_nnunet.ct.hu_windows import NAMED_WINDOWS, PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import FULL_DISK
 from fvae_nnunet.numbers_as_text import counted, interval, number
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run_command(parser: argparse.ArgumentParser, runner: Runner, argv: Sequence[
         if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
             _discard_output()
             return 141
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_DISK):
             raise
         if error.filename is None:
             _discard_output()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
-from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
+from fvae_nnunet.cli.outputs import check_output_folder, is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser, named_paths
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
+    check_output_folder(arguments.output)
+    check_output_folder(arguments.cache, option="--cache")
     _check(arguments)
     device = chosen_device(arguments.device)
     output = arguments.output or arguments.fake / "generation_quality"

@@ -1,4 +1,4 @@
-"""Protection of output files: a command replaces only files that it has written itself."""
+"""Checks of outputs before any work: a command replaces only files of its own, and its folder can be made."""
 
 from __future__ import annotations
 
@@ -25,13 +25,26 @@ def refuse_other_output(
         raise UserError(f"{path} is a folder; name a file with -o")
     if path.suffix.lower() != ending:
         raise UserError(f"-o must name a file that ends in {ending}, got {path}")
-    place = next(parent for parent in path.absolute().parents if parent.exists())
-    if not place.is_dir():
+    place = _no_folder(path.absolute().parent)
+    if place is not None:
         raise UserError(f"{path} cannot be written: {place} is not a folder; name another file with -o")
     ours = is_ours(path) if path.exists() else None
     others = [path] if ours is False else [other for other in beside if other.exists() and ours is None]
     if others:
         raise UserError(f"{others[0]} exists and was not written by {command}; name another file with -o")
+
+
+def check_output_folder(folder: Path | None, *, option: str = "-o") -> None:
+    """Raise UserError if an output folder, or one above it, is a file or a broken link; None is always accepted."""
+    place = None if folder is None else _no_folder(folder.absolute())
+    if place is not None:
+        raise UserError(f"{option} {folder}: {place} is not a folder; name another folder with {option}")
+
+
+def _no_folder(folder: Path) -> Path | None:
+    """What is in the place of a folder, or of one above it, and is no folder; None if there is no such thing."""
+    place = next(part for part in (folder, *folder.parents) if part.exists() or part.is_symlink())
+    return None if place.is_dir() else place
 
 
 def is_json_of(kind: str) -> Callable[[Path], bool]:

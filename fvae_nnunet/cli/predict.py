@@ -7,11 +7,13 @@ temporary folder and predicts on them; the result is the same as with fvae-recon
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fvae_nnunet.cli.cases import ReconstructionProgress, failure_line, part_of
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option, dataset_of, fold_number
 from fvae_nnunet.cli.recorded_view import (
     add_recorded_reconstruction_options,
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 INPUTS = ("raw", "view")
+
+WRITTEN_WITHIN_S, LOOK_AGAIN_S = 5.0, 0.05
+"""Time in which another part writes its record of a few kB, and time between looks at it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.predictor import check_holds_predictions
     from fvae_nnunet.nnunet.trained_model import open_model
 
+    check_output_folder(arguments.output)
     check_holds_predictions(arguments.output)
     model = open_model(_model_folder(arguments), tuple(arguments.folds), arguments.checkpoint_name)
     inputs = _inputs_for(model, arguments)
@@ -234,10 +241,9 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
 
 
 def _prediction(arguments: argparse.Namespace) -> PredictionSettings:
-    from fvae_nnunet.jobs.devices import chosen_device
     from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
 
-    return from_options(PredictionSettings, arguments, device=chosen_device(arguments.device))
+    return from_options(PredictionSettings, arguments)
 
 
 def _reconstruct(
@@ -269,7 +275,7 @@ def _reconstruct(
         folder,
         loaded.vae,
         settings=loaded.settings,
-        hu_as_is=bool(arguments.hu_as_is),
+        hu_as_is=loaded.parameters.get("hu_as_is", False),
         workers=arguments.preprocessing_processes,
         seconds=progress.seconds,
         made_with=loaded.made_with,
@@ -293,17 +299,14 @@ def _reconstruct(
 
 def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[str, Any] | None) -> None:
     """Correct the folders and options of this call in nnU-Net's record of its arguments, and add the view if any."""
-    from batchgenerators.utilities.file_and_folder_operations import save_json
-
     from fvae_nnunet import __version__
-    from fvae_nnunet.files.checked_json import read_json
-    from fvae_nnunet.files.recorded import atomic_write
+    from fvae_nnunet.files.recorded import write_shared
     from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE
 
     path = arguments.output / ARGUMENTS_FILE
     if not path.is_file():
         return
-    content = read_json(path)
+    content = _read_while_written(path)
     ours = {
         "list_of_lists_or_source_folder": str(arguments.images),
         "output_folder_or_list_of_truncated_output_files": str(arguments.output),
@@ -315,5 +318,16 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
     content |= {name: value for name, value in ours.items() if name in content}
     if view is not None:
         content["fvae_nnunet"] = {"version": __version__, "inputs": list(inputs), "view": view}
-    with atomic_write(path) as temporary:
-        save_json(content, str(temporary))
+    write_shared(path, json.dumps(content, sort_keys=True, indent=4).encode())
+
+
+def _read_while_written(path: Path) -> dict[str, Any]:
+    """Read a JSON file that the nnU-Net of another part may be writing, which leaves it incomplete for a moment."""
+    from fvae_nnunet.files.checked_json import read_json
+
+    deadline = time.monotonic() + WRITTEN_WITHIN_S
+    while time.monotonic() < deadline:
+        with suppress(UserError):
+            return dict(read_json(path, dict))
+        time.sleep(LOOK_AGAIN_S)
+    return dict(read_json(path, dict))

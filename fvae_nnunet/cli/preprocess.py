@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from fvae_nnunet.cli.cases import (
     CaseProgress,
     ReconstructionProgress,
     add_work_options,
+    complete_cases,
     do_cases,
     part_of,
     submit_cases,
@@ -31,6 +32,7 @@ from fvae_nnunet.cli.reconstruction_options import add_match_option, add_reconst
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.statuses import joint_status
 from fvae_nnunet.numbers_as_text import counted
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.submit is not None:
         dataset_of(arguments)
     do = _run_views if arguments.synthetic is None else _run_synthetic
-    return max(do(argparse.Namespace(**vars(arguments) | {"dataset": name})) for name in datasets_of(arguments))
+    of_each = [argparse.Namespace(**vars(arguments) | {"dataset": name}) for name in datasets_of(arguments)]
+    return joint_status(map(do, of_each))
 
 
 def _run_views(arguments: argparse.Namespace) -> int:
@@ -94,9 +97,10 @@ def _run_views(arguments: argparse.Namespace) -> int:
     progress = do_cases(arguments, work, cases=cases, folders=folders, progress_type=ReconstructionProgress)
     status = progress.finish("fvae-preprocess", "run the same command again to retry failed cases")
     summary = f"{progress.summary}, in {', '.join(str(folder) for folder in folders)}"
-    if status == 0:
-        summary = f"{summary}; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE', view)}"
-    print(summary)
+    ending = _missing(dataset.cases, folders)
+    if status == 0 and not ending:
+        ending = f"; train with: {_before_training()}{_training_command(dataset, 'nnUNetTrainerFVAE', view)}"
+    print(f"{summary}{ending}")
     return status
 
 
@@ -132,12 +136,18 @@ def _run_synthetic(arguments: argparse.Namespace) -> int:
     status = progress.say_failed("fvae-preprocess", "Run the same command again to retry failed cases")
     summary = f"{counted(progress.done, 'synthetic case')} done, {progress.besides}"
     summary = f"{summary}, in {', '.join(str(folder) for folder in folders.values())}"
-    if status == 0 and arguments.num_parts == 1:
+    ending = _missing(synthetic, data_folders)
+    if status == 0 and not ending:
         command = _training_command(dataset, "nnUNetTrainerFVAESynthRaw")
-        summary = f"{summary}; train with: {_before_training()}{command}"
-        summary += " (with views: nnUNetTrainerFVAESynth)"
-    print(summary)
+        ending = f"; train with: {_before_training()}{command} (with views: nnUNetTrainerFVAESynth)"
+    print(f"{summary}{ending}")
     return status
+
+
+def _missing(cases: Collection[str], folders: Iterable[Path]) -> str:
+    """End of a summary with the number of missing cases, also of those of other parts; empty if there are none."""
+    missing = len(cases) - len(complete_cases(cases, folders))
+    return f"; {missing} of {counted(len(cases), 'case')} still missing" if missing else ""
 
 
 class _SyntheticProgress(CaseProgress):

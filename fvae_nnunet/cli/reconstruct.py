@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fvae_nnunet.cli.cases import ReconstructionProgress, add_work_options, do_cases, part_of, submit_cases, workers_of
 from fvae_nnunet.cli.command import LoadedVAE, load, match_noise, run_command
 from fvae_nnunet.cli.common_options import add_common
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.reconstruction_options import add_match_option, add_reconstruction_options
 from fvae_nnunet.command_lines import command_line
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.ct.files import find_images
     from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER
 
+    check_output_folder(arguments.output)
     images = find_images(arguments.images)
     cases = part_of(list(images), arguments)
     if arguments.submit is not None:
@@ -110,8 +112,9 @@ class _Reconstruct:
 
 def _reader(images: Path) -> str | None:
     """Reader named in the dataset.json beside or above the images, as for imagesTs of a raw dataset."""
+    from fvae_nnunet.nnunet.folders import folders_above
     from fvae_nnunet.nnunet.image_readers import reader_beside
 
-    places = (images, images.resolve().parent)
+    places = (images, *folders_above(images))
     found = next((path / "dataset.json" for path in places if (path / "dataset.json").is_file()), None)
     return None if found is None else reader_beside(found)

@@ -65,7 +65,7 @@ def load_recorded(arguments: argparse.Namespace, model: TrainedModel) -> LoadedV
     if asked["vae"].startswith(DIFFUSERS_PREFIX):
         asked["vae"] = recorded["vae"]  # the path of a folder is compared by its name, once loaded
     _refuse(model, differences(recorded, asked), "Leave out these options")
-    options = defaults | recorded | given | {"device": arguments.device}
+    options = defaults | recorded | {"hu_as_is": model.hu_as_is} | given | {"device": arguments.device}
     loaded = load(argparse.Namespace(**options))
     made = json.loads(json.dumps(loaded.settings.recorded_with(loaded.vae)))
     for of in (made, record):

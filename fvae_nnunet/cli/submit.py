@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,10 +74,21 @@ def submit(
 
 def submitted_argv(argv: Sequence[str]) -> list[str]:
     """Arguments of a command without those for submission."""
-    kept, skipping = [], False
+    parser = argparse.ArgumentParser(add_help=False)
+    add_submit_options(parser)
+    words_after = {
+        option: math.inf if action.nargs == "+" else 1 for option, action in parser._option_string_actions.items()
+    }
+    kept, to_skip = [], 0.0
     for word in argv:
+        option, has_value, _ = word.partition("=")
+        if option in words_after:
+            to_skip = 0 if has_value else words_after[option]
+            continue
         if word.startswith("-") and not word[1:2].isdigit():
-            skipping = word.split("=")[0] in ("--submit", "--jobs", "--slurm")
-        if not skipping:
+            to_skip = 0
+        if to_skip:
+            to_skip -= 1
+        else:
             kept.append(word)
     return kept

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.cases import CaseProgress, add_work_options, do_cases, part_of, submit_cases, workers_of
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.cli.synthesis_options import add_synthesis_options, check_way
 from fvae_nnunet.numbers_as_text import counted
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.cli.synthesis_job import job_of, list_job_of
     from fvae_nnunet.synthesis.generation.cases import case_name
 
+    check_output_folder(arguments.output)
     check_way(arguments)
     part_of([], arguments)
     if arguments.list is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.nnunet.case_reports import find_case_reports, read_case_reports
     from fvae_nnunet.nnunet.folders import dataset_name, nnunet_folder
 
+    check_output_folder(arguments.output)
     if arguments.save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {arguments.save_every}")
     if arguments.allow_seen and not arguments.synthetic:

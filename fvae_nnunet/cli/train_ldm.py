@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fvae_nnunet.cli.cases import submit_cases
 from fvae_nnunet.cli.command import LoadedVAE, load, run_command
 from fvae_nnunet.cli.common_options import from_options
+from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, dataset_of
 from fvae_nnunet.cli.training_options import add_ldm_options
 from fvae_nnunet.cli.verify import verify_finished
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.training.views import default_view_name
     from fvae_nnunet.vae.registry import is_control
 
+    check_output_folder(arguments.output)
     _check_counts(arguments)
     if is_control(arguments.vae):
         raise UserError(f"{arguments.vae} is a plain denoiser and has no latent space; name a VAE with --vae")
@@ -65,13 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     vae_name = default_view_name(arguments.vae)
     output = _output_folder(arguments, dataset, vae_name)
     check_is_ours(output)
-    accelerator = connect(device=arguments.device, mixed_precision=arguments.mixed_precision)
-    is_main = accelerator.is_main_process
     _complete(arguments, has_lesions=bool(dataset.lesions))
-    settings = _training_settings(arguments, accelerator)
-    process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
-    process.check_steps(process.steps)
-    texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     cache = cache_folder(dataset, arguments.latents or f"{vae_name}_{arguments.mask_encoding}")
     if arguments.submit is not None:
         if not arguments.encode_only:
@@ -79,6 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
                 "`submit` requires `encode_only=True`; to train on several GPUs, use accelerate launch --multi_gpu"
             )
         return submit_cases(arguments, cases=dataset.cases, folders=[cache])
+    accelerator = connect(device=arguments.device, mixed_precision=arguments.mixed_precision)
+    is_main = accelerator.is_main_process
+    settings = _training_settings(arguments, accelerator)
+    process = NoiseProcess(settings.prediction, steps=arguments.sampling_steps, eta=arguments.sampling_eta)
+    process.check_steps(process.steps)
+    texts = read_texts(arguments.reports, arguments.text_encoder, dataset, accelerator.device)
     loaded = _load_vae(arguments, str(accelerator.device))
     latent_settings = _latent_settings(arguments, dataset, loaded)
     if arguments.encode_only:

@@ -19,6 +19,9 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.ordinary import check_file
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an OSError if there is no space left, on the disk or in the user's quota."""
+
 _BLOCK_BYTES = 1 << 20
 
 

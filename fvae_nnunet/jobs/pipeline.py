@@ -24,6 +24,7 @@ from typing import Any
 
 from fvae_nnunet.device.memory import release
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import FULL_DISK
 from fvae_nnunet.jobs.workers import Worker, WorkerDied
 
 BEYOND_WORKERS = 3
@@ -81,8 +82,9 @@ class _Fatal(UserError):
 
 def _fatal(error: BaseException) -> UserError | None:
     """Error with which to stop if it would affect all other cases too, else None."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return _Fatal(f"no space left on the disk ({error.filename or error}); free some and run the command again")
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        where = "in the disk quota" if error.errno == errno.EDQUOT else "on the disk"
+        return _Fatal(f"no space left {where} ({error.filename or error}); free some and run the command again")
     return None
 
 

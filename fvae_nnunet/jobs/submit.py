@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.jobs.statuses import joint_status
 from fvae_nnunet.jobs.workers import obey_parent, start_uninterrupted
 from fvae_nnunet.numbers_as_text import counted
 from fvae_nnunet.optional_packages import needed_for
@@ -100,7 +101,7 @@ def run_as_jobs(
         say: called with a line on the submission and on each failed job.
 
     Returns:
-        0 if the jobs did their work; else the status of the first job that failed with a status, or 1.
+        0 if the jobs did their work; else their ``joint_status``, with 1 for a job that did not finish.
 
     Raises:
         UserError: submitit is missing, the cluster is not available here, or sbatch refused the jobs.
@@ -175,7 +176,7 @@ def _number(value: int | str) -> int | str:
 
 
 def _status(jobs: Sequence[Job[int]], one_is_enough: bool, say: Callable[[str], object]) -> int:
-    statuses = []
+    statuses: list[int | None] = []
     for job in jobs:
         status, why = None, "it did not finish"
         with suppress(Exception):  # submitit raises various errors for a failed job
@@ -186,4 +187,5 @@ def _status(jobs: Sequence[Job[int]], one_is_enough: bool, say: Callable[[str], 
             say(f"job {job.job_id} ended: {why}; see {job.paths.stderr}")
     if statuses.count(0) == len(jobs) or (one_is_enough and 0 in statuses):
         return 0
-    return next((status for status in statuses if status), 1)
+    known = [status for status in statuses if status is not None]
+    return joint_status([*known, *[1] * statuses.count(None)])

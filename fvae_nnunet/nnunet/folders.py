@@ -72,6 +72,12 @@ def dataset_name(id_or_name: str) -> str:
     )
 
 
+def folders_above(folder: Path) -> list[Path]:
+    """Parent of a folder by its path as given; if a link leads to it, also the parent of the folder itself."""
+    as_given = Path(os.path.normpath(folder.absolute())).parent
+    return list(dict.fromkeys((as_given, folder.resolve().parent)))
+
+
 def training_files(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Files ``{"images": [...], "label": ...}`` of each training case of a raw dataset, as nnU-Net finds them.
 

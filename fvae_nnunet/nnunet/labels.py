@@ -8,6 +8,7 @@ from typing import Any
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.checked_json import read_json
+from fvae_nnunet.nnunet.folders import folders_above
 
 Label = int | tuple[int, ...]
 """Value of a label, or values of a region."""
@@ -90,7 +91,7 @@ def dataset_json_near(reference_folder: Path, prediction_folder: Path) -> Path |
 
 
 def _places(reference_folder: Path, prediction_folder: Path) -> list[Path]:
-    return [prediction_folder, reference_folder.resolve().parent, reference_folder]
+    return [prediction_folder, *folders_above(reference_folder), reference_folder]
 
 
 def _values(label: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ class PredictionSettings:
     """Settings of nnU-Net's prediction.
 
     Attributes:
-        device: ``cuda``, ``cpu`` or ``mps``.
+        device: ``cuda``, ``cpu`` or ``mps``; None: ``cuda`` if there is a GPU, else ``cpu``.
         step_size: step of the sliding window, as a share of the patch.
         mirroring: average over mirrored images (nnU-Net's test-time augmentation).
         on_device: keep all results on the GPU.
@@ -41,7 +41,7 @@ class PredictionSettings:
         verbose, progress_bar: nnU-Net's own options.
     """
 
-    device: str
+    device: str | None
     step_size: float = 0.5
     mirroring: bool = True
     on_device: bool = True

@@ -21,6 +21,8 @@ from typing import Any
 from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.device.memory import release
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.recorded import FULL_DISK
+from fvae_nnunet.jobs.devices import chosen_device
 from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings, result_files
 from fvae_nnunet.nnunet.trained_model import TrainedModel
 
@@ -52,8 +54,9 @@ class Predictor:
             ensemble of the predictions from each, in this order.
 
     Raises:
-        UserError: nnU-Net cannot build the network, the model is the second stage of a cascade and there is no previous
-            stage (or vice versa), or the installed nnU-Net is too old for these settings.
+        UserError: torch does not see the device, nnU-Net cannot build the network, the model is the second stage of a
+            cascade and there is no previous stage (or vice versa), or the installed nnU-Net is too old for these
+            settings.
     """
 
     def __init__(self, model: TrainedModel, how: PredictionSettings, inputs: Sequence[str]) -> None:
@@ -63,13 +66,14 @@ class Predictor:
         self.model = model
         self.how = how
         self.inputs = tuple(inputs)
+        self.device = chosen_device(how.device)
         benchmark = torch.backends.cudnn.benchmark
         self._nnunet = nnUNetPredictor(
             tile_step_size=how.step_size,
             use_gaussian=True,
             use_mirroring=how.mirroring,
             perform_everything_on_device=how.on_device,
-            device=torch.device(how.device),
+            device=torch.device(self.device),
             verbose=how.verbose,
             verbose_preprocessing=how.verbose,
             allow_tqdm=how.progress_bar,
@@ -128,7 +132,7 @@ class Predictor:
             self.remove(output, case)
         failed: dict[str, Exception] = {}
         at_once = MEAN_CASES if len(self.inputs) > 1 else max(1, len(cases))
-        with _nnunets_torch(self.how.device):
+        with _nnunets_torch(self.device):
             for first in range(0, len(cases), at_once):
                 failed |= self._predict_or_name(inputs, cases[first : first + at_once], output, scratch)
         return failed
@@ -146,7 +150,7 @@ class Predictor:
             self._predict_together(inputs, cases, output, scratch)
         except Exception as error:
             release(error)  # the error stays referenced while the remaining cases are predicted
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
                 raise
             if shutil.disk_usage(output).free < FULL_DISK_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error

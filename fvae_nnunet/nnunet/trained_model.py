@@ -44,6 +44,7 @@ class TrainedModel:
             record (nnU-Net's own trainers, and ours if no sample came from a view).
         saw_only_the_view: whether it was trained only on the view; None if the checkpoints do not tell.
         views: names of the views, if there are several; ``view`` is then None.
+        hu_as_is: whether the view was made without the check that images are in HU; False also in older records.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class TrainedModel:
     view: dict[str, Any] | None
     saw_only_the_view: bool | None
     views: tuple[str, ...] = ()
+    hu_as_is: bool = False
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -151,6 +153,7 @@ def open_model(folder: Path, folds: tuple[int | str, ...], checkpoint_name: str)
         view=records[first]["view"],
         saw_only_the_view=saw_only_the_view(records[first]),
         views=tuple(records[first].get("views") or ()),
+        hu_as_is=any(record.get("view_hu_as_is", False) for record in records.values()),
     )
 
 

@@ -12,6 +12,7 @@ from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest
 from fvae_nnunet.nnunet.ct_channels import channel_names, is_called_ct
 from fvae_nnunet.nnunet.files import read_dataset_json
+from fvae_nnunet.nnunet.folders import folders_above
 from fvae_nnunet.report.results import Results
 
 
@@ -127,7 +128,7 @@ def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], ch
 
 def ct_channel(folder: Path) -> int:
     """The first channel named CT in dataset.json above or in a folder of images; 0 if there is none."""
-    for place in (folder.resolve().parent, folder):
+    for place in (*folders_above(folder), folder):
         if (place / "dataset.json").is_file():
             names = channel_names(read_dataset_json(place / "dataset.json"))
             return next((channel for channel, name in enumerate(names) if is_called_ct(name)), 0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.nnunet.folders import folders_above
 from fvae_nnunet.nnunet.training_logs import TrainingCurves, folds_with_logs, read_training_curves
 from fvae_nnunet.pictures.forest import GREY
 from fvae_nnunet.pictures.series import Colours
@@ -31,9 +32,10 @@ def load_trainings(given: Sequence[tuple[str, Path]], results: Sequence[Results]
         UserError: a given folder holds no log, or a log no epoch.
     """
     beside = [
-        (of.full_names[model["name"]], folder.resolve().parent)
+        (of.full_names[model["name"]], above)
         for of in results
         for model, folder in zip(of.content["models"], of.prediction_folders, strict=True)
+        for above in filter(folds_with_logs, folders_above(folder))
     ]
     names = {name for name, _ in given}
     found: dict[str, dict[str, TrainingCurves]] = {}

@@ -35,6 +35,11 @@ BY_DATASET = {
     "fvae-synthesize": ["--ldm", "model", "-n", "1"], "fvae-show-batch": ["3d_fullres", "0"],
     "fvae-predict": ["-i", "in", "-o", "out", "-c", "2d"],
 }  # fmt: skip
+TO_FOLDERS = {
+    "fvae-reconstruct": ["-i", "in"], "fvae-predict": ["-i", "in", "-m", "model"],
+    "fvae-synthesize": ["7", "--ldm", "model", "-n", "1"], "fvae-evaluate-generation": ["real", "fake"],
+    "fvae-train-ldm": ["7"], "fvae-train-classifier": ["7"],
+}  # fmt: skip
 BY_PLANS = BY_DATASET.keys() - {"fvae-train-classifier"}
 
 
@@ -291,6 +296,25 @@ def test_every_command_leaves_other_files_alone(name, words, file, tmp_path, mon
     assert COMMANDS[name].main([*words, "-o", file]) == 1
     assert f"{file} exists and was not written by {name}; name another file with -o" in capsys.readouterr().err
     assert Path(file).read_text() == '{"labels": {}}'
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_no_command_takes_a_file_for_its_output_folder(name, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(COMMANDS[name], "run_command", lambda parser, run, argv: parser)
+        parser = COMMANDS[name].main([])
+    takes_a_folder = any(action.dest == "output" and action.metavar == "FOLDER" for action in parser._actions)
+    assert takes_a_folder is (name in TO_FOLDERS)
+    if not takes_a_folder:
+        return
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("mine")
+    link.symlink_to("/nowhere/folder")
+    for output, place in ((file, file), (file / "below" / "out", file), (link, link)):
+        assert COMMANDS[name].main([*TO_FOLDERS[name], "-o", str(output)]) == 1
+        said = capsys.readouterr().err
+        assert said == f"{name}: -o {output}: {place} is not a folder; name another folder with -o\n"
+    assert file.read_text() == "mine"
 
 
 def test_a_parser_of_datasets_and_plans_stands_alone():

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -226,6 +227,27 @@ def test_parts_do_their_own_cases_as_nnunet_splits_them(recon_only, images, tmp_
         assert [case for case in cases if f"{case}_0000: PSNR" in out] == cases[part::2]
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert json.loads((tmp_path / "parts" / ARGUMENTS).read_text())["fvae_nnunet"]["inputs"] == ["view"]
+
+
+def test_a_record_that_another_part_is_writing_is_read_when_it_is_whole(mixed, images, tmp_path, monkeypatch, capsys):
+    output, whole = tmp_path / "out", []
+
+    def is_being_written(self, *arguments, **keywords):
+        errors = predict_of_ours(self, *arguments, **keywords)
+        whole.append((output / ARGUMENTS).read_text())
+        (output / ARGUMENTS).write_text("")
+        return errors
+
+    def looked_again(seconds):
+        (output / ARGUMENTS).write_text(whole[0])
+
+    predict_of_ours = predictor.Predictor.predict
+    monkeypatch.setattr(predictor.Predictor, "predict", is_being_written)
+    monkeypatch.setattr(predict, "time", SimpleNamespace(sleep=looked_again, monotonic=time.monotonic))
+    assert run(mixed, images, output) == 0
+    assert json.loads((output / ARGUMENTS).read_text())["list_of_lists_or_source_folder"] == str(images)
+    monkeypatch.setattr(predict, "WRITTEN_WITHIN_S", 0)
+    assert f"{output / ARGUMENTS} is not valid JSON" in error_of(capsys, mixed, images, output)
 
 
 @pytest.mark.slow
@@ -562,6 +584,35 @@ def test_an_image_that_is_no_hu_has_no_result_unless_it_is_taken_as_it_is(recon_
     assert list(labels(tmp_path / "out")) == [second.name.replace("_0000", "")]
     assert run(recon_only, images, tmp_path / "out", "--continue_prediction", "--hu-as-is") == 0
     assert len(labels(tmp_path / "out")) == 2
+
+
+def test_jobs_on_gpus_are_submitted_from_a_machine_without_one(mixed, images, tmp_path, monkeypatch, capsys):
+    submitted = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(predict, "submit", lambda arguments, **how: submitted.append(how["complete"]()) or 0)
+    assert run(mixed, images, tmp_path / "out", "-device", "cuda", "--submit", "slurm") == 0
+    assert submitted == [0]
+    assert "no CUDA GPU is visible" in error_of(capsys, mixed, images, tmp_path / "out", "-device", "cuda")
+
+
+def test_a_model_whose_view_was_made_of_images_as_they_are_takes_them_too(clone, images, tmp_path, capsys):
+    (folder,) = make_view(clone, load_vae("tiny"), configurations=["3d_fullres"], hu_window=(-1000.0, 1000.0)).values()
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"view": "test"', '"hu_as_is": true, "view": "test"'))
+    model = save_model(nnUNetTrainerFVAEReconOnly, clone)
+    no_hu = str(sorted(images.iterdir())[0])
+    sitk.WriteImage(sitk.Cast(sitk.Clamp(sitk.ReadImage(no_hu) + 1024, lowerBound=0), sitk.sitkUInt16), no_hu)
+    assert run(model, images, tmp_path / "out") == 0
+    assert len(labels(tmp_path / "out")) == 2
+    record = json.loads((tmp_path / "out" / ARGUMENTS).read_text())["fvae_nnunet"]["view"]
+    assert record["made_with"]["parameters"]["hu_as_is"] is True
+
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint["fvae_nnunet"].pop("view_hu_as_is") is True
+    torch.save(checkpoint, path)
+    assert "cannot be in HU" in error_of(capsys, model, images, tmp_path / "old")
+    assert run(model, images, tmp_path / "old", "--hu-as-is") == 0
 
 
 @pytest.mark.slow

@@ -204,6 +204,16 @@ def test_preprocess_ends_with_a_summary_and_the_training_command(clone, small_va
 
 
 @pytest.mark.slow
+def test_the_training_command_comes_with_the_last_part_only(clone, small_vae, registered, capsys):
+    for part, ending in ((0, "; 2 of 5 cases still missing\n"), (1, " 3d_fullres 0 -tr nnUNetTrainerFVAE\n")):
+        parts = ["-num_parts", "2", "-part_id", str(part)]
+        assert preprocess.main(preprocess_arguments(clone, small_vae, "-np", "0", *parts)) == 0
+        out = capsys.readouterr().out
+        assert out.endswith(ending)
+        assert ("train with" in out) is (part == 1)
+
+
+@pytest.mark.slow
 def test_preprocess_equals_reconstructing_the_folder_and_preprocessing_that(clone, small_vae, registered):
     import blosc2
 

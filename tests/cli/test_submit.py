@@ -79,6 +79,34 @@ def test_a_job_runs_the_command_without_what_submits_it():
     assert submitted_argv(submitting.split()) == ["7", "--vae", "tiny", "-np", "2", "--sizes", "-3"]
 
 
+@pytest.mark.parametrize(
+    "submitting",
+    [
+        "--submit local 7 --vae tiny",
+        "--vae tiny --submit local --jobs 2 7",
+        "--submit=local --jobs=8 7 --vae tiny",
+        "--slurm=mem=3 7 --submit slurm --vae tiny",
+        "--jobs -1 7 --vae tiny --submit slurm --slurm mem=3 time=5",
+    ],
+)
+def test_a_job_keeps_the_words_after_what_submits_it(submitting):
+    assert sorted(submitted_argv(submitting.split())) == ["--vae", "7", "tiny"]
+
+
+def test_jobs_on_gpus_are_submitted_from_a_machine_without_one(images, tmp_path, monkeypatch, capsys):
+    from synthesis_for_tests import phantom_dataset
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("fvae_nnunet.cli.cases.submit", lambda arguments, **_: 0)
+    on_gpus = ["--vae", "tiny", "-device", "cuda", "--submit", "slurm"]
+    reconstructing = ["-i", str(images), "-o", str(tmp_path / "out")]
+    encoding = [phantom_dataset().id, "--size", "tiny", "--encode-only", "--mixed-precision", "fp16"]
+    for main, arguments in ((reconstruct.main, reconstructing), (train_ldm.main, encoding)):
+        assert main([*arguments, *on_gpus]) == 0, capsys.readouterr().err
+        assert main([*arguments, *on_gpus[:4]]) == 1
+        assert "no CUDA GPU is visible" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_latents_are_encoded_by_jobs(tmp_path, capsys):
     from synthesis_for_tests import phantom_dataset

@@ -34,17 +34,18 @@ def test_one_failure_does_not_stop_the_others(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_disk_stops_everything_after_what_is_computed_is_written(workers):
+@pytest.mark.parametrize(("full", "said"), [("full", "left on the disk"), ("over quota", "left in the disk quota")])
+def test_a_full_disk_stops_everything_after_what_is_computed_is_written(workers, full, said):
     done, computed = [], []
 
     def compute(case, payload):
         computed.append(case)
         return payload
 
-    with pytest.raises(UserError, match="no space left"):
-        for outcome in run(["a", "full", *"bcdefghijk"], workers, compute=compute):
+    with pytest.raises(UserError, match=rf"no space {said} \(target\); free some"):
+        for outcome in run(["a", full, *"bcdefghijk"], workers, compute=compute):
             done.append(outcome.case)
-    assert done == [case for case in computed if case != "full"]
+    assert done == [case for case in computed if case != full]
     assert "k" not in done
 
 

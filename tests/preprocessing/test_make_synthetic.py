@@ -233,6 +233,16 @@ def test_the_command_says_what_it_did_and_how_to_train(clone, folder, registered
 
 
 @pytest.mark.slow
+def test_the_last_part_says_how_to_train(clone, folder, registered, capsys):
+    arguments = [clone.id, "-c", "3d_fullres", "--synthetic", str(folder), "-np", "0", "-num_parts", "2", "-part_id"]
+    assert command.main([*arguments, "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("; 1 of 2 cases still missing\n") and "train with" not in out
+    assert command.main([*arguments, "0"]) == 0
+    assert capsys.readouterr().out.endswith("FVAESynthRaw (with views: nnUNetTrainerFVAESynth)\n")
+
+
+@pytest.mark.slow
 def test_mistakes_are_one_message(clone, folder, tmp_path, capsys):
     def message(*arguments):
         assert command.main([clone.id, "-np", "0", *map(str, arguments)]) == 1

@@ -28,6 +28,8 @@ def write(case, computed):
         raise ValueError("cannot be written")
     if case == "full":
         raise OSError(errno.ENOSPC, "No space left on device", "target")
+    if case == "over quota":
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "target")
     if case == "aborted":
         os.abort()
     if case == "killed":

@@ -303,10 +303,14 @@ def test_a_foreground_that_is_no_hu_is_refused_at_the_start_unless_trainer_or_vi
     class AsItIs(Always):
         hu_as_is = True
 
-    trainer_of(AsItIs, clone)._load_reconstruction()
+    as_it_is = trainer_of(AsItIs, clone)
+    as_it_is._load_reconstruction()
+    assert as_it_is.training_record()["view_hu_as_is"] is True
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"view": "test"', '"hu_as_is": true, "view": "test"'))
-    trainer_of(Always, clone)._load_reconstruction()
+    always = trainer_of(Always, clone)
+    always._load_reconstruction()
+    assert always.training_record()["view_hu_as_is"] is True
 
 
 def test_the_channels_of_the_view_or_of_the_trainer_are_reconstructed(clone, tiny):

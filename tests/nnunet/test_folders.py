@@ -1,0 +1,50 @@
+"""Files above a folder that is a link: found by the path as given, and where the link leads."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from fvae_nnunet.cli.reconstruct import _reader
+from fvae_nnunet.nnunet.folders import folders_above
+from fvae_nnunet.nnunet.labels import dataset_json_near
+from fvae_nnunet.report.case_images import ct_channel
+from fvae_nnunet.report.training_section import load_trainings
+
+READER = "NibabelIOWithReorient"
+
+
+@pytest.fixture
+def link(tmp_path):
+    """A link in one folder to a folder in another."""
+    (tmp_path / "disk" / "images").mkdir(parents=True)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "imagesTs").symlink_to(tmp_path / "disk" / "images")
+    return tmp_path / "dataset" / "imagesTs"
+
+
+def test_the_folders_above_are_those_of_the_path_and_of_the_link(link, monkeypatch):
+    dataset = link.parent
+    assert folders_above(link) == [dataset, dataset.parent / "disk"]
+    assert folders_above(dataset) == folders_above(dataset / "x" / "..") == [dataset.parent]
+    monkeypatch.chdir(dataset)
+    assert folders_above(type(link)(".")) == [dataset.parent]
+
+
+@pytest.mark.parametrize("place", ["dataset", "disk"])
+def test_a_dataset_json_above_a_link_is_found(link, tmp_path, place):
+    path = tmp_path / place / "dataset.json"
+    content = {"channel_names": {"0": "PET", "1": "CT"}, "labels": {}, "file_ending": ".nii.gz"}
+    path.write_text(json.dumps(content | {"overwrite_image_reader_writer": READER}))
+    assert _reader(link) == READER
+    assert dataset_json_near(link, tmp_path / "predictions") == path
+    assert ct_channel(link) == 1
+
+
+@pytest.mark.parametrize("place", ["dataset", "disk"])
+def test_logs_above_a_link_to_predictions_are_found(link, tmp_path, place):
+    epoch = ("Epoch 0", "train_loss 0.5", "val_loss 0.4", "Pseudo dice [0.1]")
+    lines = [f"2026-01-01 10:00:00.000000: {line}" for line in epoch]
+    (tmp_path / place / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
+    results = SimpleNamespace(content={"models": [{"name": "m"}]}, full_names={"m": "model"}, prediction_folders=[link])
+    assert load_trainings([], [results])["model"][place].val_loss == {0: 0.4}
