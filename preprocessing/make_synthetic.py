@@ -12,7 +12,7 @@ from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import put_in_place, sha256_of_file
-from fvae_nnunet.jobs.manifest import Manifest, write_json
+from fvae_nnunet.jobs.manifest import Manifest, begin_all, write_json
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.nnunet.synthetic_folder import SyntheticCase, read_synthetic_cases, shape_donors
 from fvae_nnunet.preprocessing.dataset import PreprocessedDataset
@@ -81,17 +81,17 @@ def open_synthetic_data(
     accepted = {"cases": {name: _made_from(case) for name, case in cases.items()}, "models": models}
     source = str(synthetic_folder.resolve())
     folders = {name: synthetic_data_folder(data_folder) for name, data_folder in dataset.data_folders.items()}
-    for name, folder in folders.items():
-        manifest = Manifest(folder)
-        if overwrite:
-            manifest.remove()
-        settings = {
+    manifests = {
+        Manifest(folder): {
             "synthetic_folder": source,
             "preprocessing": synthetic_preprocessing_settings(
                 dataset.plans, manager.get_configuration(name), dataset.dataset_json
             ),
         }
-        manifest.begin("synthetic", settings, {"parameters": {"synthetic": source}})
+        for name, folder in folders.items()
+    }
+    begin_all("synthetic", manifests, {"parameters": {"synthetic": source}}, overwrite=overwrite)
+    for folder in folders.values():
         write_json(folder / ACCEPTED_CASES, accepted)
     return folders
 

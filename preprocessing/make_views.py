@@ -17,7 +17,7 @@ from fvae_nnunet.ct.orientation import AxisOrder, axial_order_of_nnunet
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import sha256_of_file, write_bytes
-from fvae_nnunet.jobs.manifest import Manifest
+from fvae_nnunet.jobs.manifest import Manifest, begin_all
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.jobs.shared_arrays import compact
 from fvae_nnunet.nnunet.folders import dataset_id
@@ -68,19 +68,15 @@ def open_views(
 
     manager = PlansManager(dataset.plans)
     folders = {configuration: view_folder(data, view) for configuration, data in dataset.data_folders.items()}
-    for configuration, folder in folders.items():
-        manifest = Manifest(folder)
-        if overwrite:
-            manifest.remove()
-        manifest.begin(
-            "view",
-            {
-                **settings.recorded_with(vae),
-                "ct_channels": dataset.ct_channels,
-                "preprocessing": preprocessing_settings(dataset.plans, manager.get_configuration(configuration)),
-            },
-            made_with,
-        )
+    manifests = {
+        Manifest(folder): {
+            **settings.recorded_with(vae),
+            "ct_channels": dataset.ct_channels,
+            "preprocessing": preprocessing_settings(dataset.plans, manager.get_configuration(configuration)),
+        }
+        for configuration, folder in folders.items()
+    }
+    begin_all("view", manifests, made_with, overwrite=overwrite)
     return folders
 
 

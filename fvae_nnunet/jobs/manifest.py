@@ -42,6 +42,7 @@ from fvae_nnunet.numbers_as_text import counted
 SCHEMA = 1
 _MANIFEST = {"kind": str, "settings": SETTINGS, "made_with": dict}
 _MAKE_CASE_ANEW = "Remove it, and the case is made again"
+_OTHER_SETTINGS = "Use the same settings, another name or folder, or `overwrite=True` to make it again"
 _RECORD = {"inputs": {"*": str}, "outputs": dict}
 
 MANIFEST_FOLDER = "fvae_manifest"
@@ -148,7 +149,7 @@ class Manifest:
         settings: dict[str, Any],
         made_with: dict[str, Any],
         *,
-        remedy: str = "Use the same settings, another name or folder, or `overwrite=True` to make it again",
+        remedy: str = _OTHER_SETTINGS,
     ) -> None:
         """Start the folder with these settings, or check that it was started with the same settings.
 
@@ -161,16 +162,13 @@ class Manifest:
         Raises:
             UserError: the folder was made with other settings; the message names each difference.
         """
-        settings = json.loads(json.dumps(settings))
-        content = self.read()
+        content = self.refuse_other_settings(settings, remedy=remedy)
         if content is None:
+            settings = json.loads(json.dumps(settings))
             write_json(
                 self.path, {"schema": SCHEMA, "kind": kind, "settings": settings, "made_with": made_with | versions()}
             )
             return
-        changed = differences(content["settings"], settings)
-        if changed:
-            raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{remedy}")
         began, now = (made.get("device") for made in (content["made_with"], made_with))
         if began and now and began != now:
             warnings.warn(
@@ -178,6 +176,16 @@ class Manifest:
                 "rounding differs",
                 stacklevel=2,
             )
+
+    def refuse_other_settings(
+        self, settings: dict[str, Any], *, remedy: str = _OTHER_SETTINGS
+    ) -> dict[str, Any] | None:
+        """The content of the manifest, or None; UserError as for ``begin`` if it has other settings."""
+        content = self.read()
+        changed = [] if content is None else differences(content["settings"], json.loads(json.dumps(settings)))
+        if changed:
+            raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{remedy}")
+        return content
 
     def remove(self) -> None:
         """Delete the manifest, all records and whatever else is in its folder, so that every case is made again."""
@@ -341,3 +349,26 @@ class Manifest:
         name = Path(os.path.relpath(path, self.folder)).as_posix()
         self._place(name, self.folder)
         return name
+
+
+def begin_all(
+    kind: str, settings: Mapping[Manifest, dict[str, Any]], made_with: dict[str, Any], *, overwrite: bool = False
+) -> None:
+    """Begin several folders of one kind, or none of them.
+
+    Args:
+        kind: kind of the folders.
+        settings: settings of each folder.
+        made_with: see ``Manifest.begin``.
+        overwrite: delete what is there first.
+
+    Raises:
+        UserError: a folder was made with other settings.
+    """
+    for manifest, of_folder in settings.items():
+        if overwrite:
+            manifest.remove()
+        else:
+            manifest.refuse_other_settings(of_folder)
+    for manifest, of_folder in settings.items():
+        manifest.begin(kind, of_folder, made_with)

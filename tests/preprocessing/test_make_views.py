@@ -207,6 +207,9 @@ def test_other_settings_for_the_same_view_are_refused_by_name_and_overwrite_make
     folder = make_view(clone, configurations=["3d_fullres"])["3d_fullres"]
     with pytest.raises(UserError, match=r"hu_window: \[-3000\.0, 3000\.0\], now \[-160\.0, 240\.0\]"):
         make_view(clone, configurations=["3d_fullres"], hu_window=(-160, 240))
+    with pytest.raises(UserError, match="was made with other settings"):
+        make_view(clone, hu_window=(-160, 240))
+    assert not list(clone.preprocessed.glob("nnUNetPlans_2d__fvae_*")), "all views begin, or none"
     make_view(clone, configurations=["3d_fullres"], hu_window=(-160, 240), overwrite=True)
     assert Manifest(folder).read()["settings"]["hu_window"] == [-160.0, 240.0]
 
