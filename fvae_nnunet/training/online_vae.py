@@ -53,7 +53,7 @@ def load_training_vae(
 
     A view gives the VAE, the location of its weights and code, the strength of a control, HU windows and passes and, if
     it was made with the scheme ``windows``, their size. ``nnUNet_fvae_weights`` and ``nnUNet_fvae_code`` (``weights``
-    and ``code`` of ``load_vae``) take precedence over the view.
+    and ``code`` of ``load_vae``) take precedence over the view; plain denoisers have neither.
 
     Args:
         data_folder: nnU-Net's preprocessed data.
@@ -87,10 +87,11 @@ def load_training_vae(
     control = is_control(name)
     if precision is None:
         precision = "float32" if control else fastest_precision(device)
+    files = {} if control else {"weights": os.environ.get(WEIGHTS_VARIABLE), "code": os.environ.get(CODE_VARIABLE)}
     vae = load_vae(
         name,
-        weights=os.environ.get(WEIGHTS_VARIABLE) or parameters.get("weights"),
-        code=os.environ.get(CODE_VARIABLE) or parameters.get("vae_code"),
+        weights=files.get("weights") or parameters.get("weights"),
+        code=files.get("code") or parameters.get("vae_code"),
         trust_weights=parameters.get("trust_weights", False),
         strength=recorded.get("strength"),
         device="cpu" if control else device,

@@ -250,7 +250,8 @@ def test_the_passes_of_the_view_are_those_of_the_patches(clone):
 
 
 @pytest.mark.slow
-def test_a_control_takes_its_strength_from_its_view(clone):
+def test_a_control_takes_its_strength_from_its_view(clone, monkeypatch):
+    monkeypatch.setenv("nnUNet_fvae_weights", "of_another_vae.pth")
     vae = load_vae("control:gaussian", strength=1.5)
     make_view(clone, vae, configurations=["3d_fullres"])
     trainer = trainer_of(Always, clone)
