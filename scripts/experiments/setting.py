@@ -174,6 +174,9 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     experiment = Experiment(source, arms, views, tests, config["folds"], config["configuration"], small)
     if len(experiment.runs) < 2:
         raise ConfigError("arms: a comparison needs two arms, or two seeds of one arm")
+    for name in tests:
+        if len(experiment.tested_runs(name)) < 2:
+            raise ConfigError(f"tests: {name}: a comparison needs two arms, or one with two seeds")
     return experiment
 
 

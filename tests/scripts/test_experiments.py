@@ -108,6 +108,7 @@ def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
         ({"tests": [{"name": "a", "arms": ["rawest"]}]}, "tests: a: arms rawest are not all among raw, "),
         ({"tests": [{"name": "a"}, {"name": "a"}]}, "tests: two have the same name"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
+        ({"tests": [{"name": "q", "arms": ["curvature-flow-mix"]}]}, "tests: q: a comparison needs two arms"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}] * 2}, "arms: two have the same name"),
         ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "unknown key trainr in the configuration"),
     ],
