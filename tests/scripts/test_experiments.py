@@ -128,7 +128,7 @@ def test_the_dose_experiment_can_be_planned(dataset):
 
 def test_a_model_of_views_alone_is_tested_on_its_view_and_others_as_the_test_says(dataset):
     arms = [
-        {"name": "raw", "trainer": "nnUNetTrainer"},
+        {"name": "raw", "trainer": "nnUNetTrainer", "seeds": [0, 1]},
         {"name": "recon", "trainer": "nnUNetTrainerFVAEReconOnly", "view": "tiny"},
         {"name": "both", "trainer": "nnUNetTrainerFVAE", "view": "tiny:2,control-curvature-flow"},
     ]
@@ -143,7 +143,9 @@ def test_a_model_of_views_alone_is_tested_on_its_view_and_others_as_the_test_say
     assert experiment.prediction_options("quarter", "recon_seed0") == "--vae tiny --average 8"
     assert experiment.prediction_options("tta", "raw_seed0") == "--tta raw,view --vae tiny"
     assert experiment.arms["both"].views == ["tiny", "control-curvature-flow"]
-    assert experiment.tested_runs("tta") == ["raw_seed0"] and len(experiment.tested_runs("validation")) == 3
+    assert (
+        experiment.tested_runs("tta") == ["raw_seed0", "raw_seed1"] and len(experiment.tested_runs("validation")) == 4
+    )
     assert experiment.images_of("quarter") == experiment.images_of("both") == "scans/quarter"
     assert experiment.images_of("tta") == experiment.images_of("validation") == f"{experiment.raw}/imagesTr"
 
