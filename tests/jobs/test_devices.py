@@ -228,7 +228,8 @@ def test_a_second_interruption_ends_at_once_and_a_killed_parent_leaves_no_proces
         began = time.monotonic()
         _, errors = run.communicate(timeout=60)
         assert run.returncode == (-signal.SIGKILL if how == "killed" else 130)
-        assert "Traceback" not in errors
+        # Python's own, of a process that was just being started
+        assert "Traceback" not in errors or ("in spawn_main" in errors and "Ran out of input" in errors)
         while living_of_group(run.pid):
             assert time.monotonic() < began + 10
             time.sleep(0.05)

@@ -172,10 +172,14 @@ def complete_cache(
 
 def remove_cache(folder: Path) -> None:
     """Delete a cache; UserError if a process is writing to it."""
+    from contextlib import suppress
+
     from fvae_nnunet.jobs.locks import CaseLocks, delete_all_but_locks
 
     with CaseLocks([folder], alone=True):
         delete_all_but_locks(folder)
+    with suppress(OSError):  # another process has begun there again
+        folder.rmdir()
 
 
 def read_records(folder: Path, cases: Iterable[str]) -> dict[str, dict[str, Any]]:
