@@ -135,8 +135,7 @@ def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTes
     """
     from scipy.stats import PermutationMethod, wilcoxon
 
-    rounded = np.round(np.asarray(differences, dtype=float), ROUNDING_DECIMALS)
-    unequal = rounded[rounded != 0]
+    unequal = _unequal(differences)
     if not unequal.size:
         return SignedRankTest(1.0, "none")
     tied = np.unique(np.abs(unequal)).size < unequal.size
@@ -156,9 +155,13 @@ def signed_rank_direction(differences: Sequence[float] | np.ndarray) -> int:
     """
     from scipy.stats import rankdata
 
-    rounded = np.round(np.asarray(differences, dtype=float), ROUNDING_DECIMALS)
-    unequal = rounded[rounded != 0]
+    unequal = _unequal(differences)
     return int(np.sign((rankdata(np.abs(unequal)) * np.sign(unequal)).sum()))
+
+
+def _unequal(differences: Sequence[float] | np.ndarray) -> np.ndarray:
+    rounded = np.round(np.asarray(differences, dtype=float), ROUNDING_DECIMALS)
+    return rounded[rounded != 0]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -179,13 +179,15 @@ class CaseLocks:
 
 
 def delete_all_but_locks(folder: Path) -> None:
-    """Delete the content of a folder in which this process is registered."""
+    """Delete the content of a folder, and the folder itself unless processes are registered in it."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             if path.name != SUBFOLDER:
                 shutil.rmtree(path)
         else:
             path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _locked(path: Path) -> BaseFileLock | None:

@@ -31,18 +31,22 @@ def test_an_identity_vae_gives_nnunets_own_arrays_for_every_configuration(clone)
     assert taken == pytest.approx(open_preprocessed_dataset(clone.id).view_bytes, rel=0.02)
 
 
+def pad_with_zeros(dataset):
+    for path in (dataset.raw / "imagesTr").iterdir():
+        image = sitk.GetArrayFromImage(source := sitk.ReadImage(str(path)))
+        image[:4], image[:, -9:] = 0, 0
+        changed = sitk.GetImageFromArray(image)
+        changed.CopyInformation(source)
+        sitk.WriteImage(changed, str(path))
+
+
 @pytest.mark.slow
 def test_resampled_transposed_and_cropped_cases_too(clone):
     plans = clone.plans
     plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
     plans["configurations"]["3d_fullres"]["spacing"] = [1.7, 3.5, 2.2]
     clone.write_plans(plans)
-    for path in (clone.raw / "imagesTr").iterdir():
-        image = sitk.GetArrayFromImage(source := sitk.ReadImage(str(path)))
-        image[:4], image[:, -9:] = 0, 0
-        changed = sitk.GetImageFromArray(image)
-        changed.CopyInformation(source)
-        sitk.WriteImage(changed, str(path))
+    pad_with_zeros(clone)
     clone.preprocess("3d_fullres")
     folders = make_view(clone, configurations=["3d_fullres"])
     shape = next(iter(arrays(folders["3d_fullres"]).values())).shape
@@ -52,12 +56,7 @@ def test_resampled_transposed_and_cropped_cases_too(clone):
 
 @pytest.mark.slow
 def test_nnunet_preprocesses_reconstructed_images_to_the_view_also_if_zeros_are_cropped(clone, tmp_path):
-    for path in (clone.raw / "imagesTr").iterdir():
-        image = sitk.GetArrayFromImage(source := sitk.ReadImage(str(path)))
-        image[:4], image[:, -9:] = 0, 0
-        changed = sitk.GetImageFromArray(image)
-        changed.CopyInformation(source)
-        sitk.WriteImage(changed, str(path))
+    pad_with_zeros(clone)
     clone.preprocess("3d_fullres")
     vae = BrighterVAE()
     view = arrays(make_view(clone, vae, configurations=["3d_fullres"])["3d_fullres"])
