@@ -40,6 +40,13 @@ class View:
     options: str
     matched: str | None
 
+    @property
+    def reconstruction(self) -> str:
+        """Its options for ``fvae-reconstruct`` and ``fvae-predict``, which know no ``--view``."""
+        words = shlex.split(self.options)
+        place = words.index("--view")
+        return shlex.join(words[:place] + words[place + 2 :])
+
 
 def parse_views(lines: Iterable[str]) -> dict[str, View]:
     """Parse the views by name, in the order of the lines.

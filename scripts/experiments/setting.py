@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +141,10 @@ class Experiment(DatasetFolders):
     def prediction_options(self, test: str, run: str) -> str:
         """Options of ``fvae-predict``: those of the test, and those of the VAE if a model has seen only its view."""
         arm = self.arm(run)
-        words = shlex.split(self.tests[test].predict)
-        if arm.trainer == ON_VIEW_ALONE:
-            options = shlex.split(self.views[arm.views[0]].options)
-            place = options.index("--view")
-            words += options[:place] + options[place + 2 :]
-        return shlex.join(words)
+        of_test = self.tests[test].predict
+        if arm.trainer != ON_VIEW_ALONE:
+            return of_test
+        return f"{of_test} {self.views[arm.views[0]].reconstruction}".strip()
 
 
 def read_experiment(config: Mapping[str, Any]) -> Experiment:
