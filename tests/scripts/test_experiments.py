@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import experiment_overview as overview
 import experiment_table as table
@@ -161,6 +162,26 @@ def test_there_is_a_seeded_trainer_for_each(monkeypatch):
     for name in TRAINERS:
         found = recursive_find_trainer_class_by_name(f"{name}Seeded")
         assert [base.__name__ for base in found.__mro__[1:3]] == ["Seeded", name]
+
+
+def test_the_progress_is_drawn_with_each_checkpoint_and_at_the_end():
+    from experiments.trainers.seeded import Seeded
+
+    class Training:
+        logger, current_epoch, num_epochs, save_every = SimpleNamespace(), 0, 12, 5
+
+        def on_epoch_end(self):
+            self.logger.plot_progress_png("folder")
+            self.current_epoch += 1
+
+    class Short(Seeded, Training):
+        pass
+
+    training, drawn = Short(), []
+    training.logger.plot_progress_png = lambda folder: drawn.append(training.current_epoch)
+    for _ in range(training.num_epochs):
+        training.on_epoch_end()
+    assert drawn == [4, 9, 11]
 
 
 def test_jobs_on_gpus_take_a_free_one_each(tmp_path):
