@@ -155,7 +155,10 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     """
     missing = sorted(set(KEYS) - config.keys())
     if missing:
-        raise ConfigError(f"the configuration has no {missing[0]}; give a complete one: --configfile sarcoma_cpu.yaml")
+        raise ConfigError(
+            f"the configuration has no {missing[0]}; give an experiment and a budget: --configfile sarcoma.yaml "
+            "budgets/cpu.yaml"
+        )
     check_keys(config, KEYS)
     source = existing_folder(config, "dataset")
     if not re.fullmatch(r"Dataset\d{3,}_\w+", source.name) or not (source / "dataset.json").is_file():

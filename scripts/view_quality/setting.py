@@ -36,7 +36,7 @@ def read_setting(config: Mapping[str, Any]) -> Setting:
     """
     missing = sorted(set(KEYS) - config.keys())
     if missing:
-        raise ConfigError(f"the configuration has no {missing[0]}; give a complete one: --configfile chests_cpu.yaml")
+        raise ConfigError(f"the configuration has no {missing[0]}; give a complete one: --configfile chests.yaml")
     check_keys(config, KEYS)
     source = existing_folder(config, "dataset")
     for folder in ("imagesTr", "labelsTr"):

@@ -24,6 +24,7 @@ from workflows_for_tests import PATH, SCRIPTS, needs_snakemake, planned_jobs, sh
 from fvae_nnunet.errors import UserError
 
 CASES = [f"case_{number:03d}" for number in range(12)]
+BUDGETS = [path.stem for path in sorted((SCRIPTS / "experiments" / "budgets").glob("*.yaml"))]
 FOLDS = [fold["val"] for fold in every_nth_case(CASES, 3)]
 
 
@@ -45,8 +46,12 @@ def runs_of(arm: str, seed: int, level: float) -> list[dict]:
     ]
 
 
-def config_of(dataset, /, **changes):
-    config = yaml.safe_load((SCRIPTS / "experiments" / "sarcoma_cpu.yaml").read_text())
+def setting_file(name):
+    return yaml.safe_load((SCRIPTS / "experiments" / name).read_text())
+
+
+def config_of(dataset, budget="cpu", /, **changes):
+    config = setting_file("sarcoma.yaml") | setting_file(f"budgets/{budget}.yaml")
     views = [line for line in config["views"] if "taef2" not in line]
     arms = [arm for arm in config["arms"] if "taef2" not in arm["name"]]
     return config | {"dataset": str(dataset), "views": views, "arms": arms} | changes
@@ -60,27 +65,23 @@ def dataset(tmp_path_factory):
     )
 
 
-def test_an_experiment_is_the_same_on_a_gpu():
-    cpu, gpu = (yaml.safe_load((SCRIPTS / "experiments" / f"dose_{name}.yaml").read_text()) for name in ("cpu", "gpu"))
-    for key in ("views", "arms", "tests", "folds", "tolerances_mm"):
-        assert gpu[key] == cpu[key]
-    assert gpu["device"] == "cuda" and gpu["configuration"] == "3d_fullres"
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", ["dose", "sarcoma"])
+def test_an_experiment_and_a_budget_are_complete_and_have_nothing_in_common(name, budget, dataset):
+    experiment, its_budget = (setting_file(file) for file in (f"{name}.yaml", f"budgets/{budget}.yaml"))
+    assert not experiment.keys() & its_budget.keys()
+    changed = config_of(dataset) | its_budget
+    assert read_experiment(
+        experiment | its_budget | {key: changed[key] for key in ("dataset", "views", "arms", "tests")}
+    )
+    assert its_budget["device"] == ("cpu" if budget == "cpu" else "cuda")
 
 
-@pytest.mark.parametrize("name", ["sarcoma_cpu", "sarcoma_gpu"])
-def test_the_configurations_differ_in_budget_and_machine_alone(name, dataset):
-    config, cpu = (
-        yaml.safe_load((SCRIPTS / "experiments" / f"{one}.yaml").read_text()) for one in (name, "sarcoma_cpu")
-    )
-    for key in ("views", "arms", "folds", "tolerances_mm"):
-        assert config[key] == cpu[key]
-    changed = config_of(dataset)
-    experiment = read_experiment(config | {key: changed[key] for key in ("dataset", "views", "arms")})
-    assert experiment.runs == ["raw_seed0", "raw_seed1", "tiny-mix_seed0", "tiny-mix_seed1", "curvature-flow-mix_seed0"]
-    assert experiment.model("tiny-mix_seed1") == (
-        "nnUNet_results/tiny-mix_seed1/Dataset511_Phantom/nnUNetTrainerFVAESeeded__"
-        + ("nnUNetPlansSmall__2d" if name == "sarcoma_cpu" else "nnUNetPlans__3d_fullres")
-    )
+def test_the_budget_decides_the_network_that_is_trained(dataset):
+    models = {budget: read_experiment(config_of(dataset, budget)).model("tiny-mix_seed1") for budget in BUDGETS}
+    folder = "nnUNet_results/tiny-mix_seed1/Dataset511_Phantom/nnUNetTrainerFVAESeeded__"
+    assert models["gpu"] == f"{folder}nnUNetPlans__3d_fullres"
+    assert models["cpu"] == models["gpu_10_minutes"] == f"{folder}nnUNetPlansSmall__2d"
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,7 @@ def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset)
 
 
 def test_the_dose_experiment_can_be_planned(dataset):
-    config = yaml.safe_load((SCRIPTS / "experiments" / "dose_cpu.yaml").read_text()) | {"dataset": str(dataset)}
-    experiment = read_experiment(config)
+    experiment = read_experiment(config_of(dataset) | setting_file("dose.yaml") | {"dataset": str(dataset)})
     assert len(experiment.runs) == 8 and len(experiment.tests) == 8
     assert experiment.prediction_options("quarter", "tiny-recon_seed0") == "--vae tiny --average 8"
     assert experiment.arms["several-mix"].views == list(experiment.views)

@@ -26,15 +26,8 @@ def dataset(tmp_path_factory):
 
 
 def config_of(dataset, /, **changes):
-    config = yaml.safe_load((SCRIPTS / "view_quality" / "chests_cpu.yaml").read_text())
+    config = yaml.safe_load((SCRIPTS / "view_quality" / "chests.yaml").read_text())
     return config | {"dataset": str(dataset), "views": VIEWS} | changes
-
-
-def test_a_gpu_makes_the_same_views_and_more():
-    cpu, gpu = (
-        yaml.safe_load((SCRIPTS / "view_quality" / f"chests_{name}.yaml").read_text()) for name in ("cpu", "gpu")
-    )
-    assert set(cpu["views"]) < set(gpu["views"]) and gpu["device"] == "cuda"
 
 
 def test_a_view_is_reconstructed_with_its_options(dataset):
