@@ -122,7 +122,7 @@ def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset)
 
 def test_the_dose_experiment_can_be_planned(dataset):
     experiment = read_experiment(config_of(dataset) | setting_file("dose.yaml") | {"dataset": str(dataset)})
-    assert len(experiment.runs) == 8 and len(experiment.tests) == 8
+    assert len(experiment.runs) == 8 and len(experiment.tests) == 10
     assert experiment.prediction_options("quarter", "tiny-recon_seed0") == "--vae tiny --average 8"
     assert experiment.arms["several-mix"].views == list(experiment.views)
 
