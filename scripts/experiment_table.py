@@ -34,6 +34,8 @@ MEASURES = {
 }
 """Measure -> its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
 
+SIZE_MEASURE, SIZE_PARTS = "NSD_2mm", 3
+
 REFERENCE = "raw"
 
 Values = Mapping[str, Mapping[str, float]]
@@ -127,6 +129,28 @@ def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
     return lines
 
 
+def size_table(arms: Mapping[str, Values], reference: str, diameters_mm: Mapping[str, float]) -> list[str]:
+    """Markdown table of one measure in each third of the cases by size of tumour: differences from the reference arm.
+
+    The measure is that of `SIZE_MEASURE`; there are no tests, because the parts are small.
+    """
+    by_size = sorted(diameters_mm, key=lambda case: (diameters_mm[case], case))
+    thirds = [list(part) for part in np.array_split(by_size, SIZE_PARTS) if part.size]
+    ends = [[number(diameters_mm[case], "mm") for case in (part[0], part[-1])] for part in thirds]
+    headings = [f"{low} to {high} mm ({len(part)})" for (low, high), part in zip(ends, thirds, strict=True)]
+    name, quantity, _ = MEASURES[SIZE_MEASURE]
+    lines = [f"| {name} | " + " | ".join(headings) + " |", "|---" * (len(thirds) + 1) + "|"]
+    parts = [{arm: {case: values[case] for case in part} for arm, values in arms.items()} for part in thirds]
+    means = [np.nanmean([values[SIZE_MEASURE] for values in part[reference].values()]) for part in parts]
+    lines.append(f"| {reference} | " + " | ".join(number(mean, quantity) for mean in means) + " |")
+    for arm in arms:
+        if arm != reference:
+            found = [compared({arm: (part[reference], part[arm])}, SIZE_MEASURE)[arm] for part in parts]
+            cells = [mean_and_interval_text(one.mean, one.interval, quantity, signed=True) for one in found]
+            lines.append(f"| {arm} minus {reference} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def _differences(before: Values, after: Values, measure: str) -> list[float]:
     both = [after[case][measure] - before[case][measure] for case in before]
     return [difference for difference in both if math.isfinite(difference)]
@@ -165,6 +189,9 @@ def report(results: Mapping[str, Any]) -> list[str]:
     arms = {_name(arm, of_arm): mean_of_seeds(list(of_arm.values())) for arm, of_arm in runs.items()}
     lines = [f"{sum(map(len, results['folds']))} cases, {len(results['folds'])} folds:", ""]
     lines += [*arm_table(arms), "", *difference_table(arms, next(iter(arms)))]
+    if diameters_mm := results.get("tumour_diameters_mm"):
+        lines += ["", "By diameter of the largest tumour (cases):", ""]
+        lines += size_table(arms, next(iter(arms)), diameters_mm)
     for arm, of_arm in runs.items():
         if len(of_arm) > 1:
             lines += ["", f"Chance alone, seeds of {arm}:", "", *difference_table(of_arm, next(iter(of_arm)))]

@@ -47,6 +47,14 @@ def runs_of(comparison: Mapping[str, Any], folds: Sequence[Sequence[str]]) -> li
     ]
 
 
+def diameters_of(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Equivalent diameter in mm of the largest lesion of each case that has one; empty if lesions were not counted."""
+    tumour = comparison["labels"][-1]["key"]
+    by_model = comparison["lesions"].get(tumour, {})
+    of_case = next(iter(by_model.values()), {})
+    return {case: round(max(found["diameters_mm"]), 1) for case, found in of_case.items() if found["diameters_mm"]}
+
+
 def view_record(folder: Path) -> dict[str, Any]:
     """Settings of a view, and the means of the recorded figures of its cases."""
     content = Manifest(folder).read()
@@ -85,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     folds = [fold["val"] for fold in read_json(args.preprocessed / "splits_final.json")]
+    comparison = read_json(args.comparison)
     content = {
         "schema": 1,
         "kind": "experiment",
@@ -94,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
         "budget": args.training,
         "test": args.test,
         "views": {folder.name.partition("__fvae_")[2]: view_record(folder) for folder in args.views},
-        "runs": runs_of(read_json(args.comparison), folds),
+        "tumour_diameters_mm": diameters_of(comparison),
+        "runs": runs_of(comparison, folds),
         "made_with": versions() | {"machine": platform.machine(), "cores": os.cpu_count()},
     }
     write_json(args.o, content)

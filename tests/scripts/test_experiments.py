@@ -319,6 +319,27 @@ def test_options_may_be_tested_without_the_raw_arm():
     assert scan.predicted["view `--tta raw,view`"].mean == pytest.approx(0.05)
 
 
+def test_differences_by_size_are_those_of_each_third():
+    content = results_of(None, raw=0.5, view=0.6)
+    for run in content["runs"]:
+        for case in run["cases"].keys() & CASES[:4] if run["arm"] == "view" else ():
+            run["cases"][case]["NSD_2mm"] += 0.1
+    content["tumour_diameters_mm"] = {case: 10.0 + number for number, case in enumerate(CASES)}
+    lines = table.report(content)
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("By diameter")]
+    assert lines[at + 2] == "| NSD 2 mm | 10.0 to 13.0 mm (4) | 14.0 to 17.0 mm (4) | 18.0 to 21.0 mm (4) |"
+    cells = lines[at + 5].split(" | ")
+    assert cells[0] == "| view minus raw (2 seeds)"
+    assert [cell.split(" ")[0] for cell in cells[1:]] == ["+0.200", "+0.100", "+0.100"]
+
+
+def test_the_diameter_of_a_case_is_that_of_its_largest_lesion():
+    lesions = {"a": {"diameters_mm": [8.04, 21.26]}, "b": {"diameters_mm": []}}
+    comparison = {"labels": [{"key": "1"}, {"key": "2"}], "lesions": {"2": {"raw_seed0": lesions}}}
+    assert results.diameters_of(comparison) == {"a": 21.3}
+    assert results.diameters_of(comparison | {"lesions": {}}) == {}
+
+
 def test_a_gain_within_chance_is_not_sure():
     content = noisy(results_of(None, raw=0.5, raw_again=0.7, view=0.6), "view", seed=0)
     scan = overview.scans_of([content], "NSD_2mm")["as it is"]
@@ -385,6 +406,7 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
     assert (work / "validation" / "report.html").stat().st_size > 0
     quarter = json.loads((work / "quarter" / "results.json").read_text())
     assert quarter["test"]["scan"] == scan and written["test"] is None
+    assert set(written["tumour_diameters_mm"]) == set(cases) and min(written["tumour_diameters_mm"].values()) > 1
     assert {run["arm"] for run in quarter["runs"]} == {"raw", "tiny-mix"} and len(quarter["runs"]) == 4
     scanned, image = (
         sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{cases[0]}_0000.nii.gz"))).astype(float)
