@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.segmenter is not None:
         segmentations = output / "segmentations" / MANIFEST_FOLDER
-        verify_finished(arguments, [segmentations], [case.name for case in evaluation.fake.cases])
+        verify_finished(arguments, [segmentations], [case.name for case in evaluation.fake.cases], anew=None)
     bars = _Bars()
     try:
         evaluated = evaluate_generation(evaluation, bars.begin)

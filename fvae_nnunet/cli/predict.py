@@ -117,7 +117,7 @@ def _inputs(text: str) -> tuple[str, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.nnunet.predicted_cases import find_cases, is_predicted
+    from fvae_nnunet.nnunet.predicted_cases import find_cases, has_results, is_predicted
     from fvae_nnunet.nnunet.predictor import check_holds_predictions
     from fvae_nnunet.nnunet.trained_model import open_model
 
@@ -129,8 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
     known = find_cases(arguments.images, model)
     wanted = part_of(list(known), arguments)
     if arguments.submit is not None:
-        predicted = partial(is_predicted, arguments.output, model=model, how=how)
-        return _submit(arguments, lambda: sum(map(predicted, known)), len(known))
+        has_any = partial(has_results, arguments.output, model=model, how=how)
+        return _submit(arguments, lambda: sum(map(has_any, known)), len(known))
     cases = [
         case
         for case in wanted
@@ -155,6 +155,11 @@ def _submit(arguments: argparse.Namespace, complete: Callable[[], int], total: i
     """Submit a job for each part of the cases; a job that is restarted skips finished cases."""
     if arguments.num_parts > 1:
         raise UserError("`submit` gives each of its jobs a part; leave out `num_parts`")
+    if (existing := complete()) and not arguments.continue_prediction:
+        raise UserError(
+            f"{arguments.output} has results of {existing} of {counted(total, 'case')}, which jobs would keep; remove "
+            "them, or give `continue_prediction` to keep them"
+        )
     parts = ["-num_parts", str(arguments.jobs), "--continue_prediction", "-part_id"]
     return submit(
         arguments,
@@ -173,7 +178,7 @@ def _predict(
     cases: CaseFiles,
 ) -> dict[str, str]:
     """Predict the cases and return those that failed, with the reason."""
-    from fvae_nnunet.nnunet.predicted_cases import damaged_cases, scratch_folder
+    from fvae_nnunet.nnunet.predicted_cases import damaged_cases, remove_results, scratch_folder
     from fvae_nnunet.nnunet.predictor import Predictor
 
     predictor = Predictor(model, how, inputs)
@@ -191,7 +196,7 @@ def _predict(
             failed |= dict.fromkeys(lost, "no reconstruction")
             files = {name: {case: files[name][case] for case in files["view"]} for name in inputs}
         for case in failed:
-            predictor.remove(arguments.output, case)
+            remove_results(arguments.output, case, model)
         errors = predictor.predict(files, arguments.output, scratch=scratch)
     _say(arguments, errors)
     _record(arguments, inputs, record)

@@ -203,7 +203,7 @@ def _prepare(
 
     folder = nnunet_folder("nnUNet_preprocessed") / dataset / f"fvae_classifier__{settings.grid.name}"
     cache = VolumeCache(folder, settings.grid)
-    verify_finished(arguments, [folder], [case.key for case in cases])
+    verify_finished(arguments, [folder], [case.key for case in cases], anew=None)
     with progress_bar(total=len(cases), desc="volumes", unit="case") as bar:
         cache.complete(cases, workers=arguments.processes, on_case=bar.update)
     keys = [case.key for case in cases]

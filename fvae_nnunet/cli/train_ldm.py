@@ -231,10 +231,10 @@ def _encode(
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.synthesis.training.latent_cache import complete_cache, remove_cache
 
-    if arguments.overwrite_latents and accelerator.is_main_process:
-        remove_cache(cache)
     if accelerator.is_main_process:
-        verify_finished(arguments, [cache], dataset.cases)
+        verify_finished(arguments, [cache], dataset.cases, anew="overwrite_latents")
+        if arguments.overwrite_latents:
+            remove_cache(cache)
     accelerator.wait_for_everyone()
     share = (accelerator.process_index, accelerator.num_processes)
     total = len(dataset.cases[share[0] :: share[1]])

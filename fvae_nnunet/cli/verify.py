@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from fvae_nnunet.jobs.manifest import Manifest
 
 
-def verify_finished(arguments: argparse.Namespace, folders: Iterable[Path], cases: Iterable[str]) -> None:
+def verify_finished(
+    arguments: argparse.Namespace, folders: Iterable[Path], cases: Iterable[str], *, anew: str | None = "overwrite"
+) -> None:
     """With ``--verify``, read the files of finished cases, print damaged ones and forget their cases.
 
     Args:
         arguments: the options.
         folders: folders of the manifests.
         cases: cases of this call.
+        anew: option that makes all of them again; None: there is none.
 
     Raises:
-        UserError: ``--overwrite`` is given too.
+        UserError: that option is given too.
     """
     if not arguments.verify:
         return
-    if getattr(arguments, "overwrite", False):
-        raise UserError("--overwrite makes everything again, so --verify has nothing to do; leave out one of them")
+    if anew is not None and getattr(arguments, anew):
+        raise UserError(f"`{anew}` makes everything again, so --verify has nothing to do; leave out one of them")
     from fvae_nnunet.jobs.manifest import Manifest
     from fvae_nnunet.jobs.progress_bar import progress_bar
     from fvae_nnunet.jobs.verification import forget_damaged

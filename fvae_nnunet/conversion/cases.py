@@ -23,6 +23,8 @@ from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, sha256_of_files
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.nnunet.case_reports import DiseaseMask
 
+KIND = "conversion"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -95,7 +97,7 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
             removed was modified; in that case nothing is removed.
     """
     manifest = conversion.manifest
-    ours = manifest.read() is not None
+    ours = manifest.read_of_kind(KIND) is not None
     if overwrite and ours:
         _delete(conversion)
     places = ("images*/*", "labels*/*", "dataset.json")
@@ -104,7 +106,7 @@ def begin_dataset(conversion: Conversion, left_out: Mapping[str, str], *, overwr
         raise UserError(
             f"{conversion.raw} contains {foreign.name}, which is not from a conversion; choose another `dataset`"
         )
-    manifest.begin("conversion", conversion.settings, {})
+    manifest.begin(KIND, conversion.settings, {})
     removed = {case: _written(manifest, case) for case in manifest.cases if case in left_out}
     for case, files in removed.items():
         for path in files:
@@ -150,7 +152,7 @@ def _delete(conversion: Conversion) -> None:
     for case in manifest.cases:
         for file in manifest.outputs(case):
             file.unlink(missing_ok=True)
-    manifest.remove()
+    manifest.remove(KIND)
 
 
 def _written(manifest: Manifest, case: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Paths for models that are shared: only the last component, nothing about the local machine."""
+"""Names of folders that users choose, and paths in models that are shared, without anything of the local machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fvae_nnunet.errors import UserError
+
+
+def check_folder_name(name: str, of: str) -> None:
+    """Raise UserError if ``name`` could be more than the name of one folder; ``of`` says what it names: ``a view``."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise UserError(f"the name of {of} must consist of letters, digits and . _ + -, got {name!r}")
 
 
 def portable_name(text: str) -> str:

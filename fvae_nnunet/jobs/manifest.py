@@ -160,9 +160,10 @@ class Manifest:
             remedy: what to do if the settings differ, the end of the message.
 
         Raises:
-            UserError: the folder was made with other settings; the message names each difference.
+            UserError: the folder is of another kind, or was made with other settings; the message names each
+                difference.
         """
-        content = self.refuse_other_settings(settings, remedy=remedy)
+        content = self.refuse_other_settings(kind, settings, remedy=remedy)
         if content is None:
             settings = json.loads(json.dumps(settings))
             write_json(
@@ -177,19 +178,33 @@ class Manifest:
                 stacklevel=2,
             )
 
-    def refuse_other_settings(
-        self, settings: dict[str, Any], *, remedy: str = _OTHER_SETTINGS
-    ) -> dict[str, Any] | None:
-        """The content of the manifest, or None; UserError as for ``begin`` if it has other settings."""
+    def read_of_kind(self, kind: str) -> dict[str, Any] | None:
+        """The content of the manifest, or None; UserError if it is of another kind."""
         content = self.read()
+        if content is not None and content["kind"] != kind:
+            raise UserError(
+                f"{self.folder} records files of another kind ({content['kind']}, not {kind}), which another command "
+                "made; choose another folder"
+            )
+        return content
+
+    def refuse_other_settings(
+        self, kind: str, settings: dict[str, Any], *, remedy: str = _OTHER_SETTINGS
+    ) -> dict[str, Any] | None:
+        """The content of the manifest, or None; UserError as for ``begin`` if it has another kind or other settings."""
+        content = self.read_of_kind(kind)
         changed = [] if content is None else differences(content["settings"], json.loads(json.dumps(settings)))
         if changed:
             raise UserError(f"{self.folder} was made with other settings:\n  " + "\n  ".join(changed) + f"\n{remedy}")
         return content
 
-    def remove(self) -> None:
-        """Delete the manifest, all records and whatever else is in its folder, so that every case is made again."""
-        if self.path.exists():
+    def remove(self, kind: str) -> None:
+        """Delete the manifest, all records and whatever else is in its folder, so that every case is made again.
+
+        Raises:
+            UserError: the manifest is of another kind.
+        """
+        if self.read_of_kind(kind) is not None:
             delete_all_but_locks(self.folder)
 
     @property
@@ -363,12 +378,12 @@ def begin_all(
         overwrite: delete what is there first.
 
     Raises:
-        UserError: a folder was made with other settings.
+        UserError: a folder is of another kind, or was made with other settings.
     """
     for manifest, of_folder in settings.items():
         if overwrite:
-            manifest.remove()
+            manifest.remove(kind)
         else:
-            manifest.refuse_other_settings(of_folder)
+            manifest.refuse_other_settings(kind, of_folder)
     for manifest, of_folder in settings.items():
         manifest.begin(kind, of_folder, made_with)

@@ -9,6 +9,7 @@ must succeed.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,15 +136,18 @@ def run_as_jobs(
 def sbatch_options(given: Iterable[str]) -> dict[str, str]:
     """Parse options such as ``["partition=gpu,time=720", "gres=gpu:a100:1"]`` into values by name.
 
+    A part without ``=`` belongs to the value before it: ``partition=gpu,gpu2,time=720``.
+
     Raises:
         UserError: a part is not of the form NAME=VALUE.
     """
     options = {}
-    for part in (part for text in given for part in text.split(",") if part):
-        name, equals, value = part.partition("=")
-        if not equals or not name or not value:
-            raise UserError(f"`slurm`: expected NAME=VALUE, such as partition=gpu,time=720; got {part!r}")
-        options[name.replace("-", "_")] = value
+    for text in given:
+        for part in re.split(r",(?=[^,=]+=)", text):
+            name, equals, value = part.strip(",").partition("=")
+            if not equals or not name or not value:
+                raise UserError(f"`slurm`: expected NAME=VALUE, such as partition=gpu,time=720; got {part!r}")
+            options[name.replace("-", "_")] = value
     return options
 
 

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
-from fvae_nnunet.ct.files import find_files, read_header
+from fvae_nnunet.ct.files import find_files, read_header, read_volume
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.ordinary import check_name
@@ -123,9 +124,30 @@ def result_files(output: Path, case: str, model: TrainedModel, how: PredictionSe
     return [*probabilities, output / f"{case}{model.file_ending}"]
 
 
-def is_predicted(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> bool:
+def remove_results(output: Path, case: str, model: TrainedModel) -> None:
+    """Remove the results of a case, also probabilities of an earlier run: nnU-Net ensembles whatever it finds."""
+    for ending in (".npz", ".pkl", model.file_ending):
+        (output / f"{case}{ending}").unlink(missing_ok=True)
+
+
+def has_results(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> bool:
     """Whether nnU-Net would skip a case as predicted: it looks for the segmentation and the ``.npz``."""
     return all(path.is_file() for path in result_files(output, case, model, how) if path.suffix != ".pkl")
+
+
+def is_predicted(output: Path, case: str, model: TrainedModel, how: PredictionSettings) -> bool:
+    """Whether a case has results that can be read; a process that was killed may have left incomplete ones."""
+    if not has_results(output, case, model, how):
+        return False
+    try:
+        for path in result_files(output, case, model, how):
+            if path.suffix == ".npz":
+                with ZipFile(path):
+                    pass
+        read_volume(output / f"{case}{model.file_ending}")
+    except (BadZipFile, UserError):
+        return False
+    return True
 
 
 @contextmanager

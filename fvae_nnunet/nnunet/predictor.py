@@ -18,12 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.device.memory import release
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import FULL_DISK
 from fvae_nnunet.jobs.devices import chosen_device
-from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings, result_files
+from fvae_nnunet.nnunet.predicted_cases import (
+    CaseFiles,
+    PredictionSettings,
+    is_predicted,
+    remove_results,
+    result_files,
+)
 from fvae_nnunet.nnunet.trained_model import TrainedModel
 
 MEAN_CASES = 8
@@ -129,18 +134,13 @@ class Predictor:
         """
         cases = list(inputs[self.inputs[0]])
         for case in cases:
-            self.remove(output, case)
+            remove_results(output, case, self.model)
         failed: dict[str, Exception] = {}
         at_once = MEAN_CASES if len(self.inputs) > 1 else max(1, len(cases))
         with _nnunets_torch(self.device):
             for first in range(0, len(cases), at_once):
                 failed |= self._predict_or_name(inputs, cases[first : first + at_once], output, scratch)
         return failed
-
-    def remove(self, output: Path, case: str) -> None:
-        """Remove the results of a case from ``output``."""
-        for path in result_files(output, case, self.model, self.how):
-            path.unlink(missing_ok=True)
 
     def _predict_or_name(
         self, inputs: dict[str, CaseFiles], cases: list[str], output: Path, scratch: Path
@@ -155,12 +155,12 @@ class Predictor:
             if shutil.disk_usage(output).free < FULL_DISK_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
             if len(cases) == 1:
-                self.remove(output, cases[0])
+                remove_results(output, cases[0], self.model)
                 return {cases[0]: error}
             print(f"nnU-Net stopped ({error}); predicting the remaining cases one by one", file=sys.stderr)
             failed: dict[str, Exception] = {}
             for case in cases:
-                if not _is_whole(output / f"{case}{self.model.file_ending}"):
+                if not is_predicted(output, case, self.model, self.how):
                     failed |= self._predict_or_name(inputs, [case], output, scratch)
             return failed
         return {}
@@ -207,16 +207,6 @@ class Predictor:
                 num_processes_preprocessing=self.how.preprocessing_processes,
                 num_processes_segmentation_export=self.how.export_processes,
             )
-
-
-def _is_whole(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        read_volume(path)
-    except UserError:
-        return False
-    return True
 
 
 @contextmanager

@@ -73,16 +73,35 @@ TURNS = tuple(
 def resampled_plane(slices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resample slices (B, d, y, x) to (rows, columns).
 
-    Axes that shrink are averaged over each new pixel; axes that grow use cubic convolution (Keys 1981, a = -0.75). Both
-    keep constants exactly.
+    Axes that shrink are averaged over each new pixel, with the share of each old pixel that it covers; axes that grow
+    use cubic convolution (Keys 1981, a = -0.75). Both keep constants, except for rounding.
     """
-    rows, columns = slices.shape[-2:]
-    smaller = min(rows, size[0]), min(columns, size[1])
-    if smaller != (rows, columns):
-        slices = F.adaptive_avg_pool2d(slices, smaller)
-    if smaller != size:
+    for axis, new in zip((-2, -1), size, strict=True):
+        if new < slices.shape[axis]:
+            slices = _averaged(slices, new, axis)
+    if slices.shape[-2:] != tuple(size):
         slices = F.interpolate(slices, size, mode="bicubic", align_corners=False)
     return slices
+
+
+def _averaged(slices: torch.Tensor, size: int, axis: int) -> torch.Tensor:
+    """Mean over each of ``size`` new pixels along an axis (-2 or -1), each old pixel weighted by its covered share.
+
+    Sums of a few products, not a matrix product, which a GPU may round to TF32.
+    """
+    old = slices.shape[axis]
+    ends = torch.arange(size + 1, dtype=torch.float64) * old / size
+    lower, upper = ends[:-1], ends[1:]
+    first = lower.floor()
+    total: torch.Tensor | None = None
+    for step in range(int((upper.ceil() - first).max())):
+        covered = (torch.minimum(upper, first + step + 1) - torch.maximum(lower, first + step)).clamp(min=0)
+        weight = (covered * size / old).to(slices)
+        pixels = slices.index_select(axis, (first + step).clamp(max=old - 1).long().to(slices.device))
+        part = pixels * (weight if axis == -1 else weight[:, None])
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def fused(parts: Sequence[torch.Tensor], hu_windows: Sequence[HUWindow]) -> torch.Tensor:
@@ -137,6 +156,8 @@ def combined(
         seen = change.there(slices_hu)
         passes = [code(seen, hu_window, number * len(hu_windows) + index) for index, hu_window in enumerate(hu_windows)]
         view = change.back(fused(passes, hu_windows), (rows, columns))
+        if change.size is not None:
+            view = view.clamp(*hu_windows[0])  # cubic convolution overshoots at edges
         total = view if total is None else total + view
     assert total is not None
     return total if len(changes) == 1 else total / len(changes)

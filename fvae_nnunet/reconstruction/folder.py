@@ -24,6 +24,8 @@ from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import Fidelity, fidelity, reconstruct_to_int16
 from fvae_nnunet.vae.base import FrozenVAE
 
+KIND = "reconstruction"
+
 
 @dataclass(frozen=True)
 class _Volume:
@@ -72,23 +74,19 @@ def reconstruct_folder(
         on_slices: called with the case, its number of slices done and its total.
 
     Raises:
-        UserError: the output is the input folder, has reconstructions made with different settings or files of another
-            origin, or the disk is full.
+        UserError: the output is the input folder, has reconstructions made with different settings or images of
+            another origin, or the disk is full.
     """
     if any(path.parent.resolve() == output.resolve() for path in images.values()):
         raise UserError(f"{output} is the input folder; the raw images would be overwritten. Choose another folder")
     manifest = Manifest(output / MANIFEST_FOLDER)
-    if overwrite:
-        manifest.remove()
     targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
-    foreign = [target.name for target in targets.values() if target.exists()]
-    if foreign and not overwrite and manifest.read() is None:
-        raise UserError(
-            f"{output} contains {foreign[0]}, which is not a recorded reconstruction; choose another folder, or "
-            "`overwrite`"
-        )
+    names = [target.name for target in targets.values()]
+    manifest.refuse_foreign(output, names, kind=KIND, command="fvae-reconstruct")
+    if overwrite:
+        manifest.remove(KIND)
     turned = {"reader": reader} if reader is not None and reader.endswith("WithReorient") else {}
-    manifest.begin("reconstruction", settings.recorded_with(vae) | turned, made_with)
+    manifest.begin(KIND, settings.recorded_with(vae) | turned, made_with)
 
     def compute(case: str, raw: _Volume) -> _Reconstructed:
         order = raw.geometry.axial_order

@@ -101,6 +101,8 @@ class ReconstructionSettings:
             raise UserError(f"`enlarge` must be {LEAST_ENLARGED:g} to {MOST_ENLARGED:g}, got {enlarge:g}")
         if pixel_mm is not None and (enlarge != 1 or not 0 < pixel_mm < float("inf")):
             raise UserError(f"the pixel size must be above 0 mm and excludes `enlarge`, got {pixel_mm:g} mm")
+        if posterior_seed is not None and posterior_seed < 0:
+            raise UserError(f"the seed of the posterior (`sample_posterior`) must be at least 0, got {posterior_seed}")
         if average not in range(1, len(TURNS) + 1):
             raise UserError(f"1 to {len(TURNS)} slice orientations can be averaged, got {average}")
         return cls(

@@ -21,6 +21,7 @@ import numpy as np
 
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.portable_names import check_folder_name
 from fvae_nnunet.jobs.manifest import Manifest, differences
 
 SEPARATOR = "__fvae_"
@@ -35,8 +36,7 @@ SYNTHETIC_NAME = "synthetic"
 
 def view_folder(data_folder: Path, view: str) -> Path:
     """Folder of a view of nnU-Net's preprocessed ``data_folder``; UserError if the name is not allowed."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", view):
-        raise UserError(f"the name of a view must consist of letters, digits and . _ + -, got {view!r}")
+    check_folder_name(view, "a view")
     if view == SYNTHETIC_NAME:
         raise UserError(f"{view!r} is the name of the folder of synthetic cases; give the view another name")
     return sibling_folder(data_folder, view)

@@ -48,7 +48,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(
             f"weights: {path} is damaged or holds more than tensors: {first_line}. If you trust its source, "

@@ -256,12 +256,13 @@ def test_continue_leaves_predicted_cases_alone(recon_only, images, tmp_path, cap
     assert run(recon_only, images, output) == 0
     whole = contents(output)
     first, second = sorted(output.glob("*.nii.gz"))
-    first.write_bytes(b"somebody's")
-    second.unlink()
+    sitk.WriteImage(sitk.ReadImage(str(first)) * 0, str(first))
+    somebodys = first.read_bytes()
+    second.write_bytes(whole[second.name][:-20])  # of a process that was killed
     capsys.readouterr()
     assert run(recon_only, images, output, "--continue_prediction") == 0
     assert capsys.readouterr().out.count(": PSNR") == 1
-    assert contents(output) == whole | {first.name: b"somebody's"}
+    assert contents(output) == whole | {first.name: somebodys}
     monkeypatch.setattr(command, "load", lambda arguments: pytest.fail("loaded a VAE"))
     assert run(recon_only, images, output, "--c") == 0
     assert "0 cases predicted on view, 2 already complete" in capsys.readouterr().out
@@ -584,6 +585,25 @@ def test_an_image_that_is_no_hu_has_no_result_unless_it_is_taken_as_it_is(recon_
     assert list(labels(tmp_path / "out")) == [second.name.replace("_0000", "")]
     assert run(recon_only, images, tmp_path / "out", "--continue_prediction", "--hu-as-is") == 0
     assert len(labels(tmp_path / "out")) == 2
+
+
+def test_jobs_would_keep_results_and_so_do_not_begin(mixed, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "submit", lambda arguments, **how: 0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / next(images.iterdir()).name.replace("_0000", "")).touch()
+    said = error_of(capsys, mixed, images, tmp_path / "out", "--submit", "local")
+    assert "has results of 1 of 2 cases, which jobs would keep; remove them, or give --continue_prediction" in said
+    assert run(mixed, images, tmp_path / "out", "--submit", "local", "--continue_prediction") == 0
+
+
+def test_no_file_of_an_earlier_run_stays_beside_a_new_result(mixed, images, tmp_path):
+    first, _ = sorted(images.iterdir())
+    output = tmp_path / "out"
+    output.mkdir()
+    for ending in (".npz", ".pkl"):
+        (output / first.name.replace("_0000.nii.gz", ending)).touch()
+    assert run(mixed, images, output) == 0
+    assert not [path.name for path in output.iterdir() if path.suffix in (".npz", ".pkl")]
 
 
 def test_jobs_on_gpus_are_submitted_from_a_machine_without_one(mixed, images, tmp_path, monkeypatch, capsys):

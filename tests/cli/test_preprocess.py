@@ -148,6 +148,7 @@ def test_parts_together_make_what_one_call_makes(images, small_vae, tmp_path):
         (["--hu-window", "240", "-160"], "lower < upper"),
         (["--overlap", "9", "--window-slices", "8"], "overlap must be between"),
         (["-num_parts", "2", "-part_id", "2"], "-part_id must be at least 0"),
+        (["--sample-posterior", "-5"], "--sample-posterior) must be at least 0, got -5"),
         (["-np", "-1"], "-np must not be negative"),
         (["-num_parts", "2", "--overwrite"], "without -num_parts"),
     ],
@@ -168,7 +169,7 @@ def test_the_input_folder_and_foreign_files_are_not_overwritten(images, small_va
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "b.nrrd").write_text("mine")
     assert reconstruct.main(["-i", str(images), "-o", str(tmp_path / "out"), "--vae", small_vae, "-np", "0"]) == 1
-    assert "b.nrrd, which is not a recorded reconstruction" in capsys.readouterr().err
+    assert "b.nrrd, which was not made by fvae-reconstruct" in capsys.readouterr().err
     assert contents(tmp_path / "out") == {"b.nrrd": b"mine"}
 
 

@@ -524,7 +524,9 @@ def test_damaged_latents_are_named_and_encoded_again(trained, tmp_path, capsys):
     options = ("--organ", "lungs", "-o", str(tmp_path / "model"))
     assert train_ldm.main(command(dataset, *options)) == 1
     assert f"{path.name} has changed" in capsys.readouterr().err
-    assert train_ldm.main(command(dataset, *options, "--verify")) == 0
+    assert train_ldm.main(command(dataset, *options, "--verify", "--overwrite-latents")) == 1
+    assert "--overwrite-latents makes everything again, so --verify has nothing to do" in capsys.readouterr().err
+    assert train_ldm.main(command(dataset, *options, "--verify", "--overwrite")) == 0
     said = capsys.readouterr()
     assert f"DAMAGED, will be made again: {path.stem}: {path} has changed" in said.err
     assert "latents: digests of 5 of 5 cases checked: all as recorded" in said.out
@@ -558,6 +560,24 @@ def test_overwrite_leaves_what_is_not_of_a_training(trained, tmp_path):
     shutil.copytree(tmp_path / "checkpoint_0000003", tmp_path / "checkpoint_best")
     assert train_ldm.main([*options, "--overwrite"]) == 0
     assert (tmp_path / "log.txt").read_text() == "mine" and (tmp_path / "checkpoint_best" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_the_name_of_latents_is_no_path_and_no_other_folder_is_replaced(trained, tmp_path, capsys):
+    dataset, _ = trained
+    options = ("--organ", "lungs", "-o", str(tmp_path / "model"), "--overwrite-latents", "--latents")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    assert train_ldm.main(command(dataset, *options, str(tmp_path / "mine"))) == 1
+    assert "the name of latents must consist of letters, digits and . _ + -" in capsys.readouterr().err
+    assert train_ldm.main(command(dataset, *options, "texts")) == 1
+    assert "'texts' is the name of the folder of encoded reports" in capsys.readouterr().err
+    (dataset.preprocessed / "fvae_latents" / "mine").mkdir()
+    (dataset.preprocessed / "fvae_latents" / "mine" / "notes.txt").touch()
+    assert train_ldm.main(command(dataset, *options, "mine")) == 1
+    assert "mine holds notes.txt, which was not made by fvae-train-ldm" in capsys.readouterr().err
+    assert (dataset.preprocessed / "fvae_latents" / "mine" / "notes.txt").exists() and (tmp_path / "mine").exists()
+    shutil.rmtree(dataset.preprocessed / "fvae_latents" / "mine")
 
 
 @pytest.mark.slow

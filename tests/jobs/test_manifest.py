@@ -8,7 +8,7 @@ import pytest
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.files.recorded import RecordedFile, atomic_write, put_in_place, sha256_of_file, write_bytes
-from fvae_nnunet.jobs.manifest import Manifest, differences, write_json
+from fvae_nnunet.jobs.manifest import Manifest, begin_all, differences, write_json
 from fvae_nnunet.jobs.verification import forget_damaged
 
 
@@ -88,9 +88,22 @@ def test_only_folders_of_the_same_kind_are_ours(tmp_path):
     manifest.begin("view", {}, {})
     with pytest.raises(UserError, match="holds training, which was not made by train"):
         check()
-    manifest.remove()
+    manifest.remove("view")
     manifest.begin("training", {}, {})
     check()
+
+
+def test_what_another_command_records_is_neither_gone_on_with_nor_removed(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.begin("conversion", {"source": "ct-rate"}, {})
+    for act in (
+        lambda: manifest.begin("reconstruction", {"source": "ct-rate"}, {}),
+        lambda: manifest.remove("reconstruction"),
+        lambda: begin_all("reconstruction", {manifest: {}}, {}, overwrite=True),
+    ):
+        with pytest.raises(UserError, match=r"another kind \(conversion, not reconstruction\), which another command"):
+            act()
+    assert manifest.read()["settings"] == {"source": "ct-rate"}
 
 
 def test_another_schema_is_refused(tmp_path):

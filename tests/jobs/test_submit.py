@@ -90,10 +90,17 @@ def test_slurm_gets_the_options(tmp_path, monkeypatch):
     assert {f"#SBATCH --{option}" for option in expected.split()} <= set(script)
 
 
+def test_values_may_have_commas():
+    given = ["partition=gpu,gpu2,mail-type=BEGIN,END,", "exclude=n[1-3,5]"]
+    assert sbatch_options(given) == {"partition": "gpu,gpu2", "mail_type": "BEGIN,END", "exclude": "n[1-3,5]"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"slurm": ["gpu"]}, "expected NAME=VALUE"),
+        ({"slurm": ["gpu,mem=3"]}, "expected NAME=VALUE"),
+        ({"slurm": ["mem="]}, "expected NAME=VALUE"),
         ({"slurm": ["time=1:00"], "cluster": "slurm"}, "in minutes|slurm"),
         ({"cluster": "mars"}, "cannot be submitted"),
     ],

@@ -89,6 +89,32 @@ def test_enlarging_is_cubic_convolution_and_shrinking_the_mean_of_the_pixels():
         assert torch.allclose(resampled_plane(constant, size), torch.full((1, 2, *size), -321.0), atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [512 * 9 // 10, 700, 100, 341])
+def test_shrinking_gives_each_pixel_its_place(size):
+    """A ramp is off by at most an eighth of a pixel (pixels are steps), and the values of any row are integrals."""
+    middles = (torch.arange(size, dtype=torch.float64) + 0.5) * 1000 / size - 0.5
+    ramp = torch.arange(1000.0).expand(1, 1, 2, -1)
+    found = resampled_plane(ramp, (2, size))[0, 0, 0].double()
+    assert torch.allclose(found, middles, rtol=0, atol=0.125)
+    assert torch.allclose(resampled_plane(ramp.mT, (size, 2))[0, 0, :, 0].double(), middles, rtol=0, atol=0.125)
+    row = np.random.default_rng(0).normal(0, 100, 1000)
+    integral = np.interp(np.arange(size + 1) * 1000 / size, np.arange(1001), np.concatenate([[0], np.cumsum(row)]))
+    expected = np.diff(integral) * size / 1000
+    found = resampled_plane(torch.from_numpy(row).float().expand(1, 1, 1, -1), (1, size))[0, 0, 0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("enlarge", [0.5, 0.7, 1.3])
+def test_resampled_slices_keep_edges_in_place_and_hu_in_the_window(enlarge):
+    volume_hu = np.full((1, 64, 64), -1000, np.int16)
+    volume_hu[..., 32:] = 1000
+    settings = ReconstructionSettings.for_vae(load_vae("control:identity").spec, enlarge=enlarge)
+    view_hu = reconstruct_volume(load_vae("control:identity"), volume_hu, settings)[0, 32]
+    assert view_hu.min() >= -1000 and view_hu.max() <= 1000
+    crossing = np.interp(0, view_hu[28:36], np.arange(28, 36))
+    assert crossing == pytest.approx(31.5, abs=0.05)
+
+
 def test_passes_are_the_changes_times_the_windows_and_are_averaged():
     called = []
 

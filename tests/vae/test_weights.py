@@ -7,6 +7,7 @@ import pickle
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -72,6 +73,11 @@ def test_damaged_and_unsuitable_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\x80\x02 not weights")
         with pytest.raises(UserError, match="damaged"):
             read_state_dict(tmp_path / name)
+    for number in range(60):
+        noise = np.random.default_rng(number).integers(0, 256, 400, np.uint8).tobytes()
+        (tmp_path / "noise.pth").write_bytes(noise)
+        with pytest.raises(UserError, match=r"damaged|holds no named|class is not installed"):
+            read_state_dict(tmp_path / "noise.pth")
     torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:2000])
     save_file({"a": torch.ones(1000)}, tmp_path / "whole.safetensors")

@@ -90,7 +90,7 @@ class Job(ABC, Generic[Ready]):
         if overwrite:
             for name in _OUR_FOLDERS:
                 shutil.rmtree(self.output / name, ignore_errors=True)
-            self.manifest.remove()
+            self.manifest.remove(KIND)
         made_by = {key: model[key] for key in ("weights_sha256", "vae", "vae_sha256")}
         self.manifest.begin(KIND, self.decided_by() | {"model": made_by}, {"model": model})
         write_json(self.output / "dataset.json", self.dataset.dataset_json)

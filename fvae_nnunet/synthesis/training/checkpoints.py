@@ -276,4 +276,4 @@ def remove_training(output: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for name in _FILES:
         (output / name).unlink(missing_ok=True)
-    training_manifest(output).remove()
+    training_manifest(output).remove(KIND)

@@ -19,7 +19,7 @@ from fvae_nnunet.synthesis.model.latent_windows import latent_slices
 from fvae_nnunet.synthesis.model.layout import APPEARANCE
 from fvae_nnunet.synthesis.model.lesion_detail import AppearanceScale
 from fvae_nnunet.synthesis.sources.cases import SourceDataset
-from fvae_nnunet.synthesis.training.latent_cache import cache_folder, latent_statistics, read_records
+from fvae_nnunet.synthesis.training.latent_cache import TEXTS, caches_folder, latent_statistics, read_records
 from fvae_nnunet.synthesis.training.latent_draws import LatentDraws
 from fvae_nnunet.synthesis.training.settings import TrainingSettings
 from fvae_nnunet.vae.base import FrozenVAE
@@ -71,7 +71,7 @@ def read_texts(
         raise UserError(f"{path} has no text for any training case of {dataset.name}; check its case names")
     encoder = ReportEncoder(
         text_encoder or DEFAULT_TEXT_ENCODER,
-        cache=cache_folder(dataset, "texts"),
+        cache=caches_folder(dataset) / TEXTS,
         device=device,
         dtype=torch.float16,
     )

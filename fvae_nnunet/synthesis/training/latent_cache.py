@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.files.portable_names import check_folder_name
 from fvae_nnunet.files.recorded import write_bytes
 from fvae_nnunet.jobs.manifest import Manifest
 from fvae_nnunet.nnunet.folders import nnunet_folder
@@ -47,12 +48,23 @@ from fvae_nnunet.vae.base import FrozenVAE, VAESpec
 if TYPE_CHECKING:
     from fvae_nnunet.jobs.pipeline import Outcome
 
+KIND = "latents"
 CACHE_FOLDER = "fvae_latents"
+TEXTS = "texts"
+"""Name of the cache of encoded reports, which lies beside those of latents."""
 
 
 def cache_folder(dataset: SourceDataset, name: str) -> Path:
-    """The folder of a cache."""
-    return nnunet_folder("nnUNet_preprocessed") / dataset.name / CACHE_FOLDER / name
+    """The folder of a cache of latents; UserError if the name is not allowed."""
+    check_folder_name(name, "latents")
+    if name == TEXTS:
+        raise UserError(f"{name!r} is the name of the folder of encoded reports; give the latents another name")
+    return caches_folder(dataset) / name
+
+
+def caches_folder(dataset: SourceDataset) -> Path:
+    """The folder of all caches of a dataset."""
+    return nnunet_folder("nnUNet_preprocessed") / dataset.name / CACHE_FOLDER
 
 
 def latents_path(folder: Path, case: str) -> Path:
@@ -152,7 +164,7 @@ def complete_cache(
     failed: dict[str, Exception] = {}
     with CaseLocks([folder]) as locks:
         Manifest(folder).begin(
-            "latents",
+            KIND,
             settings.recorded_with(vae, dataset),
             made_with,
             remedy="Use the same settings, another cache (`latents=NAME`), or replace it with `overwrite_latents=True`",
@@ -171,11 +183,17 @@ def complete_cache(
 
 
 def remove_cache(folder: Path) -> None:
-    """Delete a cache; UserError if a process is writing to it."""
+    """Delete a cache, if it exists.
+
+    Raises:
+        UserError: a process is writing to it, or it holds other files.
+    """
     from contextlib import suppress
 
-    from fvae_nnunet.jobs.locks import CaseLocks, delete_all_but_locks
+    from fvae_nnunet.jobs.locks import SUBFOLDER, CaseLocks, delete_all_but_locks
 
+    names = [path.name for path in folder.iterdir() if path.name != SUBFOLDER] if folder.is_dir() else []
+    Manifest(folder).refuse_foreign(folder, names, kind=KIND, command="fvae-train-ldm")
     with CaseLocks([folder], alone=True):
         delete_all_but_locks(folder)
     with suppress(OSError):  # another process has begun there again
