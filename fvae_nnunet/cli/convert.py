@@ -195,6 +195,8 @@ class _Progress(CaseProgress):
             said.append(counted(len(record["structures"]), "structure"))
         if record.get("structure_overlap_voxels"):
             said.append(f"{counted(record['structure_overlap_voxels'], 'voxel')} in several structures")
+        if record.get("absent_structures"):
+            said.append(f"no file of {some_of(record['absent_structures'], 3)}")
         if record.get("left_out"):
             said.append(f"not one of the known structures: {', '.join(record['left_out'])}")
         self.bar.write(f"{case}: {', '.join(said)}", file=sys.stdout)

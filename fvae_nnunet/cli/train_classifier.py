@@ -22,7 +22,7 @@ from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.networks import NETWORKS
-from fvae_nnunet.numbers_as_text import counted, interval_of, number
+from fvae_nnunet.numbers_as_text import counted, interval, number
 
 if TYPE_CHECKING:
     from fvae_nnunet.findings.cases import Case, CaseSplit
@@ -268,7 +268,7 @@ def _say_validation(output: Path, reports: CaseReports) -> None:
     scored = scored_cases(reports, [read_predictions(path)])
     mean: dict[str, Any] = compare_findings(scored, names=["model"], files=[path])["mean"]
     (entry,) = mean["models"]
-    ends = "" if entry["interval_method"] == "none" else f" ({interval_of(entry)})"
+    ends = "" if entry["interval_method"] == "none" else f" ({interval(*entry['interval'])})"
     said = f"validation: mean AUC {number(entry['auc'])}{ends} of {counted(mean['findings'], 'finding')}"
     print(said)
     draw_training_curves(output / PROGRESS, title=said)

@@ -128,8 +128,8 @@ def convert_cases(
     Nothing is written for a case that fails; its earlier conversion is kept.
 
     The result of a case is its record: ``rescaled``, ``geometry`` (header or metadata), ``split``, ``hu`` (lowest and
-    highest), ``disease_masks``, ``overlap_voxels``, ``structures`` and ``left_out`` (name -> voxels), and
-    ``structure_overlap_voxels``.
+    highest), ``disease_masks``, ``overlap_voxels``, ``structures`` and ``left_out`` (name -> voxels),
+    ``absent_structures`` (names), and ``structure_overlap_voxels``.
 
     Args:
         sources: case -> its inputs.
@@ -156,7 +156,7 @@ def _delete(conversion: Conversion) -> None:
 
 
 def _written(manifest: Manifest, case: str) -> list[Path]:
-    """The files named in the record of a case, for removal.
+    """The files named in the record of a case, to remove or replace them.
 
     Raises:
         UserError: one of them differs from its record, so it was modified since.
@@ -165,8 +165,7 @@ def _written(manifest: Manifest, case: str) -> list[Path]:
     for path, file in files.items():
         if path.is_file() and file.damage(path):
             raise UserError(
-                f"{case} is now left out or in another split, but {path} was modified since it was written, so it is "
-                "not removed; move it elsewhere"
+                f"{path} was modified since it was written, so it is neither removed nor replaced; move it elsewhere"
             )
     return list(files)
 
@@ -192,7 +191,8 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
     if manifest.is_done(case, inputs=inputs, outputs=outputs):
         return None
     before = manifest.read_case(case, CASE_RECORD)
-    moved = _written(manifest, case) if before is not None and before["split"] != source.split else []
+    written = _written(manifest, case) if before is not None else []
+    moved = written if before is not None and before["split"] != source.split else []
 
     volume, header = read_volume(source.image)
     geometry, geometry_from = true_geometry(header, volume.shape, source.metadata, mode=conversion.geometry)
@@ -209,7 +209,7 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         geometries = {"its own header": header} | ({"the metadata": geometry} if geometry != header else {})
         found = conversion.structures.read(case, structure_files, volume.shape, geometries)
         record |= {"structures": found.voxels, "left_out": found.left_out}
-        record["structure_overlap_voxels"] = found.overlap_voxels
+        record |= {"structure_overlap_voxels": found.overlap_voxels, "absent_structures": list(found.absent)}
 
     if source.grounding is not None:
         write_label_map(label_path(*where), diseases.labels, geometry)

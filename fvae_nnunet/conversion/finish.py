@@ -73,7 +73,9 @@ def finish_dataset(
         if record is not None and not (case in failed and case in cases):
             cases[case] = replace(report, split=record["split"], disease_masks=recorded_masks(record))
     cases = {case: cases[case] for case in sorted(cases) if image_path(raw, cases[case].split, case).is_file()}
-    findings = plan.findings or (read_case_reports(raw / FILE_NAME).findings if (raw / FILE_NAME).exists() else ())
+    findings: tuple[str, ...] = ()
+    if any(report.findings is not None for report in cases.values()):
+        findings = plan.findings or read_case_reports(raw / FILE_NAME).findings
     write_case_reports(raw / FILE_NAME, CaseReports(findings, cases))
     write_dataset_json(raw, plan.labels, DESCRIPTIONS[conversion.kind])
     if conversion.structures is not None:

@@ -110,7 +110,7 @@ def plan_ct_rate(
         left_out = counted(len(found) - len(chosen), "volume")
         plan.notes.append(f"{left_out} left out: listed by the publishers as not showing the chest")
     if selection is not None:
-        named = ct_rate.read_selection(selection, chosen)
+        named = ct_rate.read_selection(selection, found)
         chosen = [volume for volume in chosen if volume in named]
     if scans == "first":
         there = {volume for case in converted if (volume := VolumeName.parse(case))} - no_chest
@@ -172,7 +172,7 @@ def plan_rexgroundingct(
         )
     _say_absent(plan, listed, found, volumes)
     if selection is not None:
-        chosen &= ct_rate.read_selection(selection, chosen)
+        chosen &= ct_rate.read_selection(selection, found)
     chosen = _without_shared(plan, grounded, chosen, leave_out_shared)
     for volume in sorted(chosen):
         case, problem = grounded.rows.get(volume), grounded.wrong.get(volume)

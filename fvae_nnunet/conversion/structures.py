@@ -72,12 +72,14 @@ class StructureMap:
         voxels: name -> number of voxels, for structures that occur.
         left_out: name -> number of voxels, for classes in the files that are not in the table.
         overlap_voxels: number of voxels claimed by several files of the case; the lowest id wins.
+        absent: structures of the program for which the case has no file, if it has one file for each.
     """
 
     labels: np.ndarray
     voxels: dict[str, int]
     left_out: dict[str, int]
     overlap_voxels: int = 0
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def _one_file_each(paths: list[Path], shape: tuple[int, ...], geometries: Mappin
         for name, path in by_name.items()
         if name not in ids
     }
-    return StructureMap(labels, voxels, {name: count for name, count in left_out.items() if count}, overlap)
+    absent = tuple(name for name in ids if name not in by_name)
+    return StructureMap(labels, voxels, {name: count for name, count in left_out.items() if count}, overlap, absent)
 
 
 def read_on_grid(path: Path, shape: tuple[int, ...], geometries: Mapping[str, Geometry]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fvae_nnunet.errors import some_of
 from fvae_nnunet.evaluation.text_table import text_table, wrapped
-from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval_of, number, p_value, percent
+from fvae_nnunet.numbers_as_text import NOT_DEFINED, counted, interval, number, p_value, percent
 from fvae_nnunet.short_names import short_names
 
 FEW_POSITIVE = 10
@@ -36,7 +36,7 @@ def _auc_rows(comparison: Mapping[str, Any], shown: Mapping[str, str]) -> Iterat
     for row in (*comparison["findings"], {"name": f"mean of {mean['findings']}", **mean}):
         name, counts = row["name"], [str(row.get(sign, "")) for sign in ("positive", "negative")]
         for entry in row["models"]:
-            yield [name, shown[entry["model"]], number(entry["auc"]), interval_of(entry), *counts]
+            yield [name, shown[entry["model"]], number(entry["auc"]), interval(*entry["interval"]), *counts]
             name, counts = "", ["", ""]
 
 
@@ -45,13 +45,13 @@ def _difference_rows(comparison: Mapping[str, Any], place: int) -> Iterator[list
     for finding in comparison["findings"]:
         entry = finding["comparisons"][place]
         yield [
-            finding["name"], number(entry["difference"], signed=True), interval_of(entry, signed=True),
+            finding["name"], number(entry["difference"], signed=True), interval(*entry["interval"], signed=True),
             p_value(entry["p"]), p_value(entry["p_holm"]),
         ]  # fmt: skip
     entry = comparison["mean"]["comparisons"][place]
     yield [
         f"mean of {comparison['mean']['findings']}", number(entry["difference"], signed=True),
-        interval_of(entry, signed=True), p_value(entry["p"]), "",
+        interval(*entry["interval"], signed=True), p_value(entry["p"]), "",
     ]  # fmt: skip
 
 

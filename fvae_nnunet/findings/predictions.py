@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.files.csv_tables import csv_line, plain_text
 from fvae_nnunet.files.recorded import write_bytes
 
@@ -84,7 +84,7 @@ def read_predictions(path: Path) -> Predictions:
         else:
             scores[row[column]] = values
     if wrong:
-        raise UserError(f"{path} has invalid lines:\n  " + "\n  ".join(wrong[:20]))
+        raise UserError(f"{path} has invalid lines:\n  " + some_of(wrong, 20, "\n  "))
     findings = tuple(name for name in header if name != "case")
     table = np.array(list(scores.values()), dtype=float).reshape(len(scores), len(findings))
     return Predictions(path, findings, tuple(scores), table)

@@ -61,6 +61,7 @@ class _Task:
     labels: Mapping[str, int | tuple[int, ...]]
     lesion: str
     detection_overlap: float
+    ignore_label: int | None
     remarks: Mapping[str, str]
     most_bytes: int
 
@@ -208,6 +209,7 @@ def _task(
         labels=results.label_values,
         lesion=measure["label_name"],
         detection_overlap=_detection_overlap(results),
+        ignore_label=results.content["settings"].get("ignore_label"),
         remarks=remarks,
         most_bytes=most_bytes,
     )
@@ -217,14 +219,19 @@ def _draw(task: _Task) -> bytes:
     import matplotlib.style
 
     raw_hu, spacing_mm = read_upright(task.raw)
+    reference = read_upright(task.reference)[0]
+    predictions = {name: read_upright(path)[0] for name, path in task.predictions.items()}
+    if task.ignore_label is not None:
+        for prediction in predictions.values():
+            prediction[reference == task.ignore_label] = 0
     buffer = BytesIO()
     with matplotlib.style.context(SHEET):
         figure = comparison_picture(
             raw_hu,
             views={name: read_upright(path)[0] for name, path in task.views.items()},
             spacing_mm=spacing_mm,
-            reference=read_upright(task.reference)[0],
-            predictions={name: read_upright(path)[0] for name, path in task.predictions.items()},
+            reference=reference,
+            predictions=predictions,
             labels=task.labels,
             lesion=task.lesion,
             detection_overlap=task.detection_overlap,

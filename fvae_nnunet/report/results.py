@@ -26,6 +26,7 @@ _COMPARISON = {
         "seed": int,
         "tolerances_mm": [float],
         "empty_masks": str,
+        "ignore_label?": (int, None),
         "file_ending": str,
         **dict.fromkeys(("test", "zero_method", "correction", "family"), str),
         "lesions": {"labels": [str], "size_classes": [str], "detection_overlap": float, "connectivity": int},

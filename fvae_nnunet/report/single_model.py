@@ -30,6 +30,7 @@ def as_comparison(summary: Mapping[str, Any]) -> dict[str, Any]:
             **facts["statistics"],
             "tolerances_mm": facts["tolerances_mm"],
             "empty_masks": facts["empty_masks"],
+            "ignore_label": facts.get("ignore_label"),
             "file_ending": ending,
             "lesions": {
                 "labels": [label["key"] for label in lesions["labels"]],

@@ -59,8 +59,9 @@ def synthetic_blocks(sets: Sequence[SyntheticSet], galleries: Sequence[Sequence[
 def _facts(of: SyntheticSet) -> Iterator[tuple[str, str]]:
     cases = of.cases
     yield "folder", str(of.folder)
-    sources = {case.record["source_case"] for case in of.accepted}
-    made = f"{counted(len(of.accepted), 'case')} accepted, from {counted(len(sources), 'source case')}"
+    sources = {case.record["source_case"] for case in of.accepted} - {None}
+    made = f"{counted(len(of.accepted), 'case')} accepted"
+    made += f", from {counted(len(sources), 'source case')}" if sources else ""
     yield "cases", f"{made}; {len(of.rejected)} rejected"
     doubtful = sum(bool(case.record.get("reasons")) for case in of.accepted)
     if doubtful:
@@ -202,7 +203,7 @@ def _cases_table(cases: Sequence[SyntheticCase], figures: dict[str, tuple[str, s
             rows.append(
                 [
                     name,
-                    case.record["source_case"],
+                    case.record["source_case"] or "",
                     f"{values.get('shape', '')}{f' from {borrowed}' if borrowed else ''}",
                     ", ".join(number(place, "mm") for place in values.get("centre_mm", [])),
                     *(number(values.get(key), quantity) for key, (_, quantity) in figures.items()),
@@ -227,7 +228,7 @@ def _rejected_blocks(of: SyntheticSet, level: Literal[3, 4]) -> Iterator[Block]:
     rows = []
     for case in of.rejected:
         for at, reason in enumerate(case.record.get("reasons", []) or [""]):
-            rows.append(["" if at else case.name, case.record["source_case"], reason])
+            rows.append(["" if at else case.name, case.record["source_case"] or "", reason])
     columns = [Column("case", "text"), Column("source case", "text"), Column("reason", "text")]
     yield Details(f"Every rejected case, {len(of.rejected)}", [Table(columns, rows)])
 

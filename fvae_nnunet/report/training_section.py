@@ -38,14 +38,18 @@ def load_trainings(given: Sequence[tuple[str, Path]], results: Sequence[Results]
         for above in filter(folds_with_logs, folders_above(folder))
     ]
     names = {name for name, _ in given}
-    found: dict[str, dict[str, TrainingCurves]] = {}
+    places: dict[str, dict[str, Path]] = {}
     for name, folder in (*given, *(place for place in beside if place[0] not in names)):
         folds = folds_with_logs(folder)
         if not folds and name in names:
             raise UserError(f"{folder} (`training={name}`) holds no training_log_*.txt of nnU-Net, nor do its folds")
-        if folds:
-            found[name] = {fold: read_training_curves(path) for fold, path in folds.items()}
-    return found
+        for fold, path in folds.items():
+            of_name = places.setdefault(name, {})
+            if path not in of_name.values():
+                of_name[fold if fold not in of_name else f"{fold} of {path.parent}"] = path
+    return {
+        name: {fold: read_training_curves(path) for fold, path in of_name.items()} for name, of_name in places.items()
+    }
 
 
 def training_blocks(trainings: Trainings, colours: Colours) -> Iterator[Block]:

@@ -144,6 +144,22 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(folders, cap
     np.testing.assert_array_equal(_image(raw / "imagesTs" / "valid_1_a_1_0000.nii.gz")[0], chest(77))
 
 
+def test_a_file_that_somebody_edited_is_not_replaced(folders, capsys):
+    root, raw, _ = folders
+    _write_download(root)
+    _convert(root)
+    path = raw / "imagesTs" / "valid_1_a_1_0000.nii.gz"
+    whole = path.read_bytes()
+    write_fixed(path, chest(123))
+    edited = path.read_bytes()
+    assert _convert(root) == 1
+    assert f"{path} was modified since it was written, so it is neither removed nor replaced" in capsys.readouterr().err
+    assert path.read_bytes() == edited
+    path.rename(root / "mine.nii.gz")
+    assert _convert(root) == 0
+    assert path.read_bytes() == whole
+
+
 def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
     root, raw, _ = folders
     _write_download(root)
@@ -319,6 +335,17 @@ def test_a_case_that_is_listed_as_no_chest_later_is_removed(folders, capsys):
     assert main(["check", "40"]) == 0
 
 
+def test_a_listed_case_without_chest_is_left_out_and_not_called_missing(folders, capsys, tmp_path):
+    root, raw, _ = folders
+    _write_download(root)
+    (root / "dataset" / "metadata" / "no_chest_train.txt").write_text("train_1_b_1.nii.gz\n")
+    listed = tmp_path / "cases.txt"
+    listed.write_text("train_1_b_1\ntrain_2\ntrain_3\n")
+    assert _convert(root, "--cases", str(listed)) == 0
+    assert "1 volume left out: listed by the publishers as not showing the chest" in capsys.readouterr().out
+    assert _cases_in(raw)[0] == {"train_2_a_2", "train_3_a_1"}
+
+
 def test_cases_of_another_call_that_was_interrupted_are_not_forgotten(folders, capsys, tmp_path):
     root, raw, _ = folders
     _write_download(root)
@@ -423,6 +450,18 @@ def test_structures_are_merged_beside_the_images(folders, capsys):
         assert image.GetOrigin() == pytest.approx(ORIGIN_MM)
         assert json.loads((raw / folder / "structures.json").read_text()) == {"liver": 5, "vertebrae_L5": 27}
     assert "2 structures found" in capsys.readouterr().out
+
+
+def test_a_structure_without_a_file_is_named(folders, capsys, tmp_path):
+    root, _, _ = folders
+    _write_download(root)
+    for case in ("train_1_a_1", "train_1_b_1", "valid_1_a_1", "train_2_a_2", "train_3_a_1"):
+        for name in ("liver", "spleen") if case == VALID[0] else ("liver",):
+            write_fixed(tmp_path / case / f"{name}.nii.gz", np.ones(SHAPE, np.uint8))
+    assert _convert(root, "--structures", str(tmp_path)) == 0
+    said = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines() if "no file of" in line}
+    assert "no file of spleen, kidney_right" in said["train_1_a_1"] and "and 113 more" in said["train_1_a_1"]
+    assert "no file of kidney_right" in said[VALID[0]]
 
 
 def test_structures_cannot_be_added_later_and_the_message_says_what_to_do(folders, capsys):
@@ -626,7 +665,7 @@ def test_a_file_that_somebody_changed_is_not_removed(folders, capsys):
     before = _files(raw, preprocessed)
     assert _convert(root, "--leave-out-shared", source="rexgroundingct") == 1
     assert (
-        f"{labels} was modified since it was written, so it is not removed; move it elsewhere"
+        f"{labels} was modified since it was written, so it is neither removed nor replaced; move it elsewhere"
         in capsys.readouterr().err
     )
     assert _files(raw, preprocessed) == before

@@ -50,6 +50,7 @@ def test_aucs_differences_and_corrections(study, capsys):
     found = evaluate("real.csv", "mixed.csv", "--resamples", "500")
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
+    assert "*" not in out, "the mean is meant to have an interval of percentiles"
     shown = " ".join(out.split())
     for place, finding in enumerate(found["findings"][:2]):
         expected = [roc_auc_score(labels[:, place], scores[:, place]) for scores in (first, second)]
@@ -154,6 +155,12 @@ def test_cases_and_findings_that_the_reports_do_not_know_are_named(study, tmp_pa
 def test_wrong_files_of_predictions_are_refused(tmp_path, text, message):
     (tmp_path / "scores.csv").write_text(text)
     with pytest.raises(UserError, match=message):
+        read_predictions(tmp_path / "scores.csv")
+
+
+def test_of_many_wrong_lines_the_number_is_told(tmp_path):
+    (tmp_path / "scores.csv").write_text("case,A\n" + "".join(f"c{line},high\n" for line in range(25)))
+    with pytest.raises(UserError, match="line 21, c19: 'high' is not a score\n  and 5 more"):
         read_predictions(tmp_path / "scores.csv")
 
 

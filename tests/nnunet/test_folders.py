@@ -48,3 +48,22 @@ def test_logs_above_a_link_to_predictions_are_found(link, tmp_path, place):
     (tmp_path / place / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
     results = SimpleNamespace(content={"models": [{"name": "m"}]}, full_names={"m": "model"}, prediction_folders=[link])
     assert load_trainings([], [results])["model"][place].val_loss == {0: 0.4}
+
+
+def test_models_of_one_name_keep_all_their_curves(tmp_path):
+    folds = [
+        tmp_path / dataset / fold for dataset, fold in (("Lung", "fold_0"), ("Lung", "fold_1"), ("Liver", "fold_0"))
+    ]
+    for number, fold in enumerate(folds):
+        epoch = ("Epoch 0", "train_loss 0.5", f"val_loss 0.{number}", "Pseudo dice [0.1]")
+        fold.mkdir(parents=True)
+        lines = [f"2026-01-01 10:00:00.000000: {line}" for line in epoch]
+        (fold / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
+    every = [
+        SimpleNamespace(content={"models": [{"name": "m"}]}, full_names={"m": "raw"}, prediction_folders=[fold])
+        for fold in (*folds, folds[0])
+    ]
+    curves = load_trainings([], every)["raw"]
+    assert {fold: curve.val_loss[0] for fold, curve in curves.items()} == {
+        "fold_0": 0.0, "fold_1": 0.1, f"fold_0 of {tmp_path / 'Liver'}": 0.2,
+    }  # fmt: skip

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from report_for_tests import HOSTILE, SETTINGS, Page, make_dataset, markdown_tables
 from segmentations_for_tests import write
 
 from fvae_nnunet.cli import evaluate
 from fvae_nnunet.cli.report import main
-from fvae_nnunet.ct.files import read_volume, write_volume
+from fvae_nnunet.ct.files import read_upright, read_volume, write_volume
 from fvae_nnunet.evaluation.reconstruction.summary import summarise
 from fvae_nnunet.evaluation.segmentation.verdict import comparison_sentence
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
+from fvae_nnunet.report import case_pictures
 from fvae_nnunet.report.case_ends import headed_cases
 from fvae_nnunet.report.case_images import load_views
-from fvae_nnunet.report.case_pictures import choose_cases
+from fvae_nnunet.report.case_pictures import Chosen, choose_cases
 from fvae_nnunet.report.results import load_results
 
 
@@ -233,6 +235,27 @@ def test_no_case_is_chosen_twice(made):
         measure["comparisons"][0]["most_improved_first"] = []
     without = choose_cases(replace(results, content=comparison), 2)
     assert without.best == without.worst == [] and "none has a value" in without.explanation
+
+
+def test_pictures_show_nothing_in_ignored_voxels(project, monkeypatch):
+    results = load_results([Path("comparison.json")])[0]
+    case = results.cases[0]
+    images = [{case: next(Path("imagesTs").glob(f"{case}_0000.*"))}]
+    reference = read_upright(results.reference_file(case))[0]
+    ignored = int(reference.max())
+    shown = []
+
+    def picture(raw_hu, *, predictions, **others):
+        shown.append(predictions)
+        return Figure()
+
+    monkeypatch.setattr(case_pictures, "comparison_picture", picture)
+    for ignore_label in (None, ignored):
+        results.content["settings"]["ignore_label"] = ignore_label
+        case_pictures.draw_cases([results], [Chosen([case], [], "")], images, [])
+    for before, after in zip(*(found.values() for found in shown), strict=True):
+        assert before[reference == ignored].any() and not after[reference == ignored].any()
+        np.testing.assert_array_equal(before[reference != ignored], after[reference != ignored])
 
 
 def test_cases_with_only_false_positives_are_chosen_too(made):

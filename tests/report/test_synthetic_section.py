@@ -178,9 +178,11 @@ def test_volumes_without_lesions_and_without_source_case_have_a_report(dataset, 
     write_synthetic_folder(folder, dataset, ["phantom_000", "phantom_001"])
     empty = {"lesions": [], "label": {"name": None, "value": None}, "quality": {"lesions": [], "limits": {}}}
     rewrite_record(folder / "records" / "synthetic_0000.json", **empty)
-    rewrite_record(folder / "records" / "synthetic_0001.json", **empty, source_case=None)
+    rewrite_record(folder / "records" / "synthetic_0001.json", source_case=None)
     assert main(["--synthetic", str(folder), "-o", str(tmp_path / "report.html"), "-np", "0"]) == 0
-    assert "2 accepted synthetic cases" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "2 accepted synthetic cases" in page and "2 cases accepted, from 1 source case" in page
+    assert "synthetic_0001" in page and "None" not in page
     ((cut, heading),) = cuts_of(folder, monkeypatch)
     assert heading == "synthetic_0000" and cut.name == "slice 9/16" and not cut.lesion.any()
 

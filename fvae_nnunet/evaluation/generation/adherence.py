@@ -126,7 +126,7 @@ def mask_adherence(
         if case not in found
     ]
     if problems:
-        raise UserError("the masks cannot be compared:\n  " + "\n  ".join(problems[:20]))
+        raise UserError("the masks cannot be compared:\n  " + some_of(problems, 20, "\n  "))
     tasks = [_Task(files[0][case], files[1][case], structures) for case in cases]
     outcomes = run_each(_run, tasks, processes, lambda done, total: on_case())
     problems = [f"{case}: {problem}" for case, (_, found) in zip(cases, outcomes, strict=True) for problem in found]

@@ -51,7 +51,7 @@ class Distance:
             always too far apart, so the interval is that of the resamples, shifted by the difference of their mean
             from the value.
         by_chance: mean distance between random divisions of both sets together into the same sizes: about the score of
-            a perfect generator with as many cases.
+            a perfect generator with as many cases. What the components leave out of the distance counts as chance, too.
         p: fraction of these that are at least as large as the distance, (1 + n) / (1 + resamples).
         resampled_variance: fraction of the variance in the components in which resamples were computed.
     """
@@ -115,7 +115,7 @@ def frechet(
         value=value,
         low=max(0.0, value + low) if np.isfinite(low) else low,
         high=value + high,
-        by_chance=float(resampled.permuted.mean()),
+        by_chance=value + float(resampled.permuted.mean() - resampled.value),
         p=_p(resampled),
         resampled_variance=reduced.variance,
     )

@@ -61,10 +61,13 @@ class Evaluation:
         """
         volumes = any(network.sees_volumes for network in self.networks)
         slices = any(not network.sees_volumes for network in self.networks)
+        several = None
+        if min(len(self.real.cases), len(self.fake.cases)) < 2:
+            several = "at least two real and two generated images"
         lacking = {
-            "fvd": None if volumes else "`ct_clip`, or `features` with a network for volumes",
+            "fvd": several if volumes else "`ct_clip`, or `features` with a network for volumes",
             "fid2.5d": None if slices else "`radimagenet`, or `features` with a network for slices",
-            "kid": None if self.networks else "`ct_clip`, `radimagenet` or `features`",
+            "kid": several if self.networks else "`ct_clip`, `radimagenet` or `features`",
             "ctclip": None if any(network.name == CT_CLIP for network in self.networks) else "`ct_clip`",
             "masks": None if self.segmentations or self.segmenter else "`segmentations` or `segmenter`",
             "memorisation": None if self.train and self.networks else "`train` and a feature network",

@@ -6,7 +6,7 @@
      "settings": {"confidence": 0.95, "bootstrap": "BCa", "resamples": 9999, "seed": 0,
                   "test": "Wilcoxon signed-rank, two-sided", "zero_method": "wilcox",
                   "correction": "Holm", "family": "all comparisons of one label and measure", "all_pairs": false,
-                  "tolerances_mm": [2.0], "empty_masks": "nan", "file_ending": ".nii.gz",
+                  "tolerances_mm": [2.0], "empty_masks": "nan", "ignore_label": null, "file_ending": ".nii.gz",
                   "lesions": {"labels": ["2"], "connectivity": 26, "detection_overlap": 0.1,
                               "size_classes": ["below_10mm", "10_to_20mm", "above_20mm"]}},
      "reference": {"folder": "labelsTs", "sha256": "...", "cases": ["case_001", ...]},
@@ -184,6 +184,7 @@ def _settings(scores: Scores, all_pairs: bool, seed: int, resamples: int) -> dic
         "all_pairs": all_pairs,
         "tolerances_mm": [float(tolerance_mm) for tolerance_mm in scores.tolerances_mm],
         "empty_masks": scores.empty_masks,
+        "ignore_label": scores.scheme.ignore_label,
         "file_ending": scores.scheme.file_ending,
         "lesions": {
             "labels": [str(label) for label in scores.lesion_rule.labels],

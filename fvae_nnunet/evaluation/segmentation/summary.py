@@ -4,7 +4,7 @@
 and regions as written by nnU-Net: ``"1"``, ``"(1, 2)"``), with ``NSD_2mm`` etc. and ``HD95_mm`` beside ``Dice``, and
 one more entry::
 
-    "fvae": {"version": "0.1.0", "tolerances_mm": [2.0], "empty_masks": "nan",
+    "fvae": {"version": "0.1.0", "tolerances_mm": [2.0], "empty_masks": "nan", "ignore_label": null,
              "cases": {"reference": 20, "scored": 19, "missing": 1, "missing_names": ["case_007"]},
              "labels": [{"key": "1", "name": "pancreas", "n": 18, "nan": 1, "missing": 1, "one_empty": 2}, ...],
              "statistics": {"confidence": 0.95, "bootstrap": "BCa", "resamples": 9999, "seed": 0},
@@ -72,6 +72,7 @@ def summarise(scores: Scores, *, seed: int = 0, resamples: int = 9999) -> dict[s
             "version": fvae_nnunet.__version__,
             "tolerances_mm": [float(tolerance_mm) for tolerance_mm in scores.tolerances_mm],
             "empty_masks": scores.empty_masks,
+            "ignore_label": scores.scheme.ignore_label,
             "cases": {
                 "reference": len(scored) + len(missing),
                 "scored": len(scored),

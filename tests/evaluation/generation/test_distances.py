@@ -117,6 +117,23 @@ def test_the_distance_by_chance_is_that_of_equal_distributions_with_so_few_cases
     assert inside > 0.8
 
 
+def test_chance_is_comparable_with_the_value_where_components_are_left_out(monkeypatch):
+    """With equal distributions the value is chance; half of the components add to the value alone."""
+    scale = np.arange(1, 11) ** -0.35
+
+    def draws():
+        return [
+            measure(frechet, features(normal(seed, 20, 10) * scale), features(normal(100 + seed, 20, 10) * scale))
+            for seed in range(10)
+        ]
+
+    in_all = np.mean([draw.by_chance for draw in draws()])
+    monkeypatch.setattr(distances, "COMPONENTS", 5)
+    found = draws()
+    assert np.mean([draw.resampled_variance for draw in found]) < 0.8
+    assert np.mean([draw.by_chance for draw in found]) == pytest.approx(in_all, rel=0.1)
+
+
 @pytest.mark.parametrize("distance", [frechet, kernel])
 def test_other_distributions_are_told_from_chance_and_seeds_repeat(distance):
     real, fake = features(normal(9, 20, 3)), features(normal(10, 20, 3, shift=1.5))

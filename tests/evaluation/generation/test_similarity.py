@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,22 @@ def test_too_few_images_for_a_memorisation_check_are_told(tmp_path, n_real, limi
     results = evaluate_generation(evaluation).results
     assert limit in format_table(results)
     assert results["warnings"] == [f"only {of_set} cases: too few to trust the memorisation check" for of_set in few]
+
+
+@pytest.mark.parametrize(("fakes", "metrics"), [(1, ("memorisation",)), (2, ("fvd", "kid", "memorisation"))])
+def test_a_single_image_has_no_distance_and_the_other_metrics_remain(tmp_path, fakes, metrics):
+    for name, seeds in (("real", range(2)), ("fake", range(30, 30 + fakes)), ("train", range(40, 42))):
+        for seed in seeds:
+            write_image(tmp_path / name / f"{seed}.nii.gz", hu_volume(seed))
+    sets = {name: read_image_set(tmp_path / name) for name in ("real", "fake", "train")}
+    script = save_script(MeanAndSpread(), tmp_path / "net.pt", VOLUME)
+    networks = load_feature_networks(features={"net": script}, trust_weights=True)
+    evaluation = Evaluation(**sets, networks=networks, output=tmp_path / "out", processes=0)
+    assert evaluation.chosen_metrics() == metrics
+    named = replace(evaluation, metrics=["fvd", "memorisation"])
+    if fakes == 1:
+        with pytest.raises(UserError, match="fvd needs at least two real and two generated images"):
+            named.chosen_metrics()
 
 
 # -- masks
