@@ -122,7 +122,6 @@ def preprocess_synthetic(
     return run_cases(
         cases,
         read=partial(_pending, dataset, synthetic, folders),
-        compute=lambda case, pending: pending,
         write=partial(_write_case, dataset, synthetic, folders),
         workers=workers,
         seconds=StageSeconds(),

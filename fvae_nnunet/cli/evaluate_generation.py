@@ -20,12 +20,11 @@ from fvae_nnunet.cli.outputs import check_output_folder, is_json_of, refuse_othe
 from fvae_nnunet.cli.parsers import CommandParser, named_paths
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.choices import METRICS
 from fvae_nnunet.optional_packages import needed_for
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.generation.choices import METRICS
 from fvae_nnunet.evaluation.generation.compared_structures import read_names
 from fvae_nnunet.evaluation.generation.feature_networks import CT_CLIP, FeatureNetwork
 from fvae_nnunet.evaluation.generation.image_sets import ImageSet
 from fvae_nnunet.evaluation.generation.similarity import TextNetwork
-
-METRICS = ("fvd", "fid2.5d", "kid", "ctclip", "masks", "memorisation")
 
 
 @dataclass(frozen=True)

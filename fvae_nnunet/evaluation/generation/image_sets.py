@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fvae_nnunet.ct.files import find_images, image_ending
 from fvae_nnunet.errors import UserError, some_of
-from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.nnunet.case_reports import FILE_NAME as REPORTS_FILE
-from fvae_nnunet.nnunet.case_reports import KIND as REPORTS_KIND
-from fvae_nnunet.nnunet.case_reports import read_case_reports
 from fvae_nnunet.nnunet.report_texts import read_reports
 from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases
 
@@ -94,7 +90,7 @@ def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
             )
             for name, channels in _channels(images).items()
         ]  # fmt: skip
-    texts = _texts(reports) if reports is not None else _texts_of_dataset(folder) if kind != "synthetic" else {}
+    texts = read_reports(reports) if reports is not None else _texts_of_dataset(folder) if kind != "synthetic" else {}
     if reports is not None and not any(case.name in texts for case in cases):
         raise UserError(f"{reports} has no text for any of the cases in {folder} ({cases[0].name}, ...)")
     with_texts = [ImageCase(**vars(case) | {"text": texts.get(case.name, case.text)}) for case in cases]
@@ -127,13 +123,4 @@ def _mask(kind: str, case: str, image: Path) -> Path | None:
 def _texts_of_dataset(folder: Path) -> dict[str, str]:
     places = [folder / REPORTS_FILE] + [folder.parent / REPORTS_FILE] * folder.name.startswith("images")
     found = next((place for place in places if place.is_file()), None)
-    return {} if found is None else _texts(found)
-
-
-def _texts(path: Path) -> dict[str, str]:
-    if path.suffix == ".json" and path.is_file():
-        content: Any = read_json(path)
-        if isinstance(content, dict) and content.get("kind") == REPORTS_KIND:
-            cases = read_case_reports(path).cases
-            return {name: case.report for name, case in cases.items() if case.report is not None}
-    return read_reports(path)
+    return {} if found is None else read_reports(found)

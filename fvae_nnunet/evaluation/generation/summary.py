@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fvae_nnunet.evaluation.generation.evaluation import METRICS
+from fvae_nnunet.evaluation.generation.choices import METRICS
 from fvae_nnunet.evaluation.generation.memorisation import LEAST_REAL
 from fvae_nnunet.evaluation.generation.network_inputs import PLANES
 from fvae_nnunet.evaluation.text_table import text_table
