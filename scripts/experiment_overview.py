@@ -97,16 +97,16 @@ def scans_of(results: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Sc
 
 
 def _scan(plain: Mapping[str, Any], predicted: Sequence[tuple[str, Mapping[str, Any]]], measure: str) -> Scan:
-    runs = {arm: list(of_arm.values()) for arm, of_arm in comparable_runs(plain).items()}
-    arms = {arm: mean_of_seeds(of_arm) for arm, of_arm in runs.items()}
+    runs = comparable_runs(plain)
+    arms = {arm: mean_of_seeds(list(of_arm.values())) for arm, of_arm in runs.items()}
     raw = arms[REFERENCE]
     with_options = {
-        f"{arm} `{options}`": (arms[arm], mean_of_seeds(list(of_arm.values())))
+        f"{arm} `{options}`": tuple(mean_of_seeds([of[name] for name in common]) for of in (runs[arm], of_arm))
         for options, content in predicted
         for arm, of_arm in runs_by_arm(content).items()
-        if arm in arms
+        if (common := sorted(runs.get(arm, {}).keys() & of_arm.keys()))
     }
-    first, *others = runs[REFERENCE]
+    first, *others = runs[REFERENCE].values()
     return Scan(
         float(np.nanmean([of_case[measure] for of_case in raw.values()])),
         trained=compared({arm: (raw, values) for arm, values in arms.items() if arm != REFERENCE}, measure),

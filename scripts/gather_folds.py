@@ -26,11 +26,12 @@ def gather_folds(
         splits: content of nnU-Net's ``splits_final.json``.
         folds: numbers of the folds.
         source: folder of the files; ``{fold}`` in it stands for the fold.
-        target: folder to write; appears only when it is complete.
+        target: folder to write; it is replaced when all files are copied.
         ending: ending of the files, such as ``.nii.gz``.
 
     Raises:
-        UserError: a fold does not exist, a case is validated in two folds, or a file is missing.
+        UserError: a fold does not exist, a case is validated in two folds, a file is missing, or the target holds one
+            of them or anything but such files.
     """
     unknown = [fold for fold in folds if not 0 <= fold < len(splits)]
     if unknown:
@@ -47,12 +48,15 @@ def gather_folds(
             f"{len(missing)} of {len(files)} cases are missing (first: {missing[0]}); "
             "first train and validate all of these folds with this split"
         )
+    others = [path.name for path in target.glob("[!.]*") if path.is_dir() or not path.name.endswith(ending)]
+    if others or any(target.resolve() in path.resolve().parents for path in files.values()):
+        raise UserError(f"{target} holds {others[0] if others else 'the files themselves'}; choose another folder")
     unfinished = target.with_name(f".{target.name}.unfinished")
-    for folder in (unfinished, target):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for path in files.values():
         shutil.copyfile(path, unfinished / path.name)
+    shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
     return len(files)
 

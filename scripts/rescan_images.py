@@ -23,6 +23,7 @@ from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.ct.files import find_images, image_ending, read_volume, write_volume
 from fvae_nnunet.ct.geometry import Geometry
+from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.ct.intensity import as_stored_by_scanners
 from fvae_nnunet.ct.noise import measured_region
@@ -56,6 +57,7 @@ def rescanned(
 
 def rescan_file(images: dict[str, Path], output: Path, arguments: argparse.Namespace, case: str) -> bool:
     volume_hu, geometry = read_volume(images[case])
+    check_volume_hu(volume_hu, images[case])
     scanned_hu = rescanned(
         volume_hu,
         geometry,

@@ -168,7 +168,13 @@ def run(args: argparse.Namespace) -> int:
     comparison, paper = read_json(args.comparison), paper_tables()
     if not isinstance(comparison, dict) or comparison.get("kind") != "comparison":
         raise UserError(f"{args.comparison} is not a comparison of two or more models by fvae-evaluate")
-    vaes = dict(text.split("=", 1) for text in args.vaes if "=" in text)
+    if args.o.suffix == ".csv":
+        raise UserError(f"-o must name the Markdown file, got {args.o}; the CSV is put beside it")
+    vaes = dict(text.partition("=")[::2] for text in args.vaes)
+    models = [model["name"] for model in comparison["models"]]
+    wrong = [text for text in args.vaes if not text.partition("=")[2] or text.partition("=")[0] not in models]
+    if wrong:
+        raise UserError(f"--vaes takes MODEL=VAE with a model of {', '.join(models)}; got {wrong[0]}")
     rows = table_rows(comparison, paper, args.paper, vaes)
     shown = [list(HEADINGS), *text_rows(rows)]
     write_bytes(args.o.with_suffix(".csv"), csv_bytes(rows))

@@ -105,7 +105,7 @@ class RecordingTrainer(nnUNetTrainer):
         if self.fold != "all":
             trained = Path(self.output_folder_base).glob("fold_*/checkpoint_final.pth")
             names = {path.parent.name.removeprefix("fold_") for path in trained} | {str(self.fold)}
-            folds = sorted(names - {"all"}, key=int)
+            folds = sorted(filter(str.isdecimal, names), key=int)
         raw = Path(os.environ.get(RAW_VARIABLE, ""), self.plans_manager.dataset_name, "imagesTs")
         return command_line(
             "fvae-predict",

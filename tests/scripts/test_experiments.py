@@ -348,6 +348,16 @@ def test_a_gain_within_chance_is_not_sure():
     assert not scan.is_sure(view)
 
 
+def test_options_of_prediction_are_compared_with_the_same_models():
+    """The option changes nothing, and only one of two seeds was predicted with it."""
+    plain = results_of(None, raw=0.5, raw_again=0.6)
+    with_option = {"name": "tta", "scan": "", "predict": "--tta raw,view"}
+    again = results_of(with_option, raw=0.5)
+    again["runs"] = [run for run in again["runs"] if run["seed"] == 0]
+    (one,) = overview.scans_of([plain, again], "NSD_2mm")["as it is"].predicted.values()
+    assert one.mean == 0
+
+
 def test_the_overview_refuses_what_it_cannot_compare():
     half = {"name": "half", "scan": "--dose 0.5", "predict": ""}
     with pytest.raises(UserError, match="half and again are results of the same scan"):

@@ -411,6 +411,13 @@ def test_gathered_folds_hold_their_cases_and_nothing_else(tmp_path: Path) -> Non
         gather_folds(splits, [0, 2], source, target, ending=".nii.gz")
     with pytest.raises(UserError, match="no fold 3; the split has folds 0 to 2"):
         gather_folds(splits, [3], source, target, ending=".nii.gz")
+    for wrong, what in ((tmp_path / "fold_1", "validation"), (tmp_path / "fold_1" / "validation", "summary.json")):
+        with pytest.raises(UserError, match=f"{wrong} holds {what}; choose another folder"):
+            gather_folds(splits, [1], source, wrong, ending=".nii.gz")
+    (tmp_path / "fold_1" / "validation" / "summary.json").unlink()
+    with pytest.raises(UserError, match="holds the files themselves"):
+        gather_folds(splits, [1], source, tmp_path / "fold_1" / "validation", ending=".nii.gz")
+    assert (tmp_path / "fold_1" / "validation" / "c.nii.gz").read_text() == "c of 1"
     assert [path.name for path in target.iterdir()] == ["c.nii.gz"], "an error leaves what was there"
 
 
@@ -480,6 +487,16 @@ def test_the_table_has_percent_differences_and_the_papers_row_beside(
 
 def test_a_file_that_is_no_comparison_has_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "summary.json").write_text("{}")
+    comparison = tmp_path / "comparison.json"
+    comparison.write_text(json.dumps(comparison_of([measure_of("Dice", "DSC", "cancer", (0.4, 0.45, 0.3))])))
+    for wrong in ("wan2.1", "wan=", "Wan=wan2.1"):
+        options = [str(comparison), "--paper", "lung", "-o", str(tmp_path / "t.md"), "--vaes", wrong]
+        assert table2.main(options) == 1
+        assert (
+            f"--vaes takes MODEL=VAE with a model of raw, wan, control-median-1; got {wrong}" in capsys.readouterr().err
+        )
+    assert table2.main([str(comparison), "--paper", "lung", "-o", str(tmp_path / "t.csv")]) == 1
+    assert "-o must name the Markdown file" in capsys.readouterr().err and not (tmp_path / "t.csv").exists()
     arguments = [str(tmp_path / "summary.json"), "--paper", "lung", "-o", str(tmp_path / "table2.md")]
     assert table2.main(arguments) == 1
     assert "is not a comparison of two or more models" in capsys.readouterr().err

@@ -72,4 +72,10 @@ def test_what_cannot_be_scanned_is_named_and_the_rest_is_done(rescan, images, tm
     said = capsys.readouterr()
     assert "c_0000: pixels of 2 x 1 mm: a sinogram requires square pixels" in said.err and "2 of 3 images" in said.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_0000.nii.gz", "b_0000.nii.gz"]
+    stored = sitk.GetImageFromArray(
+        np.where(np.arange(32) < 9, 0, 1064).astype(np.int16) * np.ones((4, 32, 1), np.int16)
+    )
+    sitk.WriteImage(stored, str(images / "c_0000.nii.gz"))
+    assert rescan([str(images), str(tmp_path / "other"), "--dose", "0.5", "--own-noise", "8", "-np", "0"]) == 1
+    assert "c_0000.nii.gz cannot be in HU" in capsys.readouterr().err
     assert rescan([str(images), str(images)]) == 1 and "overwritten" in capsys.readouterr().err

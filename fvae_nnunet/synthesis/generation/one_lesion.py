@@ -72,6 +72,8 @@ def insert_lesion(
     at_mm: tuple[float, float, float] | None = None,
     core_mean_hu: float | None = None,
     inside_fraction: float = INSIDE_FRACTION,
+    lesion: str | None = None,
+    text: str | None = None,
 ) -> InsertedLesion:
     """Draw the shape of a lesion, place it in the organ, and generate it with the model.
 
@@ -84,18 +86,29 @@ def insert_lesion(
         model: model of a single organ.
         diameter_mm: equivalent diameter of the lesion.
         seed: seed of shape, place and noise.
-        lesions: mask of existing lesions; they are conditions of the model, and the new lesion keeps a distance of 5 mm
-            (``CLEARANCE_MM``).
+        lesions: mask of existing lesions of the same class; they are conditions of the model, and the new lesion keeps
+            a distance of 5 mm (``CLEARANCE_MM``).
         at_mm: centre (x, y, z) of the lesion in the patient; None: anywhere in the organ.
         core_mean_hu: mean HU of its core; None: as in the training lesions of the model.
         inside_fraction: minimum share of the lesion in the organ, 0 to 1.
+        lesion: class of the lesion; None: the only one that the model knows.
+        text: report, for a model that was trained with reports.
 
     Raises:
         NothingFits: there is no place for the lesion.
-        UserError: a mask has another shape or geometry, the model knows several organs, or as for the model.
+        UserError: a mask has another shape or geometry, the model knows several organs, no such lesion, or not the
+            appearance of lesions, or as for the model.
     """
     settings = model.settings
     organs = len(settings.class_names) - settings.lesions
+    known = settings.class_names[organs:]
+    if lesion is None and len(known) != 1:
+        raise UserError(f"the model knows {len(known)} lesions; name one as `lesion`: {', '.join(known) or 'none'}")
+    if lesion is not None and lesion not in known:
+        raise UserError(f"`lesion`: the model knows no {lesion!r}; it knows {', '.join(known) or 'none'}")
+    if core_mean_hu is not None and settings.appearance is None:
+        raise UserError("this model is not conditioned on the appearance of lesions; leave out `core_mean_hu`")
+    lesion_class = len(settings.class_names) if lesion is None else organs + known.index(lesion) + 1
     if organs > 1:
         raise UserError(
             f"this model knows {organs} structures ({', '.join(settings.class_names[:organs])}), which a single mask "
@@ -106,7 +119,7 @@ def insert_lesion(
     in_organ = ct.mask(organ, "organ").transpose(order)
     in_lesion = np.zeros_like(in_organ) if lesions is None else ct.mask(lesions, "lesions").transpose(order)
     class_map = (in_organ * organs).astype(np.uint8)
-    class_map[in_lesion] = organs + 1
+    class_map[in_lesion] = lesion_class
     source = SourceCase(
         case="ct",
         volume_hu=np.ascontiguousarray(round_to_int16(ct.hu).transpose(order)),
@@ -114,12 +127,12 @@ def insert_lesion(
         class_map=class_map,
         organ=in_organ | in_lesion,
         lesion=in_lesion,
-        lesion_class=organs + 1,
+        lesion_class=lesion_class,
         organ_classes=organs,
         geometry=ct.geometry,
         digests={},
     )
-    lesion = shaped_and_placed(
+    placed = shaped_and_placed(
         np.random.default_rng(seed),
         (diameter_mm, diameter_mm),
         spacing_mm,
@@ -129,7 +142,7 @@ def insert_lesion(
         at=None if at_mm is None else index_of(at_mm, ct.geometry)[list(order)],
         appearance=None if core_mean_hu is None else Appearance(core_mean_hu, math.nan),
     )
-    hu = paint(model, source, [lesion], PaintSettings(), generator=noise_of([seed]))
-    mask = lesion.mask(hu.shape)
+    hu = paint(model, source, [placed], PaintSettings(text=text), generator=noise_of([seed]))
+    mask = placed.mask(hu.shape)
     reached_mm = equivalent_diameter_mm(int(np.count_nonzero(mask)), spacing_mm)
     return InsertedLesion(ct.with_hu(ct.geometry.as_in_file(hu)), ct.geometry.as_in_file(mask), reached_mm)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fvae_nnunet.ct.boxes import bounding_box, grown
-from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.ct.files import read_header, read_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.lesions import numbered_lesions
 from fvae_nnunet.errors import UserError
@@ -152,13 +152,14 @@ def _measure(
 
 
 def borrow(dataset: SourceDataset, lesion: dict[str, Any]) -> RealLesion:
-    """Read the mask of a real lesion from the segmentation of its case.
+    """Read the mask of a real lesion from the segmentation of its case, in the geometry of the image.
 
     Raises:
         UserError: the segmentation cannot be read, or has changed since it was measured.
     """
     path = dataset.label_files[lesion["case"]]
-    labels, geometry = read_volume(path)
+    labels, _ = read_volume(path)
+    _, geometry = read_header(dataset.image_files[lesion["case"]][dataset.ct_channel])
     mask = (labels == dataset.lesion_value).transpose(geometry.axial_order)
     return piece_of(path, mask, geometry, lesion, name=lesion["case"])
 

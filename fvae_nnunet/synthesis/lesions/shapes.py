@@ -37,6 +37,10 @@ _LATTICE = 7
 that they are a third of a diameter apart."""
 
 _REACH = 1.0
+"""Distance from the centre, in diameters, within which a shape is sought; farther for donors that are longer."""
+
+_DEFORMED_REACH = 0.15
+"""What deformation may add to it: two and a half times ``DEFORMATION``."""
 
 _SHAPES_TRIED = 6
 """Number of attempts, each less deformed than the one before, the last one not deformed."""
@@ -98,12 +102,13 @@ def draw_lesion_shape(
             f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; at least {MIN_VOXELS} are needed"
         )
     for attempt in range(_SHAPES_TRIED):
-        field = _ellipsoid(rng) if donor is None else _borrowed(rng, donor)
+        field, reach = (_ellipsoid(rng), _REACH) if donor is None else _borrowed(rng, donor)
         # an ellipsoid without deformation is always in one piece
         strength = DEFORMATION * (1 - attempt / (_SHAPES_TRIED - 1))
         displacement = strength * rng.standard_normal((3, _LATTICE, _LATTICE, _LATTICE), np.float32)
         offset = rng.uniform(-0.5, 0.5, 3)
-        shape = largest_lesion(_lowest(field, displacement, offset, voxels, diameter_mm, np.asarray(spacing_mm)))
+        lowest = _lowest(field, reach, displacement, offset, voxels, diameter_mm, np.asarray(spacing_mm))
+        shape = largest_lesion(lowest)
         reached = equivalent_diameter_mm(int(np.count_nonzero(shape)), spacing_mm)
         if abs(reached - diameter_mm) <= SIZE_TOLERANCE * diameter_mm:
             return shape[bounding_box(shape)]
@@ -160,17 +165,18 @@ def scaled_in_place(
 
 def _lowest(
     field: Field,
+    reach: float,
     displacement: np.ndarray,
     offset: np.ndarray,
     voxels: int,
     diameter_mm: float,
     spacing_mm: np.ndarray,
 ) -> np.ndarray:
-    """The given number of voxels with the lowest values of the deformed field; points are in diameters."""
-    reach = np.ceil(_REACH * diameter_mm / spacing_mm).astype(int) + 1
+    """The given number of voxels with the lowest values of the deformed field; points and reach are in diameters."""
+    steps = np.ceil(reach * diameter_mm / spacing_mm).astype(int) + 1
     axes = [
         ((np.arange(-n, n + 1) + shift) * step / diameter_mm).astype(np.float32)
-        for n, shift, step in zip(reach, offset, spacing_mm, strict=True)
+        for n, shift, step in zip(steps, offset, spacing_mm, strict=True)
     ]
     shape = tuple(len(axis) for axis in axes)
     moved = np.stack(np.meshgrid(*axes, indexing="ij")) + _between_lattice_points(displacement, axes)
@@ -196,8 +202,8 @@ def _ellipsoid(rng: np.random.Generator) -> Field:
     return lambda points: np.square(matrix @ points).sum(axis=0)
 
 
-def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
-    """Signed distance to the surface of the real lesion; points are in units of its equivalent diameter."""
+def _borrowed(rng: np.random.Generator, real: RealLesion) -> tuple[Field, float]:
+    """Signed distance to the surface of the real lesion, and its reach; both in units of its equivalent diameter."""
     from scipy import ndimage
 
     spacing_mm = np.asarray(real.spacing_mm)
@@ -205,7 +211,9 @@ def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
     margins = np.ceil(0.5 * diameter_mm / spacing_mm).astype(int) + 1
     mask = np.pad(ndimage.binary_fill_holes(real.mask), [(n, n) for n in margins])
     distance = _signed_distance(mask, spacing_mm)
-    centre = np.argwhere(mask).mean(axis=0).astype(np.float32)
+    voxels = np.argwhere(mask)
+    centre = voxels.mean(axis=0).astype(np.float32)
+    farthest_mm = np.linalg.norm((voxels - centre) * spacing_mm, axis=1).max()
     turned = _rotation(rng) * rng.choice([-1.0, 1.0])
     matrix = (turned * (diameter_mm / spacing_mm)[:, None]).astype(np.float32)
 
@@ -214,7 +222,7 @@ def _borrowed(rng: np.random.Generator, real: RealLesion) -> Field:
         outside = float(distance.max())
         return ndimage.map_coordinates(distance, matrix @ points + centre[:, None], order=1, cval=outside)
 
-    return field
+    return field, max(_REACH, float(farthest_mm / diameter_mm) + _DEFORMED_REACH)
 
 
 def _signed_distance(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.lesions.placement import NothingFits
 from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, equivalent_diameter_mm
 
 SIZE_RANGES_MM = {"small": (5.0, 20.0), "medium": (20.0, 40.0), "large": (40.0, 70.0)}
@@ -100,14 +101,14 @@ class LesionSizes:
         """Draw a range by its share, among those that allow ``MIN_VOXELS`` voxels, and cut it to these diameters.
 
         Raises:
-            UserError: no range allows as many voxels.
+            NothingFits: no range allows as many voxels.
         """
         least = equivalent_diameter_mm(MIN_VOXELS, spacing_mm)
         possible = [(max(low, least), high) for low, high in self.ranges_mm]
         shares = np.array([share * (low <= high) for share, (low, high) in zip(self.shares, possible, strict=True)])
         if not shares.any():
             smallest, largest = np.min(self.ranges_mm), np.max(self.ranges_mm)
-            raise UserError(
+            raise NothingFits(
                 f"lesions of {smallest:g} to {largest:g} mm have fewer than {MIN_VOXELS} voxels of "
                 f"{' x '.join(f'{step:g}' for step in spacing_mm)} mm; choose larger ones (`sizes`, `diameter_mm` or "
                 "`growth`)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,9 @@ def test_a_coronal_file_gets_the_same_lesion():
 def test_the_model_is_told_of_lesions_that_are_there_and_they_are_kept_clear_of():
     ct, labels = a_case(lesion=True)
     model = PaintingModel()
+    with pytest.raises(UserError, match="not conditioned on the appearance of lesions; leave out `core_mean_hu`"):
+        insert_lesion(ct, labels == 1, model, diameter_mm=12, core_mean_hu=25.0)
+    model.settings = replace(model.settings, core_mean_hu=(30.0, 20.0), texture_sd_hu=(10.0, 2.0))
     made = insert_lesion(ct, labels == 1, model, diameter_mm=12, lesions=labels == 2, core_mean_hu=25.0)
     (call,) = model.calls
     assert set(np.unique(call.class_map)) == {0, 1, 2}
@@ -68,6 +73,19 @@ def test_at_a_place():
     made = insert_lesion(ct, labels, PaintingModel(), diameter_mm=10, at_mm=at_mm)
     centre = np.argwhere(made.mask).mean(axis=0)
     np.testing.assert_allclose(centre, index_of(at_mm, ct.geometry), atol=0.6)
+
+
+def test_one_of_several_lesions_is_named_and_a_report_is_passed_on():
+    ct, labels = a_case()
+    model = PaintingModel(class_names=("organ", "nodule", "effusion"))
+    model.settings = replace(model.settings, lesions=2)
+    made = insert_lesion(ct, labels == 1, model, diameter_mm=12, lesion="effusion", text="An effusion.")
+    (call,) = model.calls
+    assert set(np.unique(call.class_map)) == {0, 1, 3} and made.mask.any()
+    assert call.text == "An effusion."
+    for lesion, message in ((None, "knows 2 lesions; name one as `lesion`: nodule, effusion"), ("cyst", "no 'cyst'")):
+        with pytest.raises(UserError, match=message):
+            insert_lesion(ct, labels == 1, model, diameter_mm=12, lesion=lesion)
 
 
 def test_what_cannot_be_done_is_said():

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.synthesis.lesions.placement import NothingFits
 from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS, RealLesion, draw_lesion_shape, equivalent_diameter_mm
 from fvae_nnunet.synthesis.lesions.sizes import DEFAULT_SHARES, SIZE_RANGES_MM, LesionSizes
 
@@ -145,6 +146,16 @@ def test_sizes_of_real_lesions():
     assert set(drawn(LesionSizes.of_lesions([17.5]), 5)) == {17.5}
 
 
+def test_a_long_donor_keeps_its_proportions():
+    bar = RealLesion("bar", np.ones((40, 4, 4), bool), (1.0, 1.0, 1.0))
+    own_mm = equivalent_diameter_mm(bar.mask.sum(), bar.spacing_mm)
+    for seed in range(4):
+        shape = draw_lesion_shape(np.random.default_rng(seed), own_mm, (1.0, 1.0, 1.0), donor=bar)
+        points = np.argwhere(shape)
+        lengths = np.sqrt(12 * np.linalg.eigvalsh(np.cov(points.T)))
+        assert lengths[-1] == pytest.approx(40, rel=0.12)
+
+
 def test_diameters_fill_the_range_that_the_voxels_allow():
     sizes = LesionSizes.of_range(5.0, 20.0)
     fine = drawn(sizes, 500)
@@ -153,7 +164,7 @@ def test_diameters_fill_the_range_that_the_voxels_allow():
     coarse = drawn(sizes, 500, spacing_mm=(8.0, 3.0, 3.0))
     assert min(coarse) >= equivalent_diameter_mm(MIN_VOXELS, (8.0, 3.0, 3.0))
     draw_lesion_shape(np.random.default_rng(0), min(coarse), (8.0, 3.0, 3.0))
-    with pytest.raises(UserError, match="5 to 6 mm have fewer than 8 voxels"):
+    with pytest.raises(NothingFits, match="5 to 6 mm have fewer than 8 voxels"):
         drawn(LesionSizes.of_range(5.0, 6.0), 1, spacing_mm=(8.0, 3.0, 3.0))
 
 
