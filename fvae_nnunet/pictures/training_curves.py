@@ -9,6 +9,7 @@ import numpy as np
 
 from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.pictures.colours import BLUE, GREEN, VERMILION
+from fvae_nnunet.pictures.log_axes import label_plainly
 
 MOST_POINTS = 200
 """Maximum number of points of a curve; more steps are averaged, so that long trainings are as fast to draw."""
@@ -32,7 +33,6 @@ def draw_training_curves(table: Path, *, title: str) -> Path | None:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
 
     columns = read_columns(table) if table.is_file() else {}
     steps = columns.get("step", np.empty(0))
@@ -49,8 +49,7 @@ def draw_training_curves(table: Path, *, title: str) -> Path | None:
             above.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
             above.plot(at, mean, color=colour, label=name, marker="." if len(at) == 1 else None)
         above.set(yscale="log", ylabel="loss", title=title)
-        above.yaxis.set_major_formatter("{x:g}")
-        above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        label_plainly(above.yaxis)
         above.legend(frameon=False, fontsize=9)
         below.plot(*brought_together(steps, columns["learning_rate"])[:2], color=GREEN)
         below.set(xlabel="step", ylabel="learning rate")

@@ -24,6 +24,7 @@ from fvae_nnunet.files.recorded import atomic_write
 from fvae_nnunet.nnunet.lesion_labels import LESION_NAME
 from fvae_nnunet.pictures.colours import GREEN, LABEL_COLOURS, VERMILION, YELLOW, colours_of
 from fvae_nnunet.pictures.hu_windows import hu_window_around
+from fvae_nnunet.pictures.log_axes import label_plainly
 from fvae_nnunet.pictures.marks import mark_panel, write_on
 from fvae_nnunet.pictures.outlines import Outline
 from fvae_nnunet.pictures.panels import (
@@ -54,7 +55,7 @@ NEAR_SLICES = 8
 FLATTER_PART = 0.5
 """Fraction of the soft tissue, the flattest, in which the noise power spectrum is measured."""
 
-NO_FILTER = "no Gaussian filter leaves as much noise as the view"
+NO_FILTER = "no Gaussian filter leaves as much noise"
 
 RAW_STYLE: dict[str, Any] = {"color": "black", "linewidth": 1.4}
 VIEW_STYLE: dict[str, Any] = {"color": VERMILION, "linewidth": 1.6}
@@ -283,7 +284,7 @@ def _draw_spectrum(panel: Axes, shown: _Shown) -> None:
         spectrum = noise_spectrum(shown.near[name], regions, shown.spacing_mm[1:])
         panel.plot(spectrum.frequency_per_mm, spectrum.power_hu2_mm2, label=label, **style)
     panel.set_yscale("log")
-    panel.yaxis.set_major_formatter("{x:g}")
+    label_plainly(panel.yaxis)
     panel.set_xlim(left=0)
 
 
