@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.cli.command import run_command
+from fvae_nnunet.ct.places import TISSUES_HU
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.summary import IN_TABLE, SIGNED
 from fvae_nnunet.files.checked_json import read_json
@@ -57,7 +58,7 @@ def tables(views: Mapping[str, Mapping[str, Any]]) -> list[str]:
         per_case = content["cost"]["seconds"] / len(content["cases"])
         cells += [number(per_case, "s"), number(content["cost"]["memory_gib"], "share")]
         lines.append(f"| {view} | " + " | ".join(cells) + " |")
-    tissues = list(first["summary"]["tissues"])
+    tissues = [tissue for tissue in TISSUES_HU if tissue in first["summary"]["tissues"]]
     lines += ["", "MAE and bias by tissue (HU):", "", *_header(["view", *tissues])]
     for view, content in views.items():
         of_tissue = [content["summary"]["tissues"][tissue] for tissue in tissues]
