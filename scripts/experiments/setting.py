@@ -121,6 +121,11 @@ class Experiment(DatasetFolders):
         """Runs of a test, or of nnU-Net's own validation."""
         return self.runs if test == VALIDATION else self.runs_of(self.tests[test].arms)
 
+    def tested_views(self, test: str) -> list[str]:
+        """Views on which the runs of a test were trained."""
+        used = {view for run in self.tested_runs(test) for view in self.arm(run).views}
+        return [view for view in self.views if view in used]
+
     def runs_of(self, arms: Iterable[str]) -> list[str]:
         """Runs of some arms, given by name."""
         return [f"{name}_seed{seed}" for name in arms for seed in self.arms[name].seeds]

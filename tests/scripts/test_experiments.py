@@ -143,6 +143,7 @@ def test_a_model_of_views_alone_is_tested_on_its_view_and_others_as_the_test_say
         experiment.tested_runs("tta") == ["raw_seed0", "raw_seed1"] and len(experiment.tested_runs("validation")) == 4
     )
     assert experiment.images_of("quarter") == experiment.images_of("both") == "scans/quarter"
+    assert experiment.tested_views("tta") == [] and experiment.tested_views("quarter") == list(experiment.views)
     assert experiment.images_of("tta") == experiment.images_of("validation") == f"{experiment.raw}/imagesTr"
 
 
