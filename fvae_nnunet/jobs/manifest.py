@@ -181,12 +181,15 @@ class Manifest:
     def read_of_kind(self, kind: str) -> dict[str, Any] | None:
         """The content of the manifest, or None; UserError if it is of another kind."""
         content = self.read()
+        self._refuse_another(kind, content)
+        return content
+
+    def _refuse_another(self, kind: str, content: dict[str, Any] | None) -> None:
         if content is not None and content["kind"] != kind:
             raise UserError(
                 f"{self.folder} records files of another kind ({content['kind']}, not {kind}), which another command "
                 "made; choose another folder"
             )
-        return content
 
     def refuse_other_settings(
         self, kind: str, settings: dict[str, Any], *, remedy: str = _OTHER_SETTINGS
@@ -202,9 +205,14 @@ class Manifest:
         """Delete the manifest, all records and whatever else is in its folder, so that every case is made again.
 
         Raises:
-            UserError: the manifest is of another kind.
+            UserError: the manifest is of another kind; a damaged one is deleted.
         """
-        if self.read_of_kind(kind) is not None:
+        if self.path.exists():
+            try:
+                content = self.read()
+            except UserError:
+                content = None
+            self._refuse_another(kind, content)
             delete_all_but_locks(self.folder)
 
     @property

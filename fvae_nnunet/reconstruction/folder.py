@@ -81,10 +81,11 @@ def reconstruct_folder(
         raise UserError(f"{output} is the input folder; the raw images would be overwritten. Choose another folder")
     manifest = Manifest(output / MANIFEST_FOLDER)
     targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
-    names = [target.name for target in targets.values()]
-    manifest.refuse_foreign(output, names, kind=KIND, command="fvae-reconstruct")
     if overwrite:
         manifest.remove(KIND)
+    else:
+        names = [target.name for target in targets.values()]
+        manifest.refuse_foreign(output, names, kind=KIND, command="fvae-reconstruct")
     turned = {"reader": reader} if reader is not None and reader.endswith("WithReorient") else {}
     manifest.begin(KIND, settings.recorded_with(vae) | turned, made_with)
 

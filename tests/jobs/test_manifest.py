@@ -104,6 +104,9 @@ def test_what_another_command_records_is_neither_gone_on_with_nor_removed(tmp_pa
         with pytest.raises(UserError, match=r"another kind \(conversion, not reconstruction\), which another command"):
             act()
     assert manifest.read()["settings"] == {"source": "ct-rate"}
+    manifest.path.write_text("{")
+    manifest.remove("reconstruction")
+    assert manifest.read() is None, "what is damaged can be made again"
 
 
 def test_another_schema_is_refused(tmp_path):
