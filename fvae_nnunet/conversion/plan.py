@@ -172,7 +172,7 @@ def plan_rexgroundingct(
         )
     _say_absent(plan, listed, found, volumes)
     if selection is not None:
-        chosen &= ct_rate.read_selection(selection, found)
+        chosen &= ct_rate.read_selection(selection, chosen)
     chosen = _without_shared(plan, grounded, chosen, leave_out_shared)
     for volume in sorted(chosen):
         case, problem = grounded.rows.get(volume), grounded.wrong.get(volume)

@@ -747,6 +747,16 @@ def test_part_of_the_volumes_of_rexgroundingct_will_do(folders, capsys, tmp_path
     assert _cases_in(raw) == ({"train_1_a_1", "train_2_a_1", "train_3_a_2"}, {"train_4_a_1"})
 
 
+def test_a_listed_case_of_another_split_of_rexgroundingct_is_named(folders, capsys, tmp_path):
+    root, raw, _ = folders
+    _write_rex(root)
+    (tmp_path / "cases.txt").write_text("train_1\ntrain_4\n")
+    options = ("--cases", str(tmp_path / "cases.txt"), "--split", "train")
+    assert _convert(root, *options, source="rexgroundingct") == 1
+    assert "1 of 2 lines match no available volume of --split (first: train_4)" in capsys.readouterr().err
+    assert not raw.exists()
+
+
 def test_volumes_of_which_none_is_listed_are_refused(folders, capsys, tmp_path):
     root, raw, _ = folders
     _write_rex(root)
