@@ -91,6 +91,15 @@ def check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
         raise ConfigError(f"unknown key {unknown[0]} in the configuration; known keys: {', '.join(sorted(known))}")
 
 
+def check_complete(config: Mapping[str, Any], keys: Iterable[str], remedy: str) -> None:
+    """Raise ConfigError if a configuration lacks one of these keys or has another one; ``remedy`` follows "give"."""
+    known = set(keys)
+    missing = sorted(known - config.keys())
+    if missing:
+        raise ConfigError(f"the configuration has no {missing[0]}; give {remedy}")
+    check_keys(config, known)
+
+
 def check_choices(config: Mapping[str, Any], choices: Mapping[str, Iterable[object]]) -> None:
     """Raise ConfigError if the value of a key is not one of its choices."""
     for key, values in choices.items():

@@ -140,10 +140,8 @@ def is_predicted(output: Path, case: str, model: TrainedModel, how: PredictionSe
     if not has_results(output, case, model, how):
         return False
     try:
-        for path in result_files(output, case, model, how):
-            if path.suffix == ".npz":
-                with ZipFile(path):
-                    pass
+        if how.save_probabilities:
+            ZipFile(output / f"{case}.npz").close()
         read_volume(output / f"{case}{model.file_ending}")
     except (BadZipFile, UserError):
         return False

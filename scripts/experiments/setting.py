@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arms import ConfigError, View, check_choices, check_keys, check_name, existing_folder, parse_views
+from arms import ConfigError, View, check_choices, check_complete, check_keys, check_name, existing_folder, parse_views
 from dataset_folders import DatasetFolders
 
 WITHOUT_VIEW = ("nnUNetTrainer", "nnUNetTrainerNoise")
@@ -158,13 +158,7 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: the configuration is not valid or not complete.
     """
-    missing = sorted(set(KEYS) - config.keys())
-    if missing:
-        raise ConfigError(
-            f"the configuration has no {missing[0]}; give an experiment and a budget: --configfile sarcoma.yaml "
-            "budgets/cpu.yaml"
-        )
-    check_keys(config, KEYS)
+    check_complete(config, KEYS, "an experiment and a budget: --configfile sarcoma.yaml budgets/cpu.yaml")
     source = existing_folder(config, "dataset")
     if not re.fullmatch(r"Dataset\d{3,}_\w+", source.name) or not (source / "dataset.json").is_file():
         raise ConfigError(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import ConfigError, View, check_choices, check_keys, existing_folder, parse_views
+from arms import ConfigError, View, check_choices, check_complete, existing_folder, parse_views
 
-KEYS = ("dataset", "views", "pictures", "device", "processes", "gpus")
+KEYS = ("dataset", "views", "pictures", "device", "processes")
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ def read_setting(config: Mapping[str, Any]) -> Setting:
     Raises:
         ConfigError: it is not valid or not complete.
     """
-    missing = sorted(set(KEYS) - config.keys())
-    if missing:
-        raise ConfigError(f"the configuration has no {missing[0]}; give a complete one: --configfile chests.yaml")
-    check_keys(config, KEYS)
+    check_complete(config, KEYS, "a complete one: --configfile chests.yaml")
     source = existing_folder(config, "dataset")
     for folder in ("imagesTr", "labelsTr"):
         if not (source / folder).is_dir():

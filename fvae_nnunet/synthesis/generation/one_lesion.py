@@ -102,13 +102,15 @@ def insert_lesion(
     settings = model.settings
     organs = len(settings.class_names) - settings.lesions
     known = settings.class_names[organs:]
-    if lesion is None and len(known) != 1:
-        raise UserError(f"the model knows {len(known)} lesions; name one as `lesion`: {', '.join(known) or 'none'}")
-    if lesion is not None and lesion not in known:
+    if lesion is None:
+        if len(known) != 1:
+            raise UserError(f"the model knows {len(known)} lesions; name one as `lesion`: {', '.join(known) or 'none'}")
+        (lesion,) = known
+    if lesion not in known:
         raise UserError(f"`lesion`: the model knows no {lesion!r}; it knows {', '.join(known) or 'none'}")
     if core_mean_hu is not None and settings.appearance is None:
         raise UserError("this model is not conditioned on the appearance of lesions; leave out `core_mean_hu`")
-    lesion_class = len(settings.class_names) if lesion is None else organs + known.index(lesion) + 1
+    lesion_class = organs + known.index(lesion) + 1
     if organs > 1:
         raise UserError(
             f"this model knows {organs} structures ({', '.join(settings.class_names[:organs])}), which a single mask "
