@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 from experiment_table import (
-    MEASURES,
     REFERENCE,
     Compared,
+    Measure,
     comparable_runs,
     compared,
+    deciding,
     mean_and_interval_text,
     mean_of_seeds,
+    measures_of,
     runs_by_arm,
 )
 
@@ -115,16 +117,15 @@ def _scan(plain: Mapping[str, Any], predicted: Sequence[tuple[str, Mapping[str, 
     )
 
 
-def overview(scans: Mapping[str, Scan], measure: str) -> list[str]:
+def overview(scans: Mapping[str, Scan], measure: Measure) -> list[str]:
     """Markdown: a row for each arm, a column for each scan; bold where the arm helps or harms."""
-    name, quantity, _ = MEASURES[measure]
     every = scans.values()
-    lines = [f"| {name} | " + " | ".join(scans) + " |", "|---" * (len(scans) + 1) + "|"]
-    lines.append(f"| {REFERENCE} | " + " | ".join(number(scan.raw, quantity) for scan in every) + " |")
+    lines = [f"| {measure.name} | " + " | ".join(scans) + " |", "|---" * (len(scans) + 1) + "|"]
+    lines.append(f"| {REFERENCE} | " + " | ".join(number(scan.raw, measure.quantity) for scan in every) + " |")
     for kind in ("trained", "predicted", "chance"):
         of_scan = [getattr(scan, kind) for scan in every]
         for row in dict.fromkeys(row for found in of_scan for row in found):
-            cells = [_cell(scan, found.get(row), quantity) for scan, found in zip(every, of_scan, strict=True)]
+            cells = [_cell(scan, found.get(row), measure.quantity) for scan, found in zip(every, of_scan, strict=True)]
             lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return lines
 
@@ -135,7 +136,7 @@ def _cell(scan: Scan, one: Compared | None, quantity: str) -> str:
     return mean_and_interval_text(one.mean, one.interval, quantity, signed=True, bold=scan.is_sure(one))
 
 
-def picture(scans: Mapping[str, Scan], measure: str, path: Path) -> None:
+def picture(scans: Mapping[str, Scan], measure: Measure, path: Path) -> None:
     """Write a PNG: for each scan the differences of all arms that were trained."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -154,7 +155,7 @@ def picture(scans: Mapping[str, Scan], measure: str, path: Path) -> None:
             rows.append([_estimate(scan, one, colour) for arm, colour in colours.items() if (one := shown.get(arm))])
         draw_forest(axes, rows, reference=0)
         axes.set_yticks(range(len(scans)), list(scans))
-        axes.set_xlabel(f"{MEASURES[measure][0]}: minus raw, 95 % interval; filled: larger than chance explains")
+        axes.set_xlabel(f"{measure.name}: minus raw, 95 % interval; filled: larger than chance explains")
         handles = [legend_dot(colour, arm) for arm, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         with atomic_write(path) as temporary:
@@ -170,16 +171,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="experiment_overview.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, nargs="+", help="results.json of the tests of one experiment")
-    parser.add_argument("--measure", choices=list(MEASURES), default="NSD_2mm", help="default: %(default)s")
+    parser.add_argument("--measure", metavar="KEY", help="such as Dice; default: NSD_2mm, or the NSD that was measured")
     parser.add_argument("-o", type=Path, metavar="PNG", help="draw it, too")
     return run_command(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> int:
-    scans = scans_of([read_json(path) for path in args.results], args.measure)
+    results = [read_json(path) for path in args.results]
+    measures = measures_of(results[0])
+    if args.measure not in (None, *measures):
+        raise UserError(f"--measure {args.measure}: not measured; there are {', '.join(measures)}")
+    measure = measures[args.measure] if args.measure else deciding(measures)
+    scans = scans_of(results, measure.key)
     if args.o:
-        picture(scans, args.measure, args.o)
-    print("\n".join(overview(scans, args.measure)))
+        picture(scans, measure, args.o)
+    print("\n".join(overview(scans, measure)))
     return 0
 
 

@@ -21,25 +21,50 @@ import numpy as np
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY, nsd_key
 from fvae_nnunet.evaluation.statistics import Interval, holm, mean_and_interval, signed_rank_direction, signed_rank_test
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.numbers_as_text import NOT_DEFINED, interval, nsd_name, number, p_value
 
-MEASURES = {
-    "Dice": ("DSC", "", True),
-    "NSD_1mm": (nsd_name(1), "", True),
-    "NSD_2mm": (nsd_name(2), "", True),
-    "NSD_3mm": (nsd_name(3), "", True),
-    "HD95_mm": ("HD95 (mm)", "mm", False),
-}
-"""Measure -> its name, its quantity (``numbers_as_text.FORMATS``), and whether larger is better."""
-
-SIZE_MEASURE, SIZE_PARTS = "NSD_2mm", 3
+SIZE_PARTS = 3
 
 REFERENCE = "raw"
 
 Values = Mapping[str, Mapping[str, float]]
 """Case -> measure -> value."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of the tumour.
+
+    Attributes:
+        key: name in the results, such as ``NSD_2mm``.
+        name: name in tables.
+        quantity: key of ``numbers_as_text.FORMATS``.
+        higher_is_better: whether larger is better.
+    """
+
+    key: str
+    name: str
+    quantity: str = ""
+    higher_is_better: bool = True
+
+
+def measures_of(results: Mapping[str, Any]) -> dict[str, Measure]:
+    """The measures of an experiment by key: DSC, NSD at rising tolerances, HD95."""
+    keys = {key for run in results["runs"] for of_case in run["cases"].values() for key in of_case}
+    tolerances_mm = sorted(float(key[4:-2]) for key in keys if key.startswith("NSD_"))
+    found = [Measure("Dice", "DSC")]
+    found += [Measure(nsd_key(tolerance_mm), nsd_name(tolerance_mm)) for tolerance_mm in tolerances_mm]
+    found += [Measure(HD95_KEY, "HD95 (mm)", "mm", higher_is_better=False)]
+    return {measure.key: measure for measure in found if measure.key in keys}
+
+
+def deciding(measures: Mapping[str, Measure]) -> Measure:
+    """NSD at 2 mm; without it, the NSD with the smallest tolerance."""
+    nsds = [measure for key, measure in measures.items() if key.startswith("NSD_")]
+    return measures.get(nsd_key(2), nsds[0])
 
 
 def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
@@ -57,24 +82,24 @@ def complete_runs(results: Mapping[str, Any]) -> dict[tuple[str, int], Values]:
 def mean_of_seeds(runs: Sequence[Values]) -> Values:
     """Values by case, averaged over the runs of an arm; NaN if one of them is."""
     return {
-        case: {measure: float(np.mean([values[case][measure] for values in runs])) for measure in MEASURES}
+        case: {measure: float(np.mean([values[case][measure] for values in runs])) for measure in runs[0][case]}
         for case in sorted(runs[0])
     }
 
 
-def arm_table(arms: Mapping[str, Values]) -> list[str]:
+def arm_table(arms: Mapping[str, Values], measures: Mapping[str, Measure]) -> list[str]:
     """Markdown table of mean and 95 % interval of each arm."""
     lines = [
-        "| arm | " + " | ".join(name for name, _, _ in MEASURES.values()) + " |",
-        "|---" * (len(MEASURES) + 1) + "|",
+        "| arm | " + " | ".join(measure.name for measure in measures.values()) + " |",
+        "|---" * (len(measures) + 1) + "|",
     ]
     for arm, values in arms.items():
         cells = []
-        for measure, (_, quantity, _) in MEASURES.items():
-            numbers = [value for of_case in values.values() if math.isfinite(value := of_case[measure])]
+        for key, measure in measures.items():
+            numbers = [value for of_case in values.values() if math.isfinite(value := of_case[key])]
             left_out = len(values) - len(numbers)
             cells.append(
-                mean_and_interval_text(*mean_and_interval(numbers, seed=0), quantity)
+                mean_and_interval_text(*mean_and_interval(numbers, seed=0), measure.quantity)
                 + (f"; {left_out} without" if left_out else "")
             )
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
@@ -112,41 +137,42 @@ def compared(pairs: Mapping[str, tuple[Values, Values]], measure: str) -> dict[s
     }
 
 
-def difference_table(arms: Mapping[str, Values], reference: str) -> list[str]:
+def difference_table(arms: Mapping[str, Values], reference: str, measures: Mapping[str, Measure]) -> list[str]:
     """Markdown table of the mean paired difference of each arm from the reference arm, with interval and tests."""
     lines = [
         f"| measure | arm | minus {reference} (95 % interval) | p | p Holm | better, equal, worse | cases |",
         "|---|---|---|---|---|---|---|",
     ]
     pairs = {arm: (arms[reference], values) for arm, values in arms.items() if arm != reference}
-    for measure, (name, quantity, higher_is_better) in MEASURES.items():
-        for arm, one in compared(pairs, measure).items():
-            gains = np.array(one.differences) * (1 if higher_is_better else -1)
+    for key, measure in measures.items():
+        for arm, one in compared(pairs, key).items():
+            gains = np.array(one.differences) * (1 if measure.higher_is_better else -1)
             counts = f"{(gains > 0).sum()}, {(gains == 0).sum()}, {(gains < 0).sum()}"
-            difference = mean_and_interval_text(one.mean, one.interval, quantity, signed=True)
+            difference = mean_and_interval_text(one.mean, one.interval, measure.quantity, signed=True)
             ps = f"{p_value(one.p)} | {p_value(one.p_holm)}"
-            lines.append(f"| {name} | {arm} | {difference} | {ps} | {counts} | {len(gains)} |")
+            lines.append(f"| {measure.name} | {arm} | {difference} | {ps} | {counts} | {len(gains)} |")
     return lines
 
 
-def size_table(arms: Mapping[str, Values], reference: str, diameters_mm: Mapping[str, float]) -> list[str]:
+def size_table(
+    arms: Mapping[str, Values], reference: str, diameters_mm: Mapping[str, float], measure: Measure
+) -> list[str]:
     """Markdown table of one measure in each third of the cases by size of tumour: differences from the reference arm.
 
-    The measure is that of `SIZE_MEASURE`; there are no tests, because the parts are small.
+    There are no tests, because the parts are small.
     """
     by_size = sorted(diameters_mm, key=lambda case: (diameters_mm[case], case))
     thirds = [list(part) for part in np.array_split(by_size, SIZE_PARTS) if part.size]
     ends = [[number(diameters_mm[case], "mm") for case in (part[0], part[-1])] for part in thirds]
     headings = [f"{low} to {high} mm ({len(part)})" for (low, high), part in zip(ends, thirds, strict=True)]
-    name, quantity, _ = MEASURES[SIZE_MEASURE]
-    lines = [f"| {name} | " + " | ".join(headings) + " |", "|---" * (len(thirds) + 1) + "|"]
+    lines = [f"| {measure.name} | " + " | ".join(headings) + " |", "|---" * (len(thirds) + 1) + "|"]
     parts = [{arm: {case: values[case] for case in part} for arm, values in arms.items()} for part in thirds]
-    means = [np.nanmean([values[SIZE_MEASURE] for values in part[reference].values()]) for part in parts]
-    lines.append(f"| {reference} | " + " | ".join(number(mean, quantity) for mean in means) + " |")
+    means = [np.nanmean([values[measure.key] for values in part[reference].values()]) for part in parts]
+    lines.append(f"| {reference} | " + " | ".join(number(mean, measure.quantity) for mean in means) + " |")
     for arm in arms:
         if arm != reference:
-            found = [compared({arm: (part[reference], part[arm])}, SIZE_MEASURE)[arm] for part in parts]
-            cells = [mean_and_interval_text(one.mean, one.interval, quantity, signed=True) for one in found]
+            found = [compared({arm: (part[reference], part[arm])}, measure.key)[arm] for part in parts]
+            cells = [mean_and_interval_text(one.mean, one.interval, measure.quantity, signed=True) for one in found]
             lines.append(f"| {arm} minus {reference} | " + " | ".join(cells) + " |")
     return lines
 
@@ -168,7 +194,7 @@ def mean_and_interval_text(
 
 
 def runs_by_arm(results: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
-    """For each arm, the raw one first, its complete runs by name (``raw seed 1``)."""
+    """For each arm, the raw one first if there is one, its complete runs by name (``raw seed 1``)."""
     found: dict[str, dict[str, Values]] = {}
     for (arm, seed), values in sorted(complete_runs(results).items(), key=lambda run: (run[0][0] != REFERENCE, run[0])):
         found.setdefault(arm, {})[f"{arm} seed {seed}"] = values
@@ -184,17 +210,23 @@ def comparable_runs(results: Mapping[str, Any]) -> dict[str, dict[str, Values]]:
 
 
 def report(results: Mapping[str, Any]) -> list[str]:
-    """The lines of all tables."""
-    runs = comparable_runs(results)
+    """The lines of all tables; arms are compared with the raw one, or without it with the first.
+
+    Raises:
+        UserError: no run is complete yet.
+    """
+    runs, measures = runs_by_arm(results), measures_of(results)
+    if not runs:
+        raise UserError("no seed of any arm is complete yet")
     arms = {_name(arm, of_arm): mean_of_seeds(list(of_arm.values())) for arm, of_arm in runs.items()}
     lines = [f"{sum(map(len, results['folds']))} cases, {len(results['folds'])} folds:", ""]
-    lines += [*arm_table(arms), "", *difference_table(arms, next(iter(arms)))]
+    lines += [*arm_table(arms, measures), "", *difference_table(arms, next(iter(arms)), measures)]
     if diameters_mm := results.get("tumour_diameters_mm"):
         lines += ["", "By diameter of the largest tumour (cases):", ""]
-        lines += size_table(arms, next(iter(arms)), diameters_mm)
+        lines += size_table(arms, next(iter(arms)), diameters_mm, deciding(measures))
     for arm, of_arm in runs.items():
         if len(of_arm) > 1:
-            lines += ["", f"Chance alone, seeds of {arm}:", "", *difference_table(of_arm, next(iter(of_arm)))]
+            lines += ["", f"Chance alone, seeds of {arm}:", "", *difference_table(of_arm, next(iter(of_arm)), measures)]
     complete = [name for of_arm in runs.values() for name in of_arm]
     started = {f"{entry['arm']} seed {entry['seed']}" for entry in results["runs"]}
     if unfinished := sorted(started.difference(complete)):

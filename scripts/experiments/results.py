@@ -18,16 +18,20 @@ from typing import Any
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.errors import UserError
+from fvae_nnunet.evaluation.segmentation.scores import HD95_KEY
 from fvae_nnunet.files.checked_json import read_json
 from fvae_nnunet.files.recorded import sha256_of_file
 from fvae_nnunet.jobs.manifest import Manifest, versions, write_json
 
 DECIMALS = 6
 
+MEASURES = ("Dice", "NSD_", HD95_KEY)
+"""Beginnings of the keys of measures that are kept."""
+
 
 def runs_of(comparison: Mapping[str, Any], folds: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Entries for each model ``ARM_seedN`` and fold, with the measures of its cases for the tumour (the last label)."""
-    measures = [entry for entry in comparison["measures"] if entry["key"] == "Dice" or entry["key"].endswith("mm")]
+    measures = [entry for entry in comparison["measures"] if entry["key"].startswith(MEASURES)]
     tumour = comparison["labels"][-1]["key"]
     values: dict[str, dict[str, dict[str, float]]] = {}
     for measure in measures:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from arms import ConfigError, View, check_choices, check_complete, check_keys, check_name, existing_folder, parse_views
 from dataset_folders import DatasetFolders
 
+REFERENCE = "raw"
+"""Arm with which the tables compare the others."""
 WITHOUT_VIEW = ("nnUNetTrainer", "nnUNetTrainerNoise")
 VALIDATION = "validation"
 """Name of nnU-Net's own validation, beside those of the tests."""
@@ -176,6 +178,15 @@ def read_experiment(config: Mapping[str, Any]) -> Experiment:
     for name in tests:
         if len(experiment.tested_runs(name)) < 2:
             raise ConfigError(f"tests: {name}: a comparison needs two arms, or one with two seeds")
+    if next(iter(arms)) != REFERENCE:
+        raise ConfigError(f"arms: the first, with which the others are compared, must be named {REFERENCE}")
+    plain = {VALIDATION: ""} | {name: test.scan for name, test in tests.items() if not test.predict}
+    for name, scan in plain.items():
+        same = next(other for other, its_scan in plain.items() if its_scan == scan)
+        if same != name:
+            raise ConfigError(f"tests: {name} is the same as {same}; give it another scan or predict")
+        if name in tests and REFERENCE not in tests[name].arms:
+            raise ConfigError(f"tests: {name}: its arms must include {REFERENCE}, as it has no predict")
     return experiment
 
 

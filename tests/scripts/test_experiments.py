@@ -28,9 +28,13 @@ BUDGETS = [path.stem for path in sorted((SCRIPTS / "experiments" / "budgets").gl
 FOLDS = [fold["val"] for fold in every_nth_case(CASES, 3)]
 
 
+KEYS = ("Dice", "NSD_1mm", "NSD_2mm", "NSD_3mm", "HD95_mm")
+MEASURES = table.measures_of({"runs": [{"cases": {"a": dict.fromkeys(reversed(KEYS), 0.0)}}]})
+
+
 def values(level: float, number: int) -> dict[str, float]:
     """Measures of a case that differ from case to case."""
-    of_case = {measure: level + 0.01 * number for measure in table.MEASURES}
+    of_case = {measure: level + 0.01 * number for measure in KEYS}
     return of_case | {"HD95_mm": 10 - 10 * level + number}
 
 
@@ -79,6 +83,9 @@ def test_the_budget_decides_the_network_that_is_trained(dataset):
     assert models["cpu"] == models["gpu_10_minutes"] == f"{folder}nnUNetPlansSmall__2d"
 
 
+TWO = [{"name": "mine", "trainer": "nnUNetTrainer"}, {"name": "raw", "trainer": "nnUNetTrainer"}]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -107,6 +114,9 @@ def test_the_budget_decides_the_network_that_is_trained(dataset):
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}]}, "a comparison needs two arms"),
         ({"tests": [{"name": "q", "arms": ["nlm-mix"]}]}, "tests: q: a comparison needs two arms"),
         ({"arms": [{"name": "a", "trainer": "nnUNetTrainer"}] * 2}, "arms: two have the same name"),
+        ({"arms": TWO}, "arms: the first, with which the others are compared, must be named raw"),
+        ({"tests": [{"name": "q", "arms": ["tiny-recon"]}]}, "tests: q is the same as validation; give it another"),
+        ({"tests": [{"name": "q", "scan": "--dose 1", "arms": ["tiny-recon"]}]}, "tests: q: its arms must include raw"),
         ({"arms": [{"name": "a", "trainr": "nnUNetTrainer"}]}, "unknown key trainr in the configuration"),
     ],
 )
@@ -218,7 +228,9 @@ def test_differences_are_paired_by_case_and_tested_with_wilcoxon():
     view = {
         case: values(0.5, number) | {"Dice": raw[case]["Dice"] + gains[number]} for number, case in enumerate(CASES)
     }
-    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw") if "| DSC |" in line)
+    row = next(
+        line for line in table.difference_table({"raw": raw, "view": view}, "raw", MEASURES) if "| DSC |" in line
+    )
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:2] == ["DSC", "view"]
     assert cells[2].startswith(f"{gains.mean():+.3f} (")
@@ -230,7 +242,7 @@ def test_differences_are_paired_by_case_and_tested_with_wilcoxon():
 def test_less_distance_is_better():
     raw = {case: values(0.5, number) for number, case in enumerate(CASES)}
     view = {case: values(0.5, number) | {"HD95_mm": 1.0} for number, case in enumerate(CASES)}
-    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw") if "HD95" in line)
+    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw", MEASURES) if "HD95" in line)
     assert "| 12, 0, 0 |" in row
 
 
@@ -238,8 +250,8 @@ def test_a_case_without_a_distance_is_left_out_and_counted():
     raw = {case: values(0.5, number) for number, case in enumerate(CASES)}
     view = {case: dict(of_case) for case, of_case in raw.items()}
     view[CASES[0]]["HD95_mm"] = float("nan")
-    assert "; 1 without" in table.arm_table({"raw": raw, "view": view})[3]
-    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw") if "HD95" in line)
+    assert "; 1 without" in table.arm_table({"raw": raw, "view": view}, MEASURES)[3]
+    row = next(line for line in table.difference_table({"raw": raw, "view": view}, "raw", MEASURES) if "HD95" in line)
     assert row.endswith("| 11 |")
 
 
@@ -301,7 +313,7 @@ def test_the_overview_compares_arms_on_each_scan_and_options_with_the_same_model
     assert scans["half"].trained["view"].mean == pytest.approx(0.0)
     assert not scans["half"].is_sure(scans["half"].trained["view"])
     assert scans["half"].predicted["raw `--tta raw,view`"].mean == pytest.approx(0.05)
-    header, _, raw, *rows = overview.overview(scans, "NSD_2mm")
+    header, _, raw, *rows = overview.overview(scans, MEASURES["NSD_2mm"])
     assert header == "| NSD 2 mm | as it is | half |" and raw == "| raw | 0.571 | 0.481 |"
     assert rows[0].startswith(f"| view | **+{view.mean:.3f}** (+") and rows[1].startswith("| raw `--tta raw,view` |  |")
     assert rows[2].startswith("| raw, another seed | +0.020")
@@ -423,3 +435,22 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
     losses = [[line.split(": ", 1)[1] for line in log.splitlines() if " train_loss " in line] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 1
     shutil.rmtree(work)
+
+
+def test_other_tolerances_are_tabulated_and_the_smallest_decides(tmp_path, capsys):
+    content = results_of(None, raw=0.5, raw_again=0.52, view=0.6)
+    for run in content["runs"]:
+        run["cases"] = {case: {"NSD_5mm": of["Dice"], "NSD_4mm": of["Dice"] / 2} for case, of in run["cases"].items()}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert table.main([str(tmp_path / "results.json")]) == 0
+    assert "| arm | NSD 4 mm | NSD 5 mm |" in capsys.readouterr().out
+    assert overview.main([str(tmp_path / "results.json")]) == 0
+    assert capsys.readouterr().out.startswith("| NSD 4 mm | as it is |")
+    assert overview.main([str(tmp_path / "results.json"), "--measure", "Dice"]) == 1
+    assert "--measure Dice: not measured; there are NSD_4mm, NSD_5mm" in capsys.readouterr().err
+
+
+def test_without_a_raw_arm_the_first_is_compared_with():
+    content = {"folds": FOLDS, "runs": runs_of("view", 0, 0.6) + runs_of("other", 0, 0.7)}
+    lines = table.report(content)
+    assert any("minus other" in line for line in lines) and "| DSC | view | −0.100" in "\n".join(lines)
