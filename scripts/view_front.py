@@ -23,6 +23,7 @@ from phantoms import LABELS, make_torso
 from fvae_nnunet.cli.command import add_reconstruction_options, load, run_command
 from fvae_nnunet.cli.common_options import add_common
 from fvae_nnunet.ct.files import read_upright
+from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, HUWindow
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.front import (
     Method,
@@ -56,8 +57,8 @@ def clean_phantoms(count: int, *, slices: int) -> Iterator[Case]:
         yield f"{kind}_{number}", middle(torso.clean(), slices), PHANTOM_SPACING_MM
 
 
-def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
-    """Reconstruction with options of ``fvae-reconstruct``; its time is added to ``seconds``."""
+def view_method(options: str, seconds: dict[str, float], name: str) -> tuple[Method, HUWindow]:
+    """Reconstruction with options of ``fvae-reconstruct``, and its HU window; its time is added to ``seconds``."""
     parser = argparse.ArgumentParser(prog="the options of the view", allow_abbrev=False)
     add_reconstruction_options(parser)
     loaded = load(parser.parse_args(shlex.split(options)))
@@ -68,7 +69,7 @@ def view_method(options: str, seconds: dict[str, float], name: str) -> Method:
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
         return view_hu
 
-    return method
+    return method, loaded.settings.hu_window
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -89,9 +90,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         cases = list(images(arguments.images, slices=arguments.slices, pixels=arguments.pixels))
     seconds: dict[str, float] = {}
-    methods = {name: view_method(options, seconds, name) for name, options in named.items()}
+    made = {name: view_method(options, seconds, name) for name, options in named.items()}
+    methods = {name: method for name, (method, _) in made.items()}
+    hu_windows = {hu_window for _, hu_window in made.values()} or {PAPER_HU_WINDOW}
+    if len(hu_windows) > 1:
+        raise UserError(f"the views must have the same HU window, got {sorted(hu_windows)}")
     with progress_bar(total=len(cases) * methods_count(len(methods)), unit="view") as bar:
-        found = measure_front([case[1:] for case in cases], methods, noise, seed=arguments.seed, on_step=bar.update)
+        found = measure_front(
+            [case[1:] for case in cases],
+            methods,
+            noise,
+            hu_window=hu_windows.pop(),
+            seed=arguments.seed,
+            on_step=bar.update,
+        )
     pixels = sum(volume_hu.size for _, volume_hu, _ in cases)
     per_slice = {name: round(taken / pixels * 512**2, 3) for name, taken in seconds.items()}
     made_with = {"views": named, "seconds_per_slice_of_512": per_slice}

@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         beside=[arguments.output.with_suffix(".png")],
         command="fvae-evaluate-classifier",
     )
+    if arguments.all_pairs and len(arguments.models) == 1:
+        raise UserError("--all-pairs: only valid with two or more models, got one")
     path = Path(arguments.reports)
     if not path.is_file() and path.suffix != ".json":
         path = find_case_reports(nnunet_folder("nnUNet_raw") / dataset_name(arguments.reports))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvae_nnunet.cli.command import run_command
-from fvae_nnunet.cli.common_options import add_common
+from fvae_nnunet.cli.common_options import add_common, given_options
 from fvae_nnunet.cli.outputs import is_json_of, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.command_lines import options_of
@@ -24,8 +24,18 @@ from fvae_nnunet.numbers_as_text import counted
 if TYPE_CHECKING:
     import numpy as np
 
+OF_COMPARISON = (
+    "label_folder", "dataset_json", "pictures", "hu_window", "window_slices", "overlap_slices", "processes",
+)  # fmt: skip
+OF_KNOWN_TRUTH = ("noise_kernel", "softened", "slices")
+"""Options that only one of the two evaluations has."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_parser(), run, argv)
+
+
+def _parser() -> CommandParser:
     parser = CommandParser(__doc__)
     parser.add_argument("raw_folder", type=Path, metavar="RAW", help="folder of raw images, such as imagesTs")
     parser.add_argument("view_folder", type=Path, metavar="RECON", help="folder of their reconstructions")
@@ -57,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     noise.add_argument("--slices", type=int, metavar="N", default=16,
         help="number of slices from the middle of each image; default 16")
     # fmt: on
-    return run_command(parser, run, argv)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,6 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     from fvae_nnunet.evaluation.results_files import write_results
     from fvae_nnunet.jobs.progress_bar import counting_bar
 
+    without, others = ("without", OF_KNOWN_TRUTH) if arguments.with_noise is None else ("with", OF_COMPARISON)
+    if given := given_options(_parser(), arguments, others):
+        raise UserError(f"{', '.join(given)}: no effect {without} --with-noise; leave out")
     if arguments.with_noise is not None:
         return _with_noise(arguments)
     path = arguments.output or arguments.view_folder / "reconstruction_quality.json"
@@ -149,7 +162,7 @@ def _with_noise(arguments: argparse.Namespace) -> int:
         return reconstruct_volume(loaded.vae, noisy_hu, loaded.settings, spacing_mm=spacing_mm)
 
     with progress_bar(total=len(volumes) * methods_count(1), unit="view") as bar:
-        found = measure_front(volumes, {name: view}, noise, on_step=bar.update)
+        found = measure_front(volumes, {name: view}, noise, hu_window=loaded.settings.hu_window, on_step=bar.update)
     picture = write_front(
         found, noise, list(images), path, {"views": {name: shlex.join(options_of(loaded.parameters))}}
     )

@@ -17,10 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from fvae_nnunet.ct.padding import padding_as_air
 from fvae_nnunet.errors import UserError
 
 SOFT_TISSUE_HU = (0.0, 150.0)
 """Smoothed HU of soft tissue for the noise region: muscle, organs and tumours, with or without contrast agent."""
+
+REGION_HU = (-1000.0, 1000.0)
+"""Range to which slices are clipped to find flat soft tissue, so that metal and values outside the scanner's field do
+not count. It does not depend on the HU window of a view: if that began at 0 HU, all air would be soft tissue."""
 
 FLATNESS_SMOOTHING_PIXELS = 3.0
 """Standard deviation of the in-plane Gaussian for the gradient that measures flatness. With it an edge of 150 HU, as
@@ -52,6 +57,7 @@ distinguished from anatomy, so the correction for what the wide high-pass misses
 45 %."""
 
 SETTINGS = {
+    "region_hu": list(REGION_HU),
     "soft_tissue_hu": list(SOFT_TISSUE_HU),
     "flatness_smoothing_pixels": FLATNESS_SMOOTHING_PIXELS,
     "margin_pixels": MARGIN_PIXELS,
@@ -106,16 +112,17 @@ def homogeneous_region(
 ) -> np.ndarray:
     """Find the flat soft tissue of a raw volume.
 
-    After in-plane smoothing with a Gaussian of ``FLATNESS_SMOOTHING_PIXELS``, a voxel and all within ``MARGIN_PIXELS``
-    of it must be in the range of soft tissue (if no voxel fulfils this, only the voxel itself), and it must belong to
-    the part of this tissue with the smallest in-plane gradient.
+    Padding with zeros counts as air. After clipping to ``REGION_HU`` and in-plane smoothing with a Gaussian of
+    ``FLATNESS_SMOOTHING_PIXELS``, a voxel and all within ``MARGIN_PIXELS`` of it must be in the range of soft tissue
+    (if no voxel fulfils this, only the voxel itself), and it must belong to the part of this tissue with the smallest
+    in-plane gradient.
 
     The gradient at a voxel is uncorrelated with the noise there (one is odd, the other even), so the choice does not
     favour places with little noise. The steepest gradient in a neighbourhood would: for noise after a kernel of 2
     pixels it selects places with half as much.
 
     Args:
-        raw_hu: (z, y, x) in HU, any real dtype; y and x are the plane.
+        raw_hu: (z, y, x) in HU, not clipped to a window, any real dtype; y and x are the plane.
         soft_tissue_hu: lower and upper end, both included.
         flattest_part: share of the soft tissue to use, above 0 and at most 1.
 
@@ -127,10 +134,12 @@ def homogeneous_region(
     """
     _check(raw_hu)
     lower, upper = soft_tissue_hu
+    raw_hu = padding_as_air(raw_hu)
     soft = np.zeros(raw_hu.shape, dtype=bool)
     gradient = np.zeros(raw_hu.shape, dtype=np.float32)
     for plane, is_soft, steepness in zip(raw_hu, soft, gradient, strict=True):
-        smooth = ndimage.gaussian_filter(plane.astype(np.float32), FLATNESS_SMOOTHING_PIXELS, mode="nearest")
+        clipped = np.clip(plane.astype(np.float32), *REGION_HU)
+        smooth = ndimage.gaussian_filter(clipped, FLATNESS_SMOOTHING_PIXELS, mode="nearest")
         np.logical_and(smooth >= lower, smooth <= upper, out=is_soft)
         along_y, along_x = (np.gradient(smooth, axis=axis) if smooth.shape[axis] > 1 else 0.0 for axis in (0, 1))
         steepness[:] = np.hypot(along_y, along_x)
@@ -149,14 +158,14 @@ def measured_region(axial_hu: np.ndarray, hu_window: tuple[float, float]) -> tup
 
     Args:
         axial_hu: (z, y, x) in HU, any real dtype.
-        hu_window: window to which the volume is clipped.
+        hu_window: window to which the volume is clipped before its noise is measured.
 
     Returns:
         ``homogeneous_region`` of the volume's ``measured_slices``, and the noise there; None without soft tissue.
     """
-    slices_hu = np.clip(measured_slices(axial_hu).astype(np.float32), *hu_window)
+    slices_hu = measured_slices(axial_hu).astype(np.float32)
     region = homogeneous_region(slices_hu)
-    return region, measure_noise(slices_hu, region) if region.any() else None
+    return region, measure_noise(np.clip(slices_hu, *hu_window), region) if region.any() else None
 
 
 @dataclass(frozen=True)

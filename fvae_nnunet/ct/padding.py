@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+AIR_HU = -1000
+
 
 def zero_padding(volume: np.ndarray) -> np.ndarray | None:
     """Voxels of exactly 0 that are connected through faces to a corner of the volume.
@@ -26,3 +28,13 @@ def zero_padding(volume: np.ndarray) -> np.ndarray | None:
     is_padding[numbered[corners]] = True
     is_padding[0] = False
     return is_padding[numbered]
+
+
+def padding_as_air(volume_hu: np.ndarray) -> np.ndarray:
+    """The volume with ``AIR_HU`` in place of its `zero_padding`, which is not water; itself if it has none."""
+    padding = zero_padding(volume_hu)
+    if padding is None:
+        return volume_hu
+    filled = volume_hu.astype(np.result_type(volume_hu, np.int16))
+    filled[padding] = AIR_HU
+    return filled

@@ -22,9 +22,6 @@ ROUNDING_DECIMALS = 12
 EXACT_UP_TO = 50
 """Maximum number of pairs for the exact distribution of the signed ranks, as in scipy's ``method="auto"``."""
 
-PERMUTATION_UP_TO = 13
-"""Maximum number of pairs for trying all 2**n signs if ranks are tied, as in scipy's ``method="auto"``."""
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -49,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class SignedRankTest:
-    """A two-sided p: ``method`` is "exact", "permutation" (exact with tied ranks), "normal" or "none" (p is 1)."""
+    """A two-sided p: ``method`` is "exact", "normal" or "none" (p is 1)."""
 
     p: float
     method: str
@@ -123,28 +120,33 @@ def mean_and_interval(
 
 
 def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTest:
-    """Two-sided Wilcoxon signed-rank test of paired differences (n,), finite, by `scipy.stats.wilcoxon`.
+    """Two-sided Wilcoxon signed-rank test of paired differences (n,), finite.
 
     Zero differences are left out before ranking (Wilcoxon's own rule, scipy's ``zero_method="wilcox"``): the test then
-    uses only cases in which the models differ, and stays exact for few cases. It is exact up to 50 such cases if no two
-    differences have the same size, and up to 13 in any case; otherwise it uses the normal approximation, corrected for
-    ties. With n cases, p is at least 2**(1 - n): fewer than 6 never reach 0.05.
+    uses only cases in which the models differ, and stays exact for few cases. It is exact up to 50 such cases, also if
+    differences of equal size share their ranks; with more, it uses scipy's normal approximation, corrected for ties.
+    With n cases, p is at least 2**(1 - n): fewer than 6 never reach 0.05.
 
     Returns:
         p = 1, method "none", if no difference is left.
     """
-    from scipy.stats import PermutationMethod, wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
     unequal = _unequal(differences)
     if not unequal.size:
         return SignedRankTest(1.0, "none")
-    tied = np.unique(np.abs(unequal)).size < unequal.size
-    if not tied and unequal.size <= EXACT_UP_TO:
-        return SignedRankTest(float(wilcoxon(unequal, method="exact").pvalue), "exact")
-    if tied and unequal.size <= PERMUTATION_UP_TO:
-        every_sign = PermutationMethod(n_resamples=2**PERMUTATION_UP_TO)
-        return SignedRankTest(float(wilcoxon(unequal, method=every_sign).pvalue), "permutation")
-    return SignedRankTest(float(wilcoxon(unequal, method="asymptotic").pvalue), "normal")
+    if unequal.size > EXACT_UP_TO:
+        return SignedRankTest(float(wilcoxon(unequal, method="asymptotic").pvalue), "normal")
+    doubled_ranks = (2 * rankdata(np.abs(unequal))).astype(int)  # integers, as ties share a mean rank
+    ways = np.zeros(doubled_ranks.sum() + 1)  # share of all choices of signs in which positive ranks have each sum
+    ways[0] = 1.0
+    for rank in doubled_ranks:
+        shifted = np.zeros_like(ways)
+        shifted[rank:] = ways[:-rank]
+        ways = (ways + shifted) / 2
+    of_positive = doubled_ranks[unequal > 0].sum()
+    smaller = min(of_positive, doubled_ranks.sum() - of_positive)
+    return SignedRankTest(min(1.0, 2 * float(ways[: smaller + 1].sum())), "exact")
 
 
 def signed_rank_direction(differences: Sequence[float] | np.ndarray) -> int:

@@ -61,6 +61,8 @@ def scored_cases(
     shared = [name for name in reports.findings if all(name in of.findings for of in predictions)]
     wanted = list(shared if findings is None else findings)
     problems = []
+    if twice := {name for name in wanted if wanted.count(name) > 1}:
+        problems.append(f"named twice: {named(twice)}")
     for of in predictions:
         if unknown := set(of.findings) - set(reports.findings):
             problems.append(f"{of.path} has findings that are not in the reports: {named(unknown)}")

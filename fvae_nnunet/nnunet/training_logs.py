@@ -35,10 +35,11 @@ def folds_with_logs(folder: Path) -> dict[str, Path]:
 
 
 def read_training_curves(fold: Path) -> TrainingCurves:
-    """Read the curves of one fold from all logs in its folder, in chronological order.
+    """Read the curves of one fold from all logs in its folder, in chronological order; empty without a completed epoch,
+    such as after nnUNetv2_train --val.
 
     Raises:
-        UserError: a log cannot be read, or none holds a completed epoch.
+        UserError: a log cannot be read.
     """
     curves = TrainingCurves({}, {}, {})
     for log in sorted(fold.glob(_LOGS), key=_time_of):
@@ -47,8 +48,6 @@ def read_training_curves(fold: Path) -> TrainingCurves:
         except OSError as error:
             raise UserError(f"{log} cannot be read: {error.strerror}") from error
         _add(curves, lines)
-    if not curves.val_loss:
-        raise UserError(f"{fold} has no training log with a completed epoch")
     return curves
 
 

@@ -32,14 +32,10 @@ def label_blocks(results: Results, label: str, colours: Colours) -> Iterator[Blo
         yield differences_table(of_cases, f"Differences in {name}")
     if label in results.lesion_labels:
         yield from lesion_blocks(results, label)
-    drawing = curves(results.measures_of(label), results.content["lesions"].get(label, {}), colours)
-    if drawing is not None:
-        yield Figure(
-            drawing,
-            f"{name}: mean NSD at the measured tolerances, with 95 % intervals, and the DSC of each lesion of the "
-            "reference over its equivalent diameter; ×: not detected.",
-            f"NSD of {name} over tolerance, and DSC of its lesions over diameter, by model",
-        )
+    drawn = curves(results.measures_of(label), results.content["lesions"].get(label, {}), colours)
+    if drawn is not None:
+        drawing, panels = drawn
+        yield Figure(drawing, f"{name}: {listed(panels)}.", f"{name}, by model: {listed(panels)}")
     yield _dots_figure(of_cases, results, name, colours)
     if results.is_comparison:
         columns = panels_in_a_row(len(of_cases))

@@ -95,8 +95,13 @@ def _row_name(name: str, measure: Measure, labels: Mapping[str, Sequence[Measure
     return measure["name"] if len(labels) == 1 else f"{name}: {measure['name']}"
 
 
-def curves(measures: Sequence[Measure], lesions: Mapping[str, Mapping[str, Any]], colours: Colours) -> Drawing | None:
+def curves(
+    measures: Sequence[Measure], lesions: Mapping[str, Mapping[str, Any]], colours: Colours
+) -> tuple[Drawing, list[str]] | None:
     """Draw NSD over tolerance, and the DSC of every lesion over its diameter; None if there is nothing to draw.
+
+    Returns:
+        The drawing, and what its panels show.
 
     Args:
         measures: measures of one label; NSD is drawn if it has at least two tolerances, as means with intervals.
@@ -114,20 +119,23 @@ def curves(measures: Sequence[Measure], lesions: Mapping[str, Mapping[str, Any]]
         for case, of_case in lesions.get(model, {}).items()
         for diameter_mm, dice in zip(of_case["diameters_mm"], of_case["dice"], strict=True)
     ]
-    parts = [
-        *([partial(_draw_nsd, nsds)] if len(nsds) > 1 else []),
-        *([partial(_draw_sizes, of_lesions)] if of_lesions else []),
-    ]
+    panels = {
+        "mean NSD over tolerance, with 95 % intervals": partial(_draw_nsd, nsds) if len(nsds) > 1 else None,
+        "DSC of each lesion of the reference over its equivalent diameter (×: not detected)": (
+            partial(_draw_sizes, of_lesions) if of_lesions else None
+        ),
+    }
+    parts = {what: draw for what, draw in panels.items() if draw is not None}
     if not parts:
         return None
     tips: dict[str, str] = {}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * len(parts), 3.1), layout="constrained")
-        for axes, draw in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+        for axes, draw in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts.values(), strict=True):
             draw(axes, colours, tips)
             axes.grid(color=GREY, alpha=0.25, linewidth=0.5)
         legend(figure, {entry["model"]: colours[entry["model"]] for entry in measures[0]["models"]})
-    return Drawing(figure, tips)
+    return Drawing(figure, tips), list(parts)
 
 
 def _tolerance_mm(measure: Measure) -> float:

@@ -24,12 +24,14 @@ SMOOTHING = 0.9
 def load_trainings(given: Sequence[tuple[str, Path]], results: Sequence[Results]) -> Trainings:
     """Load the curves of models whose folders are given, or whose predictions are in the folder of a fold.
 
+    Of the latter, folds without a completed epoch are left out.
+
     Args:
         given: name and folder of models, or of one fold.
         results: results whose prediction folders are checked, such as ``fold_0/validation``.
 
     Raises:
-        UserError: a given folder holds no log, or a log no epoch.
+        UserError: a given folder holds no log, or no completed epoch.
     """
     beside = [
         (of.full_names[model["name"]], above)
@@ -47,9 +49,15 @@ def load_trainings(given: Sequence[tuple[str, Path]], results: Sequence[Results]
             of_name = places.setdefault(name, {})
             if path not in of_name.values():
                 of_name[fold if fold not in of_name else f"{fold} of {path.parent}"] = path
-    return {
-        name: {fold: read_training_curves(path) for fold, path in of_name.items()} for name, of_name in places.items()
-    }
+    trainings: dict[str, dict[str, TrainingCurves]] = {}
+    for name, of_name in places.items():
+        for fold, path in of_name.items():
+            curves = read_training_curves(path)
+            if curves.val_loss:
+                trainings.setdefault(name, {})[fold] = curves
+            elif name in names:
+                raise UserError(f"{path} has no training log with a completed epoch")
+    return trainings
 
 
 def training_blocks(trainings: Trainings, colours: Colours) -> Iterator[Block]:

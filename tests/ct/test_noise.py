@@ -7,7 +7,7 @@ import pytest
 from noise_for_tests import anatomy, white
 from scipy import ndimage
 
-from fvae_nnunet.ct.noise import homogeneous_region, measure_noise
+from fvae_nnunet.ct.noise import homogeneous_region, measure_noise, measured_region
 from fvae_nnunet.errors import UserError
 
 
@@ -118,3 +118,18 @@ def test_other_than_volumes_and_regions_of_their_shape_is_refused():
         homogeneous_region(np.zeros((4, 4)))
     with pytest.raises(UserError, match="region"):
         measure_noise(np.zeros((2, 4, 4)), np.zeros((2, 4, 5), bool))
+
+
+def body_in_air(*, outside_hu):
+    """A body of 60 HU with noise of 10 HU, with this value around it."""
+    volume_hu = np.full((4, 128, 128), float(outside_hu))
+    volume_hu[:, 32:96, 32:96] = 60 + white(10, shape=(4, 64, 64))
+    return volume_hu
+
+
+@pytest.mark.parametrize("hu_window", [(-1000, 1000), (0, 120), (-150, 250)])
+@pytest.mark.parametrize("outside_hu", [-1000, 0, -3024])
+def test_air_and_padding_are_no_soft_tissue_in_any_window(outside_hu, hu_window):
+    region, noise = measured_region(body_in_air(outside_hu=outside_hu), hu_window)
+    assert region.any() and not region[:, :30].any()
+    assert noise.total_hu == pytest.approx(10, rel=0.1)

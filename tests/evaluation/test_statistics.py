@@ -118,24 +118,34 @@ def enumerated_p(differences) -> float:
 
 
 @pytest.mark.parametrize(
-    "differences, method",
+    "differences",
     [
-        ([0.3, -0.1, 0.25, 0.7, 0.05, -0.4, 0.9, 0.6], "exact"),
-        ([0.3, -0.1, 0.25, 0.7, 0, 0, 0, 0, 0.9, 0.6], "exact"),
-        ([1, 1, -1, 1, 2, 2, 0, 0, 1], "permutation"),
-        ([1 / 3, 2 / 3 - 1 / 3, 1 - 2 / 3, -1 / 2, 1 / 3 - 0, 1 / 2], "permutation"),
-        ([0.5, 0.25], "exact"),
+        [0.3, -0.1, 0.25, 0.7, 0.05, -0.4, 0.9, 0.6],
+        [0.3, -0.1, 0.25, 0.7, 0, 0, 0, 0, 0.9, 0.6],
+        [1, 1, -1, 1, 2, 2, 0, 0, 1],
+        [1 / 3, 2 / 3 - 1 / 3, 1 - 2 / 3, -1 / 2, 1 / 3 - 0, 1 / 2],
+        [0.5, 0.25],
     ],
     ids=["different", "zeros", "ties and zeros", "ties but for rounding", "two"],
 )
-def test_signed_rank_p_is_exact_for_few_cases(differences, method):
+def test_signed_rank_p_is_exact_for_few_cases(differences):
     found = signed_rank_test(differences)
     assert found.p == pytest.approx(enumerated_p(np.round(differences, 12)), abs=1e-12)
-    assert found.method == method
+    assert found.method == "exact"
+
+
+def test_signed_rank_p_is_exact_for_up_to_fifty_cases_with_and_without_ties():
+    rng = np.random.default_rng(0)
+    for size in (14, 30, 50):
+        differences = rng.normal(0.3, 1, size)
+        expected = scipy.stats.wilcoxon(differences, method="exact").pvalue
+        assert signed_rank_test(differences).p == pytest.approx(expected, rel=1e-9)
+    tied = [1.0, 1.0, *range(2, 16)]  # all of 16 cases are better: only 2 of 2**16 choices of signs are as extreme
+    assert signed_rank_test(tied).p == pytest.approx(2 / 2**16, rel=1e-9)
 
 
 def test_signed_rank_p_of_many_tied_cases_is_the_normal_approximation_corrected_for_ties():
-    differences = np.array([1, 2, 3, -1, -2, 1, 1, 2] * 4 + [0] * 5)
+    differences = np.array([1, 2, 3, -1, -2, 1, 1, 2] * 7 + [0] * 5)
     unequal = differences[differences != 0]
     n, sizes = len(unequal), np.unique(np.abs(unequal), return_counts=True)[1]
     ranks = scipy.stats.rankdata(np.abs(unequal))

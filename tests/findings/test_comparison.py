@@ -120,6 +120,8 @@ def test_some_findings_and_all_pairs(study, tmp_path):
     [
         (["real.csv", "nowhere.csv"], "no such file: nowhere.csv; expected a CSV of predictions"),
         (["real.csv", "--findings", "Nodul"], "has no column Nodul"),
+        (["real.csv", "--findings", NAMES[1], NAMES[1]], f"named twice: {NAMES[1]}"),
+        (["real.csv", "--all-pairs"], "--all-pairs: only valid with two or more models, got one"),
         (["real.csv", "mixed.csv", "--names", "a", "a"], "must be unique"),
         (["real.csv", "--cases", "test"], "--cases applies to model folders"),
         (["real.csv", "-o", "out.txt"], "ends in .json"),

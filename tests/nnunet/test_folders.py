@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fvae_nnunet.cli.reconstruct import _reader
+from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.folders import folders_above
 from fvae_nnunet.nnunet.labels import dataset_json_near
 from fvae_nnunet.report.case_images import ct_channel
@@ -48,6 +49,15 @@ def test_logs_above_a_link_to_predictions_are_found(link, tmp_path, place):
     (tmp_path / place / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
     results = SimpleNamespace(content={"models": [{"name": "m"}]}, full_names={"m": "model"}, prediction_folders=[link])
     assert load_trainings([], [results])["model"][place].val_loss == {0: 0.4}
+
+
+def test_a_log_without_an_epoch_is_an_error_only_if_its_folder_was_given(tmp_path):
+    """nnUNetv2_train --val writes such a log."""
+    (tmp_path / "training_log_2026_1_1_10_00_00.txt").write_text("2026-01-01 10:00:00.000000: predicting case")
+    results = SimpleNamespace(content={"models": [{"name": "m"}]}, full_names={"m": "m"}, prediction_folders=[tmp_path])
+    assert load_trainings([], [results]) == {}
+    with pytest.raises(UserError, match="has no training log with a completed epoch"):
+        load_trainings([("m", tmp_path)], [])
 
 
 def test_models_of_one_name_keep_all_their_curves(tmp_path):

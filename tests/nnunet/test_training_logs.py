@@ -1,7 +1,6 @@
 import pytest
 
-from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.training_logs import folds_with_logs, read_training_curves
+from fvae_nnunet.nnunet.training_logs import TrainingCurves, folds_with_logs, read_training_curves
 
 EPOCH = """2026-01-01 10:00:00.000000: Epoch {epoch}
 2026-01-01 10:00:00.000000: Current learning rate: 0.01
@@ -40,7 +39,6 @@ def test_folds_are_found_below_a_model_and_alone(tmp_path):
     assert folds_with_logs(tmp_path / "fold_2") == {}
 
 
-def test_a_log_without_an_epoch_is_named(tmp_path):
+def test_a_log_without_an_epoch_has_no_curves(tmp_path):
     write_log(tmp_path, "2026_1_1_1_1_1")
-    with pytest.raises(UserError, match="no training log with a completed epoch"):
-        read_training_curves(tmp_path)
+    assert read_training_curves(tmp_path) == TrainingCurves({}, {}, {})

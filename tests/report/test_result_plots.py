@@ -56,7 +56,8 @@ def test_of_many_labels_the_deciding_measures_alone_are_shown():
 
 def test_nsd_is_drawn_at_all_tolerances_in_their_order():
     measures = [measure("NSD_10mm", "NSD 10 mm", 0), measure("NSD_2mm", "NSD 2 mm", 0), measure("NSD_0.5mm", "N", 0)]
-    drawing = curves(measures, {}, COLOURS)
+    drawing, panels = curves(measures, {}, COLOURS)
+    assert panels == ["mean NSD over tolerance, with 95 % intervals"]
     (axes,) = drawing.figure.axes
     assert list(axes.get_xticks()) == [0.5, 2, 10]
     assert [line.get_gid() for line in axes.lines if line.get_gid()] == [
@@ -67,7 +68,8 @@ def test_nsd_is_drawn_at_all_tolerances_in_their_order():
 
 def test_a_lesion_that_is_missed_is_a_cross_at_zero():
     lesions = {"view": {"case": {"diameters_mm": [5.0, 20.0], "dice": [math.nan, 0.8]}}}
-    drawing = curves([measure("Dice", "DSC", 0)], lesions, COLOURS)
+    drawing, (panel,) = curves([measure("Dice", "DSC", 0)], lesions, COLOURS)
+    assert panel.startswith("DSC of each lesion of the reference")
     (axes,) = drawing.figure.axes
     missed, found = (dots(axes)[gid] for gid in ("lesion0", "lesion1"))
     assert (missed.get_marker(), *missed.get_xdata(), *missed.get_ydata()) == ("x", 5.0, 0.0)

@@ -15,6 +15,9 @@ from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases
 IMAGES_TR = "imagesTr"
 _CHANNEL = re.compile(r"_(\d{4})$")
 
+MOST_CHANNELS = 8
+"""Files of more numbers than this under one name are images, not channels of a case."""
+
 
 @dataclass(frozen=True)
 class ImageCase:
@@ -98,13 +101,17 @@ def read_image_set(folder: Path, *, reports: Path | None = None) -> ImageSet:
 
 
 def _channels(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The files of each case, by channel."""
+    """The files of each case, by channel; each file is a case unless all names end like those of channels.
+
+    Names such as gen_0000 to gen_0029 number images, not channels: a case has at most `MOST_CHANNELS`.
+    """
     images = find_images(folder)
-    if not all(_CHANNEL.search(name) for name in images):
-        return {name: (path,) for name, path in images.items()}
     channels: dict[str, dict[str, Path]] = {}
     for name, path in images.items():
         channels.setdefault(name[:-5], {})[name[-4:]] = path
+    numbers_images = any(len(found) > MOST_CHANNELS for found in channels.values())
+    if numbers_images or not all(_CHANNEL.search(name) for name in images):
+        return {name: (path,) for name, path in images.items()}
     lacking = [name for name, found in channels.items() if "0000" not in found]
     if lacking:
         raise UserError(f"{folder}: channel 0000 (the CT) is missing for {some_of(lacking)}")

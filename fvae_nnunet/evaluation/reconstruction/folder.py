@@ -149,7 +149,7 @@ def write_pictures(
 
     Args:
         results: from `evaluate_view_folder`; the files named there are read again.
-        folder: output folder, created if necessary.
+        folder: output folder, created if necessary; pictures that are in it are removed.
         count: number of cases, evenly spread from the smallest to the largest mean absolute error.
         on_picture: called after each picture.
 
@@ -159,6 +159,8 @@ def write_pictures(
     Raises:
         UserError: a file cannot be read.
     """
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
     ranked = sorted(results["cases"], key=lambda case: case["volume"]["mae_hu"])
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
     labels = {label["name"]: label["value"] for label in results["labels"]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, HUWindow
 from fvae_nnunet.evaluation.reconstruction.known_noise import PLACES, KnownNoise, errors_hu, places_of
 from fvae_nnunet.evaluation.statistics import mean_and_interval
 from fvae_nnunet.jobs.manifest import write_json
@@ -79,6 +80,7 @@ def measure_front(
     views: Mapping[str, Method],
     noise: KnownNoise,
     *,
+    hu_window: HUWindow = PAPER_HU_WINDOW,
     seed: int = 0,
     on_step: Callable[[], object] | None = None,
 ) -> list[Denoised]:
@@ -88,6 +90,7 @@ def measure_front(
         cases: axial volumes (z, y, x) in HU with their voxel sizes (z, y, x) in mm.
         views: methods by name.
         noise: noise to add.
+        hu_window: HU window of the views; all images are clipped to it before they are compared.
         seed: seed of the noise, which differs between cases.
         on_step: called after each method on each case.
 
@@ -102,7 +105,8 @@ def measure_front(
         noisy_hu = truth_hu + noise.drawn(truth_hu, spacing_mm[2], np.random.default_rng([seed, place_of_case]))
         places = places_of(truth_hu)
         for denoised, (_, _, method) in zip(found, methods, strict=True):
-            for place, error in errors_hu(method(noisy_hu, spacing_mm), truth_hu, places).items():
+            view_hu = np.clip(method(noisy_hu, spacing_mm), *hu_window)
+            for place, error in errors_hu(view_hu, np.clip(truth_hu, *hu_window), places).items():
                 denoised.errors[place].append(error)
             if on_step is not None:
                 on_step()

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW, HUWindow
+from fvae_nnunet.ct.padding import padding_as_air
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, FLAT_HU_PER_PIXEL, TISSUES_HU, slopes, soft_tissue, tissue_masks
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.scanner.photons import photon_noise_hu, photons_for_noise
@@ -51,8 +52,8 @@ class KnownNoise:
         return f"{self.sd_hu:g} HU of {'scanner ' if self.kernel_pixels is None else ''}noise"
 
     def truth_of(self, axial_hu: np.ndarray) -> np.ndarray:
-        """The truth, float32, of an image (z, y, x) in HU."""
-        clipped_hu = np.clip(axial_hu.astype(np.float32), *self.hu_window)
+        """The truth, float32, of an image (z, y, x) in HU, whose padding with zeros counts as air."""
+        clipped_hu = np.clip(padding_as_air(axial_hu).astype(np.float32), *self.hu_window)
         if self.softened_pixels == 0:
             return clipped_hu
         return ndimage.gaussian_filter(clipped_hu, (0, self.softened_pixels, self.softened_pixels), mode="nearest")

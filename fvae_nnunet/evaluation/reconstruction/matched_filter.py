@@ -22,7 +22,7 @@ def matched_filter(raw_hu: np.ndarray, view_hu: np.ndarray) -> np.ndarray | None
     """
     settings = ReconstructionSettings.for_vae(Control(FILTER, 0).spec)
     clipped = [np.clip(hu.astype(np.float32), *settings.hu_window) for hu in (raw_hu, view_hu)]
-    region = homogeneous_region(clipped[0])
+    region = homogeneous_region(raw_hu)
     raw, view = (measure_noise(hu, region).total_hu for hu in clipped)
     if not view < raw:
         return None

@@ -15,6 +15,7 @@ import numpy as np
 
 from fvae_nnunet.ct.hu_windows import check_hu_window
 from fvae_nnunet.ct.noise import homogeneous_region, measure_noise, noise_figures
+from fvae_nnunet.ct.padding import padding_as_air
 from fvae_nnunet.ct.places import EDGE_HU_PER_PIXEL, slopes, soft_tissue, tissue_masks
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.evaluation.reconstruction.boundary import NO_SURFACE, SLOPE_NOISE_PART, EdgePair
@@ -74,12 +75,16 @@ def evaluate_view(
     """
     _check(raw_hu, view_hu, spacing_mm, segmentation)
     lower, upper = check_hu_window(hu_window)
-    in_tissues = tissue_masks(raw_hu)
+    # before clipping: in a narrow window, air and bone would be soft tissue
+    tissue_hu = padding_as_air(raw_hu)
+    in_tissues, soft = tissue_masks(tissue_hu), soft_tissue(tissue_hu)
+    soft_edges = soft & (slopes(tissue_hu.astype(np.float32)) >= EDGE_HU_PER_PIXEL)
+    region = homogeneous_region(tissue_hu)
+    flat = region if segmentation is None else homogeneous_region(tissue_hu, flattest_part=SLOPE_NOISE_PART)
     raw_hu, view_hu = (np.clip(volume.astype(np.float32), lower, upper) for volume in (raw_hu, view_hu))
     difference_hu = view_hu - raw_hu
     whole = _errors(difference_hu)
     mse_hu2 = float(np.square(difference_hu).mean(dtype=np.float64))
-    region = homogeneous_region(raw_hu)
     raw_noise, view_noise = (measure_noise(volume_hu, region) for volume_hu in (raw_hu, view_hu))
     volume = {
         "psnr_db": math.inf if mse_hu2 == 0 else 10 * math.log10((upper - lower) ** 2 / mse_hu2),
@@ -88,7 +93,7 @@ def evaluate_view(
         "mse_normalised": mse_hu2 / (upper - lower) ** 2,
         "mae_hu": whole.mae_hu,
         "bias_hu": whole.bias_hu,
-        **_soft_tissue_errors(raw_hu, difference_hu),
+        **_soft_tissue_errors(difference_hu, soft, soft_edges),
         **noise_figures(raw_noise, view_noise),
         "noise_ratio": _ratio(view_noise.total_hu, raw_noise.total_hu),
         "noise_fine_ratio": _ratio(view_noise.fine_hu, raw_noise.fine_hu),
@@ -99,7 +104,6 @@ def evaluate_view(
     tissues = {name: asdict(_errors(difference_hu[mask])) for name, mask in in_tissues.items()}
     in_labels = {}
     if segmentation is not None:
-        flat = homogeneous_region(raw_hu, flattest_part=SLOPE_NOISE_PART)
         edges = EdgePair(raw_hu, view_hu, spacing_mm=spacing_mm, region=flat)
         for label in labels:
             mask = np.isin(segmentation, label)
@@ -107,14 +111,12 @@ def evaluate_view(
     return {"volume": volume, "tissues": tissues, "labels": in_labels}
 
 
-def _soft_tissue_errors(raw_hu: np.ndarray, difference_hu: np.ndarray) -> dict[str, float]:
+def _soft_tissue_errors(difference_hu: np.ndarray, soft: np.ndarray, soft_edges: np.ndarray) -> dict[str, float]:
     """Mean absolute errors in `places.SOFT_HU`: in all of it, at its edges, and of the smoothed error."""
     from scipy import ndimage
 
-    soft = soft_tissue(raw_hu)
-    edges = soft & (slopes(raw_hu) >= EDGE_HU_PER_PIXEL)
     coarse_hu = ndimage.gaussian_filter(difference_hu, (0, COARSE_PIXELS, COARSE_PIXELS), mode="nearest")
-    places = {"soft": difference_hu[soft], "soft_edges": difference_hu[edges], "soft_coarse": coarse_hu[soft]}
+    places = {"soft": difference_hu[soft], "soft_edges": difference_hu[soft_edges], "soft_coarse": coarse_hu[soft]}
     return {f"{name}_mae_hu": _errors(errors_hu).mae_hu for name, errors_hu in places.items()}
 
 

@@ -60,6 +60,12 @@ def test_folders_of_images_with_and_without_channels(tmp_path):
         read_image_set(tmp_path / "none")
 
 
+def test_numbers_of_many_images_are_not_channels(tmp_path):
+    for number in range(9):
+        write_image(tmp_path / f"gen_{number:04d}.nii.gz", hu_volume(0))
+    assert names_of(read_image_set(tmp_path)) == [(f"gen_{n:04d}", [f"gen_{n:04d}.nii.gz"]) for n in range(9)]
+
+
 def test_the_current_folder_is_a_folder_like_others(tmp_path, monkeypatch):
     write_image(tmp_path / "plain" / "a.nii.gz", hu_volume(0))
     monkeypatch.chdir(tmp_path / "plain")

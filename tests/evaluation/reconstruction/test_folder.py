@@ -43,6 +43,20 @@ def ball(seed, shape=(12, 32, 32)):
 # figures of one volume
 
 
+def test_soft_tissue_is_the_same_in_every_window_and_not_padding():
+    """A body in padding, whose view is 10 HU brighter in it."""
+    raw_hu = np.zeros((8, 40, 40), dtype=np.int16)
+    body = (slice(None), slice(8, 32), slice(8, 32))
+    raw_hu[body] = np.rint(50 + np.random.default_rng(0).normal(0, 5, (8, 24, 24)))
+    view_hu = raw_hu.copy()
+    view_hu[body] += 10
+    for hu_window in (WINDOW_HU, (-150, 250), (0, 120)):
+        found = evaluated(raw_hu, view_hu, hu_window=hu_window)
+        assert found["volume"]["soft_mae_hu"] == pytest.approx(10, abs=0.01)
+        assert found["tissues"]["soft tissue"]["voxels"] == 8 * 24 * 24
+        assert found["volume"]["noise_raw_hu"] == pytest.approx(5, rel=0.15)
+
+
 def test_errors_follow_from_arithmetic():
     raw_hu = np.array([-3000, -800, -100, 50, 160, 2000])[:, None, None]
     view_hu = np.array([-990, -780, -110, 54, 160, 900])[:, None, None]
@@ -330,6 +344,8 @@ def test_command_writes_table_json_csv_and_pictures(folders, capsys):
     assert float(rows[1]["label tumour sharpness_ratio"]) == pytest.approx(1, abs=0.01)
     pictures = folders / "view" / "reconstruction_quality_pictures"
     assert [path.name for path in sorted(pictures.iterdir())] == ["case_0.png", "case_2.png"]
+    assert main([*arguments, "--pictures", "1"]) == 0
+    assert len(list(pictures.iterdir())) == 1, "pictures of the run before are removed"
     printed = capsys.readouterr().out
     assert "label tumour" in printed
     interval = bootstrap_interval([0, 2, 4], seed=0)

@@ -58,14 +58,31 @@ def test_a_scanners_noise_has_its_standard_deviation_in_soft_tissue_and_less_at_
 
 
 def test_the_truth_is_clipped_and_softened_in_the_plane():
-    volume = np.zeros((3, 9, 9), dtype=np.int16)
+    volume = np.ones((3, 9, 9), dtype=np.int16)
     volume[1, 4, 4] = 3000
     assert np.array_equal(KnownNoise(1, softened_pixels=0).truth_of(volume), volume.clip(-1000, 1000))
     softened = KnownNoise(1, softened_pixels=0.8).truth_of(volume)
-    point = np.zeros((9, 9))
+    point = np.ones((9, 9))
     point[4, 4] = 1000
     np.testing.assert_allclose(softened[1], ndimage.gaussian_filter(point, 0.8), atol=1e-3)
-    assert not softened[[0, 2]].any()
+    np.testing.assert_allclose(softened[[0, 2]], 1, atol=1e-3)
+
+
+def test_padding_with_zeros_is_air_in_the_truth():
+    volume = np.full((2, 9, 9), 60, dtype=np.int16)
+    volume[:, :3] = 0
+    truth = KnownNoise(1, softened_pixels=0).truth_of(volume)
+    assert (truth[:, :3] == -1000).all() and (truth[:, 3:] == 60).all()
+
+
+def test_a_narrow_window_of_a_view_is_no_error():
+    truth = ndimage.gaussian_filter(muscle_and_fat(), (0, 0.8, 0.8))
+    noise = KnownNoise(5, kernel_pixels=0, softened_pixels=0)
+    cases, views = [(truth, (3.0, 1, 1))], {"clipped": lambda noisy, spacing_mm: np.clip(truth, -20, 200)}
+    found = {one.method: one for one in measure_front(cases, views, noise, hu_window=(-20, 200))}
+    assert found["clipped"].mean("edges") == found["clipped"].mean("flat") == 0
+    wide = {one.method: one for one in measure_front(cases, views, noise)}
+    assert wide["clipped"].mean("flat") > 10
 
 
 def test_edges_are_steep_flat_places_are_not_and_tissues_go_by_hu():
@@ -170,3 +187,9 @@ def test_the_command_makes_the_view_of_noisy_images_as_the_folder_says(tmp_path,
     assert (view / "denoising_front.png").is_file()
     assert evaluate_reconstruction.main([str(raw), str(raw), "--with-noise", "20"]) == 1
     assert "was not written by fvae-reconstruct" in capsys.readouterr().err
+    for options, message in (
+        (["--with-noise", "20", "--pictures", "1", "-np", "0"], "--pictures, -np: no effect with --with-noise"),
+        (["--slices", "2", "--noise-kernel", "0"], "--noise-kernel, --slices: no effect without --with-noise"),
+    ):
+        assert evaluate_reconstruction.main([str(raw), str(view), *options]) == 1
+        assert message in capsys.readouterr().err
