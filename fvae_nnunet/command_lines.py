@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-_SINGLE_DASH = ("device", "num_parts", "part_id", "plans_name")
+_SINGLE_DASH = ("device", "num_parts", "part_id", "plans_name", "prev_stage_predictions")
 """Parameters with a single dash, besides those of one or two letters, as in nnU-Net's own commands."""
 
 _RENAMED = {"hu_windows": "--hu-window", "overlap_slices": "--overlap", "posterior_seed": "--sample-posterior"}

@@ -190,6 +190,11 @@ def _read_channels(dataset: PreprocessedDataset, case: str) -> tuple[list[np.nda
     except (RuntimeError, AssertionError, OSError, ValueError, ImageFileError) as error:
         names = ", ".join(map(str, files))
         raise UserError(f"nnU-Net's {type(reader).__name__} cannot read {names}: {error}") from error
+    if len(properties.get("sitk_stuff", {}).get("spacing", ())) == 2:
+        raise UserError(
+            f"{files[0]} has 2 dimensions, but the images to predict must be volumes; store slices as volumes with one "
+            "slice, and plan and preprocess again"
+        )
     spacing_mm = [float(edge) for edge in properties["spacing"]]
     return [compact(channel) for channel in image], axial_order_of_nnunet(properties), spacing_mm
 

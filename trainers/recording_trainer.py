@@ -100,12 +100,13 @@ class RecordingTrainer(nnUNetTrainer):
                 self.print_to_log_file(f"and --vae and the options of one of its views ({views})", add_timestamp=False)
 
     def predict_command(self) -> str:
-        """``fvae-predict`` command for this model, with all trained folds."""
+        """``fvae-predict`` command for this model, with all trained folds, and for a cascade with the first stage."""
         folds = ["all"]
         if self.fold != "all":
             trained = Path(self.output_folder_base).glob("fold_*/checkpoint_final.pth")
             names = {path.parent.name.removeprefix("fold_") for path in trained} | {str(self.fold)}
             folds = sorted(filter(str.isdecimal, names), key=int)
+        previous = self.configuration_manager.previous_stage_name
         raw = Path(os.environ.get(RAW_VARIABLE, ""), self.plans_manager.dataset_name, "imagesTs")
         return command_line(
             "fvae-predict",
@@ -116,6 +117,7 @@ class RecordingTrainer(nnUNetTrainer):
             tr=type(self).__name__,
             p=self.plans_manager.plans_name,
             f=folds,
+            prev_stage_predictions=f"predictions_{previous}" if previous else None,
         )
 
     def save_checkpoint(self, filename: str) -> None:

@@ -54,10 +54,13 @@ class nnUNetTrainerFVAE(RecordingTrainer):
             return
         raw_class: Any = self.dataset_class  # type: ignore[has-type]
 
-        def view_dataset(folder: str, identifiers: list[str], **keywords: Any) -> ViewDataset:
+        def view_dataset(folder: str, identifiers: list[str] | None = None, **keywords: Any) -> Any:
             inner = raw_class(folder, identifiers, **keywords)
+            if identifiers is None:  # nnU-Net only lists the cases
+                return inner
             return ViewDataset(inner, self._open_views(inner.identifiers), probability=1.0)
 
+        view_dataset.get_identifiers = raw_class.get_identifiers  # type: ignore[attr-defined]
         self.dataset_class = view_dataset
         try:
             super().perform_actual_validation(save_probabilities)

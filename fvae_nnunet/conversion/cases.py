@@ -211,13 +211,15 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         record |= {"structures": found.voxels, "left_out": found.left_out}
         record |= {"structure_overlap_voxels": found.overlap_voxels, "absent_structures": list(found.absent)}
 
+    # interrupted from here on, the case is made again: without a record, its files are not taken for edited ones
+    for path in moved:
+        path.unlink(missing_ok=True)
+    manifest.forget_case(case)
     if source.grounding is not None:
         write_label_map(label_path(*where), diseases.labels, geometry)
     if conversion.structures is not None:
         write_label_map(structures_path(*where), found.labels, geometry)
     write_volume(outputs[0], volume_hu, geometry)
-    for path in moved:
-        path.unlink(missing_ok=True)
     manifest.write_case(case, inputs=inputs, outputs=outputs, results=record)
     return record
 

@@ -179,8 +179,11 @@ class CaseLocks:
 
 
 def delete_all_but_locks(folder: Path) -> None:
-    """Delete the content of a folder, and the folder itself unless processes are registered in it."""
-    for path in folder.iterdir():
+    """Delete the content of a folder, and the folder itself unless processes are registered in it.
+
+    Folders in it are deleted before files, so that a manifest is there as long as one of its records.
+    """
+    for path in sorted(folder.iterdir(), key=Path.is_file):
         if path.is_dir() and not path.is_symlink():
             if path.name != SUBFOLDER:
                 shutil.rmtree(path)

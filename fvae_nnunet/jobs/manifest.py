@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,9 @@ def differences(before: Any, now: Any, name: str = "", *, common_only: bool = Fa
     return [] if before == now else [f"{name}: {json.dumps(before)}, now {json.dumps(now)}"]
 
 
+_CASES = "cases"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Manifest in ``folder``, which need not exist yet."""
@@ -103,6 +107,11 @@ class Manifest:
     @property
     def path(self) -> Path:
         return self.folder / "manifest.json"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a manifest, possibly damaged, or records of cases without one."""
+        return self.path.exists() or (self.folder / _CASES).is_dir()
 
     def read(self, needs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Content of ``manifest.json``, or None if there is none.
@@ -153,6 +162,8 @@ class Manifest:
     ) -> None:
         """Start the folder with these settings, or check that it was started with the same settings.
 
+        Records of cases without a manifest are deleted, because their settings are unknown.
+
         Args:
             kind: kind of the folder.
             settings: see the module.
@@ -165,11 +176,17 @@ class Manifest:
         """
         content = self.refuse_other_settings(kind, settings, remedy=remedy)
         if content is None:
+            if self.is_begun:
+                shutil.rmtree(self.folder / _CASES)
             settings = json.loads(json.dumps(settings))
             write_json(
                 self.path, {"schema": SCHEMA, "kind": kind, "settings": settings, "made_with": made_with | versions()}
             )
             return
+        began_with = content["made_with"].get("parameters", {})
+        if made_with.get("parameters", {}).get("hu_as_is") and not began_with.get("hu_as_is"):
+            began_with["hu_as_is"] = True
+            write_json(self.path, content)
         began, now = (made.get("device") for made in (content["made_with"], made_with))
         if began and now and began != now:
             warnings.warn(
@@ -207,7 +224,7 @@ class Manifest:
         Raises:
             UserError: the manifest is of another kind; a damaged one is deleted.
         """
-        if self.path.exists():
+        if self.is_begun:
             try:
                 content = self.read()
             except UserError:
@@ -223,12 +240,12 @@ class Manifest:
     def _case_path(self, case: str) -> Path:
         if case in ("", ".", "..") or any(mark in case for mark in ("/", "\\", "\0")):
             raise UserError(f"{case!r} cannot be the name of a case: it is not a file name")
-        return self.folder / "cases" / f"{case}.json"
+        return self.folder / _CASES / f"{case}.json"
 
     @property
     def cases(self) -> list[str]:
         """Identifiers of the finished cases, sorted."""
-        return sorted(path.stem for path in (self.folder / "cases").glob("*.json"))
+        return sorted(path.stem for path in (self.folder / _CASES).glob("*.json"))
 
     def read_case(self, case: str, needs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Record of a finished case, or None.

@@ -81,7 +81,7 @@ def reconstruct_folder(
         raise UserError(f"{output} is the input folder; the raw images would be overwritten. Choose another folder")
     manifest = Manifest(output / MANIFEST_FOLDER)
     targets = {case: output / (case + image_ending(path)) for case, path in images.items()}
-    if overwrite:
+    if overwrite and manifest.is_begun:
         manifest.remove(KIND)
     else:
         names = [target.name for target in targets.values()]

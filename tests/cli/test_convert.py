@@ -875,6 +875,26 @@ def test_a_killed_case_is_done_again(folders, monkeypatch):
     assert len(list(raw.glob("images*/*"))) == 5
 
 
+def test_a_case_that_is_killed_while_it_is_made_again_is_not_taken_for_an_edited_one(folders, monkeypatch):
+    from fvae_nnunet.conversion import cases as conversion_cases
+
+    root, raw, _ = folders
+    _write_download(root)
+    assert _convert(root) == 0
+    write_fixed(place(root, "valid_fixed", "valid_1_a_1"), chest(77))
+    write = conversion_cases.write_volume
+
+    def killed(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion_cases, "write_volume", killed)
+    assert _convert(root) == 130
+    monkeypatch.setattr(conversion_cases, "write_volume", write)
+    assert _convert(root) == 0
+    np.testing.assert_array_equal(_image(raw / "imagesTs" / "valid_1_a_1_0000.nii.gz")[0], chest(77))
+
+
 def test_wrong_options_are_refused(folders, capsys):
     root, _, _ = folders
     _write_download(root)

@@ -46,6 +46,20 @@ def view_hu(images: Path, wan: Path, output: Path, *options: str) -> tuple[np.nd
     return view, json.loads(manifest.read_text())["settings"]
 
 
+def test_overwriting_spares_images_of_another_origin(images: Path, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "raw"
+    other.mkdir()
+    (other / "case_0000.nii.gz").write_bytes(b"a raw image")
+    command = ["-i", str(images), "-o", str(other), "--vae", "control:gaussian", "--strength", "1", "-np", "0"]
+    for options in ([], ["--overwrite"]):
+        assert reconstruct.main([*command, *options]) == 1
+        assert "case_0000.nii.gz, which was not made by fvae-reconstruct" in capsys.readouterr().err
+    assert (other / "case_0000.nii.gz").read_bytes() == b"a raw image"
+    (other / "case_0000.nii.gz").unlink()
+    for options in ([], ["--overwrite"]):
+        assert reconstruct.main([*command, *options]) == 0
+
+
 @pytest.mark.slow
 def test_schemes_reach_the_voxels_and_the_manifest(images: Path, wan: Path, tmp_path: Path) -> None:
     views = {}

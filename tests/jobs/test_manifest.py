@@ -109,6 +109,39 @@ def test_what_another_command_records_is_neither_gone_on_with_nor_removed(tmp_pa
     assert manifest.read() is None, "what is damaged can be made again"
 
 
+def test_records_without_a_manifest_do_not_count_and_can_be_removed(tmp_path):
+    """As after a removal that was killed, or a damaged manifest that somebody deleted."""
+    manifest, output = Manifest(tmp_path), tmp_path / "case.b2nd"
+    for again in (lambda: manifest.begin("view", {"vae": "b"}, {}), lambda: manifest.remove("view")):
+        manifest.begin("view", {"vae": "a"}, {})
+        output.write_bytes(b"of a")
+        manifest.write_case("case", inputs={}, outputs=[output], results={})
+        manifest.path.unlink()
+        again()
+        assert not manifest.is_done("case", inputs={}, outputs=[output])
+        manifest.remove("view")
+        assert not list(tmp_path.iterdir()) if tmp_path.exists() else True
+        tmp_path.mkdir(exist_ok=True)
+
+
+def test_a_manifest_is_removed_after_all_records(tmp_path, monkeypatch):
+    manifest = Manifest(tmp_path)
+    manifest.begin("view", {}, {})
+    manifest.write_case("case", inputs={}, outputs=[], results={})
+    monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manifest.remove("view")
+    assert manifest.path.is_file()
+
+
+def test_hu_as_is_is_recorded_when_it_is_first_given(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.begin("view", {}, {"parameters": {"vae": "tiny"}})
+    for given in ({"vae": "tiny", "hu_as_is": True}, {"vae": "tiny"}):
+        manifest.begin("view", {}, {"parameters": given})
+        assert manifest.read()["made_with"]["parameters"] == {"vae": "tiny", "hu_as_is": True}
+
+
 def test_another_schema_is_refused(tmp_path):
     write_json(tmp_path / "manifest.json", {"schema": 99})
     with pytest.raises(UserError, match="schema 1"):

@@ -17,6 +17,9 @@ def test_the_folds_are_those_of_the_model_and_no_backups(tmp_path, monkeypatch, 
         (tmp_path / name / "checkpoint_final.pth").touch()
     plans = SimpleNamespace(dataset_name="Dataset007_Pancreas", plans_name="nnUNetPlans")
     trainer = SimpleNamespace(
-        fold=fold, output_folder_base=str(tmp_path), plans_manager=plans, configuration_name="3d_fullres"
-    )
+        fold=fold, output_folder_base=str(tmp_path), plans_manager=plans, configuration_name="3d_fullres",
+        configuration_manager=SimpleNamespace(previous_stage_name=None),
+    )  # fmt: skip
     assert RecordingTrainer.predict_command(trainer).endswith(expected)
+    trainer.configuration_manager.previous_stage_name = "3d_lowres"
+    assert RecordingTrainer.predict_command(trainer).endswith("-prev_stage_predictions predictions_3d_lowres")

@@ -1,4 +1,5 @@
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -199,13 +200,29 @@ def test_recon_only_predicts_its_validation_cases_from_the_view(clone, monkeypat
             raise Stop
 
     monkeypatch.setattr(module, "nnUNetPredictor", Predictor)
-    for base, is_view in ((nnUNetTrainerFVAEReconOnly, True), (nnUNetTrainerFVAE, False)):
-        trainer = trainer_of(base, clone)
+    recon_only = nnUNetTrainerFVAEReconOnly
+    for base, fold, is_view in ((recon_only, "0", True), (recon_only, "all", True), (nnUNetTrainerFVAE, "0", False)):
+        trainer = trainer_of(base, clone, "3d_fullres", fold)
         with pytest.raises(Stop):
             trainer.perform_actual_validation()
         case = trainer.do_split()[1][0]
         source = folder if is_view else clone.preprocessed / "nnUNetPlans_3d_fullres"
         assert np.array_equal(seen.pop(), blosc2.open(str(source / f"{case}.b2nd"), mode="r")[:])
+
+
+def test_a_case_that_no_fold_has_needs_no_view_in_validation(clone, monkeypatch):
+    training, validation = trainer_of(nnUNetTrainer, clone).do_split()
+    (clone.preprocessed / "splits_final.json").write_text(json.dumps([{"train": training[:-1], "val": validation}]))
+    folder = make_view(clone, BrighterVAE(), configurations=["3d_fullres"])["3d_fullres"]
+    (folder / "cases" / f"{training[-1]}.json").unlink()
+    trainer = trainer_of(nnUNetTrainerFVAEReconOnly, clone)
+    trainer.get_tr_and_val_datasets()
+    monkeypatch.setattr(
+        nnUNetTrainer,
+        "perform_actual_validation",
+        lambda self, _: self.dataset_class(self.preprocessed_dataset_folder, self.do_split()[1]),
+    )
+    trainer.perform_actual_validation()
 
 
 def test_a_subclass_with_its_own_network_keeps_its_name_in_the_checkpoint(clone):
