@@ -20,6 +20,9 @@ _OF_PLACED_LESIONS = (
 )  # fmt: skip
 """Options without effect with --list."""
 
+_OF_INSERTION = ("margin_mm", "texture")
+"""Options without effect with --mode full."""
+
 _OF_NEW_LESIONS = ("shapes", "borrowed_share", "at_mm")
 """Options without effect with --mode grow."""
 
@@ -156,7 +159,13 @@ def check_way(arguments: argparse.Namespace) -> None:
             raise UserError("--growth, --sizes and --diameter-mm are mutually exclusive; give one of them")
     else:
         _refuse(arguments, ("growth",), "has no effect without --mode grow")
+    if arguments.segmenter is None:
+        _refuse(arguments, ("found_share",), "has no effect without --segmenter")
     if arguments.list is None:
+        if arguments.mode == "full":
+            _refuse(arguments, _OF_INSERTION, "has no effect with --mode full, which inserts nothing")
+        if arguments.text is None:
+            _refuse(arguments, ("text_encoder",), "has no effect without --text")
         return
     if arguments.mode != "full":
         raise UserError("--list generates whole volumes; add --mode full")

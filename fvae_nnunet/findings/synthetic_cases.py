@@ -139,7 +139,8 @@ def _forbidden(record: Mapping[str, Any], patients: _Patients, held_out: frozens
 
 def _doubtful(record: Mapping[str, Any], patients: _Patients, held_out: frozenset[str]) -> str | None:
     model = record["model"]
-    trained_on = [patients.of(record["dataset"], case) for case in model.get("training_cases") or ()]
+    dataset = model.get("dataset")
+    trained_on = [dataset and patients.of(dataset, case) for case in model.get("training_cases") or ()]
     if held_out.intersection(trained_on):
         return "its diffusion model was trained on patients who are held out for validation or test"
     if not record["source_case"] or None in [patients.of(*origin) for origin in _origins(record)]:

@@ -21,7 +21,8 @@ A record::
                   "centre_voxel": [z, y, x], "centre_mm": [x, y, z], "inside_fraction": 0.97,
                   "appearance": {"core_mean_hu": 52.0, "texture_sd_hu": 7.0}, "replaces": null}],
      "label": {"name": "tumour", "value": 2},
-     "model": {"folder": "...", "weights_sha256": "...", "vae": "...", "vae_sha256": "...", "training_cases": [...]},
+     "model": {"folder": "...", "weights_sha256": "...", "vae": "...", "vae_sha256": "...",
+               "dataset": "Dataset007_Pancreas", "training_cases": [...]},
      "settings": {...}, "quality": {...}}
 
 ``centre_voxel`` is an index into the image's array (z, y, x as read by SimpleITK), ``centre_mm`` the same point in
@@ -29,8 +30,8 @@ patient coordinates (x, y, z; SimpleITK). ``borrowed_from`` is the donor of the 
 or the file of a shape of a ``bank``, which is not a case of the dataset. ``appearance`` is the requested appearance of
 the lesion, null if it was left to the model. ``replaces`` holds diameter and voxels of the original lesion if it was
 grown or shrunk (``shape`` is ``own``), null for a new lesion. ``reasons`` says why a case was rejected, one sentence
-each. ``text`` is the report that it was made with, ``findings`` its findings from the list: {name: 0 or 1}, all names
-of the dataset.
+each. ``dataset`` of the model is that of its training cases; records of version 0.1.0 lack it. ``text`` is the report
+that it was made with, ``findings`` its findings from the list: {name: 0 or 1}, all names of the dataset.
 
 For a volume from a list (``case_list``), ``number`` is null, and ``source_case`` is null if it was made from a file of
 structures. ``lesions`` has an entry for each disease given in the row, with all its components together (``shape`` is

@@ -202,6 +202,30 @@ def test_only_what_changed_is_made_again(paints, tmp_path, capsys):
     assert "sampling.steps: 20, now 5" in capsys.readouterr().err
 
 
+def test_a_remake_that_is_interrupted_leaves_no_record_of_a_mask_that_is_not_the_images(paints, tmp_path, monkeypatch):
+    from fvae_nnunet.synthesis.generation import listed_cases
+
+    dataset = write_structures_dataset(1)
+    write_mask(tmp_path / "nodule.nii.gz", NODULE)
+    rows = [{"case": "a", "source": "case_0", "diseases": {"nodule": "nodule.nii.gz"}}]
+    assert run(dataset, rows, tmp_path / "out") == 0
+    write_mask(tmp_path / "nodule.nii.gz", EFFUSION)
+    write, written = listed_cases.write_volume, []
+
+    def killed(path, *arguments):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, *arguments)
+
+    monkeypatch.setattr(listed_cases, "write_volume", killed)
+    assert run(dataset, rows, tmp_path / "out") == 130
+    assert read_synthetic_cases(tmp_path / "out") == []
+    monkeypatch.setattr(listed_cases, "write_volume", write)
+    assert run(dataset, rows, tmp_path / "out") == 0
+    assert len(read_synthetic_cases(tmp_path / "out")) == 1
+
+
 def test_csv_says_the_same_as_json(tmp_path):
     rows = [
         {"case": "a", "source": "s", "keep_lesions": False, "diseases": {"nodule": "n.nii", "lung, effusion": "m.nii"},

@@ -107,7 +107,7 @@ def test_labels_that_are_not_known_are_nan(reports):
     assert np.array_equal(label_array([case], FINDINGS), [[np.nan, 1, np.nan]], equal_nan=True)
 
 
-CLEAN = {"source_case": "p001_0", "model": {"training_cases": ["p001_0", "p002_0"]}}
+CLEAN = {"source_case": "p001_0", "model": {"dataset": NAME, "training_cases": ["p001_0", "p002_0"]}}
 
 
 def gathered(folder, reports, **options):
@@ -120,9 +120,16 @@ def gathered(folder, reports, **options):
     [
         ({"source_case": "p000_1"}, "made from a case of a patient who is held out"),
         ({"lesions": [{"borrowed_from": None}, {"borrowed_from": "p000_0"}]}, "made from a case of a patient who is"),
-        ({"model": {"training_cases": ["p001_0", "p000_0"]}}, "diffusion model was trained on patients who are held"),
-        ({"model": {"training_cases": None}}, "on whom its diffusion model was trained are unknown"),
-        ({"model": {"training_cases": ["p001_0", "other"]}}, "on whom its diffusion model was trained are unknown"),
+        (
+            {"model": {"dataset": NAME, "training_cases": ["p001_0", "p000_0"]}},
+            "diffusion model was trained on patients who are held",
+        ),
+        ({"model": {"dataset": NAME, "training_cases": None}}, "on whom its diffusion model was trained are unknown"),
+        (
+            {"model": {"dataset": NAME, "training_cases": ["p001_0", "other"]}},
+            "on whom its diffusion model was trained are unknown",
+        ),
+        ({"model": {"training_cases": ["p001_0"]}}, "on whom its diffusion model was trained are unknown"),
         ({"source_case": None}, "the patient from whom it was made is unknown"),
         ({"dataset": "Dataset041_OTHER"}, "the patient from whom it was made is unknown"),
         ({"findings": None}, "its record names no finding"),
@@ -137,10 +144,24 @@ def test_synthetic_cases_that_know_too_much_or_nothing_are_left_out(tmp_path, re
     assert reason in said and number == 1
 
 
+def test_a_model_of_another_dataset_has_seen_the_patients_of_that_dataset(tmp_path, reports):
+    other = tmp_path / "nnUNet_raw" / "Dataset041_OTHER"
+    other.mkdir()
+    of_another = replace(
+        reports.cases["p001_0"], patient="p000"
+    )  # a held-out patient under a name that is not theirs here
+    write_case_reports(other / "reports.json", CaseReports(FINDINGS, {"p001_0": of_another}))
+    of_other = {"model": {"dataset": other.name, "training_cases": ["p001_0"]}}
+    write_synthetic_folder(tmp_path / "syn", NAME, {"clean": CLEAN, "of other": CLEAN | of_other})
+    found = gathered(tmp_path / "syn", reports)
+    assert [case.key.rpartition("__")[2] for case in found.used] == ["clean"]
+    assert "diffusion model was trained on patients who are held out" in next(iter(found.left_out))
+
+
 def test_allow_seen_takes_doubtful_cases_but_none_of_held_out_patients(tmp_path, reports):
     records = {
         "held_out": CLEAN | {"source_case": "p010_0"},
-        "seen": CLEAN | {"model": {"training_cases": ["p010_0"]}},
+        "seen": CLEAN | {"model": {"dataset": NAME, "training_cases": ["p010_0"]}},
         "clean": CLEAN,
     }
     write_synthetic_folder(tmp_path / "syn", NAME, records)
@@ -156,7 +177,7 @@ def test_patients_of_other_datasets_are_known_by_their_reports(tmp_path, reports
     other.mkdir()
     cases = {"scan_0": replace(reports.cases["p000_0"]), "scan_1": replace(reports.cases["p001_0"])}
     write_case_reports(other / "reports.json", CaseReports(FINDINGS, cases))
-    of_other = {"dataset": "Dataset041_OTHER", "model": {"training_cases": ["scan_1"]}}
+    of_other = {"dataset": other.name, "model": {"dataset": other.name, "training_cases": ["scan_1"]}}
     records = {"bad": of_other | {"source_case": "scan_0"}, "good": of_other | {"source_case": "scan_1"}}
     write_synthetic_folder(tmp_path / "syn", NAME, records)
     found = gathered(tmp_path / "syn", reports)

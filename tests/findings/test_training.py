@@ -206,7 +206,7 @@ def dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     raw = tmp_path / "nnUNet_raw" / "Dataset040_TINY"
     reports = write_findings_dataset(raw)
-    source = {"source_case": "p001_0", "model": {"training_cases": ["p001_0"]}}
+    source = {"source_case": "p001_0", "model": {"dataset": raw.name, "training_cases": ["p001_0"]}}
     write_synthetic_folder(
         tmp_path / "synthetic", raw.name, {f"synthetic_{number}": source for number in range(6)}
     )  # fmt: skip

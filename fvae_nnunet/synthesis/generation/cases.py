@@ -207,7 +207,12 @@ class LesionJob(Job[Planned]):
     def write(self, case: str, generated: Generated[Planned]) -> dict[str, Any]:
         planned, source = generated.ready, generated.ready.source
         record = self._record(case, generated)
-        paths = self.paths(case, accepted=record["accepted"])
+        paths, other = (
+            self.paths(case, accepted=accepted) for accepted in (record["accepted"], not record["accepted"])
+        )
+        self.manifest.forget_case(case)
+        for replaced in (paths.record, other.record):  # an interruption leaves no record of what is replaced
+            replaced.unlink(missing_ok=True)
         for channel, (path, raw) in enumerate(zip(paths.images, self.dataset.image_files[source.case], strict=True)):
             if channel == self.dataset.ct_channel:
                 write_volume(path, source.geometry.as_in_file(generated.volume_hu), source.geometry)
@@ -217,8 +222,7 @@ class LesionJob(Job[Planned]):
         labels = labels_with(source, planned.lesions, self.dataset.lesion_value)
         write_volume(paths.label, source.geometry.as_in_file(labels), source.geometry)
         write_json(paths.record, record)
-        other = self.paths(case, accepted=not record["accepted"])
-        for stale in (*other.images, other.label, other.record):
+        for stale in (*other.images, other.label):
             stale.unlink(missing_ok=True)
         result = {
             "accepted": record["accepted"],

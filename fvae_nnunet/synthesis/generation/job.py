@@ -156,6 +156,7 @@ def make_cases(
         "weights_sha256": model.weights_sha256,
         "vae": model.settings.vae,
         "vae_sha256": model.settings.weights_sha256,
+        "dataset": model.training.get("dataset"),
         "training_cases": model.training.get("training_cases"),
     }
     job.begin(described, overwrite=overwrite)

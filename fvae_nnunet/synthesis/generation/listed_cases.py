@@ -107,6 +107,8 @@ class ListJob(Job[VolumeInputs]):
     def write(self, case: str, generated: Generated[VolumeInputs]) -> dict[str, Any]:
         ready = generated.ready
         image, label, record, *masks = outputs = self.outputs(case)
+        self.manifest.forget_case(case)
+        record.unlink(missing_ok=True)  # of the volume that is replaced; an interruption leaves none
         write_volume(image, ready.geometry.as_in_file(generated.volume_hu), ready.geometry)
         write_volume(label, ready.geometry.as_in_file(ready.labels), ready.geometry)
         result: dict[str, Any] = {"accepted": True, "reasons": []}

@@ -60,6 +60,13 @@ class AskedAppearance:
         return {measure: limits for measure, limits in asked.items() if limits is not None}
 
 
+def nearest_in_size(real: Sequence[dict[str, Any]], diameter_mm: float) -> list[dict[str, Any]]:
+    """The third of the real lesions (at least one, if there is any) whose diameters are nearest, nearest first."""
+    distances = [abs(math.log(lesion["diameter_mm"] / diameter_mm)) for lesion in real]
+    nearest = np.argsort(distances, kind="stable")[: math.ceil(ALIKE_SHARE * len(real))]
+    return [real[place] for place in nearest]
+
+
 def draw_appearance(
     rng: np.random.Generator,
     asked: AskedAppearance,
@@ -79,7 +86,7 @@ def draw_appearance(
         rng: source of all random draws.
         asked: brightness requested by the user.
         real: the real lesions (``real_lesions.RealLesions.lesions``).
-        like: the real lesion to imitate; None: draw one of the third that is nearest in size.
+        like: the real lesion to imitate; None: draw one of those `nearest_in_size`.
         diameter_mm: diameter of the lesion.
         around_hu: ``lesions.measures.surroundings_hu`` at its place; None if there are none.
 
@@ -87,9 +94,8 @@ def draw_appearance(
         The appearance; None if nothing is requested and there is no real lesion.
     """
     if like is None and real:
-        distances = [abs(math.log(lesion["diameter_mm"] / diameter_mm)) for lesion in real]
-        nearest = np.argsort(distances, kind="stable")[: math.ceil(ALIKE_SHARE * len(real))]
-        like = real[int(rng.choice(nearest))]
+        nearest = nearest_in_size(real, diameter_mm)
+        like = nearest[int(rng.choice(len(nearest)))]
     sd_hu = math.nan if like is None else like["texture_sd_hu"]
     if asked.core_mean_hu is not None:
         return Appearance(float(rng.uniform(*asked.core_mean_hu)), sd_hu)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.mask_files import find_masks, read_mask
-from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance
+from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance, nearest_in_size
 from fvae_nnunet.synthesis.lesions.measures import surroundings_hu
 from fvae_nnunet.synthesis.lesions.placed import PlacedLesion
 from fvae_nnunet.synthesis.lesions.placement import NothingFits, index_of, place, too_close
@@ -216,7 +216,8 @@ def _place_one(
     forbidden: np.ndarray,
     at: np.ndarray | None,
 ) -> tuple[PlacedLesion, dict[str, Any] | None]:
-    """A lesion, and the real lesion of the dataset that donated its shape, if any."""
+    """A lesion, and the real lesion to imitate: the one that lent its shape, unless others are nearer in size, because
+    the core of a small lesion is blurred; None: any of those."""
     sizes = settings.sizes or LesionSizes.of_lesions([lesion["diameter_mm"] for lesion in real])
     range_mm = sizes.draw_range(rng, source.spacing_mm)
     donor, like = None, None
@@ -233,7 +234,9 @@ def _place_one(
     except NothingFits as error:
         where = "" if at is None else f" at {_in_words(settings.at_mm)}"
         raise NothingFits(f"{source.case}{where}: {error}") from error
-    return replace(lesion, from_bank=donor is not None and like is None), like
+    lesion = replace(lesion, from_bank=donor is not None and like is None)
+    is_alike = any(one is like for one in nearest_in_size(real, lesion.diameter_mm))
+    return lesion, like if is_alike else None
 
 
 def shaped_and_placed(

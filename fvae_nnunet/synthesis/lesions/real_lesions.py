@@ -138,6 +138,7 @@ def _subject(dataset: SourceDataset) -> dict[str, Any]:
         "dataset": dataset.name,
         "lesion": dataset.lesion_name,
         "organ": dataset.organ.recorded,
+        "classes": list(dataset.class_names),
         "measures": list(MEASURES),
     }
 

@@ -42,22 +42,26 @@ class Layout:
     ) -> Layout:
         """Create the layout of a class map in which the classes above ``organs`` are lesions.
 
-        Connected lesions (26 neighbours) are measured in ``volume_hu``; without it their appearance is unknown.
+        Connected lesions (26 neighbours) of at least ``MIN_VOXELS`` are measured in ``volume_hu``; the appearance of
+        smaller ones is unknown, and without it that of all.
         """
         from scipy import ndimage
 
         from fvae_nnunet.synthesis.lesions.measures import lesion_core
+        from fvae_nnunet.synthesis.lesions.shapes import MIN_VOXELS
         from fvae_nnunet.synthesis.lesions.texture import core_texture
 
         numbered, n = numbered_lesions(class_map > organs)
         appearances_hu = np.full((n, len(APPEARANCE)), np.nan, dtype=np.float32)
         if volume_hu is not None:
             for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+                if np.count_nonzero(numbered[box] == number) < MIN_VOXELS:
+                    continue
                 around = grown(box, (1, 1, 1), class_map.shape)
                 core = lesion_core(numbered[around] == number, spacing_mm)
                 texture_hu = core_texture(volume_hu[around], core, spacing_mm)
                 appearances_hu[number - 1] = volume_hu[around][core].mean(dtype=np.float64), texture_hu[core].std()
-        return cls(class_map, numbered.astype(np.uint16), appearances_hu, spacing_mm)
+        return cls(class_map, numbered, appearances_hu, spacing_mm)
 
     @property
     def shape(self) -> tuple[int, ...]:

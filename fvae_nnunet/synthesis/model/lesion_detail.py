@@ -6,6 +6,7 @@ The share of a lesion in a cell alone does not tell a network where the edge is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from fvae_nnunet.synthesis.model.layout import APPEARANCE, Layout
 from fvae_nnunet.synthesis.model.mask_conditions import share_of_cells
 from fvae_nnunet.vae.base import VAESpec
+
+MOST_SDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,23 @@ class AppearanceScale:
 
     @classmethod
     def of(cls, appearances_hu: Sequence[Sequence[float]]) -> AppearanceScale:
-        """Compute from the appearances of lesions, (n, 2); the standard deviation is 1 HU if there is no variation."""
-        if not appearances_hu:
+        """Compute from the known appearances of lesions, (n, 2), NaN where unknown; the standard deviation is 1 HU if
+        there is no variation."""
+        known = [hu for hu in appearances_hu if not any(map(math.isnan, hu))]
+        if not known:
             return cls((0.0,) * len(APPEARANCE), (1.0,) * len(APPEARANCE))
-        values = torch.tensor(appearances_hu, dtype=torch.float64)
+        values = torch.tensor(known, dtype=torch.float64)
         std = values.std(dim=0, correction=0)
         return cls(tuple(values.mean(dim=0).tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
 
     def scaled(self, appearance_hu: torch.Tensor) -> torch.Tensor:
-        """Convert (B, 2, d, h, w) from HU to float32 standard deviations from the mean; NaN becomes 0."""
+        """Convert (B, 2, d, h, w) from HU to float32 standard deviations from the mean; NaN becomes 0.
+
+        Limited to `MOST_SDS`: beyond what the training has shown, a network cannot know what to do, and the draft holds
+        the requested brightness anyway.
+        """
         mean, std = (torch.tensor(of, device=appearance_hu.device).view(-1, 1, 1, 1) for of in (self.mean, self.std))
-        return torch.nan_to_num((appearance_hu.float() - mean) / std)
+        return torch.nan_to_num(((appearance_hu.float() - mean) / std).clamp(-MOST_SDS, MOST_SDS))
 
 
 def appearance_of_cells(layout: Layout, spec: VAESpec) -> torch.Tensor:

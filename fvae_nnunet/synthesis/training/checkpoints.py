@@ -239,6 +239,7 @@ def save_checkpoint(
     partial = output / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        partial.mkdir(parents=True)  # what a killed process leaves is in it
         save_model(partial, denoiser, settings, training, process=process)
         state = partial / _STATE
         state.mkdir()

@@ -11,7 +11,7 @@ from synthesize_for_tests import SIZE, paints, run
 
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases
-from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance
+from fvae_nnunet.synthesis.lesions.appearance import Appearance, AskedAppearance, draw_appearance, nearest_in_size
 from fvae_nnunet.synthesis.lesions.quality import QualityLimits, reasons_against
 from fvae_nnunet.synthesis.lesions.real_lesions import RealLesions
 
@@ -52,6 +52,11 @@ def test_the_real_lesions_of_similar_size_are_looked_like():
     # 100 expected of each, with a standard deviation of 8
     assert min(found.count(sd) for sd in set(found)) > 68
     assert {appearance.texture_sd_hu for appearance in draws(NODULES, diameter_mm=3)} == {10.0, 11.0, 12.0}
+
+
+def test_the_nearest_in_size_are_a_third_and_at_least_one():
+    assert {lesion["diameter_mm"] for lesion in nearest_in_size(NODULES, 14.0)} == {13, 14, 15}
+    assert nearest_in_size(NODULES[:1], 90.0) == NODULES[:1] and nearest_in_size([], 5.0) == []
 
 
 def test_what_is_asked_for_is_drawn_evenly_with_the_texture_of_a_real_lesion():
