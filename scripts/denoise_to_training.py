@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.ct.files import find_images, read_volume, write_volume
-from fvae_nnunet.ct.noise import homogeneous_region, measure_noise, measured_region, measured_slices
+from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.progress_bar import counting_bar
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
@@ -27,22 +27,15 @@ from fvae_nnunet.reconstruction.volume import reconstruct_volume
 from fvae_nnunet.vae.denoisers import load_control
 
 
-def noise_hu(axial_hu: np.ndarray, settings: ReconstructionSettings) -> float | None:
-    """The noise of a volume (z, y, x) in HU; None without soft tissue."""
-    _, noise = measured_region(axial_hu, settings.hu_window)
-    return None if noise is None else noise.total_hu
-
-
 def denoised_to(axial_hu: np.ndarray, wanted_hu: float) -> np.ndarray | None:
     """The volume (z, y, x) with this noise in HU: int16; None if it has no more, or no soft tissue."""
     vae = load_control("control:nlm", "auto")
     settings = ReconstructionSettings.for_vae(vae.spec)
-    own_hu = noise_hu(axial_hu, settings)
-    if own_hu is None or own_hu <= wanted_hu:
+    region, own = measured_region(axial_hu, settings.hu_window)
+    if own is None or own.total_hu <= wanted_hu:
         return None
     inside_hu = np.clip(axial_hu.astype(np.float32), *settings.hu_window)
     view_hu = reconstruct_volume(vae, axial_hu, settings)
-    region = homogeneous_region(measured_slices(axial_hu))
     view_slices_hu, raw_slices_hu = measured_slices(view_hu), measured_slices(inside_hu)
 
     def excess_hu(k: float) -> float:
@@ -71,12 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     training = find_images(arguments.training)
     images = find_images(arguments.images)
     with counting_bar(unit="image") as on_image:
-        levels_hu = []
-        for path in training.values():
+        known_hu = []
+        for number, path in enumerate(training.values(), start=1):
             volume_hu, geometry = read_volume(path)
-            levels_hu.append(noise_hu(volume_hu.transpose(geometry.axial_order), settings))
-            on_image(len(levels_hu), len(training))
-    known_hu = [level_hu for level_hu in levels_hu if level_hu is not None]
+            _, noise = measured_region(volume_hu.transpose(geometry.axial_order), settings.hu_window)
+            known_hu += [] if noise is None else [noise.total_hu]
+            on_image(number, len(training))
     if not known_hu:
         raise UserError(f"no image in {arguments.training} has soft tissue in which to measure noise")
     wanted_hu = float(np.median(known_hu))
