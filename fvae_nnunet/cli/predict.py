@@ -1,7 +1,8 @@
-"""fvae-predict: nnUNetv2_predict for models that were trained on a view; reconstructs the images first.
+"""fvae-predict: nnUNetv2_predict on images that are reconstructed or denoised first.
 
-Predict like nnUNetv2_predict with a model that was trained on a reconstructed view. Reconstructs the CT images into a
-temporary folder and predicts on them; the result is the same as with fvae-reconstruct and nnUNetv2_predict.
+Predict like nnUNetv2_predict with a model that was trained on a reconstructed view: reconstructs the CT images into a
+temporary folder and predicts on them, with the same result as fvae-reconstruct and nnUNetv2_predict. With a model of
+any trainer, --tta denoised denoises CT images that are noisier than the training images, down to the noise of those.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fvae_nnunet.cli.cases import ReconstructionProgress, failure_line, part_of
+from fvae_nnunet.cli.cases import failure_line, part_of
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
+from fvae_nnunet.cli.denoised_input import denoise
 from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset_option, dataset_of, fold_number
 from fvae_nnunet.cli.recorded_view import (
     add_recorded_reconstruction_options,
     given_reconstruction_options,
-    load_recorded,
 )
 from fvae_nnunet.cli.submit import add_submit_options, submit
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.cli.view_input import reconstruct
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.jobs.submit import LOGS
 from fvae_nnunet.numbers_as_text import counted
 
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from fvae_nnunet.nnunet.predicted_cases import CaseFiles, PredictionSettings
     from fvae_nnunet.nnunet.trained_model import TrainedModel
 
-INPUTS = ("raw", "view")
+INPUTS = ("raw", "view", "denoised")
+
+MADE_BY = {"view": (reconstruct, "no reconstruction"), "denoised": (denoise, "not denoised")}
+"""Function that makes an input, and the reason for which a case that it leaves out has failed."""
 
 WRITTEN_WITHIN_S, LOOK_AGAIN_S = 5.0, 0.05
 """Time in which another part writes its record of a few kB, and time between looks at it."""
@@ -55,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_common(parser, "output", required=True, metavar="FOLDER", help="folder to write to")
     # fmt: off
     parser.add_argument("--tta", type=_inputs, metavar="INPUTS", dest="inputs",
-        help="images to predict on: raw, view, or raw,view (the mean of the probabilities of both); default: view for "
-        "models whose checkpoints say that they have seen only views, otherwise raw")
+        help="images to predict on: raw, view, denoised (raw, but with no more noise than the training images), or "
+        "several separated by commas (the mean of the probabilities); default: view for models whose checkpoints say "
+        "that they have seen only views, otherwise raw")
     # fmt: on
     _add_model_options(parser)
     _add_nnunet_options(parser)
@@ -112,12 +117,14 @@ def _add_nnunet_options(parser: argparse.ArgumentParser) -> None:
 def _inputs(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if len(set(names)) < len(names) or not set(names) <= set(INPUTS):
-        raise argparse.ArgumentTypeError(f"expected raw, view, or both separated by a comma, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected raw, view or denoised, or several of them separated by commas, got {text!r}"
+        )
     return names
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fvae_nnunet.nnunet.predicted_cases import find_cases, has_results, is_predicted
+    from fvae_nnunet.nnunet.predicted_cases import PredictionSettings, find_cases, has_results, is_predicted
     from fvae_nnunet.nnunet.predictor import check_holds_predictions
     from fvae_nnunet.nnunet.trained_model import open_model
 
@@ -125,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_holds_predictions(arguments.output)
     model = open_model(_model_folder(arguments), tuple(arguments.folds), arguments.checkpoint_name)
     inputs = _inputs_for(model, arguments)
-    how = _prediction(arguments)
+    how = from_options(PredictionSettings, arguments)
     known = find_cases(arguments.images, model)
     wanted = part_of(list(known), arguments)
     if arguments.submit is not None:
@@ -182,25 +189,42 @@ def _predict(
     from fvae_nnunet.nnunet.predictor import Predictor
 
     predictor = Predictor(model, how, inputs)
-    reconstructed = model.reconstructed_channels(arguments.channels) if "view" in inputs else []
-    as_they_are = [channel for channel in range(model.channels) if channel not in reconstructed]
+    made = [name for name in inputs if name != "raw"]
+    changed = _changed_channels(arguments, model) if made else []
+    as_they_are = [channel for channel in range(model.channels) if channel not in changed]
     damaged = damaged_cases(cases, as_they_are, reader=model.reader, workers=how.preprocessing_processes)
     _say(arguments, damaged)
     failed = dict.fromkeys(damaged, "damaged image")
+    records = {}
     with scratch_folder(arguments.output) as scratch:
-        files = {name: {case: paths for case, paths in cases.items() if case not in failed} for name in inputs}
-        record = None
-        if "view" in inputs:
-            files["view"], record = _reconstruct(arguments, model, files["view"], scratch / "view")
-            lost = [case for case in cases if case not in damaged and case not in files["view"]]
-            failed |= dict.fromkeys(lost, "no reconstruction")
-            files = {name: {case: files[name][case] for case in files["view"]} for name in inputs}
+        files = dict.fromkeys(inputs, cases)
+        for name in made:
+            make, not_made = MADE_BY[name]
+            wanted = {case: paths for case, paths in cases.items() if case not in failed}
+            files[name], records[name] = make(arguments, model, wanted, scratch / name)
+            failed |= dict.fromkeys([case for case in wanted if case not in files[name]], not_made)
+        files = {name: {case: files[name][case] for case in cases if case not in failed} for name in inputs}
         for case in failed:
             remove_results(arguments.output, case, model)
         errors = predictor.predict(files, arguments.output, scratch=scratch)
     _say(arguments, errors)
-    _record(arguments, inputs, record)
+    _record(arguments, inputs, records)
     return failed | dict.fromkeys(errors, "no prediction")
+
+
+def _changed_channels(arguments: argparse.Namespace, model: TrainedModel) -> list[int]:
+    """Channels of which reconstructed or denoised images are predicted; UserError if their files cannot be."""
+    from fvae_nnunet.ct.files import SINGLE_FILE_ENDINGS
+    from fvae_nnunet.nnunet.image_readers import READERS
+
+    possible = "can be reconstructed or denoised"
+    if model.file_ending not in SINGLE_FILE_ENDINGS:
+        raise UserError(
+            f"the model's images end in {model.file_ending}; only {some_of(SINGLE_FILE_ENDINGS)} {possible}"
+        )
+    if model.reader not in (None, *READERS):
+        raise UserError(f"the model's images are read by {model.reader}; only those of {some_of(READERS)} {possible}")
+    return model.reconstructed_channels(arguments.channels)
 
 
 def _say(arguments: argparse.Namespace, errors: Mapping[str, Exception]) -> None:
@@ -230,80 +254,35 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
 def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str, ...]:
     """Inputs to predict on; warns of inputs that the model has not seen."""
     inputs: tuple[str, ...] = arguments.inputs or (("view",) if model.saw_only_the_view else ("raw",))
-    if "raw" in inputs and model.saw_only_the_view:
-        print(f"warning: the model has seen only the view ({model.trainer}), but the input is raw", file=sys.stderr)
+    unseen = [name for name in inputs if name != "view" and model.saw_only_the_view]
+    if unseen:
+        print(
+            f"warning: the model has seen only the view ({model.trainer}), but the input is {unseen[0]}",
+            file=sys.stderr,
+        )
     if arguments.inputs is None and model.saw_only_the_view is None:
         print(
             f"warning: the checkpoints of {model.trainer} were written by an older version and do not record whether "
             "the model has also seen raw images; the input is raw. If it has not, use --tta view",
             file=sys.stderr,
         )
-    if "view" not in inputs and (given_reconstruction_options(arguments) or arguments.channels):
+    given = given_reconstruction_options(arguments).keys() - ({"hu_as_is"} if "denoised" in inputs else set())
+    if "view" not in inputs and given:
         raise UserError(
-            "the input is raw, so no VAE is used; leave out --vae and its options, or use --tta view or --tta raw,view"
+            f"the input is {' and '.join(inputs)}, so no VAE is used; leave out --vae and its options, or use --tta "
+            "view or --tta raw,view"
         )
+    if inputs == ("raw",) and arguments.channels:
+        raise UserError("the input is raw, so no channel is reconstructed or denoised; leave out --channels")
     return inputs
 
 
-def _prediction(arguments: argparse.Namespace) -> PredictionSettings:
-    from fvae_nnunet.nnunet.predicted_cases import PredictionSettings
+def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], records: Mapping[str, dict[str, Any]]) -> None:
+    """Correct the folders and options of this call in nnU-Net's record of its arguments, and add how inputs were made.
 
-    return from_options(PredictionSettings, arguments)
-
-
-def _reconstruct(
-    arguments: argparse.Namespace, model: TrainedModel, cases: CaseFiles, folder: Path
-) -> tuple[CaseFiles, dict[str, Any]]:
-    """Reconstruct the CT channels into ``folder``; return the files of successful cases, and a record of the view."""
-    from fvae_nnunet.ct.files import SINGLE_FILE_ENDINGS
-    from fvae_nnunet.nnunet.ct_channels import said_channels
-    from fvae_nnunet.nnunet.image_readers import READERS
-    from fvae_nnunet.nnunet.predicted_cases import case_of
-    from fvae_nnunet.reconstruction.folder import reconstruct_folder
-
-    if model.file_ending not in SINGLE_FILE_ENDINGS:
-        raise UserError(
-            f"the model's images end in {model.file_ending}; only {', '.join(SINGLE_FILE_ENDINGS)} can be reconstructed"
-        )
-    if model.reader not in (None, *READERS):
-        raise UserError(
-            f"the model's images are read by {model.reader}; only those of {', '.join(READERS)} can be reconstructed"
-        )
-    channels = model.reconstructed_channels(arguments.channels)
-    print(said_channels(model.dataset_json, channels))
-    loaded = load_recorded(arguments, model)
-    files_to_do = [files[channel] for files in cases.values() for channel in channels]
-    images = {path.name.removesuffix(model.file_ending): path for path in files_to_do}
-    progress = ReconstructionProgress(len(images), verbose=arguments.verbose)
-    outcomes = reconstruct_folder(
-        images,
-        folder,
-        loaded.vae,
-        settings=loaded.settings,
-        hu_as_is=loaded.parameters.get("hu_as_is", False),
-        workers=arguments.preprocessing_processes,
-        seconds=progress.seconds,
-        made_with=loaded.made_with,
-        reader=model.reader,
-        on_slices=progress.on_slices,
-    )
-    with closing(outcomes):
-        for outcome in outcomes:
-            progress.add(replace(outcome, result=asdict(outcome.result)) if outcome.result else outcome)
-    progress.finish("fvae-predict", "these are predicted now")
-    print(f"reconstructed: {progress.summary}")
-    failed = {case_of(images[image], model) for image in progress.failed}
-    files = {
-        case: [folder / path.name if channel in channels else path for channel, path in enumerate(paths)]
-        for case, paths in cases.items()
-        if case not in failed
-    }
-    made = loaded.settings.recorded_with(loaded.vae)
-    return files, {**made, "ct_channels": channels, "made_with": loaded.made_with}
-
-
-def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[str, Any] | None) -> None:
-    """Correct the folders and options of this call in nnU-Net's record of its arguments, and add the view if any."""
+    Args:
+        records: record of each input that is not raw, by its name.
+    """
     from fvae_nnunet import __version__
     from fvae_nnunet.files.recorded import write_shared
     from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE
@@ -321,8 +300,8 @@ def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], view: dict[s
         "part_id": arguments.part_id,
     }
     content |= {name: value for name, value in ours.items() if name in content}
-    if view is not None:
-        content["fvae_nnunet"] = {"version": __version__, "inputs": list(inputs), "view": view}
+    if records:
+        content["fvae_nnunet"] = {"version": __version__, "inputs": list(inputs), **records}
     write_shared(path, json.dumps(content, sort_keys=True, indent=4).encode())
 
 

@@ -23,18 +23,21 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from datasets_for_tests import clone_of
 from nnunetv2.ensembling import ensemble
 from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from prediction_for_tests import save_model
 from views_for_tests import make_view
 
 from fvae_nnunet.cli import command, predict, reconstruct
 from fvae_nnunet.nnunet import predictor
 from fvae_nnunet.reconstruction import folder as folder_reconstruction
+from fvae_nnunet.reconstruction.noise_reduction import denoised_to, read_image
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.trainers import (
     nnUNetTrainerFVAE,
     nnUNetTrainerFVAEReconOnly,
     nnUNetTrainerFVAEReconOnly_5epochs,
 )
+from fvae_nnunet.training.image_noise import NOISE_FILE
 from fvae_nnunet.vae import load_vae
 from fvae_nnunet.vae.registry import TINY_FOLDER
 
@@ -185,6 +188,82 @@ def test_recon_only_on_raw_is_possible_with_a_warning(recon_only, images, tmp_pa
     assert "warning: the model has seen only the view (nnUNetTrainerFVAEReconOnly)" in capsys.readouterr().err
     two_steps.predict(recon_only, "-i", images, "-o", tmp_path / "theirs")
     assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+@pytest.fixture
+def of_nnunet(dataset, images):
+    """A model of nnU-Net's own trainer; one of the two images has noise of 60 HU."""
+    path = sorted(images.iterdir())[0]
+    image = sitk.ReadImage(str(path))
+    noise_hu = np.random.default_rng(0).normal(0, 60, image.GetSize()[::-1])
+    noisy = sitk.GetImageFromArray(np.rint(sitk.GetArrayFromImage(image) + noise_hu).astype(np.int16))
+    noisy.CopyInformation(image)
+    sitk.WriteImage(noisy, str(path))
+    model = save_model(nnUNetTrainer, dataset)
+    (model / NOISE_FILE).unlink(missing_ok=True)
+    return model
+
+
+def test_images_noisier_than_those_of_the_training_are_denoised_to_their_noise(
+    of_nnunet, dataset, images, tmp_path, two_steps, capsys, monkeypatch
+):
+    assert run(of_nnunet, images, tmp_path / "ours", "--tta", "denoised") == 0
+    noisy, _ = sorted(path.name for path in images.iterdir())
+    training_hu = {
+        path.name.removesuffix("_0000.nii.gz"): read_image(path, reader=None, hu_as_is=False).noise_hu
+        for path in (dataset.raw / "imagesTr").iterdir()
+    }
+    kept = json.loads((of_nnunet / NOISE_FILE).read_text())
+    assert kept["noise_hu"] == {"0": training_hu}
+    median_hu = float(np.median([noise for noise in training_hu.values() if noise is not None]))
+    said = capsys.readouterr().out
+    assert f"denoised: 1 of 2 images, to the noise of the training ({median_hu:.1f} HU)" in said
+    assert f"{noisy}: noise 6" in said
+    by_hand = tmp_path / "by_hand"
+    shutil.copytree(images, by_hand)
+    image = sitk.ReadImage(str(by_hand / noisy))
+    denoised = sitk.GetImageFromArray(denoised_to(sitk.GetArrayFromImage(image), median_hu).volume_hu)
+    denoised.CopyInformation(image)
+    sitk.WriteImage(denoised, str(by_hand / noisy))
+    two_steps.predict(of_nnunet, "-i", by_hand, "-o", tmp_path / "theirs")
+    assert labels(tmp_path / "ours").keys() == labels(tmp_path / "theirs").keys()
+    assert voxels_apart(tmp_path / "ours", tmp_path / "theirs") == 0
+    record = json.loads((tmp_path / "ours" / ARGUMENTS).read_text())["fvae_nnunet"]
+    assert record["inputs"] == ["denoised"] and record["denoised"]["training_noise_hu"] == [median_hu]
+    two_steps.predict(of_nnunet, "-i", images, "-o", tmp_path / "raw")
+    assert voxels_apart(tmp_path / "raw", tmp_path / "theirs") > 0, "the comparison above could not have failed"
+
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    assert run(of_nnunet, images, tmp_path / "again", "--tta", "denoised") == 0
+    assert contents(tmp_path / "again") == contents(tmp_path / "ours")
+    (of_nnunet / "dataset_fingerprint.json").write_text("{}")  # trained again on other images
+    try:
+        err = error_of(capsys, of_nnunet, images, tmp_path / "other", "--tta", "denoised")
+    finally:
+        (of_nnunet / "dataset_fingerprint.json").unlink()
+    assert f"they are not in {tmp_path / dataset.name}; predict once where they are" in err
+
+
+def test_an_image_that_cannot_be_denoised_has_no_result(of_nnunet, images, tmp_path, capsys):
+    noisy, other = sorted(images.iterdir())
+    image = sitk.ReadImage(str(noisy))
+    sitk.WriteImage(sitk.Cast(sitk.Clamp(image + 1024, lowerBound=0), sitk.sitkUInt16), str(noisy))
+    assert run(of_nnunet, images, tmp_path / "out", "--tta", "raw,denoised") == 1
+    err = capsys.readouterr().err
+    assert f"FAILED: {noisy} cannot be in HU" in err and "(not denoised)" in err
+    assert list(labels(tmp_path / "out")) == [other.name.replace("_0000", "")]
+    assert run(of_nnunet, images, tmp_path / "out", "--tta", "raw,denoised", "--hu-as-is") == 0
+    assert len(labels(tmp_path / "out")) == 2
+    assert is_clean(tmp_path / "out")
+
+
+def test_training_images_without_soft_tissue_have_no_noise_to_denoise_to(of_nnunet, images, tmp_path, capsys):
+    (of_nnunet / NOISE_FILE).write_text(json.dumps({"fingerprint_sha256": None, "noise_hu": {"0": {"a": None}}}))
+    said = error_of(capsys, of_nnunet, images, tmp_path / "out", "--tta", "denoised")
+    assert "has soft tissue in channel 0, so its noise is not known" in said
+    (of_nnunet / NOISE_FILE).write_text("{}")
+    said = error_of(capsys, of_nnunet, images, tmp_path / "out", "--tta", "denoised")
+    assert f"{of_nnunet / NOISE_FILE} is damaged" in said and "Remove it to measure the noise again" in said
 
 
 class nnUNetTrainerQRecon(nnUNetTrainerFVAEReconOnly):
@@ -543,6 +622,9 @@ def test_folds_that_were_trained_with_different_views_are_refused(recon_only, da
     ("extra", "message"),
     [
         (["--vae", "tiny"], "the input is raw, so no VAE is used"),
+        (["--vae", "tiny", "--tta", "raw,denoised"], "the input is raw and denoised, so no VAE is used"),
+        (["--hu-as-is"], "the input is raw, so no VAE is used"),
+        (["--channels", "0"], "the input is raw, so no channel is reconstructed or denoised"),
         (["-num_parts", "2", "-part_id", "2"], "-part_id must be at least 0"),
         (["-npp", "0", "-nps", "1"], "-npp and -nps must be at least 1, or both 0"),
         (["-prev_stage_predictions", "x"], "-prev_stage_predictions is for the second stage"),
@@ -558,7 +640,7 @@ def test_impossible_options_are_one_message_and_status_1(mixed, images, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("tta", ["raw,raw", "both", "raw;view", ""])
+@pytest.mark.parametrize("tta", ["raw,raw", "both", "raw;view", "denoised,raw,denoised", ""])
 def test_unknown_inputs_are_a_usage_error(tta):
     with pytest.raises(SystemExit) as end:
         predict.main(["-i", "a", "-o", "b", "-m", "c", "--tta", tta])

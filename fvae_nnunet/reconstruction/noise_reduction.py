@@ -1,0 +1,170 @@
+"""Denoise images that are noisier than those of a training, and only down to their noise (docs/evidence_runs.md).
+
+An image x with more noise becomes v + k (x - v), with its non-local means v and the k at which it has the wanted noise.
+Other images are not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import brentq
+
+from fvae_nnunet.ct.files import read_volume, write_volume
+from fvae_nnunet.ct.geometry import Geometry
+from fvae_nnunet.ct.hounsfield import check_volume_hu
+from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
+from fvae_nnunet.ct.intensity import round_to_int16
+from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices
+from fvae_nnunet.ct.stored_images import check_image_file
+from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
+from fvae_nnunet.jobs.shared_arrays import compact
+from fvae_nnunet.reconstruction.settings import ReconstructionSettings
+from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
+from fvae_nnunet.vae.denoisers import AUTO, Control, load_control
+
+HU_WINDOW = PAPER_HU_WINDOW
+"""Values outside are not changed."""
+
+SHARE_TOLERANCE = 1e-3
+"""Tolerance of k."""
+
+
+def denoiser() -> tuple[Control, ReconstructionSettings]:
+    """The filter that makes v, and its settings."""
+    control = load_control("control:nlm", AUTO)
+    return control, ReconstructionSettings.for_vae(control.spec, hu_window=HU_WINDOW)
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A denoised volume, int16 in HU, and the standard deviation of its noise before and after."""
+
+    volume_hu: np.ndarray
+    noise_before_hu: float
+    noise_hu: float
+
+
+def denoised_to(axial_hu: np.ndarray, wanted_hu: float) -> Denoised | None:
+    """The volume with this noise, or with that of its non-local means if they have more.
+
+    Args:
+        axial_hu: (z, y, x) in HU, any real dtype.
+        wanted_hu: standard deviation of the noise in HU (``ct.noise``).
+
+    Returns:
+        The denoised volume, same shape; None if the volume has no more noise, or no soft tissue to measure it in.
+
+    Raises:
+        UserError: a value is not finite or does not fit int16.
+    """
+    region, own = measured_region(axial_hu, HU_WINDOW)
+    if own is None or own.total_hu <= wanted_hu:
+        return None
+    control, settings = denoiser()
+    view_hu = reconstruct_to_int16(control, axial_hu, settings)
+    view_slices_hu = measured_slices(view_hu).astype(np.float32)
+    noise_slices_hu = np.clip(measured_slices(axial_hu).astype(np.float32), *HU_WINDOW) - view_slices_hu
+
+    def noise_hu(share: float) -> float:
+        return measure_noise(view_slices_hu + share * noise_slices_hu, region).total_hu
+
+    share = 0.0
+    if noise_hu(share) < wanted_hu:
+        share = brentq(lambda share: noise_hu(share) - wanted_hu, 0.0, 1.0, xtol=SHARE_TOLERANCE)
+    denoised_hu = np.empty(axial_hu.shape, np.int16)
+    for plane, raw_hu, plane_hu in zip(denoised_hu, axial_hu, view_hu, strict=True):
+        inside_hu = np.clip(raw_hu.astype(np.float32), *HU_WINDOW)
+        mixed_hu = plane_hu + share * (inside_hu - plane_hu)
+        plane[:] = round_to_int16(np.where(inside_hu == raw_hu, mixed_hu, raw_hu))
+    return Denoised(denoised_hu, own.total_hu, noise_hu(share))
+
+
+@dataclass(frozen=True)
+class Image:
+    """A volume in HU with the axes of its file, and its position."""
+
+    volume_hu: np.ndarray
+    geometry: Geometry
+
+    @property
+    def noise_hu(self) -> float | None:
+        """Standard deviation of the noise in HU; None without soft tissue."""
+        noise = measured_region(self.volume_hu.transpose(self.geometry.axial_order), HU_WINDOW)[1]
+        return None if noise is None else noise.total_hu
+
+
+def read_image(path: Path, *, reader: str | None, hu_as_is: bool) -> Image:
+    """Read an image with the nnU-Net reader of this name, see ``ct.files.read_volume``.
+
+    Raises:
+        UserError: the file cannot be read, or without ``hu_as_is`` cannot be in HU.
+    """
+    check_image_file(path, voxels_too=False)
+    volume_hu, geometry = read_volume(path, reader=reader)
+    if not hu_as_is:
+        check_volume_hu(volume_hu, path)
+    return Image(compact(volume_hu), geometry)
+
+
+def denoise_images(
+    images: Mapping[str, Path],
+    output: Path,
+    wanted_hu: Mapping[str, float],
+    *,
+    reader: str | None = None,
+    hu_as_is: bool = False,
+    workers: int,
+    seconds: StageSeconds,
+) -> Generator[Outcome, None, None]:
+    """Write each image that has more noise than wanted with the wanted noise: int16 HU, same name and geometry.
+
+    An image that has no more is not written, and its outcome has neither result nor error. The result of another is its
+    noise in HU before and after.
+
+    Args:
+        images: paths by image.
+        output: folder to write to, not that of an image; created if needed.
+        wanted_hu: wanted noise by image, see ``denoised_to``.
+        reader: name of the nnU-Net reader for the images, see ``ct.files.read_volume``.
+        hu_as_is: also denoise images that cannot be in HU; False: they fail.
+        workers: number of processes for reading and writing; 0: none.
+        seconds: filled with the time spent in each stage.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+
+    def compute(image: str, raw: Image) -> tuple[Denoised, Geometry]:
+        denoised = denoised_to(raw.volume_hu.transpose(raw.geometry.axial_order), wanted_hu[image])
+        assert denoised is not None
+        return denoised, raw.geometry
+
+    return run_cases(
+        images,
+        read=partial(_read_noisier, images, wanted_hu, reader, hu_as_is),
+        compute=compute,
+        write=partial(_write, images, output),
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def _read_noisier(
+    images: Mapping[str, Path], wanted_hu: Mapping[str, float], reader: str | None, hu_as_is: bool, image: str
+) -> Image | None:
+    raw = read_image(images[image], reader=reader, hu_as_is=hu_as_is)
+    return raw if (raw.noise_hu or 0.0) > wanted_hu[image] else None
+
+
+def _write(
+    images: Mapping[str, Path], output: Path, image: str, computed: tuple[Denoised, Geometry]
+) -> tuple[float, float]:
+    denoised, geometry = computed
+    write_volume(output / images[image].name, geometry.as_in_file(denoised.volume_hu), geometry)
+    return denoised.noise_before_hu, denoised.noise_hu
