@@ -77,7 +77,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     structures = parser.add_argument_group("organ structures")
     structures.add_argument("--structures", type=Path, nargs="?", const=PUBLISHED, metavar="FOLDER",
         help="convert the masks of structures in FOLDER; without FOLDER: those of CT-RATE, dataset/ts_seg/ts_total")
-    structures.add_argument("--structures-from", choices=PROGRAMS, default="totalsegmentator",
+    structures.add_argument("--structures-from", choices=PROGRAMS,
         help="program that made the masks; default totalsegmentator")
     traps = parser.add_argument_group("if the files are ambiguous")
     traps.add_argument("--values", choices=VALUES, default="auto",
@@ -148,13 +148,20 @@ def _structures(arguments: argparse.Namespace) -> StructureMasks | None:
     from fvae_nnunet.conversion.structures import StructureMasks
 
     if arguments.structures is None:
+        if arguments.structures_from is not None:
+            raise UserError("--structures-from has no effect without --structures; leave it out")
         return None
-    folder = arguments.structures
+    folder, program = arguments.structures, arguments.structures_from or "totalsegmentator"
     if folder is PUBLISHED:
+        if program != "totalsegmentator":
+            raise UserError(
+                f"--structures-from {program} needs the folder of its masks (--structures FOLDER): those of CT-RATE "
+                "are of totalsegmentator"
+            )
         folder = data_folder(getattr(arguments, "volumes", None) or arguments.root) / STRUCTURES_FOLDER
     if not folder.is_dir():
         raise UserError(f"--structures: {folder} is not a folder")
-    return StructureMasks(folder, arguments.structures_from)
+    return StructureMasks(folder, program)
 
 
 def _convert(arguments: argparse.Namespace, plan: Plan, conversion: Conversion, preprocessed: Path) -> _Progress:

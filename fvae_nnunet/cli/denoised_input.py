@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,11 @@ def denoise(
     from fvae_nnunet.training.image_noise import training_noise_hu
 
     channels = model.reconstructed_channels(arguments.channels)
+    if not cases:
+        return cases, {}
     how = {"hu_as_is": bool(arguments.hu_as_is), "workers": arguments.preprocessing_processes}
     with counting_bar(unit="training image") as on_image:
-        training_hu = training_noise_hu(model, channels, **how, on_image=on_image)
+        training_hu = training_noise_hu(model, channels, **how, say=partial(print, file=sys.stderr), on_image=on_image)
     images = {files[channel].name: files[channel] for files in cases.values() for channel in channels}
     wanted_hu = {files[channel].name: training_hu[channel] for files in cases.values() for channel in channels}
     progress = DenoisingProgress(len(images), verbose=arguments.verbose)
@@ -40,7 +43,7 @@ def denoise(
     with closing(outcomes):
         for outcome in outcomes:
             progress.add(outcome)
-    progress.say_failed("fvae-predict", "The others are predicted now")
+    progress.bar.close()
     training = ", ".join(number(training_hu[channel], "HU") for channel in channels)
     print(f"denoised: {progress.done} of {counted(len(images), 'image')}, to the noise of the training ({training} HU)")
     failed = {case_of(images[image], model) for image in progress.failed}
@@ -50,12 +53,25 @@ def denoise(
         if case not in failed
     }
     control, settings = denoiser()
-    made = settings.recorded_with(control)
-    return files, {**made, "ct_channels": channels, "training_noise_hu": [training_hu[channel] for channel in channels]}
+    return files, {
+        **settings.recorded_with(control),
+        "ct_channels": channels,
+        "training_noise_hu": [training_hu[channel] for channel in channels],
+        "noise_hu": progress.noise_hu,
+    }
 
 
 class DenoisingProgress(CaseProgress):
-    """Reports the noise of each image that is denoised."""
+    """Reports the noise of each image that is denoised.
+
+    Attributes:
+        noise_hu: image -> its noise before and after.
+    """
+
+    def __init__(self, total: int, **options: Any) -> None:
+        super().__init__(total, **options)
+        self.noise_hu: dict[str, tuple[float, float]] = {}
 
     def add_result(self, case: str, result: tuple[float, float]) -> None:
+        self.noise_hu[case] = result
         self.bar.write(f"{case}: noise {interval(*result, 'HU')} HU", file=sys.stdout)

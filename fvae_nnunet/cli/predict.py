@@ -138,6 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.submit is not None:
         has_any = partial(has_results, arguments.output, model=model, how=how)
         return _submit(arguments, lambda: sum(map(has_any, known)), len(known))
+    if arguments.continue_prediction:
+        _refuse_other_inputs(arguments.output, inputs)
     cases = [
         case
         for case in wanted
@@ -275,6 +277,20 @@ def _inputs_for(model: TrainedModel, arguments: argparse.Namespace) -> tuple[str
     if inputs == ("raw",) and arguments.channels:
         raise UserError("the input is raw, so no channel is reconstructed or denoised; leave out --channels")
     return inputs
+
+
+def _refuse_other_inputs(output: Path, inputs: tuple[str, ...]) -> None:
+    """Raise UserError if the folder's record says that its predictions are of other inputs."""
+    from fvae_nnunet.nnunet.predictor import ARGUMENTS_FILE
+
+    path = output / ARGUMENTS_FILE
+    # predictions of raw images have no record of ours, nor have interrupted ones
+    before = _read_while_written(path).get("fvae_nnunet", {}).get("inputs") if path.is_file() else None
+    if before not in (None, list(inputs)):
+        raise UserError(
+            f"{output} has predictions on {' and '.join(before)}; --continue_prediction would add some on "
+            f"{' and '.join(inputs)}. Give --tta {','.join(before)}, or another folder"
+        )
 
 
 def _record(arguments: argparse.Namespace, inputs: tuple[str, ...], records: Mapping[str, dict[str, Any]]) -> None:

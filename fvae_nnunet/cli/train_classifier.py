@@ -20,7 +20,7 @@ from fvae_nnunet.cli.outputs import check_output_folder
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of
 from fvae_nnunet.cli.verify import verify_finished
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
-from fvae_nnunet.errors import UserError
+from fvae_nnunet.errors import UserError, some_of
 from fvae_nnunet.findings.networks import NETWORKS
 from fvae_nnunet.numbers_as_text import counted, interval, number
 
@@ -105,12 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     with CaseLocks([output]) as locks:
         if not locks.take("training"):
             raise UserError(f"another process is training in {output}; wait for it, or use another -o")
-        if arguments.overwrite:
-            remove_model(output)
         for damaged in forget_damaged_network(output) if arguments.verify else ():
             print(f"DAMAGED, will be trained again: {damaged}", file=sys.stderr)
         held_out = {"validation": split.validation, "test": split.test if arguments.test else ()}
         cache = _prepare(arguments, dataset, settings, [*training, *held_out["validation"], *held_out["test"]])
+        if arguments.overwrite:
+            remove_model(output)
         begin_model(output, settings, dataset, arguments.fold, training, split, synthetic, cache)
         _train_and_predict(arguments, output, settings, training, held_out, cache, device)
         if split.validation:
@@ -150,7 +150,6 @@ def _synthetic(
         reports=reports,
         held_out_patients=split.held_out_patients,
         findings=settings.findings,
-        ct_channel=split.ct_channel,
         allow_seen=arguments.allow_seen,
     )
 
@@ -177,6 +176,12 @@ def _say(
         f"{counted(len(split.validation), 'validation case')}, {counted(len(split.test), 'test case')}; "
         f"{counted(len(split.without_findings), 'case')} without findings not used"
     )
+    if split.in_no_part:
+        print(
+            f"WARNING: {counted(len(split.in_no_part), 'training case')} not used, in neither part of the fold: "
+            f"{some_of(split.in_no_part, 5)}",
+            file=sys.stderr,
+        )
     if synthetic:
         for reason, number in synthetic.left_out.items():
             print(f"{counted(number, 'synthetic case')} left out: {reason}")

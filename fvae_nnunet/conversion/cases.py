@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from fvae_nnunet.conversion.structures import StructureMasks
 from fvae_nnunet.conversion.tables import VolumeMetadata
 from fvae_nnunet.ct.files import read_volume, write_label_map, write_volume
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.files.recorded import sha256_of_file
+from fvae_nnunet.files.recorded import atomic_write, sha256_of_file
 from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, sha256_of_files
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
 from fvae_nnunet.nnunet.case_reports import DiseaseMask
+from fvae_nnunet.nnunet.structures import NAMES_FILE
 
 KIND = "conversion"
 
@@ -147,11 +149,13 @@ def convert_cases(
 
 
 def _delete(conversion: Conversion) -> None:
-    """Delete the files of every case that has a record, and the records."""
+    """Delete the files of every case that has a record, the names of structures, and the records."""
     manifest = conversion.manifest
     for case in manifest.cases:
         for file in manifest.outputs(case):
             file.unlink(missing_ok=True)
+    for names in conversion.raw.glob(f"structures*/{NAMES_FILE}"):
+        names.unlink()
     manifest.remove(KIND)
 
 
@@ -211,15 +215,16 @@ def _convert(sources: Mapping[str, Source], conversion: Conversion, case: str) -
         record |= {"structures": found.voxels, "left_out": found.left_out}
         record |= {"structure_overlap_voxels": found.overlap_voxels, "absent_structures": list(found.absent)}
 
-    # interrupted from here on, the case is made again: without a record, its files are not taken for edited ones
-    for path in moved:
-        path.unlink(missing_ok=True)
-    manifest.forget_case(case)
-    if source.grounding is not None:
-        write_label_map(label_path(*where), diseases.labels, geometry)
-    if conversion.structures is not None:
-        write_label_map(structures_path(*where), found.labels, geometry)
-    write_volume(outputs[0], volume_hu, geometry)
+    with ExitStack() as complete:
+        if source.grounding is not None:
+            write_label_map(complete.enter_context(atomic_write(label_path(*where))), diseases.labels, geometry)
+        if conversion.structures is not None:
+            write_label_map(complete.enter_context(atomic_write(structures_path(*where))), found.labels, geometry)
+        write_volume(complete.enter_context(atomic_write(outputs[0])), volume_hu, geometry)
+        # interrupted from here on, the case is made again: without a record, its files are not taken for edited ones
+        for path in moved:
+            path.unlink(missing_ok=True)
+        manifest.forget_case(case)
     manifest.write_case(case, inputs=inputs, outputs=outputs, results=record)
     return record
 

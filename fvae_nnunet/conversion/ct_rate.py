@@ -161,7 +161,7 @@ def read_no_chest(paths: Iterable[Path]) -> set[VolumeName]:
     """
     listed = set()
     for path in paths:
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             if not line.strip():
                 continue
             name = VolumeName.parse(line.strip().replace("\\", "/").rsplit("/", 1)[-1])
@@ -175,7 +175,7 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
     """Read a list of volumes, scans (``train_1_a``) or patients (``train_1``), one per line; returns their volumes.
 
     Raises:
-        UserError: a line matches none of the volumes.
+        UserError: the file is missing, has no line, or a line matches none of the volumes.
     """
     if not path.is_file():
         raise UserError(f"`selection`: {path} is not a file")
@@ -183,7 +183,9 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
     for volume in volumes:
         for name in (volume.patient, volume.scan, volume.case):
             by_name.setdefault(name, set()).add(volume)
-    lines = [line.strip().removesuffix(ENDING) for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.strip().removesuffix(ENDING) for line in _lines(path) if line.strip()]
+    if not lines:
+        raise UserError(f"`selection`: {path} names nothing; write one volume, scan or patient per line")
     unknown = [line for line in lines if line not in by_name]
     if unknown:
         raise UserError(
@@ -191,3 +193,10 @@ def read_selection(path: Path, volumes: Iterable[VolumeName]) -> set[VolumeName]
             f"`split` (first: {unknown[0]})"
         )
     return set().union(*(by_name[line] for line in lines))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not in UTF-8: {error.reason} at byte {error.start}; save it in UTF-8") from error

@@ -120,6 +120,8 @@ def plan_ct_rate(
             plan.notes.append(f"{counted(len(further), 'further reconstruction')} of the same scans left out")
     for volume in chosen:
         _add(plan, read, volume, found[volume], split="test" if volume.split == "valid" else "train")
+    if not chosen:
+        raise UserError("nothing is left to convert: " + "; ".join(plan.notes or ["no volume is chosen"]))
     _say_what_is_missing(plan, read)
     return plan
 

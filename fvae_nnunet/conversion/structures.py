@@ -106,7 +106,8 @@ class StructureMasks:
         for name in names:
             if (self.folder / name).is_file():
                 return [self.folder / name]
-        many = sorted((self.folder / case).glob(f"*{_ENDING}")) if self.program == "totalsegmentator" else []
+        found = sorted((self.folder / case).glob(f"*{_ENDING}")) if self.program == "totalsegmentator" else []
+        many = [path for path in found if not path.name.startswith(".")]
         if not many:
             also = f" and no folder {case}" if self.program == "totalsegmentator" else ""
             raise UserError(f"{self.folder} has no file {case}{_ENDING}{also}; every case needs its structures")
@@ -134,8 +135,7 @@ class StructureMasks:
     def _one_map(self, path: Path, shape: tuple[int, ...], geometries: Mapping[str, Geometry]) -> StructureMap:
         ids = {getattr(structure, f"{self.program}_id"): structure.id for structure in structures()}
         others = VISTA3D_OTHERS if self.program == "vista3d" else {}
-        if self.program == "totalsegmentator":
-            _check_names(path)
+        _check_names(path, self.program)
         mask = _class_map(path, read_on_grid(path, shape, geometries))
         counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in mask], axis=0)
         found = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -214,20 +214,21 @@ def _turned(path: Path, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
     return sitk.GetArrayFromImage(image), Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 
-def _check_names(path: Path) -> None:
-    """Raise UserError if the class names that TotalSegmentator wrote into the header differ from the table.
+def _check_names(path: Path, program: str) -> None:
+    """Raise UserError if the class names that TotalSegmentator wrote into the header differ from the program's table.
 
-    Version 1 and other tasks use the same numbers for other structures.
+    Its version 1, its other tasks and other programs use the same numbers for other structures.
     """
     import nibabel
 
-    names = {structure.totalsegmentator_id: structure.name for structure in structures()}
+    names = {getattr(structure, f"{program}_id"): structure.name for structure in structures()}
+    expected = {"totalsegmentator": "TotalSegmentator's task total, version 2", "vista3d": "VISTA3D"}[program]
     for extension in nibabel.load(path).header.extensions:  # type: ignore[attr-defined]
         content = extension.get_content()
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         for key, name in _LABEL.findall(text):
             if int(key) and names.get(int(key)) != name:
                 raise UserError(
-                    f"{path} says that class {key} is {name}; in TotalSegmentator's task total, version 2, it is "
-                    f"{names.get(int(key), 'none')}. Segment again with version 2"
+                    f"{path} says that class {key} is {name}; in {expected}, it is {names.get(int(key), 'none')}. Was "
+                    "it written by another program, task or version?"
                 )

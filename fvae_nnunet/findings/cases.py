@@ -48,7 +48,7 @@ class CaseSplit:
         training, validation, test: cases sorted by name; validation is empty without a fold.
         without_findings: names of the cases that were left out because they have no findings.
         held_out_patients: patients of validation and test, including those whose cases have no findings.
-        ct_channel: channel of the dataset that is read.
+        in_no_part: names of training cases that the fold has in neither part.
     """
 
     training: tuple[Case, ...]
@@ -56,7 +56,7 @@ class CaseSplit:
     test: tuple[Case, ...]
     without_findings: tuple[str, ...]
     held_out_patients: frozenset[str]
-    ct_channel: int
+    in_no_part: tuple[str, ...]
 
 
 def split_cases(dataset: str, reports: CaseReports, *, fold: int | None) -> CaseSplit:
@@ -78,7 +78,7 @@ def split_cases(dataset: str, reports: CaseReports, *, fold: int | None) -> Case
     training, validation = of_split["train"], list[str]()
     if fold is not None:
         training, validation = _fold(dataset, reports, fold)
-    channel, images = _images(raw, of_split)
+    images = _images(raw, of_split)
     known = {
         case: Case(case, images[case], report.findings)
         for case, report in reports.cases.items()
@@ -96,7 +96,7 @@ def split_cases(dataset: str, reports: CaseReports, *, fold: int | None) -> Case
         test=tuple(known[case] for case in sorted(of_split["test"]) if case in known),
         without_findings=tuple(sorted(set(reports.cases) - set(known))),
         held_out_patients=frozenset(reports.cases[case].patient for case in [*validation, *of_split["test"]]),
-        ct_channel=channel,
+        in_no_part=tuple(sorted({*of_split["train"]} - {*training, *validation})),
     )
 
 
@@ -117,8 +117,8 @@ def named(names: Iterable[str]) -> str:
 _FOLDERS = {"train": "imagesTr", "test": "imagesTs"}
 
 
-def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> tuple[int, dict[str, Path]]:
-    """The CT channel, and its file for each case."""
+def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """The file with the CT channel of each case."""
     if not (raw / "dataset.json").is_file():
         raise UserError(f"{raw / 'dataset.json'} is missing; the classifier reads the raw dataset")
     dataset_json = read_dataset_json(raw / "dataset.json")
@@ -133,13 +133,21 @@ def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> tuple[int, dict
             f"{len(missing)} of {len(images)} cases in {raw / 'reports.json'} have no image, for example "
             f"{images[min(missing)]}: {named(missing)}. Complete the conversion"
         )
-    return channels[0], images
+    return images
 
 
 def _fold(dataset: str, reports: CaseReports, fold: int) -> tuple[list[str], list[str]]:
     """Training and validation cases."""
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
-    folds = read_splits(path) if path.is_file() else deal_folds(reports.cases, FOLDS)
+    try:
+        folds = read_splits(path) if path.is_file() else deal_folds(reports.cases, FOLDS)
+    except UserError as error:
+        if path.is_file():
+            raise
+        raise UserError(
+            f"there is no {path}, and {dataset} has too few training patients for {FOLDS} folds; leave out `fold`, or "
+            "write that file with fewer folds"
+        ) from error
     source = path if path.is_file() else f"{dataset} (without {path})"
     if not 0 <= fold < len(folds):
         raise UserError(f"`fold={fold}`: {source} has the folds 0 to {len(folds) - 1}")

@@ -16,8 +16,9 @@ from typing import Any
 from fvae_nnunet.errors import UserError
 from fvae_nnunet.findings.cases import Case
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
+from fvae_nnunet.nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.nnunet.folders import nnunet_folder
-from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors
+from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors, synthetic_dataset_json
 from fvae_nnunet.numbers_as_text import counted
 
 
@@ -58,7 +59,6 @@ def gather_synthetic(
     reports: CaseReports,
     held_out_patients: frozenset[str],
     findings: Sequence[str],
-    ct_channel: int = 0,
     allow_seen: bool = False,
 ) -> SyntheticCases:
     """Select the accepted synthetic cases that may be used for training.
@@ -73,7 +73,6 @@ def gather_synthetic(
         reports: reports of that dataset.
         held_out_patients: patients on whom no training case may depend.
         findings: names that the classifier learns; a case needs at least one of them.
-        ct_channel: channel that is read.
         allow_seen: see above.
 
     Raises:
@@ -88,6 +87,9 @@ def gather_synthetic(
     seen: list[str] = []
     left_out: Counter[str] = Counter()
     for folder in places:
+        (channel, *others) = find_ct_channels(synthetic_dataset_json(folder), {"configurations": {}})
+        if others:
+            raise UserError(f"{folder} has {1 + len(others)} CT channels; the classifier needs exactly one")
         prefix = f"{folder.name}_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}__"
         for case in read_synthetic_cases(folder):
             values = _findings(case.record, reports.findings, folder)
@@ -102,7 +104,7 @@ def gather_synthetic(
                     left_out[reason] += 1
                     continue
                 seen.append(prefix + case.name)
-            used.append(Case(prefix + case.name, case.images[ct_channel], values, synthetic=True))
+            used.append(Case(prefix + case.name, case.images[channel], values, synthetic=True))
     if not used:
         reasons = "\n  ".join(f"{counted(number, 'case')}: {reason}" for reason, number in left_out.items())
         raise UserError(

@@ -18,7 +18,6 @@ from fvae_nnunet.ct.files import read_volume, write_volume
 from fvae_nnunet.ct.geometry import Geometry
 from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
-from fvae_nnunet.ct.intensity import round_to_int16
 from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices
 from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
@@ -28,7 +27,7 @@ from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
 from fvae_nnunet.vae.denoisers import AUTO, Control, load_control
 
 HU_WINDOW = PAPER_HU_WINDOW
-"""Values outside are not changed."""
+"""Window of the denoiser."""
 
 SHARE_TOLERANCE = 1e-3
 """Tolerance of k."""
@@ -52,6 +51,8 @@ class Denoised:
 def denoised_to(axial_hu: np.ndarray, wanted_hu: float) -> Denoised | None:
     """The volume with this noise, or with that of its non-local means if they have more.
 
+    Values outside ``HU_WINDOW`` are only rounded and limited to the range of int16.
+
     Args:
         axial_hu: (z, y, x) in HU, any real dtype.
         wanted_hu: standard deviation of the noise in HU (``ct.noise``).
@@ -60,7 +61,7 @@ def denoised_to(axial_hu: np.ndarray, wanted_hu: float) -> Denoised | None:
         The denoised volume, same shape; None if the volume has no more noise, or no soft tissue to measure it in.
 
     Raises:
-        UserError: a value is not finite or does not fit int16.
+        UserError: a value is not finite.
     """
     region, own = measured_region(axial_hu, HU_WINDOW)
     if own is None or own.total_hu <= wanted_hu:
@@ -73,15 +74,17 @@ def denoised_to(axial_hu: np.ndarray, wanted_hu: float) -> Denoised | None:
     def noise_hu(share: float) -> float:
         return measure_noise(view_slices_hu + share * noise_slices_hu, region).total_hu
 
-    share = 0.0
-    if noise_hu(share) < wanted_hu:
+    if noise_hu(0.0) < wanted_hu < noise_hu(1.0):
         share = brentq(lambda share: noise_hu(share) - wanted_hu, 0.0, 1.0, xtol=SHARE_TOLERANCE)
+    else:
+        share = float(noise_hu(0.0) < wanted_hu)
     denoised_hu = np.empty(axial_hu.shape, np.int16)
+    int16 = np.iinfo(np.int16)
     for plane, raw_hu, plane_hu in zip(denoised_hu, axial_hu, view_hu, strict=True):
-        inside_hu = np.clip(raw_hu.astype(np.float32), *HU_WINDOW)
-        mixed_hu = plane_hu + share * (inside_hu - plane_hu)
-        plane[:] = round_to_int16(np.where(inside_hu == raw_hu, mixed_hu, raw_hu))
-    return Denoised(denoised_hu, own.total_hu, noise_hu(share))
+        is_inside = (raw_hu >= HU_WINDOW[0]) & (raw_hu <= HU_WINDOW[1])
+        mixed_hu = np.where(is_inside, plane_hu + share * (raw_hu - plane_hu), raw_hu)
+        plane[:] = np.clip(np.rint(mixed_hu), int16.min, int16.max)
+    return Denoised(denoised_hu, own.total_hu, measure_noise(measured_slices(denoised_hu), region).total_hu)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from views_for_tests import make_view
 
 from fvae_nnunet.cli import command, predict, reconstruct
 from fvae_nnunet.nnunet import predictor
+from fvae_nnunet.nnunet.trained_model import open_model
 from fvae_nnunet.reconstruction import folder as folder_reconstruction
 from fvae_nnunet.reconstruction.noise_reduction import denoised_to, read_image
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
@@ -37,7 +38,7 @@ from fvae_nnunet.trainers import (
     nnUNetTrainerFVAEReconOnly,
     nnUNetTrainerFVAEReconOnly_5epochs,
 )
-from fvae_nnunet.training.image_noise import NOISE_FILE
+from fvae_nnunet.training import image_noise
 from fvae_nnunet.vae import load_vae
 from fvae_nnunet.vae.registry import TINY_FOLDER
 
@@ -200,7 +201,7 @@ def of_nnunet(dataset, images):
     noisy.CopyInformation(image)
     sitk.WriteImage(noisy, str(path))
     model = save_model(nnUNetTrainer, dataset)
-    (model / NOISE_FILE).unlink(missing_ok=True)
+    (model / image_noise.NOISE_FILE).unlink(missing_ok=True)
     return model
 
 
@@ -209,13 +210,15 @@ def test_images_noisier_than_those_of_the_training_are_denoised_to_their_noise(
 ):
     assert run(of_nnunet, images, tmp_path / "ours", "--tta", "denoised") == 0
     noisy, _ = sorted(path.name for path in images.iterdir())
-    training_hu = {
-        path.name.removesuffix("_0000.nii.gz"): read_image(path, reader=None, hu_as_is=False).noise_hu
+    training = {
+        path.name.removesuffix("_0000.nii.gz"): {
+            "bytes": path.stat().st_size,
+            "noise_hu": read_image(path, reader=None, hu_as_is=False).noise_hu,
+        }
         for path in (dataset.raw / "imagesTr").iterdir()
     }
-    kept = json.loads((of_nnunet / NOISE_FILE).read_text())
-    assert kept["noise_hu"] == {"0": training_hu}
-    median_hu = float(np.median([noise for noise in training_hu.values() if noise is not None]))
+    assert json.loads((of_nnunet / image_noise.NOISE_FILE).read_text()) == {"channels": {"0": training}}
+    median_hu = float(np.median([of_case["noise_hu"] for of_case in training.values()]))
     said = capsys.readouterr().out
     assert f"denoised: 1 of 2 images, to the noise of the training ({median_hu:.1f} HU)" in said
     assert f"{noisy}: noise 6" in said
@@ -233,15 +236,39 @@ def test_images_noisier_than_those_of_the_training_are_denoised_to_their_noise(
     two_steps.predict(of_nnunet, "-i", images, "-o", tmp_path / "raw")
     assert voxels_apart(tmp_path / "raw", tmp_path / "theirs") > 0, "the comparison above could not have failed"
 
+    assert list(record["denoised"]["noise_hu"]) == [noisy]
+    err = error_of(capsys, of_nnunet, images, tmp_path / "ours", "--continue_prediction")
+    assert "has predictions on denoised; --continue_prediction would add some on raw. Give --tta denoised" in err
+
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     assert run(of_nnunet, images, tmp_path / "again", "--tta", "denoised") == 0
-    assert contents(tmp_path / "again") == contents(tmp_path / "ours")
-    (of_nnunet / "dataset_fingerprint.json").write_text("{}")  # trained again on other images
-    try:
-        err = error_of(capsys, of_nnunet, images, tmp_path / "other", "--tta", "denoised")
-    finally:
-        (of_nnunet / "dataset_fingerprint.json").unlink()
-    assert f"they are not in {tmp_path / dataset.name}; predict once where they are" in err
+    assert labels(tmp_path / "again").keys() == labels(tmp_path / "ours").keys()
+    assert voxels_apart(tmp_path / "again", tmp_path / "ours") == 0
+    (of_nnunet / image_noise.NOISE_FILE).unlink()
+    err = error_of(capsys, of_nnunet, images, tmp_path / "other", "--tta", "denoised")
+    assert f"is not known: {tmp_path / dataset.raw.name} does not exist" in err
+    assert f"copy {image_noise.NOISE_FILE} from the folder of this model" in err
+    monkeypatch.delenv("nnUNet_raw")
+    err = error_of(capsys, of_nnunet, images, tmp_path / "other", "--tta", "denoised")
+    assert "the environment variable nnUNet_raw is not set" in err and "or copy" in err
+
+
+def test_only_new_training_images_are_measured_and_damaged_ones_are_named(planned):
+    dataset = clone_of(planned)
+    model = save_model(nnUNetTrainer, dataset)
+    first, second, *_ = sorted((dataset.raw / "imagesTr").iterdir())
+    cases = [path.name.removesuffix("_0000.nii.gz") for path in (first, second)]
+    kept = {cases[0]: {"bytes": first.stat().st_size, "noise_hu": 50.0}}
+    kept |= {case: {"bytes": 1, "noise_hu": 1e6} for case in (cases[1], "gone")}
+    (model / image_noise.NOISE_FILE).write_text(json.dumps({"channels": {"0": kept}}))
+    second.write_bytes(second.read_bytes()[:-2000])
+    said = []
+    of_model = open_model(model, (0,), "checkpoint_final.pth")
+    found_hu = image_noise.training_noise_hu(of_model, [0], workers=0, say=said.append)
+    now = json.loads((model / image_noise.NOISE_FILE).read_text())["channels"]["0"]
+    assert now[cases[0]]["noise_hu"] == 50.0 and cases[1] not in now and "gone" not in now
+    assert len(said) == 1 and f"cannot be measured: {cases[1]}, channel 0: {second}" in said[0]
+    assert found_hu == {0: float(np.median([of_case["noise_hu"] for of_case in now.values()]))}
 
 
 def test_an_image_that_cannot_be_denoised_has_no_result(of_nnunet, images, tmp_path, capsys):
@@ -257,13 +284,27 @@ def test_an_image_that_cannot_be_denoised_has_no_result(of_nnunet, images, tmp_p
     assert is_clean(tmp_path / "out")
 
 
-def test_training_images_without_soft_tissue_have_no_noise_to_denoise_to(of_nnunet, images, tmp_path, capsys):
-    (of_nnunet / NOISE_FILE).write_text(json.dumps({"fingerprint_sha256": None, "noise_hu": {"0": {"a": None}}}))
+def test_a_model_in_a_folder_of_someone_else_has_its_noise_measured_each_time(
+    of_nnunet, images, tmp_path, capsys, monkeypatch
+):
+    def not_permitted(target, content):
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(image_noise, "write_shared", not_permitted)
+    assert run(of_nnunet, images, tmp_path / "out", "--tta", "denoised", "-num_parts", "2") == 0
+    assert f"cannot be kept in {of_nnunet / image_noise.NOISE_FILE} and will be" in capsys.readouterr().err
+
+
+def test_training_images_without_noise_give_none_to_denoise_to(of_nnunet, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    for noise_hu in (None, 0.0):
+        of_case = {"a": {"bytes": 1, "noise_hu": noise_hu}}
+        (of_nnunet / image_noise.NOISE_FILE).write_text(json.dumps({"channels": {"0": of_case}}))
+        said = error_of(capsys, of_nnunet, images, tmp_path / "out", "--tta", "denoised")
+        assert "show no noise in soft tissue in channel 0" in said
+    (of_nnunet / image_noise.NOISE_FILE).write_text("{}")
     said = error_of(capsys, of_nnunet, images, tmp_path / "out", "--tta", "denoised")
-    assert "has soft tissue in channel 0, so its noise is not known" in said
-    (of_nnunet / NOISE_FILE).write_text("{}")
-    said = error_of(capsys, of_nnunet, images, tmp_path / "out", "--tta", "denoised")
-    assert f"{of_nnunet / NOISE_FILE} is damaged" in said and "Remove it to measure the noise again" in said
+    assert f"{of_nnunet / image_noise.NOISE_FILE} is damaged" in said and "Remove it to measure the noise again" in said
 
 
 class nnUNetTrainerQRecon(nnUNetTrainerFVAEReconOnly):

@@ -9,7 +9,6 @@ from noise_for_tests import anatomy, white
 from skimage.restoration import denoise_nl_means
 
 from fvae_nnunet.ct.noise import homogeneous_region, measure_noise
-from fvae_nnunet.errors import UserError
 from fvae_nnunet.jobs.pipeline import StageSeconds
 from fvae_nnunet.reconstruction.noise_reduction import denoise_images, denoised_to
 
@@ -77,8 +76,15 @@ def test_values_beyond_the_window_of_the_denoiser_stay():
     assert (denoised_hu[:, 60:64, 60:64] == 2500).all() and (denoised_hu[:, :3] == -1024).all()
     raw_hu = raw_hu.astype(np.float32)
     raw_hu[0, 0, 0] = 40000
-    with pytest.raises(UserError, match="do not fit int16"):
-        denoised_to(raw_hu, 10.0)
+    assert denoised_to(raw_hu, 10.0).volume_hu[0, 0, 0] == 32767
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_fractions_of_hu_are_denoised_like_whole_numbers(dtype):
+    raw_hu = (anatomy() + white(30)).astype(dtype)
+    result = denoised_to(raw_hu, 10.0)
+    assert result.noise_hu == pytest.approx(10, abs=0.05)
+    assert noise_hu(result.volume_hu, raw_hu) == pytest.approx(result.noise_hu)
 
 
 def test_only_noisier_images_are_written_in_their_own_geometry(tmp_path):

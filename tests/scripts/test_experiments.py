@@ -127,7 +127,7 @@ def test_what_cannot_be_is_said_before_anything_runs(changes, expected, dataset)
 
 def test_the_dose_experiment_can_be_planned(dataset):
     experiment = read_experiment(config_of(dataset) | setting_file("dose.yaml") | {"dataset": str(dataset)})
-    assert len(experiment.runs) == 8 and len(experiment.tests) == 10
+    assert len(experiment.runs) == 8 and len(experiment.tests) == 14
     assert experiment.prediction_options("quarter", "tiny-recon_seed0") == "--vae tiny --average 8"
     assert experiment.arms["several-mix"].views == list(experiment.views)
 
@@ -431,6 +431,9 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
         for folder in (work / "scans" / "quarter", dataset / "imagesTr")
     )
     assert (scanned - image)[image > -200].std() > 15
+    (work / "quarter" / "comparison.json").unlink()
+    said = snakemake("experiments", work, "--configfile", file, "quarter/comparison.json", path=PATH)
+    assert planned_jobs(said) == {"evaluate": 1}
     logs = [next((work / "logs").glob(f"train-{run}-*fold_0.log")).read_text() for run in ("raw_seed7", "same_seed7")]
     losses = [[line.split(": ", 1)[1] for line in log.splitlines() if " train_loss " in line] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 1

@@ -93,3 +93,5 @@ def test_views_of_phantoms_from_the_dataset_to_the_table(dataset, tmp_path):
     assert table.startswith("2 cases, means:") and "| blurred | " in table and "tumour: sharpness, view/image" in table
     assert r"tumour: \|shift\|, median (mm)" in table
     assert len(list((work / "quality" / "tiny").glob("reconstruction_quality_pictures/*.png"))) == 1
+    snakemake("view_quality", work, "--configfile", file, "--force", "quality/tiny", path=PATH)
+    assert len(list((work / "quality" / "tiny").glob("reconstruction_quality_pictures/*.png"))) == 1
