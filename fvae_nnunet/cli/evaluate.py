@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common, from_options
-from fvae_nnunet.cli.outputs import is_json_of, is_summary, refuse_other_output
+from fvae_nnunet.cli.outputs import is_json_of, is_our_summary, is_summary, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser
 from fvae_nnunet.command_lines import option_of
 from fvae_nnunet.errors import UserError
@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         path,
         is_ours=is_json_of("comparison") if is_comparison else is_summary,
         beside=comparison_csvs(path) if is_comparison else [path.with_suffix(".csv")],
+        has_beside=is_json_of("comparison") if is_comparison else is_our_summary,
         command="fvae-evaluate",
     )
     of_comparison = {name: getattr(arguments, name) for name in ("names", "all_pairs") if getattr(arguments, name)}

@@ -10,14 +10,22 @@ from fvae_nnunet.files.checked_json import read_json
 
 
 def refuse_other_output(
-    path: Path, *, is_ours: Callable[[Path], bool], beside: Iterable[Path] = (), ending: str = ".json", command: str
+    path: Path,
+    *,
+    is_ours: Callable[[Path], bool],
+    beside: Iterable[Path] = (),
+    has_beside: Callable[[Path], bool] = lambda path: True,
+    ending: str = ".json",
+    command: str,
 ) -> None:
     """Raise UserError if writing a result would replace a file that the command has not written.
 
     Args:
         path: the result file.
         is_ours: whether an existing file is a result of the command.
-        beside: files written with the result. They are replaced only if the result exists and is the command's own.
+        beside: files written with the result. They are replaced only if the result exists, is the command's own, and
+            fulfils ``has_beside``.
+        has_beside: whether the command wrote the files beside an existing result.
         ending: required ending of the file name.
         command: name of the command, for the message.
     """
@@ -28,8 +36,12 @@ def refuse_other_output(
     place = _no_folder(path.absolute().parent)
     if place is not None:
         raise UserError(f"{path} cannot be written: {place} is not a folder; name another file with -o")
-    ours = is_ours(path) if path.exists() else None
-    others = [path] if ours is False else [other for other in beside if other.exists() and ours is None]
+    if path.exists() and not is_ours(path):
+        others = [path]
+    elif path.exists() and has_beside(path):
+        others = []
+    else:
+        others = [other for other in beside if other.exists()]
     if others:
         raise UserError(f"{others[0]} exists and was not written by {command}; name another file with -o")
 
@@ -55,6 +67,11 @@ def is_json_of(kind: str) -> Callable[[Path], bool]:
 def is_summary(path: Path) -> bool:
     """Whether a file is a summary.json of this package or of nnU-Net."""
     return {"metric_per_case", "foreground_mean"} <= _content(path).keys()
+
+
+def is_our_summary(path: Path) -> bool:
+    """Whether a file is a summary.json of this package, which adds an entry to nnU-Net's."""
+    return is_summary(path) and "fvae" in _content(path)
 
 
 def holds(marker: str) -> Callable[[Path], bool]:

@@ -85,7 +85,7 @@ def images_of_results(folders: Sequence[Path], results: Sequence[Results]) -> li
     return found
 
 
-def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], channel: int) -> list[View]:
+def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], channels: Sequence[int]) -> list[View]:
     """Load views by name and folder.
 
     If a name is given once for each of the results, its folders are assigned in their order; if it is given once, the
@@ -95,7 +95,8 @@ def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], ch
     Args:
         given: name and folder of each view.
         results: results with which views are shown.
-        channel: number of the CT channel in the names of images.
+        channels: number of the CT channel in the names of images, one for all results, or one for each. The first one
+            counts for a view whose name is given once.
 
     Raises:
         UserError: all problems, one line each: no such folder, no view, missing cases, a name that is given another
@@ -109,12 +110,13 @@ def load_views(given: Sequence[tuple[str, Path]], results: Sequence[Results], ch
         if times not in (1, len(results)):
             problems.append(f"`views={name}` is given {times} times; give it once, or once for each of the `results`")
             continue
+        at_name = names[:place].count(name)
         try:
-            view = _view(name, folder, channel)
+            view = _view(name, folder, channels[at_name if len(channels) > 1 else 0])
         except UserError as error:
             problems.append(str(error))
             continue
-        wanted = [names[:place].count(name)] if times > 1 else list(range(len(results)))
+        wanted = [at_name] if times > 1 else list(range(len(results)))
         held = [at for at in wanted if times > 1 or any(map(view.image_of, results[at].cases))]
         if not view.is_preprocessed:
             for at in held or wanted:

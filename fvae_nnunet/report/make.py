@@ -98,8 +98,8 @@ def make_report(
     paper = list(paper_blocks(contents.paper)) if contents.paper is not None else []
     results = load_results(contents.results)
     images = images_of_results(contents.images, results) if contents.images else []
-    channel = ct_channel(contents.images[0]) if contents.images else 0
-    views = load_views(contents.views, results, channel)
+    channels = [ct_channel(folder) for folder in contents.images] or [0]
+    views = load_views(contents.views, results, channels)
     check_files(results, images, views, processes=processes, on_file=on_file)
     qualities = load_quality(contents.quality, views, results)
     synthetic = load_synthetic(contents.synthetic)

@@ -158,7 +158,8 @@ def is_of_lesions(measure: Mapping[str, Any]) -> bool:
 def load_results(paths: Sequence[Path]) -> list[Results]:
     """Read ``comparison.json`` or ``summary.json`` files.
 
-    Folders with a relative path are searched in the working directory, then beside the file.
+    Folders with a relative path are searched in the working directory, then beside the file; the folder of the file
+    itself counts if it has the same name.
 
     Raises:
         UserError: all problems with the files, one line each.
@@ -245,5 +246,6 @@ def _renamed(content: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, 
 
 def _folder(name: str, results: Path) -> Path:
     folder = Path(name)
-    beside = results.parent / folder
-    return beside if not folder.is_dir() and beside.is_dir() else folder
+    # a summary.json is in the folder of its predictions, unless another place was named
+    places = [folder, results.parent / folder, *([results.parent] if results.parent.name == folder.name else [])]
+    return next((place for place in places if place.is_dir()), folder)

@@ -18,7 +18,7 @@ from commands_for_tests import COMMANDS, parsed
 from fvae_nnunet.cli import preprocess
 from fvae_nnunet.cli.command import run_command
 from fvae_nnunet.cli.common_options import add_common
-from fvae_nnunet.cli.outputs import holds, is_json_of, is_summary, refuse_other_output
+from fvae_nnunet.cli.outputs import holds, is_json_of, is_our_summary, is_summary, refuse_other_output
 from fvae_nnunet.cli.parsers import CommandParser, add_dataset, dataset_of, datasets_of
 from fvae_nnunet.command_lines import command_line
 from fvae_nnunet.errors import UserError
@@ -262,8 +262,15 @@ def test_only_ones_own_results_are_replaced(tmp_path):
         path.write_text(other)
         with pytest.raises(UserError, match=r"comparison\.json exists and was not written by fvae-x"):
             check()
-    path.write_text(json.dumps({"metric_per_case": [], "foreground_mean": {}}))
-    check(is_summary)
+    of_nnunet = {"metric_per_case": [], "foreground_mean": {}}
+    options = {"is_ours": is_summary, "has_beside": is_our_summary, "beside": [table], "command": "fvae-x"}
+    path.write_text(json.dumps(of_nnunet | {"fvae": {}}))
+    refuse_other_output(path, **options)
+    path.write_text(json.dumps(of_nnunet))
+    with pytest.raises(UserError, match=r"comparison\.csv exists and was not written by fvae-x"):
+        refuse_other_output(path, **options)
+    table.unlink()
+    refuse_other_output(path, **options)
     with pytest.raises(UserError, match="is a folder"):
         check(target=tmp_path)
     with pytest.raises(UserError, match=r"-o must name a file that ends in \.json, got .*\.csv"):

@@ -25,7 +25,9 @@ from conversion_for_tests import (
 )
 
 from fvae_nnunet.cli.convert import main
+from fvae_nnunet.conversion import cases
 from fvae_nnunet.ct.files import read_volume
+from fvae_nnunet.errors import UserError
 from fvae_nnunet.nnunet.case_reports import read_case_reports
 from fvae_nnunet.nnunet.patient_splits import check_leakage
 from fvae_nnunet.numbers_as_text import counted
@@ -452,6 +454,28 @@ def test_structures_are_merged_beside_the_images(folders, capsys):
     assert "2 structures found" in capsys.readouterr().out
 
 
+def test_the_published_masks_are_of_totalsegmentator(folders, capsys):
+    root, raw, _ = folders
+    _write_download(root)
+    assert _convert(root, "--structures", "--structures-from", "vista3d") == 1
+    assert "vista3d needs the folder of its masks (--structures FOLDER)" in capsys.readouterr().err
+    assert _convert(root, "--structures-from", "vista3d") == 1
+    assert "--structures-from has no effect without --structures" in capsys.readouterr().err
+    assert not raw.exists()
+
+
+def test_names_of_structures_do_not_stay_without_structures(folders, tmp_path):
+    root, raw, _ = folders
+    _write_download(root)
+    for case in (*TRAIN[:1], *TRAIN[2:], *VALID):
+        write_fixed(tmp_path / case / "liver.nii.gz", np.ones(SHAPE, np.uint8))
+        (tmp_path / case / "._liver.nii.gz").write_bytes(b"of another file system")
+    assert _convert(root, "--structures", str(tmp_path)) == 0
+    assert len(list(raw.glob("structures*/structures.json"))) == 2
+    assert _convert(root, "--overwrite") == 0
+    assert not [path for path in raw.glob("structures*/*") if path.is_file()]
+
+
 def test_a_structure_without_a_file_is_named(folders, capsys, tmp_path):
     root, _, _ = folders
     _write_download(root)
@@ -787,6 +811,25 @@ def test_of_a_case_that_fails_nothing_is_written(folders, capsys):
     write_grounding(root, "train_1_a_1.nii.gz", [NODULE])
     write_fixed(place(root, "ts_seg/ts_total/train_fixed", "train_1_a_1"), 200 * OPACITY)
     assert _convert(root, "--structures", source="rexgroundingct") == 1
+    assert "train_1_a_1: FAILED: " in capsys.readouterr().err
+    assert _files(raw, preprocessed) == before
+
+
+def test_of_a_case_that_cannot_be_written_everything_stays(folders, capsys, monkeypatch):
+    root, raw, preprocessed = folders
+    path = _write_rex(root)
+    assert _convert(root, source="rexgroundingct") == 0
+    before = _files(raw, preprocessed)
+    content = json.loads(path.read_text())
+    content["train"][0] = grounding_entry("train_1_a_1.nii.gz", [("A nodule.", "2d", NODULE)])
+    path.write_text(json.dumps(content))
+    write_grounding(root, "train_1_a_1.nii.gz", [NODULE])
+
+    def fails(target, volume_hu, geometry):
+        raise UserError(f"{target} cannot be written")
+
+    monkeypatch.setattr(cases, "write_volume", fails)
+    assert _convert(root, source="rexgroundingct") == 1
     assert "train_1_a_1: FAILED: " in capsys.readouterr().err
     assert _files(raw, preprocessed) == before
 

@@ -118,3 +118,16 @@ def test_a_selection_names_volumes_scans_or_patients(tmp_path):
         read_selection(path, volumes)
     with pytest.raises(UserError, match="is not a file"):
         read_selection(tmp_path / "none.txt", volumes)
+    path.write_text(" \n")
+    with pytest.raises(UserError, match="names nothing"):
+        read_selection(path, volumes)
+
+
+def test_lists_are_read_as_utf8_with_or_without_its_mark(tmp_path):
+    path = tmp_path / "cases.txt"
+    path.write_bytes("train_1_a\n".encode("utf-8-sig"))
+    assert read_selection(path, _names("train_1_a_1")) == set(_names("train_1_a_1"))
+    path.write_bytes("train_1_a ä".encode("latin-1"))
+    for read in (lambda: read_selection(path, _names("train_1_a_1")), lambda: read_no_chest([path])):
+        with pytest.raises(UserError, match=r"cases.txt is not in UTF-8: .* at byte 10; save it in UTF-8"):
+            read()

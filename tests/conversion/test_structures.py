@@ -173,6 +173,8 @@ def test_the_names_in_a_label_map_of_totalsegmentator_are_checked(tmp_path, name
     )
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension(0, xml.encode()))
     nibabel.save(image, path)
+    with pytest.raises(UserError, match=rf"class 1 is {name}; in VISTA3D, it is liver"):
+        _read(tmp_path, "vista3d")
     if accepted:
         assert _read(tmp_path).voxels == {"spleen": 36}
     else:

@@ -64,8 +64,19 @@ def test_nnunets_split_counts_where_there_is_one(reports, folders):
     write_splits(folders, [{"train": training[2:], "val": training[:2]}])
     split = split_cases(NAME, reports, fold=0)
     assert [case.key for case in split.validation] == training[:2] == ["p000_0", "p000_1"]
+    assert split.in_no_part == ()
     with pytest.raises(UserError, match=r"`fold=1`: .*splits_final.json has the folds 0 to 0"):
         split_cases(NAME, reports, fold=1)
+    write_splits(folders, [{"train": training[3:], "val": training[:2]}])
+    assert split_cases(NAME, reports, fold=0).in_no_part == (training[2],)
+
+
+def test_too_few_patients_for_the_usual_folds_are_said_with_what_to_do(folders):
+    few = write_findings_dataset(folders / "nnUNet_raw" / "Dataset041_FEW", train=3, test=1)
+    with pytest.raises(
+        UserError, match=r"no .*splits_final.json, and Dataset041_FEW has too few training patients for 5"
+    ):
+        split_cases("Dataset041_FEW", few, fold=0)
 
 
 def test_a_fold_that_cannot_be_trained_is_refused_with_its_number_and_reason(reports, folders):
@@ -183,6 +194,20 @@ def test_patients_of_other_datasets_are_known_by_their_reports(tmp_path, reports
     found = gathered(tmp_path / "syn", reports)
     assert [case.key.rpartition("__")[2] for case in found.used] == ["good"]
     assert "held out" in next(iter(found.left_out))
+
+
+def test_the_ct_channel_is_that_of_the_synthetic_folder(tmp_path, reports):
+    folder = tmp_path / "syn"
+    write_synthetic_folder(folder, NAME, {"clean": CLEAN})
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"channel_names": {"0": "PET", "1": "CT"}}))
+    (image,) = (folder / "imagesTr").iterdir()
+    image.with_name(image.name.replace("_0000", "_0001")).write_bytes(image.read_bytes())
+    (case,) = gathered(folder, reports).used
+    assert case.image.name.endswith("_0001.nii.gz")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"channel_names": {"0": "CT", "1": "CT"}}))
+    with pytest.raises(UserError, match="syn has 2 CT channels"):
+        gathered(folder, reports)
 
 
 def test_no_case_left_a_folder_twice_and_unknown_findings_are_errors(tmp_path, reports):

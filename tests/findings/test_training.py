@@ -287,6 +287,10 @@ def test_a_fold_is_validated_and_leaves_its_synthetic_cases_out(dataset, tmp_pat
     assert train_classifier.main(["40", *options]) == 1
     assert "training_sha256" in capsys.readouterr().err
     assert train_classifier.main(["40", *options, "--overwrite"]) == 0
+    image = next((tmp_path / "nnUNet_raw" / "Dataset040_TINY" / "imagesTs").iterdir())
+    image.write_bytes(image.read_bytes()[:-100])
+    assert train_classifier.main(["40", *options, "--test", "--overwrite"]) == 1
+    assert (model / "network.safetensors").is_file(), "a model is kept until the next training can begin"
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])

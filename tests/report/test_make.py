@@ -211,6 +211,15 @@ def test_cases_of_one_model_are_called_by_their_value(made):
     assert headed_cases(results, ["a"], []) == [("Highest NSD 1 mm", ["a"])]
 
 
+def test_a_summary_among_its_predictions_finds_them_from_any_folder(made, tmp_path, monkeypatch):
+    predictions = tmp_path / "second"
+    shutil.copytree(made / "second", predictions)
+    shutil.copy(made / "summary.json", predictions)
+    monkeypatch.chdir(tmp_path.parent)
+    (results,) = load_results([predictions / "summary.json"])
+    assert list(results.prediction_folders) == [predictions]
+
+
 @pytest.mark.slow
 def test_long_names_have_a_key_and_are_short_everywhere_else(project):
     names = [f"nnUNetTrainerFVAE__nnUNetResEncUNetLPlans__3d_fullres__fold_0__{end}" for end in ("raw", "wan2.1")]
@@ -385,7 +394,7 @@ def test_a_view_of_preprocessed_data_shows_its_records_and_no_picture(project):
     assert ["spacing of the data, z y x (mm)", "3, 0.8, 0.8"] in page.table("", "train")
     assert any("holds no HU, so there are no pictures" in p for p in page.texts["p"])
     results = load_results([Path("comparison.json")])
-    (view,) = load_views([("train", manifest.folder)], results, channel=0)
+    (view,) = load_views([("train", manifest.folder)], results, [0])
     assert view.is_preprocessed and not view.of_results, "other cases are no error, and no picture is made of it"
 
 

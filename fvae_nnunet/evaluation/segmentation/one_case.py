@@ -62,6 +62,8 @@ def score(
     scheme = None if labels is not None or not paths else dataset_json_near(paths[0].parent, paths[-1].parent)
     if labels is not None:
         names = {int(of) if np.ndim(of) == 0 else tuple(map(int, of)): name for name, of in labels.items()}  # type: ignore[arg-type]
+        if len(names) < len(labels):
+            raise UserError(f"two labels have the same value: {dict(labels)}")
     elif scheme is not None:
         known = LabelScheme.read(scheme)
         for what, given, array in (("reference", reference, expected), ("prediction", prediction, found)):

@@ -54,6 +54,12 @@ def test_arrays_and_tensors_need_their_spacing_and_name_labels_by_value():
         score(REFERENCE, PREDICTION)
 
 
+def test_two_labels_of_one_value_are_refused():
+    labels = np.ones((2, 3, 4), np.uint8)
+    with pytest.raises(UserError, match="two labels have the same value"):
+        score(labels, labels, labels={"a": 1, "b": 1}, spacing_mm=(1, 1, 1))
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path):
     reference, prediction = write_folders(tmp_path, labels={"background": 0, "organ": 1})
     with pytest.raises(UserError, match=r"holds labels that are not in dataset\.json: 2"):
