@@ -44,6 +44,9 @@ from fvae_nnunet.pictures.series import series_colours
 CHANCE = "raw, another seed"
 AS_IT_IS = "as it is"
 
+LEGEND_BELOW_INCHES = 0.5
+"""Distance of the legend from its panel, for the numbers and the name of the axis."""
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -137,27 +140,39 @@ def _cell(scan: Scan, one: Compared | None, quantity: str) -> str:
 
 
 def picture(scans: Mapping[str, Scan], measure: Measure, path: Path) -> None:
-    """Write a PNG: for each scan the differences of all arms that were trained."""
+    """Write a PNG: for each scan the differences of all arms that were trained, and of all options of prediction."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    arms = list(dict.fromkeys(arm for scan in scans.values() for arm in scan.trained))
-    colours = dict(series_colours(arms)) | {CHANCE: GREY}
+    every = scans.values()
+    trained, predicted = (
+        series_colours(dict.fromkeys(row for scan in every for row in getattr(scan, kind)))
+        for kind in ("trained", "predicted")
+    )
+    panels = [("trained: minus raw", {**trained, CHANCE: GREY})]
+    panels += [("options of prediction: minus the same models without", dict(predicted))] if predicted else []
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        height = 1.2 + forest_height_inches(len(scans), len(colours))
-        figure = Figure(figsize=(7.0, height), layout="constrained")
+        most = max(len(colours) for _, colours in panels)
+        figure = Figure(
+            figsize=(6.0 * len(panels), 1.2 + 0.2 * most + forest_height_inches(len(scans), most)), layout="constrained"
+        )
         FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        rows = []
-        for scan in scans.values():
-            shown = {**scan.trained, **scan.chance}
-            rows.append([_estimate(scan, one, colour) for arm, colour in colours.items() if (one := shown.get(arm))])
-        draw_forest(axes, rows, reference=0)
-        axes.set_yticks(range(len(scans)), list(scans))
-        axes.set_xlabel(f"{measure.name}: minus raw, 95 % interval; filled: larger than chance explains")
-        handles = [legend_dot(colour, arm) for arm, colour in colours.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        every_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, colours) in zip(every_axes, panels, strict=True):
+            rows = []
+            for scan in every:
+                shown = {**scan.trained, **scan.predicted, **scan.chance}
+                rows.append(
+                    [_estimate(scan, one, colour) for row, colour in colours.items() if (one := shown.get(row))]
+                )
+            draw_forest(axes, rows, reference=0)
+            axes.set_yticks(range(len(scans)), list(scans))
+            axes.set_title(title)
+            axes.set_xlabel(f"{measure.name}, 95 % interval; filled: larger than chance explains")
+            handles = [legend_dot(colour, row.replace("`", "")) for row, colour in colours.items()]
+            below = -LEGEND_BELOW_INCHES / forest_height_inches(len(scans), most)
+            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 

@@ -191,7 +191,8 @@ def plan_rexgroundingct(
         plan.notes.append("no table of reports is given: the report of a case is the text of its findings")
         for volume in chosen & grounded.rows.keys():
             case = grounded.rows[volume]
-            text = " ".join(_sentence(finding.text) for finding in case.findings) or None
+            texts = [finding.text.strip() for finding in case.findings]
+            text = " ".join(_sentence(text) for text in texts if text) or None
             plan.reports[volume.case] = replace(plan.reports[volume.case], report=text)
     _say_what_is_missing(plan, read)
     return plan

@@ -92,7 +92,8 @@ def train(
         The network, in evaluation mode.
 
     Raises:
-        UserError: the loss is not finite, the device has too little memory, or all checkpoints are damaged.
+        UserError: the trained network is missing, the loss is not finite, the device has too little memory, or all
+            checkpoints are damaged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -100,6 +101,11 @@ def train(
     if (output / NETWORK).is_file():
         on_step(settings.steps, float("nan"))
         return load_network(output, settings, device)
+    if Manifest(output).read_case(_TRAINED) is not None:
+        raise UserError(
+            f"{output / NETWORK} is missing, though it was trained; copy the folder again, or train again with "
+            "`verify` or `overwrite`"
+        )
     network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
     losses = _resume(output, network, optimizer, say)

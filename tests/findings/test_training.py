@@ -190,6 +190,12 @@ def test_a_damaged_network_is_refused_and_made_again_on_request(tmp_path):
     assert len(forget_damaged_network(tmp_path / "model")) == 1 and not path.exists()
     trained(tmp_path / "model")
     assert path.read_bytes() == whole
+    path.unlink()
+    with pytest.raises(UserError, match=r"network\.safetensors is missing, though it was trained; .* `verify`"):
+        trained(tmp_path / "model")
+    forget_damaged_network(tmp_path / "model")
+    trained(tmp_path / "model")
+    assert path.read_bytes() == whole
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
