@@ -87,6 +87,11 @@ def finish_dataset(
             if any(report.split == split for report in cases.values()):
                 write_json(raw / f"structures{suffix}" / NAMES_FILE, names)
     said = [f"{raw / FILE_NAME}: {counted(len(cases), 'case')}"]
+    if unrecorded := sorted(cases.keys() - set(manifest.cases)):
+        said.append(
+            f"WARNING: {counted(len(unrecorded), 'case')} of an earlier conversion may be damaged, as a conversion of "
+            f"them did not end: {some_of(unrecorded, MOST_NAMED)}"
+        )
     if names:
         said.append(f"{counted(len(names), 'structure')} found")
     said += _still_preprocessed(raw, preprocessed)

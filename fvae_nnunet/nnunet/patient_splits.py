@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fvae_nnunet.errors import UserError, some_of
-from fvae_nnunet.jobs.manifest import write_json
+from fvae_nnunet.jobs.manifest import MANIFEST_FOLDER, Manifest, write_json
 from fvae_nnunet.nnunet.case_reports import CaseReport, find_case_reports, read_case_reports
 from fvae_nnunet.nnunet.files import read_splits
 from fvae_nnunet.nnunet.folders import nnunet_folder
@@ -132,8 +132,8 @@ def check_dataset(dataset: str) -> list[str]:
     """Check the files and splits of a dataset against its ``reports.json``; return sentences on the results.
 
     Raises:
-        UserError: images are missing or unknown, a patient is on both sides of a split, or a training case is in no
-            validation fold or in several.
+        UserError: images are missing, unknown or not recorded by the conversion that made them, a patient is on both
+            sides of a split, or a training case is in no validation fold or in several.
     """
     raw = nnunet_folder("nnUNet_raw") / dataset
     cases = read_case_reports(find_case_reports(raw)).cases
@@ -149,6 +149,12 @@ def check_dataset(dataset: str) -> list[str]:
                     f"{raw / folder} {what} {min(wrong)} ({len(wrong)} such); run the conversion again, or remove "
                     "leftover files"
                 )
+    manifest = Manifest(raw / MANIFEST_FOLDER)
+    if manifest.is_begun and (unrecorded := sorted(cases.keys() - set(manifest.cases))):
+        raise UserError(
+            f"{raw}: {counted(len(unrecorded), 'case')} may be damaged, as a conversion of them did not end: "
+            f"{some_of(unrecorded, 5)}. Run the conversion again"
+        )
     check_leakage(cases)
     patients = {
         split: {report.patient for report in cases.values() if report.split == split} for split in ("train", "test")

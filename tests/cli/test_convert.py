@@ -177,6 +177,26 @@ def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
     assert path.read_bytes() == whole
 
 
+def test_a_damaged_image_that_cannot_be_made_again_is_named_until_it_can(folders, capsys):
+    root, raw, _ = folders
+    _write_download(root)
+    _convert(root)
+    path = raw / "imagesTr" / "train_1_a_1_0000.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    source = place(root, "train_fixed", "train_1_a_1")
+    content = source.read_bytes()
+    source.write_bytes(content[:-100])
+    assert _convert(root, "--verify") == 1
+    said = "1 case of an earlier conversion may be damaged, as a conversion of them did not end: train_1_a_1"
+    assert said in capsys.readouterr().out
+    assert main(["check", "40"]) == 1
+    assert "1 case may be damaged, as a conversion of them did not end: train_1_a_1" in capsys.readouterr().err
+    source.write_bytes(content)
+    assert _convert(root) == 0 and main(["check", "40"]) == 0
+    assert "may be damaged" not in capsys.readouterr().out and path.read_bytes() == whole
+
+
 def test_cases_can_be_added_later_and_patients_keep_their_fold(folders, tmp_path):
     root, raw, preprocessed = folders
     _write_download(root)
