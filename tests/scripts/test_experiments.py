@@ -432,7 +432,7 @@ def test_an_experiment_on_phantoms_from_the_dataset_to_the_table(dataset, tmp_pa
     )
     assert (scanned - image)[image > -200].std() > 15
     (work / "quarter" / "comparison.json").unlink()
-    said = snakemake("experiments", work, "--configfile", file, "quarter/comparison.json", path=PATH)
+    said = snakemake("experiments", work, "--configfile", file, "--", "quarter/comparison.json", path=PATH)
     assert planned_jobs(said) == {"evaluate": 1}
     logs = [next((work / "logs").glob(f"train-{run}-*fold_0.log")).read_text() for run in ("raw_seed7", "same_seed7")]
     losses = [[line.split(": ", 1)[1] for line in log.splitlines() if " train_loss " in line] for log in logs]
