@@ -89,10 +89,19 @@ def training_files(raw: Path, dataset_json: dict[str, Any]) -> dict[str, dict[st
     from fvae_nnunet.ct.files import find_files
     from fvae_nnunet.files.ordinary import check_file
 
-    if "dataset" not in dataset_json:
-        for path in find_files(raw / "imagesTr", dataset_json["file_ending"]).values():
+    if "dataset" in dataset_json:
+        files: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    else:
+        # nnU-Net's function forks 12 processes for this, which can hang where threads or signal handlers are in use
+        ending = dataset_json["file_ending"]
+        for path in find_files(raw / "imagesTr", ending).values():
             check_file(path)
-    files: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+        files = {}
+        for name in sorted(path.name for path in (raw / "imagesTr").iterdir() if path.name.endswith(ending)):
+            case = name[: -len("_0000") - len(ending)]
+            of_case = files.setdefault(case, {"images": [], "label": str(raw / "labelsTr" / f"{case}{ending}")})
+            if re.fullmatch(r"_\d{4}", name[len(case) : -len(ending)]):
+                of_case["images"].append(str(raw / "imagesTr" / name))
     if not files:
         raise UserError(f"{raw} holds no training images")
-    return {str(case): files[case] for case in files}
+    return files

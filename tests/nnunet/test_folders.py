@@ -1,13 +1,14 @@
-"""Files above a folder that is a link: found by the path as given, and where the link leads."""
+"""Folders of nnU-Net: files above a folder that is a link, and the files of training cases."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from fvae_nnunet.cli.reconstruct import _reader
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.nnunet.folders import folders_above
+from fvae_nnunet.nnunet.folders import folders_above, training_files
 from fvae_nnunet.nnunet.labels import dataset_json_near
 from fvae_nnunet.report.case_images import ct_channel
 from fvae_nnunet.report.training_section import load_trainings
@@ -77,3 +78,20 @@ def test_models_of_one_name_keep_all_their_curves(tmp_path):
     assert {fold: curve.val_loss[0] for fold, curve in curves.items()} == {
         "fold_0": 0.0, "fold_1": 0.1, f"fold_0 of {tmp_path / 'Liver'}": 0.2,
     }  # fmt: skip
+
+
+def test_training_files_are_those_that_nnunet_finds(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    names = [f"case_{number}_{channel:04d}.nii.gz" for number in (10, 9) for channel in (1, 0)]
+    for name in (*names, "case_9a_0000.nii.gz", "unnumbered.nii.gz"):
+        (tmp_path / "imagesTr" / name).touch()
+    dataset_json = {"file_ending": ".nii.gz", "channel_names": {"0": "CT", "1": "CT"}}
+    theirs = get_filenames_of_train_images_and_targets(str(tmp_path), dataset_json)
+    assert training_files(tmp_path, dataset_json) == {str(case): files for case, files in theirs.items()}
+    assert len(theirs) == 4
+
+
+def test_a_dataset_without_training_images_is_named(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    with pytest.raises(UserError, match="holds no training images"):
+        training_files(tmp_path, {"file_ending": ".nii.gz"})
