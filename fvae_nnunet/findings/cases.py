@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,15 +118,20 @@ def named(names: Iterable[str]) -> str:
 _FOLDERS = {"train": "imagesTr", "test": "imagesTs"}
 
 
+def only_ct_channel(folder: Path, dataset_json: dict[str, Any]) -> int:
+    """The CT channel of a dataset; UserError if it has none or several."""
+    channels = find_ct_channels(dataset_json, {"configurations": {}})
+    if len(channels) > 1:
+        raise UserError(f"{folder} has {len(channels)} CT channels; the classifier needs exactly one")
+    return channels[0]
+
+
 def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """The file with the CT channel of each case."""
     if not (raw / "dataset.json").is_file():
         raise UserError(f"{raw / 'dataset.json'} is missing; the classifier reads the raw dataset")
     dataset_json = read_dataset_json(raw / "dataset.json")
-    channels = find_ct_channels(dataset_json, {"configurations": {}})
-    if len(channels) > 1:
-        raise UserError(f"{raw} has {len(channels)} CT channels; the classifier needs exactly one")
-    ending = f"_{channels[0]:04d}{dataset_json['file_ending']}"
+    ending = f"_{only_ct_channel(raw, dataset_json):04d}{dataset_json['file_ending']}"
     images = {case: raw / _FOLDERS[split] / f"{case}{ending}" for split, cases in of_split.items() for case in cases}
     missing = [case for case, path in images.items() if not path.is_file()]
     if missing:
@@ -139,16 +145,18 @@ def _images(raw: Path, of_split: Mapping[str, Sequence[str]]) -> dict[str, Path]
 def _fold(dataset: str, reports: CaseReports, fold: int) -> tuple[list[str], list[str]]:
     """Training and validation cases."""
     path = nnunet_folder("nnUNet_preprocessed") / dataset / FILE_NAME
-    try:
-        folds = read_splits(path) if path.is_file() else deal_folds(reports.cases, FOLDS)
-    except UserError as error:
-        if path.is_file():
-            raise
-        raise UserError(
-            f"there is no {path}, and {dataset} has too few training patients for {FOLDS} folds; leave out `fold`, or "
-            "write that file with fewer folds"
-        ) from error
-    source = path if path.is_file() else f"{dataset} (without {path})"
+    source: Path | str = path
+    if path.is_file():
+        folds = read_splits(path)
+    else:
+        source = f"{dataset} (without {path})"
+        try:
+            folds = deal_folds(reports.cases, FOLDS)
+        except UserError as error:
+            raise UserError(
+                f"there is no {path}, and {dataset} has too few training patients for {FOLDS} folds; leave out `fold`, "
+                "or write that file with fewer folds"
+            ) from error
     if not 0 <= fold < len(folds):
         raise UserError(f"`fold={fold}`: {source} has the folds 0 to {len(folds) - 1}")
     training, validation = folds[fold]["train"], folds[fold]["val"]

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fvae_nnunet.errors import UserError
-from fvae_nnunet.findings.cases import Case
+from fvae_nnunet.findings.cases import Case, only_ct_channel
 from fvae_nnunet.nnunet.case_reports import FILE_NAME, CaseReports, read_case_reports
-from fvae_nnunet.nnunet.ct_channels import find_ct_channels
 from fvae_nnunet.nnunet.folders import nnunet_folder
 from fvae_nnunet.nnunet.synthetic_folder import read_synthetic_cases, shape_donors, synthetic_dataset_json
 from fvae_nnunet.numbers_as_text import counted
@@ -87,9 +86,7 @@ def gather_synthetic(
     seen: list[str] = []
     left_out: Counter[str] = Counter()
     for folder in places:
-        (channel, *others) = find_ct_channels(synthetic_dataset_json(folder), {"configurations": {}})
-        if others:
-            raise UserError(f"{folder} has {1 + len(others)} CT channels; the classifier needs exactly one")
+        channel = only_ct_channel(folder, synthetic_dataset_json(folder))
         prefix = f"{folder.name}_{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}__"
         for case in read_synthetic_cases(folder):
             values = _findings(case.record, reports.findings, folder)

@@ -144,6 +144,18 @@ def check_folder(folder: Path, images: dict[str, Path], make: Callable[..., str]
     return content
 
 
+def read_hu(path: Path, *, reader: str | None, hu_as_is: bool) -> tuple[np.ndarray, Geometry]:
+    """Read a volume in HU as ``ct.files.read_volume``, in int16 if that is lossless.
+
+    Raises:
+        UserError: the file cannot be read, or without ``hu_as_is`` cannot be in HU.
+    """
+    volume_hu, geometry = read_volume(path, reader=reader)
+    if not hu_as_is:
+        check_volume_hu(volume_hu, path)
+    return compact(volume_hu), geometry
+
+
 def read_axial(path: Path) -> np.ndarray:
     """Read the volume of an image as (body axis, front-back, left-right) in HU."""
     volume_hu, geometry = read_volume(path)
@@ -158,10 +170,7 @@ def _read(
     digest = sha256_of_file(images[case])
     if manifest.is_done(case, inputs={images[case].name: digest}, outputs=[targets[case]]):
         return None
-    volume_hu, geometry = read_volume(images[case], reader=reader)
-    if not hu_as_is:
-        check_volume_hu(volume_hu, images[case])
-    return _Volume(compact(volume_hu), geometry, digest)
+    return _Volume(*read_hu(images[case], reader=reader, hu_as_is=hu_as_is), digest)
 
 
 def _write(

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import brentq
 
-from fvae_nnunet.ct.files import read_volume, write_volume
+from fvae_nnunet.ct.files import write_volume
 from fvae_nnunet.ct.geometry import Geometry
-from fvae_nnunet.ct.hounsfield import check_volume_hu
 from fvae_nnunet.ct.hu_windows import PAPER_HU_WINDOW
 from fvae_nnunet.ct.noise import measure_noise, measured_region, measured_slices
-from fvae_nnunet.ct.stored_images import check_image_file
 from fvae_nnunet.jobs.pipeline import Outcome, StageSeconds, run_cases
-from fvae_nnunet.jobs.shared_arrays import compact
+from fvae_nnunet.reconstruction.folder import read_hu
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.reconstruction.volume import reconstruct_to_int16
 from fvae_nnunet.vae.denoisers import AUTO, Control, load_control
@@ -87,31 +85,10 @@ def denoised_to(axial_hu: np.ndarray, wanted_hu: float) -> Denoised | None:
     return Denoised(denoised_hu, own.total_hu, measure_noise(measured_slices(denoised_hu), region).total_hu)
 
 
-@dataclass(frozen=True)
-class Image:
-    """A volume in HU with the axes of its file, and its position."""
-
-    volume_hu: np.ndarray
-    geometry: Geometry
-
-    @property
-    def noise_hu(self) -> float | None:
-        """Standard deviation of the noise in HU; None without soft tissue."""
-        noise = measured_region(self.volume_hu.transpose(self.geometry.axial_order), HU_WINDOW)[1]
-        return None if noise is None else noise.total_hu
-
-
-def read_image(path: Path, *, reader: str | None, hu_as_is: bool) -> Image:
-    """Read an image with the nnU-Net reader of this name, see ``ct.files.read_volume``.
-
-    Raises:
-        UserError: the file cannot be read, or without ``hu_as_is`` cannot be in HU.
-    """
-    check_image_file(path, voxels_too=False)
-    volume_hu, geometry = read_volume(path, reader=reader)
-    if not hu_as_is:
-        check_volume_hu(volume_hu, path)
-    return Image(compact(volume_hu), geometry)
+def noise_of_image_hu(volume_hu: np.ndarray, geometry: Geometry) -> float | None:
+    """Standard deviation of the noise of an image in HU, as it is in its file; None without soft tissue."""
+    noise = measured_region(volume_hu.transpose(geometry.axial_order), HU_WINDOW)[1]
+    return None if noise is None else noise.total_hu
 
 
 def denoise_images(
@@ -143,10 +120,11 @@ def denoise_images(
     """
     output.mkdir(parents=True, exist_ok=True)
 
-    def compute(image: str, raw: Image) -> tuple[Denoised, Geometry]:
-        denoised = denoised_to(raw.volume_hu.transpose(raw.geometry.axial_order), wanted_hu[image])
+    def compute(image: str, raw: tuple[np.ndarray, Geometry]) -> tuple[Denoised, Geometry]:
+        volume_hu, geometry = raw
+        denoised = denoised_to(volume_hu.transpose(geometry.axial_order), wanted_hu[image])
         assert denoised is not None
-        return denoised, raw.geometry
+        return denoised, geometry
 
     return run_cases(
         images,
@@ -160,9 +138,9 @@ def denoise_images(
 
 def _read_noisier(
     images: Mapping[str, Path], wanted_hu: Mapping[str, float], reader: str | None, hu_as_is: bool, image: str
-) -> Image | None:
-    raw = read_image(images[image], reader=reader, hu_as_is=hu_as_is)
-    return raw if (raw.noise_hu or 0.0) > wanted_hu[image] else None
+) -> tuple[np.ndarray, Geometry] | None:
+    volume_hu, geometry = read_hu(images[image], reader=reader, hu_as_is=hu_as_is)
+    return (volume_hu, geometry) if (noise_of_image_hu(volume_hu, geometry) or 0.0) > wanted_hu[image] else None
 
 
 def _write(

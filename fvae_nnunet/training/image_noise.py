@@ -17,7 +17,8 @@ from fvae_nnunet.files.recorded import write_shared
 from fvae_nnunet.jobs.pipeline import StageSeconds, run_cases
 from fvae_nnunet.nnunet.folders import nnunet_folder, training_files
 from fvae_nnunet.nnunet.trained_model import TrainedModel
-from fvae_nnunet.reconstruction.noise_reduction import read_image
+from fvae_nnunet.reconstruction.folder import read_hu
+from fvae_nnunet.reconstruction.noise_reduction import noise_of_image_hu
 
 NOISE_FILE = "fvae_training_noise.json"
 """File in the model's folder."""
@@ -140,4 +141,5 @@ def _measured(
 
 def _noise_of(paths: Mapping[str, Path], reader: str | None, hu_as_is: bool, name: str) -> dict[str, Any]:
     path = paths[name]
-    return {"bytes": path.stat().st_size, "noise_hu": read_image(path, reader=reader, hu_as_is=hu_as_is).noise_hu}
+    noise_hu = noise_of_image_hu(*read_hu(path, reader=reader, hu_as_is=hu_as_is))
+    return {"bytes": path.stat().st_size, "noise_hu": noise_hu}

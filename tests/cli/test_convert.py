@@ -162,13 +162,19 @@ def test_a_file_that_somebody_edited_is_not_replaced(folders, capsys):
     assert path.read_bytes() == whole
 
 
+def _damage(path):
+    """Change a bit of a file; its bytes before."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    return whole
+
+
 def test_verify_names_a_damaged_image_and_converts_it_again(folders, capsys):
     root, raw, _ = folders
     _write_download(root)
     _convert(root)
     path = sorted(raw.glob("images*/*.nii.gz"))[0]
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    whole = _damage(path)
     assert _convert(root, "--verify") == 0
     captured = capsys.readouterr()
     case = path.name.removesuffix("_0000.nii.gz")
@@ -182,8 +188,7 @@ def test_a_damaged_image_that_cannot_be_made_again_is_named_until_it_can(folders
     _write_download(root)
     _convert(root)
     path = raw / "imagesTr" / "train_1_a_1_0000.nii.gz"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    whole = _damage(path)
     source = place(root, "train_fixed", "train_1_a_1")
     content = source.read_bytes()
     source.write_bytes(content[:-100])

@@ -28,10 +28,11 @@ from prediction_for_tests import save_model
 from views_for_tests import make_view
 
 from fvae_nnunet.cli import command, predict, reconstruct
+from fvae_nnunet.ct.files import read_volume
 from fvae_nnunet.nnunet import predictor
 from fvae_nnunet.nnunet.trained_model import open_model
 from fvae_nnunet.reconstruction import folder as folder_reconstruction
-from fvae_nnunet.reconstruction.noise_reduction import denoised_to, read_image
+from fvae_nnunet.reconstruction.noise_reduction import denoised_to, noise_of_image_hu
 from fvae_nnunet.reconstruction.settings import ReconstructionSettings
 from fvae_nnunet.trainers import (
     nnUNetTrainerFVAE,
@@ -213,7 +214,7 @@ def test_images_noisier_than_those_of_the_training_are_denoised_to_their_noise(
     training = {
         path.name.removesuffix("_0000.nii.gz"): {
             "bytes": path.stat().st_size,
-            "noise_hu": read_image(path, reader=None, hu_as_is=False).noise_hu,
+            "noise_hu": noise_of_image_hu(*read_volume(path)),
         }
         for path in (dataset.raw / "imagesTr").iterdir()
     }
